@@ -1,0 +1,140 @@
+//! The configuration file, whole: every key, its default, its unit, its check.
+
+use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroUsize, path::{Path, PathBuf}, time::Duration};
+
+use crate::names::AppName;
+
+/// The whole configuration, every default filled in.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `[server]`
+    pub server: Server,
+    /// `[log]`
+    pub log: Log,
+    /// `[app.NAME]`
+    pub apps: BTreeMap<AppName, App>,
+}
+
+/// `[server]`
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Where to serve. Default `127.0.0.1:8080`.
+    pub listen: SocketAddr,
+    /// Worker threads. Default: one for each core.
+    pub workers: Option<NonZeroUsize>,
+    /// The drop folder. Default `./plugins`.
+    pub plugins: PathBuf,
+    /// The state directory. Default `./.handover`.
+    pub state: PathBuf,
+    /// The control socket. Default `<state>/control.sock`.
+    pub control: PathBuf,
+    /// Whether answers carry `handover-version` and `handover-generation`. Default: without a configuration file only.
+    pub version_header: bool,
+    /// How long `shutdown` waits for what is in flight. Default 30 s.
+    pub shutdown_deadline: Duration,
+}
+
+/// `[log]`
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// A filter as `tracing-subscriber` reads it. Default `info`.
+    pub level: String,
+    /// `text` or `json`. Default `text`.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat { /// For people.
+    Text, /// One JSON object a line.
+    Json }
+
+/// `[app.NAME]`
+#[derive(Clone, Debug)]
+pub struct App {
+    /// Where it answers: `HOST/PATH`, `/PATH`. Empty: the host chooses (`/` for the first app, `/NAME` for others).
+    pub routes: Vec<RoutePrefix>,
+    /// What the drop folder does. Default `deploy`.
+    pub watch: Watch,
+    /// How long requests on a replaced generation may go on; none = for ever. Default 30 s.
+    pub drain_deadline: Option<Duration>,
+    /// How long jobs may go on; none = for ever, the default.
+    pub job_deadline: Option<Duration>,
+    /// How many replaced generations may still be draining. Default 4.
+    pub max_old_generations: usize,
+    /// What a deploy beyond that does. Default `refuse`.
+    pub when_full: WhenFull,
+    /// Threads of the runtime of each generation. Default 1.
+    pub runtime_threads: NonZeroUsize,
+    /// The names of the environment variables that the app may read. Default none.
+    pub env: Vec<String>,
+    /// How many old artifacts stay in the store for rollback. Default 5.
+    pub keep_artifacts: usize,
+    /// What the app reads with `Context::config`. Default `{}`.
+    pub config: serde_json::Value,
+    /// `[app.NAME.check]`
+    pub check: Check,
+}
+
+/// What the drop folder does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// What arrives is deployed.
+    Deploy,
+    /// What arrives is checked and waits for `handover reload`.
+    Stage,
+    /// Nothing.
+    Off,
+}
+
+/// What a deploy does when `max_old_generations` are still draining.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenFull {
+    /// It is refused.
+    Refuse,
+    /// The oldest is ended as if its drain deadline had passed.
+    EndOldest,
+}
+
+/// `[app.NAME.check]`: what preflight does beyond reading.
+#[derive(Clone, Debug)]
+pub struct Check {
+    /// Whether the constructor of the app is run in the child. Default true.
+    pub start: bool,
+    /// The deadline of the whole preflight. Default 30 s.
+    pub deadline: Duration,
+    /// Smoke requests, in order.
+    pub requests: Vec<SmokeRequest>,
+}
+
+/// One smoke request.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct SmokeRequest {
+    /// The path of a `GET`.
+    pub path: String,
+    /// The status that must come back. Default 200.
+    pub status: u16,
+}
+
+/// Where an app answers: an optional host name, and a path prefix of whole segments.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RoutePrefix {
+    /// The host name in lower case without port; none = any.
+    pub host: Option<String>,
+    /// `/` or `/a/b`, never with a slash at its end.
+    pub path: String,
+}
+
+/// What was wrong with the configuration: file, line, key, what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(pub String);
+
+impl Config {
+    /// The defaults of a host that is run without a configuration file.
+    pub fn without_file() -> Self { todo!() }
+    /// Reads and checks the file at `path`. Relative paths in it are relative to its folder.
+    pub fn read(_path: &Path) -> Result<Self, ConfigError> { todo!() }
+    /// The settings of `app`, or the defaults for an app that no section names.
+    pub fn app(&self, _app: &AppName) -> App { todo!() }
+}

@@ -1,0 +1,264 @@
+//! The JSON of the control socket. A contract: other programs read and write these shapes.
+//!
+//! | call | answer |
+//! | --- | --- |
+//! | `GET /v1/status` | [`Status`] |
+//! | `GET /v1/history?app=A` | [`History`] |
+//! | `GET /v1/events?follow=true` | one [`Event`] a line; with `follow` it never ends |
+//! | `POST /v1/deploy?name=FILE&app=A&timeout_ms=N`, body = the artifact's bytes | one [`Progress`] a line |
+//! | `POST /v1/reload?app=A` | one [`Progress`] a line |
+//! | `POST /v1/rollback?app=A&to=VERSION-OR-GENERATION` | one [`Progress`] a line |
+//! | `GET /v1/operations/ID` | the [`Progress`] lines of that operation, from its beginning |
+//! | `POST /v1/shutdown?now=true` | [`ShuttingDown`], then the host ends |
+//!
+//! A call that cannot be taken answers a 4xx or 5xx status with [`Problem`].
+
+use semver::Version;
+use serde::{Deserialize, Serialize};
+
+use crate::names::{AppName, GenerationId};
+
+/// What `handover status --json` prints.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Every app the host knows, by name.
+    pub apps: Vec<AppStatus>,
+    /// The process.
+    pub host: HostStatus,
+}
+
+/// One app.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AppStatus {
+    /// Its name.
+    pub name: AppName,
+    /// `serving`, `deploying` (an operation is under way) or `empty` (nothing has been deployed).
+    pub state: String,
+    /// Where it answers, as `host/path` prefixes.
+    pub routes: Vec<String>,
+    /// What answers new requests, if anything does.
+    pub active: Option<ActiveStatus>,
+    /// A checked artifact that waits for `handover reload`.
+    pub staged: Option<StagedStatus>,
+    /// Every generation of this run of the host that is not unloaded, oldest first.
+    pub generations: Vec<GenerationStatus>,
+}
+
+/// The generation that answers new requests.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ActiveStatus {
+    /// Its number.
+    pub generation: GenerationId,
+    /// The version its manifest names.
+    pub version: Version,
+    /// The SHA-256 of its artifact, in hexadecimal.
+    pub artifact: String,
+}
+
+/// An artifact that waits for `handover reload`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StagedStatus {
+    /// The version its manifest names.
+    pub version: Version,
+    /// Its SHA-256, in hexadecimal.
+    pub artifact: String,
+}
+
+/// One generation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GenerationStatus {
+    /// Its number.
+    pub generation: GenerationId,
+    /// The version its manifest names.
+    pub version: Version,
+    /// The SHA-256 of its artifact, in hexadecimal.
+    pub artifact: String,
+    /// `staged`, `checked`, `started`, `active`, `draining`, `retired`, `unloaded`, `retained`, `rejected` or `failed`.
+    pub state: String,
+    /// Requests, streams, upgraded connections and spawned work that are still on it, jobs included.
+    pub in_flight: u64,
+    /// Jobs among them.
+    pub jobs: u64,
+    /// Requests it was given since it became active.
+    pub requests: u64,
+    /// Panics caught in it.
+    pub panics: u64,
+    /// Milliseconds since it was loaded.
+    pub age_ms: u64,
+    /// Why its library is still mapped though it is retired.
+    pub retained_because: Option<String>,
+}
+
+/// The process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// The version of the host.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Milliseconds since it started.
+    pub uptime_ms: u64,
+    /// Its resident memory.
+    pub rss_bytes: u64,
+    /// The addresses it listens on.
+    pub listen: Vec<String>,
+    /// The ABI it offers, as `major.minor`.
+    pub abi: String,
+}
+
+/// What was deployed, newest last.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct History {
+    /// The entries.
+    pub history: Vec<HistoryEntry>,
+}
+
+/// One deploy that was tried.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HistoryEntry {
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    /// The app.
+    pub app: AppName,
+    /// The generation, if it came to be loaded.
+    pub generation: Option<GenerationId>,
+    /// The version its manifest names.
+    pub version: Version,
+    /// The SHA-256 of the artifact, in hexadecimal.
+    pub artifact: String,
+    /// What asked for it: `deploy`, `drop`, `reload`, `rollback`, `start` or `dev`.
+    pub cause: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why, when it did not become active.
+    pub reason: Option<String>,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Event {
+    /// Its number, from 1 in each run of the host.
+    pub seq: u64,
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    /// A short word for programs: `active`, `draining`, `unloaded`, `retained`, `rejected`, `staged`, `panic`, …
+    pub kind: String,
+    /// The app it is about.
+    pub app: Option<AppName>,
+    /// The generation it is about.
+    pub generation: Option<GenerationId>,
+    /// The sentence for a person.
+    pub message: String,
+}
+
+/// One line of a running operation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Progress {
+    /// The operation was taken.
+    Accepted {
+        /// Its id, for `GET /v1/operations/ID`.
+        operation: String,
+    },
+    /// A step ended well.
+    Step {
+        /// `store`, `preflight`, `load`, `start` or `cutover`.
+        step: String,
+        /// The app.
+        app: AppName,
+        /// The sentence for a person.
+        message: String,
+        /// How long the step took, in microseconds.
+        took_us: u64,
+    },
+    /// The replaced generation still has work.
+    Draining {
+        /// The app.
+        app: AppName,
+        /// The generation that drains.
+        generation: GenerationId,
+        /// What is still on it, jobs included.
+        in_flight: u64,
+        /// Jobs among them.
+        jobs: u64,
+        /// Milliseconds until the drain deadline; none when there is no deadline.
+        deadline_ms: Option<u64>,
+    },
+    /// The operation ended. Always the last line.
+    Result(OperationResult),
+}
+
+/// How an operation ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OperationResult {
+    /// The kind of ending.
+    pub outcome: Outcome,
+    /// The sentence for a person.
+    pub message: String,
+    /// The app, when it came to be known.
+    pub app: Option<AppName>,
+    /// The generation that is active now.
+    pub generation: Option<GenerationId>,
+    /// Its version.
+    pub version: Option<Version>,
+    /// The SHA-256 of its artifact, in hexadecimal.
+    pub artifact: Option<String>,
+}
+
+/// The kinds of ending, each with its exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Done; 0.
+    Done,
+    /// Nothing to do: those bytes are live already; 0.
+    Unchanged,
+    /// Checked and staged, `handover reload` activates it; 0.
+    Staged,
+    /// It failed for a reason of the host, the old generation is live; 1.
+    Failed,
+    /// The artifact was refused, the old generation is live; 4.
+    Rejected,
+    /// The smoke requests failed, the old generation is live; 5.
+    Unhealthy,
+    /// The new generation was taken back after it had been active; 6.
+    RolledBack,
+    /// Done, but the old generation had to be ended at its drain deadline; 7.
+    DeadlinePassed,
+    /// Another operation of this app is under way; 8.
+    Conflict,
+    /// The caller may not do this; 9.
+    Denied,
+}
+
+impl Outcome {
+    /// The exit code of the command line for this ending.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Done | Self::Unchanged | Self::Staged => 0,
+            Self::Failed => 1,
+            Self::Rejected => 4,
+            Self::Unhealthy => 5,
+            Self::RolledBack => 6,
+            Self::DeadlinePassed => 7,
+            Self::Conflict => 8,
+            Self::Denied => 9,
+        }
+    }
+}
+
+/// The answer to `POST /v1/shutdown`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ShuttingDown {
+    /// The process that is ending.
+    pub pid: u32,
+}
+
+/// Why a call was not taken.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Problem {
+    /// What was wrong and what to do.
+    pub error: String,
+    /// The exit code a command line should end with.
+    pub exit_code: u8,
+}

@@ -1,0 +1,19 @@
+//! handover: a host process that owns the sockets and loads what answers from versioned plugins.
+#![deny(unsafe_code)]
+#![allow(unused, missing_docs, clippy::todo, reason = "skeleton: taken away when the parts are in")]
+
+pub mod apps;
+pub mod artifact;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod dispatch;
+pub mod generation;
+pub mod ledger;
+pub mod loader;
+pub mod names;
+pub mod preflight;
+pub mod server;
+pub mod telemetry;
+pub mod watch;

@@ -1,0 +1,2 @@
+//! The `handover` command: daemon and client.
+fn main() {}

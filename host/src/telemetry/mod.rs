@@ -1,0 +1,1 @@
+//! What the host tells: its log.
