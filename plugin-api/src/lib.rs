@@ -1,1 +1,41 @@
+//! Everything between a handover host and its plugins: the ABI that both compile, and the SDK to write a plugin with.
+//!
+//! ```ignore
+//! use handover_plugin::{Context, Error};
+//!
+//! #[handover_plugin::app]
+//! async fn app(cx: Context) -> Result<axum::Router, Error> {
+//!     Ok(axum::Router::new().route("/", axum::routing::get(|| async { "hello" })))
+//! }
+//! ```
+#![deny(unsafe_code)]
 
+pub mod abi;
+#[cfg(feature = "sdk")]
+mod sdk;
+
+#[cfg(feature = "sdk")]
+pub use handover_plugin_macros::app;
+#[cfg(feature = "sdk")]
+pub use sdk::{
+    app::App,
+    body::Body,
+    context::{Context, Jobs},
+    error::Error,
+};
+
+/// What the macros expand to. Not for use by hand, and not a promise.
+#[cfg(feature = "sdk")]
+#[doc(hidden)]
+pub mod __private {
+    pub use abi_stable::library::LibHeader;
+
+    pub use crate::{
+        abi::{
+            export::{Entry, HostHandle, Plugin, header},
+            manifest::Facts,
+            root::Settings,
+        },
+        sdk::app::start,
+    };
+}

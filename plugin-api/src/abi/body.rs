@@ -1,0 +1,260 @@
+//! Bodies across the boundary: streams of frames, pulled by the side that reads, so that back-pressure is by nature.
+
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use abi_stable::{
+    StableAbi,
+    std_types::{RSlice, RStr},
+};
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+
+use super::{
+    bytes::Chunk,
+    headers::{self, Buffer, Field},
+    poll::PollState,
+    waker::{WakerCache, WakerRef},
+};
+
+/// A body that the other side implements. Dropping it drops that body.
+#[repr(C)]
+#[derive(Debug, StableAbi)]
+pub struct BodyStream {
+    body: *mut (),
+    poll: unsafe extern "C" fn(*mut (), &WakerRef<'_>, &FrameSink<'_>) -> PollState,
+    drop: unsafe extern "C" fn(*mut ()),
+    /// What is left at least, in bytes.
+    lower: u64,
+    /// What is left at most, in bytes; `u64::MAX` is unknown.
+    upper: u64,
+}
+
+// SAFETY: `BodyStream::new` takes only bodies that are Send.
+unsafe impl Send for BodyStream {}
+
+/// Where a poll of a body puts its frame.
+#[repr(C)]
+#[derive(Debug, StableAbi)]
+pub struct FrameSink<'a> {
+    slot: *mut (),
+    data: unsafe extern "C" fn(*mut (), Chunk<'_>),
+    trailers: unsafe extern "C" fn(*mut (), RSlice<'_, Field<'_>>),
+    failed: unsafe extern "C" fn(*mut (), RStr<'_>),
+    _lent: std::marker::PhantomData<&'a ()>,
+}
+
+/// Why a body that the other side implements ended before its end.
+#[derive(Clone, Debug)]
+pub enum BodyError {
+    /// It failed, with this message.
+    Failed(String),
+    /// It panicked there, which was caught there.
+    Panicked,
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed(message) => f.write_str(message),
+            Self::Panicked => f.write_str("the body panicked"),
+        }
+    }
+}
+
+impl std::error::Error for BodyError {}
+
+impl BodyStream {
+    /// Gives `body` to the other side.
+    pub fn new<B>(body: B) -> Self
+    where
+        B: Body<Data = Bytes, Error: fmt::Display> + Send + 'static,
+    {
+        let hint = body.size_hint();
+        Self {
+            body: Box::into_raw(Box::new(Exported { body, waker: WakerCache::default() })).cast(),
+            poll: poll_exported::<B>,
+            drop: drop_exported::<B>,
+            lower: hint.lower(),
+            upper: hint.upper().unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Takes it in. `guard` is held as long as anything of it lives here; `clone_guard` makes one for bytes that live on by themselves.
+    pub fn import<G: Clone + Send + Unpin + 'static>(self, guard: G) -> Imported<G> {
+        Imported { stream: Some(self), guard }
+    }
+
+    fn hint(&self) -> SizeHint {
+        let mut hint = SizeHint::new();
+        hint.set_lower(self.lower);
+        if self.upper != u64::MAX {
+            hint.set_upper(self.upper);
+        }
+        hint
+    }
+}
+
+impl Drop for BodyStream {
+    fn drop(&mut self) {
+        // SAFETY: this value owns the body, and its code is mapped: a guard of its generation is dropped after it (see `Imported`).
+        unsafe { (self.drop)(self.body) }
+    }
+}
+
+struct Exported<B> {
+    body: B,
+    waker: WakerCache,
+}
+
+unsafe extern "C" fn poll_exported<B>(body: *mut (), waker: &WakerRef<'_>, sink: &FrameSink<'_>) -> PollState
+where
+    B: Body<Data = Bytes, Error: fmt::Display>,
+{
+    // SAFETY: `body` is the box of `BodyStream::new`; the other side polls it from one place at a time, as it owns it exclusively.
+    let exported = unsafe { &mut *body.cast::<Exported<B>>() };
+    catch_unwind(AssertUnwindSafe(|| {
+        // SAFETY: the box never moves until `drop_exported`.
+        let body = unsafe { Pin::new_unchecked(&mut exported.body) };
+        match body.poll_frame(&mut Context::from_waker(exported.waker.get(waker))) {
+            Poll::Pending => PollState::Pending,
+            Poll::Ready(None) => PollState::Ended,
+            Poll::Ready(Some(Err(error))) => {
+                sink.failed(&error.to_string());
+                PollState::Failed
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                sink.frame(frame);
+                PollState::Ready
+            }
+        }
+    }))
+    .unwrap_or(PollState::Panicked)
+}
+
+unsafe extern "C" fn drop_exported<B>(body: *mut ()) {
+    // SAFETY: `body` is the box of `BodyStream::new`, given up by its only owner.
+    let exported = unsafe { Box::from_raw(body.cast::<Exported<B>>()) };
+    // A destructor that panics ends here: its panic was told by the panic hook, and the other side cannot do more.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(exported)));
+}
+
+impl FrameSink<'_> {
+    fn frame(&self, frame: Frame<Bytes>) {
+        match frame.into_data() {
+            // SAFETY: the slot is live during the poll that lent this sink.
+            Ok(data) => unsafe { (self.data)(self.slot, Chunk::of(&data)) },
+            Err(frame) => {
+                if let Ok(trailers) = frame.into_trailers() {
+                    // SAFETY: as above.
+                    unsafe { (self.trailers)(self.slot, headers::borrow(&trailers)[..].into()) }
+                }
+            }
+        }
+    }
+
+    fn failed(&self, message: &str) {
+        // SAFETY: the slot is live during the poll that lent this sink.
+        unsafe { (self.failed)(self.slot, message.into()) }
+    }
+}
+
+/// A body of the other side as an [`http_body::Body`] of this one.
+#[derive(Debug)]
+pub struct Imported<G> {
+    /// None after its end. Dropped before the guard, as it is written before it.
+    stream: Option<BodyStream>,
+    guard: G,
+}
+
+/// What one poll put into the sink.
+struct Slot<G> {
+    guard: G,
+    frame: Option<Frame<Bytes>>,
+    failure: Option<String>,
+}
+
+impl<G> Imported<G> {
+    /// The guard.
+    pub fn guard(&self) -> &G {
+        &self.guard
+    }
+}
+
+impl<G: Clone + Send + Unpin + 'static> Imported<G> {
+    const fn sink(slot: *mut Slot<G>) -> FrameSink<'static> {
+        unsafe extern "C" fn data<G: Clone + Send + 'static>(slot: *mut (), chunk: Chunk<'_>) {
+            // SAFETY: the slot is the one on the stack of `poll_frame`, which lent it for this poll.
+            let slot = unsafe { &mut *slot.cast::<Slot<G>>() };
+            let guard = slot.guard.clone();
+            slot.frame = Some(Frame::data(chunk.into_bytes(|| guard)));
+        }
+        unsafe extern "C" fn trailers<G>(slot: *mut (), fields: RSlice<'_, Field<'_>>) {
+            // SAFETY: as above.
+            let slot = unsafe { &mut *slot.cast::<Slot<G>>() };
+            let fields = fields.as_slice();
+            slot.frame = Some(Frame::trailers(Buffer::copy(&[], fields).fields(fields)));
+        }
+        unsafe extern "C" fn failed<G>(slot: *mut (), message: RStr<'_>) {
+            // SAFETY: as above.
+            let slot = unsafe { &mut *slot.cast::<Slot<G>>() };
+            slot.failure = Some(message.into());
+        }
+        FrameSink {
+            slot: slot.cast(),
+            data: data::<G>,
+            trailers: trailers::<G>,
+            failed: failed::<G>,
+            _lent: std::marker::PhantomData,
+        }
+    }
+}
+
+impl<G: Clone + Send + Unpin + 'static> Body for Imported<G> {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let Some(stream) = &mut this.stream else { return Poll::Ready(None) };
+        let mut slot = Slot { guard: this.guard.clone(), frame: None, failure: None };
+        // SAFETY: the stream is owned and polled here only; sink and waker are lent for the call.
+        let state = unsafe { (stream.poll)(stream.body, &WakerRef::of(cx.waker()), &Self::sink(&raw mut slot)) };
+        let error = match state {
+            PollState::Pending => return Poll::Pending,
+            PollState::Ready => match slot.frame {
+                Some(frame) => {
+                    if let Some(data) = frame.data_ref() {
+                        let length = data.len() as u64;
+                        stream.lower = stream.lower.saturating_sub(length);
+                        if stream.upper != u64::MAX {
+                            stream.upper = stream.upper.saturating_sub(length);
+                        }
+                    }
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+                None => BodyError::Failed("the body said that it had a frame and gave none".to_owned()),
+            },
+            PollState::Ended => {
+                this.stream = None;
+                return Poll::Ready(None);
+            }
+            PollState::Failed => BodyError::Failed(slot.failure.unwrap_or_default()),
+            PollState::Panicked => BodyError::Panicked,
+        };
+        this.stream = None;
+        Poll::Ready(Some(Err(error)))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.stream.as_ref().map_or_else(|| SizeHint::with_exact(0), BodyStream::hint)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.stream.is_none()
+    }
+}

@@ -1,0 +1,80 @@
+//! Bytes that cross the boundary: borrowed for the length of a call, or owned with the handle that frees them.
+
+use abi_stable::{StableAbi, std_types::RSlice};
+use bytes::Bytes;
+
+/// Up to here copying is cheaper than an owner that travels: an allocation for the handle, a call back to free it.
+pub const COPY_UP_TO: usize = 16 * 1024;
+
+/// Bytes that are owned: whoever holds this value frees them by dropping it.
+#[repr(C)]
+#[derive(Debug, StableAbi)]
+pub struct OwnedBytes {
+    pointer: *const u8,
+    length: usize,
+    owner: *mut (),
+    free: unsafe extern "C" fn(*mut ()),
+}
+
+// SAFETY: it is a boxed `Bytes`, which is Send and Sync, and `free` only drops that box.
+unsafe impl Send for OwnedBytes {}
+// SAFETY: as above; all access is by shared reference to immutable bytes.
+unsafe impl Sync for OwnedBytes {}
+
+impl From<Bytes> for OwnedBytes {
+    fn from(bytes: Bytes) -> Self {
+        unsafe extern "C" fn free(owner: *mut ()) {
+            // SAFETY: `owner` is the box that `from` made, and `Drop` calls this once.
+            drop(unsafe { Box::from_raw(owner.cast::<Bytes>()) });
+        }
+        let boxed = Box::new(bytes);
+        Self { pointer: boxed.as_ptr(), length: boxed.len(), owner: Box::into_raw(boxed).cast(), free }
+    }
+}
+
+impl AsRef<[u8]> for OwnedBytes {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: `from` took both from a `Bytes` that lives until `free` is called, and bytes of a `Bytes` never move.
+        unsafe { std::slice::from_raw_parts(self.pointer, self.length) }
+    }
+}
+
+impl Drop for OwnedBytes {
+    fn drop(&mut self) {
+        // SAFETY: this value is the only owner, and the code behind `free` is mapped: the holder keeps a guard of the
+        // generation that it came from (see `Chunk::into_bytes`).
+        unsafe { (self.free)(self.owner) }
+    }
+}
+
+/// Bytes as they are handed to the other side.
+#[repr(C, u8)]
+#[derive(Debug, StableAbi)]
+pub enum Chunk<'a> {
+    /// Valid during the call: the receiver copies.
+    Borrowed(RSlice<'a, u8>),
+    /// The receiver owns them now.
+    Owned(OwnedBytes),
+}
+
+impl<'a> Chunk<'a> {
+    /// Hands over `bytes`: small ones to be copied by the receiver, large ones with their owner.
+    pub fn of(bytes: &'a Bytes) -> Self {
+        if bytes.len() <= COPY_UP_TO { Self::Borrowed(bytes[..].into()) } else { Self::Owned(bytes.clone().into()) }
+    }
+
+    /// Takes the bytes in. `guard` is made only when they still belong to the other side, and is dropped after them.
+    pub fn into_bytes<G: Send + 'static>(self, guard: impl FnOnce() -> G) -> Bytes {
+        /// Field order is drop order: the bytes go before the guard that keeps their code mapped.
+        struct Guarded<G>(OwnedBytes, #[allow(dead_code, reason = "held for its drop")] G);
+        impl<G> AsRef<[u8]> for Guarded<G> {
+            fn as_ref(&self) -> &[u8] {
+                self.0.as_ref()
+            }
+        }
+        match self {
+            Self::Borrowed(slice) => Bytes::copy_from_slice(slice.as_slice()),
+            Self::Owned(owned) => Bytes::from_owner(Guarded(owned, guard())),
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The plugin's half of the tables: safe traits that the SDK implements, and the entry points over them.
+
+use std::{
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    ptr,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use abi_stable::{
+    library::{CheckTypeLayout, LibHeader, RootModuleResult},
+    prefix_type::{PrefixRef, WithMetadata},
+    std_types::{ROption, RStr},
+};
+
+use super::{
+    body::BodyStream,
+    call::{Answer, Called, Responder},
+    head::RequestHead,
+    host::{Event, HostRef, Work},
+    poll::PollState,
+    root::{Root, RootRef, Settings, TextSink},
+    waker::{WakerCache, WakerRef},
+};
+
+/// What the host offers, as a value that a plugin may keep until it is stopped.
+#[derive(Clone, Copy)]
+pub struct HostHandle {
+    table: HostRef,
+    data: *const (),
+}
+
+// SAFETY: the functions of the table may be called on any thread (see `Host`).
+unsafe impl Send for HostHandle {}
+// SAFETY: as above.
+unsafe impl Sync for HostHandle {}
+
+impl std::fmt::Debug for HostHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("HostHandle").field(&self.data).finish()
+    }
+}
+
+impl HostHandle {
+    /// Whether anybody wants events of this level (see [`Event::level`]).
+    pub fn log_enabled(&self, level: u8) -> bool {
+        // SAFETY: table and data came together, and live until `stop` has returned.
+        unsafe { self.table.log_enabled()(self.data, level) }
+    }
+
+    /// Logs `event`.
+    pub fn log(&self, event: &Event<'_>) {
+        // SAFETY: as in `log_enabled`.
+        unsafe { self.table.log()(self.data, event) }
+    }
+
+    /// Tells of a panic.
+    pub fn panicked(&self, message: &str) {
+        // SAFETY: as in `log_enabled`.
+        unsafe { self.table.panicked()(self.data, RStr::from_str(message)) }
+    }
+
+    /// Tells of work that begins.
+    pub fn work_began(&self, work: &Work<'_>) -> u64 {
+        // SAFETY: as in `log_enabled`.
+        unsafe { self.table.work_began()(self.data, work) }
+    }
+
+    /// Tells of work that ended.
+    pub fn work_ended(&self, number: u64) {
+        // SAFETY: as in `log_enabled`.
+        unsafe { self.table.work_ended()(self.data, number) }
+    }
+}
+
+/// A future of an answer; none when there is none, which was logged.
+pub type Answering = Pin<Box<dyn Future<Output = Option<Answer>> + Send>>;
+
+/// A running app.
+pub trait Plugin: Send + Sync + 'static {
+    /// Makes the calling thread one of the app's: its runtime's context is entered. Called before every poll, so it must be cheap, and it
+    /// must not panic.
+    fn enter(&self);
+    /// Begins to answer a request; nothing has run yet.
+    fn call(&self, request: http::Request<Option<BodyStream>>, upgrade: bool) -> Answering;
+    /// No new requests come.
+    fn drain(&self);
+    /// The drain deadline passed; gives how much spawned work was cancelled.
+    fn expire(&self, jobs: bool) -> u64;
+    /// The end: everything is dropped, all threads are joined, at most within `deadline`.
+    fn stop(self: Box<Self>, deadline: Duration);
+}
+
+/// How an app comes to be.
+pub trait Entry: 'static {
+    /// Runs the constructor, on a thread of its own. The error is a sentence for the operator.
+    ///
+    /// # Errors
+    /// When the app cannot start.
+    fn start(host: HostHandle, settings: &Settings<'_>) -> Result<Box<dyn Plugin>, String>;
+}
+
+/// The header that a plugin exports under abi_stable's symbol.
+pub const fn header<E: Entry>() -> LibHeader {
+    extern "C" fn construct<E: Entry>() -> RootModuleResult {
+        abi_stable::library::__call_root_module_loader(|| RootRef(PrefixRef::from_ref(Table::<E>::ROOT)))
+    }
+    // SAFETY: `construct` gives a `RootRef`.
+    unsafe { LibHeader::from_constructor::<RootRef>(construct::<E>, CheckTypeLayout::Yes) }
+}
+
+struct Table<E>(E);
+
+impl<E: Entry> Table<E> {
+    const ROOT: &'static WithMetadata<Root> = &WithMetadata::new(Root {
+        start: start::<E>,
+        call,
+        poll_call,
+        drop_call,
+        drain,
+        stop,
+        #[cfg(not(feature = "abi-1-0"))]
+        expire,
+    });
+}
+
+/// What the host's `*mut ()` of an app points to.
+type App = Box<dyn Plugin>;
+
+struct Call {
+    /// None once it has ended.
+    future: Option<Answering>,
+    waker: WakerCache,
+    /// The app, which outlives its calls: the host stops it with nothing in flight.
+    app: *const App,
+}
+
+/// # Safety
+/// `app` is what `start` gave, and `stop` has not been called.
+unsafe fn app_of<'a>(app: *mut ()) -> &'a App {
+    // SAFETY: by the contract of this function.
+    unsafe { &*app.cast::<App>() }
+}
+
+unsafe extern "C" fn start<E: Entry>(
+    table: HostRef,
+    data: *const (),
+    settings: &Settings<'_>,
+    failed: &TextSink<'_>,
+) -> *mut () {
+    match catch_unwind(AssertUnwindSafe(|| E::start(HostHandle { table, data }, settings))) {
+        Ok(Ok(app)) => Box::into_raw(Box::new(app)).cast(),
+        Ok(Err(reason)) => {
+            failed.put(&reason);
+            ptr::null_mut()
+        }
+        Err(payload) => {
+            failed.put("the constructor panicked: ");
+            failed.put(panic_message(&*payload));
+            ptr::null_mut()
+        }
+    }
+}
+
+/// The text of a caught panic.
+pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
+    payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(no message)")
+}
+
+/// Polls once, and drops the future within a net of its own when it ended: a destructor may panic as well.
+fn poll_once(
+    future: &mut Option<Answering>,
+    poll: impl FnOnce(&mut Answering) -> Poll<Option<Answer>>,
+    responder: &Responder<'_>,
+) -> PollState {
+    let polled = catch_unwind(AssertUnwindSafe(|| {
+        let Some(running) = future.as_mut() else { return PollState::Ended };
+        match poll(running) {
+            Poll::Pending => PollState::Pending,
+            Poll::Ready(Some(answer)) => {
+                responder.respond(answer);
+                PollState::Ready
+            }
+            Poll::Ready(None) => PollState::Failed,
+        }
+    }));
+    let state = polled.unwrap_or(PollState::Panicked);
+    if state != PollState::Pending {
+        let ended = future.take();
+        // What its destructors panic with was told by the panic hook; the answer stands.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(ended)));
+    }
+    state
+}
+
+unsafe extern "C" fn call(
+    app: *mut (),
+    head: &RequestHead<'_>,
+    body: ROption<BodyStream>,
+    upgrade: bool,
+    waker: &WakerRef<'_>,
+    responder: &Responder<'_>,
+) -> Called {
+    // SAFETY: the host calls between `start` and `stop`.
+    let plugin = unsafe { app_of(app) };
+    let begun = catch_unwind(AssertUnwindSafe(|| {
+        plugin.enter();
+        head.to_request(body.into_option()).map(|request| plugin.call(request, upgrade))
+    }));
+    let mut future = match begun {
+        Ok(Ok(future)) => Some(future),
+        Ok(Err(_)) => return Called { state: PollState::Failed, future: ptr::null_mut() },
+        Err(_) => return Called { state: PollState::Panicked, future: ptr::null_mut() },
+    };
+    let state = poll_once(
+        &mut future,
+        |future| waker.with(|waker| future.as_mut().poll(&mut Context::from_waker(waker))),
+        responder,
+    );
+    let future = match future {
+        Some(_) => Box::into_raw(Box::new(Call { future, waker: WakerCache::default(), app: app.cast() })).cast(),
+        None => ptr::null_mut(),
+    };
+    Called { state, future }
+}
+
+unsafe extern "C" fn poll_call(call: *mut (), waker: &WakerRef<'_>, responder: &Responder<'_>) -> PollState {
+    // SAFETY: `call` is the box that `call` made, polled by its only owner.
+    let call = unsafe { &mut *call.cast::<Call>() };
+    // SAFETY: an app outlives its calls.
+    let app = unsafe { &*call.app };
+    let Call { future, waker: cache, .. } = call;
+    app.enter();
+    poll_once(future, |future| future.as_mut().poll(&mut Context::from_waker(cache.get(waker))), responder)
+}
+
+unsafe extern "C" fn drop_call(call: *mut ()) {
+    // SAFETY: `call` is the box that `call` made, given up by its only owner.
+    let call = unsafe { Box::from_raw(call.cast::<Call>()) };
+    // SAFETY: an app outlives its calls.
+    let app = unsafe { &*call.app };
+    // A destructor that panics ends here; the panic hook told it.
+    let _ = catch_unwind(AssertUnwindSafe(|| {
+        app.enter();
+        drop(call);
+    }));
+}
+
+unsafe extern "C" fn drain(app: *mut ()) {
+    // SAFETY: the host calls between `start` and `stop`.
+    let plugin = unsafe { app_of(app) };
+    let _ = catch_unwind(AssertUnwindSafe(|| plugin.drain()));
+}
+
+unsafe extern "C" fn stop(app: *mut (), deadline_ms: u64) {
+    // SAFETY: `app` is the box that `start` made, given up by the host, with nothing in flight.
+    let plugin = *unsafe { Box::from_raw(app.cast::<App>()) };
+    let _ = catch_unwind(AssertUnwindSafe(|| plugin.stop(Duration::from_millis(deadline_ms))));
+}
+
+#[cfg(not(feature = "abi-1-0"))]
+unsafe extern "C" fn expire(app: *mut (), jobs: bool) -> u64 {
+    // SAFETY: the host calls between `start` and `stop`.
+    let plugin = unsafe { app_of(app) };
+    catch_unwind(AssertUnwindSafe(|| plugin.expire(jobs))).unwrap_or(0)
+}

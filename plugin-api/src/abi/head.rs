@@ -1,0 +1,153 @@
+//! The head of a request and of a response.
+
+use std::net::{IpAddr, SocketAddr};
+
+use abi_stable::{
+    StableAbi,
+    std_types::{RSlice, RStr},
+};
+use http::{Method, StatusCode, Uri, Version, request, response, uri};
+
+use super::headers::{self, Buffer, Field};
+
+/// The head of a request, borrowed for the length of a call.
+#[repr(C)]
+#[derive(Debug, StableAbi)]
+pub struct RequestHead<'a> {
+    target: RStr<'a>,
+    method: RStr<'a>,
+    scheme: RStr<'a>,
+    authority: RStr<'a>,
+    fields: RSlice<'a, Field<'a>>,
+    peer: Peer,
+    version: u8,
+}
+
+/// The address of the client. `family` is 0 when it has none (a unix socket), 4 or 6 otherwise.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, StableAbi)]
+struct Peer {
+    address: [u8; 16],
+    port: u16,
+    family: u8,
+}
+
+impl Peer {
+    fn of(address: Option<SocketAddr>) -> Self {
+        let mut peer = Self { address: [0; 16], port: address.map_or(0, |address| address.port()), family: 0 };
+        match address.map(|address| address.ip()) {
+            None => {}
+            Some(IpAddr::V4(ip)) => {
+                peer.address[..4].copy_from_slice(&ip.octets());
+                peer.family = 4;
+            }
+            Some(IpAddr::V6(ip)) => {
+                peer.address = ip.octets();
+                peer.family = 6;
+            }
+        }
+        peer
+    }
+
+    fn address(self) -> Option<SocketAddr> {
+        let ip = match (self.family, self.address) {
+            (4, [a, b, c, d, ..]) => IpAddr::from([a, b, c, d]),
+            (6, octets) => IpAddr::from(octets),
+            _ => return None,
+        };
+        Some(SocketAddr::new(ip, self.port))
+    }
+}
+
+fn version_number(version: Version) -> u8 {
+    match version {
+        Version::HTTP_09 => 9,
+        Version::HTTP_10 => 10,
+        Version::HTTP_2 => 20,
+        Version::HTTP_3 => 30,
+        _ => 11,
+    }
+}
+
+fn version_of(number: u8) -> Version {
+    match number {
+        9 => Version::HTTP_09,
+        10 => Version::HTTP_10,
+        20 => Version::HTTP_2,
+        30 => Version::HTTP_3,
+        _ => Version::HTTP_11,
+    }
+}
+
+impl RequestHead<'_> {
+    /// Lends `parts` to `f` in the shape that crosses. `target` is the path and query that the app is to see.
+    pub fn lend<R>(
+        parts: &request::Parts,
+        target: &str,
+        peer: Option<SocketAddr>,
+        f: impl FnOnce(&RequestHead<'_>) -> R,
+    ) -> R {
+        let fields = headers::borrow(&parts.headers);
+        f(&RequestHead {
+            target: target.into(),
+            method: parts.method.as_str().into(),
+            scheme: parts.uri.scheme_str().unwrap_or_default().into(),
+            authority: parts.uri.authority().map_or("", uri::Authority::as_str).into(),
+            fields: fields[..].into(),
+            peer: Peer::of(peer),
+            version: version_number(parts.version),
+        })
+    }
+
+    /// The address of the client; none over a unix socket.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.peer.address()
+    }
+
+    /// Takes the head in as the owner of a copy.
+    ///
+    /// # Errors
+    /// When the method or the target is not what HTTP allows, which a host that speaks HTTP never sends.
+    pub fn to_request<B>(&self, body: B) -> Result<http::Request<B>, http::Error> {
+        let fields = self.fields.as_slice();
+        let mut buffer = Buffer::copy(self.target.as_bytes(), fields);
+        let target = uri::PathAndQuery::from_maybe_shared(buffer.next(self.target.len()))?;
+        let uri = if self.authority.is_empty() {
+            Uri::from(target)
+        } else {
+            let scheme = if self.scheme.is_empty() { "http" } else { self.scheme.as_str() };
+            Uri::builder().scheme(scheme).authority(self.authority.as_str()).path_and_query(target).build()?
+        };
+        let mut request = http::Request::new(body);
+        *request.method_mut() = Method::from_bytes(self.method.as_bytes())?;
+        *request.uri_mut() = uri;
+        *request.version_mut() = version_of(self.version);
+        *request.headers_mut() = buffer.fields(fields);
+        Ok(request)
+    }
+}
+
+/// The head of a response, borrowed for the length of a call.
+#[repr(C)]
+#[derive(Debug, StableAbi)]
+pub struct ResponseHead<'a> {
+    fields: RSlice<'a, Field<'a>>,
+    status: u16,
+}
+
+impl ResponseHead<'_> {
+    /// Lends `parts` to `f` in the shape that crosses.
+    pub fn lend<R>(parts: &response::Parts, f: impl FnOnce(&ResponseHead<'_>) -> R) -> R {
+        let fields = headers::borrow(&parts.headers);
+        f(&ResponseHead { fields: fields[..].into(), status: parts.status.as_u16() })
+    }
+
+    /// Takes the head in as the owner of a copy. A status that is none becomes 500.
+    pub fn to_response<B>(&self, body: B) -> http::Response<B> {
+        let fields = self.fields.as_slice();
+        let mut response = http::Response::new(body);
+        *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        *response.headers_mut() = Buffer::copy(&[], fields).fields(fields);
+        response
+    }
+}

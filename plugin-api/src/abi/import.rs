@@ -1,0 +1,179 @@
+//! The host's half of the tables: what it offers as a safe trait, and a started app as a value.
+
+use std::{sync::Arc, task::Waker};
+
+use abi_stable::{
+    prefix_type::{PrefixRef, WithMetadata},
+    std_types::{ROption, RStr},
+};
+
+use super::{
+    body::BodyStream,
+    call::{TakeAnswer, lend_responder},
+    head::RequestHead,
+    host::{Event, Host, HostRef, Work},
+    poll::PollState,
+    root::{RootRef, Settings, TextSink},
+    waker::WakerRef,
+};
+
+/// What a host offers to one generation. Its functions are called on any thread, and must neither panic nor block.
+pub trait Offer: Send + Sync + 'static {
+    /// Whether anybody wants events of this level.
+    fn log_enabled(&self, level: u8) -> bool;
+    /// Takes a log event.
+    fn log(&self, event: &Event<'_>);
+    /// Takes a panic's message.
+    fn panicked(&self, message: &str);
+    /// Work begins; gives its number.
+    fn work_began(&self, work: &Work<'_>) -> u64;
+    /// Work ended.
+    fn work_ended(&self, number: u64);
+}
+
+struct Table<O>(O);
+
+impl<O: Offer> Table<O> {
+    const HOST: &'static WithMetadata<Host> = &WithMetadata::new(Host {
+        log_enabled: Self::log_enabled,
+        log: Self::log,
+        panicked: Self::panicked,
+        work_began: Self::work_began,
+        work_ended: Self::work_ended,
+    });
+
+    /// # Safety
+    /// `data` is that of `AppHandle::start`, whose handle holds the `Arc`.
+    unsafe fn offer<'a>(data: *const ()) -> &'a O {
+        // SAFETY: by the contract of this function.
+        unsafe { &*data.cast::<O>() }
+    }
+
+    unsafe extern "C" fn log_enabled(data: *const (), level: u8) -> bool {
+        // SAFETY: the plugin gives back the data that it was given.
+        unsafe { Self::offer(data) }.log_enabled(level)
+    }
+
+    unsafe extern "C" fn log(data: *const (), event: &Event<'_>) {
+        // SAFETY: as above.
+        unsafe { Self::offer(data) }.log(event);
+    }
+
+    unsafe extern "C" fn panicked(data: *const (), message: RStr<'_>) {
+        // SAFETY: as above.
+        unsafe { Self::offer(data) }.panicked(message.as_str());
+    }
+
+    unsafe extern "C" fn work_began(data: *const (), work: &Work<'_>) -> u64 {
+        // SAFETY: as above.
+        unsafe { Self::offer(data) }.work_began(work)
+    }
+
+    unsafe extern "C" fn work_ended(data: *const (), number: u64) {
+        // SAFETY: as above.
+        unsafe { Self::offer(data) }.work_ended(number);
+    }
+}
+
+/// A started app.
+#[derive(Debug)]
+pub struct AppHandle<O> {
+    root: RootRef,
+    app: *mut (),
+    offer: Arc<O>,
+}
+
+// SAFETY: an app is a `Box<dyn Plugin>`, which is Send and Sync.
+unsafe impl<O: Offer> Send for AppHandle<O> {}
+// SAFETY: as above.
+unsafe impl<O: Offer> Sync for AppHandle<O> {}
+
+impl<O: Offer> AppHandle<O> {
+    /// Runs the constructor of the plugin behind `root`, on this thread.
+    ///
+    /// # Errors
+    /// The plugin's own reason.
+    ///
+    /// # Safety
+    /// `root` is of the layout that this crate was compiled with, and its library stays mapped until this handle and everything that
+    /// came out of it (calls, bodies, streams, bytes) is dropped.
+    pub unsafe fn start(root: RootRef, offer: Arc<O>, settings: &Settings<'_>) -> Result<Self, String> {
+        let table = HostRef(PrefixRef::from_ref(Table::<O>::HOST));
+        let mut reason = String::new();
+        let app = TextSink::lend(&mut reason, |failed| {
+            // SAFETY: the caller vouches for `root`; the offer lives in the handle until `stop` has returned.
+            unsafe { root.start()(table, Arc::as_ptr(&offer).cast(), settings, failed) }
+        });
+        if app.is_null() { Err(reason) } else { Ok(Self { root, app, offer }) }
+    }
+
+    /// What the app was offered.
+    pub fn offer(&self) -> &Arc<O> {
+        &self.offer
+    }
+
+    /// Begins a request, and polls it for the first time. The answer goes into `slot`, where the state is `Ready`.
+    pub fn call(
+        &self,
+        head: &RequestHead<'_>,
+        body: Option<BodyStream>,
+        upgrade: bool,
+        waker: &Waker,
+        slot: &mut impl TakeAnswer,
+    ) -> (PollState, Option<RunningCall>) {
+        let called = lend_responder(slot, |responder| {
+            let body = body.map_or(ROption::RNone, ROption::RSome);
+            // SAFETY: the app was started and not stopped, as stopping takes the handle.
+            unsafe { self.root.call()(self.app, head, body, upgrade, &WakerRef::of(waker), responder) }
+        });
+        let running = (!called.future.is_null()).then(|| RunningCall { root: self.root, future: called.future });
+        (called.state, running)
+    }
+
+    /// Tells the app that no new requests come.
+    pub fn drain(&self) {
+        // SAFETY: the app was started and not stopped.
+        unsafe { self.root.drain()(self.app) }
+    }
+
+    /// Tells the app that the drain deadline passed; gives how much spawned work it cancelled, or none if it is too old to know of it.
+    pub fn expire(&self, jobs: bool) -> Option<u64> {
+        // SAFETY: the app was started and not stopped.
+        self.root.expire().map(|expire| unsafe { expire(self.app, jobs) })
+    }
+
+    /// Drops the app and its runtime; blocks until its threads ended, at most `deadline_ms`. Nothing may be in flight.
+    pub fn stop(self, deadline_ms: u64) {
+        // SAFETY: the app was started, and this takes the handle, so it is not used again.
+        unsafe { self.root.stop()(self.app, deadline_ms) }
+    }
+}
+
+/// A request that is under way.
+#[derive(Debug)]
+pub struct RunningCall {
+    root: RootRef,
+    future: *mut (),
+}
+
+// SAFETY: the future behind it is Send (see `export::Answering`).
+unsafe impl Send for RunningCall {}
+// SAFETY: all use needs `&mut`.
+unsafe impl Sync for RunningCall {}
+
+impl RunningCall {
+    /// Polls it. The answer goes into `slot`, where the state is `Ready`.
+    pub fn poll(&mut self, waker: &Waker, slot: &mut impl TakeAnswer) -> PollState {
+        lend_responder(slot, |responder| {
+            // SAFETY: the future is owned by this value, and its code is mapped by the contract of `start`.
+            unsafe { self.root.poll_call()(self.future, &WakerRef::of(waker), responder) }
+        })
+    }
+}
+
+impl Drop for RunningCall {
+    fn drop(&mut self) {
+        // SAFETY: as in `poll`; this is the last use.
+        unsafe { self.root.drop_call()(self.future) }
+    }
+}

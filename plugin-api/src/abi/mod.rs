@@ -1,0 +1,31 @@
+//! The ABI: the types that both sides of the boundary compile.
+//!
+//! - [`version`]: what may run on what
+//! - [`manifest`]: what a plugin says of itself in its own ELF section
+//! - [`root`]: the table of a plugin's entry points, found by its symbol
+//! - [`host`]: the table of what the host offers to a plugin
+//! - [`call`]: one request on its way in, and its answer on its way out
+//! - [`head`], [`headers`]: the head of a request and of a response
+//! - [`body`], [`bytes`]: bodies as streams of frames, and bytes that cross without a copy
+//! - [`upgrade`]: the byte stream of an upgraded connection
+//! - [`waker`], [`poll`]: asynchrony
+//! - [`export`], [`import`]: the two halves over these tables, as safe traits and values
+//!
+//! Rules that hold for every function that crosses: no panic leaves it (the side that implements it catches), no
+//! reference that it is given outlives the call, and what it gives back is freed by the side that made it.
+#![allow(unsafe_code, reason = "this is the boundary; every block says who keeps its invariant")]
+
+pub mod body;
+pub mod bytes;
+pub mod call;
+pub mod export;
+pub mod head;
+pub mod headers;
+pub mod host;
+pub mod import;
+pub mod manifest;
+pub mod poll;
+pub mod root;
+pub mod upgrade;
+pub mod version;
+pub mod waker;

@@ -1,0 +1,107 @@
+//! The table of a plugin's entry points, found by its symbol.
+
+use abi_stable::{
+    StableAbi, library::RootModule, package_version_strings, sabi_types::VersionStrings, std_types::{ROption, RSlice, RStr},
+};
+
+use super::{
+    body::BodyStream,
+    call::{Called, Responder},
+    head::RequestHead,
+    host::{HostRef, Pair},
+    poll::PollState,
+    waker::WakerRef,
+};
+
+/// The entry points. Functions are added at the end, each with a new minor of the ABI, and never changed.
+#[repr(C)]
+#[derive(StableAbi)]
+#[sabi(kind(Prefix(prefix_ref = RootRef)))]
+#[sabi(missing_field(panic))]
+pub struct Root {
+    /// Makes the app. Blocks as long as its constructor runs, so it is called on a thread of its own, and at most once in a load.
+    /// Gives null when there is none, and the reason to the sink.
+    pub start: unsafe extern "C" fn(HostRef, *const (), &Settings<'_>, &TextSink<'_>) -> *mut (),
+    /// Begins a request and polls it for the first time. The flag says that the client asks for an upgrade of the connection.
+    pub call: unsafe extern "C" fn(
+        *mut (),
+        &RequestHead<'_>,
+        ROption<BodyStream>,
+        bool,
+        &WakerRef<'_>,
+        &Responder<'_>,
+    ) -> Called,
+    /// Polls a request again.
+    pub poll_call: unsafe extern "C" fn(*mut (), &WakerRef<'_>, &Responder<'_>) -> PollState,
+    /// Frees a request, done or not.
+    pub drop_call: unsafe extern "C" fn(*mut ()),
+    /// Tells the app that no new requests come.
+    pub drain: unsafe extern "C" fn(*mut ()),
+    /// Drops the app and its runtime; blocks until its threads have ended, at most so many milliseconds. Called once, with nothing in
+    /// flight, on a thread of its own.
+    #[sabi(last_prefix_field)]
+    pub stop: unsafe extern "C" fn(*mut (), u64),
+    /// Since 1.1. The drain deadline passed: cancels spawned tasks, and jobs as well if the flag says so. Gives how many.
+    #[cfg(not(feature = "abi-1-0"))]
+    #[sabi(missing_field(option))]
+    pub expire: unsafe extern "C" fn(*mut (), bool) -> u64,
+}
+
+impl std::fmt::Debug for RootRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RootRef")
+    }
+}
+
+impl RootModule for RootRef {
+    abi_stable::declare_root_module_statics! {RootRef}
+    const BASE_NAME: &'static str = "handover_plugin";
+    const NAME: &'static str = "handover_plugin";
+    const VERSION_STRINGS: VersionStrings = package_version_strings!();
+}
+
+/// What a generation is started with.
+#[repr(C)]
+#[derive(Debug, StableAbi)]
+pub struct Settings<'a> {
+    /// The app's name.
+    pub app: RStr<'a>,
+    /// The version of its manifest.
+    pub version: RStr<'a>,
+    /// The generation's number.
+    pub generation: u64,
+    /// The app's configuration as JSON.
+    pub config: RStr<'a>,
+    /// The environment variables that it may read.
+    pub env: RSlice<'a, Pair<'a>>,
+    /// Threads of its runtime, at least 1.
+    pub runtime_threads: u32,
+    /// Whether this is a preflight child, which never serves a user.
+    pub preflight: bool,
+}
+
+/// Where a text is put.
+#[repr(C)]
+#[derive(Debug, StableAbi)]
+pub struct TextSink<'a> {
+    slot: *mut (),
+    put: unsafe extern "C" fn(*mut (), RStr<'_>),
+    _lent: std::marker::PhantomData<&'a ()>,
+}
+
+impl TextSink<'_> {
+    /// Puts `text`.
+    pub fn put(&self, text: &str) {
+        // SAFETY: the slot is live during the call that lent this sink.
+        unsafe { (self.put)(self.slot, text.into()) }
+    }
+
+    /// Lends a sink that fills `text` during `f`.
+    pub fn lend<R>(text: &mut String, f: impl FnOnce(&TextSink<'_>) -> R) -> R {
+        unsafe extern "C" fn put(slot: *mut (), text: RStr<'_>) {
+            // SAFETY: `slot` is the exclusive borrow of `lend`, which waits below us on the stack.
+            unsafe { &mut *slot.cast::<String>() }.push_str(text.as_str());
+        }
+        f(&TextSink { slot: std::ptr::from_mut(text).cast(), put, _lent: std::marker::PhantomData })
+    }
+}

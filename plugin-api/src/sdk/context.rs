@@ -1,0 +1,128 @@
+//! What an app knows of itself and of the host.
+
+use std::{collections::HashMap, future::Future, sync::Arc};
+
+use serde::de::DeserializeOwned;
+use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
+
+use super::{error::Error, work::Works};
+use crate::abi::{export::HostHandle, root::Settings};
+
+/// What an app knows of itself and of the host. Cheap to clone; keep it in the state of your router.
+#[derive(Clone, Debug)]
+pub struct Context(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    app: String,
+    version: String,
+    generation: u64,
+    config: String,
+    env: HashMap<String, String>,
+    preflight: bool,
+    runtime: Handle,
+    works: Arc<Works>,
+    draining: watch::Sender<bool>,
+}
+
+impl Context {
+    pub(super) fn new(settings: &Settings<'_>, runtime: Handle, host: HostHandle) -> Self {
+        let env = settings.env.iter().map(|pair| (pair.name.into(), pair.value.into())).collect();
+        Self(Arc::new(Inner {
+            app: settings.app.into(),
+            version: settings.version.into(),
+            generation: settings.generation,
+            config: settings.config.into(),
+            env,
+            preflight: settings.preflight,
+            runtime,
+            works: Arc::new(Works::new(host)),
+            draining: watch::Sender::new(false),
+        }))
+    }
+
+    /// The app's name.
+    pub fn app(&self) -> &str {
+        &self.0.app
+    }
+
+    /// The version that this build's manifest names.
+    pub fn version(&self) -> &str {
+        &self.0.version
+    }
+
+    /// The number of this generation; it grows with each load of the app.
+    pub fn generation(&self) -> u64 {
+        self.0.generation
+    }
+
+    /// The table `[app.NAME.config]` of the host's configuration.
+    ///
+    /// # Errors
+    /// When the table is not of the shape of `T`: which key, and what was expected.
+    pub fn config<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        serde_json::from_str(&self.0.config)
+            .map_err(|error| Error::msg(format_args!("[app.{}.config] does not fit: {error}", self.0.app)))
+    }
+
+    /// An environment variable of the host that `[app.NAME] env` allows this app to read.
+    pub fn env(&self, name: &str) -> Option<&str> {
+        self.0.env.get(name).map(String::as_str)
+    }
+
+    /// Whether this is the trial start of a preflight check: it will be dropped again, and no user asks it.
+    pub fn is_preflight(&self) -> bool {
+        self.0.preflight
+    }
+
+    /// Whether a newer generation has taken over.
+    pub fn is_draining(&self) -> bool {
+        *self.0.draining.borrow()
+    }
+
+    /// Ends when a newer generation has taken over: the time for a stream to say good-bye, so that its client comes back to the new one.
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut draining = self.0.draining.subscribe();
+        async move {
+            // The sender lives as long as the app; should it be gone, this generation is over as well.
+            let _ = draining.wait_for(|draining| *draining).await;
+        }
+    }
+
+    /// Runs `future` beside the requests. The generation counts it as in flight: it is unloaded only after the task's end, and a task
+    /// that still runs at the drain deadline is cancelled.
+    pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send + 'static> + Send + 'static,
+    {
+        self.0.works.spawn(&self.0.runtime, "task", "", false, future)
+    }
+
+    /// Jobs: work that no deploy interrupts.
+    pub fn jobs(&self) -> Jobs<'_> {
+        Jobs(self)
+    }
+
+    pub(super) fn start_draining(&self) {
+        self.0.draining.send_replace(true);
+    }
+
+    pub(super) fn cancel_work(&self, jobs: bool) -> u64 {
+        self.0.works.cancel(jobs)
+    }
+}
+
+/// Jobs: work that no deploy interrupts, however long it takes, unless the operator set `job_deadline`.
+#[derive(Clone, Copy, Debug)]
+pub struct Jobs<'a>(&'a Context);
+
+impl Jobs<'_> {
+    /// Runs `future` as a job called `name` for `tenant` (which may be empty). It shows in `handover status`.
+    pub fn spawn<F>(&self, name: &str, tenant: &str, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send + 'static> + Send + 'static,
+    {
+        let inner = &self.0.0;
+        inner.works.spawn(&inner.runtime, name, tenant, true, future)
+    }
+}

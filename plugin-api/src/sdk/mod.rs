@@ -1,0 +1,19 @@
+//! What an author of a plugin touches, and what runs inside a plugin.
+//!
+//! - [`context`]: what an app knows of itself and of the host
+//! - [`app`]: how a service becomes an app
+//! - [`body`]: the body of a request
+//! - [`runtime`]: the one tokio runtime of a generation
+//! - [`work`]: tasks and jobs that outlive their request
+//! - [`log`]: events, log records and panics on their way to the host
+//! - [`upgrade`]: WebSockets and other upgraded connections
+//! - [`error`]: why an app does not start
+
+pub(crate) mod app;
+pub(crate) mod body;
+pub(crate) mod context;
+pub(crate) mod error;
+pub(crate) mod log;
+pub(crate) mod runtime;
+pub(crate) mod upgrade;
+pub(crate) mod work;

@@ -1,0 +1,69 @@
+//! Tasks and jobs: work that outlives its request, and that the host counts as in flight.
+
+use std::{collections::HashMap, future::Future, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::{
+    runtime::Handle,
+    task::{AbortHandle, JoinHandle},
+};
+
+use crate::abi::{export::HostHandle, host};
+
+/// What runs, by the host's number for it.
+#[derive(Debug)]
+pub(super) struct Works {
+    host: HostHandle,
+    running: Mutex<HashMap<u64, Running>>,
+}
+
+#[derive(Debug)]
+struct Running {
+    job: bool,
+    /// None in the instant between being counted and being spawned.
+    abort: Option<AbortHandle>,
+}
+
+impl Works {
+    pub(super) fn new(host: HostHandle) -> Self {
+        Self { host, running: Mutex::default() }
+    }
+
+    pub(super) fn spawn<F>(self: &Arc<Self>, runtime: &Handle, name: &str, tenant: &str, job: bool, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send + 'static> + Send + 'static,
+    {
+        let number = self.host.work_began(&host::Work { name: name.into(), tenant: tenant.into(), job });
+        self.running.lock().insert(number, Running { job, abort: None });
+        let counted = Counted { works: Arc::clone(self), number };
+        let handle = runtime.spawn(async move {
+            let _counted = counted;
+            future.await
+        });
+        if let Some(running) = self.running.lock().get_mut(&number) {
+            running.abort = Some(handle.abort_handle());
+        }
+        handle
+    }
+
+    /// Cancels what runs, jobs only if `jobs`; gives how much that was.
+    pub(super) fn cancel(&self, jobs: bool) -> u64 {
+        let cancelled: Vec<_> =
+            self.running.lock().values().filter(|running| jobs || !running.job).filter_map(|running| running.abort.clone()).collect();
+        cancelled.iter().for_each(AbortHandle::abort);
+        cancelled.len() as u64
+    }
+}
+
+/// Counts out when the work ends, in whatever way: done, panicked, aborted, or dropped with its runtime.
+struct Counted {
+    works: Arc<Works>,
+    number: u64,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.works.running.lock().remove(&self.number);
+        self.works.host.work_ended(self.number);
+    }
+}
