@@ -1,1 +1,38 @@
-//! What a generation holds in the host: everything that would make unloading unsafe or leaky.
+//! What a generation holds in the host: everything that would make unloading its library unsafe or leaky.
+//!
+//! A plugin brings its own copy of std, tokio and whatever else it links. Those register things with the C library on the
+//! threads of the host: destructors of thread-locals, thread-specific keys, threads, signal handlers. Each of them is an
+//! address inside the library, so each of them is a jump into nothing after `dlclose`, or a reason for the C library to
+//! never unmap it. The host's executable therefore defines those functions itself ([`interpose`]); the dynamic linker
+//! binds every plugin to them. What is not of a plugin goes straight on to libc.
+//!
+//! - [`interpose`]: the C functions that plugins call instead of libc's
+//! - [`ranges`]: whose address is this? Read on each of those calls, without a lock
+//! - [`threads`]: the threads that a library started, alive until the kernel says otherwise
+//! - [`keys`]: the thread-specific keys that a library created
+//! - [`visit`]: the host's own threads, what each of them still has to run for whom, and the running of it
+//! - [`signals`]: the signal handlers that a library installed
+//! - [`account`]: all of that for one library, and the proof that nothing is left
+//!
+//! Invariant: no lock of the ledger is held while code of a plugin runs.
+#![allow(
+    unsafe_code,
+    reason = "stands between plugins and the C library: raw function pointers in, raw calls out"
+)]
+
+mod account;
+pub mod interpose;
+mod keys;
+mod ranges;
+mod signals;
+mod threads;
+mod visit;
+
+pub use self::{
+    account::{Account, Loading, Report, Unsettled, loading},
+    interpose::armed,
+    visit::mark_worker,
+};
+
+/// The name of an account in the tables of the ledger: never zero, never used twice.
+type AccountId = u64;

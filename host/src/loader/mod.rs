@@ -1,30 +1,25 @@
 //! dlopen and dlclose of artifacts, and the root table in them.
+//!
+//! - [`library`]: a mapped library, from the artifact to the proof that it is gone
+//! - [`image`]: the bytes that are mapped: verified, and changed by nobody
+//! - [`start`]: the constructor of a plugin
+//! - [`mapped`]: what the dynamic linker and the kernel say about what is mapped
+//!
+//! Rules that hold for every load:
+//! - the bytes that were hashed are the bytes that are mapped, under an inode that no other load has, since `dlopen` gives an
+//!   old library back when it has seen the inode or the name before, and says nothing;
+//! - code of a plugin that runs while it is opened, asked for its table, or closed runs on a thread of its own that has ended
+//!   when the function returns, so it leaves nothing on the caller's;
+//! - dropping never unmaps; only [`Library::close`] does, and only a library whose account is quiet.
+#![allow(
+    unsafe_code,
+    reason = "dlopen, dlsym and dlclose, and the program headers of what they map"
+)]
 
-use abi_stable::std_types::RStr;
+mod image;
+mod library;
+mod mapped;
+mod start;
 
-use crate::artifact::Artifact;
-
-/// Whether the layouts of the root module are compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layouts {
-    /// Compared; what abi_stable caches of it points into the library for ever, so only in a preflight child.
-    Check,
-    /// Trusted, because preflight compared the very same bytes.
-    Trust,
-}
-
-/// A mapped library. Dropping it leaves it mapped; [`Library::close`] unmaps it.
-#[derive(Debug)]
-pub struct Library;
-
-/// Why an artifact could not be loaded.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct LoadError(pub String);
-
-impl Library {
-    /// Maps the bytes of `artifact` from a sealed memfd, and takes its root table.
-    pub fn open(_artifact: &Artifact, _layouts: Layouts) -> Result<Self, LoadError> { let _: RStr<'_> = "".into(); todo!() }
-    /// Unmaps it.
-    pub fn close(self) -> Result<(), (Self, String)> { todo!() }
-}
+pub use self::library::{Layouts, Library, LoadError};
+pub(crate) use self::start::start;

@@ -1,1 +1,9 @@
-//! Sockets and connections.
+//! Sockets and connections: HTTP/1.1 and HTTP/2 on the same port.
+//!
+//! - [`listener`]: accepts, and keeps accepting whatever happens
+//! - [`connection`]: one connection, whose requests each find their own generation
+
+pub mod connection;
+pub mod listener;
+
+pub use self::listener::{Settings, serve};

@@ -84,7 +84,7 @@ impl BodyStream {
         }
     }
 
-    /// Takes it in. `guard` is held as long as anything of it lives here; `clone_guard` makes one for bytes that live on by themselves.
+    /// Takes it in. `guard` is held as long as anything of it lives here; bytes that live on by themselves get a clone.
     pub fn import<G: Clone + Send + Unpin + 'static>(self, guard: G) -> Imported<G> {
         Imported { stream: Some(self), guard }
     }
@@ -172,8 +172,8 @@ pub struct Imported<G> {
 }
 
 /// What one poll put into the sink.
-struct Slot<G> {
-    guard: G,
+struct Slot<'a, G> {
+    guard: &'a G,
     frame: Option<Frame<Bytes>>,
     failure: Option<String>,
 }
@@ -186,22 +186,21 @@ impl<G> Imported<G> {
 }
 
 impl<G: Clone + Send + Unpin + 'static> Imported<G> {
-    const fn sink(slot: *mut Slot<G>) -> FrameSink<'static> {
+    const fn sink(slot: *mut Slot<'_, G>) -> FrameSink<'static> {
         unsafe extern "C" fn data<G: Clone + Send + 'static>(slot: *mut (), chunk: Chunk<'_>) {
             // SAFETY: the slot is the one on the stack of `poll_frame`, which lent it for this poll.
-            let slot = unsafe { &mut *slot.cast::<Slot<G>>() };
-            let guard = slot.guard.clone();
-            slot.frame = Some(Frame::data(chunk.into_bytes(|| guard)));
+            let slot = unsafe { &mut *slot.cast::<Slot<'_, G>>() };
+            slot.frame = Some(Frame::data(chunk.into_bytes(|| slot.guard.clone())));
         }
         unsafe extern "C" fn trailers<G>(slot: *mut (), fields: RSlice<'_, Field<'_>>) {
             // SAFETY: as above.
-            let slot = unsafe { &mut *slot.cast::<Slot<G>>() };
+            let slot = unsafe { &mut *slot.cast::<Slot<'_, G>>() };
             let fields = fields.as_slice();
             slot.frame = Some(Frame::trailers(Buffer::copy(&[], fields).fields(fields)));
         }
         unsafe extern "C" fn failed<G>(slot: *mut (), message: RStr<'_>) {
             // SAFETY: as above.
-            let slot = unsafe { &mut *slot.cast::<Slot<G>>() };
+            let slot = unsafe { &mut *slot.cast::<Slot<'_, G>>() };
             slot.failure = Some(message.into());
         }
         FrameSink {
@@ -221,7 +220,7 @@ impl<G: Clone + Send + Unpin + 'static> Body for Imported<G> {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         let Some(stream) = &mut this.stream else { return Poll::Ready(None) };
-        let mut slot = Slot { guard: this.guard.clone(), frame: None, failure: None };
+        let mut slot = Slot { guard: &this.guard, frame: None, failure: None };
         // SAFETY: the stream is owned and polled here only; sink and waker are lent for the call.
         let state = unsafe { (stream.poll)(stream.body, &WakerRef::of(cx.waker()), &Self::sink(&raw mut slot)) };
         let error = match state {

@@ -95,8 +95,9 @@ impl<O: Offer> AppHandle<O> {
     /// The plugin's own reason.
     ///
     /// # Safety
-    /// `root` is of the layout that this crate was compiled with, and its library stays mapped until this handle and everything that
-    /// came out of it (calls, bodies, streams, bytes) is dropped.
+    /// `root` is of the layout that this crate was compiled with. Its library stays mapped until everything that came out of this handle
+    /// (calls, bodies, streams, bytes) is dropped, and from then on nothing but its drop is done with the handle. Nothing is called
+    /// during or after [`stop`](Self::stop), and everything that came out of the handle is dropped before.
     pub unsafe fn start(root: RootRef, offer: Arc<O>, settings: &Settings<'_>) -> Result<Self, String> {
         let table = HostRef(PrefixRef::from_ref(Table::<O>::HOST));
         let mut reason = String::new();
@@ -123,7 +124,7 @@ impl<O: Offer> AppHandle<O> {
     ) -> (PollState, Option<RunningCall>) {
         let called = lend_responder(slot, |responder| {
             let body = body.map_or(ROption::RNone, ROption::RSome);
-            // SAFETY: the app was started and not stopped, as stopping takes the handle.
+            // SAFETY: the app was started and not stopped, by the contract of `start`.
             unsafe { self.root.call()(self.app, head, body, upgrade, &WakerRef::of(waker), responder) }
         });
         let running = (!called.future.is_null()).then(|| RunningCall { root: self.root, future: called.future });
@@ -143,8 +144,8 @@ impl<O: Offer> AppHandle<O> {
     }
 
     /// Drops the app and its runtime; blocks until its threads ended, at most `deadline_ms`. Nothing may be in flight.
-    pub fn stop(self, deadline_ms: u64) {
-        // SAFETY: the app was started, and this takes the handle, so it is not used again.
+    pub fn stop(&self, deadline_ms: u64) {
+        // SAFETY: the app was started, and by the contract of `start` this is the last call.
         unsafe { self.root.stop()(self.app, deadline_ms) }
     }
 }

@@ -106,6 +106,13 @@ impl<'a> WakerRef<'a> {
     }
 }
 
+/// Whether `waker` is one of the other side, kept here.
+///
+/// Such a waker must not be left with anybody who keeps it for longer than the other side's code is known to be mapped.
+pub fn is_foreign(waker: &Waker) -> bool {
+    ptr::eq(waker.vtable(), &OWNED) || ptr::eq(waker.vtable(), &LENT)
+}
+
 /// Owned words of the other side.
 struct Foreign(WakerWords);
 

@@ -1,0 +1,26 @@
+//! Exports the ledger's functions from every executable that links this crate, so that the libraries it loads find them
+//! before libc's: the binary and the tests of this package. See `src/ledger/interpose.rs`, which defines them.
+
+/// What `src/ledger/interpose.rs` defines. `ledger::armed` checks at run time that the dynamic linker really finds it.
+const INTERPOSED: [&str; 11] = [
+    "__cxa_thread_atexit_impl",
+    "pthread_key_create",
+    "__pthread_key_create",
+    "pthread_key_delete",
+    "pthread_setspecific",
+    "pthread_create",
+    "thrd_create",
+    "tss_create",
+    "tss_delete",
+    "tss_set",
+    "sigaction",
+];
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
+        for symbol in INTERPOSED {
+            println!("cargo::rustc-link-arg=-Wl,--export-dynamic-symbol={symbol}");
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Bodies in both directions, each with the guard that counts it as in flight.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker},
+};
+
+use bytes::Bytes;
+use handover_plugin::abi::{
+    body::{BodyError, BodyStream, Imported},
+    waker,
+};
+use http_body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
+use tokio::sync::futures::OwnedNotified;
+
+use crate::generation::InFlight;
+
+/// Waits for the drain deadline of a generation.
+///
+/// It registers only when something is pending, so what is answered at once never pays for it.
+#[derive(Debug, Default)]
+pub(super) struct Expiry(Option<Pin<Box<OwnedNotified>>>);
+
+impl Expiry {
+    /// Whether the deadline has passed; if not, the task is woken when it does.
+    pub(super) fn poll(&mut self, in_flight: &InFlight, cx: &mut Context<'_>) -> bool {
+        let core = in_flight.core();
+        let notified = self.0.get_or_insert_with(|| Box::pin(Arc::clone(core.expiry()).notified_owned()));
+        // Register first and look then, so that a deadline between the two is not missed.
+        let _ = notified.as_mut().poll(cx);
+        core.is_expired()
+    }
+}
+
+/// The body of an answer.
+#[derive(Debug)]
+pub struct AnswerBody(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Full(Option<Bytes>),
+    Stream(Box<Streaming>),
+}
+
+/// A body that the plugin streams.
+#[derive(Debug)]
+struct Streaming {
+    body: Imported<InFlight>,
+    expiry: Expiry,
+}
+
+/// Why the body of an answer ended before its end.
+#[derive(Debug)]
+pub enum AnswerError {
+    /// The plugin's body failed or panicked.
+    Plugin(BodyError),
+    /// The drain deadline passed.
+    Expired,
+}
+
+impl fmt::Display for AnswerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plugin(error) => write!(f, "the app's response body failed: {error}"),
+            Self::Expired => f.write_str("the drain deadline of the generation passed"),
+        }
+    }
+}
+
+impl std::error::Error for AnswerError {}
+
+impl AnswerBody {
+    pub(super) fn empty() -> Self {
+        Self(Kind::Full(None))
+    }
+
+    pub(super) fn full(bytes: Bytes) -> Self {
+        Self(Kind::Full(Some(bytes).filter(|bytes| !bytes.is_empty())))
+    }
+
+    pub(super) fn stream(stream: BodyStream, in_flight: InFlight) -> Self {
+        Self(Kind::Stream(Box::new(Streaming { body: stream.import(in_flight), expiry: Expiry::default() })))
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = AnswerError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+        match &mut self.get_mut().0 {
+            Kind::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Kind::Stream(streaming) => streaming.poll_frame(cx),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Kind::Stream(streaming) => streaming.body.size_hint(),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Full(bytes) => bytes.is_none(),
+            Kind::Stream(streaming) => streaming.body.is_end_stream(),
+        }
+    }
+}
+
+impl Streaming {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(Some(Err(error))) => {
+                if matches!(error, BodyError::Panicked) {
+                    self.body.guard().core().count_panic();
+                }
+                Poll::Ready(Some(Err(AnswerError::Plugin(error))))
+            }
+            Poll::Ready(ready) => Poll::Ready(ready.map(|frame| frame.map_err(AnswerError::Plugin))),
+            Poll::Pending if self.expiry.poll(self.body.guard(), cx) => {
+                self.body.guard().core().count_cut();
+                Poll::Ready(Some(Err(AnswerError::Expired)))
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+/// The body of a request, as it is given to the plugin. The plugin may keep it for longer than its answer takes.
+#[derive(Debug)]
+pub(super) struct RequestBody<B> {
+    body: B,
+    relay: Option<(Arc<Relay>, Waker)>,
+    _in_flight: InFlight,
+}
+
+impl<B> RequestBody<B> {
+    pub(super) fn new(body: B, in_flight: InFlight) -> Self {
+        Self { body, relay: None, _in_flight: in_flight }
+    }
+}
+
+/// Stands between a waker of the plugin and whoever keeps a waker for longer than this body lives.
+#[derive(Debug, Default)]
+struct Relay(Mutex<Option<Waker>>);
+
+impl Wake for Relay {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // Taken out first: no lock is held while code of the plugin runs. The body's next poll puts a waker back.
+        let waker = self.0.lock().take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for RequestBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = &mut *self;
+        if !waker::is_foreign(cx.waker()) {
+            return Pin::new(&mut this.body).poll_frame(cx);
+        }
+        let (relay, relaying) = this.relay.get_or_insert_with(|| {
+            let relay = Arc::new(Relay::default());
+            (Arc::clone(&relay), Waker::from(relay))
+        });
+        let replaced = relay.0.lock().replace(cx.waker().clone());
+        drop(replaced);
+        Pin::new(&mut this.body).poll_frame(&mut Context::from_waker(relaying))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}
+
+impl<B> Drop for RequestBody<B> {
+    fn drop(&mut self) {
+        if let Some((relay, _)) = &self.relay {
+            let waker = relay.0.lock().take();
+            drop(waker);
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Which app a request is for, and its active generation: one table, replaced as a whole at each cutover, read without a lock.
+
+use std::{borrow::Cow, sync::Arc};
+
+use arc_swap::ArcSwap;
+use http::{Uri, header::HOST, request::Parts};
+
+use crate::{
+    config::RoutePrefix,
+    generation::{Generation, InFlight},
+    names::AppName,
+};
+
+/// Where an app answers, and with what.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// The prefix.
+    pub prefix: RoutePrefix,
+    /// Whether the path prefix is taken off before the app sees the path.
+    pub strip: bool,
+    /// The app.
+    pub app: AppName,
+    /// What answers; none while nothing has been deployed.
+    pub active: Option<Arc<Generation>>,
+}
+
+/// The routes of all apps.
+#[derive(Debug, Default)]
+pub struct Routes(ArcSwap<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    /// The most specific first.
+    routes: Vec<Route>,
+    /// Whether any of them asks for a host name, which then has to be looked for in each request.
+    by_host: bool,
+}
+
+/// What the routes say to a request.
+#[derive(Debug)]
+pub enum Chosen {
+    /// It is counted in on the active generation of its app. The number of bytes of the path is to be taken off.
+    Generation(InFlight, usize),
+    /// An app answers there, but nothing of it has been deployed.
+    Empty(AppName),
+    /// No app answers there.
+    NoApp,
+}
+
+impl Routes {
+    /// Replaces all routes at once. The longest prefix wins, one with a host name before one without.
+    pub fn publish(&self, mut routes: Vec<Route>) {
+        routes.sort_by_key(|route| {
+            std::cmp::Reverse((route.prefix.host.is_some(), route.prefix.path.trim_end_matches('/').len()))
+        });
+        let by_host = routes.iter().any(|route| route.prefix.host.is_some());
+        self.0.store(Arc::new(Table { routes, by_host }));
+    }
+
+    /// Chooses for the request of `parts`, and counts it in.
+    pub fn choose(&self, parts: &Parts) -> Chosen {
+        loop {
+            let table = self.0.load();
+            let host = if table.by_host { host_of(parts) } else { None };
+            let path = parts.uri.path();
+            let Some(route) = table.routes.iter().find(|route| matches(&route.prefix, host.as_deref(), path)) else {
+                return Chosen::NoApp;
+            };
+            let Some(generation) = &route.active else { return Chosen::Empty(route.app.clone()) };
+            if let Some(in_flight) = generation.enter() {
+                let strip = if route.strip { route.prefix.path.trim_end_matches('/').len() } else { 0 };
+                return Chosen::Generation(in_flight, strip);
+            }
+            // It was replaced between our look at the table and at its gate, so a newer table is there already.
+            std::hint::spin_loop();
+        }
+    }
+}
+
+fn host_of(parts: &Parts) -> Option<Cow<'_, str>> {
+    let host = match parts.uri.host() {
+        Some(host) => host,
+        None => {
+            let field = parts.headers.get(HOST)?.to_str().ok()?;
+            // A port follows the last colon, unless that is within the brackets of an IPv6 address.
+            match field.rsplit_once(':') {
+                Some((host, port)) if !port.contains(']') => host,
+                _ => field,
+            }
+        }
+    };
+    Some(if host.bytes().any(|b| b.is_ascii_uppercase()) {
+        Cow::Owned(host.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(host)
+    })
+}
+
+fn matches(prefix: &RoutePrefix, host: Option<&str>, path: &str) -> bool {
+    let on_host = prefix.host.as_deref().is_none_or(|wanted| host == Some(wanted));
+    let prefix = prefix.path.trim_end_matches('/');
+    on_host && path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        || on_host && prefix.is_empty()
+}
+
+/// The path and query that an app is to see: without the first `strip` bytes, and never without a slash.
+pub fn target(uri: &Uri, strip: usize) -> Cow<'_, str> {
+    let whole = uri.path_and_query().map_or("/", |target| target.as_str());
+    match whole.get(strip..) {
+        Some(rest) if rest.starts_with('/') => Cow::Borrowed(rest),
+        Some(rest) if strip > 0 => Cow::Owned(format!("/{rest}")),
+        _ => Cow::Borrowed(whole),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prefix(host: Option<&str>, path: &str) -> RoutePrefix {
+        RoutePrefix { host: host.map(str::to_owned), path: path.to_owned() }
+    }
+
+    #[test]
+    fn a_prefix_is_of_whole_segments() {
+        assert!(matches(&prefix(None, "/shop"), None, "/shop"));
+        assert!(matches(&prefix(None, "/shop"), None, "/shop/cart"));
+        assert!(!matches(&prefix(None, "/shop"), None, "/shopping"));
+        assert!(matches(&prefix(None, "/"), None, "/anything"));
+        assert!(matches(&prefix(None, "/"), None, "*"));
+        assert!(!matches(&prefix(Some("a.example"), "/"), Some("b.example"), "/"));
+    }
+
+    #[test]
+    fn a_stripped_path_begins_with_a_slash() {
+        let uri = |text: &'static str| Uri::from_static(text);
+        assert_eq!(target(&uri("/shop/cart?x=1"), 5), "/cart?x=1");
+        assert_eq!(target(&uri("/shop"), 5), "/");
+        assert_eq!(target(&uri("/shop?x=1"), 5), "/?x=1");
+        assert_eq!(target(&uri("/shop/cart"), 0), "/shop/cart");
+    }
+}

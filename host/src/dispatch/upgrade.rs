@@ -1,0 +1,179 @@
+//! The bytes of an upgraded connection, between the client's socket and the plugin.
+//!
+//! At the drain deadline a WebSocket is closed with code 1012 (service restart), at the end of the frame that is under way, so that its client
+//! understands and comes back; anything else is just closed.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use handover_plugin::abi::upgrade::{IoStream, PollIo};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+
+use crate::generation::InFlight;
+
+/// A close frame from the server: code 1012, no reason.
+const SERVICE_RESTART: [u8; 4] = [0x88, 0x02, 0x03, 0xF4];
+
+/// Joins both ends once hyper has given up the connection, on a task of its own, which is counted as in flight.
+pub(super) fn join(on_upgrade: OnUpgrade, io: IoStream, in_flight: InFlight) {
+    tokio::spawn(async move {
+        let plugin = PluginIo { io, _in_flight: in_flight.clone() };
+        let client = match on_upgrade.await {
+            Ok(upgraded) => TokioIo::new(upgraded),
+            // The client left between its request and our answer.
+            Err(_) => return,
+        };
+        let core = in_flight.core();
+        let (mut from_client, mut to_client) = tokio::io::split(client);
+        let (mut from_plugin, mut to_plugin) = tokio::io::split(plugin);
+        let up = async {
+            let copied = tokio::io::copy(&mut from_client, &mut to_plugin).await;
+            // Either end may be gone already; then there is nobody to tell.
+            let _ = to_plugin.shutdown().await;
+            copied.map(drop)
+        };
+        let mut frames = Frames::default();
+        let down = async {
+            let mut buffer = vec![0; 16 * 1024];
+            loop {
+                let expired = core.is_expired();
+                if expired && frames.between() {
+                    core.count_cut();
+                    to_client.write_all(&SERVICE_RESTART).await?;
+                    return to_client.shutdown().await;
+                }
+                let read = tokio::select! {
+                    read = from_plugin.read(&mut buffer) => read?,
+                    () = expiry(core), if !expired => continue,
+                };
+                if read == 0 {
+                    return to_client.shutdown().await;
+                }
+                frames.pass(&buffer[..read]);
+                to_client.write_all(&buffer[..read]).await?;
+            }
+        };
+        let both = async { tokio::join!(up, down) };
+        let give_up = async {
+            expiry(core).await;
+            // A frame that is under way, and a client that answers the close, have this long.
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        };
+        tokio::select! {
+            _ = both => {}
+            () = give_up => {}
+        }
+    });
+}
+
+/// Ends when the drain deadline has passed.
+async fn expiry(core: &crate::generation::core::Core) {
+    let notified = core.expiry().notified();
+    tokio::pin!(notified);
+    notified.as_mut().enable();
+    if !core.is_expired() {
+        notified.await;
+    }
+}
+
+/// Follows the frames of a WebSocket from the server, only as far as to know where one ends.
+#[derive(Debug, Default)]
+struct Frames {
+    header: Vec<u8>,
+    /// Bytes of payload that are still to come.
+    payload: u64,
+}
+
+impl Frames {
+    fn between(&self) -> bool {
+        self.header.is_empty() && self.payload == 0
+    }
+
+    fn pass(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.payload > 0 {
+                let taken = usize::try_from(self.payload).unwrap_or(usize::MAX).min(bytes.len());
+                self.payload -= taken as u64;
+                bytes = &bytes[taken..];
+                continue;
+            }
+            self.header.push(bytes[0]);
+            bytes = &bytes[1..];
+            let (mask, length) = match self.header.get(1) {
+                Some(second) => (usize::from(second >> 7) * 4, second & 0x7F),
+                None => continue,
+            };
+            let extended = match length {
+                126 => 2,
+                127 => 8,
+                _ => 0,
+            };
+            if self.header.len() == 2 + extended + mask {
+                self.payload = match extended {
+                    0 => length.into(),
+                    _ => self.header[2..2 + extended].iter().fold(0, |value, byte| value << 8 | u64::from(*byte)),
+                };
+                self.header.clear();
+            }
+        }
+    }
+}
+
+/// The plugin's end as a tokio stream.
+///
+/// Field order is drop order: the stream goes before the guard that keeps its code mapped.
+struct PluginIo {
+    io: IoStream,
+    _in_flight: InFlight,
+}
+
+impl AsyncRead for PluginIo {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = self.io.poll_read(cx, buffer.initialize_unfilled());
+        read.map_ok(|read| buffer.advance(read))
+    }
+}
+
+impl AsyncWrite for PluginIo {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        self.io.poll_write(cx, buffer)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io.poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io.poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_frame_is_found_wherever_the_bytes_are_cut() {
+        let mut stream = vec![0x81, 0x03, b'a', b'b', b'c', 0x82, 126, 0x01, 0x00];
+        stream.extend([7; 256]);
+        stream.extend([0x82, 127, 0, 0, 0, 0, 0, 0, 0, 2, 1, 2, 0x8A, 0x00]);
+        let ends = [0, 5, 265, 277, 279];
+        for step in 1..5 {
+            let mut frames = Frames::default();
+            let mut passed = 0;
+            for piece in stream.chunks(step) {
+                frames.pass(piece);
+                passed += piece.len();
+                if frames.between() {
+                    assert!(ends.contains(&passed), "no frame ends at {passed}");
+                }
+            }
+            assert!(frames.between());
+        }
+    }
+}

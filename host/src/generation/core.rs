@@ -1,0 +1,213 @@
+//! What all states of a generation share, and the gate that requests come through.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use handover_plugin::abi::import::AppHandle;
+use tokio::sync::Notify;
+
+use super::{
+    in_flight::{InFlight, Shards},
+    offer::PluginOffer,
+    spec::Spec,
+};
+
+/// The state of a generation, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// Its app is built, nobody asks it.
+    Started,
+    /// New requests go to it.
+    Active,
+    /// It finishes what it has.
+    Draining,
+    /// Its app value is dropped.
+    Retired,
+    /// Its library is unmapped.
+    Unloaded,
+    /// Its library could not be proven quiet.
+    Retained,
+}
+
+impl State {
+    const ALL: [Self; 6] =
+        [Self::Started, Self::Active, Self::Draining, Self::Retired, Self::Unloaded, Self::Retained];
+
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Retired => "retired",
+            Self::Unloaded => "unloaded",
+            Self::Retained => "retained",
+        }
+    }
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// Requests, streams, upgraded connections and spawned work on it, jobs included.
+    pub in_flight: u64,
+    /// Jobs among them.
+    pub jobs: u64,
+    /// Requests it was given.
+    pub requests: u64,
+    /// Panics caught in it.
+    pub panics: u64,
+}
+
+/// What a request needs of its generation.
+#[derive(Debug)]
+pub struct Core {
+    spec: Spec,
+    app: AppHandle<PluginOffer>,
+    gate_closed: AtomicBool,
+    expired: AtomicBool,
+    expiry: Arc<Notify>,
+    cut: AtomicU64,
+    panics: AtomicU64,
+}
+
+impl Core {
+    pub(super) fn gate_is_closed(&self) -> bool {
+        self.gate_closed.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn app(&self) -> &AppHandle<PluginOffer> {
+        &self.app
+    }
+
+    /// Who it is.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Calls the app. The holder's `InFlight` keeps it there.
+    pub fn call(
+        &self,
+        head: &handover_plugin::abi::head::RequestHead<'_>,
+        body: Option<handover_plugin::abi::body::BodyStream>,
+        upgrade: bool,
+        waker: &std::task::Waker,
+        slot: &mut impl handover_plugin::abi::call::TakeAnswer,
+    ) -> (handover_plugin::abi::poll::PollState, Option<handover_plugin::abi::import::RunningCall>) {
+        self.app.call(head, body, upgrade, waker, slot)
+    }
+
+    /// Whether what is still in flight has to end now.
+    pub fn is_expired(&self) -> bool {
+        self.expired.load(Ordering::Acquire)
+    }
+
+    /// Notified when what is still in flight has to end.
+    pub fn expiry(&self) -> &Arc<Notify> {
+        &self.expiry
+    }
+
+    /// One request, stream or connection was ended at the deadline.
+    pub fn count_cut(&self) {
+        self.cut.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A panic was caught.
+    pub fn count_panic(&self) {
+        self.panics.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A generation, as those who watch it see it.
+#[derive(Debug)]
+pub struct Generation {
+    core: Arc<Core>,
+    shards: Shards,
+    state: AtomicU8,
+    loaded_at: Instant,
+}
+
+impl Generation {
+    pub(super) fn new(spec: Spec, app: AppHandle<PluginOffer>) -> Self {
+        let core = Arc::new(Core {
+            spec,
+            app,
+            gate_closed: AtomicBool::new(true),
+            expired: AtomicBool::new(false),
+            expiry: Arc::default(),
+            cut: AtomicU64::new(0),
+            panics: AtomicU64::new(0),
+        });
+        Self {
+            shards: Shards::new(&core),
+            core,
+            state: AtomicU8::new(State::Started as u8),
+            loaded_at: Instant::now(),
+        }
+    }
+
+    /// Who it is.
+    pub fn spec(&self) -> &Spec {
+        &self.core.spec
+    }
+
+    /// What is counted, now.
+    pub fn counts(&self) -> Counts {
+        // Requests before work: a request that ends in between has left its spawned work behind to be seen.
+        let in_flight = self.shards.in_flight();
+        let offer = self.core.app.offer();
+        let (work, jobs) = offer.work();
+        Counts {
+            in_flight: in_flight + work,
+            jobs,
+            requests: self.shards.requests(),
+            // An app may replace the hook that tells of panics; those caught at the boundary are counted here anyway.
+            panics: self.core.panics.load(Ordering::Relaxed).max(offer.panics()),
+        }
+    }
+
+    /// When it was loaded.
+    pub fn loaded_at(&self) -> Instant {
+        self.loaded_at
+    }
+
+    /// Its state, now.
+    pub fn state(&self) -> State {
+        State::ALL[usize::from(self.state.load(Ordering::Acquire))]
+    }
+
+    /// Counts a request in. None once it is no longer active: then ask the routes again, which name its successor.
+    pub fn enter(&self) -> Option<InFlight> {
+        self.shards.enter()
+    }
+
+    pub(super) fn set_state(&self, state: State) {
+        self.state.store(state as u8, Ordering::Release);
+    }
+
+    pub(super) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    pub(super) fn open_gate(&self) {
+        self.core.gate_closed.store(false, Ordering::SeqCst);
+    }
+
+    pub(super) fn close_gate(&self) {
+        self.core.gate_closed.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends what is in flight, spawned work only if the app does; gives how much that was so far.
+    pub(super) fn expire(&self, jobs: bool) -> u64 {
+        let before = self.shards.in_flight();
+        self.core.expired.store(true, Ordering::Release);
+        self.core.expiry.notify_waiters();
+        before + self.core.app.expire(jobs).unwrap_or(0)
+    }
+}

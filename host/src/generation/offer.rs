@@ -1,0 +1,114 @@
+//! What the host offers to the plugin of a generation: its log, its panic counter, its count of spawned work.
+
+use std::{
+    collections::HashMap,
+    fmt::Write,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
+
+use handover_plugin::abi::{
+    host::{Event, Work},
+    import::Offer,
+};
+use parking_lot::Mutex;
+use tracing::Level;
+
+use crate::names::{AppName, GenerationId};
+
+/// What the host offers to one generation.
+#[derive(Debug)]
+pub struct PluginOffer {
+    app: AppName,
+    generation: GenerationId,
+    panics: AtomicU64,
+    next: AtomicU64,
+    work: Mutex<HashMap<u64, Working>>,
+}
+
+/// Work that outlives its request.
+#[derive(Clone, Debug)]
+pub struct Working {
+    /// What it is.
+    pub name: String,
+    /// Whose it is; may be empty.
+    pub tenant: String,
+    /// Whether it is a job.
+    pub job: bool,
+    /// When it began.
+    pub since: Instant,
+}
+
+impl PluginOffer {
+    /// An offer to this generation.
+    pub fn new(app: AppName, generation: GenerationId) -> Self {
+        Self { app, generation, panics: AtomicU64::new(0), next: AtomicU64::new(1), work: Mutex::default() }
+    }
+
+    /// How much spawned work there is, and how many jobs are among it.
+    pub fn work(&self) -> (u64, u64) {
+        let work = self.work.lock();
+        (work.len() as u64, work.values().filter(|work| work.job).count() as u64)
+    }
+
+    /// The spawned work there is.
+    pub fn working(&self) -> Vec<Working> {
+        self.work.lock().values().cloned().collect()
+    }
+
+    /// Panics that the plugin's hook told of.
+    pub fn panics(&self) -> u64 {
+        self.panics.load(Ordering::Relaxed)
+    }
+}
+
+/// One log event of a plugin, at a level that is only known now: the level of a tracing event is fixed where it stands.
+macro_rules! log_at {
+    ($level:expr, $($rest:tt)*) => {
+        match $level {
+            1 => tracing::error!(target: "plugin", $($rest)*),
+            2 => tracing::warn!(target: "plugin", $($rest)*),
+            3 => tracing::info!(target: "plugin", $($rest)*),
+            4 => tracing::debug!(target: "plugin", $($rest)*),
+            _ => tracing::trace!(target: "plugin", $($rest)*),
+        }
+    };
+}
+
+impl Offer for PluginOffer {
+    fn log_enabled(&self, level: u8) -> bool {
+        match level {
+            1 => tracing::enabled!(target: "plugin", Level::ERROR),
+            2 => tracing::enabled!(target: "plugin", Level::WARN),
+            3 => tracing::enabled!(target: "plugin", Level::INFO),
+            4 => tracing::enabled!(target: "plugin", Level::DEBUG),
+            _ => tracing::enabled!(target: "plugin", Level::TRACE),
+        }
+    }
+
+    fn log(&self, event: &Event<'_>) {
+        let mut message = event.message.to_string();
+        for field in event.fields.iter() {
+            // Writing to a String does not fail.
+            let _ = write!(message, "{}{}={}", if message.is_empty() { "" } else { " " }, field.name, field.value);
+        }
+        let (app, generation, module) = (&self.app, self.generation, event.target.as_str());
+        log_at!(event.level, %app, %generation, module, "{message}");
+    }
+
+    fn panicked(&self, message: &str) {
+        self.panics.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(target: "plugin", app = %self.app, generation = %self.generation, "panicked: {message}");
+    }
+
+    fn work_began(&self, work: &Work<'_>) -> u64 {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (name, tenant) = (work.name.to_string(), work.tenant.to_string());
+        self.work.lock().insert(number, Working { name, tenant, job: work.job, since: Instant::now() });
+        number
+    }
+
+    fn work_ended(&self, number: u64) {
+        self.work.lock().remove(&number);
+    }
+}

@@ -1,0 +1,38 @@
+//! Who a generation is and what it is started with.
+
+use std::time::Duration;
+
+use semver::Version;
+
+use crate::{
+    artifact::Sha256,
+    names::{AppName, GenerationId},
+};
+
+/// Who a generation is and what it is started with.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// The app.
+    pub app: AppName,
+    /// The number.
+    pub id: GenerationId,
+    /// The version of its manifest.
+    pub version: Version,
+    /// The identity of its artifact.
+    pub artifact: Sha256,
+    /// What the plugin reads with `Context::config`.
+    pub config: serde_json::Value,
+    /// The environment variables that it may read.
+    pub env: Vec<(String, String)>,
+    /// Threads of its runtime.
+    pub runtime_threads: usize,
+    /// How long its constructor may take.
+    pub start_deadline: Duration,
+    /// Whether this is a preflight child, where it will never serve a user.
+    pub preflight: bool,
+}
+
+/// Why a generation did not start.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct StartError(pub String);

@@ -1,0 +1,227 @@
+//! All that one library holds in the host, and the proof that nothing is left.
+
+use std::{
+    marker::PhantomData,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{AccountId, interpose, keys, ranges, signals, threads, visit};
+
+/// The next account. Never given out twice, so that nothing of an old library is ever taken for a new one's.
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+/// The current thread is loading a library: what constructors register is the library's.
+///
+/// From before `dlopen` until [`Loading::attribute`]. The thread is one that ends before the library is used: thread-locals
+/// that constructors touch are left to libc, which ends them with the thread.
+#[derive(Debug)]
+pub struct Loading {
+    account: AccountId,
+    /// Ends on the thread that it began on.
+    _here: PhantomData<*const ()>,
+}
+
+/// Begins to write down what the library that this thread is about to load registers.
+pub fn loading() -> Loading {
+    signals::note_base();
+    let account = NEXT.fetch_add(1, Ordering::Relaxed);
+    interpose::LOADING.set(account);
+    Loading {
+        account,
+        _here: PhantomData,
+    }
+}
+
+impl Loading {
+    /// The library is mapped at `ranges`: opens its account. None when the table of ranges is full; the library must
+    /// then stay mapped for ever.
+    pub fn attribute(self, ranges: Vec<Range<usize>>) -> Option<Account> {
+        if !ranges.iter().all(|range| ranges::claim(self.account, range)) {
+            ranges::give_back(self.account);
+            return None;
+        }
+        keys::keep_within(self.account, &ranges);
+        Some(Account(Arc::new(Inner {
+            id: self.account,
+            ranges,
+            destructors: AtomicUsize::new(0),
+        })))
+    }
+}
+
+impl Drop for Loading {
+    fn drop(&mut self) {
+        interpose::LOADING.set(0);
+        if ranges::is_known(self.account) {
+            return;
+        }
+        // Nothing was loaded, or it cannot be followed: the keys stay, they are no one's.
+        keys::keep_within(self.account, &[]);
+    }
+}
+
+/// What one library holds. Open as long as the library is mapped: dropping it closes nothing, [`Account::close`] does.
+#[derive(Debug)]
+pub struct Account(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    id: AccountId,
+    ranges: Vec<Range<usize>>,
+    /// How many destructors were run on visits.
+    destructors: AtomicUsize,
+}
+
+/// What settling an account took.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Destructors of thread-locals and of keys' values that were run on threads of the host.
+    pub destructors: usize,
+    /// Signals whose disposition was put back, for people: `SIGUSR1 (10)`.
+    pub signals: Vec<String>,
+    /// How often the workers were asked to come by.
+    pub rounds: usize,
+}
+
+/// The library is not quiet: it must stay mapped.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", held.join("; "))]
+pub struct Unsettled {
+    /// What holds it, each a sentence for people. Never empty.
+    pub held: Vec<String>,
+}
+
+impl Account {
+    /// Ends what the library holds in the host: restores its signal handlers, runs its destructors on the threads that
+    /// owe them, and waits for its threads to end, for `deadline` at the longest. On `Ok` nothing is left.
+    ///
+    /// Nothing may call into the library any more when this is called, but the destructors that this runs. It cannot
+    /// contain a destructor that blocks or aborts.
+    ///
+    /// To be awaited on the runtime whose workers called the library, with its timer enabled: threads of a runtime
+    /// can only be reached by tasks. A worker that is kept busy by something else holds the library. Safe to cancel, and to
+    /// call again after an error.
+    ///
+    /// # Errors
+    /// Says what still held it at the deadline, when the last thing that it asked of anybody has not happened.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub async fn settle(&self, deadline: Duration) -> Result<Report, Unsettled> {
+        let runtime = tokio::runtime::Handle::current();
+        let workers = runtime.metrics().num_workers();
+        let begin = Instant::now();
+        let before = self.0.destructors.load(Ordering::Relaxed);
+        let mut report = Report::default();
+        loop {
+            let signals = signals::restore(&self.0.ranges);
+            report.signals.extend(signals.into_iter().map(signals::name));
+            self.0.visit();
+            if self.is_quiet() {
+                report.destructors = self.0.destructors.load(Ordering::Relaxed) - before;
+                return Ok(report);
+            }
+            if begin.elapsed() >= deadline {
+                let mut held = self.holds();
+                if held.is_empty() {
+                    continue; // the last of it went just now
+                }
+                if visit::held(self.0.id).iter().any(|holder| holder.waiting > 0) {
+                    held.push(format!(
+                        "a thread that has something to run must come by for it, and was asked for {deadline:?}"
+                    ));
+                }
+                return Err(Unsettled { held });
+            }
+            // A worker that finds nothing to do takes tasks from the others. Each visit keeps its worker for a moment, longer
+            // each round, so that the tasks behind it are taken by the workers that have not been visited.
+            let stay = Duration::from_micros(10 * report.rounds.min(20) as u64);
+            for _ in 0..2 * workers {
+                let account = Arc::clone(&self.0);
+                runtime.spawn(async move {
+                    if !account.visit() {
+                        std::thread::sleep(stay);
+                    }
+                });
+            }
+            if report.rounds == 0 {
+                tokio::task::yield_now().await;
+            } else {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            report.rounds += 1;
+        }
+    }
+
+    /// Whether nothing of the library is left in the host, now.
+    fn is_quiet(&self) -> bool {
+        // Threads of the host first: what runs on them may start threads of the library. Then the threads of the library:
+        // what they run may be registered on threads of the host no more than by a wrong plugin; looked at again anyway.
+        visit::held(self.0.id).is_empty()
+            && threads::alive(&self.0.ranges).is_empty()
+            && signals::held(&self.0.ranges).is_empty()
+            && visit::held(self.0.id).is_empty()
+    }
+
+    /// What holds the library now, each a sentence for people. Empty when it is quiet.
+    pub fn holds(&self) -> Vec<String> {
+        let mut sentences = Vec::new();
+        let alive = threads::alive(&self.0.ranges);
+        if !alive.is_empty() {
+            let names: Vec<_> = alive.iter().map(|tid| threads::describe(*tid)).collect();
+            let threads = if alive.len() == 1 { "thread" } else { "threads" };
+            sentences.push(format!(
+                "{} {threads} that it started still live: {}",
+                alive.len(),
+                names.join(", ")
+            ));
+        }
+        for holder in visit::held(self.0.id) {
+            let who = match holder.worker {
+                Some(number) => format!("worker {number} ({})", threads::describe(holder.tid)),
+                None => format!(
+                    "thread {}, which is no worker of the host,",
+                    threads::describe(holder.tid)
+                ),
+            };
+            sentences.push(if holder.running {
+                format!("{who} is running a thread-local destructor of it")
+            } else if holder.waiting > 0 {
+                format!(
+                    "{who} has {} thread-local destructors of it to run",
+                    holder.waiting
+                )
+            } else {
+                format!("{who} is ending and may be running a thread-local destructor of it")
+            });
+        }
+        for signal in signals::held(&self.0.ranges) {
+            sentences.push(format!("it handles {}", signals::name(signal)));
+        }
+        sentences
+    }
+
+    /// Closes the account: the library is unmapped. Gives how many thread-specific keys went back to the process.
+    ///
+    /// To be called on the thread that unmapped it, before that thread ends.
+    pub(crate) fn close(self) -> usize {
+        visit::forget(self.0.id);
+        let keys = keys::delete_all(self.0.id);
+        ranges::give_back(self.0.id);
+        keys
+    }
+}
+
+impl Inner {
+    /// Runs on the current thread what it owes the library. Whether there was anything.
+    fn visit(&self) -> bool {
+        let ran = visit::here(self.id);
+        self.destructors.fetch_add(ran, Ordering::Relaxed);
+        ran > 0
+    }
+}

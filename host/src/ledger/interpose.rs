@@ -1,0 +1,365 @@
+//! The C functions that plugins call instead of libc's.
+//!
+//! The executable exports them (`build.rs`), so the dynamic linker binds every library that is loaded to them, and so does
+//! the static linker everything inside the host. They run before `main`, on every thread, inside allocators, and in
+//! forked children: what is not of a plugin goes on to libc without a lock and without an allocation. Each behaves for
+//! its caller exactly as libc's.
+
+use std::{
+    cell::Cell,
+    ffi::{CStr, c_int, c_void},
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use libc::{pthread_attr_t, pthread_key_t, pthread_t, sigaction as Sigaction};
+
+use super::{
+    AccountId, keys, ranges, signals, threads,
+    visit::{self, Destructor},
+};
+
+/// libc's own function of a name that this file defines.
+struct Real {
+    name: &'static CStr,
+    address: AtomicUsize,
+}
+
+impl Real {
+    const fn new(name: &'static CStr) -> Self {
+        Self {
+            name,
+            address: AtomicUsize::new(0),
+        }
+    }
+
+    fn address(&self) -> usize {
+        match self.address.load(Ordering::Relaxed) {
+            0 => self.find(),
+            address => address,
+        }
+    }
+
+    #[cold]
+    fn find(&self) -> usize {
+        // SAFETY: the name is a C string; the next object after the executable that defines it is libc.
+        let address = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) } as usize;
+        if address == 0 {
+            // A panic would come back here for its thread-locals.
+            const TEXT: &[u8] = b"handover: the C library lacks a function that the ledger stands before\n";
+            // SAFETY: writes a constant to standard error and ends the process.
+            unsafe {
+                libc::write(2, TEXT.as_ptr().cast(), TEXT.len());
+                libc::abort()
+            }
+        }
+        self.address.store(address, Ordering::Relaxed);
+        address
+    }
+}
+
+type ThreadAtexit = unsafe extern "C" fn(Destructor, *mut c_void, *mut c_void) -> c_int;
+type KeyCreate = unsafe extern "C" fn(*mut pthread_key_t, Option<Destructor>) -> c_int;
+type KeyDelete = unsafe extern "C" fn(pthread_key_t) -> c_int;
+type SetSpecific = unsafe extern "C" fn(pthread_key_t, *const c_void) -> c_int;
+type Create = unsafe extern "C" fn(
+    *mut pthread_t,
+    *const pthread_attr_t,
+    threads::Routine,
+    *mut c_void,
+) -> c_int;
+type SigactionFn = unsafe extern "C" fn(c_int, *const Sigaction, *mut Sigaction) -> c_int;
+
+static THREAD_ATEXIT: Real = Real::new(c"__cxa_thread_atexit_impl");
+static KEY_CREATE: Real = Real::new(c"pthread_key_create");
+static KEY_DELETE: Real = Real::new(c"pthread_key_delete");
+static SET_SPECIFIC: Real = Real::new(c"pthread_setspecific");
+static CREATE: Real = Real::new(c"pthread_create");
+static SIGACTION: Real = Real::new(c"sigaction");
+
+macro_rules! real {
+    ($real:ident as $type:ty) => {
+        // SAFETY: the address is libc's function of that name, and the type is its signature.
+        unsafe { std::mem::transmute::<usize, $type>($real.address()) }
+    };
+}
+
+/// libc's `pthread_key_delete`.
+///
+/// # Safety
+/// The key exists.
+pub(super) unsafe fn real_key_delete(key: pthread_key_t) -> c_int {
+    let real = real!(KEY_DELETE as KeyDelete);
+    // SAFETY: the caller's promise.
+    unsafe { real(key) }
+}
+
+/// libc's `pthread_setspecific`.
+///
+/// # Safety
+/// The key exists, and its destructor can bear the value.
+pub(super) unsafe fn real_setspecific(key: pthread_key_t, value: *const c_void) -> c_int {
+    let real = real!(SET_SPECIFIC as SetSpecific);
+    // SAFETY: the caller's promise.
+    unsafe { real(key, value) }
+}
+
+/// libc's `sigaction`.
+///
+/// # Safety
+/// As `sigaction(2)`.
+pub(super) unsafe fn real_sigaction(
+    signal: c_int,
+    new: *const Sigaction,
+    old: *mut Sigaction,
+) -> c_int {
+    let real = real!(SIGACTION as SigactionFn);
+    // SAFETY: the caller's promise.
+    unsafe { real(signal, new, old) }
+}
+
+thread_local! {
+    /// The account of the library that this thread is loading now, zero for none. Its address range is not known yet, so
+    /// what its constructors create on this thread is entered for it, and sorted out when the range is known.
+    pub(super) static LOADING: Cell<AccountId> = const { Cell::new(0) };
+}
+
+/// Whether libraries that are loaded are bound to the functions of this file. They are not in an executable that links
+/// this crate without the link arguments of its `build.rs`.
+pub fn armed() -> bool {
+    [
+        (c"__cxa_thread_atexit_impl", __cxa_thread_atexit_impl as *const () as usize),
+        (c"pthread_key_create", pthread_key_create as *const () as usize),
+        (c"pthread_key_delete", pthread_key_delete as *const () as usize),
+        (c"pthread_setspecific", pthread_setspecific as *const () as usize),
+        (c"pthread_create", pthread_create as *const () as usize),
+        (c"sigaction", sigaction as *const () as usize),
+    ]
+    .into_iter()
+    .all(|(name, own)| {
+        // SAFETY: the name is a C string; looks up what a library loaded now would be bound to.
+        let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+        found as usize == own
+    })
+}
+
+/// Registers the destructor of a thread-local of the current thread.
+///
+/// # Safety
+/// As the Itanium C++ ABI's `__cxa_thread_atexit`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn __cxa_thread_atexit_impl(
+    destructor: Destructor,
+    object: *mut c_void,
+    dso: *mut c_void,
+) -> c_int {
+    // `dso` is an address inside the library too: it tells whose a destructor is that lies in a shared library.
+    let owner = ranges::lookup(destructor as usize).or_else(|| ranges::lookup(dso as usize));
+    if let Some(owner) = owner
+        && !threads::current_is_of(owner)
+        && visit::enter(owner, destructor, object)
+    {
+        return 0;
+    }
+    // Constructors of a library that is being loaded come here too: the thread that loads is the loader's own and ends
+    // before the library is given to anybody.
+    let real = real!(THREAD_ATEXIT as ThreadAtexit);
+    // SAFETY: the arguments of the caller, as they came.
+    unsafe { real(destructor, object, dso) }
+}
+
+/// Creates a thread-specific key.
+///
+/// # Safety
+/// As `pthread_key_create(3)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pthread_key_create(
+    key: *mut pthread_key_t,
+    destructor: Option<Destructor>,
+) -> c_int {
+    let real = real!(KEY_CREATE as KeyCreate);
+    // SAFETY: the arguments of the caller, as they came.
+    let answer = unsafe { real(key, destructor) };
+    if answer == 0 {
+        let destructor = destructor.map_or(0, |destructor| destructor as usize);
+        let owner = ranges::lookup(destructor)
+            .or_else(|| ranges::lookup(key as usize))
+            .unwrap_or_else(|| LOADING.get());
+        // SAFETY: libc has just written the key there.
+        keys::created(unsafe { *key }, owner, destructor, key as usize);
+    }
+    answer
+}
+
+/// The name under which libstdc++ knows `pthread_key_create`.
+///
+/// # Safety
+/// As `pthread_key_create(3)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn __pthread_key_create(
+    key: *mut pthread_key_t,
+    destructor: Option<Destructor>,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { pthread_key_create(key, destructor) }
+}
+
+/// Deletes a thread-specific key.
+///
+/// # Safety
+/// As `pthread_key_delete(3)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pthread_key_delete(key: pthread_key_t) -> c_int {
+    // Before libc does it: right after that the number may be given to somebody else.
+    keys::deleted(key);
+    // SAFETY: the argument of the caller, as it came.
+    unsafe { real_key_delete(key) }
+}
+
+/// Sets the current thread's value for a key.
+///
+/// # Safety
+/// As `pthread_setspecific(3)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pthread_setspecific(key: pthread_key_t, value: *const c_void) -> c_int {
+    // Before libc has it: a value that nobody knows of is a jump into unmapped code when the thread ends.
+    if let Some(owner) = keys::owner(key)
+        && !threads::current_is_of(owner)
+    {
+        visit::value_set(key, !value.is_null());
+    }
+    // SAFETY: the arguments of the caller, as they came.
+    unsafe { real_setspecific(key, value) }
+}
+
+/// Creates a thread.
+///
+/// # Safety
+/// As `pthread_create(3)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pthread_create(
+    thread: *mut pthread_t,
+    attributes: *const pthread_attr_t,
+    routine: threads::Routine,
+    argument: *mut c_void,
+) -> c_int {
+    let real = real!(CREATE as Create);
+    if LOADING.get() == 0 && ranges::lookup(routine as usize).is_none() {
+        // SAFETY: the arguments of the caller, as they came.
+        return unsafe { real(thread, attributes, routine, argument) };
+    }
+    let starting = threads::starting(routine, argument);
+    // SAFETY: the caller's, but for the routine, which is ours with the argument made for it, once.
+    let answer = unsafe { real(thread, attributes, threads::first, starting.argument()) };
+    if answer != 0 {
+        starting.failed();
+    }
+    answer
+}
+
+/// What C11's threads answer.
+const THRD_SUCCESS: c_int = 0;
+const THRD_ERROR: c_int = 2;
+const THRD_NOMEM: c_int = 3;
+
+fn c11(answer: c_int) -> c_int {
+    match answer {
+        0 => THRD_SUCCESS,
+        libc::ENOMEM | libc::EAGAIN => THRD_NOMEM,
+        _ => THRD_ERROR,
+    }
+}
+
+/// What C11 calls the start routine of a thread.
+type C11Routine = unsafe extern "C-unwind" fn(*mut c_void) -> c_int;
+type C11Create = unsafe extern "C" fn(*mut pthread_t, C11Routine, *mut c_void) -> c_int;
+static C11_CREATE: Real = Real::new(c"thrd_create");
+
+/// Creates a thread, by its C11 name.
+///
+/// # Safety
+/// As `thrd_create(3)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn thrd_create(
+    thread: *mut pthread_t,
+    routine: C11Routine,
+    argument: *mut c_void,
+) -> c_int {
+    let real = real!(C11_CREATE as C11Create);
+    if LOADING.get() == 0 && ranges::lookup(routine as *const () as usize).is_none() {
+        // SAFETY: the arguments of the caller, as they came.
+        return unsafe { real(thread, routine, argument) };
+    }
+    // SAFETY: the routine's answer is an int in the register where the pointer is expected, and `first` hands that register
+    // on as it is; `thrd_create` is given `first` under C11's type, so it reads an int again.
+    let routine = unsafe { std::mem::transmute::<C11Routine, threads::Routine>(routine) };
+    let starting = threads::starting(routine, argument);
+    // SAFETY: as above.
+    let first = unsafe {
+        std::mem::transmute::<threads::Routine, C11Routine>(threads::first as threads::Routine)
+    };
+    // SAFETY: the caller's, but for the routine, which is ours with the argument made for it, once.
+    let answer = unsafe { real(thread, first, starting.argument()) };
+    if answer != THRD_SUCCESS {
+        starting.failed();
+    }
+    answer
+}
+
+/// Creates a thread-specific key, by its C11 name.
+///
+/// # Safety
+/// As `tss_create(3)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tss_create(
+    key: *mut pthread_key_t,
+    destructor: Option<Destructor>,
+) -> c_int {
+    // SAFETY: the caller's promise; `tss_t` is a `pthread_key_t`.
+    c11(unsafe { pthread_key_create(key, destructor) })
+}
+
+/// Deletes a thread-specific key, by its C11 name.
+///
+/// # Safety
+/// As `tss_delete(3)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tss_delete(key: pthread_key_t) {
+    // SAFETY: the caller's promise.
+    unsafe { pthread_key_delete(key) };
+}
+
+/// Sets the current thread's value for a key, by its C11 name.
+///
+/// # Safety
+/// As `tss_set(3)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tss_set(key: pthread_key_t, value: *mut c_void) -> c_int {
+    // SAFETY: the caller's promise.
+    c11(unsafe { pthread_setspecific(key, value) })
+}
+
+/// Reads or changes what a signal does.
+///
+/// # Safety
+/// As `sigaction(2)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sigaction(
+    signal: c_int,
+    new: *const Sigaction,
+    old: *mut Sigaction,
+) -> c_int {
+    // SAFETY: null or a valid action, says the caller; read before libc may write `old` over it.
+    let asks = unsafe { new.as_ref() }.and_then(|new| ranges::lookup(new.sa_sigaction));
+    // SAFETY: the arguments of the caller, as they came.
+    let answer = unsafe { real_sigaction(signal, new, old) };
+    // SAFETY: null or room for an action, says the caller, and libc has filled it when it succeeded.
+    if answer == 0
+        && let Some(old) = unsafe { old.as_mut() }
+        && let Some(owner) = ranges::lookup(old.sa_sigaction)
+        && asks.is_some_and(|asks| asks != owner)
+    {
+        // A plugin is never told another plugin's handler, which it would chain to after that one is unmapped.
+        *old = signals::base(signal);
+    }
+    answer
+}

@@ -1,0 +1,19 @@
+//! Runs the constructor of a loaded plugin.
+
+use std::sync::Arc;
+
+use handover_plugin::abi::{
+    import::{AppHandle, Offer},
+    root::{RootRef, Settings},
+};
+
+/// Runs the constructor of the plugin behind `root`, on this thread.
+///
+/// # Errors
+/// The plugin's own reason.
+pub(crate) fn start<O: Offer>(root: RootRef, offer: Arc<O>, settings: &Settings<'_>) -> Result<AppHandle<O>, String> {
+    // SAFETY: the layout was compared by preflight (`Layouts`). `generation`, the only caller, counts in everything that comes out
+    // of the handle (`InFlight` goes with calls, bodies, streams and bytes), begins nothing once the gate is closed and nothing is
+    // in flight, stops the app after that, and only then closes the library.
+    unsafe { AppHandle::start(root, offer, settings) }
+}

@@ -1,0 +1,70 @@
+//! Accepts connections, and keeps accepting whatever happens.
+
+use std::{io, sync::Arc, time::Duration};
+
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+};
+use tokio::net::TcpListener;
+
+use super::connection::Requests;
+use crate::dispatch::Routes;
+
+/// How connections are served.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Whether answers carry `handover-version` and `handover-generation`.
+    pub version_header: bool,
+    /// How long open connections may take to end what they have, after `stop`.
+    pub shutdown_deadline: Duration,
+}
+
+/// Serves until `stop` ends; then accepts no more, and waits until the open connections have ended what they have.
+pub async fn serve(listener: TcpListener, routes: Arc<Routes>, settings: Settings, stop: impl Future<Output = ()>) {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new());
+    builder.http2().timer(TokioTimer::new());
+    let connections = GracefulShutdown::new();
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        let (stream, peer) = tokio::select! {
+            biased;
+            () = &mut stop => break,
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    refused(error).await;
+                    continue;
+                }
+            },
+        };
+        // A socket whose peer is gone already fails here, and is found gone when it is read.
+        let _ = stream.set_nodelay(true);
+        let requests = Requests { routes: Arc::clone(&routes), peer: Some(peer), name_version: settings.version_header };
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), requests).into_owned();
+        let connection = connections.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%peer, "a connection ended: {error}");
+            }
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(settings.shutdown_deadline, connections.shutdown()).await.is_err() {
+        tracing::warn!("connections that were still busy at the shutdown deadline are cut");
+    }
+}
+
+/// What to do when a connection could not be accepted.
+async fn refused(error: io::Error) {
+    match error.kind() {
+        // The client left while it waited in the queue.
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused => {}
+        _ => {
+            // Out of descriptors or memory: trying again at once would only burn the processor.
+            tracing::error!("no connection can be accepted: {error}; raise the limit of open files (ulimit -n) if this goes on");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
