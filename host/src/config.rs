@@ -1,7 +1,20 @@
 //! The configuration file, whole: every key, its default, its unit, its check.
+//!
+//! The file is read in two steps: [`file`] is the TOML as it is written, each value checked by its own type, and this module is what the
+//! host works with, every default filled in. An error says file, line, key, what is wrong and what to do.
 
-use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroUsize, path::{Path, PathBuf}, time::Duration};
+mod file;
+mod route;
 
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub use self::route::{InvalidRoute, RoutePrefix};
 use crate::names::AppName;
 
 /// The whole configuration, every default filled in.
@@ -45,14 +58,17 @@ pub struct Log {
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat { /// For people.
-    Text, /// One JSON object a line.
-    Json }
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
 
 /// `[app.NAME]`
 #[derive(Clone, Debug)]
 pub struct App {
-    /// Where it answers: `HOST/PATH`, `/PATH`. Empty: the host chooses (`/` for the first app, `/NAME` for others).
+    /// Where it answers: `HOST/PATH`, `/PATH`. Empty, the default: the host chooses (`/` for the first app, `/NAME` for others).
     pub routes: Vec<RoutePrefix>,
     /// What the drop folder does. Default `deploy`.
     pub watch: Watch,
@@ -108,21 +124,18 @@ pub struct Check {
 }
 
 /// One smoke request.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SmokeRequest {
     /// The path of a `GET`.
     pub path: String,
     /// The status that must come back. Default 200.
+    #[serde(default = "ok")]
     pub status: u16,
 }
 
-/// Where an app answers: an optional host name, and a path prefix of whole segments.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RoutePrefix {
-    /// The host name in lower case without port; none = any.
-    pub host: Option<String>,
-    /// `/` or `/a/b`, never with a slash at its end.
-    pub path: String,
+fn ok() -> u16 {
+    200
 }
 
 /// What was wrong with the configuration: file, line, key, what to do.
@@ -132,9 +145,85 @@ pub struct ConfigError(pub String);
 
 impl Config {
     /// The defaults of a host that is run without a configuration file.
-    pub fn without_file() -> Self { todo!() }
+    pub fn without_file() -> Self {
+        let mut config = Self {
+            server: Server::under(Path::new(".")),
+            log: Log::default(),
+            apps: BTreeMap::new(),
+        };
+        config.server.version_header = true;
+        config
+    }
+
     /// Reads and checks the file at `path`. Relative paths in it are relative to its folder.
-    pub fn read(_path: &Path) -> Result<Self, ConfigError> { todo!() }
+    ///
+    /// # Errors
+    /// The first thing that is wrong: `FILE:LINE: KEY: what: what to do`.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            ConfigError(format!(
+                "{}: cannot read the configuration: {error}",
+                path.display()
+            ))
+        })?;
+        file::parse(path, &text)
+    }
+
     /// The settings of `app`, or the defaults for an app that no section names.
-    pub fn app(&self, _app: &AppName) -> App { todo!() }
+    pub fn app(&self, app: &AppName) -> App {
+        self.apps.get(app).cloned().unwrap_or_default()
+    }
+}
+
+impl Server {
+    /// The defaults, their paths in `folder`.
+    fn under(folder: &Path) -> Self {
+        let state = folder.join(".handover");
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            workers: None,
+            plugins: folder.join("plugins"),
+            control: state.join("control.sock"),
+            state,
+            version_header: false,
+            shutdown_deadline: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            level: "info".to_owned(),
+            format: LogFormat::Text,
+        }
+    }
+}
+
+impl Default for App {
+    fn default() -> Self {
+        Self {
+            routes: Vec::new(),
+            watch: Watch::Deploy,
+            drain_deadline: Some(Duration::from_secs(30)),
+            job_deadline: None,
+            max_old_generations: 4,
+            when_full: WhenFull::Refuse,
+            runtime_threads: NonZeroUsize::MIN,
+            env: Vec::new(),
+            keep_artifacts: 5,
+            config: serde_json::Value::Object(serde_json::Map::new()),
+            check: Check::default(),
+        }
+    }
+}
+
+impl Default for Check {
+    fn default() -> Self {
+        Self {
+            start: true,
+            deadline: Duration::from_secs(30),
+            requests: Vec::new(),
+        }
+    }
 }

@@ -9,14 +9,16 @@ pub mod digest;
 pub mod elf;
 pub mod manifest;
 pub mod store;
+#[cfg(test)]
+pub(crate) mod testing;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 pub use self::{
     digest::Sha256,
     elf::ElfFacts,
     manifest::{AbiVersion, BuildFacts, Manifest},
-    store::{Store, StoreError},
+    store::{Lease, Store, StoreError, inspect},
 };
 
 /// One immutable plugin file in the store, with what its bytes say.
@@ -32,9 +34,31 @@ pub struct Artifact {
     pub manifest: Manifest,
     /// What its ELF header says.
     pub elf: ElfFacts,
+    /// Keeps its file in the store for as long as anybody holds this value.
+    pub lease: Lease,
 }
 
-/// Reads what the file at `path` says of itself, without loading or storing it.
-pub fn inspect(_path: &Path) -> Result<Artifact, StoreError> {
-    todo!()
+impl Artifact {
+    /// Whether this host may run it, as far as its bytes say: machine, panic strategy, ABI.
+    ///
+    /// # Errors
+    /// The sentence for a person: what is wrong and what to do.
+    pub fn acceptable(&self) -> Result<(), String> {
+        let host = elf::host_machine();
+        if self.elf.machine != host {
+            return Err(format!(
+                "it is built for {}, this host runs on {host}: build it for {host}",
+                self.elf.machine
+            ));
+        }
+        if self.manifest.build.panic == "abort" {
+            return Err(
+                "it is built with panic = \"abort\", so one panic would end the whole host: take `panic` out of its Cargo profile"
+                    .to_owned(),
+            );
+        }
+        manifest::HOST_ABI
+            .accepts(self.manifest.abi)
+            .map_err(|mismatch| mismatch.to_string())
+    }
 }

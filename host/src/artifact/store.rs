@@ -1,12 +1,48 @@
 //! Immutable copies of artifacts under their SHA-256.
+//!
+//! `<dir>/<sha256>.so` is an artifact, whole, synced and mode 0444. `<dir>/.incoming-<pid>-<n>` is one on its way, locked by its writer;
+//! an unlocked one is what a crash left, and is swept when the store is opened. The hash is of the bytes copied, so a source that changes
+//! meanwhile gives an artifact with the identity of what was really read.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashMap,
+    fs::{self, File, OpenOptions},
+    io::{self, Read},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
-use super::{Artifact, Sha256};
+use parking_lot::Mutex;
 
-/// The store: a folder in the state directory.
+use super::{
+    Artifact, Sha256,
+    digest::{CHUNK, Hasher},
+    elf::{self, ElfError},
+    manifest::{Manifest, ManifestError},
+};
+
+const INCOMING: &str = ".incoming-";
+
+/// The store: a folder in the state directory. Clones are the same store. All calls block on the disk.
 #[derive(Clone, Debug)]
-pub struct Store;
+pub struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    dir: PathBuf,
+    /// Who holds what: `collect` spares it. Dead entries go at the next `collect`.
+    leases: Mutex<HashMap<Sha256, Weak<()>>>,
+}
+
+/// A hold on a stored file: [`Store::collect`] spares it until the last clone is dropped.
+///
+/// Without it, one app's clean-up could delete what another app's deploy has just stored.
+#[derive(Clone, Debug, Default)]
+pub struct Lease(Option<Arc<()>>);
 
 /// Why bytes did not become an artifact.
 #[derive(Debug, thiserror::Error)]
@@ -20,35 +56,566 @@ pub enum StoreError {
         sha256: Option<Sha256>,
     },
     /// The file or the store could not be read or written: exit code 1.
-    #[error("{path}: {source}")]
+    #[error("{}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
-/// Bytes on their way into the store.
+/// Bytes on their way into the store. Dropped unfinished, it leaves nothing.
 #[derive(Debug)]
-pub struct Writer;
+pub struct Writer {
+    store: Store,
+    file: File,
+    temp: Temp,
+    hasher: Hasher,
+}
+
+/// A temporary file that is deleted unless it was renamed away.
+#[derive(Debug)]
+struct Temp(PathBuf);
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0); // gone already when it was renamed into place
+    }
+}
 
 impl Store {
     /// Opens the store in `dir`, making it, and sweeping what a crash left half-written.
-    pub fn open(_dir: &Path) -> Result<Self, StoreError> { todo!() }
-    /// Copies the file at `path` in: hashed while copying, synced, read-only, renamed into place.
-    pub fn add_file(&self, _path: &Path) -> Result<Artifact, StoreError> { todo!() }
+    ///
+    /// # Errors
+    /// When the folder cannot be made, read or written.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        let dir = std::path::absolute(dir).map_err(at(dir, "cannot find the artifact store"))?;
+        fs::create_dir_all(&dir).map_err(at(&dir, "cannot make the artifact store"))?;
+        for entry in fs::read_dir(&dir).map_err(at(&dir, "cannot read the artifact store"))? {
+            let entry = entry.map_err(at(&dir, "cannot read the artifact store"))?;
+            if entry.file_name().to_string_lossy().starts_with(INCOMING) {
+                sweep(&entry.path());
+            }
+        }
+        Ok(Self(Arc::new(Inner {
+            dir,
+            leases: Mutex::default(),
+        })))
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.0.dir
+    }
+
+    /// Copies the file at `path` in: hashed while copying, synced, read-only, renamed into place. Symlinks are followed.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] when it is no artifact that this host could run, else what could not be read or written.
+    pub fn add_file(&self, path: &Path) -> Result<Artifact, StoreError> {
+        let mut source = open_source(path)?;
+        let mut writer = self.writer()?;
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            match source.read(&mut buffer) {
+                Ok(0) => return writer.finish(),
+                Ok(n) => writer.write(&buffer[..n])?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(at(path, "cannot read it")(error)),
+            }
+        }
+    }
+
     /// A writer for bytes that come in pieces.
-    pub fn writer(&self) -> Result<Writer, StoreError> { todo!() }
-    /// The artifact with this identity.
-    pub fn get(&self, _sha256: Sha256) -> Result<Artifact, StoreError> { todo!() }
-    /// Deletes all artifacts but those in `keep`.
-    pub fn collect(&self, _keep: &[Sha256]) -> Result<(), StoreError> { todo!() }
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn writer(&self) -> Result<Writer, StoreError> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        loop {
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            let path = self
+                .0
+                .dir
+                .join(format!("{INCOMING}{}-{number}", std::process::id()));
+            let opened = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path);
+            match opened {
+                Ok(file) => return self.writer_on(file, path),
+                // Left by a crashed process that had our number, and not swept yet.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(self.unwritable(error)),
+            }
+        }
+    }
+
+    fn writer_on(&self, file: File, path: PathBuf) -> Result<Writer, StoreError> {
+        let temp = Temp(path);
+        file.lock().map_err(|error| self.unwritable(error))?; // says that it is no leftover
+        Ok(Writer {
+            store: self.clone(),
+            file,
+            temp,
+            hasher: Hasher::default(),
+        })
+    }
+
+    /// The artifact with this identity, its bytes verified.
+    ///
+    /// # Errors
+    /// When it is not there (`NotFound`), or is not what it was (`InvalidData`).
+    pub fn get(&self, sha256: Sha256) -> Result<Artifact, StoreError> {
+        let lease = self.lease(sha256); // before looking: what is found stays
+        let path = self.path(sha256);
+        let file = File::open(&path).map_err(at(&path, "not in the artifact store"))?;
+        let damaged = |what: String| StoreError::Io {
+            path: path.clone(),
+            source: io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("the stored copy is damaged ({what}): deploy it again"),
+            ),
+        };
+        let (found, size) = Sha256::of_reader(&file).map_err(at(&path, "cannot read it"))?;
+        if found != sha256 {
+            return Err(damaged(format!("its SHA-256 is {found}")));
+        }
+        let mut artifact = describe(&file, sha256, size, path.clone()).map_err(|e| match e {
+            Undescribed::Reason(reason) => damaged(reason),
+            Undescribed::Io(source) => at(&path, "cannot read it")(source),
+        })?;
+        artifact.lease = lease;
+        Ok(artifact)
+    }
+
+    /// Whether an artifact with this identity is there. Its bytes are not looked at.
+    pub fn contains(&self, sha256: Sha256) -> bool {
+        self.path(sha256).is_file()
+    }
+
+    /// Whether no artifact is there.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn is_empty(&self) -> Result<bool, StoreError> {
+        Ok(self.stored()?.is_empty())
+    }
+
+    /// Deletes all artifacts but those in `keep`, and those that somebody holds as an [`Artifact`] got from this store.
+    ///
+    /// # Errors
+    /// When the folder cannot be read or written. Everything that can be deleted is.
+    pub fn collect(&self, keep: &[Sha256]) -> Result<(), StoreError> {
+        let mut result = Ok(());
+        let mut leases = self.0.leases.lock();
+        leases.retain(|_, lease| lease.strong_count() > 0);
+        for (sha256, path) in self.stored()? {
+            if keep.contains(&sha256) || leases.contains_key(&sha256) {
+                continue;
+            }
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    result = Err(at(&path, "cannot delete it")(error));
+                }
+                _ => {}
+            }
+        }
+        result
+    }
+
+    fn stored(&self) -> Result<Vec<(Sha256, PathBuf)>, StoreError> {
+        let failed = || at(&self.0.dir, "cannot read the artifact store");
+        let mut stored = Vec::new();
+        for entry in fs::read_dir(&self.0.dir).map_err(failed())? {
+            let entry = entry.map_err(failed())?;
+            let name = entry.file_name();
+            let sha256 = name
+                .to_str()
+                .and_then(|name| name.strip_suffix(".so"))
+                .and_then(|stem| stem.parse().ok());
+            stored.extend(sha256.map(|sha256| (sha256, entry.path())));
+        }
+        Ok(stored)
+    }
+
+    fn path(&self, sha256: Sha256) -> PathBuf {
+        self.0.dir.join(format!("{sha256}.so"))
+    }
+
+    fn lease(&self, sha256: Sha256) -> Lease {
+        let mut leases = self.0.leases.lock();
+        if let Some(held) = leases.get(&sha256).and_then(Weak::upgrade) {
+            return Lease(Some(held));
+        }
+        let lease = Arc::new(());
+        leases.insert(sha256, Arc::downgrade(&lease));
+        Lease(Some(lease))
+    }
+
+    fn unwritable(&self, error: io::Error) -> StoreError {
+        let what = match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                "no room for another artifact: free some space, or give the host another --state"
+            }
+            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+                "the artifact store cannot be written: make it writable, or give the host another --state"
+            }
+            _ => "cannot write the artifact store",
+        };
+        at(&self.0.dir, what)(error)
+    }
 }
 
 impl Writer {
     /// Takes the next bytes.
-    pub fn write(&mut self, _bytes: &[u8]) -> Result<(), StoreError> { todo!() }
-    /// Ends the file: checks what it is, syncs and renames it into place.
-    pub fn finish(self) -> Result<Artifact, StoreError> { todo!() }
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.hasher.update(bytes);
+        io::Write::write_all(&mut self.file, bytes).map_err(|error| self.store.unwritable(error))
+    }
+
+    /// Ends the file: checks what it is, syncs and renames it into place. Bytes that are there already are verified and used.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] when it is no artifact that this host could run, else what could not be written.
+    pub fn finish(self) -> Result<Artifact, StoreError> {
+        let Self {
+            store,
+            file,
+            temp,
+            hasher,
+        } = self;
+        let (sha256, size) = hasher.finish();
+        let path = store.path(sha256);
+        let refused = |reason| StoreError::Refused {
+            reason,
+            sha256: Some(sha256),
+        };
+        let mut artifact = describe(&file, sha256, size, path.clone()).map_err(|e| match e {
+            Undescribed::Reason(reason) => refused(reason),
+            Undescribed::Io(source) => at(&temp.0, "cannot read it back")(source),
+        })?;
+        artifact.acceptable().map_err(refused)?;
+        artifact.lease = store.lease(sha256); // before it can be seen, so that nobody collects it
+        if holds(&path, sha256) {
+            return Ok(artifact);
+        }
+        let unwritable = |error| store.unwritable(error);
+        file.set_permissions(fs::Permissions::from_mode(0o444))
+            .map_err(unwritable)?;
+        file.sync_all().map_err(unwritable)?;
+        fs::rename(&temp.0, &path).map_err(unwritable)?;
+        File::open(&store.0.dir)
+            .and_then(|folder| folder.sync_all())
+            .map_err(unwritable)?;
+        Ok(artifact)
+    }
+}
+
+/// Reads what the file at `path` says of itself, without loading or storing it. A plugin for another machine or ABI can be inspected,
+/// see [`Artifact::acceptable`]. Blocks.
+///
+/// # Errors
+/// [`StoreError::Refused`] when it is no plugin, else what could not be read.
+pub fn inspect(path: &Path) -> Result<Artifact, StoreError> {
+    let file = open_source(path)?;
+    let (sha256, size) = Sha256::of_reader(&file).map_err(at(path, "cannot read it"))?;
+    describe(&file, sha256, size, path.to_owned()).map_err(|e| match e {
+        Undescribed::Reason(reason) => StoreError::Refused {
+            reason,
+            sha256: Some(sha256),
+        },
+        Undescribed::Io(source) => at(path, "cannot read it")(source),
+    })
+}
+
+enum Undescribed {
+    Reason(String),
+    Io(io::Error),
+}
+
+impl From<ElfError> for Undescribed {
+    fn from(error: ElfError) -> Self {
+        match error {
+            ElfError::Io(source) => Self::Io(source),
+            error => Self::Reason(error.to_string()),
+        }
+    }
+}
+
+impl From<ManifestError> for Undescribed {
+    fn from(error: ManifestError) -> Self {
+        Self::Reason(error.to_string())
+    }
+}
+
+fn describe(
+    file: &File,
+    sha256: Sha256,
+    size: u64,
+    path: PathBuf,
+) -> Result<Artifact, Undescribed> {
+    let elf = elf::read(file)?;
+    let section = elf.manifest.ok_or(ManifestError::Missing)?;
+    Ok(Artifact {
+        sha256,
+        size,
+        path,
+        manifest: Manifest::from_section(&section)?,
+        elf: elf.facts,
+        lease: Lease::default(),
+    })
+}
+
+/// Reads only the manifest of the file at `path`: no hash, some few reads. Blocks.
+pub(crate) fn peek(path: &Path) -> Option<Manifest> {
+    let file = open_source(path).ok()?;
+    Manifest::from_section(&elf::read(&file).ok()?.manifest?).ok()
+}
+
+fn open_source(path: &Path) -> Result<File, StoreError> {
+    // Looked at before it is opened: opening a pipe would wait for its writer.
+    let kind = fs::metadata(path)
+        .map_err(at(path, "cannot read it"))?
+        .file_type();
+    if !kind.is_file() {
+        return Err(StoreError::Refused {
+            reason: format!(
+                "{} is not a file: name the plugin's .so itself",
+                path.display()
+            ),
+            sha256: None,
+        });
+    }
+    File::open(path).map_err(at(path, "cannot read it"))
+}
+
+/// Whether the file at `path` has these bytes.
+fn holds(path: &Path, sha256: Sha256) -> bool {
+    File::open(path)
+        .and_then(Sha256::of_reader)
+        .is_ok_and(|(found, _)| found == sha256)
+}
+
+/// Deletes a half-written file unless its writer is alive.
+fn sweep(path: &Path) {
+    let leftover = File::open(path).is_ok_and(|file| file.try_lock().is_ok());
+    if leftover && let Err(error) = fs::remove_file(path) {
+        tracing::warn!(file = %path.display(), %error, "cannot delete what a crash left in the artifact store");
+    }
+}
+
+/// Adds the file and what was tried to an error, keeping its kind.
+fn at(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |error| StoreError::Io {
+        path,
+        source: io::Error::new(error.kind(), format!("{what}: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use std::io::Write;
+
+    use super::*;
+    use crate::artifact::{AbiVersion, testing::TestElf};
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("artifacts")).unwrap();
+        (dir, store)
+    }
+
+    fn names(store: &Store) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(store.dir())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn add(store: &Store, bytes: &[u8]) -> Result<Artifact, StoreError> {
+        let mut writer = store.writer().unwrap();
+        for piece in bytes.chunks(100) {
+            writer.write(piece).unwrap();
+        }
+        writer.finish()
+    }
+
+    fn reason(store: &Store, bytes: &[u8]) -> String {
+        match add(store, bytes) {
+            Err(StoreError::Refused { reason, sha256 }) => {
+                assert_eq!(sha256, Some(Sha256::of(bytes)));
+                reason
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_file_is_kept_read_only_under_its_hash() {
+        let (dir, store) = store();
+        let elf = TestElf::new("shop", "1.2.0");
+        let source = elf.write(dir.path().join("libshop.so"));
+        let link = dir.path().join("link.so");
+        std::os::unix::fs::symlink(&source, &link).unwrap();
+        let artifact = store.add_file(&link).unwrap();
+        assert_eq!(artifact.sha256, Sha256::of(&elf.bytes()));
+        assert_eq!(artifact.size, elf.bytes().len() as u64);
+        assert_eq!(artifact.manifest, elf.manifest.unwrap());
+        assert_eq!(names(&store), [format!("{}.so", artifact.sha256)]);
+        let mode = fs::metadata(&artifact.path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o444);
+        fs::write(&source, b"overwritten").unwrap();
+        let found = store.get(artifact.sha256).unwrap();
+        assert_eq!(
+            (found.path, found.manifest),
+            (artifact.path, artifact.manifest)
+        );
+    }
+
+    #[test]
+    fn the_same_bytes_are_stored_once_and_a_damaged_copy_is_replaced() {
+        let (_dir, store) = store();
+        let bytes = TestElf::new("shop", "1.0.0").bytes();
+        let first = add(&store, &bytes).unwrap();
+        let before = fs::metadata(&first.path).unwrap();
+        add(&store, &bytes).unwrap();
+        assert_eq!(
+            fs::metadata(&first.path).unwrap().modified().unwrap(),
+            before.modified().unwrap()
+        );
+        fs::remove_file(&first.path).unwrap();
+        fs::write(&first.path, b"rot").unwrap();
+        assert!(
+            matches!(store.get(first.sha256), Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::InvalidData)
+        );
+        add(&store, &bytes).unwrap();
+        assert_eq!(fs::read(&first.path).unwrap(), bytes);
+        assert_eq!(names(&store).len(), 1);
+    }
+
+    #[test]
+    fn what_cannot_run_here_is_refused_with_its_reason_and_leaves_nothing() {
+        let (dir, store) = store();
+        let good = TestElf::new("shop", "1.0.0");
+        let bytes = good.bytes();
+        assert!(reason(&store, b"").contains("truncated"));
+        assert!(reason(&store, b"not a plugin at all").contains("not an ELF"));
+        assert!(reason(&store, &bytes[..bytes.len() - 1]).contains("truncated"));
+        let mut plain = good.clone();
+        plain.manifest = None;
+        assert!(reason(&store, &plain.bytes()).contains("#[handover_plugin::app]"));
+        let mut foreign = good.clone();
+        foreign.machine = object::elf::EM_S390;
+        let text = reason(&store, &foreign.bytes());
+        assert!(
+            text.contains("s390x") && text.contains(elf::host_machine()),
+            "{text}"
+        );
+        let mut aborts = good.clone();
+        aborts.manifest.as_mut().unwrap().build.panic = "abort".to_owned();
+        assert!(reason(&store, &aborts.bytes()).contains("panic = \"abort\""));
+        let mut newer = good.clone();
+        newer.manifest.as_mut().unwrap().abi = AbiVersion(1, 99);
+        let text = reason(&store, &newer.bytes());
+        assert!(text.contains("ABI 1.99") && text.contains("1.1"), "{text}");
+        assert!(matches!(
+            store.add_file(dir.path()),
+            Err(StoreError::Refused { .. })
+        ));
+        assert_eq!(names(&store), [""; 0]);
+    }
+
+    #[test]
+    fn a_plugin_for_another_host_can_be_inspected() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut elf = TestElf::new("shop", "1.0.0");
+        elf.machine = object::elf::EM_RISCV;
+        let artifact = inspect(&elf.write(dir.path().join("x.so"))).unwrap();
+        assert_eq!(artifact.elf.machine, "riscv64");
+        assert!(artifact.acceptable().is_err());
+    }
+
+    #[test]
+    fn an_upload_that_is_given_up_leaves_nothing() {
+        let (_dir, store) = store();
+        let mut writer = store.writer().unwrap();
+        writer.write(b"\x7fELF").unwrap();
+        assert_eq!(names(&store).len(), 1);
+        drop(writer);
+        assert_eq!(names(&store), [""; 0]);
+    }
+
+    #[test]
+    fn what_a_crash_left_is_swept_and_what_is_being_written_is_not() {
+        let (_dir, store) = store();
+        let mut leftover = File::create(store.dir().join(".incoming-1-0")).unwrap();
+        leftover.write_all(b"half").unwrap();
+        let mut writer = store.writer().unwrap();
+        let again = Store::open(store.dir()).unwrap();
+        assert_eq!(names(&again).len(), 1);
+        writer
+            .write(&TestElf::new("shop", "1.0.0").bytes())
+            .unwrap();
+        writer.finish().unwrap();
+    }
+
+    #[test]
+    fn collecting_spares_what_is_kept_and_what_is_held() {
+        let (_dir, store) = store();
+        let add = |version| add(&store, &TestElf::new("shop", version).bytes()).unwrap();
+        let (kept, held, gone) = (add("1.0.0").sha256, add("2.0.0"), add("3.0.0").sha256);
+        fs::write(store.dir().join("README"), b"not ours").unwrap();
+        store.collect(&[kept]).unwrap();
+        assert!(store.contains(kept) && store.contains(held.sha256));
+        assert!(
+            matches!(store.get(gone), Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound)
+        );
+        let sha256 = held.sha256;
+        drop(held);
+        store.collect(&[]).unwrap();
+        assert!(!store.contains(sha256));
+        assert_eq!(names(&store), ["README"]);
+        assert!(store.is_empty().unwrap());
+    }
+
+    #[test]
+    fn a_full_disk_names_the_folder_and_the_way_out() {
+        let (_dir, store) = store();
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut writer = store
+            .writer_on(full, store.dir().join(".incoming-full"))
+            .unwrap();
+        let error = writer.write(&[1; 100]).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains(store.dir().to_str().unwrap()) && text.contains("free some space"),
+            "{text}"
+        );
+        drop(writer);
+        assert_eq!(names(&store), [""; 0]);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_named() {
+        let error = Store::open(Path::new("/proc/handover-artifacts")).unwrap_err();
+        assert!(
+            error.to_string().contains("/proc/handover-artifacts"),
+            "{error}"
+        );
+        let (_dir, store) = store();
+        fs::remove_dir(store.dir()).unwrap();
+        let error = store.writer().unwrap_err().to_string();
+        assert!(error.contains(store.dir().to_str().unwrap()), "{error}");
+    }
 }

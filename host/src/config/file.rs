@@ -1,0 +1,575 @@
+//! The TOML as it is written: each value parsed by its own type, so that an error knows its line.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Display,
+    net::SocketAddr,
+    num::NonZeroUsize,
+    ops::Range,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use serde::{Deserialize, Deserializer, de::Error as _};
+use toml::Spanned;
+
+use super::{
+    App, Check, Config, ConfigError, Log, LogFormat, RoutePrefix, Server, SmokeRequest, Watch,
+    WhenFull,
+};
+use crate::names::AppName;
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct ConfigFile {
+    server: ServerTable,
+    log: LogTable,
+    app: BTreeMap<AppName, AppTable>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct ServerTable {
+    listen: Option<Text<SocketAddr>>,
+    workers: Option<NonZeroUsize>,
+    plugins: Option<PathBuf>,
+    state: Option<PathBuf>,
+    control: Option<PathBuf>,
+    version_header: bool,
+    shutdown_deadline: Option<Span>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct LogTable {
+    level: Option<Filter>,
+    format: Option<Format>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct AppTable {
+    /// Parsed later: an error in a list is told with the span of the whole list.
+    routes: Vec<Spanned<String>>,
+    watch: Option<WatchWord>,
+    drain_deadline: Option<Limit>,
+    job_deadline: Option<Limit>,
+    max_old_generations: Option<NonZeroUsize>,
+    when_full: Option<WhenFullWord>,
+    runtime_threads: Option<NonZeroUsize>,
+    env: Vec<EnvName>,
+    keep_artifacts: Option<usize>,
+    config: toml::Table,
+    check: CheckTable,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct CheckTable {
+    start: Option<bool>,
+    deadline: Option<Span>,
+    requests: Vec<Request>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Format {
+    Text,
+    Json,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum WatchWord {
+    Deploy,
+    Stage,
+    Off,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum WhenFullWord {
+    Refuse,
+    EndOldest,
+}
+
+/// A value written as text.
+struct Text<T>(T);
+
+impl<'de, T: FromStr<Err: Display>> Deserialize<'de> for Text<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?
+            .parse()
+            .map(Self)
+            .map_err(D::Error::custom)
+    }
+}
+
+/// A length of time, more than none.
+struct Span(Duration);
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        match duration(&String::deserialize(from)?).map_err(D::Error::custom)? {
+            Duration::ZERO => Err(D::Error::custom("it cannot be zero: write e.g. \"30s\"")),
+            some => Ok(Self(some)),
+        }
+    }
+}
+
+/// A length of time, or `none`.
+struct Limit(Option<Duration>);
+
+impl<'de> Deserialize<'de> for Limit {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        duration(&text)
+            .map(|span| Self(Some(span)))
+            .map_err(|error| D::Error::custom(format!("{error}, or \"none\"")))
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| {
+        format!("`{text}` is not a length of time ({error}): write e.g. \"500ms\", \"30s\", \"1h\"")
+    })
+}
+
+/// The name of an environment variable.
+struct EnvName(String);
+
+impl<'de> Deserialize<'de> for EnvName {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(from)?;
+        if name.is_empty() || name.contains(['=', '\0']) {
+            return Err(D::Error::custom(format!(
+                "`{name}` is not the name of a variable: list names only, their values come from the host's own environment"
+            )));
+        }
+        Ok(Self(name))
+    }
+}
+
+/// A filter of the log.
+struct Filter(String);
+
+impl<'de> Deserialize<'de> for Filter {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        match tracing_subscriber::EnvFilter::builder().parse(&text) {
+            Ok(_) => Ok(Self(text)),
+            Err(error) => Err(D::Error::custom(format!(
+                "`{text}` is not a log filter ({error}): write e.g. \"info\" or \"info,handover=debug\""
+            ))),
+        }
+    }
+}
+
+/// One smoke request.
+struct Request(SmokeRequest);
+
+impl<'de> Deserialize<'de> for Request {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let request = SmokeRequest::deserialize(from)?;
+        if !request.path.starts_with('/') {
+            return Err(D::Error::custom(format!(
+                "the path `{}` does not begin with `/`: write e.g. \"/healthz\"",
+                request.path
+            )));
+        }
+        if !(200..=599).contains(&request.status) {
+            return Err(D::Error::custom(format!(
+                "{} is not a final HTTP status: use 200 to 599",
+                request.status
+            )));
+        }
+        Ok(Self(request))
+    }
+}
+
+/// Reads `text`, which is what the file at `path` holds.
+pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
+    let source = Source { path, text };
+    let file: ConfigFile = toml::from_str(text)
+        .map_err(|error| source.error(error.span(), &with_suggestion(error.message())))?;
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+
+    let mut apps = BTreeMap::new();
+    let mut taken: BTreeMap<RoutePrefix, AppName> = BTreeMap::new();
+    for (name, table) in file.app {
+        let mut routes = Vec::new();
+        for route in &table.routes {
+            let prefix: RoutePrefix = route
+                .get_ref()
+                .parse()
+                .map_err(|error| source.error(Some(route.span()), &format!("{error}")))?;
+            if let Some(other) = taken.insert(prefix.clone(), name.clone()) {
+                return Err(source.error(
+                    Some(route.span()),
+                    &format!("the route `{prefix}` of app `{name}` is also a route of app `{other}`: a route has one app"),
+                ));
+            }
+            routes.push(prefix);
+        }
+        let config = json(toml::Value::Table(table.config.clone()))
+            .map_err(|what| source.error(None, &format!("app.{name}.config: {what}")))?;
+        apps.insert(name, app(table, routes, config));
+    }
+    Ok(Config {
+        server: server(file.server, folder),
+        log: log(file.log),
+        apps,
+    })
+}
+
+fn server(table: ServerTable, folder: &Path) -> Server {
+    let default = Server::under(folder);
+    let state = table.state.map_or(default.state, |path| folder.join(path));
+    Server {
+        listen: table.listen.map_or(default.listen, |address| address.0),
+        workers: table.workers,
+        plugins: table
+            .plugins
+            .map_or(default.plugins, |path| folder.join(path)),
+        control: table
+            .control
+            .map_or_else(|| state.join("control.sock"), |path| folder.join(path)),
+        state,
+        version_header: table.version_header,
+        shutdown_deadline: table
+            .shutdown_deadline
+            .map_or(default.shutdown_deadline, |span| span.0),
+    }
+}
+
+fn log(table: LogTable) -> Log {
+    let default = Log::default();
+    Log {
+        level: table.level.map_or(default.level, |filter| filter.0),
+        format: match table.format {
+            None => default.format,
+            Some(Format::Text) => LogFormat::Text,
+            Some(Format::Json) => LogFormat::Json,
+        },
+    }
+}
+
+fn app(table: AppTable, routes: Vec<RoutePrefix>, config: serde_json::Value) -> App {
+    let default = App::default();
+    App {
+        routes,
+        watch: match table.watch {
+            None => default.watch,
+            Some(WatchWord::Deploy) => Watch::Deploy,
+            Some(WatchWord::Stage) => Watch::Stage,
+            Some(WatchWord::Off) => Watch::Off,
+        },
+        drain_deadline: table
+            .drain_deadline
+            .map_or(default.drain_deadline, |limit| limit.0),
+        job_deadline: table
+            .job_deadline
+            .map_or(default.job_deadline, |limit| limit.0),
+        max_old_generations: table
+            .max_old_generations
+            .map_or(default.max_old_generations, NonZeroUsize::get),
+        when_full: match table.when_full {
+            None => default.when_full,
+            Some(WhenFullWord::Refuse) => WhenFull::Refuse,
+            Some(WhenFullWord::EndOldest) => WhenFull::EndOldest,
+        },
+        runtime_threads: table.runtime_threads.unwrap_or(default.runtime_threads),
+        env: table.env.into_iter().map(|name| name.0).collect(),
+        keep_artifacts: table.keep_artifacts.unwrap_or(default.keep_artifacts),
+        config,
+        check: Check {
+            start: table.check.start.unwrap_or(default.check.start),
+            deadline: table
+                .check
+                .deadline
+                .map_or(default.check.deadline, |span| span.0),
+            requests: table
+                .check
+                .requests
+                .into_iter()
+                .map(|request| request.0)
+                .collect(),
+        },
+    }
+}
+
+/// The JSON of a TOML value: dates become text.
+fn json(value: toml::Value) -> Result<serde_json::Value, String> {
+    Ok(match value {
+        toml::Value::String(text) => text.into(),
+        toml::Value::Integer(number) => number.into(),
+        toml::Value::Float(number) => serde_json::Number::from_f64(number)
+            .ok_or_else(|| format!("{number} has no place in JSON: write a finite number"))?
+            .into(),
+        toml::Value::Boolean(truth) => truth.into(),
+        toml::Value::Datetime(date) => date.to_string().into(),
+        toml::Value::Array(values) => values.into_iter().map(json).collect::<Result<_, _>>()?,
+        toml::Value::Table(table) => table
+            .into_iter()
+            .map(|(key, value)| Ok((key, json(value)?)))
+            .collect::<Result<serde_json::Map<_, _>, String>>()?
+            .into(),
+    })
+}
+
+/// Adds the nearest known name to ``unknown field `x`, expected one of `y`, `z` ``.
+fn with_suggestion(message: &str) -> String {
+    let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let (Some((wrong, known)), true) = (
+        names.split_first(),
+        message.starts_with("unknown field") || message.starts_with("unknown variant"),
+    ) else {
+        return message.to_owned();
+    };
+    let nearest = known
+        .iter()
+        .map(|name| (strsim::jaro_winkler(wrong, name), name))
+        .max_by(|a, b| a.0.total_cmp(&b.0));
+    match nearest {
+        Some((likeness, name)) if likeness > 0.8 => {
+            format!("there is no `{wrong}` here: did you mean `{name}`?")
+        }
+        _ => format!(
+            "there is no `{wrong}` here: use one of {}",
+            known.join(", ")
+        ),
+    }
+}
+
+/// The file, to say where in it something is wrong.
+struct Source<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    /// `FILE:LINE: KEY: what`.
+    fn error(&self, span: Option<Range<usize>>, what: &str) -> ConfigError {
+        let file = self.path.display();
+        let Some(before) = span.and_then(|span| self.text.get(..span.start)) else {
+            return ConfigError(format!("{file}: {what}"));
+        };
+        let line = before.matches('\n').count();
+        let key = match self.key(line) {
+            Some(key) => format!("{key}: "),
+            None => String::new(),
+        };
+        ConfigError(format!("{file}:{}: {key}{}", line + 1, what.trim_end()))
+    }
+
+    /// The key that is set in `line` or before it, with the table it is in.
+    fn key(&self, line: usize) -> Option<String> {
+        let mut key = None;
+        let lines: Vec<&str> = self.text.lines().take(line + 1).collect();
+        for text in lines.iter().rev().map(|text| text.trim()) {
+            if let Some(table) = text.strip_prefix('[').filter(|_| !text.contains('=')) {
+                let table = table.split(']').next()?.trim_start_matches('[');
+                return Some(key.map_or(table.to_owned(), |key| format!("{table}.{key}")));
+            }
+            if key.is_none()
+                && let Some((left, _)) = text.split_once('=')
+                && !left.trim().starts_with(['{', '#', '"'])
+            {
+                key = Some(left.trim());
+            }
+        }
+        key.map(str::to_owned)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, ConfigError> {
+        parse(Path::new("/etc/handover.toml"), text)
+    }
+
+    fn error(text: &str) -> String {
+        read(text).unwrap_err().to_string()
+    }
+
+    fn name(text: &str) -> AppName {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let config = read(
+            r#"
+            [server]
+            listen = "0.0.0.0:80"
+            workers = 3
+            plugins = "drop"
+            state = "/var/lib/handover"
+            version_header = true
+            shutdown_deadline = "1m"
+            [log]
+            level = "info,handover=debug"
+            format = "json"
+            [app.shop]
+            routes = ["/", "Example.org/", "/api/"]
+            watch = "stage"
+            drain_deadline = "none"
+            job_deadline = "2h"
+            max_old_generations = 2
+            when_full = "end-oldest"
+            runtime_threads = 2
+            env = ["HOME"]
+            keep_artifacts = 0
+            [app.shop.config]
+            title = "Shop"
+            since = 2020-01-02
+            deep = { list = [1, 2.5, true] }
+            [app.shop.check]
+            start = false
+            deadline = "5s"
+            requests = [{ path = "/healthz" }, { path = "/gone", status = 410 }]
+            "#,
+        )
+        .unwrap();
+        let server = &config.server;
+        assert_eq!(server.listen, "0.0.0.0:80".parse().unwrap());
+        assert_eq!(server.workers.unwrap().get(), 3);
+        assert_eq!(server.plugins, Path::new("/etc/drop"));
+        assert_eq!(server.state, Path::new("/var/lib/handover"));
+        assert_eq!(server.control, Path::new("/var/lib/handover/control.sock"));
+        assert!(server.version_header);
+        assert_eq!(server.shutdown_deadline, Duration::from_secs(60));
+        assert_eq!(
+            (config.log.level.as_str(), config.log.format),
+            ("info,handover=debug", LogFormat::Json)
+        );
+        let app = config.app(&name("shop"));
+        let routes: Vec<_> = app.routes.iter().map(RoutePrefix::to_string).collect();
+        assert_eq!(routes, ["/", "example.org/", "/api"]);
+        assert_eq!(
+            (app.watch, app.when_full),
+            (Watch::Stage, WhenFull::EndOldest)
+        );
+        assert_eq!(app.drain_deadline, None);
+        assert_eq!(app.job_deadline, Some(Duration::from_secs(7200)));
+        assert_eq!((app.max_old_generations, app.keep_artifacts), (2, 0));
+        assert_eq!(app.runtime_threads.get(), 2);
+        assert_eq!(app.env, ["HOME"]);
+        assert_eq!(
+            app.config,
+            json!({"title": "Shop", "since": "2020-01-02", "deep": {"list": [1, 2.5, true]}})
+        );
+        assert!(!app.check.start);
+        assert_eq!(app.check.deadline, Duration::from_secs(5));
+        let requests: Vec<_> = app
+            .check
+            .requests
+            .iter()
+            .map(|r| (r.path.as_str(), r.status))
+            .collect();
+        assert_eq!(requests, [("/healthz", 200), ("/gone", 410)]);
+    }
+
+    #[test]
+    fn an_empty_file_is_all_defaults() {
+        let config = read("").unwrap();
+        let server = &config.server;
+        assert_eq!(server.listen, "127.0.0.1:8080".parse().unwrap());
+        assert_eq!(server.plugins, Path::new("/etc/plugins"));
+        assert_eq!(server.control, Path::new("/etc/.handover/control.sock"));
+        assert!(!server.version_header);
+        let app = config.app(&name("any"));
+        assert!(app.routes.is_empty() && app.env.is_empty() && app.check.start);
+        assert_eq!(app.drain_deadline, Some(Duration::from_secs(30)));
+        assert_eq!(app.job_deadline, None);
+        assert_eq!((app.max_old_generations, app.keep_artifacts), (4, 5));
+        assert_eq!(app.config, json!({}));
+        let without = Config::without_file().server;
+        assert!(without.version_header);
+        assert_eq!(without.plugins, Path::new("./plugins"));
+    }
+
+    #[test]
+    fn an_error_says_file_line_key_and_what_to_do() {
+        let text = error("[server]\n\nlisten = \"localhost\"\n");
+        assert!(
+            text.starts_with("/etc/handover.toml:3: server.listen: "),
+            "{text}"
+        );
+        let text = error("[app.shop]\ndrain_deadline = \"soon\"\n");
+        assert!(
+            text.contains(":2: app.shop.drain_deadline: `soon`")
+                && text.contains("\"30s\"")
+                && text.contains("none"),
+            "{text}"
+        );
+        let text = error("[app.shop]\nroutes = [\n  \"/a\",\n  \"api\",\n]\n");
+        assert!(
+            text.contains(":4: app.shop.routes: `api` is not a route"),
+            "{text}"
+        );
+        for (faulty, says) in [
+            ("[app.shop.check]\nrequests = [{ path = \"x\" }]", "`/`"),
+            (
+                "[app.shop.check]\nrequests = [{ path = \"/\", status = 99 }]",
+                "99",
+            ),
+            ("[app.shop]\nenv = [\"A=1\"]", "names only"),
+            ("[log]\nlevel = \"a=b=c\"", "log filter"),
+            ("[server]\nworkers = 0", "server.workers"),
+            ("[server]\nshutdown_deadline = \"0s\"", "zero"),
+            ("[app.shop]\nmax_old_generations = 0", "nonzero"),
+            ("[app.Shop]\n", "`Shop` is not an app name"),
+            ("[app.shop.config]\nx = nan", "app.shop.config"),
+            ("[server\n", ":1: "),
+        ] {
+            let text = error(faulty);
+            assert!(text.contains(says), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_gets_the_nearest_name() {
+        let text = error("[server]\nlisten = \"127.0.0.1:1\"\nworker = 3\n");
+        assert!(
+            text.contains(":3: server.worker: there is no `worker` here: did you mean `workers`?"),
+            "{text}"
+        );
+        let text = error("[app.shop]\nwatch = \"staged\"\n");
+        assert!(text.contains("did you mean `stage`?"), "{text}");
+        let text = error("[zzz]\n");
+        assert!(text.contains("use one of server, log, app"), "{text}");
+    }
+
+    #[test]
+    fn two_apps_cannot_have_one_route() {
+        let text = error(
+            "[app.a]\nroutes = [\"example.org/x\"]\n[app.b]\nroutes = [\"EXAMPLE.org/x/\"]\n",
+        );
+        assert!(
+            text.contains(":4: app.b.routes:") && text.contains("app `a`"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = Config::read(Path::new("/nowhere/handover.toml")).unwrap_err();
+        assert!(
+            error.to_string().starts_with("/nowhere/handover.toml: "),
+            "{error}"
+        );
+    }
+}
