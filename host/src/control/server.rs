@@ -463,7 +463,10 @@ fn events((past, mut coming): (Vec<Event>, broadcast::Receiver<Event>), follow: 
                 return;
             }
         }
-        while follow {
+        if !follow {
+            return;
+        }
+        loop {
             let next = tokio::select! {
                 next = coming.recv() => next,
                 () = tx.closed() => return,
