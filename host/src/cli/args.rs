@@ -21,12 +21,12 @@ Exit codes:
 130  interrupted with Ctrl-C; what the host has accepted, it finishes
 
 Examples:
-  handover new hello && handover dev hello    write a plugin, see each change at once
-  handover run --plugins ./plugins            serve what lies there, swap what is put there
-  handover deploy target/release/libhello.so  swap by hand, and wait for the end
-  handover status -w                          watch it";
+  handover new hello && handover dev hello     make a plugin and work on it
+  handover run --plugins ./plugins             serve and swap what is put there
+  handover deploy target/release/libhello.so   swap by hand, wait for the end
+  handover status -w                           watch it";
 
-/// A host that swaps the code behind it while it serves: no request is lost, no connection is cut.
+/// Serves apps from plugins and swaps them while they serve: no request is lost.
 #[derive(Debug, Parser)]
 #[command(
     name = "handover",
@@ -59,10 +59,10 @@ pub(super) struct Global {
     )]
     pub(super) control: Option<PathBuf>,
     /// Print JSON, for programs
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Options of every command")]
     pub(super) json: bool,
     /// Print without colour, as the environment variable NO_COLOR does
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Options of every command")]
     pub(super) no_color: bool,
 }
 
@@ -78,7 +78,7 @@ impl Global {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Run the host: serve the plugins and swap them when told to
+    /// Run the host: serve plugins, swap them when told to
     #[command(after_help = "\
 Without --config, the first plugin put into the drop folder answers at /, further ones at /NAME,
 and answers carry the headers handover-version and handover-generation. Flags overrule the file.
@@ -88,7 +88,7 @@ Examples:
   handover run
   handover run --config handover.toml --listen 0.0.0.0:80")]
     Run(Run),
-    /// Build a plugin crate, serve it, and swap it on every change of its source
+    /// Build a plugin crate, serve it, swap it on every change
     #[command(after_help = "\
 While the code does not compile, the errors are shown and the last good version goes on serving.
 
@@ -96,15 +96,16 @@ Examples:
   handover dev .
   handover dev shop --listen 127.0.0.1:3000 --release")]
     Dev(Dev),
-    /// Make a new plugin crate that builds, serves and passes its own test
+    /// Make a plugin crate that builds, serves and passes its test
     #[command(after_help = "\
 Examples:
   handover new hello
   handover new services/shop")]
     New(New),
-    /// Check a plugin file as a deploy would, without a host: exit code 4 or 5 if it would be refused
+    /// Check a plugin file as a deploy would, without a host
     #[command(after_help = "\
 The plugin's constructor runs in a child process, and with --config the smoke requests of its app.
+It ends with 4 if the host would reject the file, and with 5 if a smoke request fails.
 
 Example:
   handover check target/release/libshop.so --config handover.toml")]
@@ -114,7 +115,7 @@ Example:
 Example:
   handover inspect target/release/libshop.so")]
     Inspect(Inspect),
-    /// Send a plugin file to the host, and wait until it is live and the old code has left
+    /// Swap in a plugin file, and wait until the old code has left
     #[command(after_help = "\
 Ctrl-C stops the waiting, not the deploy: what the host has accepted, it finishes.
 
@@ -123,13 +124,15 @@ Examples:
   handover deploy libshop.so --app shop-eu --timeout 60s
   handover deploy libshop.so --detach")]
     Deploy(Deploy),
-    /// Activate what is staged, and look into the drop folder again, also at what failed before
+    /// Activate what is staged, and scan the drop folder again
     #[command(after_help = "\
+Files that failed before are tried again.
+
 Examples:
   handover reload
   handover reload shop")]
     Reload(Reload),
-    /// Go back to the artifact that was live before, or to an older one
+    /// Go back to what was live before, or to something older
     #[command(after_help = "\
 `handover history` lists what there was.
 
@@ -150,7 +153,7 @@ Examples:
 Example:
   handover history shop")]
     History(History),
-    /// Show what happened: cutovers, drains, unloads, panics, refusals
+    /// Show what happened: cutovers, drains, panics, refusals
     #[command(after_help = "\
 Examples:
   handover events

@@ -480,6 +480,75 @@ mod tests {
         assert_eq!(plugin_in("a build script's own line", "a"), None);
     }
 
+    /// A crate of its own, without dependencies, whose source is `source`.
+    fn project(folder: &Path, source: &str) -> Project {
+        let manifest = "[package]\nname = \"handover-dev-test\"\nedition = \"2024\"\n[lib]\ncrate-type = [\"cdylib\"]\n[workspace]\n";
+        fs::create_dir(folder.join("src")).unwrap();
+        fs::write(folder.join("Cargo.toml"), manifest).unwrap();
+        fs::write(folder.join("src/lib.rs"), source).unwrap();
+        Project {
+            folder: folder.to_owned(),
+            release: false,
+            features: Vec::new(),
+            package: None,
+            colour: false,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_crate_is_built_and_broken_source_is_a_failed_build() {
+        let folder = tempfile::tempdir().unwrap();
+        let project = project(
+            folder.path(),
+            "#[unsafe(no_mangle)]\npub extern \"C\" fn f() {}",
+        );
+        let krate = project.read().unwrap();
+        let Build::Artifact(file) = project.build(&krate, true).await.unwrap() else {
+            panic!("it was not built")
+        };
+        assert!(file.is_file());
+        let source = krate.folder.join("src/lib.rs");
+        assert_eq!(sources_of(&file), [source.clone()]);
+
+        fs::write(&source, "fn f() {").unwrap();
+        assert!(matches!(
+            project.build(&krate, true).await.unwrap(),
+            Build::Failed
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_build_that_nobody_waits_for_ends_with_its_compiler() {
+        let folder = tempfile::tempdir().unwrap();
+        let project = project(folder.path(), "");
+        // The build script says that it runs, and then never ends by itself.
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            0o600.into(),
+            0,
+        )
+        .unwrap();
+        let script = format!(
+            "fn main() {{ let _p = std::fs::File::create({pipe:?}); loop {{ std::thread::park() }} }}"
+        );
+        fs::write(folder.path().join("build.rs"), script).unwrap();
+        let krate = project.read().unwrap();
+        let build = tokio::spawn(async move { project.build(&krate, true).await });
+        let (started_tx, started) = tokio::sync::oneshot::channel();
+        let reading = tokio::task::spawn_blocking(move || {
+            // Opens when the script does, and ends when the script has ended.
+            let mut pipe = fs::File::open(pipe).unwrap();
+            started_tx.send(()).unwrap();
+            std::io::Read::read_to_end(&mut pipe, &mut Vec::new()).unwrap();
+        });
+        started.await.unwrap();
+        build.abort();
+        reading.await.unwrap();
+    }
+
     #[test]
     fn names_with_spaces_survive_dep_info() {
         let text = "/t/libshop.so: /w/src/lib.rs /w/my\\ pages/index.html\n";
