@@ -31,7 +31,6 @@ Examples:
 #[command(
     name = "handover",
     version,
-    propagate_version = false,
     max_term_width = 100,
     disable_help_subcommand = true,
     after_help = "`handover --help` also lists the exit codes and examples; `handover COMMAND --help` explains one command.",

@@ -1,6 +1,6 @@
 //! How a command ends that did not do what it was asked: a code of the contract, and a sentence on standard error.
 
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 
 use serde_json::json;
 
@@ -51,10 +51,9 @@ impl Failure {
                 output::line(&json!({ "error": sentence, "exit_code": self.code }).to_string());
             } else {
                 let colour = output::colour(&std::io::stderr(), global);
-                eprintln!(
-                    "{} {sentence}",
-                    output::paint(colour, output::Paint::Red, "error:")
-                );
+                let error = output::paint(colour, output::Paint::Red, "error:");
+                // With nobody to read it, the code still tells.
+                let _ = writeln!(std::io::stderr(), "{error} {sentence}");
             }
         }
         ExitCode::from(self.code)

@@ -123,9 +123,14 @@ async fn follow(
 }
 
 fn detached(id: &str, global: &Global) -> String {
+    let socket = global.control();
+    let named = match &global.control {
+        Some(socket) => format!("--control {} ", socket.display()),
+        None => String::new(),
+    };
     format!(
-        "accepted as operation {id}; to see how it ends:\n  handover events -f\n  curl --unix-socket {} http://handover/v1/operations/{id}",
-        global.control().display()
+        "accepted as operation {id}; to see how it ends:\n  handover {named}events -f\n  curl --unix-socket {} http://handover/v1/operations/{id}",
+        socket.display()
     )
 }
 
@@ -145,7 +150,7 @@ struct Drain {
 }
 
 impl Drain {
-    /// `3 of 12 in flight, 1 of them a job, 24 s left`
+    /// `3 of 12 in flight (1 job), 24 s left`
     fn sentence(self, initial: u64) -> String {
         let mut text = match self.in_flight {
             all if all >= initial => format!("{all} in flight"),
@@ -153,8 +158,8 @@ impl Drain {
         };
         match self.jobs {
             0 => {}
-            1 => text.push_str(", 1 of them a job"),
-            jobs => text.push_str(&format!(", {jobs} of them jobs")),
+            1 => text.push_str(" (1 job)"),
+            jobs => text.push_str(&format!(" ({jobs} jobs)")),
         }
         if let Some(left) = self.left {
             text.push_str(&format!(
@@ -286,7 +291,7 @@ impl Display {
 }
 
 fn bar_style() -> ProgressStyle {
-    ProgressStyle::with_template("  {prefix} drains [{bar:20}] {wide_msg}")
+    ProgressStyle::with_template("  {prefix} drains [{bar:16}] {wide_msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("=> ")
 }
@@ -302,15 +307,12 @@ mod tests {
             jobs: 1,
             left: Some(Duration::from_millis(24_300)),
         };
-        assert_eq!(
-            drain.sentence(12),
-            "3 of 12 in flight, 1 of them a job, 24 s left"
-        );
+        assert_eq!(drain.sentence(12), "3 of 12 in flight (1 job), 24 s left");
         let drain = Drain {
             in_flight: 2,
             jobs: 2,
             left: None,
         };
-        assert_eq!(drain.sentence(2), "2 in flight, 2 of them jobs");
+        assert_eq!(drain.sentence(2), "2 in flight (2 jobs)");
     }
 }

@@ -65,6 +65,7 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
         .map_err(|error| Failure::new(error.to_string()))?;
     let runtime = daemon::runtime(&config)
         .map_err(|error| Failure::new(format!("the host has no runtime: {error}")))?;
+    let control = near(&config.server.control);
     runtime.block_on(async {
         let daemon = Daemon::start(config)
             .await
@@ -82,6 +83,7 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
             apps: daemon.apps().clone(),
             store: daemon.store().clone(),
             serving: serving.join(" "),
+            control,
             colour: output::colour(&io::stdout(), global),
             live: None,
             last: None,
@@ -151,6 +153,12 @@ fn config(
     Ok(config)
 }
 
+/// `path` as seen from here, which is shorter to copy.
+fn near(path: &std::path::Path) -> PathBuf {
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(here).unwrap_or(path).to_owned()
+}
+
 /// One `handover dev`: build, swap, wait for a change, again.
 struct Session {
     project: Project,
@@ -160,6 +168,7 @@ struct Session {
     apps: Apps,
     store: Store,
     serving: String,
+    control: PathBuf,
     colour: bool,
     /// The generation that answers.
     live: Option<GenerationId>,
