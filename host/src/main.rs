@@ -1,2 +1,5 @@
 //! The `handover` command: daemon and client.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    handover::cli::main()
+}

@@ -1,0 +1,67 @@
+//! The command line: one call of the control socket for each command, and the host itself behind `run` and `dev`.
+//!
+//! - [`args`]: the words of the command line
+//! - [`exit`]: exit codes and what goes to standard error with them
+//! - [`output`]: tables, times, sizes, colour
+//! - [`operation`]: an operation shown while it runs
+//! - one file for each family of commands
+
+mod args;
+mod check;
+mod deploy;
+mod dev;
+mod events;
+mod exit;
+mod history;
+mod inspect;
+mod new;
+mod operation;
+mod output;
+mod run;
+mod shutdown;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use self::{
+    args::{Args, Command},
+    exit::Failure,
+};
+
+/// Parses the command line of this process and does what it says.
+///
+/// Usage errors are told and end with 2, as the contract of the exit codes has it.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    let global = args.global;
+    let done = match args.command {
+        Command::Run(args) => run::run(&global, args),
+        Command::Dev(args) => dev::dev(&global, args),
+        Command::New(args) => new::new(&global, &args),
+        Command::Check(args) => check::check(&global, &args),
+        Command::Inspect(args) => inspect::inspect(&global, &args),
+        Command::Deploy(args) => client(deploy::deploy(&global, args)),
+        Command::Reload(args) => client(deploy::reload(&global, args)),
+        Command::Rollback(args) => client(deploy::rollback(&global, args)),
+        Command::Status(args) => client(status::status(&global, args)),
+        Command::History(args) => client(history::history(&global, args)),
+        Command::Events(args) => client(events::events(&global, args)),
+        Command::Shutdown(args) => client(shutdown::shutdown(&global, args)),
+        Command::PreflightChild => return crate::preflight::child::main(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.tell(&global),
+    }
+}
+
+/// Runs a command that only talks: one thread is enough for it.
+fn client(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(format!("the command cannot start: {error}")))?
+        .block_on(command)
+}

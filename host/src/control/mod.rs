@@ -1,1 +1,21 @@
+//! The control socket: how an operator, a script or `curl` talks to a running host.
+//!
+//! - [`api`]: the JSON, a contract
+//! - [`server`]: the host's side, HTTP/1.1 over a unix socket
+//! - [`client`]: the side of the command line
+//! - [`socket`]: the file that both meet at
+//! - [`shutdown`]: how a call ends the host
+
 pub mod api;
+mod body;
+pub mod client;
+pub mod server;
+pub mod shutdown;
+pub mod socket;
+
+pub use self::{
+    client::{Client, ClientError},
+    server::serve,
+    shutdown::{Shutdown, ShutdownHandle},
+    socket::{ControlSocket, SocketError},
+};

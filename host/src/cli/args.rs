@@ -1,0 +1,375 @@
+//! The words of the command line.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Parser, Subcommand};
+
+use crate::names::AppName;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failure
+  2  usage: the command line makes no sense
+  3  no host answers at the control socket
+  4  the artifact was rejected, the old code is still live
+  5  the health check failed, the old code is still live
+  6  rolled back after it had been live
+  7  done, but the old code had to be ended at its drain deadline
+  8  another operation of this app is under way
+  9  denied
+130  interrupted with Ctrl-C; what the host has accepted, it finishes
+
+Examples:
+  handover new hello && handover dev hello     make a plugin and work on it
+  handover run --plugins ./plugins             serve and swap what is put there
+  handover deploy target/release/libhello.so   swap by hand, wait for the end
+  handover status -w                           watch it";
+
+/// Serves apps from plugins and swaps them while they serve: no request is lost.
+#[derive(Debug, Parser)]
+#[command(
+    name = "handover",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true,
+    after_help = "`handover --help` also lists the exit codes and examples; `handover COMMAND --help` explains one command.",
+    after_long_help = EXIT_CODES
+)]
+pub(super) struct Args {
+    /// What every command takes.
+    #[command(flatten)]
+    pub(super) global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// What every command takes.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Global {
+    /// The control socket of the host [default: ./.handover/control.sock]
+    #[arg(
+        long,
+        global = true,
+        value_name = "SOCK",
+        env = "HANDOVER_CONTROL",
+        hide_env_values = true
+    )]
+    pub(super) control: Option<PathBuf>,
+    /// Print JSON, for programs
+    #[arg(long, global = true, help_heading = "Options of every command")]
+    pub(super) json: bool,
+    /// Print without colour, as the environment variable NO_COLOR does
+    #[arg(long, global = true, help_heading = "Options of every command")]
+    pub(super) no_color: bool,
+}
+
+impl Global {
+    /// Where the host is called.
+    pub(super) fn control(&self) -> PathBuf {
+        self.control
+            .clone()
+            .unwrap_or_else(|| PathBuf::from("./.handover/control.sock"))
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the host: serve plugins, swap them when told to
+    #[command(after_help = "\
+Without --config, the first plugin put into the drop folder answers at /, further ones at /NAME,
+and answers carry the headers handover-version and handover-generation. Flags overrule the file.
+SIGTERM or Ctrl-C drains what is in flight and ends; SIGHUP scans the drop folder again.
+
+Examples:
+  handover run
+  handover run --config handover.toml --listen 0.0.0.0:80")]
+    Run(Run),
+    /// Build a plugin crate, serve it, swap it on every change
+    #[command(after_help = "\
+While the code does not compile, the errors are shown and the last good version goes on serving.
+
+Examples:
+  handover dev .
+  handover dev shop --listen 127.0.0.1:3000 --release")]
+    Dev(Dev),
+    /// Make a plugin crate that builds, serves and passes its test
+    #[command(after_help = "\
+Examples:
+  handover new hello
+  handover new services/shop")]
+    New(New),
+    /// Check a plugin file as a deploy would, without a host
+    #[command(after_help = "\
+The plugin's constructor runs in a child process, and with --config the smoke requests of its app.
+It ends with 4 if the host would reject the file, and with 5 if a smoke request fails.
+
+Example:
+  handover check target/release/libshop.so --config handover.toml")]
+    Check(Check),
+    /// Show what a plugin file says of itself, without loading it
+    #[command(after_help = "\
+Example:
+  handover inspect target/release/libshop.so")]
+    Inspect(Inspect),
+    /// Swap in a plugin file, and wait until the old code has left
+    #[command(after_help = "\
+Ctrl-C stops the waiting, not the deploy: what the host has accepted, it finishes.
+
+Examples:
+  handover deploy target/release/libshop.so
+  handover deploy libshop.so --app shop-eu --timeout 60s
+  handover deploy libshop.so --detach")]
+    Deploy(Deploy),
+    /// Activate what is staged, and scan the drop folder again
+    #[command(after_help = "\
+Files that failed before are tried again.
+
+Examples:
+  handover reload
+  handover reload shop")]
+    Reload(Reload),
+    /// Go back to what was live before, or to something older
+    #[command(after_help = "\
+`handover history` lists what there was.
+
+Examples:
+  handover rollback
+  handover rollback shop --to 1.4.2
+  handover rollback shop --to 17")]
+    Rollback(Rollback),
+    /// Show the apps, their generations and what is in flight
+    #[command(after_help = "\
+Examples:
+  handover status
+  handover status shop -w
+  handover status --json | jq '.apps[].active.version'")]
+    Status(Status),
+    /// Show what was deployed, and how it ended
+    #[command(after_help = "\
+Example:
+  handover history shop")]
+    History(History),
+    /// Show what happened: cutovers, drains, panics, refusals
+    #[command(after_help = "\
+Examples:
+  handover events
+  handover events -f --json")]
+    Events(Events),
+    /// End the host once what is in flight is done
+    #[command(after_help = "\
+Examples:
+  handover shutdown
+  handover shutdown --now")]
+    Shutdown(Shutdown),
+    /// The other side of preflight.
+    #[command(hide = true)]
+    PreflightChild,
+}
+
+/// `handover run`
+#[derive(Debug, clap::Args)]
+pub(super) struct Run {
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// The address to serve at [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    pub(super) listen: Option<SocketAddr>,
+    /// The drop folder: plugin files put there are deployed [default: ./plugins]
+    #[arg(long, value_name = "DIR")]
+    pub(super) plugins: Option<PathBuf>,
+    /// Where the host keeps artifacts and state [default: ./.handover]
+    #[arg(long, value_name = "DIR")]
+    pub(super) state: Option<PathBuf>,
+}
+
+/// `handover dev`
+#[derive(Debug, clap::Args)]
+pub(super) struct Dev {
+    /// The folder of the plugin crate
+    #[arg(value_name = "CRATE_DIR", default_value = ".")]
+    pub(super) folder: PathBuf,
+    /// The address to serve at
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    pub(super) listen: SocketAddr,
+    /// Build with optimisations
+    #[arg(short, long)]
+    pub(super) release: bool,
+    /// Features of the crate to switch on, as cargo takes them
+    #[arg(short = 'F', long, value_name = "FEATURES")]
+    pub(super) features: Vec<String>,
+    /// The package, where the folder is a workspace of several
+    #[arg(short, long, value_name = "NAME")]
+    pub(super) package: Option<String>,
+}
+
+/// `handover new`
+#[derive(Debug, clap::Args)]
+pub(super) struct New {
+    /// The folder to make; its last part names the crate and the app
+    #[arg(value_name = "NAME")]
+    pub(super) path: PathBuf,
+}
+
+/// `handover check`
+#[derive(Debug, clap::Args)]
+pub(super) struct Check {
+    /// The plugin file
+    #[arg(value_name = "FILE.so")]
+    pub(super) file: PathBuf,
+    /// The app to check it for [default: the one its manifest names]
+    #[arg(long, value_name = "APP")]
+    pub(super) app: Option<AppName>,
+    /// The configuration file with the check settings of the app
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+}
+
+/// `handover inspect`
+#[derive(Debug, clap::Args)]
+pub(super) struct Inspect {
+    /// The plugin file
+    #[arg(value_name = "FILE.so")]
+    pub(super) file: PathBuf,
+}
+
+/// `handover deploy`
+#[derive(Debug, clap::Args)]
+pub(super) struct Deploy {
+    /// The plugin file
+    #[arg(value_name = "FILE.so")]
+    pub(super) file: PathBuf,
+    /// The app to deploy it to [default: the one its manifest names]
+    #[arg(long, value_name = "APP")]
+    pub(super) app: Option<AppName>,
+    /// Give up when it is not live by then, e.g. 60s; the old code stays live
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(super) timeout: Option<Duration>,
+    /// Return as soon as the host has accepted it
+    #[arg(long)]
+    pub(super) detach: bool,
+}
+
+/// `handover reload`
+#[derive(Debug, clap::Args)]
+pub(super) struct Reload {
+    /// The app [default: all]
+    #[arg(value_name = "APP")]
+    pub(super) app: Option<AppName>,
+}
+
+/// `handover rollback`
+#[derive(Debug, clap::Args)]
+pub(super) struct Rollback {
+    /// The app; needed when the host has several
+    #[arg(value_name = "APP")]
+    pub(super) app: Option<AppName>,
+    /// The version or generation to go back to [default: what was live before]
+    #[arg(long, value_name = "VERSION|GEN")]
+    pub(super) to: Option<String>,
+}
+
+/// `handover status`
+#[derive(Debug, clap::Args)]
+pub(super) struct Status {
+    /// The app [default: all]
+    #[arg(value_name = "APP")]
+    pub(super) app: Option<AppName>,
+    /// Stay, and show it anew twice a second
+    #[arg(short, long, conflicts_with = "json")]
+    pub(super) watch: bool,
+}
+
+/// `handover history`
+#[derive(Debug, clap::Args)]
+pub(super) struct History {
+    /// The app [default: all]
+    #[arg(value_name = "APP")]
+    pub(super) app: Option<AppName>,
+}
+
+/// `handover events`
+#[derive(Debug, clap::Args)]
+pub(super) struct Events {
+    /// Stay, and show each as it happens
+    #[arg(short, long)]
+    pub(super) follow: bool,
+}
+
+/// `handover shutdown`
+#[derive(Debug, clap::Args)]
+pub(super) struct Shutdown {
+    /// Do not wait: what is in flight is cut
+    #[arg(long)]
+    pub(super) now: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Args::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_of_the_contract_is_understood() {
+        for line in [
+            "handover run --config f.toml --listen 127.0.0.1:0 --plugins p --state s --control c",
+            "handover dev example-plugin --listen 127.0.0.1:9000 -r --features a,b --package p",
+            "handover new shop",
+            "handover check a.so --json",
+            "handover deploy a.so --app shop --timeout 60s --detach",
+            "handover reload",
+            "handover reload shop",
+            "handover rollback shop --to 1.0.0",
+            "handover rollback --to 7",
+            "handover status shop --json",
+            "handover status -w",
+            "handover history shop",
+            "handover events -f",
+            "handover inspect a.so --no-color",
+            "handover shutdown --now",
+            "handover --control s status",
+        ] {
+            parse(line).unwrap();
+        }
+    }
+
+    #[test]
+    fn usage_errors_are_exit_code_2() {
+        for line in [
+            "handover",
+            "handover deploy",
+            "handover deploy a.so --timeout soon",
+            "handover status No-Name",
+            "handover status -w --json",
+            "handover run --listen here",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        let Command::Deploy(deploy) = parse("handover deploy a.so --timeout 1m30s")
+            .unwrap()
+            .command
+        else {
+            panic!()
+        };
+        assert_eq!(deploy.timeout, Some(Duration::from_secs(90)));
+    }
+}

@@ -1,0 +1,63 @@
+//! `events`: what happened, and with `-f` what happens.
+
+use std::io;
+
+use super::{
+    args::{self, Global},
+    exit::Failure,
+    output::{self, Paint, paint},
+};
+use crate::control::{Client, ClientError, api::Event};
+
+/// `handover events`
+pub(super) async fn events(global: &Global, args: args::Events) -> Result<(), Failure> {
+    let colour = output::colour(&io::stdout(), global);
+    let mut lines = Client::new(&global.control()).events(args.follow).await?;
+    let over = || Failure::new("the host ended");
+    loop {
+        match lines.next().await {
+            Ok(Some(line)) if global.json => output::line(&line.text),
+            Ok(Some(line)) => output::line(&text(&line.value, colour)),
+            Ok(None) if args.follow => return Err(over()),
+            Ok(None) => return Ok(()),
+            Err(ClientError::Broken(_)) => return Err(over()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn text(event: &Event, colour: bool) -> String {
+    let kind = match event.kind.as_str() {
+        "active" => Paint::Green,
+        "rejected" | "failed" | "unhealthy" | "retained" | "panic" | "missed" => Paint::Red,
+        _ => Paint::Yellow,
+    };
+    format!(
+        "{} {}{} {}",
+        paint(colour, Paint::Dim, &output::instant(event.at_ms)),
+        paint(colour, kind, &event.kind),
+        " ".repeat(9_usize.saturating_sub(event.kind.chars().count())),
+        event.message
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_a_line() {
+        let event = Event {
+            seq: 1,
+            at_ms: 1_790_000_000_000,
+            kind: "active".to_owned(),
+            app: None,
+            generation: None,
+            message: "shop 1.1.0 is live as generation 7".to_owned(),
+        };
+        assert_eq!(
+            text(&event, false),
+            "2026-09-21T14:13:20Z active    shop 1.1.0 is live as generation 7"
+        );
+    }
+}

@@ -1,0 +1,67 @@
+//! How a command ends that did not do what it was asked: a code of the contract, and a sentence on standard error.
+
+use std::{io::Write, process::ExitCode};
+
+use serde_json::json;
+
+use super::{args::Global, output};
+use crate::control::ClientError;
+
+/// The exit code of a command that failed for a reason without a code of its own.
+pub(super) const FAILURE: u8 = 1;
+/// The exit code of a command line that makes no sense.
+pub(super) const USAGE: u8 = 2;
+/// The exit code of a command that was interrupted while the host goes on with it: what a shell reports for Ctrl-C.
+pub(super) const INTERRUPTED: u8 = 130;
+
+/// Why a command ends with another code than 0.
+#[derive(Debug)]
+pub(super) struct Failure {
+    code: u8,
+    /// None when everything has been said.
+    sentence: Option<String>,
+}
+
+impl Failure {
+    /// Exit code 1.
+    pub(super) fn new(sentence: impl Into<String>) -> Self {
+        Self::with_code(FAILURE, sentence)
+    }
+
+    /// Any exit code.
+    pub(super) fn with_code(code: u8, sentence: impl Into<String>) -> Self {
+        Self {
+            code,
+            sentence: Some(sentence.into()),
+        }
+    }
+
+    /// An exit code alone: what there was to say has been said.
+    pub(super) fn silent(code: u8) -> Self {
+        Self {
+            code,
+            sentence: None,
+        }
+    }
+
+    /// Says it, as JSON on standard output with `--json` (so that a script reads one stream), else as a sentence on standard error.
+    pub(super) fn tell(self, global: &Global) -> ExitCode {
+        if let Some(sentence) = self.sentence {
+            if global.json {
+                output::line(&json!({ "error": sentence, "exit_code": self.code }).to_string());
+            } else {
+                let colour = output::colour(&std::io::stderr(), global);
+                let error = output::paint(colour, output::Paint::Red, "error:");
+                // With nobody to read it, the code still tells.
+                let _ = writeln!(std::io::stderr(), "{error} {sentence}");
+            }
+        }
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Self::with_code(error.exit_code(), error.to_string())
+    }
+}

@@ -1,0 +1,103 @@
+//! `history`: what was deployed, and how it ended.
+
+use std::io;
+
+use super::{
+    args::{self, Global},
+    exit::Failure,
+    output::{self, Cell, Paint, Row},
+    status::check_known,
+};
+use crate::control::{
+    Client,
+    api::{History, HistoryEntry, Outcome},
+};
+
+/// `handover history`
+pub(super) async fn history(global: &Global, args: args::History) -> Result<(), Failure> {
+    let client = Client::new(&global.control());
+    let history = client.history(args.app.as_ref()).await?;
+    if let (true, Some(app)) = (history.history.is_empty(), &args.app) {
+        check_known(&client.status().await?, app)?;
+    }
+    output::line(&if global.json {
+        // Our own type of strings and numbers: this cannot fail.
+        serde_json::to_string(&history).unwrap_or_default()
+    } else {
+        text(&history, output::colour(&io::stdout(), global))
+    });
+    Ok(())
+}
+
+fn text(history: &History, colour: bool) -> String {
+    if history.history.is_empty() {
+        return "Nothing has been deployed.".to_owned();
+    }
+    let rows: Vec<_> = history.history.iter().flat_map(rows).collect();
+    output::table(
+        &[
+            "TIME", "APP", "GEN>", "VERSION", "ARTIFACT", "CAUSE", "OUTCOME",
+        ],
+        &rows,
+        colour,
+    )
+}
+
+fn rows(entry: &HistoryEntry) -> Vec<Row> {
+    let (word, paint) = match entry.outcome {
+        Outcome::Done => ("done", Paint::Green),
+        Outcome::Unchanged => ("unchanged", Paint::Dim),
+        Outcome::Staged => ("staged", Paint::Yellow),
+        Outcome::Failed => ("failed", Paint::Red),
+        Outcome::Rejected => ("rejected", Paint::Red),
+        Outcome::Unhealthy => ("unhealthy", Paint::Red),
+        Outcome::RolledBack => ("rolled back", Paint::Red),
+        Outcome::DeadlinePassed => ("done, cut", Paint::Yellow),
+        Outcome::Conflict => ("conflict", Paint::Yellow),
+        Outcome::Denied => ("denied", Paint::Red),
+    };
+    let mut rows = vec![Row::Cells(vec![
+        output::instant(entry.at_ms).into(),
+        entry.app.as_str().into(),
+        entry
+            .generation
+            .map_or_else(|| "-".to_owned(), |generation| generation.to_string())
+            .into(),
+        entry.version.to_string().into(),
+        output::short(&entry.artifact).into(),
+        entry.cause.as_str().into(),
+        Cell::painted(word, paint),
+    ])];
+    rows.extend(
+        entry
+            .reason
+            .as_ref()
+            .map(|reason| Row::Note(Cell::painted(reason, Paint::Dim))),
+    );
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn history_fits_a_terminal_and_gives_reasons() {
+        let history = serde_json::from_str(
+            r#"{"history":[
+              {"at_ms":1790000000000,"app":"shop","generation":7,"version":"1.1.0","artifact":"0123456789abcdef","cause":"deploy",
+               "outcome":"done","reason":null},
+              {"at_ms":1790000060000,"app":"shop","generation":null,"version":"1.2.0","artifact":"fedcba9876543210","cause":"rollback",
+               "outcome":"rejected","reason":"the constructor panicked: no database"}]}"#,
+        )
+        .unwrap();
+        let expected = "\
+TIME                  APP   GEN  VERSION  ARTIFACT      CAUSE     OUTCOME
+2026-09-21T14:13:20Z  shop    7  1.1.0    0123456789ab  deploy    done
+2026-09-21T14:14:20Z  shop    -  1.2.0    fedcba987654  rollback  rejected
+  the constructor panicked: no database";
+        assert_eq!(text(&history, false), expected);
+    }
+}

@@ -1,0 +1,318 @@
+//! An operation shown while it runs: steps as they end, a bar for what still drains, one sentence at the end.
+
+use std::{
+    collections::HashMap,
+    io::{self, IsTerminal},
+    time::{Duration, Instant},
+};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::{
+    args::Global,
+    exit::{self, Failure},
+    output::{self, Paint, paint},
+};
+use crate::{
+    control::{
+        ClientError,
+        api::{OperationResult, Outcome, Progress},
+        client::Lines,
+    },
+    names::{AppName, GenerationId},
+};
+
+/// How often a drain is told of where there is no bar.
+const DRAIN_LINES: Duration = Duration::from_secs(1);
+
+/// How an operation is shown.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct How {
+    /// Whether it ends when the host has accepted the operation.
+    pub(super) detach: bool,
+    /// Whether lines name their app, because there may be several.
+    pub(super) several: bool,
+}
+
+/// Calls the host, shows what it tells, and ends as the operation ends.
+///
+/// Ctrl-C ends the showing. What the host has accepted, it finishes.
+pub(super) async fn show(
+    global: &Global,
+    how: How,
+    call: impl Future<Output = Result<Lines<Progress>, ClientError>>,
+) -> Result<(), Failure> {
+    let mut operation = None;
+    let ended = tokio::select! {
+        ended = follow(global, how, call, &mut operation) => return ended,
+        _ = tokio::signal::ctrl_c() => operation,
+    };
+    Err(Failure::with_code(
+        exit::INTERRUPTED,
+        match ended {
+            Some(id) => format!(
+                "interrupted: the host goes on with operation {id}, `handover events -f` shows how it ends"
+            ),
+            None => "interrupted: what the host has not wholly received, it drops".to_owned(),
+        },
+    ))
+}
+
+async fn follow(
+    global: &Global,
+    how: How,
+    call: impl Future<Output = Result<Lines<Progress>, ClientError>>,
+    operation: &mut Option<String>,
+) -> Result<(), Failure> {
+    let mut lines = call.await?;
+    let mut display = Display::new(global, how.several);
+    loop {
+        let line = match lines.next().await {
+            Ok(Some(line)) => line,
+            Ok(None) | Err(ClientError::Broken(_)) => {
+                return Err(Failure::new(
+                    "the host ended before the operation did: once it runs again, `handover history` tells what became of it",
+                ));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if global.json {
+            output::line(&line.text);
+        }
+        match line.value {
+            Progress::Accepted { operation: id } => {
+                if how.detach {
+                    if !global.json {
+                        output::line(&detached(&id, global));
+                    }
+                    return Ok(());
+                }
+                *operation = Some(id);
+            }
+            Progress::Result(result) if global.json => return code(result.outcome),
+            Progress::Result(result) => return display.end(&result),
+            _ if global.json => {}
+            Progress::Step {
+                step,
+                app,
+                message,
+                took_us,
+            } => {
+                display.step(&step, &app, &message, Duration::from_micros(took_us));
+            }
+            Progress::Draining {
+                app,
+                generation,
+                in_flight,
+                jobs,
+                deadline_ms,
+            } => {
+                let left = deadline_ms.map(Duration::from_millis);
+                display.draining(
+                    &app,
+                    generation,
+                    Drain {
+                        in_flight,
+                        jobs,
+                        left,
+                    },
+                );
+            }
+        }
+    }
+}
+
+fn detached(id: &str, global: &Global) -> String {
+    let socket = global.control();
+    let named = match &global.control {
+        Some(socket) => format!("--control {} ", socket.display()),
+        None => String::new(),
+    };
+    format!(
+        "accepted as operation {id}; to see how it ends:\n  handover {named}events -f\n  curl --unix-socket {} http://handover/v1/operations/{id}",
+        socket.display()
+    )
+}
+
+fn code(outcome: Outcome) -> Result<(), Failure> {
+    match outcome.exit_code() {
+        0 => Ok(()),
+        code => Err(Failure::silent(code)),
+    }
+}
+
+/// What is left on a generation.
+#[derive(Clone, Copy, Debug)]
+struct Drain {
+    in_flight: u64,
+    jobs: u64,
+    left: Option<Duration>,
+}
+
+impl Drain {
+    /// `3 of 12 in flight (1 job), 24 s left`
+    fn sentence(self, initial: u64) -> String {
+        let mut text = match self.in_flight {
+            all if all >= initial => format!("{all} in flight"),
+            some => format!("{some} of {initial} in flight"),
+        };
+        match self.jobs {
+            0 => {}
+            1 => text.push_str(" (1 job)"),
+            jobs => text.push_str(&format!(" ({jobs} jobs)")),
+        }
+        if let Some(left) = self.left {
+            text.push_str(&format!(
+                ", {} left",
+                output::time(Duration::from_secs(left.as_secs()))
+            ));
+        }
+        text
+    }
+}
+
+/// One generation on its way out.
+struct Leaving {
+    initial: u64,
+    told: Option<Instant>,
+    bar: Option<ProgressBar>,
+}
+
+struct Display {
+    terminal: bool,
+    colour: bool,
+    several: bool,
+    bars: MultiProgress,
+    leaving: HashMap<(AppName, GenerationId), Leaving>,
+}
+
+impl Display {
+    fn new(global: &Global, several: bool) -> Self {
+        let stdout = io::stdout();
+        Self {
+            terminal: stdout.is_terminal(),
+            colour: output::colour(&stdout, global),
+            several,
+            bars: MultiProgress::with_draw_target(ProgressDrawTarget::stdout()),
+            leaving: HashMap::new(),
+        }
+    }
+
+    fn say(&self, text: &str) {
+        self.bars.suspend(|| output::line(text));
+    }
+
+    fn step(&self, step: &str, app: &AppName, message: &str, took: Duration) {
+        let took = paint(
+            self.colour,
+            Paint::Dim,
+            &format!("({})", output::time(took)),
+        );
+        let app = if self.several {
+            format!("{app} ")
+        } else {
+            String::new()
+        };
+        self.say(&if self.terminal {
+            format!(
+                "{} {app}{step}: {message} {took}",
+                paint(self.colour, Paint::Green, "✓")
+            )
+        } else {
+            format!("{app}{step}: {message} {took}")
+        });
+    }
+
+    fn draining(&mut self, app: &AppName, generation: GenerationId, drain: Drain) {
+        let several = self.several;
+        let leaving = self
+            .leaving
+            .entry((app.clone(), generation))
+            .or_insert_with(|| Leaving {
+                initial: drain.in_flight,
+                told: None,
+                bar: self.terminal.then(|| {
+                    self.bars
+                        .add(ProgressBar::new(drain.in_flight).with_style(bar_style()))
+                }),
+            });
+        leaving.initial = leaving.initial.max(drain.in_flight);
+        let sentence = drain.sentence(leaving.initial);
+        let app = if several {
+            format!("{app} ")
+        } else {
+            String::new()
+        };
+        if let Some(bar) = &leaving.bar {
+            bar.set_length(leaving.initial);
+            bar.set_prefix(format!("{app}generation {generation}"));
+            bar.set_message(sentence);
+            bar.set_position(leaving.initial - drain.in_flight);
+            if drain.in_flight == 0 {
+                bar.finish_and_clear();
+            }
+        } else if drain.in_flight > 0
+            && leaving
+                .told
+                .is_none_or(|told| told.elapsed() >= DRAIN_LINES)
+        {
+            leaving.told = Some(Instant::now());
+            output::line(&format!(
+                "{app}drain: generation {generation} has {sentence}"
+            ));
+        }
+    }
+
+    fn end(&mut self, result: &OperationResult) -> Result<(), Failure> {
+        for leaving in self.leaving.values() {
+            if let Some(bar) = &leaving.bar {
+                bar.finish_and_clear();
+            }
+        }
+        let code = result.outcome.exit_code();
+        match result.outcome {
+            Outcome::Done | Outcome::Unchanged | Outcome::Staged => {
+                self.say(&paint(self.colour, Paint::Bold, &result.message));
+                Ok(())
+            }
+            // What was asked for is done, so the sentence is a result; the code says that it had a price.
+            Outcome::DeadlinePassed => {
+                self.say(&paint(self.colour, Paint::Yellow, &result.message));
+                Err(Failure::silent(code))
+            }
+            Outcome::Failed
+            | Outcome::Rejected
+            | Outcome::Unhealthy
+            | Outcome::RolledBack
+            | Outcome::Conflict
+            | Outcome::Denied => Err(Failure::with_code(code, result.message.clone())),
+        }
+    }
+}
+
+fn bar_style() -> ProgressStyle {
+    ProgressStyle::with_template("  {prefix} drains [{bar:16}] {wide_msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drain_says_what_is_left_and_for_how_long() {
+        let drain = Drain {
+            in_flight: 3,
+            jobs: 1,
+            left: Some(Duration::from_millis(24_300)),
+        };
+        assert_eq!(drain.sentence(12), "3 of 12 in flight (1 job), 24 s left");
+        let drain = Drain {
+            in_flight: 2,
+            jobs: 2,
+            left: None,
+        };
+        assert_eq!(drain.sentence(2), "2 in flight (2 jobs)");
+    }
+}

@@ -1,0 +1,250 @@
+//! What people see: tables, times, sizes, colour.
+
+use std::{
+    fmt::Write as _,
+    io::{self, IsTerminal, Write as _},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use super::args::Global;
+
+/// Writes one line to standard output. A reader that left, as `head` does, ends the process quietly and not with a panic.
+pub(super) fn line(text: &str) {
+    let mut out = io::stdout().lock();
+    if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// Whether `stream` gets colour: a terminal whose user did not say no.
+pub(super) fn colour(stream: &impl IsTerminal, global: &Global) -> bool {
+    let said_no =
+        global.no_color || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    stream.is_terminal() && !said_no && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// The colours in use.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Paint {
+    /// Good.
+    Green,
+    /// On its way, or worth a look.
+    Yellow,
+    /// Bad.
+    Red,
+    /// Less important.
+    Dim,
+    /// More important.
+    Bold,
+}
+
+/// `text` in colour, or as it is.
+pub(super) fn paint(colour: bool, paint: Paint, text: &str) -> String {
+    if !colour || text.is_empty() {
+        return text.to_owned();
+    }
+    let code = match paint {
+        Paint::Green => 32,
+        Paint::Yellow => 33,
+        Paint::Red => 31,
+        Paint::Dim => 2,
+        Paint::Bold => 1,
+    };
+    format!("\x1b[{code}m{text}\x1b[0m")
+}
+
+/// One cell of a table.
+#[derive(Clone, Debug)]
+pub(super) struct Cell {
+    text: String,
+    paint: Option<Paint>,
+}
+
+impl Cell {
+    /// In `paint`.
+    pub(super) fn painted(text: impl Into<String>, paint: Paint) -> Self {
+        Self {
+            text: text.into(),
+            paint: Some(paint),
+        }
+    }
+
+    fn shown(&self, colour: bool) -> String {
+        self.paint
+            .map_or_else(|| self.text.clone(), |how| paint(colour, how, &self.text))
+    }
+}
+
+impl<T: Into<String>> From<T> for Cell {
+    fn from(text: T) -> Self {
+        Self {
+            text: text.into(),
+            paint: None,
+        }
+    }
+}
+
+/// A row of a table: cells, or a sentence that goes over all columns.
+#[derive(Clone, Debug)]
+pub(super) enum Row {
+    /// One cell for each column.
+    Cells(Vec<Cell>),
+    /// A sentence, indented.
+    Note(Cell),
+}
+
+/// Lines in columns that are as wide as their content. A heading that ends with `>` makes a column of numbers, to the right.
+pub(super) fn table(headings: &[&str], rows: &[Row], colour: bool) -> String {
+    let right: Vec<bool> = headings
+        .iter()
+        .map(|heading| heading.ends_with('>'))
+        .collect();
+    let headings: Vec<&str> = headings
+        .iter()
+        .map(|heading| heading.trim_end_matches('>'))
+        .collect();
+    let mut widths: Vec<usize> = headings
+        .iter()
+        .map(|heading| heading.chars().count())
+        .collect();
+    for row in rows {
+        if let Row::Cells(cells) = row {
+            for (width, cell) in widths.iter_mut().zip(cells) {
+                *width = (*width).max(cell.text.chars().count());
+            }
+        }
+    }
+    let line = |cells: &[Cell]| {
+        let mut text = String::new();
+        for (column, cell) in cells.iter().enumerate() {
+            let space = " ".repeat(widths[column].saturating_sub(cell.text.chars().count()));
+            let gap = if column == 0 { "" } else { "  " };
+            let shown = cell.shown(colour);
+            let _ = if right[column] {
+                write!(text, "{gap}{space}{shown}")
+            } else {
+                write!(text, "{gap}{shown}{space}")
+            };
+        }
+        text.trim_end().to_owned()
+    };
+    let titles: Vec<_> = headings
+        .iter()
+        .map(|heading| Cell::painted(*heading, Paint::Dim))
+        .collect();
+    let mut out = line(&titles);
+    for row in rows {
+        out.push('\n');
+        match row {
+            Row::Cells(cells) => out.push_str(&line(cells)),
+            Row::Note(note) => {
+                let _ = write!(out, "  {}", note.shown(colour));
+            }
+        }
+    }
+    out
+}
+
+/// A time as people say it, in at most two units: `4 ms`, `1.2 s`, `3m 5s`, `2d 4h`.
+pub(super) fn time(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match seconds {
+        0 if time.as_millis() < 1 => format!("{} µs", time.as_micros()),
+        0 => format!("{} ms", time.as_millis()),
+        1..=9 => format!("{:.1} s", time.as_secs_f64()),
+        10..=59 => format!("{seconds} s"),
+        60..=3_599 => format!("{}m {}s", seconds / 60, seconds % 60),
+        3_600..=86_399 => format!("{}h {}m", seconds / 3_600, seconds / 60 % 60),
+        _ => format!("{}d {}h", seconds / 86_400, seconds / 3_600 % 24),
+    }
+}
+
+/// A size as people say it: `532 B`, `1.4 MB`.
+pub(super) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
+    if bytes < 1000 {
+        return format!("{bytes} B");
+    }
+    #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+    let mut value = bytes as f64 / 1000.0;
+    let mut unit = 0;
+    while value >= 999.95 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// Milliseconds since 1970 as a time of UTC, to the second.
+pub(super) fn instant(at_ms: u64) -> String {
+    let at = UNIX_EPOCH
+        .checked_add(Duration::from_millis(at_ms))
+        .unwrap_or(SystemTime::UNIX_EPOCH);
+    humantime::format_rfc3339_seconds(at).to_string()
+}
+
+/// The first 12 digits of a hash: enough to tell artifacts apart.
+pub(super) fn short(hash: &str) -> &str {
+    hash.get(..12).unwrap_or(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_the_unit_that_people_would_choose() {
+        for (micros, text) in [
+            (0, "0 µs"),
+            (950, "950 µs"),
+            (4_200, "4 ms"),
+            (999_900, "999 ms"),
+            (1_240_000, "1.2 s"),
+            (59_900_000, "59 s"),
+            (125_000_000, "2m 5s"),
+            (7_260_000_000, "2h 1m"),
+            (180_000_000_000, "2d 2h"),
+        ] {
+            assert_eq!(time(Duration::from_micros(micros)), text);
+        }
+    }
+
+    #[test]
+    fn sizes_have_three_or_four_digits() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1_000, "1.0 kB"),
+            (1_449_000, "1.4 MB"),
+            (999_960_000, "1.0 GB"),
+            (u64::MAX, "18446744.1 TB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn a_table_is_as_wide_as_its_content_and_colour_does_not_move_it() {
+        let rows = [
+            Row::Cells(vec![
+                Cell::painted("shop", Paint::Bold),
+                "12".into(),
+                "live".into(),
+            ]),
+            Row::Note("a note".into()),
+            Row::Cells(vec!["a-long-name".into(), "3".into(), "".into()]),
+        ];
+        let plain = table(&["APP", "GEN>", "STATE"], &rows, false);
+        assert_eq!(
+            plain,
+            "APP          GEN  STATE\nshop          12  live\n  a note\na-long-name    3"
+        );
+        let painted = table(&["APP", "GEN>", "STATE"], &rows, true);
+        let stripped = painted
+            .replace("\x1b[0m", "")
+            .replace("\x1b[1m", "")
+            .replace("\x1b[2m", "");
+        let lines: Vec<_> = stripped.lines().map(str::trim_end).collect();
+        assert_eq!(lines.join("\n"), plain);
+    }
+}

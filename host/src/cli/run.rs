@@ -1,0 +1,125 @@
+//! `run`: this process becomes the host.
+
+use std::io;
+
+use super::{
+    args::{Global, Run},
+    exit::Failure,
+    output,
+};
+use crate::{
+    config::{Config, Server},
+    daemon::{self, Daemon},
+    telemetry,
+};
+
+/// `handover run`
+pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
+    let mut config = match &args.config {
+        Some(file) => Config::read(file).map_err(|error| Failure::new(error.to_string()))?,
+        None => Config::without_file(),
+    };
+    overrule(&mut config.server, global, args);
+    telemetry::init(&config.log, output::colour(&io::stderr(), global))
+        .map_err(|error| Failure::new(error.to_string()))?;
+    let runtime = daemon::runtime(&config)
+        .map_err(|error| Failure::new(format!("the host has no runtime: {error}")))?;
+    let server = config.server.clone();
+    runtime.block_on(async {
+        let daemon = Daemon::start(config)
+            .await
+            .map_err(|error| Failure::new(error.to_string()))?;
+        for address in daemon.listen() {
+            tracing::info!("serving at http://{address}");
+        }
+        tracing::info!(
+            plugins = %server.plugins.display(),
+            control = %server.control.display(),
+            "put plugin files into the drop folder, or `handover deploy` them"
+        );
+        daemon.wait().await;
+        Ok(())
+    })
+}
+
+/// Flags overrule the file. A state directory without a socket brings its own.
+fn overrule(server: &mut Server, global: &Global, args: Run) {
+    if let Some(listen) = args.listen {
+        server.listen = listen;
+    }
+    if let Some(plugins) = args.plugins {
+        server.plugins = plugins;
+    }
+    if let Some(state) = args.state {
+        server.control = state.join("control.sock");
+        server.state = state;
+    }
+    if let Some(control) = &global.control {
+        server.control.clone_from(control);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, time::Duration};
+
+    use super::*;
+
+    fn server() -> Server {
+        Server {
+            listen: ([127, 0, 0, 1], 8080).into(),
+            workers: None,
+            plugins: "file/plugins".into(),
+            state: "file/state".into(),
+            control: "file/control.sock".into(),
+            version_header: false,
+            shutdown_deadline: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn flags_overrule_the_file() {
+        let none = || Run {
+            config: None,
+            listen: None,
+            plugins: None,
+            state: None,
+        };
+        let global = |control: Option<&str>| Global {
+            control: control.map(Into::into),
+            json: false,
+            no_color: false,
+        };
+
+        let mut untouched = server();
+        overrule(&mut untouched, &global(None), none());
+        assert_eq!(untouched.control, Path::new("file/control.sock"));
+
+        let mut moved = server();
+        overrule(
+            &mut moved,
+            &global(None),
+            Run {
+                state: Some("s".into()),
+                plugins: Some("p".into()),
+                ..none()
+            },
+        );
+        assert_eq!(moved.control, Path::new("s/control.sock"));
+        assert_eq!(
+            (moved.state.as_path(), moved.plugins.as_path()),
+            (Path::new("s"), Path::new("p"))
+        );
+
+        let mut named = server();
+        overrule(
+            &mut named,
+            &global(Some("c")),
+            Run {
+                state: Some("s".into()),
+                ..none()
+            },
+        );
+        assert_eq!(named.control, Path::new("c"));
+    }
+}
