@@ -41,11 +41,14 @@ impl Loading {
     /// The library is mapped at `ranges`: opens its account. None when the table of ranges is full; the library must
     /// then stay mapped for ever.
     pub fn attribute(self, ranges: Vec<Range<usize>>) -> Option<Account> {
-        if !ranges.iter().all(|range| ranges::claim(self.account, range)) {
+        if !ranges
+            .iter()
+            .all(|range| ranges::claim(self.account, range))
+        {
             ranges::give_back(self.account);
             return None;
         }
-        keys::keep_within(self.account, &ranges);
+        keys::sort_out(self.account, &ranges);
         Some(Account(Arc::new(Inner {
             id: self.account,
             ranges,
@@ -61,7 +64,7 @@ impl Drop for Loading {
             return;
         }
         // Nothing was loaded, or it cannot be followed: the keys stay, they are no one's.
-        keys::keep_within(self.account, &[]);
+        keys::sort_out(self.account, &[]);
     }
 }
 
@@ -103,9 +106,10 @@ impl Account {
     /// Nothing may call into the library any more when this is called, but the destructors that this runs. It cannot
     /// contain a destructor that blocks or aborts.
     ///
-    /// To be awaited on the runtime whose workers called the library, with its timer enabled: threads of a runtime
-    /// can only be reached by tasks. A worker that is kept busy by something else holds the library. Safe to cancel, and to
-    /// call again after an error.
+    /// To be awaited on the runtime whose workers called the library, with its timer enabled: workers can only be reached
+    /// by tasks. A worker that is kept busy by something else holds the library. So does any other thread that called it,
+    /// until it ends: the main thread in `block_on`, a thread of `spawn_blocking`, or a worker that became one by
+    /// `block_in_place`. Call plugins on workers, or on threads that end. Safe to cancel, and to call again after an error.
     ///
     /// # Errors
     /// Says what still held it at the deadline, when the last thing that it asked of anybody has not happened.
@@ -120,21 +124,18 @@ impl Account {
         let mut report = Report::default();
         loop {
             let signals = signals::restore(&self.0.ranges);
-            report.signals.extend(signals.into_iter().map(signals::name));
+            report
+                .signals
+                .extend(signals.into_iter().map(signals::name));
             self.0.visit();
             if self.is_quiet() {
                 report.destructors = self.0.destructors.load(Ordering::Relaxed) - before;
                 return Ok(report);
             }
             if begin.elapsed() >= deadline {
-                let mut held = self.holds();
+                let held = self.held_for(Some(begin.elapsed()));
                 if held.is_empty() {
                     continue; // the last of it went just now
-                }
-                if visit::held(self.0.id).iter().any(|holder| holder.waiting > 0) {
-                    held.push(format!(
-                        "a thread that has something to run must come by for it, and was asked for {deadline:?}"
-                    ));
                 }
                 return Err(Unsettled { held });
             }
@@ -170,11 +171,19 @@ impl Account {
 
     /// What holds the library now, each a sentence for people. Empty when it is quiet.
     pub fn holds(&self) -> Vec<String> {
+        self.held_for(None)
+    }
+
+    fn held_for(&self, waited: Option<Duration>) -> Vec<String> {
         let mut sentences = Vec::new();
         let alive = threads::alive(&self.0.ranges);
         if !alive.is_empty() {
             let names: Vec<_> = alive.iter().map(|tid| threads::describe(*tid)).collect();
-            let threads = if alive.len() == 1 { "thread" } else { "threads" };
+            let threads = if alive.len() == 1 {
+                "thread"
+            } else {
+                "threads"
+            };
             sentences.push(format!(
                 "{} {threads} that it started still live: {}",
                 alive.len(),
@@ -182,22 +191,27 @@ impl Account {
             ));
         }
         for holder in visit::held(self.0.id) {
-            let who = match holder.worker {
-                Some(number) => format!("worker {number} ({})", threads::describe(holder.tid)),
-                None => format!(
-                    "thread {}, which is no worker of the host,",
-                    threads::describe(holder.tid)
+            let thread = threads::describe(holder.tid);
+            let (who, busy) = match holder.worker {
+                Some(number) => (
+                    format!("worker {number} ({thread})"),
+                    "has been running something else",
+                ),
+                None => (
+                    format!("thread {thread}, which is no worker of the host,"),
+                    "has not ended",
                 ),
             };
+            let waited = waited
+                .map(|waited| format!(" and {busy} for {} ms", waited.as_millis()))
+                .unwrap_or_default();
             sentences.push(if holder.running {
                 format!("{who} is running a thread-local destructor of it")
             } else if holder.waiting > 0 {
-                format!(
-                    "{who} has {} thread-local destructors of it to run",
-                    holder.waiting
-                )
+                let many = holder.waiting;
+                format!("{who} has {many} thread-local destructors of it to run{waited}")
             } else {
-                format!("{who} is ending and may be running a thread-local destructor of it")
+                format!("{who} ran code of it and is ending")
             });
         }
         for signal in signals::held(&self.0.ranges) {

@@ -4,6 +4,10 @@
 //! the static linker everything inside the host. They run before `main`, on every thread, inside allocators, and in
 //! forked children: what is not of a plugin goes on to libc without a lock and without an allocation. Each behaves for
 //! its caller exactly as libc's.
+#![allow(
+    unreachable_pub,
+    reason = "the dynamic linker reaches what Rust's modules do not"
+)]
 
 use std::{
     cell::Cell,
@@ -45,7 +49,8 @@ impl Real {
         let address = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) } as usize;
         if address == 0 {
             // A panic would come back here for its thread-locals.
-            const TEXT: &[u8] = b"handover: the C library lacks a function that the ledger stands before\n";
+            const TEXT: &[u8] =
+                b"handover: the C library lacks a function that the ledger stands before\n";
             // SAFETY: writes a constant to standard error and ends the process.
             unsafe {
                 libc::write(2, TEXT.as_ptr().cast(), TEXT.len());
@@ -127,10 +132,22 @@ thread_local! {
 /// this crate without the link arguments of its `build.rs`.
 pub fn armed() -> bool {
     [
-        (c"__cxa_thread_atexit_impl", __cxa_thread_atexit_impl as *const () as usize),
-        (c"pthread_key_create", pthread_key_create as *const () as usize),
-        (c"pthread_key_delete", pthread_key_delete as *const () as usize),
-        (c"pthread_setspecific", pthread_setspecific as *const () as usize),
+        (
+            c"__cxa_thread_atexit_impl",
+            __cxa_thread_atexit_impl as *const () as usize,
+        ),
+        (
+            c"pthread_key_create",
+            pthread_key_create as *const () as usize,
+        ),
+        (
+            c"pthread_key_delete",
+            pthread_key_delete as *const () as usize,
+        ),
+        (
+            c"pthread_setspecific",
+            pthread_setspecific as *const () as usize,
+        ),
         (c"pthread_create", pthread_create as *const () as usize),
         (c"sigaction", sigaction as *const () as usize),
     ]
@@ -225,7 +242,7 @@ pub unsafe extern "C" fn pthread_setspecific(key: pthread_key_t, value: *const c
     if let Some(owner) = keys::owner(key)
         && !threads::current_is_of(owner)
     {
-        visit::value_set(key, !value.is_null());
+        visit::value_set(owner, key, !value.is_null());
     }
     // SAFETY: the arguments of the caller, as they came.
     unsafe { real_setspecific(key, value) }
@@ -352,9 +369,12 @@ pub unsafe extern "C" fn sigaction(
     let asks = unsafe { new.as_ref() }.and_then(|new| ranges::lookup(new.sa_sigaction));
     // SAFETY: the arguments of the caller, as they came.
     let answer = unsafe { real_sigaction(signal, new, old) };
-    // SAFETY: null or room for an action, says the caller, and libc has filled it when it succeeded.
-    if answer == 0
-        && let Some(old) = unsafe { old.as_mut() }
+    if answer != 0 {
+        return answer;
+    }
+    // SAFETY: null or room for an action, says the caller, and libc has filled it.
+    let old = unsafe { old.as_mut() };
+    if let Some(old) = old
         && let Some(owner) = ranges::lookup(old.sa_sigaction)
         && asks.is_some_and(|asks| asks != owner)
     {

@@ -40,9 +40,7 @@ pub(super) fn created(key: pthread_key_t, owner: AccountId, destructor: usize, p
 
 /// Strikes a key out: it is about to be deleted, and its number can be handed out again.
 pub(super) fn deleted(key: pthread_key_t) {
-    if let Some(slot) = KEYS.get(key as usize) {
-        slot.owner.store(0, Ordering::Release);
-    }
+    created(key, 0, 0, 0);
 }
 
 /// The account that `key` belongs to, if it is a plugin's.
@@ -62,18 +60,20 @@ pub(super) fn of(account: AccountId) -> impl Iterator<Item = pthread_key_t> {
     (0..MAX as pthread_key_t).filter(move |key| owner(*key) == Some(account))
 }
 
-/// Of the keys that were entered for `account` while its library was being loaded, keeps those that are the library's.
-pub(super) fn keep_within(account: AccountId, ranges: &[Range<usize>]) {
-    for key in of(account) {
-        let slot = &KEYS[key as usize];
+/// The library of `account` is mapped at `ranges` now: of the keys that the loading thread made meanwhile, those that are not
+/// the library's are struck from its account, and those that other threads made for it (its own, started by a constructor)
+/// are entered.
+pub(super) fn sort_out(account: AccountId, ranges: &[Range<usize>]) {
+    for slot in &KEYS {
         let destructor = slot.destructor.load(Ordering::Relaxed);
         let place = slot.place.load(Ordering::Relaxed);
-        if !ranges
+        let is_its = ranges
             .iter()
-            .any(|range| range.contains(&destructor) || range.contains(&place))
-        {
-            deleted(key);
-        }
+            .any(|range| range.contains(&destructor) || range.contains(&place));
+        let (from, to) = if is_its { (0, account) } else { (account, 0) };
+        let _ = slot
+            .owner
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed);
     }
 }
 

@@ -21,7 +21,7 @@
 )]
 
 mod account;
-pub mod interpose;
+mod interpose;
 mod keys;
 mod ranges;
 mod signals;

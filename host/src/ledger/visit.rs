@@ -50,6 +50,8 @@ struct State {
     entries: Vec<Entry>,
     /// Whose destructor is running now.
     running: Option<AccountId>,
+    /// Every library that registered something here since the thread began, as long as its account is open.
+    touched: Vec<AccountId>,
     /// The thread is on its way out: it has run what it had, the kernel still knows it.
     ending: bool,
 }
@@ -77,9 +79,22 @@ impl Drop for End {
     }
 }
 
+impl State {
+    fn touch(&mut self, account: AccountId) {
+        if !self.touched.contains(&account) {
+            self.touched.push(account);
+        }
+    }
+}
+
 impl HostThread {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the kernel may still know it.
+    fn exists(&self) -> bool {
+        !self.lock().ending || threads::exists(self.tid)
     }
 
     fn has_value(&self, key: pthread_key_t) -> bool {
@@ -123,10 +138,11 @@ fn adopt(worker: Option<usize>) -> Option<&'static HostThread> {
         values: [const { AtomicU64::new(0) }; keys::MAX / 64],
     });
     OWN.set(Arc::as_ptr(&thread));
-    THREADS
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .push(thread);
+    let mut all = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
+    if all.len().is_power_of_two() {
+        all.retain(|thread| thread.exists()); // threads that ended since the last library was unloaded
+    }
+    all.push(thread);
     own()
 }
 
@@ -136,7 +152,9 @@ pub(super) fn enter(owner: AccountId, destructor: Destructor, object: *mut c_voi
     let Some(thread) = adopt(None) else {
         return false;
     };
-    thread.lock().entries.push(Entry {
+    let mut state = thread.lock();
+    state.touch(owner);
+    state.entries.push(Entry {
         owner,
         destructor,
         object,
@@ -144,11 +162,20 @@ pub(super) fn enter(owner: AccountId, destructor: Destructor, object: *mut c_voi
     true
 }
 
-/// Writes down that the current thread has a value for `key`, a plugin's, or has none any more.
-pub(super) fn value_set(key: pthread_key_t, some: bool) {
-    // Where no record can be made the thread is ending: libc calls the destructor, and `held` counts the thread.
-    if let Some(thread) = if some { adopt(None) } else { own() } {
-        thread.set_value(key, some);
+/// Writes down that the current thread has a value for `key`, a key of `owner`, or has none any more.
+pub(super) fn value_set(owner: AccountId, key: pthread_key_t, some: bool) {
+    if !some {
+        if let Some(thread) = own() {
+            thread.set_value(key, false);
+        }
+        return;
+    }
+    if let Some(thread) = adopt(None) {
+        thread.set_value(key, true);
+        thread.lock().touch(owner);
+    } else if let Some(thread) = own() {
+        // It is ending: libc calls the destructor, and `held` counts the thread until it is gone.
+        thread.lock().touch(owner);
     }
 }
 
@@ -170,9 +197,12 @@ fn run(thread: &HostThread, account: Option<AccountId>) -> usize {
             thread.lock().running = None;
             ran += 1;
         }
-        for key in 0..keys::MAX as pthread_key_t {
-            if thread.has_value(key) && run_value(thread, key, account) {
-                ran += 1;
+        for (index, word) in thread.values.iter().enumerate() {
+            let mut bits = word.load(Ordering::Acquire);
+            while bits != 0 {
+                let key = index as pthread_key_t * 64 + bits.trailing_zeros();
+                bits &= bits - 1;
+                ran += usize::from(run_value(thread, key, account));
             }
         }
         if ran == before {
@@ -231,7 +261,7 @@ pub(super) struct Holder {
     pub(super) waiting: usize,
     /// A destructor of the library is running on it.
     pub(super) running: bool,
-    /// It is on its way out.
+    /// It ran code of the library and is on its way out.
     pub(super) ending: bool,
 }
 
@@ -239,9 +269,7 @@ pub(super) struct Holder {
 pub(super) fn held(account: AccountId) -> Vec<Holder> {
     let keys: Vec<_> = keys::of(account).collect();
     let mut all = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
-    // An ending thread has set `ending` itself and enters nothing any more; when the kernel does not know it, it is gone.
-    // One that ended without that (`exit_group` aside, there is no such way) would stay, which is the safe side.
-    all.retain(|thread| !thread.lock().ending || threads::exists(thread.tid));
+    all.retain(|thread| thread.exists());
     all.iter()
         .filter_map(|thread| {
             let state = thread.lock();
@@ -256,7 +284,7 @@ pub(super) fn held(account: AccountId) -> Vec<Holder> {
                 worker: thread.worker,
                 waiting: entries + values,
                 running: state.running == Some(account),
-                ending: state.ending,
+                ending: state.ending && state.touched.contains(&account),
             };
             (holder.waiting > 0 || holder.running || holder.ending).then_some(holder)
         })
@@ -271,7 +299,10 @@ pub(super) fn forget(account: AccountId) {
         .unwrap_or_else(PoisonError::into_inner)
         .iter()
     {
-        thread.lock().entries.retain(|entry| entry.owner != account);
+        let mut state = thread.lock();
+        state.entries.retain(|entry| entry.owner != account);
+        state.touched.retain(|touched| *touched != account);
+        drop(state);
         for key in keys::of(account) {
             thread.set_value(key, false);
         }

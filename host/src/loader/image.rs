@@ -36,7 +36,11 @@ impl Image {
         let mut from = File::open(&artifact.path)
             .map_err(|error| LoadError(format!("cannot read the artifact {path}: {error}")))?;
         // Shows in /proc/self/maps; the kernel takes 249 bytes.
-        let mut name = format!("handover:{}:{}", artifact.manifest.app, artifact.sha256.short());
+        let mut name = format!(
+            "handover:{}:{}",
+            artifact.manifest.app,
+            artifact.sha256.short()
+        );
         name.truncate(name.floor_char_boundary(249));
         let mut file = File::from(memfd(&name)?);
 
@@ -48,7 +52,9 @@ impl Image {
                 Ok(read) => read,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(error) => {
-                    return Err(LoadError(format!("cannot read the artifact {path}: {error}")));
+                    return Err(LoadError(format!(
+                        "cannot read the artifact {path}: {error}"
+                    )));
                 }
             };
             hasher.update(&buffer[..read]);
@@ -70,7 +76,11 @@ impl Image {
         .map_err(|error| LoadError(format!("cannot seal the copy of {path} in memory: {error}")))?;
         let inode = file
             .metadata()
-            .map_err(|error| LoadError(format!("cannot examine the copy of {path} in memory: {error}")))?
+            .map_err(|error| {
+                LoadError(format!(
+                    "cannot examine the copy of {path} in memory: {error}"
+                ))
+            })?
             .ino();
         Ok(Self { file, inode })
     }

@@ -153,7 +153,8 @@ impl Library {
         match &artifact.elf.build_id {
             Some(build_id) if object.build_id.as_ref() == Some(build_id) => Ok(()),
             Some(_) => Err(
-                "the build id in memory is not the one of the artifact: other code was loaded".into(),
+                "the build id in memory is not the one of the artifact: other code was loaded"
+                    .into(),
             ),
             None => self.verify_manifest(&object),
         }
@@ -166,7 +167,8 @@ impl Library {
             .image
             .bytes()
             .map_err(|error| format!("cannot read the copy in memory: {error}"))?;
-        let file = object::File::parse(&*bytes).map_err(|error| format!("it is no ELF: {error}"))?;
+        let file =
+            object::File::parse(&*bytes).map_err(|error| format!("it is no ELF: {error}"))?;
         let Some(symbol) = file
             .dynamic_symbols()
             .find(|symbol| symbol.name() == Ok("HANDOVER_MANIFEST"))
@@ -191,7 +193,10 @@ impl Library {
         if found == expected {
             Ok(())
         } else {
-            Err("the manifest in memory is not the one of the artifact: other code was loaded".into())
+            Err(
+                "the manifest in memory is not the one of the artifact: other code was loaded"
+                    .into(),
+            )
         }
     }
 
@@ -220,7 +225,10 @@ impl Library {
             .as_ref()
             .ok_or_else(|| LoadError("it was unmapped".into()))?;
         let missing = || {
-            LoadError("it exports no root table: build it with handover-plugin's #[app] as a cdylib".into())
+            LoadError(
+                "it exports no root table: build it with handover-plugin's #[app] as a cdylib"
+                    .into(),
+            )
         };
         let name = ROOT_MODULE_LOADER_NAME_WITH_NUL;
         // SAFETY: asks for the address only.
@@ -249,7 +257,7 @@ impl Library {
             // constructor is reallocated in the host before it is returned.
             Layouts::Trust => unsafe { header.init_root_module_with_unchecked_layout::<M>() },
         }
-        .map_err(|error| LoadError(format!("its root table does not fit: {}", sentence(&error))))
+        .map_err(|error| LoadError(format!("its root table does not fit: {}", cause(&error))))
     }
 
     /// What it holds in the host.
@@ -299,8 +307,9 @@ impl Library {
     fn unmap_here(mut self) -> Result<(), (Self, String)> {
         let inode = self.image.inode();
         if let Err(error) = mapped::of_inode(inode) {
-            let reason =
-                format!("cannot read /proc/self/maps to see it go: {error}; mount /proc for this service");
+            let reason = format!(
+                "cannot read /proc/self/maps to see it go: {error}; mount /proc for this service"
+            );
             return Err((self, reason));
         }
         let mut said = String::new();
@@ -362,6 +371,29 @@ fn on_own_thread<T: Send>(name: &str, code: impl FnOnce() -> T + Send) -> Result
             .join()
             .map_err(|_| LoadError(format!("the thread to {name} it panicked")))
     })
+}
+
+/// What abi_stable found wrong, without the layouts of both sides around it, which are pages.
+fn cause(error: &abi_stable::library::LibraryError) -> String {
+    let text = sentence(error);
+    let mut errors: Vec<&str> = text.split("Error:").skip(1).collect();
+    errors.dedup();
+    match errors.as_slice() {
+        [] => text,
+        errors => errors
+            .iter()
+            .take(3)
+            .map(|error| {
+                error
+                    .chars()
+                    .take(400)
+                    .collect::<String>()
+                    .trim()
+                    .to_owned()
+            })
+            .collect::<Vec<_>>()
+            .join("; "),
+    }
 }
 
 /// An error's text in one line.

@@ -39,7 +39,9 @@ unsafe extern "C" fn object(
         Vec::new()
     } else {
         // SAFETY: a C string of the linker's, valid during the call.
-        unsafe { CStr::from_ptr(info.dlpi_name) }.to_bytes().to_vec()
+        unsafe { CStr::from_ptr(info.dlpi_name) }
+            .to_bytes()
+            .to_vec()
     };
     let headers = if info.dlpi_phdr.is_null() {
         &[][..]
@@ -64,8 +66,7 @@ unsafe extern "C" fn object(
             }
             libc::PT_NOTE if build_id.is_none() => {
                 // SAFETY: notes lie in a loaded segment, readable while the object is mapped.
-                let notes =
-                    unsafe { std::slice::from_raw_parts(start as *const u8, end - start) };
+                let notes = unsafe { std::slice::from_raw_parts(start as *const u8, end - start) };
                 build_id = gnu_build_id(notes, header.p_align as usize);
             }
             _ => {}
@@ -84,9 +85,8 @@ unsafe extern "C" fn object(
 fn gnu_build_id(mut notes: &[u8], align: usize) -> Option<Vec<u8>> {
     const NT_GNU_BUILD_ID: u32 = 3;
     let align = if align == 8 { 8 } else { 4 };
-    let word = |bytes: &[u8], at: usize| {
-        Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-    };
+    let word =
+        |bytes: &[u8], at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
     loop {
         let name_len = word(notes, 0)? as usize;
         let desc_len = word(notes, 4)? as usize;
