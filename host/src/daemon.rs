@@ -1,12 +1,53 @@
 //! The host process put together: runtime, sockets, apps, drop folders, control socket, signals.
 
-use std::net::SocketAddr;
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    io::{self, Read, Write},
+    net::SocketAddr,
+    num::NonZeroUsize,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
-use crate::{apps::Apps, artifact::Store, config::Config};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch as channel,
+    task::JoinHandle,
+};
+
+use crate::{
+    apps::Apps,
+    artifact::Store,
+    config::{Config, Server},
+    control::{self, ControlSocket, Shutdown, ShutdownHandle},
+    dispatch::Routes,
+    server, watch,
+};
+
+/// How long requests that were on their way when the host stopped listening have to be read.
+const ON_THEIR_WAY: Duration = Duration::from_millis(250);
 
 /// A running host.
 #[derive(Debug)]
-pub struct Daemon;
+pub struct Daemon {
+    settings: Server,
+    apps: Apps,
+    store: Store,
+    listen: Vec<SocketAddr>,
+    shutdown: ShutdownHandle,
+    /// Tells the connections to end when they are idle.
+    stop_serving: channel::Sender<bool>,
+    serving: JoinHandle<()>,
+    control: JoinHandle<()>,
+    /// Its file goes when this is dropped.
+    socket: ControlSocket,
+    signals: JoinHandle<()>,
+    /// Held for the life of the host, so that no second one works on the same state.
+    lock: File,
+}
 
 /// Why the host did not start, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -14,17 +55,243 @@ pub struct Daemon;
 pub struct DaemonError(pub String);
 
 /// The runtime of a host process: its workers are known to the ledger, so everything that calls plugins runs on it.
-pub fn runtime(_config: &Config) -> std::io::Result<tokio::runtime::Runtime> { todo!() }
+///
+/// # Errors
+/// When the threads cannot be started.
+pub fn runtime(config: &Config) -> io::Result<tokio::runtime::Runtime> {
+    workers(config.server.workers)
+}
+
+/// [`runtime`] with so many workers, one for each core if it is left open.
+pub(crate) fn workers(number: Option<NonZeroUsize>) -> io::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Some(number) = number {
+        builder.worker_threads(number.get());
+    }
+    builder.thread_name("handover-worker").enable_all().build()
+}
 
 impl Daemon {
-    /// Starts everything: state directory (locked against a second host), listener, control socket, the artifacts that were live before, the drop folders.
-    pub async fn start(_config: Config) -> Result<Self, DaemonError> { todo!() }
+    /// Starts everything: state directory (locked against a second host), listener, the artifacts that were live before, control socket,
+    /// the drop folders.
+    ///
+    /// # Errors
+    /// What could not be had and what to do. Nothing is left running then.
+    pub async fn start(config: Config) -> Result<Self, DaemonError> {
+        let settings = config.server.clone();
+        let lock = take_state(&settings.state)?;
+        let fail = |what: &str, cause: &dyn std::fmt::Display| DaemonError(format!("{what}: {cause}"));
+
+        let store = Store::open(&settings.state.join("artifacts"))
+            .map_err(|cause| fail("the artifact store cannot be opened", &cause))?;
+        let routes = Arc::new(Routes::default());
+        let apps = Apps::open(config, &settings.state, store.clone(), Arc::clone(&routes))
+            .map_err(|cause| fail(&format!("{} cannot be read", settings.state.display()), &cause))?;
+
+        // Bound before anything is loaded, so that a taken port is found out at once; accepting comes last.
+        let listener = bind(settings.listen).await?;
+        let listen = listener.local_addr().into_iter().collect::<Vec<_>>();
+        let (control, socket) = ControlSocket::bind(&settings.control)
+            .map_err(|cause| DaemonError(cause.to_string()))?;
+        let shutdown = ShutdownHandle::new();
+        let signals = Signals::new().map_err(|cause| fail("signals cannot be handled", &cause))?;
+        apps.serves_at(listen.clone());
+        apps.restore().await;
+
+        let (stop_serving, stop) = channel::channel(false);
+        let serving = tokio::spawn(server::serve(
+            listener,
+            routes,
+            server::Settings { version_header: settings.version_header },
+            stop,
+        ));
+        let control = tokio::spawn(control::serve(control, apps.clone(), store.clone(), shutdown.clone()));
+        fs::create_dir_all(&settings.plugins).map_err(|cause| {
+            fail(&format!("the drop folder {} cannot be made", settings.plugins.display()), &cause)
+        })?;
+        apps.watched_by(watch::spawn(settings.plugins.clone(), store.clone(), Arc::new(apps.clone())));
+        let signals = tokio::spawn(signals.handle(apps.clone(), shutdown.clone()));
+        Ok(Self { settings, apps, store, listen, shutdown, stop_serving, serving, control, socket, signals, lock })
+    }
+
     /// The apps.
-    pub fn apps(&self) -> &Apps { todo!() }
+    pub fn apps(&self) -> &Apps {
+        &self.apps
+    }
+
     /// The artifact store.
-    pub fn store(&self) -> &Store { todo!() }
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// Where it serves.
-    pub fn listen(&self) -> Vec<SocketAddr> { todo!() }
-    /// Waits until SIGTERM, SIGINT or `handover shutdown`, then drains and ends.
-    pub async fn wait(self) { todo!() }
+    pub fn listen(&self) -> Vec<SocketAddr> {
+        self.listen.clone()
+    }
+
+    /// How the host is asked to end.
+    pub fn shutdown(&self) -> &ShutdownHandle {
+        &self.shutdown
+    }
+
+    /// Waits until SIGTERM, SIGINT or `handover shutdown`, then drains and ends. A second request ends it at once.
+    pub async fn wait(self) {
+        let Self { settings, apps, shutdown, stop_serving, mut serving, control, socket, signals, lock, .. } = self;
+        shutdown.requested(Shutdown::Drain).await;
+        tracing::info!(
+            deadline = %humantime::format_duration(settings.shutdown_deadline),
+            "the host ends when what is in flight has ended"
+        );
+        let drain = async {
+            let by = tokio::time::Instant::now() + settings.shutdown_deadline;
+            stop_serving.send_replace(true);
+            // Connections that are idle end at once. What was on its way is read before the apps close their doors.
+            if tokio::time::timeout(ON_THEIR_WAY, &mut serving).await.is_err() {
+                let left = settings.shutdown_deadline.saturating_sub(ON_THEIR_WAY);
+                apps.shutdown(left).await;
+                if tokio::time::timeout_at(by, &mut serving).await.is_err() {
+                    tracing::warn!("connections that did not end in time are cut");
+                }
+            } else {
+                apps.shutdown(settings.shutdown_deadline).await;
+            }
+        };
+        tokio::select! {
+            () = drain => {}
+            _ = shutdown.requested(Shutdown::Now) => {
+                tracing::warn!("the host ends now, whatever is in flight");
+                apps.shutdown(Duration::ZERO).await;
+            }
+        }
+        serving.abort();
+        control.abort();
+        signals.abort();
+        drop(socket);
+        drop(lock);
+        tracing::info!("the host has ended");
+    }
+}
+
+/// Makes the state directory private and takes its lock.
+fn take_state(state: &Path) -> Result<File, DaemonError> {
+    let trouble = |what: &str, cause: io::Error| {
+        DaemonError(format!("the state directory {} cannot be {what}: {cause}; choose another with --state", state.display()))
+    };
+    DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(|cause| trouble("made", cause))?;
+    fs::set_permissions(state, fs::Permissions::from_mode(0o700))
+        .map_err(|cause| trouble("made private", cause))?;
+    let mut lock = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(state.join("lock"))
+        .map_err(|cause| trouble("locked", cause))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            // Only for the sentence.
+            let _ = lock.read_to_string(&mut pid);
+            return Err(DaemonError(format!(
+                "another host (process {}) works on {}: end it with `handover shutdown`, or choose another state directory with \
+                 --state",
+                pid.trim(),
+                state.display()
+            )));
+        }
+        Err(TryLockError::Error(cause)) => return Err(trouble("locked", cause)),
+    }
+    lock.set_len(0)
+        .and_then(|()| writeln!(lock, "{}", std::process::id()))
+        .map_err(|cause| trouble("written", cause))?;
+    Ok(lock)
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, DaemonError> {
+    TcpListener::bind(address).await.map_err(|cause| {
+        let advice = match cause.kind() {
+            io::ErrorKind::AddrInUse => format!(
+                "another process has it: `ss -ltnp 'sport = :{}'` names it; end it, or choose another address with --listen",
+                address.port()
+            ),
+            io::ErrorKind::PermissionDenied => format!(
+                "ports below 1024 take a privilege: give it with `setcap cap_net_bind_service=+ep`, or choose another port \
+                 than {} with --listen",
+                address.port()
+            ),
+            io::ErrorKind::AddrNotAvailable => {
+                format!("{} is no address of this machine: `ip address` lists them", address.ip())
+            }
+            _ => "choose another address with --listen".to_owned(),
+        };
+        DaemonError(format!("the host cannot serve at {address}: {cause}; {advice}"))
+    })
+}
+
+/// The signals of a daemon.
+struct Signals {
+    hangup: Signal,
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// SIGHUP reloads, SIGINT and SIGTERM end the host, twice at once.
+    async fn handle(mut self, apps: Apps, shutdown: ShutdownHandle) {
+        loop {
+            tokio::select! {
+                Some(()) = self.hangup.recv() => {
+                    tracing::info!("SIGHUP: all apps reload");
+                    // It goes on without a listener, and its steps are events.
+                    drop(apps.reload(None));
+                    continue;
+                }
+                Some(()) = self.interrupt.recv() => {}
+                Some(()) = self.terminate.recv() => {}
+                else => return,
+            }
+            shutdown.request(match shutdown.current() {
+                Shutdown::Running => Shutdown::Drain,
+                Shutdown::Drain | Shutdown::Now => Shutdown::Now,
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+
+    #[test]
+    fn a_second_host_on_the_same_state_is_told_who_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        let lock = take_state(&state).unwrap();
+        let error = take_state(&state).unwrap_err().to_string();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        drop(lock);
+        take_state(&state).unwrap();
+        let mode = fs::metadata(&state).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_named_with_what_to_do() {
+        let taken = bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = taken.local_addr().unwrap();
+        let error = bind(address).await.unwrap_err().to_string();
+        assert!(error.contains(&address.to_string()) && error.contains("--listen"), "{error}");
+    }
 }

@@ -1,40 +1,324 @@
 //! The orchestration: apps, their deploys, cutovers, drains and history.
+//!
+//! - [`app`]: what the host holds of one app while it runs
+//! - [`saved`]: what it remembers of it over restarts
+//! - [`deploy`]: an artifact's way to being live, step by step
+//! - [`cutover`]: the instant new requests go to the new generation, and where apps answer
+//! - [`drain`]: a replaced generation finishing what it has, its end, and the retry of what stays mapped
+//! - [`history`]: what was deployed, and what a rollback goes back to
+//! - [`rollback`], [`reload`], [`offer`]: the other ways in
+//! - [`restore`]: what was live is live again after a restart
+//! - [`shutdown`]: the end of all generations
+//! - [`operation`], [`events`], [`status`]: what people are told
+//!
+//! No lock is held across an await, nor while a plugin's code may run.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+mod app;
+mod cutover;
+mod deploy;
+mod drain;
+mod events;
+mod history;
+mod offer;
+mod operation;
+mod reload;
+mod restore;
+mod rollback;
+mod saved;
+mod shutdown;
+mod status;
 
-use tokio::sync::{broadcast, mpsc};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock, atomic::AtomicBool},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
+use parking_lot::Mutex;
+use tokio::sync::{broadcast, watch};
+
+pub use self::operation::Operation;
+use self::{
+    app::App,
+    drain::Attic,
+    events::{Events, Kind},
+    operation::Operations,
+    reload::Reloads,
+    saved::Saved,
+};
 use crate::{
-    artifact::Artifact,
-    control::api::{Event, HistoryEntry, OperationResult, Progress, Status},
+    artifact::{Artifact, Store},
+    config::Config,
+    control::api::{Event, HistoryEntry, OperationResult, Outcome, Status},
+    dispatch::Routes,
     names::AppName,
+    watch::WatcherHandle,
 };
 
 /// Everything the host runs. Cheap to clone.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
+pub struct Apps(Arc<Inner>);
+
 #[derive(Debug)]
-pub struct Apps;
+struct Inner {
+    config: Config,
+    store: Store,
+    /// `<state>/apps`.
+    records: PathBuf,
+    routes: Arc<Routes>,
+    apps: Mutex<BTreeMap<AppName, Arc<App>>>,
+    /// Held while the routes of all apps are gathered and published, so that no cutover is undone by another one.
+    publishing: Mutex<()>,
+    operations: Operations,
+    events: Events,
+    reloads: Reloads,
+    attic: Attic,
+    /// How many generations are on their way out.
+    leaving: watch::Sender<usize>,
+    /// Set when the host ends: nothing new is activated.
+    closing: AtomicBool,
+    started: Instant,
+    listen: OnceLock<Vec<SocketAddr>>,
+    watcher: OnceLock<WatcherHandle>,
+}
 
 /// Why an operation is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause { Deploy, Drop, Reload, Rollback, Start, Dev }
+pub enum Cause {
+    /// `handover deploy`.
+    Deploy,
+    /// The drop folder.
+    Drop,
+    /// `handover reload`, or SIGHUP.
+    Reload,
+    /// `handover rollback`.
+    Rollback,
+    /// The host was started.
+    Start,
+    /// `handover dev`.
+    Dev,
+}
 
-/// The ear at a running operation: every line from its beginning, ending after `Progress::Result`.
-pub struct Operation { pub id: String, pub lines: mpsc::UnboundedReceiver<Progress> }
+impl Cause {
+    /// The word in the history.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Deploy => "deploy",
+            Self::Drop => "drop",
+            Self::Reload => "reload",
+            Self::Rollback => "rollback",
+            Self::Start => "start",
+            Self::Dev => "dev",
+        }
+    }
+}
 
 impl Apps {
+    /// The apps of `config` and those that `state` remembers, none of them serving yet: see [`Apps::restore`].
+    ///
+    /// Blocks on the disk. Must be called within the host's runtime.
+    ///
+    /// # Errors
+    /// When the state directory cannot be read or written.
+    pub fn open(config: Config, state: &Path, store: Store, routes: Arc<Routes>) -> io::Result<Self> {
+        let records = state.join("apps");
+        std::fs::create_dir_all(&records)?;
+        let apps = Self(Arc::new(Inner {
+            store,
+            routes,
+            apps: Mutex::default(),
+            publishing: Mutex::default(),
+            operations: Operations::default(),
+            events: Events::new(),
+            reloads: Reloads::default(),
+            attic: Attic::default(),
+            leaving: watch::Sender::new(0),
+            closing: AtomicBool::new(false),
+            started: Instant::now(),
+            listen: OnceLock::new(),
+            watcher: OnceLock::new(),
+            records,
+            config,
+        }));
+        let remembered = saved::known(&apps.0.records)?;
+        for name in apps.0.config.apps.keys().cloned().chain(remembered) {
+            apps.app(&name);
+        }
+        apps.publish();
+        drain::keep_tidy(&apps);
+        Ok(apps)
+    }
+
+    /// Says where the host serves, for the status. Once.
+    pub fn serves_at(&self, addresses: Vec<SocketAddr>) {
+        let _ = self.0.listen.set(addresses);
+    }
+
+    /// Says who scans the drop folders, for reloads. Once.
+    pub fn watched_by(&self, watcher: WatcherHandle) {
+        let _ = self.0.watcher.set(watcher);
+    }
+
     /// What `handover status` shows.
-    pub fn status(&self) -> Status { todo!() }
+    pub fn status(&self) -> Status {
+        status::status(self)
+    }
+
     /// What was deployed, newest last.
-    pub fn history(&self, _app: Option<&AppName>) -> Vec<HistoryEntry> { todo!() }
+    pub fn history(&self, app: Option<&AppName>) -> Vec<HistoryEntry> {
+        let mut shown: Vec<HistoryEntry> = self
+            .all()
+            .iter()
+            .filter(|known| app.is_none_or(|name| known.name == *name))
+            .flat_map(|known| {
+                known.saved.read(|record| {
+                    record.history.iter().map(|entry| entry.shown(&known.name)).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        shown.sort_by_key(|entry| entry.at_ms);
+        shown
+    }
+
     /// The events so far, and those to come.
-    pub fn events(&self) -> (Vec<Event>, broadcast::Receiver<Event>) { todo!() }
+    pub fn events(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        self.0.events.follow()
+    }
+
     /// Deploys a stored artifact to `app`, or to the app that its manifest names. Goes on when nobody listens.
-    pub fn deploy(&self, _artifact: Artifact, _app: Option<AppName>, _cause: Cause, _timeout: Option<Duration>) -> Operation { todo!() }
+    ///
+    /// `timeout` bounds the checks and the start; passing it, the deploy fails and what is live stays live.
+    pub fn deploy(
+        &self,
+        artifact: Artifact,
+        app: Option<AppName>,
+        cause: Cause,
+        timeout: Option<Duration>,
+    ) -> Operation {
+        let app = self.app(app.as_ref().unwrap_or(&artifact.manifest.app));
+        let plan = deploy::Plan {
+            artifact,
+            cause,
+            source: None,
+            preflight: true,
+            stage: false,
+            timeout,
+        };
+        deploy::begin(self, app, plan).operation
+    }
+
     /// Activates what is staged and re-scans the drop folder, of one app or of all.
-    pub fn reload(&self, _app: Option<AppName>) -> Operation { todo!() }
+    pub fn reload(&self, app: Option<AppName>) -> Operation {
+        reload::begin(self, app)
+    }
+
     /// Goes back to the previous artifact, or to the one that `to` names (a version or a generation's number).
-    pub fn rollback(&self, _app: Option<AppName>, _to: Option<String>) -> Operation { todo!() }
+    pub fn rollback(&self, app: Option<AppName>, to: Option<String>) -> Operation {
+        rollback::begin(self, app, to)
+    }
+
     /// A running or recent operation by its id, from its beginning.
-    pub fn operation(&self, _id: &str) -> Option<Operation> { todo!() }
+    pub fn operation(&self, id: &str) -> Option<Operation> {
+        self.0.operations.listen(id)
+    }
+
+    /// Makes live again what was live when the host ended. Ends when every app serves, or was found unable to.
+    pub async fn restore(&self) {
+        restore::restore(self).await;
+    }
+
+    /// Ends all generations: lets them finish up to `deadline`, then cancels what still runs. Nothing can be deployed
+    /// any more.
+    pub async fn shutdown(&self, deadline: Duration) {
+        shutdown::shutdown(self, deadline).await;
+    }
+
+    /// The app of that name, new if nobody knew it. A new one reads its record from the disk.
+    fn app(&self, name: &AppName) -> Arc<App> {
+        let mut apps = self.0.apps.lock();
+        if let Some(app) = apps.get(name) {
+            return Arc::clone(app);
+        }
+        let (saved, trouble) = Saved::open(&self.0.records, name);
+        let app = Arc::new(App::new(name.clone(), self.0.config.app(name), saved));
+        apps.insert(name.clone(), Arc::clone(&app));
+        drop(apps);
+        if let Some(trouble) = trouble {
+            self.tell(Kind::State, &app, None, trouble);
+        }
+        app
+    }
+
+    /// The app of that name, if it exists.
+    fn known(&self, name: &AppName) -> Option<Arc<App>> {
+        self.0.apps.lock().get(name).cloned()
+    }
+
+    /// Every app, by name.
+    fn all(&self) -> Vec<Arc<App>> {
+        self.0.apps.lock().values().cloned().collect()
+    }
+
+    fn tell(
+        &self,
+        kind: Kind,
+        app: &App,
+        generation: Option<crate::names::GenerationId>,
+        message: impl Into<String>,
+    ) {
+        self.0.events.tell(kind, Some(&app.name), generation, message);
+    }
+}
+
+/// A result about `app` as it is now.
+fn result(outcome: Outcome, app: &App, message: impl Into<String>) -> OperationResult {
+    let live = app.live();
+    OperationResult {
+        outcome,
+        message: message.into(),
+        app: Some(app.name.clone()),
+        generation: live.as_ref().map(|spec| spec.id),
+        version: live.as_ref().map(|spec| spec.version.clone()),
+        artifact: live.map(|spec| spec.artifact.to_string()),
+    }
+}
+
+/// A result before any app was found.
+fn no_app(outcome: Outcome, message: impl Into<String>) -> OperationResult {
+    OperationResult {
+        outcome,
+        message: message.into(),
+        app: None,
+        generation: None,
+        version: None,
+        artifact: None,
+    }
+}
+
+/// Milliseconds since 1970.
+fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// A duration for people: `240 µs`, `12 ms`, `3.4 s`, `2m 5s`.
+fn people(duration: Duration) -> String {
+    match duration.as_micros() {
+        0..1_000 => format!("{} µs", duration.as_micros()),
+        1_000..1_000_000 => format!("{} ms", duration.as_millis()),
+        1_000_000..60_000_000 => format!("{:.1} s", duration.as_secs_f64()),
+        _ => humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string(),
+    }
+}
+
+/// `1 request`, `2 requests`.
+fn counted(number: u64, one: &str) -> String {
+    match number {
+        1 => format!("1 {one}"),
+        _ => format!("{number} {one}s"),
+    }
 }

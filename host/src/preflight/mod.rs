@@ -1,9 +1,17 @@
-//! A verdict on an artifact, found in a child process.
+//! A verdict on an artifact, found in a child process: whatever its code does there, the host never notices.
+//!
+//! - [`parent`]: starts the child, listens, and turns its end into a verdict
+//! - [`child`]: does the checks
+//! - [`report`]: what they say to each other
 
-use crate::{artifact::{Artifact, Store}, config, names::AppName};
+pub mod child;
+mod parent;
+mod report;
+
+pub use self::parent::check;
 
 /// What preflight found.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It may be loaded. What was checked, for people.
     Passed(Vec<String>),
@@ -11,13 +19,4 @@ pub enum Verdict {
     Rejected(String),
     /// Its smoke requests failed, exit code 5: the reason.
     Unhealthy(String),
-}
-
-/// Checks `artifact` in a child process as `app` with its settings. An error is the host's fault (exit code 1).
-pub async fn check(_artifact: &Artifact, _app: &AppName, _settings: &config::App) -> std::io::Result<Verdict> { let _: Option<Store>; todo!() }
-
-/// The child's side: `handover preflight-child`.
-pub mod child {
-    /// Reads the task from standard input, does it, reports on it, and exits.
-    pub fn main() -> std::process::ExitCode { todo!() }
 }

@@ -1,0 +1,547 @@
+//! An artifact's way to being live: preflight, load, start, cutover, HEAD; and what becomes of it when a step fails.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{Notify, oneshot};
+
+use super::{
+    Apps, Cause,
+    app::{App, Live, Old},
+    drain::{self, Leaving},
+    events::Kind,
+    history::Entry,
+    operation::{Operation, Speaker},
+    people, result,
+    saved::Head,
+};
+use crate::{
+    artifact::Artifact,
+    config::WhenFull,
+    control::api::{OperationResult, Outcome, Progress},
+    generation::{self, Spec, Started},
+    loader::{Layouts, Library},
+    names::GenerationId,
+    preflight::{self, Verdict},
+};
+
+/// What is to be made live, and how.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// The bytes.
+    pub(super) artifact: Artifact,
+    /// Why.
+    pub(super) cause: Cause,
+    /// The file of the drop folder that they came from.
+    pub(super) source: Option<String>,
+    /// Whether they are checked in a child process first. Not for what passed before.
+    pub(super) preflight: bool,
+    /// Whether they only wait for `handover reload` after that.
+    pub(super) stage: bool,
+    /// How long preflight and start may take together.
+    pub(super) timeout: Option<Duration>,
+}
+
+/// A deploy that was taken, or that ended at once.
+#[derive(Debug)]
+pub(super) struct Begun {
+    /// Every line of it.
+    pub(super) operation: Operation,
+    /// The result as it is at the cutover, before the replaced generation has drained.
+    pub(super) at_cutover: oneshot::Receiver<OperationResult>,
+}
+
+/// Why an artifact did not become live.
+#[derive(Debug)]
+struct Failure {
+    outcome: Outcome,
+    reason: String,
+    generation: Option<GenerationId>,
+    /// Whether it is the artifact's own fault, so that trying the same bytes again is pointless.
+    own_fault: bool,
+}
+
+/// How a plan ended when nothing failed.
+enum Ended {
+    /// It is live.
+    Live(OperationResult, Option<Leaving>),
+    /// Nothing was replaced.
+    Otherwise(OperationResult),
+}
+
+/// Begins to carry out `plan`; the rest happens on a task of its own.
+pub(super) fn begin(apps: &Apps, app: Arc<App>, plan: Plan) -> Begun {
+    begin_with(apps, app, async { Ok(plan) })
+}
+
+/// [`begin`] with a plan that is yet to be made; an error is the result.
+pub(super) fn begin_with(
+    apps: &Apps,
+    app: Arc<App>,
+    plan: impl Future<Output = Result<Plan, OperationResult>> + Send + 'static,
+) -> Begun {
+    let speaker = apps.0.operations.begin();
+    let operation = speaker.listen();
+    let (tell, at_cutover) = oneshot::channel();
+    match app.claim(speaker.id()) {
+        Err(other) => {
+            let message = format!(
+                "{} is under way for {}: wait for it, or hear it with GET /v1/operations/{other}",
+                other, app.name
+            );
+            let conflict = result(Outcome::Conflict, &app, message);
+            speaker.finish(conflict.clone());
+            let _ = tell.send(conflict);
+        }
+        Ok(busy) => {
+            let apps = apps.clone();
+            tokio::spawn(async move {
+                let ended = match plan.await {
+                    Ok(plan) => carry_out(&apps, &app, plan, &speaker).await,
+                    Err(result) => Ended::Otherwise(result),
+                };
+                // Given back before anybody hears the result, so that who hears it can begin the next operation.
+                drop(busy);
+                match ended {
+                    Ended::Otherwise(result) => {
+                        let _ = tell.send(result.clone());
+                        speaker.finish(result);
+                    }
+                    Ended::Live(result, leaving) => {
+                        let _ = tell.send(result.clone());
+                        match leaving {
+                            None => speaker.finish(result),
+                            Some(leaving) => {
+                                drain::see_out(&apps, &app, leaving, Some((speaker, result))).await;
+                            }
+                        }
+                        apps.collect().await;
+                    }
+                }
+            });
+        }
+    }
+    Begun { operation, at_cutover }
+}
+
+/// Carries out `plan` and records how it ended.
+async fn carry_out(apps: &Apps, app: &Arc<App>, plan: Plan, speaker: &Speaker) -> Ended {
+    let (artifact, cause, source) = (plan.artifact.clone(), plan.cause, plan.source.clone());
+    match try_plan(apps, app, plan, speaker).await {
+        Ok(ended) => ended,
+        Err(failure) => {
+            Ended::Otherwise(record_failure(apps, app, &artifact, cause, source, failure).await)
+        }
+    }
+}
+
+async fn try_plan(
+    apps: &Apps,
+    app: &Arc<App>,
+    plan: Plan,
+    speaker: &Speaker,
+) -> Result<Ended, Failure> {
+    let deadline = plan.timeout.map(|timeout| Instant::now() + timeout);
+    if apps.0.closing.load(Ordering::Acquire) {
+        return Err(Failure::host("the host is shutting down"));
+    }
+    if let Some(live) = app.live()
+        && live.artifact == plan.artifact.sha256
+    {
+        let message = format!(
+            "{} {} ({}) is live already as generation {}",
+            app.name,
+            live.version,
+            live.artifact.short(),
+            live.id
+        );
+        return Ok(Ended::Otherwise(result(Outcome::Unchanged, app, message)));
+    }
+    if !plan.stage {
+        make_room(apps, app)?;
+    }
+    if plan.preflight {
+        check(app, &plan, deadline, speaker).await?;
+    }
+    if plan.stage {
+        return stage(apps, app, &plan).await.map(Ended::Otherwise);
+    }
+    let started = load_and_start(app, &plan, deadline, speaker).await?;
+    go_live(apps, app, plan, started, speaker).await
+}
+
+/// Keeps the number of draining generations within what the app allows.
+fn make_room(apps: &Apps, app: &App) -> Result<(), Failure> {
+    if !app.is_full() {
+        return Ok(());
+    }
+    let draining = app.draining();
+    let most = app.settings.max_old_generations;
+    let Some(oldest) = draining.first() else { return Ok(()) };
+    let (id, counts) = (oldest.generation.spec().id, oldest.generation.counts());
+    match app.settings.when_full {
+        WhenFull::Refuse => Err(Failure::host(format!(
+            "{} replaced generations still drain and max_old_generations is {most}: wait until generation {id} ends \
+             ({} in flight, {} of them jobs), or set when_full = \"end-oldest\" or a drain deadline",
+            draining.len(),
+            counts.in_flight,
+            counts.jobs,
+        ))),
+        WhenFull::EndOldest => {
+            apps.tell(
+                Kind::Draining,
+                app,
+                Some(id),
+                format!(
+                    "generation {id} is ended with {} in flight: {} generations drain and max_old_generations is {most}",
+                    counts.in_flight,
+                    draining.len()
+                ),
+            );
+            oldest.end.notify_one();
+            Ok(())
+        }
+    }
+}
+
+/// Preflight.
+async fn check(
+    app: &App,
+    plan: &Plan,
+    deadline: Option<Instant>,
+    speaker: &Speaker,
+) -> Result<(), Failure> {
+    let began = Instant::now();
+    let checked = preflight::check(&plan.artifact, &app.name, &app.settings);
+    let verdict = match deadline {
+        None => checked.await,
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), checked)
+            .await
+            .map_err(|_| Failure::late(plan, "its preflight"))?,
+    };
+    match verdict {
+        Ok(Verdict::Passed(checks)) => {
+            speaker.step("preflight", app, began, format!("passed in a child process: {}", checks.join(", ")));
+            Ok(())
+        }
+        Ok(Verdict::Rejected(reason)) => Err(Failure::own(Outcome::Rejected, reason, None)),
+        Ok(Verdict::Unhealthy(reason)) => Err(Failure::own(Outcome::Unhealthy, reason, None)),
+        Err(cause) => Err(Failure::host(format!("its preflight could not be run: {cause}"))),
+    }
+}
+
+/// Leaves the artifact to `handover reload`.
+async fn stage(apps: &Apps, app: &App, plan: &Plan) -> Result<OperationResult, Failure> {
+    let (sha256, version) = (plan.artifact.sha256, &plan.artifact.manifest.version);
+    let head = Head { artifact: sha256, version: version.clone(), source: plan.source.clone() };
+    let entry = entry(&plan.artifact, plan.cause, plan.source.clone(), Outcome::Staged, None, None);
+    let (_, saved) = app
+        .saved
+        .change(|record| {
+            record.staged = Some(head);
+            record.failing.retain(|known| known.artifact != sha256);
+            record.remember(entry);
+        })
+        .await;
+    saved.map_err(|cause| Failure::host(format!("it could not be staged: {cause}")))?;
+    let message = format!(
+        "{} {version} ({}) passed its preflight and is staged: `handover reload {0}` makes it live",
+        app.name,
+        sha256.short()
+    );
+    apps.tell(Kind::Staged, app, None, message.as_str());
+    Ok(result(Outcome::Staged, app, message))
+}
+
+/// Maps the library and runs the constructor.
+async fn load_and_start(
+    app: &App,
+    plan: &Plan,
+    deadline: Option<Instant>,
+    speaker: &Speaker,
+) -> Result<Started, Failure> {
+    // On disk before it is used: the number of a generation never comes back, whatever ends the host.
+    let (id, saved) = app.saved.change(super::saved::Record::next_generation).await;
+    saved.map_err(|cause| Failure::host(format!("the host cannot write its records: {cause}")))?;
+
+    let began = Instant::now();
+    let artifact = plan.artifact.clone();
+    let library = tokio::task::spawn_blocking(move || Library::open(&artifact, Layouts::Trust))
+        .await
+        .map_err(|broken| Failure::host(format!("its library could not be loaded: {broken}")).of(id))?
+        .map_err(|cause| Failure::host(format!("its library could not be loaded: {cause}")).of(id))?;
+    speaker.step("load", app, began, format!("{} mapped as generation {id}", bytes(plan.artifact.size)));
+
+    let began = Instant::now();
+    let longest = app.settings.check.deadline;
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    let spec = Spec {
+        app: app.name.clone(),
+        id,
+        version: plan.artifact.manifest.version.clone(),
+        artifact: plan.artifact.sha256,
+        config: app.settings.config.clone(),
+        env: allowed_env(&app.settings.env),
+        runtime_threads: app.settings.runtime_threads.get(),
+        start_deadline: left.map_or(longest, |left| left.min(longest)),
+        preflight: false,
+    };
+    let started = match generation::start(library, spec).await {
+        Ok(started) => started,
+        Err(_) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
+            return Err(Failure::late(plan, "its constructor").of(id));
+        }
+        Err(error) => return Err(Failure::own(Outcome::Rejected, error.to_string(), Some(id))),
+    };
+    speaker.step("start", app, began, format!("its constructor ended in {}", people(began.elapsed())));
+    Ok(started)
+}
+
+/// Cutover, HEAD, and the beginning of the drain.
+async fn go_live(
+    apps: &Apps,
+    app: &Arc<App>,
+    plan: Plan,
+    started: Started,
+    speaker: &Speaker,
+) -> Result<Ended, Failure> {
+    let spec = started.generation().spec().clone();
+    if apps.0.closing.load(Ordering::Acquire) {
+        let ended = started.discard().await;
+        drain::put_away(apps, app, spec.id, ended);
+        return Err(Failure::host("the host is shutting down").of(spec.id));
+    }
+    let began = Instant::now();
+    let live = Live {
+        active: started.activate(),
+        artifact: plan.artifact.clone(),
+        source: plan.source.clone(),
+    };
+    let replaced = apps.cut_over(app, live);
+    speaker.step(
+        "cutover",
+        app,
+        began,
+        format!("new requests go to generation {} ({})", spec.id, spec.version),
+    );
+    let instead = replaced.as_ref().map(|live| {
+        let old = live.active.generation().spec();
+        format!(", replacing generation {} ({})", old.id, old.version)
+    });
+    let mut message = format!(
+        "{} {} ({}) is live as generation {}",
+        app.name,
+        spec.version,
+        spec.artifact.short(),
+        spec.id
+    );
+    apps.tell(
+        Kind::Active,
+        app,
+        Some(spec.id),
+        format!("{message}{}", instead.unwrap_or_default()),
+    );
+
+    let entry = entry(&plan.artifact, plan.cause, plan.source.clone(), Outcome::Done, Some(spec.id), None);
+    let head = Head { artifact: spec.artifact, version: spec.version, source: plan.source };
+    let (_, saved) = app
+        .saved
+        .change(|record| {
+            record.failing.retain(|known| known.artifact != head.artifact);
+            if record.staged.as_ref().is_some_and(|staged| staged.artifact == head.artifact) {
+                record.staged = None;
+            }
+            // At a start HEAD is what was wanted, even if something older had to be taken for it.
+            if plan.cause != Cause::Start {
+                record.head = Some(head);
+            }
+            record.remember(entry);
+        })
+        .await;
+    if let Err(cause) = saved {
+        let trouble =
+            format!("HEAD could not be saved, so a restart would go back to what was live before: {cause}");
+        apps.tell(Kind::State, app, Some(spec.id), trouble.as_str());
+        message = format!("{message}; but {trouble}");
+    }
+
+    let leaving = replaced.map(|replaced| leave(apps, app, replaced));
+    Ok(Ended::Live(result(Outcome::Done, app, message), leaving))
+}
+
+/// Begins the drain of a generation that was replaced.
+pub(super) fn leave(apps: &Apps, app: &App, replaced: Live) -> Leaving {
+    let end = Arc::new(Notify::new());
+    let old = Old {
+        generation: Arc::clone(replaced.active.generation()),
+        artifact: replaced.artifact,
+        end: Arc::clone(&end),
+        retained_because: None,
+    };
+    app.running(|running| running.old.push(old));
+    Leaving::new(apps, replaced.active.drain(), end)
+}
+
+async fn record_failure(
+    apps: &Apps,
+    app: &App,
+    artifact: &Artifact,
+    cause: Cause,
+    source: Option<String>,
+    failure: Failure,
+) -> OperationResult {
+    let Failure { outcome, reason, generation, own_fault } = failure;
+    let (kind, word) = match outcome {
+        Outcome::Rejected => (Kind::Rejected, "was rejected"),
+        Outcome::Unhealthy => (Kind::Unhealthy, "failed its smoke requests"),
+        _ => (Kind::Failed, "could not be deployed"),
+    };
+    let still = match app.live() {
+        Some(live) => format!("generation {} ({}) stays live", live.id, live.version),
+        None => "nothing is live".to_owned(),
+    };
+    let message = format!(
+        "{} {} ({}) {word}, {still}: {reason}",
+        app.name,
+        artifact.manifest.version,
+        artifact.sha256.short()
+    );
+    apps.tell(kind, app, generation, message.as_str());
+    let entry = entry(artifact, cause, source, outcome, generation, Some(reason.clone()));
+    let (_, saved) = app
+        .saved
+        .change(|record| {
+            record.remember(entry);
+            // What was good once is not condemned for not coming up at a start.
+            if own_fault && matches!(cause, Cause::Deploy | Cause::Drop | Cause::Reload | Cause::Dev) {
+                record.failed(artifact.sha256, reason);
+            }
+        })
+        .await;
+    if let Err(cause) = saved {
+        apps.tell(Kind::State, app, generation, format!("the failure could not be recorded: {cause}"));
+    }
+    result(outcome, app, message)
+}
+
+fn entry(
+    artifact: &Artifact,
+    cause: Cause,
+    source: Option<String>,
+    outcome: Outcome,
+    generation: Option<GenerationId>,
+    reason: Option<String>,
+) -> Entry {
+    Entry {
+        at_ms: super::now_ms(),
+        generation,
+        version: artifact.manifest.version.clone(),
+        artifact: artifact.sha256,
+        cause: cause.as_str().to_owned(),
+        outcome,
+        reason,
+        source,
+    }
+}
+
+impl Failure {
+    /// A failure that is not the artifact's fault.
+    fn host(reason: impl Into<String>) -> Self {
+        Self { outcome: Outcome::Failed, reason: reason.into(), generation: None, own_fault: false }
+    }
+
+    /// A failure that the same bytes would have again.
+    fn own(outcome: Outcome, reason: String, generation: Option<GenerationId>) -> Self {
+        Self { outcome, reason, generation, own_fault: true }
+    }
+
+    /// The deploy's own timeout passed.
+    fn late(plan: &Plan, during: &str) -> Self {
+        let timeout = plan.timeout.unwrap_or_default();
+        Self::host(format!(
+            "it was not live within {} (--timeout), which passed during {during}",
+            humantime::format_duration(timeout)
+        ))
+    }
+
+    fn of(mut self, id: GenerationId) -> Self {
+        self.generation = Some(id);
+        self
+    }
+}
+
+impl Speaker {
+    /// Says that a step ended well.
+    fn step(&self, step: &str, app: &App, began: Instant, message: String) {
+        self.say(Progress::Step {
+            step: step.to_owned(),
+            app: app.name.clone(),
+            message,
+            took_us: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
+        });
+    }
+}
+
+impl Apps {
+    /// The plan to make an artifact live that passed its preflight before.
+    pub(super) async fn plan_stored(&self, app: &App, head: Head, cause: Cause) -> Result<Plan, OperationResult> {
+        let store = self.0.store.clone();
+        let found = tokio::task::spawn_blocking(move || store.get(head.artifact)).await;
+        let why = match found {
+            Ok(Ok(artifact)) => {
+                return Ok(Plan {
+                    artifact,
+                    cause,
+                    source: head.source,
+                    preflight: false,
+                    stage: false,
+                    timeout: None,
+                });
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let message = format!(
+            "{} {} ({}) cannot be taken from the artifact store: {why}",
+            app.name,
+            head.version,
+            head.artifact.short()
+        );
+        self.tell(Kind::Failed, app, None, message.as_str());
+        Err(result(Outcome::Failed, app, message))
+    }
+
+    /// Deletes the artifacts that no app can want any more.
+    pub(super) async fn collect(&self) {
+        let wanted: Vec<_> = self
+            .all()
+            .iter()
+            .flat_map(|app| app.saved.read(|record| record.wanted(app.settings.keep_artifacts)))
+            .collect();
+        let store = self.0.store.clone();
+        match tokio::task::spawn_blocking(move || store.collect(&wanted)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "old artifacts could not be deleted"),
+            Err(error) => tracing::error!(%error, "old artifacts could not be deleted"),
+        }
+    }
+}
+
+/// The variables of this process that an app may read.
+fn allowed_env(names: &[String]) -> Vec<(String, String)> {
+    names
+        .iter()
+        .filter_map(|name| std::env::var(name).ok().map(|value| (name.clone(), value)))
+        .collect()
+}
+
+/// A size for people.
+fn bytes(size: u64) -> String {
+    match size {
+        0..1_000 => format!("{size} B"),
+        1_000..1_000_000 => format!("{:.1} kB", size as f64 / 1e3),
+        _ => format!("{:.1} MB", size as f64 / 1e6),
+    }
+}

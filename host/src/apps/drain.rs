@@ -1,0 +1,333 @@
+//! A replaced generation finishing what it has: its deadlines, its end, and the retry of libraries that stay mapped.
+
+use std::{
+    collections::HashMap,
+    pin::pin,
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Notify, watch},
+    time::MissedTickBehavior,
+};
+
+use super::{
+    Apps, Inner,
+    app::App,
+    counted,
+    events::Kind,
+    operation::Speaker,
+    people,
+    status::millis,
+};
+use crate::{
+    control::api::{OperationResult, Outcome, Progress},
+    generation::{Draining, Ended, Retained},
+    names::{AppName, GenerationId},
+};
+
+/// How often a listener hears what is still in flight.
+const TOLD_EVERY: Duration = Duration::from_millis(250);
+/// How long cancelled work has to notice before the operation ends without waiting for it.
+const CANCELLED_WITHIN: Duration = Duration::from_secs(5);
+/// How often libraries that stay mapped are tried again.
+const RETRY_EVERY: Duration = Duration::from_secs(3);
+/// How often panics are looked for.
+const LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
+
+/// A generation on its way out, counted for the shutdown until it is put away.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    draining: Draining,
+    end: Arc<Notify>,
+    _counted: Counted,
+}
+
+#[derive(Debug)]
+struct Counted(watch::Sender<usize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|leaving| *leaving -= 1);
+    }
+}
+
+impl Leaving {
+    /// `end` asks for its end at once.
+    pub(super) fn new(apps: &Apps, draining: Draining, end: Arc<Notify>) -> Self {
+        apps.0.leaving.send_modify(|leaving| *leaving += 1);
+        Self { draining, end, _counted: Counted(apps.0.leaving.clone()) }
+    }
+}
+
+/// How a drain went.
+#[derive(Debug, Default)]
+struct Drain {
+    /// How many requests, streams and jobs were cancelled.
+    cancelled: u64,
+    /// Whether work was left that did not notice being cancelled.
+    stuck: u64,
+}
+
+/// Watches a replaced generation until it is quiet, ends it at its deadlines, and puts it away. `telling` is the
+/// operation that waits for it, with the result to end with when all goes well.
+pub(super) async fn see_out(
+    apps: &Apps,
+    app: &Arc<App>,
+    leaving: Leaving,
+    telling: Option<(Speaker, OperationResult)>,
+) {
+    let Leaving { draining, end, _counted } = leaving;
+    let generation = Arc::clone(draining.generation());
+    let id = generation.spec().id;
+    let began = Instant::now();
+    let counts = generation.counts();
+    if counts.in_flight > 0 {
+        apps.tell(
+            Kind::Draining,
+            app,
+            Some(id),
+            format!(
+                "generation {id} ({}) drains: {} in flight, {} of them jobs",
+                generation.spec().version,
+                counts.in_flight,
+                counts.jobs
+            ),
+        );
+    }
+    let mut telling = telling;
+    let mut drain = Drain::default();
+    {
+        let mut quiet = pin!(draining.quiet());
+        let mut told = tokio::time::interval(TOLD_EVERY);
+        told.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Each passes once.
+        let mut requests_by = app.settings.drain_deadline.map(|deadline| began + deadline);
+        let mut jobs_by = app.settings.job_deadline.map(|deadline| began + deadline);
+        let mut noticed_by = None;
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut quiet => break,
+                () = at(requests_by) => {
+                    requests_by = None;
+                    drain.cancelled += cancel(apps, app, &draining, false, "drain deadline");
+                    noticed_by = Some(Instant::now() + CANCELLED_WITHIN);
+                }
+                () = at(jobs_by) => {
+                    (requests_by, jobs_by) = (None, None);
+                    drain.cancelled += cancel(apps, app, &draining, true, "job deadline");
+                    noticed_by = Some(Instant::now() + CANCELLED_WITHIN);
+                }
+                () = end.notified() => {
+                    (requests_by, jobs_by) = (None, None);
+                    drain.cancelled += cancel(apps, app, &draining, true, "end");
+                    noticed_by = Some(Instant::now() + CANCELLED_WITHIN);
+                }
+                () = at(noticed_by) => {
+                    noticed_by = None;
+                    let counts = generation.counts();
+                    drain.stuck = counts.in_flight - counts.jobs.min(counts.in_flight);
+                    if drain.stuck > 0 {
+                        apps.tell(Kind::DeadlinePassed, app, Some(id), stuck(id, drain.stuck));
+                        finish(app, id, &mut telling, &drain, began.elapsed()).await;
+                    }
+                }
+                _ = told.tick() => {
+                    let counts = generation.counts();
+                    if let Some((speaker, _)) = &telling && counts.in_flight > 0 {
+                        let by = if counts.in_flight > counts.jobs { requests_by } else { jobs_by };
+                        speaker.say(Progress::Draining {
+                            app: app.name.clone(),
+                            generation: id,
+                            in_flight: counts.in_flight,
+                            jobs: counts.jobs,
+                            deadline_ms: by.map(|by| millis(by.saturating_duration_since(Instant::now()))),
+                        });
+                    }
+                }
+            }
+        }
+    }
+    drain.stuck = 0;
+    apps.tell(
+        Kind::Drained,
+        app,
+        Some(id),
+        format!(
+            "generation {id} ({}) drained in {} after {}",
+            generation.spec().version,
+            people(began.elapsed()),
+            counted(generation.counts().requests, "request")
+        ),
+    );
+    finish(app, id, &mut telling, &drain, began.elapsed()).await;
+    put_away(apps, app, id, draining.retire().await);
+}
+
+/// Cancels what still runs on a generation, and tells how many that were.
+fn cancel(apps: &Apps, app: &App, draining: &Draining, jobs: bool, why: &str) -> u64 {
+    let cancelled = draining.expire(jobs);
+    if cancelled > 0 {
+        let id = draining.generation().spec().id;
+        let left = if jobs { "" } else { "; its jobs go on" };
+        apps.tell(
+            Kind::DeadlinePassed,
+            app,
+            Some(id),
+            format!("generation {id} reached its {why}: {cancelled} in flight cancelled{left}"),
+        );
+    }
+    cancelled
+}
+
+/// Ends the operation that waited for the drain, if it still does, and records a deadline that passed.
+async fn finish(
+    app: &App,
+    id: GenerationId,
+    telling: &mut Option<(Speaker, OperationResult)>,
+    drain: &Drain,
+    took: Duration,
+) {
+    let Some((speaker, mut result)) = telling.take() else { return };
+    if drain.cancelled > 0 || drain.stuck > 0 {
+        let mut reason = format!(
+            "generation {id} had to be ended at its drain deadline with {} in flight",
+            drain.cancelled.max(drain.stuck)
+        );
+        if drain.stuck > 0 {
+            reason = format!("{reason}; {}", stuck(id, drain.stuck));
+        }
+        let successor = result.generation;
+        // It is only a note in the history: a disk that fails here is told by the next deploy.
+        let _ = app
+            .saved
+            .change(|record| {
+                if let Some(entry) =
+                    record.history.iter_mut().rev().find(|entry| entry.generation == successor)
+                {
+                    entry.outcome = Outcome::DeadlinePassed;
+                    entry.reason = Some(reason.clone());
+                }
+            })
+            .await;
+        result.outcome = Outcome::DeadlinePassed;
+        result.message = format!("{}; {reason}", result.message);
+    } else {
+        result.message = format!("{}; generation {id} drained in {}", result.message, people(took));
+    }
+    speaker.finish(result);
+}
+
+fn stuck(id: GenerationId, number: u64) -> String {
+    format!(
+        "{} of generation {id} did not notice being cancelled (blocking code?), so it stays loaded until they return",
+        counted(number, "request")
+    )
+}
+
+/// Waits until an instant, for ever without one.
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The libraries that stay mapped.
+#[derive(Debug, Default)]
+pub(super) struct Attic {
+    retained: Mutex<Vec<(Arc<App>, GenerationId, Retained)>>,
+    /// Something changed that may have freed one.
+    changed: Notify,
+}
+
+/// Records how a generation ended.
+pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: Ended) {
+    match ended {
+        Ended::Unloaded => {
+            app.unloaded(id);
+            apps.tell(Kind::Unloaded, app, Some(id), format!("generation {id} is unloaded"));
+            apps.0.attic.changed.notify_one();
+        }
+        Ended::Retained(retained) => {
+            let reason = retained.reason();
+            if app.retained(id, &reason) {
+                apps.tell(
+                    Kind::Retained,
+                    app,
+                    Some(id),
+                    format!("generation {id} stays mapped: {reason}"),
+                );
+            }
+            apps.0.attic.retained.lock().push((Arc::clone(app), id, retained));
+        }
+    }
+}
+
+/// Retries libraries that stay mapped, and looks for panics, for as long as the apps live.
+pub(super) fn keep_tidy(apps: &Apps) {
+    let inner = Arc::downgrade(&apps.0);
+    tokio::spawn(async move {
+        let mut panics = HashMap::new();
+        let mut retried = Instant::now();
+        while let Some(apps) = upgrade(&inner) {
+            tell_panics(&apps, &mut panics);
+            if retried.elapsed() >= RETRY_EVERY {
+                retry(&apps).await;
+                retried = Instant::now();
+            }
+            drop(apps);
+            tokio::time::sleep(LOOKED_AT_EVERY).await;
+        }
+    });
+    let inner = Arc::downgrade(&apps.0);
+    tokio::spawn(async move {
+        while let Some(apps) = upgrade(&inner) {
+            // Bounded, so that the task ends with the apps.
+            if tokio::time::timeout(RETRY_EVERY, apps.0.attic.changed.notified()).await.is_ok() {
+                retry(&apps).await;
+            }
+        }
+    });
+}
+
+fn upgrade(inner: &Weak<Inner>) -> Option<Apps> {
+    inner.upgrade().map(Apps)
+}
+
+/// Tries once to unload each library that stays mapped.
+async fn retry(apps: &Apps) {
+    let retained = std::mem::take(&mut *apps.0.attic.retained.lock());
+    for (app, id, retained) in retained {
+        put_away(apps, &app, id, retained.retry().await);
+    }
+}
+
+/// Tells of panics that were caught since the last look.
+fn tell_panics(apps: &Apps, known: &mut HashMap<(AppName, GenerationId), u64>) {
+    let mut seen = HashMap::new();
+    for app in apps.all() {
+        let generations = app.running(|running| {
+            let live = running.live.iter().map(|live| Arc::clone(live.active.generation()));
+            live.chain(running.old.iter().map(|old| Arc::clone(&old.generation))).collect::<Vec<_>>()
+        });
+        for generation in generations {
+            let (id, panics) = (generation.spec().id, generation.counts().panics);
+            let key = (app.name.clone(), id);
+            let more = panics.saturating_sub(known.get(&key).copied().unwrap_or(0));
+            if more > 0 {
+                let message = format!(
+                    "{} in generation {id} ({}), {panics} so far",
+                    counted(more, "more panic"),
+                    generation.spec().version
+                );
+                apps.tell(Kind::Panic, &app, Some(id), message);
+            }
+            seen.insert(key, panics);
+        }
+    }
+    *known = seen;
+}

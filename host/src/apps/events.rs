@@ -1,0 +1,185 @@
+//! What happened: the last events, a broadcast of those to come, and the log line of each.
+
+use std::collections::VecDeque;
+
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
+
+use crate::{
+    control::api::Event,
+    names::{AppName, GenerationId},
+};
+
+/// How many events are kept for those who ask later.
+const KEPT: usize = 1_000;
+
+/// How many events a slow follower may be behind before it loses some.
+const BACKLOG: usize = 1_024;
+
+/// The kinds of events: the short word programs see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A generation answers new requests.
+    Active,
+    /// A replaced generation finishes what it has.
+    Draining,
+    /// It has finished.
+    Drained,
+    /// It was ended at its drain deadline.
+    DeadlinePassed,
+    /// Its library is unmapped.
+    Unloaded,
+    /// Its library stays mapped.
+    Retained,
+    /// An artifact was refused.
+    Rejected,
+    /// Its smoke requests failed.
+    Unhealthy,
+    /// A deploy failed for a reason of the host.
+    Failed,
+    /// An artifact waits for `handover reload`.
+    Staged,
+    /// An artifact of a drop folder waits until it may be tried.
+    Waiting,
+    /// A generation panicked.
+    Panic,
+    /// Something is wrong with the host's own records.
+    State,
+    /// The host began or ends.
+    Host,
+}
+
+impl Kind {
+    /// The word.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Drained => "drained",
+            Self::DeadlinePassed => "deadline_passed",
+            Self::Unloaded => "unloaded",
+            Self::Retained => "retained",
+            Self::Rejected => "rejected",
+            Self::Unhealthy => "unhealthy",
+            Self::Failed => "failed",
+            Self::Staged => "staged",
+            Self::Waiting => "waiting",
+            Self::Panic => "panic",
+            Self::State => "state",
+            Self::Host => "host",
+        }
+    }
+}
+
+/// The event log of one run of the host.
+#[derive(Debug)]
+pub(super) struct Events {
+    ring: Mutex<Ring>,
+    followers: broadcast::Sender<Event>,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    seq: u64,
+    events: VecDeque<Event>,
+}
+
+impl Events {
+    /// An empty log.
+    pub(super) fn new() -> Self {
+        Self {
+            ring: Mutex::default(),
+            followers: broadcast::channel(BACKLOG).0,
+        }
+    }
+
+    /// Records an event and writes its log line, the only one about it.
+    pub(super) fn tell(
+        &self,
+        kind: Kind,
+        app: Option<&AppName>,
+        generation: Option<GenerationId>,
+        message: impl Into<String>,
+    ) {
+        let message = message.into();
+        let (name, number) = (app.map(AppName::as_str), generation.map(|id| id.0));
+        match kind {
+            // The panic itself was logged with its message when it was caught.
+            Kind::Panic => {}
+            Kind::State => {
+                tracing::error!(app = name, generation = number, kind = kind.as_str(), "{message}");
+            }
+            Kind::DeadlinePassed
+            | Kind::Retained
+            | Kind::Rejected
+            | Kind::Unhealthy
+            | Kind::Failed => {
+                tracing::warn!(app = name, generation = number, kind = kind.as_str(), "{message}");
+            }
+            Kind::Active
+            | Kind::Draining
+            | Kind::Drained
+            | Kind::Unloaded
+            | Kind::Staged
+            | Kind::Waiting
+            | Kind::Host => {
+                tracing::info!(app = name, generation = number, kind = kind.as_str(), "{message}");
+            }
+        }
+        // Sent under the lock, so that a follower who subscribes under it misses none and sees none twice.
+        let mut ring = self.ring.lock();
+        ring.seq += 1;
+        let event = Event {
+            seq: ring.seq,
+            at_ms: super::now_ms(),
+            kind: kind.as_str().to_owned(),
+            app: app.cloned(),
+            generation,
+            message,
+        };
+        if ring.events.len() == KEPT {
+            ring.events.pop_front();
+        }
+        ring.events.push_back(event.clone());
+        // An error means that nobody follows.
+        let _ = self.followers.send(event);
+    }
+
+    /// The events so far, and those to come, without a gap between them.
+    pub(super) fn follow(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        let ring = self.ring.lock();
+        (
+            ring.events.iter().cloned().collect(),
+            self.followers.subscribe(),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+
+    #[test]
+    fn followers_see_every_event_once_and_in_order() {
+        let events = Events::new();
+        events.tell(Kind::Host, None, None, "one");
+        let (past, mut future) = events.follow();
+        events.tell(Kind::Host, None, None, "two");
+        assert_eq!(past.iter().map(|e| e.seq).collect::<Vec<_>>(), [1]);
+        assert_eq!(future.try_recv().unwrap().seq, 2);
+        assert!(future.try_recv().is_err());
+    }
+
+    #[test]
+    fn the_oldest_events_make_room() {
+        let events = Events::new();
+        for _ in 0..KEPT + 5 {
+            events.tell(Kind::Host, None, None, "again");
+        }
+        let (past, _) = events.follow();
+        assert_eq!(past.len(), KEPT);
+        assert_eq!(past[0].seq, 6);
+    }
+}

@@ -1,0 +1,193 @@
+//! What was deployed to an app, and which of it a rollback goes back to.
+
+use semver::Version;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    artifact::Sha256,
+    control::api::{HistoryEntry, Outcome},
+    names::{AppName, GenerationId},
+};
+
+/// One deploy that was tried, as it is saved.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Entry {
+    /// Milliseconds since 1970.
+    pub(super) at_ms: u64,
+    /// The generation, if it came to be loaded.
+    pub(super) generation: Option<GenerationId>,
+    /// The version its manifest names.
+    pub(super) version: Version,
+    /// Its artifact.
+    pub(super) artifact: Sha256,
+    /// What asked for it.
+    pub(super) cause: String,
+    /// How it ended.
+    pub(super) outcome: Outcome,
+    /// Why, when it did not become active.
+    pub(super) reason: Option<String>,
+    /// The file of the drop folder that it came from.
+    #[serde(default)]
+    pub(super) source: Option<String>,
+}
+
+impl Entry {
+    /// Whether it ever answered requests.
+    pub(super) fn was_active(&self) -> bool {
+        match self.outcome {
+            Outcome::Done | Outcome::DeadlinePassed | Outcome::RolledBack => true,
+            Outcome::Unchanged
+            | Outcome::Staged
+            | Outcome::Failed
+            | Outcome::Rejected
+            | Outcome::Unhealthy
+            | Outcome::Conflict
+            | Outcome::Denied => false,
+        }
+    }
+
+    /// As the control socket shows it.
+    pub(super) fn shown(&self, app: &AppName) -> HistoryEntry {
+        HistoryEntry {
+            at_ms: self.at_ms,
+            app: app.clone(),
+            generation: self.generation,
+            version: self.version.clone(),
+            artifact: self.artifact.to_string(),
+            cause: self.cause.clone(),
+            outcome: self.outcome,
+            reason: self.reason.clone(),
+        }
+    }
+}
+
+/// The artifacts that were active, newest first, each once, under the newest generation that it was.
+pub(super) fn once_active(history: &[Entry]) -> Vec<&Entry> {
+    let mut found: Vec<&Entry> = Vec::new();
+    for entry in history.iter().rev().filter(|e| e.was_active()) {
+        if !found.iter().any(|known| known.artifact == entry.artifact) {
+            found.push(entry);
+        }
+    }
+    found
+}
+
+/// What a rollback goes back to: without `to` the artifact that was active before the live one, else the newest of
+/// that version, or the artifact of that generation.
+///
+/// # Errors
+/// The sentence for a person, naming what there is to choose from.
+pub(super) fn rollback_target<'h>(
+    app: &AppName,
+    history: &'h [Entry],
+    live: Option<Sha256>,
+    to: Option<&str>,
+) -> Result<&'h Entry, String> {
+    let known = once_active(history);
+    let Some(to) = to else {
+        return known
+            .into_iter()
+            .find(|entry| Some(entry.artifact) != live)
+            .ok_or_else(|| format!("{app} has nothing to go back to: no other artifact was ever active"));
+    };
+    let found = if let Ok(number) = to.parse::<u64>() {
+        let id = Some(GenerationId(number));
+        history.iter().rev().find(|e| e.was_active() && e.generation == id)
+    } else {
+        let text = to.strip_prefix('v').unwrap_or(to);
+        let version = text.parse::<Version>().map_err(|_| {
+            format!("`{to}` is neither a version nor the number of a generation; {}", choices(&known))
+        })?;
+        known.iter().copied().find(|entry| entry.version == version)
+    };
+    found.ok_or_else(|| format!("{app} was never live as {to}; {}", choices(&known)))
+}
+
+fn choices(known: &[&Entry]) -> String {
+    if known.is_empty() {
+        return "nothing was ever active, so there is nothing to choose from".to_owned();
+    }
+    let names: Vec<String> = known
+        .iter()
+        .map(|entry| match entry.generation {
+            Some(id) => format!("{} (generation {id})", entry.version),
+            None => entry.version.to_string(),
+        })
+        .collect();
+    format!("choose one of {}", names.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+
+    fn entry(generation: u64, version: &str, byte: u8, outcome: Outcome) -> Entry {
+        Entry {
+            at_ms: generation,
+            generation: Some(GenerationId(generation)),
+            version: version.parse().unwrap(),
+            artifact: Sha256([byte; 32]),
+            cause: "deploy".into(),
+            outcome,
+            reason: None,
+            source: None,
+        }
+    }
+
+    fn app() -> AppName {
+        "shop".parse().unwrap()
+    }
+
+    fn target(history: &[Entry], live: u8, to: Option<&str>) -> Result<u64, String> {
+        rollback_target(&app(), history, Some(Sha256([live; 32])), to)
+            .map(|entry| entry.generation.unwrap().0)
+    }
+
+    #[test]
+    fn rollback_goes_to_the_previous_different_artifact_that_was_active() {
+        let history = [
+            entry(1, "1.0.0", 1, Outcome::Done),
+            entry(2, "2.0.0", 2, Outcome::DeadlinePassed),
+            entry(3, "3.0.0", 3, Outcome::Rejected),
+            entry(4, "4.0.0", 4, Outcome::Done),
+            entry(5, "4.0.0", 4, Outcome::Done),
+        ];
+        assert_eq!(target(&history, 4, None), Ok(2));
+        assert_eq!(target(&history, 2, None), Ok(5));
+    }
+
+    #[test]
+    fn rollback_finds_versions_and_generations() {
+        let history = [
+            entry(1, "1.0.0", 1, Outcome::Done),
+            entry(2, "1.0.0", 2, Outcome::Done),
+            entry(3, "2.0.0", 3, Outcome::Done),
+        ];
+        assert_eq!(target(&history, 3, Some("1.0.0")), Ok(2));
+        assert_eq!(target(&history, 3, Some("v1.0.0")), Ok(2));
+        assert_eq!(target(&history, 3, Some("1")), Ok(1));
+    }
+
+    #[test]
+    fn an_unknown_target_names_the_candidates() {
+        let history = [
+            entry(1, "1.0.0", 1, Outcome::Done),
+            entry(2, "2.0.0", 2, Outcome::Done),
+            entry(3, "3.0.0", 3, Outcome::Unhealthy),
+        ];
+        for to in ["9.9.9", "77", "latest", "3.0.0", "3"] {
+            let message = target(&history, 2, Some(to)).unwrap_err();
+            assert!(message.contains("2.0.0 (generation 2), 1.0.0 (generation 1)"), "{message}");
+            assert!(!message.contains("(generation 3)"), "{message}");
+        }
+    }
+
+    #[test]
+    fn nothing_to_go_back_to_is_said() {
+        let history = [entry(1, "1.0.0", 1, Outcome::Done)];
+        assert!(target(&history, 1, None).unwrap_err().contains("nothing to go back to"));
+        assert!(target(&[], 1, Some("1.0.0")).unwrap_err().contains("nothing was ever active"));
+    }
+}

@@ -1,0 +1,248 @@
+//! Operations: each has an id, keeps its lines, and lets any number of listeners hear all of them.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use crate::control::api::{OperationResult, Outcome, Progress};
+
+/// How many operations are kept, running ones not counted against it.
+const KEPT: usize = 100;
+
+/// The ear at a running operation: every line from its beginning, ending after `Progress::Result`.
+///
+/// Dropping it does not end the operation.
+#[derive(Debug)]
+pub struct Operation {
+    /// The id of the operation, e.g. `op-17`.
+    pub id: String,
+    /// Its lines.
+    pub lines: mpsc::UnboundedReceiver<Progress>,
+}
+
+/// The operations of this run of the host.
+#[derive(Debug, Default)]
+pub(super) struct Operations {
+    last: AtomicU64,
+    recent: Mutex<VecDeque<Arc<Record>>>,
+}
+
+/// The lines of one operation.
+#[derive(Debug)]
+pub(super) struct Record {
+    id: String,
+    said: Mutex<Said>,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    lines: Vec<Progress>,
+    listeners: Vec<mpsc::UnboundedSender<Progress>>,
+    ended: bool,
+}
+
+/// The mouth of a running operation. There is one; dropping it without a result (its task panicked) gives the
+/// listeners one, so that nobody waits for ever.
+#[derive(Debug)]
+pub(super) struct Speaker(Arc<Record>);
+
+impl Operations {
+    /// A new operation that has said `Accepted`.
+    pub(super) fn begin(&self) -> Speaker {
+        let id = format!("op-{}", self.last.fetch_add(1, Ordering::Relaxed) + 1);
+        let record = Arc::new(Record {
+            id: id.clone(),
+            said: Mutex::default(),
+        });
+        record.say(Progress::Accepted { operation: id });
+        let mut recent = self.recent.lock();
+        while recent.len() >= KEPT {
+            match recent.iter().position(|old| old.said.lock().ended) {
+                Some(oldest) => recent.remove(oldest),
+                None => break,
+            };
+        }
+        recent.push_back(Arc::clone(&record));
+        Speaker(record)
+    }
+
+    /// The ear at an operation, from its beginning.
+    pub(super) fn listen(&self, id: &str) -> Option<Operation> {
+        let recent = self.recent.lock();
+        recent.iter().find(|o| o.id == id).map(|o| o.listen())
+    }
+}
+
+impl Record {
+    fn say(&self, line: Progress) {
+        let mut said = self.said.lock();
+        if said.ended {
+            return;
+        }
+        said.ended = matches!(line, Progress::Result(_));
+        said.listeners
+            .retain(|listener| listener.send(line.clone()).is_ok());
+        // A drain may take hours at four lines a second: of a row of them the last is kept.
+        if matches!(line, Progress::Draining { .. })
+            && matches!(said.lines.last(), Some(Progress::Draining { .. }))
+        {
+            said.lines.pop();
+        }
+        said.lines.push(line);
+        if said.ended {
+            said.listeners.clear();
+        }
+    }
+
+    fn listen(&self) -> Operation {
+        let (mouth, lines) = mpsc::unbounded_channel();
+        let mut said = self.said.lock();
+        for line in &said.lines {
+            // The receiver is in our hands.
+            let _ = mouth.send(line.clone());
+        }
+        if !said.ended {
+            said.listeners.push(mouth);
+        }
+        Operation {
+            id: self.id.clone(),
+            lines,
+        }
+    }
+}
+
+impl Speaker {
+    /// The id of the operation.
+    pub(super) fn id(&self) -> &str {
+        &self.0.id
+    }
+
+    /// Says a line.
+    pub(super) fn say(&self, line: Progress) {
+        self.0.say(line);
+    }
+
+    /// An ear at it.
+    pub(super) fn listen(&self) -> Operation {
+        self.0.listen()
+    }
+
+    /// Says the last line. What is said after it is not heard.
+    pub(super) fn finish(&self, result: OperationResult) {
+        self.0.say(Progress::Result(result));
+    }
+
+    /// Whether the last line was said.
+    pub(super) fn finished(&self) -> bool {
+        self.0.said.lock().ended
+    }
+}
+
+impl Drop for Speaker {
+    fn drop(&mut self) {
+        if self.finished() {
+            return;
+        }
+        self.finish(OperationResult {
+            outcome: Outcome::Failed,
+            message: format!(
+                "{} broke off inside the host: this is a bug of handover, its log has the panic",
+                self.id()
+            ),
+            app: None,
+            generation: None,
+            version: None,
+            artifact: None,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+
+    fn result(outcome: Outcome) -> OperationResult {
+        OperationResult {
+            outcome,
+            message: "done".into(),
+            app: None,
+            generation: None,
+            version: None,
+            artifact: None,
+        }
+    }
+
+    fn draining(in_flight: u64) -> Progress {
+        Progress::Draining {
+            app: "a".parse().unwrap(),
+            generation: crate::names::GenerationId(1),
+            in_flight,
+            jobs: 0,
+            deadline_ms: None,
+        }
+    }
+
+    fn drain(mut operation: Operation) -> Vec<Progress> {
+        std::iter::from_fn(|| operation.lines.try_recv().ok()).collect()
+    }
+
+    #[test]
+    fn a_late_listener_hears_everything_from_the_beginning() {
+        let operations = Operations::default();
+        let speaker = operations.begin();
+        let early = speaker.listen();
+        speaker.say(draining(3));
+        speaker.finish(result(Outcome::Done));
+        let late = operations.listen("op-1").unwrap();
+        for ear in [early, late] {
+            let lines = drain(ear);
+            assert!(matches!(&lines[0], Progress::Accepted { operation } if operation == "op-1"));
+            assert!(matches!(lines[1], Progress::Draining { .. }));
+            assert!(matches!(lines[2], Progress::Result(_)));
+            assert_eq!(lines.len(), 3);
+        }
+    }
+
+    #[test]
+    fn a_long_drain_does_not_grow_what_is_kept() {
+        let operations = Operations::default();
+        let speaker = operations.begin();
+        for n in 0..1_000 {
+            speaker.say(draining(1_000 - n));
+        }
+        let lines = drain(speaker.listen());
+        assert_eq!(lines.len(), 2);
+        assert!(matches!(lines[1], Progress::Draining { in_flight: 1, .. }));
+    }
+
+    #[test]
+    fn an_operation_that_breaks_off_still_ends_for_its_listeners() {
+        let operations = Operations::default();
+        let ear = operations.begin().listen();
+        let lines = drain(ear);
+        assert!(
+            matches!(&lines[1], Progress::Result(r) if r.outcome == Outcome::Failed && r.message.contains("op-1"))
+        );
+    }
+
+    #[test]
+    fn running_operations_are_never_forgotten() {
+        let operations = Operations::default();
+        let running = operations.begin();
+        for _ in 0..3 * KEPT {
+            operations.begin().finish(result(Outcome::Done));
+        }
+        assert!(operations.listen(running.id()).is_some());
+        assert!(operations.listen("op-2").is_none());
+        assert!(operations.listen("op-301").is_some());
+    }
+}

@@ -1,0 +1,229 @@
+//! `handover reload` and SIGHUP: the drop folders are scanned again, with what failed before, and what is staged goes live.
+//!
+//! A reload is the sum of the operations it causes: it passes their lines on and ends when they have ended.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::{sync::mpsc, task::JoinSet};
+
+use super::{
+    Apps, Cause,
+    app::App,
+    deploy, no_app,
+    operation::{Operation, Speaker},
+    result,
+};
+use crate::{
+    control::api::{OperationResult, Outcome, Progress},
+    names::AppName,
+};
+
+/// The reloads under way: whoever answers an offer that a reload asked for tells them.
+#[derive(Debug, Default)]
+pub(super) struct Reloads(Mutex<Vec<Listener>>);
+
+#[derive(Debug)]
+struct Listener {
+    /// One app, or all.
+    app: Option<AppName>,
+    tell: mpsc::UnboundedSender<Caused>,
+}
+
+/// What a reload caused.
+#[derive(Clone, Debug)]
+pub(super) enum Caused {
+    /// An operation, by its id.
+    Operation(String),
+    /// An answer without one.
+    Said(OperationResult),
+}
+
+impl Reloads {
+    /// Tells the reloads of `app` what they caused.
+    pub(super) fn tell(&self, app: &AppName, caused: &Caused) {
+        self.0.lock().retain(|listener| {
+            // Those of other apps stay; those that have ended go.
+            listener.app.as_ref().is_some_and(|only| only != app)
+                || listener.tell.send(caused.clone()).is_ok()
+        });
+    }
+
+    fn listen(&self, app: Option<AppName>) -> mpsc::UnboundedReceiver<Caused> {
+        let (tell, caused) = mpsc::unbounded_channel();
+        self.0.lock().push(Listener { app, tell });
+        caused
+    }
+}
+
+/// Begins a reload.
+pub(super) fn begin(apps: &Apps, app: Option<AppName>) -> Operation {
+    let speaker = apps.0.operations.begin();
+    let operation = speaker.listen();
+    let chosen = match &app {
+        None => Ok(apps.all()),
+        Some(name) => apps.known_or_fail(name).and_then(|app| match app.under_way() {
+            None => Ok(vec![app]),
+            Some(other) => {
+                let message = format!("{other} is under way for {name}: reload when it has ended");
+                Err(result(Outcome::Conflict, &app, message))
+            }
+        }),
+    };
+    match chosen {
+        Err(result) => speaker.finish(result),
+        Ok(chosen) => {
+            let apps = apps.clone();
+            tokio::spawn(async move { run(&apps, app, chosen, speaker).await });
+        }
+    }
+    operation
+}
+
+async fn run(apps: &Apps, app: Option<AppName>, chosen: Vec<Arc<App>>, speaker: Speaker) {
+    let speaker = Arc::new(speaker);
+    let mut caused = apps.0.reloads.listen(app.clone());
+    let mut following = JoinSet::new();
+    let mut results = Vec::new();
+
+    // The drop folder first: what it stages is what this reload activates.
+    if let Some(watcher) = apps.0.watcher.get() {
+        let mut scan = std::pin::pin!(watcher.rescan(app, true));
+        loop {
+            tokio::select! {
+                Some(caused) = caused.recv() => match caused {
+                    Caused::Operation(id) => {
+                        if let Some(operation) = apps.operation(&id) {
+                            following.spawn(follow(operation, Arc::clone(&speaker)));
+                        }
+                    }
+                    Caused::Said(result) => results.push(result),
+                },
+                _ = &mut scan => break,
+            }
+        }
+    }
+    // Not heard again; what it still holds was said before the scan ended.
+    caused.close();
+    while let Some(caused) = caused.recv().await {
+        match caused {
+            Caused::Operation(id) => {
+                if let Some(operation) = apps.operation(&id) {
+                    following.spawn(follow(operation, Arc::clone(&speaker)));
+                }
+            }
+            Caused::Said(result) => results.push(result),
+        }
+    }
+    for app in chosen {
+        let Some(staged) = app.saved.read(|record| record.staged.clone()) else { continue };
+        let (stored, of) = (apps.clone(), Arc::clone(&app));
+        let plan = async move { stored.plan_stored(&of, staged, Cause::Reload).await };
+        let begun = deploy::begin_with(apps, app, plan);
+        following.spawn(follow(begun.operation, Arc::clone(&speaker)));
+    }
+    while let Some(ended) = following.join_next().await {
+        results.extend(ended.ok().flatten());
+    }
+    speaker.finish(sum(results));
+}
+
+/// Passes the lines of an operation on, and gives its result.
+async fn follow(mut operation: Operation, speaker: Arc<Speaker>) -> Option<OperationResult> {
+    while let Some(line) = operation.lines.recv().await {
+        match line {
+            Progress::Accepted { .. } => {}
+            Progress::Result(result) => return Some(result),
+            line @ (Progress::Step { .. } | Progress::Draining { .. }) => speaker.say(line),
+        }
+    }
+    None
+}
+
+/// One result of many: the worst outcome, every sentence that matters.
+fn sum(mut results: Vec<OperationResult>) -> OperationResult {
+    // What was staged and then went live was not left staged.
+    let went_on: Vec<_> = results
+        .iter()
+        .filter(|result| result.outcome != Outcome::Staged)
+        .map(|result| result.app.clone())
+        .collect();
+    results.retain(|result| result.outcome != Outcome::Staged || !went_on.contains(&result.app));
+    if results.iter().any(|result| result.outcome != Outcome::Unchanged) {
+        results.retain(|result| result.outcome != Outcome::Unchanged);
+    }
+    results.sort_by_key(|result| gravity(result.outcome));
+    let Some(mut worst) = results.pop() else {
+        return no_app(Outcome::Unchanged, "nothing to do: nothing is staged, and the drop folder holds nothing new");
+    };
+    for result in results.into_iter().rev() {
+        worst.message = format!("{}; {}", worst.message, result.message);
+    }
+    worst
+}
+
+fn gravity(outcome: Outcome) -> u8 {
+    match outcome {
+        Outcome::Unchanged => 0,
+        Outcome::Staged => 1,
+        Outcome::Done => 2,
+        Outcome::RolledBack => 3,
+        Outcome::DeadlinePassed => 4,
+        Outcome::Conflict => 5,
+        Outcome::Denied => 6,
+        Outcome::Unhealthy => 7,
+        Outcome::Rejected => 8,
+        Outcome::Failed => 9,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+
+    fn of(app: &str, outcome: Outcome) -> OperationResult {
+        OperationResult {
+            app: Some(app.parse().unwrap()),
+            ..no_app(outcome, format!("{app} {outcome:?}"))
+        }
+    }
+
+    #[test]
+    fn the_worst_outcome_is_the_outcome_and_everything_is_said() {
+        let sum = sum(vec![of("a", Outcome::Done), of("b", Outcome::Rejected), of("c", Outcome::Unchanged)]);
+        assert_eq!(sum.outcome, Outcome::Rejected);
+        assert_eq!(sum.message, "b Rejected; a Done");
+    }
+
+    #[test]
+    fn what_was_staged_and_went_live_counts_as_live() {
+        let sum = sum(vec![of("a", Outcome::Staged), of("a", Outcome::Done)]);
+        assert_eq!((sum.outcome, sum.message.as_str()), (Outcome::Done, "a Done"));
+    }
+
+    #[test]
+    fn nothing_to_do_is_said() {
+        assert_eq!(sum(Vec::new()).outcome, Outcome::Unchanged);
+        let sum = sum(vec![of("a", Outcome::Unchanged)]);
+        assert_eq!((sum.outcome, sum.message.as_str()), (Outcome::Unchanged, "a Unchanged"));
+    }
+
+    #[test]
+    fn a_reload_hears_of_its_own_app_only() {
+        let reloads = Reloads::default();
+        let name = |text: &str| text.parse::<AppName>().unwrap();
+        let (mut one, mut all) = (reloads.listen(Some(name("a"))), reloads.listen(None));
+        for app in ["b", "a"] {
+            reloads.tell(&name(app), &Caused::Operation(app.to_owned()));
+        }
+        let heard = |ear: &mut mpsc::UnboundedReceiver<Caused>| {
+            std::iter::from_fn(|| ear.try_recv().ok()).count()
+        };
+        assert_eq!((heard(&mut one), heard(&mut all)), (1, 2));
+        drop((one, all));
+        reloads.tell(&name("a"), &Caused::Operation("late".into()));
+        assert!(reloads.0.lock().is_empty());
+    }
+}

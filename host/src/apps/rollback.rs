@@ -1,0 +1,73 @@
+//! `handover rollback`: an artifact that was live before is live again, without being checked a second time.
+
+use std::sync::Arc;
+
+use super::{Apps, Cause, app::App, deploy, history, no_app, operation::Operation, result, saved::Head};
+use crate::{
+    control::api::{OperationResult, Outcome},
+    names::AppName,
+};
+
+/// Begins a rollback.
+pub(super) fn begin(apps: &Apps, app: Option<AppName>, to: Option<String>) -> Operation {
+    let found = find_app(apps, app).and_then(|app| {
+        let live = app.live().map(|live| live.artifact);
+        let target = app.saved.read(|record| {
+            history::rollback_target(&app.name, &record.history, live, to.as_deref()).map(|entry| Head {
+                artifact: entry.artifact,
+                version: entry.version.clone(),
+                source: entry.source.clone(),
+            })
+        });
+        match target {
+            Ok(head) => Ok((app, head)),
+            Err(message) => Err(result(Outcome::Failed, &app, message)),
+        }
+    });
+    match found {
+        Ok((app, head)) => {
+            let (stored, of) = (apps.clone(), Arc::clone(&app));
+            let plan = async move { stored.plan_stored(&of, head, Cause::Rollback).await };
+            deploy::begin_with(apps, app, plan).operation
+        }
+        Err(result) => {
+            let speaker = apps.0.operations.begin();
+            speaker.finish(result);
+            speaker.listen()
+        }
+    }
+}
+
+/// The app of that name, or the only one.
+fn find_app(apps: &Apps, app: Option<AppName>) -> Result<Arc<App>, OperationResult> {
+    if let Some(name) = app {
+        return apps.known_or_fail(&name);
+    }
+    let mut all = apps.all();
+    match (all.pop(), all.is_empty()) {
+        (Some(only), true) => Ok(only),
+        (None, _) => Err(no_app(Outcome::Failed, "there is no app yet: `handover deploy FILE.so` makes one")),
+        (Some(_), false) => {
+            let message = format!("say which app: {}", apps.names());
+            Err(no_app(Outcome::Failed, message))
+        }
+    }
+}
+
+impl Apps {
+    /// The app of that name.
+    pub(super) fn known_or_fail(&self, name: &AppName) -> Result<Arc<App>, OperationResult> {
+        self.known(name).ok_or_else(|| {
+            let message = match self.names() {
+                none if none.is_empty() => format!("there is no app {name}, and no other either"),
+                names => format!("there is no app {name}: there is {names}"),
+            };
+            no_app(Outcome::Failed, message)
+        })
+    }
+
+    fn names(&self) -> String {
+        let names: Vec<String> = self.all().iter().map(|app| app.name.to_string()).collect();
+        names.join(", ")
+    }
+}

@@ -1,0 +1,356 @@
+//! What the host remembers of an app over restarts: `<state>/apps/NAME.json`, replaced as a whole and synced.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use semver::Version;
+use serde::{Deserialize, Serialize};
+
+use super::history::Entry;
+use crate::{
+    artifact::Sha256,
+    names::{AppName, GenerationId},
+};
+
+/// How many entries the history keeps.
+const HISTORY: usize = 200;
+/// How many failing artifacts are remembered.
+const FAILING: usize = 100;
+/// How many files of the drop folder are remembered.
+const ANSWERED: usize = 100;
+
+/// What is remembered.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Record {
+    /// The last number that a generation was given.
+    pub(super) last_generation: u64,
+    /// What a restart serves.
+    pub(super) head: Option<Head>,
+    /// What waits for `handover reload`.
+    pub(super) staged: Option<Head>,
+    /// The answer to "where does it serve" that the host gave when the configuration gave none.
+    pub(super) assigned: Option<Assigned>,
+    /// Artifacts that failed by their own fault.
+    pub(super) failing: Vec<Failing>,
+    /// Files of the drop folder that were answered, with the bytes they held.
+    pub(super) answered: Vec<Answered>,
+    /// What was deployed, newest last.
+    pub(super) history: Vec<Entry>,
+}
+
+/// An artifact that was chosen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Head {
+    /// Its identity.
+    pub(super) artifact: Sha256,
+    /// The version its manifest names.
+    pub(super) version: Version,
+    /// The file of the drop folder that it came from.
+    pub(super) source: Option<String>,
+}
+
+/// Where an app without configured routes answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Assigned {
+    /// At `/`, and at `/NAME`.
+    Root,
+    /// At `/NAME`.
+    Name,
+}
+
+/// An artifact that failed by its own fault.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Failing {
+    /// Its identity.
+    pub(super) artifact: Sha256,
+    /// What was said then.
+    pub(super) reason: String,
+}
+
+/// A file of the drop folder that was answered.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Answered {
+    /// The file.
+    pub(super) path: String,
+    /// The bytes it held.
+    pub(super) artifact: Sha256,
+}
+
+impl Record {
+    /// Adds to the history.
+    pub(super) fn remember(&mut self, entry: Entry) {
+        self.history.push(entry);
+        let beyond = self.history.len().saturating_sub(HISTORY);
+        self.history.drain(..beyond);
+    }
+
+    /// Remembers that an artifact failed by its own fault.
+    pub(super) fn failed(&mut self, artifact: Sha256, reason: String) {
+        self.failing.retain(|known| known.artifact != artifact);
+        self.failing.push(Failing { artifact, reason });
+        let beyond = self.failing.len().saturating_sub(FAILING);
+        self.failing.drain(..beyond);
+    }
+
+    /// Why an artifact failed, if it did.
+    pub(super) fn why_failing(&self, artifact: Sha256) -> Option<&str> {
+        self.failing
+            .iter()
+            .find(|known| known.artifact == artifact)
+            .map(|known| known.reason.as_str())
+    }
+
+    /// Remembers which bytes a file of the drop folder held when it was answered.
+    pub(super) fn answered(&mut self, path: &str, artifact: Sha256) {
+        self.answered.retain(|known| known.path != path);
+        self.answered.push(Answered { path: path.to_owned(), artifact });
+        let beyond = self.answered.len().saturating_sub(ANSWERED);
+        self.answered.drain(..beyond);
+    }
+
+    /// Whether the file held these bytes when it was answered last.
+    pub(super) fn was_answered(&self, path: &str, artifact: Sha256) -> bool {
+        self.answered
+            .iter()
+            .any(|known| known.path == path && known.artifact == artifact)
+    }
+
+    /// The number of the next generation.
+    pub(super) fn next_generation(&mut self) -> GenerationId {
+        self.last_generation += 1;
+        GenerationId(self.last_generation)
+    }
+
+    /// The artifacts that must stay in the store: HEAD, staged, and the last `keep` that were active.
+    pub(super) fn wanted(&self, keep: usize) -> Vec<Sha256> {
+        let chosen = self.head.iter().chain(&self.staged).map(|head| head.artifact);
+        let before = super::history::once_active(&self.history);
+        chosen.chain(before.into_iter().take(keep).map(|entry| entry.artifact)).collect()
+    }
+}
+
+/// The record of one app, in memory and on disk.
+#[derive(Debug)]
+pub(super) struct Saved {
+    path: PathBuf,
+    record: Mutex<Record>,
+    /// Held while the file is written, so that an older record never replaces a newer one.
+    writing: Mutex<()>,
+}
+
+impl Saved {
+    /// Reads the record of `app` in `dir`, or begins an empty one. A record that cannot be read is set aside, and the
+    /// sentence about it is returned: the host starts without it rather than not at all. Blocks.
+    pub(super) fn open(dir: &Path, app: &AppName) -> (Arc<Self>, Option<String>) {
+        let path = dir.join(format!("{app}.json"));
+        let (record, trouble) = match read(&path) {
+            Ok(record) => (record, None),
+            Err(why) => (Record::default(), Some(set_aside(&path, &why))),
+        };
+        let saved = Self { path, record: Mutex::new(record), writing: Mutex::default() };
+        (Arc::new(saved), trouble)
+    }
+
+    /// Looks at the record.
+    pub(super) fn read<R>(&self, look: impl FnOnce(&Record) -> R) -> R {
+        look(&self.record.lock())
+    }
+
+    /// Changes the record in memory. The next [`Saved::change`] takes it to the disk.
+    pub(super) fn edit<R>(&self, edit: impl FnOnce(&mut Record) -> R) -> R {
+        edit(&mut self.record.lock())
+    }
+
+    /// Changes the record, and returns when it is on disk. The change holds in memory even when the disk fails.
+    pub(super) async fn change<R>(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut Record) -> R,
+    ) -> (R, io::Result<()>) {
+        let changed = self.edit(change);
+        let saved = Arc::clone(self);
+        let written = tokio::task::spawn_blocking(move || saved.write())
+            .await
+            .unwrap_or_else(|broken| Err(io::Error::other(broken)));
+        (changed, written)
+    }
+
+    fn write(&self) -> io::Result<()> {
+        let _writing = self.writing.lock();
+        let text = serde_json::to_vec_pretty(&*self.record.lock())?;
+        replace(&self.path, &text)
+            .map_err(|cause| io::Error::new(cause.kind(), format!("{}: {cause}", self.path.display())))
+    }
+}
+
+/// The apps that `dir` has a record of.
+pub(super) fn known(dir: &Path) -> io::Result<Vec<AppName>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        if let Some(app) = name.to_str().and_then(|n| n.strip_suffix(".json"))
+            && let Ok(app) = app.parse()
+        {
+            found.push(app);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn read(path: &Path) -> Result<Record, String> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|cause| cause.to_string()),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(Record::default()),
+        Err(cause) => Err(cause.to_string()),
+    }
+}
+
+fn set_aside(path: &Path, why: &str) -> String {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(format!(".corrupt-{}", super::now_ms()));
+    match fs::rename(path, &aside) {
+        Ok(()) => format!(
+            "{} cannot be read ({why}); it was set aside as {} and the app starts with no memory of its past: deploy it again",
+            path.display(),
+            Path::new(&aside).display()
+        ),
+        Err(cause) => format!(
+            "{} cannot be read ({why}) nor set aside ({cause}); the app starts with no memory of its past: deploy it again",
+            path.display()
+        ),
+    }
+}
+
+/// Replaces the file at `path` so that a crash leaves the old or the new one, whole.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let fresh = path.with_extension("json.new");
+    let mut file = File::create(&fresh)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    drop(file);
+    fs::rename(&fresh, path)?;
+    match path.parent() {
+        Some(dir) => File::open(dir)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+    use crate::control::api::Outcome;
+
+    fn app() -> AppName {
+        "shop".parse().unwrap()
+    }
+
+    fn entry(generation: u64, byte: u8, outcome: Outcome) -> Entry {
+        Entry {
+            at_ms: 1,
+            generation: Some(GenerationId(generation)),
+            version: "1.0.0".parse().unwrap(),
+            artifact: Sha256([byte; 32]),
+            cause: "deploy".into(),
+            outcome,
+            reason: None,
+            source: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_saved_is_there_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let (saved, trouble) = Saved::open(dir.path(), &app());
+        assert!(trouble.is_none());
+        let (id, written) = saved
+            .change(|record| {
+                record.remember(entry(1, 7, Outcome::Done));
+                record.failed(Sha256([9; 32]), "it exits".into());
+                record.assigned = Some(Assigned::Root);
+                record.next_generation()
+            })
+            .await;
+        written.unwrap();
+        assert_eq!(id, GenerationId(1));
+        drop(saved);
+
+        assert_eq!(known(dir.path()).unwrap(), [app()]);
+        let (saved, trouble) = Saved::open(dir.path(), &app());
+        assert!(trouble.is_none());
+        saved.read(|record| {
+            assert_eq!(record.last_generation, 1);
+            assert_eq!(record.assigned, Some(Assigned::Root));
+            assert_eq!(record.history.len(), 1);
+            assert_eq!(record.why_failing(Sha256([9; 32])), Some("it exits"));
+            assert_eq!(record.why_failing(Sha256([7; 32])), None);
+        });
+    }
+
+    #[tokio::test]
+    async fn a_corrupt_record_is_set_aside_and_said() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("shop.json"), b"{\"last_generation\": ").unwrap();
+        let (saved, trouble) = Saved::open(dir.path(), &app());
+        assert!(trouble.unwrap().contains("set aside"));
+        assert_eq!(saved.read(|record| record.last_generation), 0);
+        let aside = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap();
+        assert!(aside.file_name().to_string_lossy().starts_with("shop.json.corrupt-"));
+        saved.change(|record| record.next_generation()).await.1.unwrap();
+        assert_eq!(known(dir.path()).unwrap(), [app()]);
+    }
+
+    #[tokio::test]
+    async fn the_last_of_many_changes_is_what_is_on_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let (saved, _) = Saved::open(dir.path(), &app());
+        let changes: Vec<_> = (0..50)
+            .map(|_| {
+                let saved = Arc::clone(&saved);
+                tokio::spawn(async move { saved.change(Record::next_generation).await.1.unwrap() })
+            })
+            .collect();
+        for change in changes {
+            change.await.unwrap();
+        }
+        let (again, _) = Saved::open(dir.path(), &app());
+        assert_eq!(again.read(|record| record.last_generation), 50);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut record = Record::default();
+        for n in 0..1_000_u64 {
+            let artifact = Sha256([(n % 251) as u8; 32]);
+            record.remember(entry(n, 1, Outcome::Done));
+            record.failed(artifact, "no".into());
+            record.answered(&format!("/drop/{n}.so"), artifact);
+        }
+        assert_eq!(record.history.len(), HISTORY);
+        assert_eq!(record.history[HISTORY - 1].generation, Some(GenerationId(999)));
+        assert_eq!(record.failing.len(), FAILING);
+        assert_eq!(record.answered.len(), ANSWERED);
+    }
+
+    #[test]
+    fn rollback_targets_head_and_staged_stay_in_the_store() {
+        let head = |byte| Head { artifact: Sha256([byte; 32]), version: "1.0.0".parse().unwrap(), source: None };
+        let mut record = Record { head: Some(head(1)), staged: Some(head(2)), ..Record::default() };
+        for (generation, byte) in [(1, 3), (2, 4), (3, 5), (4, 1), (5, 5)] {
+            record.remember(entry(generation, byte, Outcome::Done));
+        }
+        record.remember(entry(6, 6, Outcome::Rejected));
+        let mut wanted = record.wanted(2);
+        wanted.sort();
+        wanted.dedup();
+        assert_eq!(wanted, [1, 2, 5].map(|byte| Sha256([byte; 32])));
+    }
+}

@@ -1,0 +1,55 @@
+//! The end of all generations, when the host ends.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use super::{Apps, app::App, counted, deploy, drain, events::Kind};
+
+/// How long cancelled work has to end, past the deadline.
+const CANCELLED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Drains every app up to `deadline`, cancels what runs on, and unloads.
+pub(super) async fn shutdown(apps: &Apps, deadline: Duration) {
+    apps.0.closing.store(true, Ordering::Release);
+    let by = tokio::time::Instant::now() + deadline;
+    loop {
+        // Again after the wait: a cutover may have been under way when the door was closed.
+        if !take_leave(apps) && *apps.0.leaving.borrow() == 0 {
+            return;
+        }
+        if tokio::time::timeout_at(by, all_gone(apps)).await.is_err() {
+            break;
+        }
+    }
+    for old in apps.all().iter().flat_map(|app| app.draining()) {
+        old.end.notify_one();
+    }
+    if tokio::time::timeout(CANCELLED_WITHIN, all_gone(apps)).await.is_err() {
+        let left = apps.all().iter().flat_map(|app| app.draining()).map(|old| old.generation.counts().in_flight).sum();
+        let message =
+            format!("the host ends with {} that did not notice being cancelled", counted(left, "request"));
+        apps.0.events.tell(Kind::Host, None, None, message);
+    }
+}
+
+/// Begins the drain of what is live. Whether anything was.
+fn take_leave(apps: &Apps) -> bool {
+    let mut any = false;
+    for app in apps.all() {
+        let Some(live) = app.running(|running| running.live.take()) else { continue };
+        any = true;
+        apps.publish();
+        let leaving = deploy::leave(apps, &app, live);
+        let (apps, app): (Apps, Arc<App>) = (apps.clone(), app);
+        tokio::spawn(async move { drain::see_out(&apps, &app, leaving, None).await });
+    }
+    any
+}
+
+async fn all_gone(apps: &Apps) {
+    let mut leaving = apps.0.leaving.subscribe();
+    // The sender is in `apps`, so this cannot fail.
+    let _ = leaving.wait_for(|number| *number == 0).await;
+}

@@ -1,0 +1,189 @@
+//! The child's side of preflight: `handover preflight-child`.
+//!
+//! It opens the very bytes that the host would, compares their layouts, runs the constructor and the smoke requests, says each step
+//! before it takes it, and kills itself at the end: nothing of the plugin's runs after the verdict.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, Read, Write},
+    os::unix::net::UnixStream,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{
+    Resource, Rlimit, Signal, getpid, getppid, kill_process_group, set_parent_process_death_signal,
+    setrlimit,
+};
+
+use super::report::{Line, Stage, Task};
+use crate::{
+    artifact::{self, Artifact, StoreError},
+    config::SmokeRequest,
+    daemon, dispatch,
+    generation::{self, Generation, Spec},
+    loader::{Layouts, Library},
+    names::GenerationId,
+};
+
+/// Reads the task from standard input, does it, reports on it, and ends.
+pub fn main() -> ExitCode {
+    let (mouth, task) = match prepare() {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            eprintln!("preflight-child is what the host starts to check an artifact, not a command for people: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let last = check(&mouth, task).unwrap_or_else(|last| last);
+    mouth.say(&last);
+    end()
+}
+
+/// Ends this process and what it started, without running anything of the plugin's at exit.
+fn end() -> ! {
+    let _ = kill_process_group(getpid(), Signal::KILL);
+    // Not reached: the signal cannot be held.
+    std::process::abort()
+}
+
+/// Makes this process safe to crash in, and takes its task.
+fn prepare() -> io::Result<(Mouth, Task)> {
+    // Before anything can go wrong: the host's death is ours, a crash writes no core.
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+
+    // The socket moves away from standard input, where a plugin could read it, and is not left to its children.
+    let socket = UnixStream::from(rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?);
+    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+
+    let mut ear = BufReader::new(socket.try_clone()?);
+    let mut line = Vec::new();
+    ear.read_until(b'\n', &mut line)?;
+    let task: Task = serde_json::from_slice(&line)?;
+    let parent = getppid().map(|pid| pid.as_raw_nonzero().get().cast_unsigned());
+    if parent != Some(task.parent) {
+        return Err(io::Error::other("the host has ended"));
+    }
+    // The signal above comes with the end of the thread that started us, this with the end of the host.
+    std::thread::Builder::new().name("preflight-guard".to_owned()).spawn(move || {
+        let _ = ear.read(&mut [0]);
+        end()
+    })?;
+    Ok((Mouth(Arc::new(socket)), task))
+}
+
+/// Says lines to the host.
+#[derive(Clone)]
+struct Mouth(Arc<UnixStream>);
+
+impl Mouth {
+    fn say(&self, line: &Line) {
+        let Ok(mut text) = serde_json::to_vec(line) else { return };
+        text.push(b'\n');
+        // A host that does not listen any more kills us.
+        let _ = (&*self.0).write_all(&text);
+    }
+
+    fn begin(&self, stage: Stage) {
+        self.say(&Line::Begins { stage });
+    }
+
+    fn checked(&self, what: String) {
+        self.say(&Line::Checked { what });
+    }
+}
+
+/// Does the task. Both results are the last line; an error is one that came early.
+fn check(mouth: &Mouth, task: Task) -> Result<Line, Line> {
+    let deadline = Instant::now() + Duration::from_millis(task.deadline_ms);
+    mouth.begin(Stage::Reading);
+    let artifact = read(&task)?;
+    mouth.checked(format!(
+        "{} {} for {}, ABI {}",
+        artifact.manifest.app, artifact.manifest.version, artifact.elf.machine, artifact.manifest.abi
+    ));
+
+    mouth.begin(Stage::Mapping);
+    let library = Library::open(&artifact, Layouts::Check)
+        .map_err(|error| Line::Rejected { reason: error.to_string() })?;
+    mouth.checked("layouts match".to_owned());
+    if !task.start {
+        return Ok(Line::Passed);
+    }
+
+    mouth.begin(Stage::Starting);
+    let runtime = daemon::workers(Some(1.try_into().map_err(broken)?)).map_err(broken)?;
+    runtime.block_on(async {
+        // On a worker, as in the host.
+        let mouth = mouth.clone();
+        tokio::spawn(async move { start_and_ask(&mouth, task, &artifact, library, deadline).await })
+            .await
+            .map_err(broken)?
+    })
+}
+
+fn read(task: &Task) -> Result<Artifact, Line> {
+    let artifact = artifact::inspect(&task.artifact).map_err(|error| match error {
+        StoreError::Refused { reason, .. } => Line::Rejected { reason },
+        error @ StoreError::Io { .. } => broken(error),
+    })?;
+    if artifact.sha256 != task.sha256 {
+        return Err(broken(format!(
+            "{} does not hold what was stored there: expected {}, found {}",
+            task.artifact.display(),
+            task.sha256,
+            artifact.sha256
+        )));
+    }
+    artifact.acceptable().map_err(|reason| Line::Rejected { reason })?;
+    Ok(artifact)
+}
+
+async fn start_and_ask(
+    mouth: &Mouth,
+    task: Task,
+    artifact: &Artifact,
+    library: Library,
+    deadline: Instant,
+) -> Result<Line, Line> {
+    let began = Instant::now();
+    let spec = Spec {
+        app: task.app,
+        id: GenerationId(0),
+        version: artifact.manifest.version.clone(),
+        artifact: artifact.sha256,
+        config: task.config,
+        env: task.env,
+        runtime_threads: task.runtime_threads,
+        start_deadline: deadline.saturating_duration_since(began),
+        preflight: true,
+    };
+    let started = generation::start(library, spec)
+        .await
+        .map_err(|error| Line::Rejected { reason: error.to_string() })?;
+    mouth.checked(format!("constructor ended in {} ms", began.elapsed().as_millis()));
+    let active = started.activate();
+    for request in &task.requests {
+        mouth.begin(Stage::Smoke { path: request.path.clone() });
+        ask(mouth, active.generation(), request).await?;
+    }
+    Ok(Line::Passed)
+}
+
+async fn ask(mouth: &Mouth, generation: &Arc<Generation>, request: &SmokeRequest) -> Result<(), Line> {
+    let SmokeRequest { path, status } = request;
+    match dispatch::smoke(generation, path).await {
+        Ok(got) if got.as_u16() == *status => {
+            mouth.checked(format!("GET {path} answered {status}"));
+            Ok(())
+        }
+        Ok(got) => Err(Line::Unhealthy { reason: format!("GET {path} answered {}, wanted {status}", got.as_u16()) }),
+        Err(reason) => Err(Line::Unhealthy { reason: format!("GET {path} was not answered: {reason}") }),
+    }
+}
+
+fn broken(cause: impl ToString) -> Line {
+    Line::Broken { reason: cause.to_string() }
+}

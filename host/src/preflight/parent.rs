@@ -1,0 +1,397 @@
+//! The host's side of preflight: starts the child, listens, and turns whatever becomes of it into a verdict.
+
+use std::{
+    collections::VecDeque,
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::{net::UnixStream as StdUnixStream, process::ExitStatusExt},
+    },
+    process::{ExitStatus, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use tokio::{
+    io::{
+        AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader, Interest, unix::AsyncFd,
+    },
+    net::UnixStream,
+    process::{Child, Command},
+    sync::Semaphore,
+    task::JoinSet,
+};
+
+use super::{
+    Verdict,
+    report::{Line, Stage, Task},
+};
+use crate::{artifact::Artifact, config, names::AppName};
+
+/// How many children may run at once: they start whole runtimes, and the host has users to serve.
+static AT_ONCE: Semaphore = Semaphore::const_new(2);
+
+/// How much of what a child printed goes into a reason, in bytes.
+const TAIL: usize = 4 * 1024;
+
+/// How long a child that ended may take to be read to its end. Only a process that it left behind can use it up.
+const AFTERWARDS: Duration = Duration::from_millis(500);
+
+/// The longest line of a report, in bytes. A child that says more is not ours any more.
+const LONGEST_LINE: u64 = 256 * 1024;
+
+/// Checks `artifact` in a child process as `app` with its settings.
+///
+/// The child and everything it started is gone when this returns, or when its future is dropped.
+///
+/// # Errors
+/// The host's fault (exit code 1): no child could be started, or it could not read what the host stored.
+pub async fn check(artifact: &Artifact, app: &AppName, settings: &config::App) -> io::Result<Verdict> {
+    let _turn = AT_ONCE.acquire().await.map_err(io::Error::other)?;
+    let deadline = settings.check.deadline;
+    let task = Task {
+        parent: std::process::id(),
+        artifact: artifact.path.clone(),
+        sha256: artifact.sha256,
+        app: app.clone(),
+        config: settings.config.clone(),
+        env: config_env(&settings.env),
+        runtime_threads: settings.runtime_threads.get(),
+        start: settings.check.start,
+        deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
+        requests: settings.check.requests.clone(),
+    };
+    let mut running = Running::spawn()?;
+    let mut heard = Heard::default();
+    let ended = running.listen(&task, &mut heard, deadline).await?;
+    let status = running.end().await?;
+    let said = running.output.text();
+    match ended {
+        Ended::Reported => {}
+        Ended::ByItself => tracing::debug!(%status, stage = ?heard.stage, "a preflight child ended"),
+        Ended::AtDeadline => tracing::debug!(stage = ?heard.stage, "a preflight child reached its deadline"),
+    }
+    heard.verdict(ended, status, deadline, &said)
+}
+
+fn config_env(names: &[String]) -> Vec<(String, String)> {
+    names
+        .iter()
+        .filter_map(|name| std::env::var(name).ok().map(|value| (name.clone(), value)))
+        .collect()
+}
+
+/// A child, and what is needed to end it for certain.
+struct Running {
+    child: Child,
+    group: Group,
+    /// Readable when the child has ended, without taking its exit status.
+    ended: AsyncFd<OwnedFd>,
+    report: UnixStream,
+    output: Output,
+}
+
+/// The process group of a child. Dropping it kills all that is in it: the child is not waited for before, so its
+/// number cannot have gone to somebody else.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0.take() {
+            // An error means that all of it has ended already.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+impl Running {
+    fn spawn() -> io::Result<Self> {
+        let (ours, theirs) = StdUnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let report = UnixStream::from_std(ours)?;
+        let mut child = Command::new("/proc/self/exe")
+            .arg("preflight-child")
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()?;
+        let pid = child
+            .id()
+            .and_then(|id| Pid::from_raw(id.cast_signed()))
+            .ok_or_else(|| io::Error::other("the preflight child has no process id"))?;
+        let group = Group(Some(pid));
+        let ended = AsyncFd::with_interest(pidfd_open(pid, PidfdFlags::NONBLOCK)?, Interest::READABLE)?;
+        let mut output = Output::default();
+        output.read(child.stdout.take());
+        output.read(child.stderr.take());
+        Ok(Self { child, group, ended, report, output })
+    }
+
+    /// Gives the child its task and hears it until its last line, its end, or the deadline.
+    async fn listen(&mut self, task: &Task, heard: &mut Heard, deadline: Duration) -> io::Result<Ended> {
+        let Self { report, ended, .. } = self;
+        let (from, mut to) = report.split();
+        let mut lines = BufReader::new(from);
+        let mut task = serde_json::to_vec(task)?;
+        task.push(b'\n');
+        let talk = async {
+            // A child that died before it read its task is found by its end.
+            if to.write_all(&task).await.is_ok() {
+                heard.listen(&mut lines).await;
+            }
+            if heard.last.is_none() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let ended = tokio::select! {
+            biased;
+            () = talk => Ended::Reported,
+            ready = ended.readable() => {
+                ready?;
+                Ended::ByItself
+            }
+            () = tokio::time::sleep(deadline) => Ended::AtDeadline,
+        };
+        if ended == Ended::ByItself {
+            // What it said just before is still in the socket.
+            let _ = tokio::time::timeout(AFTERWARDS, heard.listen(&mut lines)).await;
+        }
+        Ok(ended)
+    }
+
+    /// Ends whatever still runs and takes the exit status of the child.
+    async fn end(&mut self) -> io::Result<ExitStatus> {
+        drop(Group(self.group.0.take()));
+        let status = self.child.wait().await?;
+        self.output.finish().await;
+        Ok(status)
+    }
+}
+
+/// Why the host stopped listening.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// The child said its last line.
+    Reported,
+    /// The child ended.
+    ByItself,
+    /// It was ended.
+    AtDeadline,
+}
+
+/// What the child said.
+#[derive(Debug, Default)]
+struct Heard {
+    stage: Stage,
+    checked: Vec<String>,
+    last: Option<Line>,
+}
+
+impl Heard {
+    /// Hears lines until the last one, or until nothing more comes.
+    async fn listen(&mut self, lines: &mut (impl AsyncBufReadExt + Unpin)) {
+        while self.last.is_none() {
+            let mut line = Vec::new();
+            match (&mut *lines).take(LONGEST_LINE).read_until(b'\n', &mut line).await {
+                Ok(read) if read > 0 && line.ends_with(b"\n") => {}
+                Ok(_) | Err(_) => return,
+            }
+            match serde_json::from_slice(&line) {
+                Ok(Line::Begins { stage }) => self.stage = stage,
+                Ok(Line::Checked { what }) => self.checked.push(what),
+                Ok(last) => self.last = Some(last),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// The verdict, with what the child printed before it ended.
+    fn verdict(
+        self,
+        ended: Ended,
+        status: ExitStatus,
+        deadline: Duration,
+        printed: &str,
+    ) -> io::Result<Verdict> {
+        let during = self.stage.during();
+        let with_output = |reason: String| match printed {
+            "" => reason,
+            printed => format!("{reason}; it printed last:\n{printed}"),
+        };
+        match self.last {
+            Some(Line::Passed) => return Ok(Verdict::Passed(self.checked)),
+            Some(Line::Rejected { reason }) => return Ok(Verdict::Rejected(with_output(reason))),
+            Some(Line::Unhealthy { reason }) => return Ok(Verdict::Unhealthy(with_output(reason))),
+            Some(Line::Broken { reason }) => return Err(io::Error::other(with_output(reason))),
+            // Not last lines: `listen` keeps none of them.
+            Some(Line::Begins { .. } | Line::Checked { .. }) | None => {}
+        }
+        if ended == Ended::AtDeadline {
+            let limit = humantime::format_duration(deadline);
+            let reason = format!("it did not end within {limit} {during} (check.deadline sets the limit)");
+            return Ok(match self.stage {
+                Stage::Smoke { .. } => Verdict::Unhealthy(with_output(reason)),
+                Stage::Preparing | Stage::Reading | Stage::Mapping | Stage::Starting => {
+                    Verdict::Rejected(with_output(reason))
+                }
+            });
+        }
+        let what = match (status.signal(), status.code()) {
+            (Some(signal), _) => format!("it crashed with {} {during}", signal_name(signal)),
+            (None, Some(code)) => format!("it called exit({code}) {during}"),
+            (None, None) => format!("it ended {during}"),
+        };
+        match self.stage {
+            // None of its code had run.
+            Stage::Preparing | Stage::Reading => Err(io::Error::other(with_output(what))),
+            Stage::Mapping | Stage::Starting | Stage::Smoke { .. } => {
+                Ok(Verdict::Rejected(with_output(what)))
+            }
+        }
+    }
+}
+
+/// The name that people know a signal by.
+fn signal_name(number: i32) -> String {
+    let known = [
+        (Signal::SEGV, "SIGSEGV"),
+        (Signal::ABORT, "SIGABRT"),
+        (Signal::BUS, "SIGBUS"),
+        (Signal::ILL, "SIGILL"),
+        (Signal::FPE, "SIGFPE"),
+        (Signal::TRAP, "SIGTRAP"),
+        (Signal::SYS, "SIGSYS"),
+        (Signal::TERM, "SIGTERM"),
+        (Signal::KILL, "SIGKILL (out of memory?)"),
+        (Signal::PIPE, "SIGPIPE"),
+        (Signal::XCPU, "SIGXCPU"),
+    ];
+    known
+        .iter()
+        .find(|(signal, _)| signal.as_raw() == number)
+        .map_or_else(|| format!("signal {number}"), |(_, name)| (*name).to_owned())
+}
+
+/// The end of what a child prints, read so that it never waits for a reader.
+#[derive(Default)]
+struct Output {
+    tail: Arc<Mutex<VecDeque<u8>>>,
+    /// Ended when this is dropped.
+    readers: JoinSet<()>,
+}
+
+impl Output {
+    fn read(&mut self, stream: Option<impl AsyncRead + Send + Unpin + 'static>) {
+        let Some(mut stream) = stream else { return };
+        let tail = Arc::clone(&self.tail);
+        self.readers.spawn(async move {
+            let mut buffer = vec![0; TAIL];
+            while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+                let mut tail = tail.lock();
+                tail.extend(&buffer[..read]);
+                let beyond = tail.len().saturating_sub(TAIL);
+                tail.drain(..beyond);
+            }
+        });
+    }
+
+    /// Reads what is left. A process that left the group may hold the pipe open: it is not waited for.
+    async fn finish(&mut self) {
+        let all = async { while self.readers.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(AFTERWARDS, all).await;
+        self.readers.abort_all();
+    }
+
+    fn text(&self) -> String {
+        let tail: Vec<u8> = self.tail.lock().iter().copied().collect();
+        String::from_utf8_lossy(&tail).trim().to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+
+    async fn heard(lines: &str) -> Heard {
+        let mut heard = Heard::default();
+        heard.listen(&mut BufReader::new(lines.as_bytes())).await;
+        heard
+    }
+
+    fn exited(code: i32) -> ExitStatus {
+        ExitStatus::from_raw(code << 8)
+    }
+
+    fn killed(signal: i32) -> ExitStatus {
+        ExitStatus::from_raw(signal)
+    }
+
+    const STARTING: &str = "{\"line\":\"begins\",\"stage\":\"starting\"}\n";
+    const DEADLINE: Duration = Duration::from_secs(30);
+
+    fn rejected(verdict: io::Result<Verdict>, parts: &[&str]) {
+        let Verdict::Rejected(reason) = verdict.unwrap() else { panic!("not rejected") };
+        for part in parts {
+            assert!(reason.contains(part), "{reason}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_crash_names_its_signal_and_stage_and_last_words() {
+        let verdict = heard(STARTING).await.verdict(Ended::ByItself, killed(11), DEADLINE, "oh no");
+        rejected(verdict, &["SIGSEGV", "in the constructor", "printed last:\noh no"]);
+    }
+
+    #[tokio::test]
+    async fn an_exit_names_its_code_even_when_it_is_zero() {
+        for code in [0, 3] {
+            let verdict = heard(STARTING).await.verdict(Ended::ByItself, exited(code), DEADLINE, "");
+            rejected(verdict, &[&format!("exit({code}) in the constructor")]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_hang_is_a_rejection_and_in_a_smoke_request_unhealthy() {
+        let verdict = heard(STARTING).await.verdict(Ended::AtDeadline, killed(9), DEADLINE, "");
+        rejected(verdict, &["did not end within 30s", "in the constructor"]);
+        let smoke = "{\"line\":\"begins\",\"stage\":{\"smoke\":{\"path\":\"/health\"}}}\n";
+        let verdict = heard(smoke).await.verdict(Ended::AtDeadline, killed(9), DEADLINE, "");
+        assert!(matches!(verdict.unwrap(), Verdict::Unhealthy(reason) if reason.contains("GET /health")));
+    }
+
+    #[tokio::test]
+    async fn what_was_checked_is_told_in_order() {
+        let lines = "{\"line\":\"checked\",\"what\":\"a\"}\n{\"line\":\"checked\",\"what\":\"b\"}\n{\"line\":\"passed\"}\n";
+        let verdict = heard(lines).await.verdict(Ended::Reported, killed(9), DEADLINE, "noise");
+        assert_eq!(verdict.unwrap(), Verdict::Passed(vec!["a".into(), "b".into()]));
+    }
+
+    #[tokio::test]
+    async fn a_verdict_that_is_cut_off_is_none() {
+        let verdict = heard(&format!("{STARTING}{{\"line\":\"passed\"}}"))
+            .await
+            .verdict(Ended::ByItself, exited(0), DEADLINE, "");
+        rejected(verdict, &["exit(0)"]);
+    }
+
+    #[tokio::test]
+    async fn a_child_that_never_came_up_is_the_hosts_fault() {
+        let verdict = heard("").await.verdict(Ended::ByItself, exited(101), DEADLINE, "");
+        assert!(verdict.is_err());
+    }
+
+    #[tokio::test]
+    async fn only_the_end_of_what_it_prints_is_kept() {
+        let mut output = Output::default();
+        let long: &'static [u8] = Box::leak(vec![b'x'; 1_000_000].into_boxed_slice());
+        output.read(Some(long));
+        output.finish().await;
+        assert_eq!(output.text().len(), TAIL);
+    }
+}

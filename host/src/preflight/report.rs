@@ -1,0 +1,98 @@
+//! What the host and a preflight child say to each other: one task, then lines of JSON.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{artifact::Sha256, config::SmokeRequest, names::AppName};
+
+/// What the child is to check.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Task {
+    /// The process that asked. The child ends when it is gone.
+    pub(super) parent: u32,
+    /// The file.
+    pub(super) artifact: PathBuf,
+    /// What it must hold.
+    pub(super) sha256: Sha256,
+    /// As which app.
+    pub(super) app: AppName,
+    /// What the app reads with `Context::config`.
+    pub(super) config: serde_json::Value,
+    /// The environment variables that it may read.
+    pub(super) env: Vec<(String, String)>,
+    /// Threads of its runtime.
+    pub(super) runtime_threads: usize,
+    /// Whether its constructor is run.
+    pub(super) start: bool,
+    /// How long everything may take, in milliseconds.
+    pub(super) deadline_ms: u64,
+    /// What it is asked then.
+    pub(super) requests: Vec<SmokeRequest>,
+}
+
+/// One line of the child.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "line", rename_all = "snake_case")]
+pub(super) enum Line {
+    /// What it begins now, so that its death can be explained.
+    Begins {
+        /// The stage.
+        stage: Stage,
+    },
+    /// What it found to be right.
+    Checked {
+        /// For people.
+        what: String,
+    },
+    /// Everything was right. The last line.
+    Passed,
+    /// The artifact is refused. The last line.
+    Rejected {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A smoke request failed. The last line.
+    Unhealthy {
+        /// Which, and how.
+        reason: String,
+    },
+    /// The check could not be made, by no fault of the artifact. The last line.
+    Broken {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Where the child is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Stage {
+    /// The child process comes up.
+    #[default]
+    Preparing,
+    /// The file is read.
+    Reading,
+    /// The library is mapped, its ELF constructors run, its layouts are compared.
+    Mapping,
+    /// The constructor of the app runs.
+    Starting,
+    /// A smoke request is answered.
+    Smoke {
+        /// Its path.
+        path: String,
+    },
+}
+
+impl Stage {
+    /// When it was, for a sentence like "it crashed …".
+    pub(super) fn during(&self) -> String {
+        match self {
+            Self::Preparing => "before anything of it was touched".to_owned(),
+            Self::Reading => "while its file was read".to_owned(),
+            Self::Mapping => "while its library was loaded (ELF constructors run there)".to_owned(),
+            Self::Starting => "in the constructor of the app".to_owned(),
+            Self::Smoke { path } => format!("while it answered GET {path}"),
+        }
+    }
+}
