@@ -68,7 +68,7 @@ pub(crate) fn workers(number: Option<NonZeroUsize>) -> io::Result<tokio::runtime
     if let Some(number) = number {
         builder.worker_threads(number.get());
     }
-    builder.thread_name("handover-worker").enable_all().build()
+    builder.thread_name("handover-worker").on_thread_start(crate::ledger::mark_worker).enable_all().build()
 }
 
 impl Daemon {
@@ -98,12 +98,13 @@ impl Daemon {
         apps.serves_at(listen.clone());
         apps.restore().await;
 
-        let (stop_serving, stop) = channel::channel(false);
+        let (stop_serving, mut stop) = channel::channel(false);
         let serving = tokio::spawn(server::serve(
             listener,
             routes,
             server::Settings { version_header: settings.version_header },
-            stop,
+            // The sender is gone only when the daemon is.
+            async move { drop(stop.wait_for(|stop| *stop).await) },
         ));
         let control = tokio::spawn(control::serve(control, apps.clone(), store.clone(), shutdown.clone()));
         fs::create_dir_all(&settings.plugins).map_err(|cause| {

@@ -124,6 +124,7 @@ impl Running {
             .and_then(|id| Pid::from_raw(id.cast_signed()))
             .ok_or_else(|| io::Error::other("the preflight child has no process id"))?;
         let group = Group(Some(pid));
+        #[allow(deprecated, reason = "sound for an `OwnedFd`, and its replacement is unsafe, which has no room here")]
         let ended = AsyncFd::with_interest(pidfd_open(pid, PidfdFlags::NONBLOCK)?, Interest::READABLE)?;
         let mut output = Output::default();
         output.read(child.stdout.take());

@@ -16,8 +16,6 @@ use crate::dispatch::Routes;
 pub struct Settings {
     /// Whether answers carry `handover-version` and `handover-generation`.
     pub version_header: bool,
-    /// How long open connections may take to end what they have, after `stop`.
-    pub shutdown_deadline: Duration,
 }
 
 /// Serves until `stop` ends; then accepts no more, and waits until the open connections have ended what they have.
@@ -51,9 +49,7 @@ pub async fn serve(listener: TcpListener, routes: Arc<Routes>, settings: Setting
         });
     }
     drop(listener);
-    if tokio::time::timeout(settings.shutdown_deadline, connections.shutdown()).await.is_err() {
-        tracing::warn!("connections that were still busy at the shutdown deadline are cut");
-    }
+    connections.shutdown().await;
 }
 
 /// What to do when a connection could not be accepted.
