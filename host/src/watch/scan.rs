@@ -87,9 +87,6 @@ impl Stamp {
     }
 }
 
-/// Two writes within one tick of the kernel's clock leave the same times, so bytes hashed this soon after a change are hashed again.
-const TICK: Duration = Duration::from_millis(50);
-
 /// What is remembered of a path.
 struct Seen {
     stamp: Stamp,
@@ -293,6 +290,12 @@ impl<T: DropTarget> Scanner<T> {
                 continue; // deleted meanwhile
             };
             seen.busy = false;
+            // What was told or seen of it while it was busy.
+            self.hints.look |=
+                seen.whole || seen.stamp != outcome.stamp || matches!(outcome.end, End::Changed);
+            if outcome.racy {
+                self.due = earlier(self.due, Instant::now() + self.timing.tick);
+            }
             match outcome.end {
                 End::Answered(sha256, verdict) => {
                     seen.known = Some(Known {
@@ -313,7 +316,6 @@ impl<T: DropTarget> Scanner<T> {
             }
         }
         self.start(&report.key);
-        self.hints.look = true; // what changed while it was busy
     }
 
     /// Looks at everything.
@@ -371,11 +373,11 @@ impl<T: DropTarget> Scanner<T> {
         }
         let again = matches!(reason, Reason::Asked { again: true, .. });
         let retry = seen.retry == Some(stamp);
-        let ticked = stamp.age().is_none_or(|age| age >= TICK);
+        let ticked = stamp.age().is_none_or(|age| age >= self.timing.tick);
         let wanted = match &seen.known {
             Some(known) if known.stamp == stamp => {
                 if known.racy && !ticked {
-                    self.due = earlier(self.due, now + TICK);
+                    self.due = earlier(self.due, now + self.timing.tick);
                 }
                 seen.whole
                     || known.racy && ticked
@@ -458,7 +460,7 @@ impl<T: DropTarget> Scanner<T> {
             seen.whole = false;
             candidates.push(Candidate {
                 stamp,
-                racy: stamp.age().is_some_and(|age| age < TICK),
+                racy: stamp.age().is_some_and(|age| age < self.timing.tick),
                 modified: facts.modified().unwrap_or(UNIX_EPOCH),
                 by_folder: path.parent() != Some(&self.root),
                 again,

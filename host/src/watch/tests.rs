@@ -31,12 +31,14 @@ const BY_HAND: Timing = Timing {
     stale: NEVER,
     quiet: Duration::from_millis(2),
     gather: Duration::from_millis(20),
+    tick: Duration::ZERO,
 };
 
 /// Rescans come by themselves, quickly.
 const BY_CLOCK: Timing = Timing {
     rescan: Duration::from_millis(10),
     settle: Duration::from_millis(20),
+    tick: Duration::from_millis(50),
     ..BY_HAND
 };
 
@@ -122,15 +124,20 @@ impl Host {
     }
 
     /// Without events.
-    fn without_events(
+    async fn without_events(
         timing: Timing,
         reply: impl Fn(&Offer) -> Answer + Send + Sync + 'static,
     ) -> Self {
-        Self::start(tempfile::tempdir().unwrap(), timing, false, Box::new(reply))
+        let temp = tempfile::tempdir().unwrap();
+        let host = Self::start(temp, timing, false, Box::new(reply));
+        host.scan().await; // the first look is over: what comes is new
+        host
     }
 
-    /// Another host on the same folders; the old one is as good as dead.
-    fn restart(self, timing: Timing) -> Self {
+    /// Another host on the same folders, after the old one has ended.
+    async fn restart(self, timing: Timing) -> Self {
+        self.handle.messages.send(Message::Stop).unwrap();
+        self.scan().await; // 0 when nobody answers any more
         Self::start(self.temp, timing, false, Box::new(fine))
     }
 
@@ -250,7 +257,7 @@ async fn a_file_written_slowly_is_not_taken_half() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_truncated_file_waits_until_it_is_whole() {
-    let mut host = Host::without_events(BY_HAND, fine);
+    let mut host = Host::without_events(BY_HAND, fine).await;
     let bytes = shop("1.0.0").bytes();
     let path = host.at("shop/a.so");
     fs::create_dir_all(host.at("shop")).unwrap();
@@ -280,7 +287,7 @@ async fn a_truncated_file_is_refused_when_it_was_closed_or_stays_so() {
         stale: Duration::from_millis(50),
         ..BY_CLOCK
     };
-    let unseen = Host::without_events(timing, fine);
+    let unseen = Host::without_events(timing, fine).await;
     let path = unseen.at("shop/a.so");
     fs::create_dir_all(unseen.at("shop")).unwrap();
     fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
@@ -289,7 +296,7 @@ async fn a_truncated_file_is_refused_when_it_was_closed_or_stays_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_any_event_the_clock_finds_everything() {
-    let mut host = Host::without_events(BY_CLOCK, fine);
+    let mut host = Host::without_events(BY_CLOCK, fine).await;
     let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
     assert_eq!(host.version().await, "1.0.0");
     answer(&path, ".deployed").await;
@@ -305,7 +312,7 @@ async fn a_file_that_no_event_told_of_must_be_quiet() {
         settle: NEVER,
         ..BY_HAND
     };
-    let mut host = Host::without_events(timing, fine);
+    let mut host = Host::without_events(timing, fine).await;
     host.rename_in(&shop("1.0.0"), "shop/a.so");
     assert_eq!(host.scan().await, 0);
     host.no_offer();
@@ -314,7 +321,7 @@ async fn a_file_that_no_event_told_of_must_be_quiet() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_other_bytes_are_offered() {
-    let mut host = Host::without_events(BY_HAND, fine);
+    let mut host = Host::without_events(BY_HAND, fine).await;
     let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
     assert_eq!(host.scan().await, 1);
     host.offer().await;
@@ -322,36 +329,41 @@ async fn only_other_bytes_are_offered() {
     assert_eq!(host.scan().await, 0, "the same bytes again");
     host.rename_in(&shop("1.0.0"), "shop/a.so");
     assert_eq!(host.scan().await, 0, "another inode");
+    // The same size, the same time of modification.
     let modified = fs::metadata(&path).unwrap().modified().unwrap();
     let other = shop("1.0.0").salted(1);
     assert_eq!(other.bytes().len(), shop("1.0.0").bytes().len());
+    tokio::time::sleep(Duration::from_millis(50)).await; // the change time has a tick
     other.write(&path);
-    fs::File::options()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_modified(modified)
-        .unwrap();
-    // Within a tick of the clock nothing but the bytes may differ, which the second look finds.
-    until("other bytes of the same size and time", || {
-        exists(&path, ".deployed")
-    })
-    .await;
-    let mut offers = 0;
-    while offers == 0 {
-        offers = host.scan().await;
-    }
-    assert_eq!(
-        host.offer().await.artifact.sha256,
-        Sha256::of(&other.bytes())
-    );
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_modified(modified).unwrap();
+    assert_eq!(host.scan().await, 1);
+    host.offer().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_within_one_tick_of_the_clock_is_found() {
+    let timing = Timing {
+        rescan: NEVER,
+        settle: Duration::ZERO,
+        ..BY_CLOCK
+    };
+    let mut host = Host::without_events(timing, fine).await;
+    let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
+    host.handle.rescan(None, true).await;
+    // Whatever the stamps are: no event tells of it, and only a second look by itself can find it.
+    shop("1.0.0").salted(1).write(&path);
+    assert_eq!(host.version().await, "1.0.0");
+    let other = Sha256::of(&shop("1.0.0").salted(1).bytes());
+    assert_eq!(host.offer().await.artifact.sha256, other);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_failed_are_tried_again_only_when_asked() {
     let mut host = Host::without_events(BY_HAND, |_| {
         Answer::Failed("no luck\nbecause of the rain".to_owned())
-    });
+    })
+    .await;
     let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
     assert_eq!(host.scan().await, 1);
     host.offer().await;
@@ -377,7 +389,8 @@ async fn a_restarted_host_honours_the_answers() {
     let host = Host::without_events(BY_HAND, |offer| match offer.app.as_str() {
         "bad" => Answer::Failed("no".to_owned()),
         _ => Answer::Deployed("yes".to_owned()),
-    });
+    })
+    .await;
     host.rename_in(&shop("1.0.0"), "shop/a.so");
     host.rename_in(&TestElf::new("bad", "1.0.0"), "bad/a.so");
     host.rename_in(&TestElf::new("changed", "1.0.0"), "changed/a.so");
@@ -387,13 +400,13 @@ async fn a_restarted_host_honours_the_answers() {
         settle: NEVER,
         ..BY_HAND
     };
-    let mut host = host.restart(timing);
+    let mut host = host.restart(timing).await;
     assert_eq!(
         host.handle.rescan(Some("bad".parse().unwrap()), true).await,
         1
     );
     assert!(host.offer().await.again);
-    let mut host = host.restart(BY_HAND);
+    let mut host = host.restart(BY_HAND).await;
     host.scan().await;
     let offer = host.offer().await;
     assert_eq!(offer.app.as_str(), "changed");
@@ -407,17 +420,17 @@ async fn a_restarted_host_honours_the_answers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_an_empty_store_deployed_files_are_offered() {
-    let host = Host::without_events(BY_HAND, fine);
+    let host = Host::without_events(BY_HAND, fine).await;
     host.rename_in(&shop("1.0.0"), "shop/a.so");
     assert_eq!(host.scan().await, 1);
     fs::remove_dir_all(host.temp.path().join("artifacts")).unwrap();
-    let mut host = host.restart(BY_HAND);
+    let mut host = host.restart(BY_HAND).await;
     assert_eq!(host.version().await, "1.0.0");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_several_at_once_the_highest_version_is_offered() {
-    let mut host = Host::with_events().await;
+    let mut host = Host::without_events(BY_HAND, fine).await;
     for (version, name) in [
         ("1.9.0", "c.so"),
         ("1.10.0", "b.so"),
@@ -425,6 +438,7 @@ async fn of_several_at_once_the_highest_version_is_offered() {
     ] {
         host.rename_in(&shop(version), &format!("shop/{name}"));
     }
+    assert_eq!(host.scan().await, 1);
     assert_eq!(host.version().await, "1.10.0");
     for name in ["shop/a.so", "shop/c.so"] {
         let text = answer(&host.at(name), ".failed").await;
@@ -439,7 +453,7 @@ async fn of_several_at_once_the_highest_version_is_offered() {
         0,
         "reload is no downgrade"
     );
-    let mut host = host.restart(BY_HAND);
+    let mut host = host.restart(BY_HAND).await;
     assert_eq!(
         host.handle.rescan(None, true).await,
         0,
@@ -458,7 +472,8 @@ async fn among_equal_versions_the_newest_then_the_last_name_is_offered() {
             ..BY_HAND
         },
         fine,
-    );
+    )
+    .await;
     let now = SystemTime::now();
     for (salt, name, age) in [
         (1, "a.so", 10),
@@ -476,9 +491,10 @@ async fn among_equal_versions_the_newest_then_the_last_name_is_offered() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_bytes_under_two_names_get_one_offer_and_two_answers() {
-    let mut host = Host::with_events().await;
+    let mut host = Host::without_events(BY_HAND, fine).await;
     host.rename_in(&shop("1.0.0"), "shop/a.so");
     host.rename_in(&shop("1.0.0"), "shop/b.so");
+    assert_eq!(host.scan().await, 1);
     answer(&host.at("shop/a.so"), ".deployed").await;
     answer(&host.at("shop/b.so"), ".deployed").await;
     host.offer().await;
@@ -514,7 +530,7 @@ async fn a_link_to_a_folder_can_be_swapped() {
     }
     let (base, next, linked) = (
         host.temp.path().to_owned(),
-        host.at("next"),
+        host.at(".next"),
         host.at("linked"),
     );
     let swap = |to: &str| {
@@ -566,7 +582,7 @@ async fn a_folder_moved_in_brings_its_files() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_is_refused_once_with_the_reason() {
-    let mut host = Host::without_events(BY_HAND, fine);
+    let mut host = Host::without_events(BY_HAND, fine).await;
     fs::create_dir_all(host.at("shop")).unwrap();
     for name in ["a.so", "shop/a.so"] {
         let path = host.at(name);
@@ -581,7 +597,7 @@ async fn garbage_is_refused_once_with_the_reason() {
         host.scan().await;
         assert!(host.refused.try_recv().is_err());
     }
-    let mut host = host.restart(BY_HAND);
+    let mut host = host.restart(BY_HAND).await;
     host.scan().await;
     assert!(host.refused.try_recv().is_err(), "remembered over restarts");
     shop("1.0.0").write(host.at("shop/a.so"));
@@ -610,7 +626,8 @@ async fn what_could_not_be_tried_is_offered_at_the_next_scan() {
             0 => Answer::Later,
             _ => fine(offer),
         }
-    });
+    })
+    .await;
     let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
     assert_eq!(host.scan().await, 1);
     host.offer().await;
@@ -623,7 +640,7 @@ async fn what_could_not_be_tried_is_offered_at_the_next_scan() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn apps_do_not_wait_for_each_other_and_one_app_goes_in_order() {
-    let mut host = Host::without_events(BY_CLOCK, fine);
+    let mut host = Host::without_events(BY_CLOCK, fine).await;
     host.rename_in(&TestElf::new("slow", "1.0.0"), "slow/a.so");
     assert_eq!(host.offer().await.app.as_str(), "slow");
     host.rename_in(&TestElf::new("slow", "2.0.0"), "slow/b.so");
@@ -672,7 +689,7 @@ async fn five_hundred_files_are_all_answered() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_nobodys_is_left_alone() {
-    let host = Host::without_events(BY_HAND, fine);
+    let host = Host::without_events(BY_HAND, fine).await;
     for name in [
         "shop/.a.so",
         "shop/a.so.part",
@@ -694,7 +711,7 @@ async fn what_is_nobodys_is_left_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_cannot_be_written_hinders_nothing() {
-    let mut host = Host::without_events(BY_HAND, fine);
+    let mut host = Host::without_events(BY_HAND, fine).await;
     let path = host.at("shop/a.so");
     fs::create_dir_all(host.at("shop/a.so.deployed/full")).unwrap();
     shop("1.0.0").write(&path);
@@ -710,7 +727,7 @@ async fn an_answer_that_cannot_be_written_hinders_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_overflow_or_an_error_of_the_watcher_is_a_rescan() {
-    let mut host = Host::without_events(BY_HAND, fine);
+    let mut host = Host::without_events(BY_HAND, fine).await;
     host.scan().await;
     host.rename_in(&shop("1.0.0"), "shop/a.so");
     let overflow =
@@ -732,7 +749,7 @@ async fn an_overflow_or_an_error_of_the_watcher_is_a_rescan() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deploy_that_panics_is_an_answer() {
-    let host = Host::without_events(BY_HAND, |_| panic!("on purpose"));
+    let host = Host::without_events(BY_HAND, |_| panic!("on purpose")).await;
     let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
     host.scan().await;
     assert!(answer(&path, ".failed").await.contains("panicked"));
