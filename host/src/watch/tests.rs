@@ -344,14 +344,13 @@ async fn only_other_bytes_are_offered() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_written_within_one_tick_of_the_clock_is_found() {
     let timing = Timing {
-        rescan: NEVER,
         settle: Duration::ZERO,
         ..BY_CLOCK
     };
     let mut host = Host::without_events(timing, fine).await;
     let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
     host.handle.rescan(None, true).await;
-    // Whatever the stamps are: no event tells of it, and only a second look by itself can find it.
+    // Whatever the stamps are: no event tells of it, looks by themselves find it.
     shop("1.0.0").salted(1).write(&path);
     assert_eq!(host.version().await, "1.0.0");
     let other = Sha256::of(&shop("1.0.0").salted(1).bytes());
