@@ -188,7 +188,13 @@ impl Session {
     async fn run(mut self) {
         self.say(
             Paint::Dim,
-            &format!("{}: building {}", self.serving, self.krate.name),
+            &format!(
+                "building {} for {}
+to look inside: handover --control {} status -w",
+                self.krate.name,
+                self.serving,
+                self.control.display()
+            ),
         );
         loop {
             // Watched before it is read: a change during the build is seen, and causes one more.
