@@ -351,7 +351,9 @@ to look inside: handover --control {} status -w",
 
     /// `src/lib.rs changed`, `src/lib.rs and 3 others changed`
     fn list(&self, changed: &[PathBuf]) -> String {
-        let Some(first) = changed.first() else {
+        // Editors write beside the file and rename: the file itself is the one to name.
+        let there = changed.iter().find(|path| path.exists());
+        let Some(first) = there.or(changed.first()) else {
             return String::new();
         };
         let first = first

@@ -1,0 +1,148 @@
+//! The answer files beside what was dropped.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::artifact::Sha256;
+
+/// What was answered about some bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// `.deployed`
+    Deployed,
+    /// `.failed`
+    Failed,
+    /// `.failed`, because the file of this name in the same folder arrived with it and was offered instead.
+    Superseded(String),
+}
+
+impl Verdict {
+    /// The sentence of a superseded file. [`read`] finds the name in it again.
+    pub(super) fn superseded(by: &str, version: &semver::Version) -> (Self, String) {
+        let text = format!("{SUPERSEDED}{by} (version {version}), which arrived with it");
+        (Self::Superseded(by.to_owned()), text)
+    }
+
+    fn suffix(&self) -> &'static str {
+        match self {
+            Self::Deployed => DEPLOYED,
+            Self::Failed | Self::Superseded(_) => FAILED,
+        }
+    }
+}
+
+const DEPLOYED: &str = ".deployed";
+const FAILED: &str = ".failed";
+const SUPERSEDED: &str = "superseded by ";
+const TEMP: &str = ".handover-";
+
+/// The file that an answer file is about, by its name; none for other files.
+pub(super) fn subject(name: &str) -> Option<&str> {
+    name.strip_suffix(DEPLOYED)
+        .or_else(|| name.strip_suffix(FAILED))
+        .filter(|name| name.ends_with(".so"))
+}
+
+/// Whether the file of this name is written by this module.
+pub(super) fn is_ours(name: &str) -> bool {
+    subject(name).is_some() || name.starts_with(TEMP)
+}
+
+/// What was answered last about the file at `path`, and about which bytes.
+pub(super) fn read(path: &Path) -> Option<(Sha256, Verdict)> {
+    let one = |suffix| {
+        let file = beside(path, suffix);
+        let text = fs::read_to_string(&file).ok()?;
+        let mut lines = text.lines();
+        let first = lines.next()?;
+        let sha256 = lines.next()?.strip_prefix("sha256 ")?.trim().parse().ok()?;
+        let verdict = match first.strip_prefix(SUPERSEDED) {
+            _ if suffix == DEPLOYED => Verdict::Deployed,
+            Some(rest) => match rest.split_once(" (version ") {
+                Some((by, _)) => Verdict::Superseded(by.to_owned()),
+                None => Verdict::Failed,
+            },
+            None => Verdict::Failed,
+        };
+        let written = fs::metadata(&file).and_then(|facts| facts.modified()).ok();
+        Some((written, sha256, verdict))
+    };
+    // Both are there when a host died between writing one and deleting the other.
+    let (_, sha256, verdict) = [one(DEPLOYED), one(FAILED)]
+        .into_iter()
+        .flatten()
+        .max_by_key(|(written, ..)| *written)?;
+    Some((sha256, verdict))
+}
+
+/// Answers about the file at `path`, unless it is gone. A folder that cannot be written gets a warning in the log.
+pub(super) fn write(path: &Path, verdict: &Verdict, message: &str, sha256: Sha256) {
+    if fs::symlink_metadata(path).is_err() {
+        return;
+    }
+    let (first, more) = message
+        .trim()
+        .split_once('\n')
+        .unwrap_or((message.trim(), ""));
+    let mut text = format!("{}\nsha256 {sha256}\n", first.trim_end());
+    if !more.is_empty() {
+        text.extend([more, "\n"]);
+    }
+    let file = beside(path, verdict.suffix());
+    let mut name = OsString::from(TEMP);
+    name.push(path.file_name().unwrap_or_default());
+    let temp = path.with_file_name(name);
+    let written = fs::write(&temp, text).and_then(|()| fs::rename(&temp, &file));
+    match written {
+        Ok(()) => {
+            let other = match verdict.suffix() {
+                DEPLOYED => FAILED,
+                _ => DEPLOYED,
+            };
+            remove(&beside(path, other));
+        }
+        Err(error) => {
+            let _ = fs::remove_file(&temp); // the first error is the one to tell
+            tracing::warn!(
+                file = %file.display(), %error, answer = first,
+                "cannot write the answer to a dropped file: make the drop folder writable"
+            );
+        }
+    }
+}
+
+/// Takes the answers about the file at `path` away: they are about other bytes.
+pub(super) fn clear(path: &Path) {
+    remove(&beside(path, DEPLOYED));
+    remove(&beside(path, FAILED));
+}
+
+/// Deletes the answer file at `file` whose subject is gone, if it is an answer.
+pub(super) fn clear_orphan(file: &Path) {
+    let answer = fs::read_to_string(file).is_ok_and(|text| {
+        text.lines()
+            .nth(1)
+            .is_some_and(|l| l.starts_with("sha256 "))
+    });
+    if answer {
+        remove(file);
+    }
+}
+
+fn remove(file: &Path) {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(file = %file.display(), %error, "cannot delete an outdated answer: make the drop folder writable");
+        }
+        _ => {}
+    }
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(suffix);
+    path.with_file_name(name)
+}

@@ -1,0 +1,318 @@
+//! What arrived together for one app, from bytes to answer.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use tokio::{sync::Semaphore, task};
+
+use super::{
+    Answer, DropTarget, Offer,
+    answer::{self, Verdict},
+    scan::{Key, Stamp},
+};
+use crate::artifact::{Artifact, Sha256, Store, StoreError, inspect};
+
+/// A file that is worth hashing.
+pub(super) struct Candidate {
+    pub(super) path: PathBuf,
+    /// As it was when it was seen.
+    pub(super) stamp: Stamp,
+    /// It was changed so shortly before that a later change may leave the same stamp.
+    pub(super) racy: bool,
+    pub(super) modified: SystemTime,
+    /// Whether its folder names the app, not its manifest.
+    pub(super) by_folder: bool,
+    pub(super) again: bool,
+    /// It could not be tried before, which was said.
+    pub(super) retried: bool,
+    /// What the scanner remembers of this path.
+    pub(super) known: Option<(Sha256, Verdict)>,
+    /// The stamp has not changed since that was learnt.
+    pub(super) touched_only: bool,
+}
+
+/// What became of a candidate.
+pub(super) struct Outcome {
+    pub(super) path: PathBuf,
+    /// The state of the file that this is about.
+    pub(super) stamp: Stamp,
+    pub(super) racy: bool,
+    pub(super) end: End,
+}
+
+pub(super) enum End {
+    /// Its bytes have an answer.
+    Answered(Sha256, Verdict),
+    /// It could not be tried: the next periodic scan does.
+    Later,
+    /// It changed under our hands: a scan decides anew.
+    Changed,
+}
+
+/// How a batch ended.
+pub(super) struct Report {
+    pub(super) key: Key,
+    pub(super) outcomes: Vec<Outcome>,
+    pub(super) offers: usize,
+}
+
+/// A file with new bytes.
+struct Fresh {
+    candidate: Candidate,
+    artifact: Artifact,
+    replaces: Option<Sha256>,
+    stored: bool,
+}
+
+/// What is known after reading.
+#[derive(Default)]
+struct Intake {
+    outcomes: Vec<Outcome>,
+    refused: Vec<(PathBuf, String)>,
+    best: Option<Fresh>,
+    /// The same bytes under other names.
+    twins: Vec<Candidate>,
+}
+
+/// Offers the best of `candidates` and answers all of them. `readers` bounds how many batches read files at once.
+pub(super) async fn run<T: DropTarget>(
+    key: Key,
+    candidates: Vec<Candidate>,
+    fresh_state: bool,
+    store: Store,
+    target: Arc<T>,
+    readers: Arc<Semaphore>,
+) -> Report {
+    let unread: Vec<_> = candidates
+        .iter()
+        .map(|candidate| outcome(candidate, End::Later))
+        .collect();
+    let permit = readers.acquire().await;
+    let reading = {
+        let key = key.clone();
+        task::spawn_blocking(move || take_in(&key, candidates, fresh_state, &store))
+    };
+    let Ok(intake) = reading.await else {
+        // The runtime ends, or a bug: what is not answered is tried again.
+        return Report {
+            key,
+            outcomes: unread,
+            offers: 0,
+        };
+    };
+    drop(permit);
+
+    let Intake {
+        mut outcomes,
+        refused,
+        best,
+        twins,
+    } = intake;
+    for (path, reason) in refused {
+        target.refused(key.as_ref(), &path, &reason);
+    }
+    let (Some(best), Some(app)) = (best, key.clone()) else {
+        return Report {
+            key,
+            outcomes,
+            offers: 0,
+        };
+    };
+    let sha256 = best.artifact.sha256;
+    let offer = Offer {
+        app,
+        path: best.candidate.path.clone(),
+        artifact: best.artifact,
+        replaces: best.replaces,
+        again: best.candidate.again,
+    };
+    // On a task of its own, so that a panic is an answer and not the end of this app's queue.
+    let answer = match task::spawn(async move { target.offer(offer).await }).await {
+        Ok(answer) => answer,
+        Err(error) if error.is_panic() => Answer::Failed(
+            "the deploy panicked, which is a bug in the host: see its log, then try `handover reload`"
+                .to_owned(),
+        ),
+        Err(_) => Answer::Later, // the runtime ends
+    };
+    let (verdict, message) = match answer {
+        Answer::Deployed(message) => (Some(Verdict::Deployed), message),
+        Answer::Failed(message) => (Some(Verdict::Failed), message),
+        Answer::Later => (None, String::new()),
+    };
+    let about: Vec<_> = std::iter::once(best.candidate).chain(twins).collect();
+    outcomes.extend(about.iter().map(|candidate| {
+        let end = match &verdict {
+            Some(verdict) => End::Answered(sha256, verdict.clone()),
+            None => End::Later,
+        };
+        outcome(candidate, end)
+    }));
+    if let Some(verdict) = verdict {
+        let writing = task::spawn_blocking(move || {
+            for candidate in about {
+                answer::write(&candidate.path, &verdict, &message, sha256);
+            }
+        });
+        let _ = writing.await; // the runtime ends
+    }
+    Report {
+        key,
+        outcomes,
+        offers: 1,
+    }
+}
+
+fn outcome(candidate: &Candidate, end: End) -> Outcome {
+    Outcome {
+        path: candidate.path.clone(),
+        stamp: candidate.stamp,
+        racy: candidate.racy,
+        end,
+    }
+}
+
+/// Reads all candidates, answers what needs no offer, and stores the one to offer. Blocks.
+fn take_in(key: &Key, candidates: Vec<Candidate>, fresh_state: bool, store: &Store) -> Intake {
+    let mut intake = Intake::default();
+    let mut fresh = Vec::new();
+    let alone = candidates.len() == 1;
+    for candidate in candidates {
+        let previous = candidate.known.clone().or_else(|| {
+            // In an empty store a `.deployed` of an earlier life means nothing.
+            answer::read(&candidate.path).filter(|(sha256, verdict)| {
+                !(fresh_state && *verdict == Verdict::Deployed && !store.contains(*sha256))
+            })
+        });
+        // One file with new bytes, the usual case, is read once. All others are hashed first and stored only when chosen.
+        let surely_new = previous.is_none() || candidate.known.is_some() && !candidate.touched_only;
+        let stored = alone && surely_new;
+        let read = if stored {
+            store.add_file(&candidate.path)
+        } else {
+            inspect(&candidate.path).and_then(|artifact| match artifact.acceptable() {
+                Ok(()) => Ok(artifact),
+                Err(reason) => Err(StoreError::Refused {
+                    reason,
+                    sha256: Some(artifact.sha256),
+                }),
+            })
+        };
+        let sha256 = match &read {
+            Ok(artifact) => Some(artifact.sha256),
+            Err(StoreError::Refused { sha256, .. }) => *sha256,
+            Err(StoreError::Io { .. }) => None,
+        };
+        if let (Some(sha256), Some((before, verdict))) = (sha256, &previous)
+            && sha256 == *before
+            && !(candidate.again && *verdict != Verdict::Deployed)
+        {
+            let end = End::Answered(sha256, verdict.clone());
+            intake.outcomes.push(outcome(&candidate, end));
+            continue;
+        }
+        match read {
+            Ok(artifact) => {
+                if !candidate.by_folder && key.as_ref() != Some(&artifact.manifest.app) {
+                    intake.outcomes.push(outcome(&candidate, End::Changed));
+                    continue;
+                }
+                let replaces = previous
+                    .map(|(before, _)| before)
+                    .filter(|before| *before != artifact.sha256);
+                fresh.push(Fresh {
+                    candidate,
+                    artifact,
+                    replaces,
+                    stored,
+                });
+            }
+            Err(StoreError::Refused {
+                reason,
+                sha256: Some(sha256),
+            }) => {
+                answer::write(&candidate.path, &Verdict::Failed, &reason, sha256);
+                let end = End::Answered(sha256, Verdict::Failed);
+                intake.outcomes.push(outcome(&candidate, end));
+                intake.refused.push((candidate.path, reason));
+            }
+            Err(error) => {
+                let end = unreadable(&candidate, &error);
+                intake.outcomes.push(outcome(&candidate, end));
+            }
+        }
+    }
+    choose(fresh, store, &mut intake);
+    intake
+}
+
+/// Finds the one to offer, and answers the others.
+fn choose(mut fresh: Vec<Fresh>, store: &Store, intake: &mut Intake) {
+    fresh.sort_by(|a, b| {
+        let version = |f: &Fresh| f.artifact.manifest.version.clone();
+        version(a)
+            .cmp_precedence(&version(b))
+            .then(a.candidate.modified.cmp(&b.candidate.modified))
+            .then_with(|| a.candidate.path.cmp(&b.candidate.path))
+    });
+    let Some(mut best) = fresh.pop() else {
+        return;
+    };
+    if !best.stored {
+        match store.add_file(&best.candidate.path) {
+            Ok(artifact) if artifact.sha256 == best.artifact.sha256 => best.artifact = artifact,
+            // It is not what was compared with the others any more.
+            Ok(_) | Err(StoreError::Refused { .. }) => {
+                for one in fresh.iter().chain([&best]) {
+                    intake.outcomes.push(outcome(&one.candidate, End::Changed));
+                }
+                return;
+            }
+            Err(error) => {
+                let end = unreadable(&best.candidate, &error);
+                intake.outcomes.push(outcome(&best.candidate, end));
+                for one in &fresh {
+                    intake.outcomes.push(outcome(&one.candidate, End::Later));
+                }
+                return;
+            }
+        }
+    }
+    for one in fresh {
+        if one.artifact.sha256 == best.artifact.sha256 {
+            answer::clear(&one.candidate.path);
+            intake.twins.push(one.candidate);
+            continue;
+        }
+        let (verdict, text) = Verdict::superseded(
+            &file_name(&best.candidate.path),
+            &best.artifact.manifest.version,
+        );
+        answer::write(&one.candidate.path, &verdict, &text, one.artifact.sha256);
+        let end = End::Answered(one.artifact.sha256, verdict);
+        intake.outcomes.push(outcome(&one.candidate, end));
+    }
+    answer::clear(&best.candidate.path);
+    intake.best = Some(best);
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// Says once that a file cannot be taken now.
+fn unreadable(candidate: &Candidate, error: &StoreError) -> End {
+    if !candidate.path.exists() {
+        return End::Changed;
+    }
+    if !candidate.retried {
+        tracing::warn!(file = %candidate.path.display(), %error, "cannot take a file from the drop folder: it is tried again at each scan");
+    }
+    End::Later
+}

@@ -1,0 +1,594 @@
+//! The thread that looks, remembers and decides what is worth an offer.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    fs::{self, File, Metadata},
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::sync::{Semaphore, oneshot};
+
+use super::{
+    DropTarget, Timing,
+    answer::{self, Verdict},
+    batch::{self, Candidate, End, Report},
+    events::{Folders, Hints},
+};
+use crate::{
+    artifact::{Sha256, Store, elf, store::peek},
+    names::AppName,
+};
+
+/// What the thread is told.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// By the watcher.
+    Event(notify::Result<notify::Event>),
+    /// By [`super::WatcherHandle::rescan`].
+    Rescan {
+        app: Option<AppName>,
+        again: bool,
+        reply: oneshot::Sender<usize>,
+    },
+    /// By a batch that ended.
+    Report(Report),
+    /// By the end of the runtime.
+    Stop,
+}
+
+impl std::fmt::Debug for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Report")
+            .field("key", &self.key)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whose queue: an app's, or that of files that name none and will be refused.
+pub(super) type Key = Option<AppName>;
+
+/// What `stat` says of a file: when nothing of it has changed, nobody touched the bytes. The change time is the kernel's own and cannot be
+/// set back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(facts: &Metadata) -> Self {
+        Self {
+            device: facts.dev(),
+            inode: facts.ino(),
+            size: facts.size(),
+            modified: (facts.mtime(), facts.mtime_nsec()),
+            changed: (facts.ctime(), facts.ctime_nsec()),
+        }
+    }
+
+    /// How long nobody has touched it, by the clock of the file system; none if that is ahead of ours.
+    fn age(&self) -> Option<Duration> {
+        let (seconds, nanos) = self.changed;
+        let changed = u64::try_from(seconds)
+            .ok()
+            .map(|seconds| UNIX_EPOCH + Duration::new(seconds, nanos as u32));
+        changed.and_then(|changed| SystemTime::now().duration_since(changed).ok())
+    }
+}
+
+/// Two writes within one tick of the kernel's clock leave the same times, so bytes hashed this soon after a change are hashed again.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What is remembered of a path.
+struct Seen {
+    stamp: Stamp,
+    /// Since when it has had this stamp.
+    since: Instant,
+    /// An event told that it is whole.
+    whole: bool,
+    /// It waits for or is in a batch.
+    busy: bool,
+    /// It could not be tried in this state.
+    retry: Option<Stamp>,
+    known: Option<Known>,
+    /// The app that its manifest names, for files without a folder.
+    named: Option<(Stamp, Key)>,
+}
+
+/// The answer to a state of a path.
+struct Known {
+    stamp: Stamp,
+    sha256: Sha256,
+    verdict: Verdict,
+    /// Hashed so soon after the last change that a later one may have left the same stamp.
+    racy: bool,
+}
+
+/// The batches of one app.
+#[derive(Default)]
+struct Queue {
+    running: bool,
+    running_for: Vec<Arc<Waiter>>,
+    /// The paths of the next batch: their state when they were put here, and whether `handover reload` asks.
+    pending: BTreeMap<PathBuf, (Stamp, bool)>,
+    pending_for: Vec<Arc<Waiter>>,
+}
+
+/// Somebody who waits for batches to end: answered when the last of them lets go.
+struct Waiter {
+    offers: AtomicUsize,
+    reply: Option<oneshot::Sender<usize>>,
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if let Some(reply) = self.reply.take() {
+            let _ = reply.send(*self.offers.get_mut()); // nobody waits any more
+        }
+    }
+}
+
+/// Why a scan is made.
+enum Reason {
+    Hint,
+    Clock,
+    Asked {
+        app: Option<AppName>,
+        again: bool,
+        waiter: Arc<Waiter>,
+    },
+}
+
+/// A file that a scan found.
+struct Found {
+    path: PathBuf,
+    folder: PathBuf,
+    app: Key,
+    facts: Metadata,
+}
+
+/// What a scan found, and where it could not look.
+#[derive(Default)]
+struct Listing {
+    files: Vec<Found>,
+    blind: HashSet<PathBuf>,
+}
+
+pub(super) struct Scanner<T> {
+    root: PathBuf,
+    store: Store,
+    target: Arc<T>,
+    timing: Timing,
+    runtime: tokio::runtime::Handle,
+    messages: mpsc::Sender<Message>,
+    folders: Folders,
+    hints: Hints,
+    files: BTreeMap<PathBuf, Seen>,
+    queues: HashMap<Key, Queue>,
+    readers: Arc<Semaphore>,
+    /// The store was empty at start, so no `.deployed` file is about this host's life.
+    fresh_state: bool,
+    /// Folders already complained of.
+    complained: BTreeSet<PathBuf>,
+    /// When a file that must be quiet first is due.
+    due: Option<Instant>,
+}
+
+impl<T: DropTarget> Scanner<T> {
+    pub(super) fn new(
+        dir: PathBuf,
+        store: Store,
+        target: Arc<T>,
+        timing: Timing,
+        events: bool,
+        runtime: tokio::runtime::Handle,
+        messages: mpsc::Sender<Message>,
+    ) -> Self {
+        let root = std::path::absolute(&dir).unwrap_or(dir);
+        if let Err(error) = fs::create_dir_all(&root) {
+            tracing::warn!(folder = %root.display(), %error, "cannot make the drop folder: make it, or name another one with --plugins");
+        }
+        Self {
+            fresh_state: store.is_empty().unwrap_or(false),
+            folders: Folders::new(messages.clone(), events),
+            root,
+            store,
+            target,
+            timing,
+            runtime,
+            messages,
+            hints: Hints::default(),
+            files: BTreeMap::new(),
+            queues: HashMap::new(),
+            readers: Arc::new(Semaphore::new(8)),
+            complained: BTreeSet::new(),
+            due: None,
+        }
+    }
+
+    /// Works until told to stop.
+    pub(super) fn run(mut self, inbox: &mpsc::Receiver<Message>) {
+        self.scan(&Reason::Clock);
+        let mut next = Instant::now() + self.timing.rescan;
+        loop {
+            let until = self.due.map_or(next, |due| due.min(next));
+            match inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(message) => {
+                    if !self.take(message) || !self.gather(inbox) {
+                        return;
+                    }
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            }
+            let now = Instant::now();
+            if now >= next {
+                self.scan(&Reason::Clock);
+                next = Instant::now() + self.timing.rescan;
+            } else if self.hints.look || self.due.is_some_and(|due| now >= due) {
+                self.scan(&Reason::Hint);
+            }
+        }
+    }
+
+    /// Takes everything that is there already, and what arrives together with a file that was just closed.
+    fn gather(&mut self, inbox: &mpsc::Receiver<Message>) -> bool {
+        let limit = Instant::now() + self.timing.gather;
+        loop {
+            let left = limit.saturating_duration_since(Instant::now());
+            let wait = if self.hints.may_be_joined() {
+                left
+            } else if self.hints.look {
+                left.min(self.timing.quiet)
+            } else {
+                Duration::ZERO
+            };
+            match inbox.recv_timeout(wait) {
+                Ok(message) => {
+                    if !self.take(message) {
+                        return false;
+                    }
+                    if left.is_zero() {
+                        return true;
+                    }
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => return true,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+    }
+
+    /// Whether to go on.
+    fn take(&mut self, message: Message) -> bool {
+        match message {
+            Message::Event(event) => self.hints.take(event, &self.root, &mut self.folders),
+            Message::Rescan { app, again, reply } => {
+                let waiter = Arc::new(Waiter {
+                    offers: AtomicUsize::new(0),
+                    reply: Some(reply),
+                });
+                self.scan(&Reason::Asked { app, again, waiter });
+            }
+            Message::Report(report) => self.close(report),
+            Message::Stop => return false,
+        }
+        true
+    }
+
+    /// Takes the result of a batch, and starts the next one of its queue.
+    fn close(&mut self, report: Report) {
+        for outcome in report.outcomes {
+            let Some(seen) = self.files.get_mut(&outcome.path) else {
+                continue; // deleted meanwhile
+            };
+            seen.busy = false;
+            match outcome.end {
+                End::Answered(sha256, verdict) => {
+                    seen.known = Some(Known {
+                        stamp: outcome.stamp,
+                        sha256,
+                        verdict,
+                        racy: outcome.racy,
+                    });
+                }
+                End::Later => seen.retry = Some(outcome.stamp),
+                End::Changed => {}
+            }
+        }
+        if let Some(queue) = self.queues.get_mut(&report.key) {
+            queue.running = false;
+            for waiter in queue.running_for.drain(..) {
+                waiter.offers.fetch_add(report.offers, Ordering::Relaxed);
+            }
+        }
+        self.start(&report.key);
+        self.hints.look = true; // what changed while it was busy
+    }
+
+    /// Looks at everything.
+    fn scan(&mut self, reason: &Reason) {
+        self.due = None;
+        let hints = self.hints.for_scan();
+        let mut keys = BTreeSet::new();
+        if let Some(listing) = self.list() {
+            let present: HashSet<&Path> = listing.files.iter().map(|f| f.path.as_path()).collect();
+            self.files.retain(|path, _| {
+                present.contains(path.as_path())
+                    || path.parent().is_some_and(|p| listing.blind.contains(p))
+            });
+            for found in &listing.files {
+                keys.extend(self.look_at(found, &hints, reason));
+            }
+        }
+        if let Reason::Asked { app, waiter, .. } = reason {
+            for (key, queue) in &mut self.queues {
+                if app.is_some() && app != key {
+                    continue;
+                }
+                if queue.running {
+                    queue.running_for.push(Arc::clone(waiter));
+                }
+                if !queue.pending.is_empty() {
+                    queue.pending_for.push(Arc::clone(waiter));
+                }
+            }
+        }
+        for key in keys {
+            self.start(&key);
+        }
+    }
+
+    /// Decides about one file; gives the queue that it was put into.
+    fn look_at(&mut self, found: &Found, hints: &Hints, reason: &Reason) -> Option<Key> {
+        let now = Instant::now();
+        let stamp = Stamp::of(&found.facts);
+        let seen = self.files.entry(found.path.clone()).or_insert(Seen {
+            stamp,
+            since: now,
+            whole: false,
+            busy: false,
+            retry: None,
+            known: None,
+            named: None,
+        });
+        if seen.stamp != stamp {
+            (seen.stamp, seen.since, seen.whole) = (stamp, now, false);
+        }
+        seen.whole |= hints.is_whole(&found.path, &found.folder, &self.root);
+        if seen.busy {
+            return None; // looked at again when its batch ends
+        }
+        let again = matches!(reason, Reason::Asked { again: true, .. });
+        let retry = seen.retry == Some(stamp);
+        let ticked = stamp.age().is_none_or(|age| age >= TICK);
+        let wanted = match &seen.known {
+            Some(known) if known.stamp == stamp => {
+                if known.racy && !ticked {
+                    self.due = earlier(self.due, now + TICK);
+                }
+                seen.whole
+                    || known.racy && ticked
+                    || again && may_be_tried_again(&known.verdict, &found.folder)
+            }
+            _ if retry && !seen.whole => !matches!(reason, Reason::Hint),
+            _ => true,
+        };
+        if !wanted {
+            return None;
+        }
+        let answered = seen.known.as_ref().is_some_and(|k| k.stamp == stamp);
+        if !answered && !retry && !seen.whole {
+            let quiet = stamp.age().unwrap_or_default().max(now - seen.since);
+            let needed = if again || quiet >= self.timing.settle {
+                // By its headers only, so it is cheap.
+                let truncated = File::open(&found.path).and_then(|file| elf::is_truncated(&file));
+                match truncated {
+                    Ok(true) => self.timing.stale,
+                    _ => Duration::ZERO,
+                }
+            } else {
+                self.timing.settle
+            };
+            if quiet < needed {
+                self.due = earlier(self.due, now + (needed - quiet));
+                return None;
+            }
+        }
+        let key = match &found.app {
+            Some(app) => Some(app.clone()),
+            None => match &seen.named {
+                Some((named, key)) if *named == stamp && !seen.whole => key.clone(),
+                _ => {
+                    let key = peek(&found.path).map(|manifest| manifest.app);
+                    seen.named = Some((stamp, key.clone()));
+                    key
+                }
+            },
+        };
+        if key.as_ref().is_some_and(|app| !self.target.watches(app)) {
+            return None;
+        }
+        if let Reason::Asked { app: Some(app), .. } = reason
+            && key.as_ref() != Some(app)
+            && (again || retry)
+            && !seen.whole
+        {
+            return None; // not what was asked for
+        }
+        (seen.busy, seen.whole) = (true, false);
+        let queue = self.queues.entry(key.clone()).or_default();
+        queue.pending.insert(found.path.clone(), (stamp, again));
+        Some(key)
+    }
+
+    /// Starts the next batch of a queue if none is running.
+    fn start(&mut self, key: &Key) {
+        let Some(queue) = self.queues.get_mut(key) else {
+            return;
+        };
+        if queue.running {
+            return;
+        }
+        let waiters = std::mem::take(&mut queue.pending_for);
+        let mut candidates = Vec::new();
+        for (path, (decided, again)) in std::mem::take(&mut queue.pending) {
+            let Some(seen) = self.files.get_mut(&path) else {
+                continue; // deleted meanwhile
+            };
+            let facts = fs::metadata(&path).ok();
+            let stamp = facts.as_ref().map(Stamp::of);
+            let told = seen.whole && stamp == Some(seen.stamp); // closed again while it waited
+            let (Some(facts), Some(stamp)) = (facts, stamp.filter(|s| told || *s == decided))
+            else {
+                seen.busy = false; // what it is now has to be decided anew
+                self.hints.look = true;
+                continue;
+            };
+            seen.whole = false;
+            candidates.push(Candidate {
+                stamp,
+                racy: stamp.age().is_some_and(|age| age < TICK),
+                modified: facts.modified().unwrap_or(UNIX_EPOCH),
+                by_folder: path.parent() != Some(&self.root),
+                again,
+                retried: seen.retry.take() == Some(stamp),
+                known: (seen.known.as_ref()).map(|k| (k.sha256, k.verdict.clone())),
+                touched_only: (seen.known.as_ref()).is_some_and(|k| k.stamp == stamp),
+                path,
+            });
+        }
+        if candidates.is_empty() {
+            return;
+        }
+        queue.running = true;
+        queue.running_for = waiters;
+        let batch = batch::run(
+            key.clone(),
+            candidates,
+            self.fresh_state,
+            self.store.clone(),
+            Arc::clone(&self.target),
+            Arc::clone(&self.readers),
+        );
+        let messages = self.messages.clone();
+        self.runtime.spawn(async move {
+            let _ = messages.send(Message::Report(batch.await)); // the scanner has ended
+        });
+    }
+
+    /// Everything that could be a plugin; none when the drop folder itself cannot be read now.
+    fn list(&mut self) -> Option<Listing> {
+        let root = self.root.clone();
+        if let Some(parent) = root.parent() {
+            self.folders.arm(parent);
+        }
+        self.folders.arm(&root);
+        let mut listing = Listing::default();
+        let mut folders = Vec::new();
+        match self.list_folder(&root, &None, &mut listing, Some(&mut folders)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(listing),
+            Err(error) => {
+                self.complain(&root, &error);
+                return None;
+            }
+        }
+        for (folder, app) in folders {
+            self.folders.arm(&folder);
+            match self.list_folder(&folder, &Some(app), &mut listing, None) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    self.complain(&folder, &error);
+                    listing.blind.insert(folder);
+                }
+                _ => {}
+            }
+        }
+        Some(listing)
+    }
+
+    fn list_folder(
+        &mut self,
+        folder: &Path,
+        app: &Key,
+        listing: &mut Listing,
+        mut folders: Option<&mut Vec<(PathBuf, AppName)>>,
+    ) -> io::Result<()> {
+        let mut names = BTreeSet::new();
+        let mut answers = Vec::new();
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            if name.starts_with('.') {
+                continue;
+            }
+            let path = folder.join(&name);
+            if answer::subject(&name).is_some() {
+                answers.push((path, name));
+                continue;
+            }
+            let is_plugin = name.ends_with(".so");
+            if !is_plugin && folders.is_none() {
+                continue;
+            }
+            if is_plugin {
+                names.insert(name.clone());
+            }
+            let Ok(facts) = fs::metadata(&path) else {
+                continue; // gone, or a link into nowhere
+            };
+            if facts.is_file() && is_plugin {
+                listing.files.push(Found {
+                    path,
+                    folder: folder.to_owned(),
+                    app: app.clone(),
+                    facts,
+                });
+            } else if facts.is_dir()
+                && let Some(folders) = &mut folders
+            {
+                match name.parse() {
+                    Ok(app) => folders.push((path, app)),
+                    Err(error) => self.complain(&path, &io::Error::other(format!("{error}"))),
+                }
+            }
+        }
+        for (path, name) in answers {
+            if answer::subject(&name).is_none_or(|subject| !names.contains(subject)) {
+                answer::clear_orphan(&path);
+            }
+        }
+        Ok(())
+    }
+
+    fn complain(&mut self, folder: &Path, error: &io::Error) {
+        if self.complained.insert(folder.to_owned()) {
+            tracing::warn!(folder = %folder.display(), %error, "cannot look into a drop folder");
+        }
+    }
+}
+
+/// What was superseded has its turn when what was offered instead is gone.
+fn may_be_tried_again(verdict: &Verdict, folder: &Path) -> bool {
+    match verdict {
+        Verdict::Deployed => false,
+        Verdict::Failed => true,
+        Verdict::Superseded(by) => !folder.join(by).exists(),
+    }
+}
+
+fn earlier(due: Option<Instant>, other: Instant) -> Option<Instant> {
+    Some(due.map_or(other, |due| due.min(other)))
+}

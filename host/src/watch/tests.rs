@@ -1,0 +1,772 @@
+//! The promises of the drop folders, with real folders and a target that only remembers.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use tempfile::TempDir;
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::timeout,
+};
+
+use super::{Answer, DropTarget, Message, Offer, Timing, WatcherHandle, spawn_with};
+use crate::{
+    artifact::{Sha256, Store, testing::TestElf},
+    names::AppName,
+};
+
+const NEVER: Duration = Duration::from_secs(3600);
+
+/// Rescans come when asked for only, and what no event told of counts at once.
+const BY_HAND: Timing = Timing {
+    rescan: NEVER,
+    settle: Duration::ZERO,
+    stale: NEVER,
+    quiet: Duration::from_millis(2),
+    gather: Duration::from_millis(20),
+};
+
+/// Rescans come by themselves, quickly.
+const BY_CLOCK: Timing = Timing {
+    rescan: Duration::from_millis(10),
+    settle: Duration::from_millis(20),
+    ..BY_HAND
+};
+
+type Reply = dyn Fn(&Offer) -> Answer + Send + Sync;
+
+struct Target {
+    offers: mpsc::UnboundedSender<Offer>,
+    refused: mpsc::UnboundedSender<(PathBuf, String)>,
+    reply: Box<Reply>,
+    /// Each offer takes one; those of the app `slow` only.
+    slow: Semaphore,
+}
+
+impl DropTarget for Target {
+    fn watches(&self, app: &AppName) -> bool {
+        app.as_str() != "off"
+    }
+
+    async fn offer(&self, offer: Offer) -> Answer {
+        let answer = (self.reply)(&offer);
+        let slow = offer.app.as_str() == "slow";
+        self.offers.send(offer).unwrap();
+        if slow {
+            self.slow.acquire().await.unwrap().forget();
+        }
+        answer
+    }
+
+    fn refused(&self, _app: Option<&AppName>, path: &Path, reason: &str) {
+        self.refused
+            .send((path.to_owned(), reason.to_owned()))
+            .unwrap();
+    }
+}
+
+struct Host {
+    temp: TempDir,
+    plugins: PathBuf,
+    handle: WatcherHandle,
+    target: Arc<Target>,
+    offers: mpsc::UnboundedReceiver<Offer>,
+    refused: mpsc::UnboundedReceiver<(PathBuf, String)>,
+}
+
+fn fine(offer: &Offer) -> Answer {
+    Answer::Deployed(format!("{} is live", offer.artifact.manifest.version))
+}
+
+impl Host {
+    fn start(temp: TempDir, timing: Timing, events: bool, reply: Box<Reply>) -> Self {
+        let plugins = temp.path().join("plugins");
+        let store = Store::open(&temp.path().join("artifacts")).unwrap();
+        let (offers_in, offers) = mpsc::unbounded_channel();
+        let (refused_in, refused) = mpsc::unbounded_channel();
+        let target = Arc::new(Target {
+            offers: offers_in,
+            refused: refused_in,
+            reply,
+            slow: Semaphore::new(0),
+        });
+        let handle = spawn_with(plugins.clone(), store, Arc::clone(&target), timing, events);
+        Self {
+            temp,
+            plugins,
+            handle,
+            target,
+            offers,
+            refused,
+        }
+    }
+
+    /// With events, and an app folder that is watched already.
+    async fn with_events() -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        fs::create_dir_all(temp.path().join("plugins/shop")).unwrap();
+        let timing = Timing {
+            settle: NEVER,
+            ..BY_HAND
+        };
+        let host = Self::start(temp, timing, true, Box::new(fine));
+        host.handle.rescan(None, false).await;
+        host
+    }
+
+    /// Without events.
+    fn without_events(
+        timing: Timing,
+        reply: impl Fn(&Offer) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        Self::start(tempfile::tempdir().unwrap(), timing, false, Box::new(reply))
+    }
+
+    /// Another host on the same folders; the old one is as good as dead.
+    fn restart(self, timing: Timing) -> Self {
+        Self::start(self.temp, timing, false, Box::new(fine))
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.plugins.join(name)
+    }
+
+    /// Writes elsewhere and renames in.
+    fn rename_in(&self, elf: &TestElf, name: &str) -> PathBuf {
+        let temp = elf.write(self.temp.path().join("elsewhere"));
+        let path = self.at(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::rename(temp, &path).unwrap();
+        path
+    }
+
+    async fn offer(&mut self) -> Offer {
+        timeout(Duration::from_secs(30), self.offers.recv())
+            .await
+            .expect("an offer")
+            .unwrap()
+    }
+
+    /// The version offered next.
+    async fn version(&mut self) -> String {
+        self.offer().await.artifact.manifest.version.to_string()
+    }
+
+    fn no_offer(&mut self) {
+        if let Ok(offer) = self.offers.try_recv() {
+            panic!("offered: {offer:?}");
+        }
+    }
+
+    async fn scan(&self) -> usize {
+        self.handle.rescan(None, false).await
+    }
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let waited = timeout(Duration::from_secs(30), async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "{what}");
+}
+
+async fn answer(path: &Path, suffix: &str) -> String {
+    let file = PathBuf::from(format!("{}{suffix}", path.display()));
+    until(&format!("{}", file.display()), || file.exists()).await;
+    fs::read_to_string(file).unwrap()
+}
+
+fn exists(path: &Path, suffix: &str) -> bool {
+    Path::new(&format!("{}{suffix}", path.display())).exists()
+}
+
+fn shop(version: &str) -> TestElf {
+    TestElf::new("shop", version)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_renamed_in_is_offered_and_answered() {
+    let mut host = Host::with_events().await;
+    let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
+    let offer = host.offer().await;
+    assert_eq!((offer.app.as_str(), &offer.path), ("shop", &path));
+    assert!(offer.replaces.is_none() && !offer.again);
+    let sha256 = Sha256::of(&shop("1.0.0").bytes());
+    assert_eq!(offer.artifact.sha256, sha256);
+    assert!(!offer.artifact.path.starts_with(&host.plugins));
+    assert_eq!(
+        answer(&path, ".deployed").await,
+        format!("1.0.0 is live\nsha256 {sha256}\n")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_closed_after_writing_is_offered() {
+    let mut host = Host::with_events().await;
+    let path = shop("1.0.0").write(host.at("shop/a.so"));
+    assert_eq!(host.version().await, "1.0.0");
+    answer(&path, ".deployed").await;
+    shop("1.1.0").write(&path);
+    let offer = host.offer().await;
+    assert_eq!(
+        offer.replaces,
+        Some(Sha256::of(&shop("1.0.0").bytes())),
+        "written over in place"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_folder_names_the_app_else_the_manifest_does() {
+    let mut host = Host::with_events().await;
+    host.rename_in(&TestElf::new("other", "1.0.0"), "shop/a.so");
+    assert_eq!(host.offer().await.app.as_str(), "shop");
+    host.rename_in(&TestElf::new("other", "1.0.0"), "a.so");
+    assert_eq!(host.offer().await.app.as_str(), "other");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_written_slowly_is_not_taken_half() {
+    let mut host = Host::with_events().await;
+    let bytes = shop("1.0.0").bytes();
+    let mut file = fs::File::create(host.at("shop/a.so")).unwrap();
+    for piece in bytes.chunks(bytes.len() / 5) {
+        file.write_all(piece).unwrap();
+        assert_eq!(host.scan().await, 0);
+    }
+    host.no_offer();
+    drop(file);
+    assert_eq!(host.offer().await.artifact.sha256, Sha256::of(&bytes));
+    assert!(host.refused.try_recv().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncated_file_waits_until_it_is_whole() {
+    let mut host = Host::without_events(BY_HAND, fine);
+    let bytes = shop("1.0.0").bytes();
+    let path = host.at("shop/a.so");
+    fs::create_dir_all(host.at("shop")).unwrap();
+    fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    assert_eq!(host.scan().await, 0);
+    assert_eq!(
+        host.handle.rescan(None, true).await,
+        0,
+        "not by reload either"
+    );
+    assert!(!exists(&path, ".failed"));
+    fs::write(&path, &bytes).unwrap();
+    assert_eq!(host.scan().await, 1);
+    assert_eq!(host.version().await, "1.0.0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncated_file_is_refused_when_it_was_closed_or_stays_so() {
+    let bytes = shop("1.0.0").bytes();
+    let mut closed = Host::with_events().await;
+    let path = closed.at("shop/a.so");
+    fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    assert!(answer(&path, ".failed").await.contains("truncated"));
+    assert_eq!(closed.refused.recv().await.unwrap().0, path);
+
+    let timing = Timing {
+        stale: Duration::from_millis(50),
+        ..BY_CLOCK
+    };
+    let unseen = Host::without_events(timing, fine);
+    let path = unseen.at("shop/a.so");
+    fs::create_dir_all(unseen.at("shop")).unwrap();
+    fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    assert!(answer(&path, ".failed").await.contains("truncated"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_any_event_the_clock_finds_everything() {
+    let mut host = Host::without_events(BY_CLOCK, fine);
+    let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
+    assert_eq!(host.version().await, "1.0.0");
+    answer(&path, ".deployed").await;
+    host.rename_in(&shop("2.0.0"), "shop/a.so");
+    let offer = host.offer().await;
+    assert_eq!(offer.artifact.manifest.version.to_string(), "2.0.0");
+    assert_eq!(offer.replaces, Some(Sha256::of(&shop("1.0.0").bytes())));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_no_event_told_of_must_be_quiet() {
+    let timing = Timing {
+        settle: NEVER,
+        ..BY_HAND
+    };
+    let mut host = Host::without_events(timing, fine);
+    host.rename_in(&shop("1.0.0"), "shop/a.so");
+    assert_eq!(host.scan().await, 0);
+    host.no_offer();
+    assert_eq!(host.handle.rescan(None, true).await, 1, "reload asks now");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_other_bytes_are_offered() {
+    let mut host = Host::without_events(BY_HAND, fine);
+    let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
+    assert_eq!(host.scan().await, 1);
+    host.offer().await;
+    shop("1.0.0").write(&path);
+    assert_eq!(host.scan().await, 0, "the same bytes again");
+    host.rename_in(&shop("1.0.0"), "shop/a.so");
+    assert_eq!(host.scan().await, 0, "another inode");
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    let other = shop("1.0.0").salted(1);
+    assert_eq!(other.bytes().len(), shop("1.0.0").bytes().len());
+    other.write(&path);
+    fs::File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_modified(modified)
+        .unwrap();
+    // Within a tick of the clock nothing but the bytes may differ, which the second look finds.
+    until("other bytes of the same size and time", || {
+        exists(&path, ".deployed")
+    })
+    .await;
+    let mut offers = 0;
+    while offers == 0 {
+        offers = host.scan().await;
+    }
+    assert_eq!(
+        host.offer().await.artifact.sha256,
+        Sha256::of(&other.bytes())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_failed_are_tried_again_only_when_asked() {
+    let mut host = Host::without_events(BY_HAND, |_| {
+        Answer::Failed("no luck\nbecause of the rain".to_owned())
+    });
+    let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
+    assert_eq!(host.scan().await, 1);
+    host.offer().await;
+    let sha256 = Sha256::of(&shop("1.0.0").bytes());
+    assert_eq!(
+        answer(&path, ".failed").await,
+        format!("no luck\nsha256 {sha256}\nbecause of the rain\n")
+    );
+    assert_eq!(host.scan().await, 0);
+    host.rename_in(&shop("1.0.0"), "shop/a.so");
+    assert_eq!(host.scan().await, 0);
+    let other = Some("other".parse().unwrap());
+    assert_eq!(host.handle.rescan(other, true).await, 0);
+    let own = Some("shop".parse().unwrap());
+    assert_eq!(host.handle.rescan(own, true).await, 1);
+    assert!(host.offer().await.again);
+    host.rename_in(&shop("1.0.1"), "shop/a.so");
+    assert_eq!(host.scan().await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_host_honours_the_answers() {
+    let host = Host::without_events(BY_HAND, |offer| match offer.app.as_str() {
+        "bad" => Answer::Failed("no".to_owned()),
+        _ => Answer::Deployed("yes".to_owned()),
+    });
+    host.rename_in(&shop("1.0.0"), "shop/a.so");
+    host.rename_in(&TestElf::new("bad", "1.0.0"), "bad/a.so");
+    host.rename_in(&TestElf::new("changed", "1.0.0"), "changed/a.so");
+    assert_eq!(host.scan().await, 3);
+    host.rename_in(&TestElf::new("changed", "2.0.0"), "changed/a.so");
+    let timing = Timing {
+        settle: NEVER,
+        ..BY_HAND
+    };
+    let mut host = host.restart(timing);
+    assert_eq!(
+        host.handle.rescan(Some("bad".parse().unwrap()), true).await,
+        1
+    );
+    assert!(host.offer().await.again);
+    let mut host = host.restart(BY_HAND);
+    host.scan().await;
+    let offer = host.offer().await;
+    assert_eq!(offer.app.as_str(), "changed");
+    assert_eq!(
+        offer.replaces,
+        Some(Sha256::of(&TestElf::new("changed", "1.0.0").bytes()))
+    );
+    assert_eq!(host.scan().await, 0);
+    host.no_offer();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_an_empty_store_deployed_files_are_offered() {
+    let host = Host::without_events(BY_HAND, fine);
+    host.rename_in(&shop("1.0.0"), "shop/a.so");
+    assert_eq!(host.scan().await, 1);
+    fs::remove_dir_all(host.temp.path().join("artifacts")).unwrap();
+    let mut host = host.restart(BY_HAND);
+    assert_eq!(host.version().await, "1.0.0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_at_once_the_highest_version_is_offered() {
+    let mut host = Host::with_events().await;
+    for (version, name) in [
+        ("1.9.0", "c.so"),
+        ("1.10.0", "b.so"),
+        ("1.10.0-rc.1", "a.so"),
+    ] {
+        host.rename_in(&shop(version), &format!("shop/{name}"));
+    }
+    assert_eq!(host.version().await, "1.10.0");
+    for name in ["shop/a.so", "shop/c.so"] {
+        let text = answer(&host.at(name), ".failed").await;
+        assert!(
+            text.starts_with("superseded by b.so (version 1.10.0), which arrived with it\nsha256 "),
+            "{text}"
+        );
+    }
+    answer(&host.at("shop/b.so"), ".deployed").await;
+    assert_eq!(
+        host.handle.rescan(None, true).await,
+        0,
+        "reload is no downgrade"
+    );
+    let mut host = host.restart(BY_HAND);
+    assert_eq!(
+        host.handle.rescan(None, true).await,
+        0,
+        "nor after a restart"
+    );
+    fs::remove_file(host.at("shop/b.so")).unwrap();
+    assert_eq!(host.handle.rescan(None, true).await, 1);
+    assert_eq!(host.version().await, "1.10.0-rc.1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn among_equal_versions_the_newest_then_the_last_name_is_offered() {
+    let mut host = Host::without_events(
+        Timing {
+            settle: NEVER,
+            ..BY_HAND
+        },
+        fine,
+    );
+    let now = SystemTime::now();
+    for (salt, name, age) in [
+        (1, "a.so", 10),
+        (2, "b.so", 20),
+        (3, "c.so", 10),
+        (4, "d.so", 30),
+    ] {
+        let path = host.rename_in(&shop("1.0.0").salted(salt), &format!("shop/{name}"));
+        let file = fs::File::options().write(true).open(path).unwrap();
+        file.set_modified(now - Duration::from_secs(age)).unwrap();
+    }
+    assert_eq!(host.handle.rescan(None, true).await, 1);
+    assert_eq!(host.offer().await.path, host.at("shop/c.so"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_bytes_under_two_names_get_one_offer_and_two_answers() {
+    let mut host = Host::with_events().await;
+    host.rename_in(&shop("1.0.0"), "shop/a.so");
+    host.rename_in(&shop("1.0.0"), "shop/b.so");
+    answer(&host.at("shop/a.so"), ".deployed").await;
+    answer(&host.at("shop/b.so"), ".deployed").await;
+    host.offer().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_symlink_swap_as_kubernetes_does_it_is_followed() {
+    let mut host = Host::with_events().await;
+    let folder = host.at("shop");
+    let publish = |stamp: &str, version: &str| {
+        shop(version).write(folder.join(stamp).join("x.so"));
+        symlink(stamp, folder.join("..data_tmp")).unwrap();
+        fs::rename(folder.join("..data_tmp"), folder.join("..data")).unwrap();
+    };
+    publish("..2026_01", "1.0.0");
+    symlink("..data/x.so", folder.join("x.so")).unwrap();
+    assert_eq!(host.version().await, "1.0.0");
+    publish("..2026_02", "2.0.0");
+    assert_eq!(host.version().await, "2.0.0");
+    publish("..2026_03", "1.5.0");
+    assert_eq!(
+        host.version().await,
+        "1.5.0",
+        "whatever comes is what was wanted"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_to_a_folder_can_be_swapped() {
+    let mut host = Host::with_events().await;
+    for version in ["1.0.0", "2.0.0"] {
+        shop(version).write(host.temp.path().join(version).join("x.so"));
+    }
+    let (base, next, linked) = (
+        host.temp.path().to_owned(),
+        host.at("next"),
+        host.at("linked"),
+    );
+    let swap = |to: &str| {
+        symlink(base.join(to), &next).unwrap();
+        fs::rename(&next, &linked).unwrap();
+    };
+    swap("1.0.0");
+    assert_eq!(host.offer().await.app.as_str(), "linked");
+    swap("2.0.0");
+    let offer = host.offer().await;
+    assert_eq!(offer.artifact.manifest.version.to_string(), "2.0.0");
+    let behind = host.temp.path().join("2.0.0/x.so");
+    until("the answer", || exists(&behind, ".deployed")).await;
+    host.rename_in(&shop("3.0.0"), "linked/x.so");
+    let offer = host.offer().await;
+    assert_eq!(
+        offer.artifact.manifest.version.to_string(),
+        "3.0.0",
+        "the new folder is the one that is watched"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_deleted_and_made_again_is_watched_again() {
+    let mut host = Host::with_events().await;
+    for (round, whole) in [(1, false), (2, false), (3, true), (4, true)] {
+        let gone = if whole {
+            host.plugins.clone()
+        } else {
+            host.at("shop")
+        };
+        fs::remove_dir_all(&gone).unwrap();
+        fs::create_dir_all(host.at("shop")).unwrap();
+        host.scan().await;
+        let version = format!("{round}.0.0");
+        host.rename_in(&shop(&version), "shop/a.so");
+        assert_eq!(host.version().await, version);
+        answer(&host.at("shop/a.so"), ".deployed").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_moved_in_brings_its_files() {
+    let mut host = Host::with_events().await;
+    TestElf::new("blog", "1.0.0").write(host.temp.path().join("made/a.so"));
+    fs::rename(host.temp.path().join("made"), host.at("blog")).unwrap();
+    assert_eq!(host.offer().await.app.as_str(), "blog");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_is_refused_once_with_the_reason() {
+    let mut host = Host::without_events(BY_HAND, fine);
+    fs::create_dir_all(host.at("shop")).unwrap();
+    for name in ["a.so", "shop/a.so"] {
+        let path = host.at(name);
+        fs::write(&path, b"garbage").unwrap();
+        assert_eq!(host.scan().await, 0);
+        assert!(
+            answer(&path, ".failed")
+                .await
+                .starts_with("it is not an ELF file")
+        );
+        assert_eq!(host.refused.recv().await.unwrap().0, path);
+        host.scan().await;
+        assert!(host.refused.try_recv().is_err());
+    }
+    let mut host = host.restart(BY_HAND);
+    host.scan().await;
+    assert!(host.refused.try_recv().is_err(), "remembered over restarts");
+    shop("1.0.0").write(host.at("shop/a.so"));
+    assert_eq!(host.scan().await, 1);
+    assert!(!exists(&host.at("shop/a.so"), ".failed"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_a_file_deletes_its_answer_and_nothing_else() {
+    let mut host = Host::with_events().await;
+    let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
+    host.offer().await;
+    answer(&path, ".deployed").await;
+    fs::remove_file(&path).unwrap();
+    until("the answer is gone", || !exists(&path, ".deployed")).await;
+    host.no_offer();
+    host.rename_in(&shop("1.0.0"), "shop/a.so");
+    assert!(host.offer().await.replaces.is_none(), "a new file again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_tried_is_offered_at_the_next_scan() {
+    let tries = std::sync::atomic::AtomicUsize::new(0);
+    let mut host = Host::without_events(BY_HAND, move |offer| {
+        match tries.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            0 => Answer::Later,
+            _ => fine(offer),
+        }
+    });
+    let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
+    assert_eq!(host.scan().await, 1);
+    host.offer().await;
+    assert!(!exists(&path, ".deployed") && !exists(&path, ".failed"));
+    assert_eq!(host.scan().await, 1);
+    host.offer().await;
+    answer(&path, ".deployed").await;
+    assert_eq!(host.scan().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn apps_do_not_wait_for_each_other_and_one_app_goes_in_order() {
+    let mut host = Host::without_events(BY_CLOCK, fine);
+    host.rename_in(&TestElf::new("slow", "1.0.0"), "slow/a.so");
+    assert_eq!(host.offer().await.app.as_str(), "slow");
+    host.rename_in(&TestElf::new("slow", "2.0.0"), "slow/b.so");
+    host.rename_in(&shop("1.0.0"), "shop/a.so");
+    assert_eq!(host.offer().await.app.as_str(), "shop");
+    answer(&host.at("shop/a.so"), ".deployed").await;
+    host.no_offer();
+    let handle = host.handle.clone();
+    let reload = tokio::spawn(async move { handle.rescan(None, true).await });
+    host.target.slow.add_permits(1);
+    assert_eq!(host.version().await, "2.0.0");
+    assert!(!exists(&host.at("slow/b.so"), ".deployed") && !reload.is_finished());
+    host.target.slow.add_permits(1);
+    answer(&host.at("slow/b.so"), ".deployed").await;
+    reload.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_hundred_files_are_all_answered() {
+    let mut host = Host::with_events().await;
+    for app in 0..250 {
+        for version in ["1.0.0", "2.0.0"] {
+            let elf = TestElf::new(&format!("app{app}"), version);
+            host.rename_in(&elf, &format!("app{app}-{version}.so"));
+        }
+    }
+    for app in 0..250 {
+        let path = host.at(&format!("app{app}-2.0.0.so"));
+        answer(&path, ".deployed").await;
+        let other = host.at(&format!("app{app}-1.0.0.so"));
+        until("an answer", || {
+            exists(&other, ".deployed") || exists(&other, ".failed")
+        })
+        .await;
+    }
+    let mut last = std::collections::HashMap::new();
+    while let Ok(offer) = host.offers.try_recv() {
+        last.insert(offer.app, offer.artifact.manifest.version.major);
+    }
+    assert_eq!(last.len(), 250);
+    assert!(
+        last.values().all(|major| *major == 2),
+        "the higher one came last"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_nobodys_is_left_alone() {
+    let host = Host::without_events(BY_HAND, fine);
+    for name in [
+        "shop/.a.so",
+        "shop/a.so.part",
+        "shop/deeper/a.so",
+        "No App/a.so",
+        ".hidden/a.so",
+        "off/a.so",
+    ] {
+        shop("1.0.0").write(host.at(name));
+    }
+    TestElf::new("off", "1.0.0").write(host.at("a.so"));
+    fs::create_dir_all(host.at("shop/folder.so")).unwrap();
+    fs::write(host.at("shop/note.so.failed"), "somebody's own\n").unwrap();
+    symlink("nowhere", host.at("shop/broken.so")).unwrap();
+    assert_eq!(host.handle.rescan(None, true).await, 0);
+    assert!(!exists(&host.at("off/a.so"), ".failed"));
+    assert!(host.at("shop/note.so.failed").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_cannot_be_written_hinders_nothing() {
+    let mut host = Host::without_events(BY_HAND, fine);
+    let path = host.at("shop/a.so");
+    fs::create_dir_all(host.at("shop/a.so.deployed/full")).unwrap();
+    shop("1.0.0").write(&path);
+    assert_eq!(host.scan().await, 1);
+    host.offer().await;
+    assert_eq!(host.scan().await, 0, "remembered all the same");
+    assert_eq!(
+        fs::read_dir(host.at("shop")).unwrap().count(),
+        2,
+        "no temporary file"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overflow_or_an_error_of_the_watcher_is_a_rescan() {
+    let mut host = Host::without_events(BY_HAND, fine);
+    host.scan().await;
+    host.rename_in(&shop("1.0.0"), "shop/a.so");
+    let overflow =
+        notify::Event::new(notify::EventKind::Other).set_flag(notify::event::Flag::Rescan);
+    host.handle
+        .messages
+        .send(Message::Event(Ok(overflow)))
+        .unwrap();
+    assert_eq!(host.version().await, "1.0.0");
+    answer(&host.at("shop/a.so"), ".deployed").await;
+    host.rename_in(&shop("2.0.0"), "shop/a.so");
+    let error = notify::Error::generic("the queue is lost");
+    host.handle
+        .messages
+        .send(Message::Event(Err(error)))
+        .unwrap();
+    assert_eq!(host.version().await, "2.0.0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deploy_that_panics_is_an_answer() {
+    let host = Host::without_events(BY_HAND, |_| panic!("on purpose"));
+    let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
+    host.scan().await;
+    assert!(answer(&path, ".failed").await.contains("panicked"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_quick_replacements_end_in_the_last_one() {
+    let mut host = Host::with_events().await;
+    for version in 1..=100 {
+        let elf = shop(&format!("{version}.0.0"));
+        if version % 2 == 0 {
+            elf.write(host.at("shop/a.so"));
+        } else {
+            host.rename_in(&elf, "shop/a.so");
+        }
+    }
+    let last = Sha256::of(&shop("100.0.0").bytes());
+    loop {
+        if host.offer().await.artifact.sha256 == last {
+            break;
+        }
+    }
+    let text = answer(&host.at("shop/a.so"), ".deployed").await;
+    assert!(text.contains(&last.to_string()), "{text}");
+    host.scan().await;
+    host.no_offer();
+}
+
+#[test]
+fn the_thread_ends_with_the_runtime() {
+    let temp = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let host = runtime.block_on(async { Host::start(temp, BY_HAND, true, Box::new(fine)) });
+    drop(runtime);
+    let other = tokio::runtime::Runtime::new().unwrap();
+    assert_eq!(other.block_on(host.handle.rescan(None, false)), 0);
+}
