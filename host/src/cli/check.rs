@@ -78,7 +78,7 @@ pub(super) fn check(global: &Global, args: &args::Check) -> Result<(), Failure> 
 
 fn tell(report: &Report, colour: bool) -> Result<(), Failure> {
     for check in &report.checks {
-        output::line(&format!("{} {check}", paint(colour, Paint::Green, "✓")));
+        output::line(&output::done(check, colour));
     }
     if let Some(reason) = &report.reason {
         return Err(Failure::with_code(

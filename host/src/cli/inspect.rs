@@ -10,13 +10,10 @@ use super::{
     output::{self, Cell, Paint, Row},
 };
 use crate::{
-    artifact::{self, AbiVersion, Artifact, BuildFacts, StoreError},
+    artifact::{self, Artifact, BuildFacts, StoreError, manifest::HOST_ABI},
     control::api::Outcome,
     names::AppName,
 };
-
-/// The ABI that this host offers.
-const HOST: AbiVersion = AbiVersion(1, 1);
 
 /// What `handover inspect --json` prints.
 #[derive(Debug, Serialize)]
@@ -29,8 +26,10 @@ struct Report<'a> {
     abi: String,
     /// The ABI that this host offers.
     host_abi: String,
-    /// Whether this host runs plugins of that ABI.
+    /// Whether this host may run it, as far as its bytes say.
     accepted: bool,
+    /// Why it may not.
+    reason: Option<String>,
     /// The version of its state schema.
     schema: u32,
     /// How it was built.
@@ -64,23 +63,16 @@ pub(super) fn inspect(global: &Global, args: &args::Inspect) -> Result<(), Failu
     Ok(())
 }
 
-/// The promise of the ABI: the same major, and an equal or lower minor.
-fn runs(host: AbiVersion, plugin: AbiVersion) -> bool {
-    host.0 == plugin.0 && host.1 >= plugin.1
-}
-
-fn abi(version: AbiVersion) -> String {
-    format!("{}.{}", version.0, version.1)
-}
-
 fn report(artifact: &Artifact) -> Report<'_> {
     let manifest = &artifact.manifest;
+    let reason = artifact.acceptable().err();
     Report {
         app: &manifest.app,
         version: &manifest.version,
-        abi: abi(manifest.abi),
-        host_abi: abi(HOST),
-        accepted: runs(HOST, manifest.abi),
+        abi: manifest.abi.to_string(),
+        host_abi: HOST_ABI.to_string(),
+        accepted: reason.is_none(),
+        reason,
         schema: manifest.schema,
         build: &manifest.build,
         build_id: artifact
@@ -95,29 +87,22 @@ fn report(artifact: &Artifact) -> Report<'_> {
 }
 
 fn text(report: &Report<'_>, colour: bool) -> String {
-    let verdict = if report.accepted {
-        Cell::painted(
-            format!("{}, which this host ({}) runs", report.abi, report.host_abi),
-            Paint::Green,
-        )
-    } else {
-        Cell::painted(
-            format!(
-                "{}, which this host ({}) does not run",
-                report.abi, report.host_abi
-            ),
-            Paint::Red,
-        )
+    let verdict = match &report.reason {
+        None => Cell::painted("this host may run it", Paint::Green),
+        Some(reason) => Cell::painted(reason, Paint::Red),
     };
     let build = report.build;
     let unknown = || "unknown".to_owned();
-    let facts: [(&str, Cell); 12] = [
+    let facts: [(&str, Cell); 13] = [
         ("app", Cell::painted(report.app.as_str(), Paint::Bold)),
         (
             "version",
             Cell::painted(report.version.to_string(), Paint::Bold),
         ),
-        ("abi", verdict),
+        (
+            "abi",
+            format!("{} (this host: {})", report.abi, report.host_abi).into(),
+        ),
         ("state schema", report.schema.to_string().into()),
         ("sha256", report.sha256.as_str().into()),
         ("size", output::size(report.size).into()),
@@ -139,6 +124,7 @@ fn text(report: &Report<'_>, colour: bool) -> String {
         ),
         ("rustc", build.rustc.as_str().into()),
         ("sdk", format!("handover-plugin {}", build.sdk).into()),
+        ("verdict", verdict),
     ];
     let rows: Vec<_> = facts
         .into_iter()
@@ -152,15 +138,42 @@ fn text(report: &Report<'_>, colour: bool) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
     use super::*;
 
     #[test]
-    fn a_host_runs_its_own_major_and_no_higher_minor() {
-        let host = AbiVersion(1, 1);
-        assert!(runs(host, AbiVersion(1, 0)));
-        assert!(runs(host, AbiVersion(1, 1)));
-        assert!(!runs(host, AbiVersion(1, 2)));
-        assert!(!runs(host, AbiVersion(2, 0)));
-        assert!(!runs(host, AbiVersion(0, 1)));
+    fn people_see_whether_the_host_may_run_it_and_why_not() {
+        let (app, version, build) = (
+            "shop".parse().unwrap(),
+            "1.2.3".parse().unwrap(),
+            BuildFacts::default(),
+        );
+        let report = |reason: Option<&str>| Report {
+            app: &app,
+            version: &version,
+            abi: "2.0".to_owned(),
+            host_abi: "1.1".to_owned(),
+            accepted: reason.is_none(),
+            reason: reason.map(str::to_owned),
+            schema: 3,
+            build: &build,
+            build_id: None,
+            machine: "x86_64",
+            sha256: "a1b2".to_owned(),
+            size: 1_449_000,
+        };
+        let refused = text(&report(Some("built for ABI 2.0")), false);
+        assert!(
+            refused.starts_with(
+                "app           shop\nversion       1.2.3\nabi           2.0 (this host: 1.1)\n"
+            ),
+            "{refused}"
+        );
+        assert!(
+            refused.ends_with("verdict       built for ABI 2.0"),
+            "{refused}"
+        );
+        assert!(text(&report(None), false).ends_with("verdict       this host may run it"));
     }
 }

@@ -162,7 +162,7 @@ fn next_steps(name: &AppName, path: &Path) -> String {
     format!(
         "made the plugin crate {name} in {path}
 
-  handover dev {path}      serve it at http://127.0.0.1:8080, and see each change at once
+  handover dev {path}      serve it at http://127.0.0.1:8080, swap on each change
   cd {path} && cargo test  its test",
         path = path.display()
     )

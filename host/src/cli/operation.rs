@@ -162,10 +162,7 @@ impl Drain {
             jobs => text.push_str(&format!(" ({jobs} jobs)")),
         }
         if let Some(left) = self.left {
-            text.push_str(&format!(
-                ", {} left",
-                output::time(Duration::from_secs(left.as_secs()))
-            ));
+            text.push_str(&format!(", {} left", output::age(left)));
         }
         text
     }
@@ -213,14 +210,10 @@ impl Display {
         } else {
             String::new()
         };
-        self.say(&if self.terminal {
-            format!(
-                "{} {app}{step}: {message} {took}",
-                paint(self.colour, Paint::Green, "✓")
-            )
-        } else {
-            format!("{app}{step}: {message} {took}")
-        });
+        self.say(&output::done(
+            &format!("{app}{step}: {message} {took}"),
+            self.colour,
+        ));
     }
 
     fn draining(&mut self, app: &AppName, generation: GenerationId, drain: Drain) {

@@ -23,6 +23,15 @@ pub(super) fn colour(stream: &impl IsTerminal, global: &Global) -> bool {
     stream.is_terminal() && !said_no && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
+/// A line about something that ended well: with a mark on a terminal, as it is elsewhere.
+pub(super) fn done(text: &str, colour: bool) -> String {
+    if io::stdout().is_terminal() {
+        format!("{} {text}", paint(colour, Paint::Green, "✓"))
+    } else {
+        text.to_owned()
+    }
+}
+
 /// The colours in use.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Paint {
@@ -156,6 +165,14 @@ pub(super) fn time(time: Duration) -> String {
         60..=3_599 => format!("{}m {}s", seconds / 60, seconds % 60),
         3_600..=86_399 => format!("{}h {}m", seconds / 3_600, seconds / 60 % 60),
         _ => format!("{}d {}h", seconds / 86_400, seconds / 3_600 % 24),
+    }
+}
+
+/// An age or a wait, in whole seconds: `0 s`, `9 s`, `3m 5s`.
+pub(super) fn age(age: Duration) -> String {
+    match age.as_secs() {
+        seconds @ 0..60 => format!("{seconds} s"),
+        _ => time(age),
     }
 }
 

@@ -130,7 +130,7 @@ fn host(host: &HostStatus, colour: bool) -> String {
         "{} pid {}, up {}, {}, {}",
         paint(colour, Paint::Bold, &format!("handover {}", host.version)),
         host.pid,
-        output::time(Duration::from_secs(host.uptime_ms / 1000)),
+        output::age(Duration::from_millis(host.uptime_ms)),
         output::size(host.rss_bytes),
         listen.join(" ")
     )
@@ -205,7 +205,7 @@ fn numbers(generation: &GenerationStatus) -> Vec<Cell> {
         } else {
             panics.into()
         },
-        output::time(Duration::from_secs(generation.age_ms / 1000)).into(),
+        output::age(Duration::from_millis(generation.age_ms)).into(),
     ]
 }
 

@@ -508,7 +508,7 @@ mod tests {
         };
         assert!(file.is_file());
         let source = krate.folder.join("src/lib.rs");
-        assert_eq!(sources_of(&file), [source.clone()]);
+        assert_eq!(sources_of(&file), std::slice::from_ref(&source));
 
         fs::write(&source, "fn f() {").unwrap();
         assert!(matches!(

@@ -188,7 +188,13 @@ impl Session {
     async fn run(mut self) {
         self.say(
             Paint::Dim,
-            &format!("{}: building {}", self.serving, self.krate.name),
+            &format!(
+                "building {} for {}
+to look inside: handover --control {} status -w",
+                self.krate.name,
+                self.serving,
+                self.control.display()
+            ),
         );
         loop {
             // Watched before it is read: a change during the build is seen, and causes one more.
@@ -345,7 +351,9 @@ impl Session {
 
     /// `src/lib.rs changed`, `src/lib.rs and 3 others changed`
     fn list(&self, changed: &[PathBuf]) -> String {
-        let Some(first) = changed.first() else {
+        // Editors write beside the file and rename: the file itself is the one to name.
+        let there = changed.iter().find(|path| path.exists());
+        let Some(first) = there.or(changed.first()) else {
             return String::new();
         };
         let first = first
