@@ -119,22 +119,19 @@ impl Loaded {
         }
     }
 
-    /// On a thread that ends, as constructors and destructors of apps run.
     fn start(&self) {
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                self.table.start()(self.counts);
-                self.table.touch()();
-            });
+        let (table, counts) = (self.table, self.counts);
+        on_a_thread_that_ends(move || {
+            table.start()(counts);
+            table.touch()();
         });
     }
 
     fn stop(&self) {
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                self.table.touch()();
-                self.table.stop()();
-            });
+        let table = self.table;
+        on_a_thread_that_ends(move || {
+            table.touch()();
+            table.stop()();
         });
     }
 
@@ -144,6 +141,11 @@ impl Loaded {
         assert_eq!(count(&self.counts.misplaced), 0);
         assert_eq!(count(&self.counts.dropped), count(&self.counts.made));
     }
+}
+
+/// As constructors and destructors of apps run. Its thread-locals have ended too when this returns.
+fn on_a_thread_that_ends(code: impl FnOnce() + Send + 'static) {
+    std::thread::spawn(code).join().unwrap();
 }
 
 /// Calls `touch` once on each worker.
