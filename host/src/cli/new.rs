@@ -138,13 +138,22 @@ fn sdk() -> Option<PathBuf> {
     folder.join("Cargo.toml").is_file().then_some(folder)
 }
 
+/// The value of the dependency on the SDK in a `Cargo.toml`.
+pub(super) fn dependency() -> String {
+    dependency_on(sdk().as_deref())
+}
+
+fn dependency_on(sdk: Option<&Path>) -> String {
+    match sdk {
+        // A basic TOML string takes the same escapes as this debug form, for what a path can hold.
+        Some(folder) => format!("{{ path = {:?} }}", folder.to_string_lossy()),
+        None => "\"1.1\"".to_owned(),
+    }
+}
+
 fn files(name: &AppName, sdk: Option<&Path>) -> [(&'static str, String); 4] {
     let fill = |template: &str| {
-        let dependency = match sdk {
-            // A basic TOML string takes the same escapes as this debug form, for what a path can hold.
-            Some(folder) => format!("{{ path = {:?} }}", folder.to_string_lossy()),
-            None => "\"1.1\"".to_owned(),
-        };
+        let dependency = dependency_on(sdk);
         template
             .replace("{{name}}", name.as_str())
             .replace("{{library}}", &name.as_str().replace('-', "_"))

@@ -58,7 +58,11 @@ async fn watch(global: &Global, client: &Client, app: Option<&AppName>) -> Resul
             "\x1b[H{}\x1b[J",
             shown.replace('\n', "\x1b[K\n") + "\x1b[K"
         ));
-        tokio::time::sleep(REDRAW).await;
+        tokio::select! {
+            () = tokio::time::sleep(REDRAW) => {}
+            // The way to end it, so not a failure.
+            _ = tokio::signal::ctrl_c() => return Ok(()),
+        }
         shown = match client.status().await {
             Ok(status) => text(&only(status, app)?, colour),
             Err(error @ ClientError::Unreachable { .. }) => {

@@ -12,6 +12,8 @@ use rustix::process::{Pid, Signal};
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
+use super::super::new;
+
 /// What `cargo run` sets for the program that it runs. Inherited, it would tell the build of a plugin about the package
 /// of the host, and change from run to run.
 const OF_CARGO_RUN: [&str; 9] = [
@@ -233,10 +235,11 @@ impl Crate {
             return Ok(());
         }
         Err(format!(
-            "{} is not a plugin yet: a host loads a cdylib. Add this to {}:\n\n[lib]\ncrate-type = [\"cdylib\"]\n\n[dependencies]\nhandover-plugin = \"1.1\"\n\n\
+            "{} is not a plugin yet: a host loads a cdylib. Add this to {}:\n\n[lib]\ncrate-type = [\"cdylib\"]\n\n[dependencies]\nhandover-plugin = {}\n\n\
              and mark the function that makes the app with #[handover_plugin::app]; `handover new NAME` makes an example",
             self.name,
-            self.folder.join("Cargo.toml").display()
+            self.folder.join("Cargo.toml").display(),
+            new::dependency()
         ))
     }
 }

@@ -7,7 +7,7 @@ mod cargo;
 mod sources;
 
 use std::{
-    io,
+    io::{self, IsTerminal},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -100,6 +100,10 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
         daemon.wait().await;
         work.abort();
         let _ = work.await;
+        if io::stdout().is_terminal() {
+            // Over what cargo may have left of its progress.
+            output::line("\r\x1b[Kended");
+        }
         Ok(())
     })
 }
@@ -279,10 +283,7 @@ to look inside: handover --control {} status -w",
             Deployed::Ended(result) => match result.outcome {
                 Outcome::Done | Outcome::Unchanged | Outcome::DeadlinePassed => true,
                 _ => {
-                    self.say(
-                        Paint::Red,
-                        &format!("{}; {}", result.message, self.goes_on()),
-                    );
+                    self.say(Paint::Red, &result.message);
                     false
                 }
             },
