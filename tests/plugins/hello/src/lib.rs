@@ -1,10 +1,10 @@
-//! The smallest app.
+//! The smallest app: one greeting, which names the version.
 
 use axum::{Router, routing::get};
 use handover_plugin::{Context, Error};
 
 #[handover_plugin::app]
 async fn app(cx: Context) -> Result<Router, Error> {
-    let text = format!("hello {}\n", cx.version());
-    Ok(Router::new().route("/", get(async move || text)))
+    let greeting = format!("hello {}", cx.version());
+    Ok(Router::new().route("/", get(async move || greeting)))
 }
