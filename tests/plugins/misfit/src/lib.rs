@@ -44,7 +44,7 @@ async fn app(cx: Context) -> Result<Router, Error> {
         None => habit.strip_prefix("start-").unwrap_or_default(),
     };
     match kind {
-        "error" => return Err("the database of the misfit is not there".into()),
+        "error" => return Err(Error::msg("the database of the misfit is not there")),
         "panic" => panic!("the misfit panics"),
         "segv" => crash(),
         "abort" => std::process::abort(),

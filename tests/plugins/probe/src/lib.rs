@@ -129,7 +129,9 @@ async fn echo(request: Request) -> Response {
 
 /// Each piece that came, with the version before it: a stream whose pace and end the client decides.
 async fn tag(request: Request) -> Body {
-    let tagged = request.into_body().map_frame(|frame| frame.map_data(|data| [VERSION.as_bytes(), b" ", &data].concat().into()));
+    let tagged = request.into_body().map_frame(|frame| {
+        frame.map_data(|data| [VERSION.as_bytes(), b" ", &data].concat().into())
+    });
     Body::new(tagged)
 }
 
@@ -206,9 +208,9 @@ async fn trailers(State(cx): State<Context>) -> Response {
 async fn about(State(cx): State<Context>) -> Json<serde_json::Value> {
     let config = cx.config::<serde_json::Value>();
     Json(serde_json::json!({
-        "app": cx.app().to_string(),
-        "version": cx.version().to_string(),
-        "generation": cx.generation().to_string(),
+        "app": cx.app(),
+        "version": cx.version(),
+        "generation": cx.generation(),
         "config": config.unwrap_or_default(),
         "draining": cx.is_draining(),
         "preflight": cx.is_preflight(),
@@ -252,7 +254,7 @@ async fn spawn(State(cx): State<Context>, Query(told): Query<Told>) -> &'static 
 
 /// The same as a job.
 async fn job(State(cx): State<Context>, Query(told): Query<Told>) -> &'static str {
-    cx.jobs().spawn(&told.name, None, async move {
+    cx.jobs().spawn(&told.name, "", async move {
         tokio::time::sleep(Duration::from_millis(told.ms)).await
     });
     VERSION
