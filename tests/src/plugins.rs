@@ -25,7 +25,14 @@ struct Build {
 /// them each time, and compiles them once.
 const BUILDS: &[Build] = &[
     Build {
-        packages: &["probe", "hello", "service", "misfit", "no-manifest"],
+        packages: &[
+            "probe",
+            "hello",
+            "service",
+            "misfit",
+            "misshapen",
+            "no-manifest",
+        ],
         version: "1.0.0",
         features: &[],
     },
@@ -92,6 +99,39 @@ pub fn hello_as(version: &str) -> Vec<u8> {
 /// A `misfit` with the given habit.
 pub fn misfit(habit: &str) -> Vec<u8> {
     rewritten("misfit", |bytes| elf::set_habit(bytes, habit))
+}
+
+/// The target folder of the tests, for crates that are built as part of a test.
+pub fn target_dir() -> PathBuf {
+    profile_dir()
+        .parent()
+        .expect("PROFILE lies in the target folder")
+        .to_owned()
+}
+
+/// Runs cargo in a crate outside of the workspace, and gives what it printed.
+///
+/// # Panics
+/// When it fails.
+pub async fn cargo_in(dir: &Path, arguments: &[&str]) -> String {
+    let mut command = tokio::process::Command::new(env!("CARGO"));
+    command
+        .args(arguments)
+        .current_dir(dir)
+        .env("CARGO_TARGET_DIR", target_dir())
+        .env_remove("HANDOVER_VERSION");
+    let output = command.output().await.expect("cargo can be run");
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(
+        output.status.success(),
+        "cargo {arguments:?} in {}:\n{text}",
+        dir.display()
+    );
+    text
 }
 
 /// `target/debug` or whatever the tests themselves were built into.

@@ -54,6 +54,11 @@ fn unacceptable() -> Vec<(&'static str, Vec<u8>, &'static [&'static str])> {
             &["2.0"],
         ),
         (
+            "a table of another shape",
+            fs::read(fixture("misshapen", "1.0.0")).unwrap(),
+            &["layout"],
+        ),
+        (
             "panic = abort",
             rewritten("hello", |bytes| {
                 elf::rewrite_manifest(bytes, |manifest| {

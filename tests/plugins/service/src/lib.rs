@@ -18,20 +18,23 @@ async fn app(_cx: Context) -> Result<Plain, Error> {
     Ok(Plain)
 }
 
-/// Answers everything with the method and the path.
+/// Answers everything with the method and the path, but `/fail` with an error of its own.
 #[derive(Debug, Clone)]
 struct Plain;
 
 impl<B> Service<Request<B>> for Plain {
     type Response = Response<Parts>;
-    type Error = Infallible;
-    type Future = Ready<Result<Self::Response, Infallible>>;
+    type Error = &'static str;
+    type Future = Ready<Result<Self::Response, &'static str>>;
 
-    fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), Infallible>> {
+    fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), &'static str>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
+        if request.uri().path() == "/fail" {
+            return ready(Err("the service fails"));
+        }
         let text = format!("{} {}", request.method(), request.uri().path());
         let mut trailers = HeaderMap::new();
         trailers.insert("x-length", HeaderValue::from(text.len()));
