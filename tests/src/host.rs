@@ -125,7 +125,8 @@ impl Setup {
         Self::default()
     }
 
-    /// With a configuration file. Unless it has a section `[server]`, answers carry their version, as without a file.
+    /// With a configuration file, where `HOME` stands for the folder that holds the folders of the host and of the test.
+    /// Unless it has a section `[server]`, answers carry their version, as without a file.
     pub fn config(mut self, toml: &str) -> Self {
         let server = if toml.contains("[server]") {
             ""
@@ -171,6 +172,7 @@ impl Setup {
             .arg("--state")
             .arg(home.join("state"));
         if let Some(config) = &self.config {
+            let config = config.replace("HOME", home.to_str().expect("a plain path"));
             fs::write(home.join("handover.toml"), config)
                 .expect("the temporary folder can be written");
             command.arg("--config").arg(home.join("handover.toml"));

@@ -113,7 +113,7 @@ impl Drop for Dev {
 }
 
 /// A crate outside of the workspace, with the dependencies and the lock file of `probe`, so that they need not be built again.
-fn crate_in(dir: &Path) {
+fn crate_in(dir: &Path, name: &str) {
     let workspace = plugins::workspace();
     let probe = fs::read_to_string(workspace.join("tests/plugins/probe/Cargo.toml")).unwrap();
     let root = fs::read_to_string(workspace.join("Cargo.toml")).unwrap();
@@ -140,7 +140,7 @@ fn crate_in(dir: &Path) {
         .next()
         .unwrap();
     let own = probe
-        .replace("name = \"probe\"", "name = \"developed\"")
+        .replace("name = \"probe\"", &format!("name = \"{name}\""))
         .replace("[lints]\nworkspace = true\n", "");
     let text = format!(
         "{own}\n[workspace]\nresolver = \"3\"\n[workspace.package]{package}\n[workspace.dependencies]{shared}\n[profile.dev]{profile}\n"
@@ -168,7 +168,7 @@ async fn app(_cx: Context) -> Result<Router, Error> {{
 async fn each_change_is_served_and_an_error_keeps_what_was() {
     let dir = tempfile::tempdir().unwrap();
     let crate_dir = dir.path().join("developed");
-    crate_in(&crate_dir);
+    crate_in(&crate_dir, "developed");
     write_source(&crate_dir, "\"one\"");
     let dev = Dev::start(&crate_dir);
     dev.answers("one").await;
@@ -198,8 +198,8 @@ async fn each_change_is_served_and_an_error_keeps_what_was() {
 #[tokio::test]
 async fn it_waits_for_code_that_compiles() {
     let dir = tempfile::tempdir().unwrap();
-    let crate_dir = dir.path().join("developed");
-    crate_in(&crate_dir);
+    let crate_dir = dir.path().join("waiting");
+    crate_in(&crate_dir, "waiting");
     write_source(&crate_dir, "does_not_exist()");
     let dev = Dev::start(&crate_dir);
     dev.until("the error of the compiler", async || {

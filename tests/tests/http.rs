@@ -513,20 +513,41 @@ async fn events_come_as_they_happen() {
 #[tokio::test]
 async fn routes_are_by_host_and_by_whole_segments() {
     let config =
-        "[app.probe]\nroutes = [\"/p\", \"shop.example/\"]\n[app.hello]\nroutes = [\"/p/hello\"]\n";
+        "[app.probe]\nroutes = [\"/head\", \"shop.example/\"]\n[app.hello]\nroutes = [\"/\"]\n";
     let host = Setup::new().config(config).start().await;
-    host.deploy(&fixture("probe", "1.0.0")).await.expect_code(0);
+    host.deploy(&fixture("probe", "2.0.0")).await.expect_code(0);
     host.deploy(&fixture("hello", "1.0.0")).await.expect_code(0);
-    assert_eq!(host.get("/p/version").await.text(), "1.0.0");
-    assert_eq!(host.get("/p/hello").await.text(), "hello 1.0.0");
-    assert_eq!(host.get("/pp/version").await.status, 404);
-    assert_eq!(host.get("/version").await.status, 404);
-    let by_host = connect(&host)
-        .await
-        .request("GET", "/version", &[("host", "Shop.Example:8080")], None)
-        .await
-        .unwrap();
-    assert_eq!(by_host.text(), "1.0.0");
+    for (path, version, status) in [
+        ("/", "1.0.0", 200),
+        ("/head?a", "2.0.0", 200),
+        ("/head/a", "2.0.0", 404),
+        ("/headless", "1.0.0", 404),
+    ] {
+        let answer = host.get(path).await;
+        assert_eq!(
+            (answer.version(), answer.status),
+            (Some(version), status),
+            "{path}"
+        );
+    }
+    for name in ["shop.example", "Shop.Example:8080"] {
+        let answer = connect(&host)
+            .await
+            .request("GET", "/version", &[("host", name)], None)
+            .await
+            .unwrap();
+        assert_eq!(answer.text(), "2.0.0");
+    }
+}
+
+#[tokio::test]
+async fn without_routes_the_first_app_has_the_root_and_each_its_name() {
+    let host = probe().await;
+    host.deploy(&fixture("hello", "1.0.0")).await.expect_code(0);
+    assert_eq!(host.get("/version").await.text(), "1.0.0");
+    assert_eq!(host.get("/hello").await.text(), "hello 1.0.0");
+    assert_eq!(host.get("/hello/").await.text(), "hello 1.0.0");
+    assert_eq!(host.get("/probe/head?q=1").await.json()["query"], "q=1");
 }
 
 #[tokio::test]

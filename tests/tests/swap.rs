@@ -4,7 +4,7 @@
     reason = "a test has nobody to return an error to"
 )]
 
-use std::{fs, time::Duration};
+use std::{ffi::OsStr, fs, time::Duration};
 
 use handover_tests::{
     client::{Http1, Http2, http2},
@@ -19,27 +19,64 @@ use tokio::task::JoinSet;
 const SWAPS: usize = 102;
 
 /// Old generations stay as long as their slow requests do, and nobody is to be refused for that here.
-const PATIENT: &str = "[app.probe]\nmax_old_generations = 1000\n";
+const PATIENT: &str = "[app.probe]
+max_old_generations = 1000
+[app.probe.config]
+gate = \"HOME/scratch/gate\"
+";
 
-/// Makes the other version live in the `n`th way, as somebody would who waits for it.
+/// Each way twice in a round of six. An older version comes by the drop folder only in place of the file that is live: elsewhere that is
+/// refused.
+const ROUND: [Way; 6] = [
+    Way::Drop,
+    Way::Deploy,
+    Way::Reload,
+    Way::Reload,
+    Way::Drop,
+    Way::Deploy,
+];
+
+#[derive(Clone, Copy)]
+enum Way {
+    /// A file in the drop folder.
+    Drop,
+    /// `handover deploy`.
+    Deploy,
+    /// `handover reload`, after what kept the dropped file from starting was put right.
+    Reload,
+}
+
+/// Makes the other version live in the `n`th way. Waits until it is, but not until the old one has drained.
 async fn swap(host: &Host, n: usize) {
     let version = ["2.0.0", "1.0.0"][n % 2];
     let file = fixture("probe", version);
-    match n % 3 {
-        0 => {
-            // Replaces the file of the drop before it, which had another version: three is odd.
+    match ROUND[n % ROUND.len()] {
+        Way::Drop => {
             host.drop_in("probe/probe.so", &fs::read(file).unwrap());
             host.live("probe", version).await;
         }
-        1 => {
-            host.cli([&"deploy".into(), &file.into_os_string(), &"--detach".into()])
-                .await
-                .expect_code(0);
+        Way::Deploy => {
+            host.cli([
+                OsStr::new("deploy"),
+                file.as_os_str(),
+                OsStr::new("--detach"),
+            ])
+            .await
+            .expect_code(0);
             host.live("probe", version).await;
         }
-        _ => {
-            // The drop folder holds what was dropped two swaps ago, which is not what the deploy before this made live.
-            host.cli(["reload", "probe"]).await.expect_code(0);
+        Way::Reload => {
+            let gate = host.scratch("gate");
+            fs::write(&gate, "closed").unwrap();
+            host.drop_in("probe/probe.so", &fs::read(file).unwrap());
+            let reason = host.verdict("probe/probe.so", "failed").await;
+            assert!(reason.contains("is closed"), "{reason}");
+            fs::remove_file(gate).unwrap();
+            tokio::select! {
+                reloaded = host.cli(["reload", "probe"]) => drop(reloaded.expect_code(0)),
+                // It waits for the drain, which a swap here does not.
+                _ = host.live("probe", version) => {}
+            }
             host.live("probe", version).await;
         }
     }

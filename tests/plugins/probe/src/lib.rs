@@ -1,6 +1,6 @@
 //! One route for each thing that a plugin can do with a request.
 
-use std::{convert::Infallible, task::Poll, time::Duration};
+use std::{convert::Infallible, path::PathBuf, task::Poll, time::Duration};
 
 use axum::{
     Json, Router,
@@ -30,6 +30,13 @@ const VERSION: &str = match option_env!("HANDOVER_VERSION") {
 #[handover_plugin::app]
 async fn app(cx: Context) -> Result<Router, Error> {
     tracing::info!(version = VERSION, "probe starts");
+    let config = cx.config::<Config>()?;
+    if let Some(gate) = config.gate.filter(|gate| gate.exists()) {
+        return Err(Error::msg(format_args!(
+            "the gate {} is closed",
+            gate.display()
+        )));
+    }
     Ok(Router::new()
         .route("/version", get(async || VERSION))
         .route("/slow", get(slow))
@@ -51,6 +58,14 @@ async fn app(cx: Context) -> Result<Router, Error> {
         .route("/events", get(events))
         .route("/until-draining", get(until_draining))
         .with_state(cx))
+}
+
+/// What the operator may set.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Config {
+    /// While this file is there, nothing starts.
+    gate: Option<PathBuf>,
 }
 
 /// What the routes may be told.
