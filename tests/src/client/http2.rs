@@ -38,7 +38,7 @@ impl Http2 {
         let mut builder = h2::client::Builder::new();
         builder
             .initial_window_size(1 << 20)
-            .initial_connection_window_size(4 << 20);
+            .initial_connection_window_size(64 << 20);
         let (requests, connection) = builder
             .handshake(stream)
             .await
