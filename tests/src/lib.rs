@@ -1,1 +1,16 @@
-//! The harness.
+//! The harness of the end-to-end tests: the built `handover`, real plugins, real sockets.
+//!
+//! - [`plugins`]: builds the fixture plugins and keeps them for all test binaries of a run
+//! - [`elf`]: makes other plugins of a built one by rewriting bytes of its file
+//! - [`host`]: runs a host as a process, asks it, waits on what it reports
+//! - [`client`]: HTTP clients that see cut connections and short answers for what they are
+//! - [`load`]: keeps connections busy and counts every answer
+//!
+//! Everything panics with a sentence when the world is not as a test needs it: a test has nobody to return an error to.
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod elf;
+pub mod host;
+pub mod load;
+pub mod plugins;

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use abi_stable::library::{AbiHeaderRef, ROOT_MODULE_LOADER_NAME_WITH_NUL, RootModule};
+use abi_stable::{
+    abi_stability::abi_checking::check_layout_compatibility,
+    library::{AbiHeaderRef, LibHeader, ROOT_MODULE_LOADER_NAME_WITH_NUL, RootModule},
+};
 use libloading::os::unix as dl;
 use object::{Object as _, ObjectSymbol as _};
 
@@ -248,16 +251,16 @@ impl Library {
                 sentence(&error)
             ))
         })?;
-        match self.layouts {
-            Layouts::Check => header.init_root_module::<M>(),
-            // SAFETY: the layout was compared by preflight on the very same bytes (`Image` verified the SHA-256). In
-            // abi_stable 0.11.3 this compares the version strings, calls the library's constructor, and keeps the result in
-            // the header, which lies in the library; `RootModule::load_from` and `load_module_with`, which would keep it in
-            // the host's statics, and the layout checker, which caches layouts, are not on this way. An error of the
-            // constructor is reallocated in the host before it is returned.
-            Layouts::Trust => unsafe { header.init_root_module_with_unchecked_layout::<M>() },
+        if self.layouts == Layouts::Check {
+            fits::<M>(header)?;
         }
-        .map_err(|error| LoadError(format!("its root table does not fit: {}", cause(&error))))
+        // SAFETY: the layout was compared just now, or by preflight on the very same bytes (`Image` verified the SHA-256). In
+        // abi_stable 0.11.3 this compares the version strings, calls the library's constructor, and keeps the result in
+        // the header, which lies in the library; `RootModule::load_from` and `load_module_with`, which would keep it in
+        // the host's statics, and the layout checker, which caches layouts, are not on this way. An error of the
+        // constructor is reallocated in the host before it is returned.
+        unsafe { header.init_root_module_with_unchecked_layout::<M>() }
+            .map_err(|error| does_not_fit(&error))
     }
 
     /// What it holds in the host.
@@ -373,8 +376,24 @@ fn on_own_thread<T: Send>(name: &str, code: impl FnOnce() -> T + Send) -> Result
     })
 }
 
+/// Compares the layouts. The plugin's is the one that is expected: it may be older, so that its tables end before the host's
+/// do, and abi_stable lets only the expected side be the shorter one. A newer one was refused by its manifest.
+fn fits<M: RootModule>(header: &LibHeader) -> Result<(), LoadError> {
+    let theirs = header
+        .layout()
+        .ok_or_else(|| LoadError("its root table was exported without its layout".into()))?;
+    check_layout_compatibility(theirs, M::LAYOUT).map_err(|errors| does_not_fit(&errors))
+}
+
+fn does_not_fit(error: &impl std::fmt::Display) -> LoadError {
+    let cause = cause(error)
+        .replace("Expected:", "the plugin has")
+        .replace("Found:", "and this host");
+    LoadError(format!("its root table does not fit: {cause}"))
+}
+
 /// What abi_stable found wrong, without the layouts of both sides around it, which are pages.
-fn cause(error: &abi_stable::library::LibraryError) -> String {
+fn cause(error: &impl std::fmt::Display) -> String {
     let text = sentence(error);
     let mut errors: Vec<&str> = text.split("Error:").skip(1).collect();
     errors.dedup();

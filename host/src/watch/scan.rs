@@ -117,6 +117,9 @@ struct Known {
 struct Queue {
     running: bool,
     running_for: Vec<Arc<Waiter>>,
+    /// Who asked for `handover reload` while it was running: what it fails is tried again for them, since they may have asked because they
+    /// saw it fail, which is known to them a moment before it is known here.
+    again_for: Vec<Arc<Waiter>>,
     /// The paths of the next batch: their state when they were put here, and whether `handover reload` asks.
     pending: BTreeMap<PathBuf, (Stamp, bool)>,
     pending_for: Vec<Arc<Waiter>>,
@@ -314,6 +317,10 @@ impl<T: DropTarget> Scanner<T> {
             for waiter in queue.running_for.drain(..) {
                 waiter.offers.fetch_add(report.offers, Ordering::Relaxed);
             }
+            for waiter in std::mem::take(&mut queue.again_for) {
+                let (app, again) = (report.key.clone(), true);
+                self.scan(&Reason::Asked { app, again, waiter });
+            }
         }
         self.start(&report.key);
     }
@@ -333,13 +340,16 @@ impl<T: DropTarget> Scanner<T> {
                 keys.extend(self.look_at(found, &hints, reason));
             }
         }
-        if let Reason::Asked { app, waiter, .. } = reason {
+        if let Reason::Asked { app, again, waiter } = reason {
             for (key, queue) in &mut self.queues {
                 if app.is_some() && app != key {
                     continue;
                 }
                 if queue.running {
                     queue.running_for.push(Arc::clone(waiter));
+                    if *again && key.is_some() {
+                        queue.again_for.push(Arc::clone(waiter));
+                    }
                 }
                 if !queue.pending.is_empty() {
                     queue.pending_for.push(Arc::clone(waiter));

@@ -384,6 +384,24 @@ async fn bytes_that_failed_are_tried_again_only_when_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_asks_while_it_is_tried_gets_a_second_try_when_it_fails() {
+    let mut host = Host::without_events(BY_CLOCK, |_| Answer::Failed("no luck".to_owned())).await;
+    host.rename_in(&TestElf::new("slow", "1.0.0"), "slow/a.so");
+    assert!(!host.offer().await.again);
+    let handle = host.handle.clone();
+    let mut reload = std::pin::pin!(handle.rescan(None, true));
+    // Polled, so it was sent; and a scan that was asked for later has ended, so it was heard.
+    let asked = timeout(Duration::ZERO, &mut reload).await;
+    assert!(asked.is_err(), "it waits");
+    let other = Some("other".parse().unwrap());
+    host.handle.rescan(other, false).await;
+    host.target.slow.add_permits(1);
+    assert!(host.offer().await.again);
+    host.target.slow.add_permits(1);
+    assert_eq!(reload.await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_host_honours_the_answers() {
     let host = Host::without_events(BY_HAND, |offer| match offer.app.as_str() {
         "bad" => Answer::Failed("no".to_owned()),

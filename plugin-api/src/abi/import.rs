@@ -138,7 +138,11 @@ impl<O: Offer> AppHandle<O> {
     }
 
     /// Tells the app that the drain deadline passed; gives how much spawned work it cancelled, or none if it is too old to know of it.
+    #[cfg_attr(feature = "abi-1-0", expect(unused_variables, reason = "its table has no such entry"))]
     pub fn expire(&self, jobs: bool) -> Option<u64> {
+        #[cfg(feature = "abi-1-0")]
+        return None;
+        #[cfg(not(feature = "abi-1-0"))]
         // SAFETY: the app was started and not stopped.
         self.root.expire().map(|expire| unsafe { expire(self.app, jobs) })
     }

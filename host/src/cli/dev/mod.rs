@@ -115,7 +115,8 @@ fn config(
     global: &Global,
     listen: std::net::SocketAddr,
 ) -> Result<Config, Failure> {
-    let state = krate.target.join("handover-dev");
+    // Of its own for each app: the plugins of a workspace share a target folder.
+    let state = krate.target.join("handover-dev").join(app.as_str());
     let control = global
         .control
         .clone()

@@ -1,4 +1,4 @@
-//! The smallest app.
+//! The smallest app: one greeting, which names the version.
 
 mod router;
 

@@ -4,6 +4,6 @@ use axum::{Router, routing::get};
 
 /// Greets with the version at `/`.
 pub(crate) fn router(version: &str) -> Router {
-    let text = format!("hello {version}\n");
-    Router::new().route("/", get(async move || text))
+    let greeting = format!("hello {version}");
+    Router::new().route("/", get(async move || greeting))
 }

@@ -1,0 +1,70 @@
+//! The plugin that does not fit: what it does wrong is its habit, a text that the tests rewrite in the built file.
+//!
+//! | habit | what it does |
+//! | --- | --- |
+//! | `none` | nothing wrong |
+//! | `load-segv` | crashes while it is loaded, before anything of it is called |
+//! | `start-error`, `start-panic`, `start-segv`, `start-abort`, `start-exit`, `start-hang`, `start-spin` | its constructor does |
+//! | `live-error`, `live-panic`, `live-hang` | its constructor does, but not in preflight |
+//! | `unhealthy` | starts, and answers everything with 500 |
+
+use std::hint::black_box;
+
+use axum::{Router, http::StatusCode, routing::get};
+use handover_plugin::{Context, Error};
+
+/// The mark that the tests look for, and 32 bytes of habit.
+#[used]
+static HABIT: [u8; 55] = *b"HANDOVER-FIXTURE-HABIT:none                            ";
+
+fn habit() -> &'static str {
+    // The compiler knows these bytes, but not that they are rewritten.
+    let habit = &black_box(&HABIT)[23..];
+    std::str::from_utf8(habit).unwrap_or_default().trim_end()
+}
+
+/// Runs inside `dlopen`.
+#[used]
+// SAFETY: `.init_array` holds pointers to functions that take nothing they need and return nothing.
+#[unsafe(link_section = ".init_array")]
+static ON_LOAD: extern "C" fn() = on_load;
+
+extern "C" fn on_load() {
+    if habit() == "load-segv" {
+        crash();
+    }
+}
+
+#[handover_plugin::app]
+async fn app(cx: Context) -> Result<Router, Error> {
+    let habit = habit();
+    let kind = match habit.strip_prefix("live-") {
+        Some(_) if cx.is_preflight() => "",
+        Some(kind) => kind,
+        None => habit.strip_prefix("start-").unwrap_or_default(),
+    };
+    match kind {
+        "error" => return Err(Error::msg("the database of the misfit is not there")),
+        "panic" => panic!("the misfit panics"),
+        "segv" => crash(),
+        "abort" => std::process::abort(),
+        "exit" => std::process::exit(0),
+        "hang" => std::future::pending().await,
+        "spin" => loop {
+            std::hint::spin_loop();
+        },
+        _ => {}
+    }
+    let status = if habit == "unhealthy" {
+        StatusCode::INTERNAL_SERVER_ERROR
+    } else {
+        StatusCode::OK
+    };
+    Ok(Router::new().route("/", get(async move || (status, format!("misfit: {habit}")))))
+}
+
+fn crash() {
+    let nowhere = black_box(std::ptr::null::<u8>());
+    // SAFETY: none; this is the crash that the tests want.
+    let _ = black_box(unsafe { nowhere.read_volatile() });
+}

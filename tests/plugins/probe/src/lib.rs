@@ -1,0 +1,312 @@
+//! One route for each thing that a plugin can do with a request.
+
+use std::{convert::Infallible, path::PathBuf, task::Poll, time::Duration};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{
+        Query, Request, State, WebSocketUpgrade,
+        ws::{Message, WebSocket},
+    },
+    response::{IntoResponse, Response, Sse, sse::Event},
+    routing::{any, get, post},
+};
+use bytes::Bytes;
+use futures_util::stream::poll_fn;
+use handover_plugin::{Context, Error};
+use http::{HeaderMap, HeaderValue};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use serde::Deserialize;
+use tokio::sync::mpsc;
+
+/// Compiled in, so that an answer proves which code made it.
+const VERSION: &str = match option_env!("HANDOVER_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};
+
+#[handover_plugin::app]
+async fn app(cx: Context) -> Result<Router, Error> {
+    tracing::info!(version = VERSION, "probe starts");
+    let config = cx.config::<Config>()?;
+    if let Some(gate) = config.gate.filter(|gate| gate.exists()) {
+        return Err(Error::msg(format_args!(
+            "the gate {} is closed",
+            gate.display()
+        )));
+    }
+    Ok(Router::new()
+        .route("/version", get(async || VERSION))
+        .route("/slow", get(slow))
+        .route("/stream", get(stream))
+        .route("/echo", post(echo))
+        .route("/tag", post(tag))
+        .route("/sink", post(sink))
+        .route("/download", get(download))
+        .route("/head", any(head))
+        .route("/trailers", get(trailers))
+        .route("/about", get(about))
+        .route("/env", get(env))
+        .route("/panic", get(panics))
+        .route("/panic-in-body", get(panics_in_body))
+        .route("/panic-in-spawn", get(panics_in_spawn))
+        .route("/spawn", get(spawn))
+        .route("/job", get(job))
+        .route("/ws", get(websocket))
+        .route("/events", get(events))
+        .route("/until-draining", get(until_draining))
+        .with_state(cx))
+}
+
+/// What the operator may set.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Config {
+    /// While this file is there, nothing starts.
+    gate: Option<PathBuf>,
+}
+
+/// What the routes may be told.
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+struct Told {
+    /// Milliseconds that it takes.
+    ms: u64,
+    /// How many pieces.
+    n: u64,
+    /// Milliseconds between pieces.
+    every_ms: u64,
+    /// Bytes.
+    bytes: u64,
+    /// A name.
+    name: String,
+}
+
+impl Default for Told {
+    fn default() -> Self {
+        Self {
+            ms: 0,
+            n: 1,
+            every_ms: 0,
+            bytes: 0,
+            name: "work".to_owned(),
+        }
+    }
+}
+
+/// Answers after `ms`.
+async fn slow(Query(told): Query<Told>) -> &'static str {
+    tokio::time::sleep(Duration::from_millis(told.ms)).await;
+    VERSION
+}
+
+/// A body that a task writes.
+fn written<F: Future<Output = ()> + Send + 'static>(
+    cx: &Context,
+    write: impl FnOnce(mpsc::Sender<Frame<Bytes>>) -> F,
+) -> Body {
+    let (sender, mut receiver) = mpsc::channel(1);
+    cx.spawn(write(sender));
+    let frames = poll_fn(move |task| {
+        receiver
+            .poll_recv(task)
+            .map(|frame| frame.map(Ok::<_, Infallible>))
+    });
+    Body::new(StreamBody::new(frames))
+}
+
+/// `n` lines that name the version, one every `every_ms`.
+async fn stream(State(cx): State<Context>, Query(told): Query<Told>) -> Body {
+    written(&cx, async move |lines| {
+        for _ in 0..told.n {
+            if lines
+                .send(Frame::data(format!("{VERSION}\n").into()))
+                .await
+                .is_err()
+            {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(told.every_ms)).await;
+        }
+    })
+}
+
+/// The body and the trailers that came, as they come.
+async fn echo(request: Request) -> Response {
+    let mut response = Response::new(Body::new(request.into_body()));
+    response
+        .headers_mut()
+        .insert("trailer", HeaderValue::from_static("x-checksum"));
+    response
+}
+
+/// Each piece that came, with the version before it: a stream whose pace and end the client decides.
+async fn tag(request: Request) -> Body {
+    let tagged = request.into_body().map_frame(|frame| {
+        frame.map_data(|data| [VERSION.as_bytes(), b" ", &data].concat().into())
+    });
+    Body::new(tagged)
+}
+
+/// How many bytes came, and with which trailers.
+async fn sink(request: Request) -> Result<Json<serde_json::Value>, String> {
+    let (mut bytes, mut trailers) = (0, Vec::new());
+    let mut body = request.into_body();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| error.to_string())?;
+        if let Some(data) = frame.data_ref() {
+            bytes += data.len();
+        } else if let Some(fields) = frame.trailers_ref() {
+            trailers.extend(fields.iter().map(|(name, value)| {
+                format!("{name}: {}", String::from_utf8_lossy(value.as_bytes()))
+            }));
+        }
+    }
+    Ok(Json(
+        serde_json::json!({ "bytes": bytes, "trailers": trailers, "version": VERSION }),
+    ))
+}
+
+/// `bytes` zeroes, in pieces of 64 KiB.
+async fn download(Query(told): Query<Told>) -> Body {
+    static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
+    let mut left = told.bytes;
+    let frames = poll_fn(move |_| {
+        let now = left.min(ZEROES.len() as u64);
+        left -= now;
+        let piece = &ZEROES[..usize::try_from(now).unwrap_or_default()];
+        Poll::Ready((now > 0).then(|| Ok::<_, Infallible>(Frame::data(Bytes::from_static(piece)))))
+    });
+    Body::new(StreamBody::new(frames))
+}
+
+/// What came of the request's head.
+async fn head(request: Request) -> Json<serde_json::Value> {
+    let headers: Vec<_> = request
+        .headers()
+        .iter()
+        .map(|(name, value)| {
+            (
+                name.to_string(),
+                String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            )
+        })
+        .collect();
+    Json(serde_json::json!({
+        "method": request.method().as_str(),
+        "uri": request.uri().to_string(),
+        "path": request.uri().path(),
+        "query": request.uri().query(),
+        "http": format!("{:?}", request.version()),
+        "headers": headers,
+    }))
+}
+
+/// A body that ends with trailers.
+async fn trailers(State(cx): State<Context>) -> Response {
+    let body = written(&cx, async |frames| {
+        let mut fields = HeaderMap::new();
+        fields.insert("x-checksum", HeaderValue::from_static("4711"));
+        let _ = frames.send(Frame::data(Bytes::from_static(b"body"))).await;
+        let _ = frames.send(Frame::trailers(fields)).await;
+    });
+    let mut response = Response::new(body);
+    response
+        .headers_mut()
+        .insert("trailer", HeaderValue::from_static("x-checksum"));
+    response
+}
+
+/// What the plugin knows of itself.
+async fn about(State(cx): State<Context>) -> Json<serde_json::Value> {
+    let config = cx.config::<serde_json::Value>();
+    Json(serde_json::json!({
+        "app": cx.app(),
+        "version": cx.version(),
+        "generation": cx.generation(),
+        "config": config.unwrap_or_default(),
+        "draining": cx.is_draining(),
+        "preflight": cx.is_preflight(),
+        "compiled": VERSION,
+    }))
+}
+
+/// The variable `name` as the plugin may read it.
+async fn env(State(cx): State<Context>, Query(told): Query<Told>) -> Json<serde_json::Value> {
+    Json(serde_json::json!(
+        cx.env(&told.name).map(|value| value.to_string())
+    ))
+}
+
+async fn panics() -> &'static str {
+    panic!("the handler panics");
+}
+
+/// One piece, then a panic.
+async fn panics_in_body() -> Body {
+    let mut first = true;
+    let frames = poll_fn(move |_| {
+        assert!(std::mem::take(&mut first), "the body panics");
+        Poll::Ready(Some(Ok::<_, Infallible>(Frame::data(Bytes::from_static(
+            b"so far, so good",
+        )))))
+    });
+    Body::new(StreamBody::new(frames))
+}
+
+async fn panics_in_spawn(State(cx): State<Context>) -> &'static str {
+    cx.spawn(async { panic!("the spawned work panics") });
+    VERSION
+}
+
+/// Work of `ms` that outlives its request.
+async fn spawn(State(cx): State<Context>, Query(told): Query<Told>) -> &'static str {
+    cx.spawn(async move { tokio::time::sleep(Duration::from_millis(told.ms)).await });
+    VERSION
+}
+
+/// The same as a job.
+async fn job(State(cx): State<Context>, Query(told): Query<Told>) -> &'static str {
+    cx.jobs().spawn(&told.name, "", async move {
+        tokio::time::sleep(Duration::from_millis(told.ms)).await
+    });
+    VERSION
+}
+
+/// Answers each text with the version and the text.
+async fn websocket(upgrade: WebSocketUpgrade) -> Response {
+    upgrade.on_upgrade(async |mut socket: WebSocket| {
+        while let Some(Ok(message)) = socket.recv().await {
+            if let Message::Text(text) = message {
+                let answer = format!("{VERSION} {text}");
+                if socket.send(Message::Text(answer.into())).await.is_err() {
+                    return;
+                }
+            }
+        }
+    })
+}
+
+/// The version as an event every `every_ms`, and a goodbye when the generation drains.
+async fn events(State(cx): State<Context>, Query(told): Query<Told>) -> impl IntoResponse {
+    let (sender, mut receiver) = mpsc::channel::<Result<Event, Infallible>>(1);
+    cx.clone().spawn(async move {
+        let every = Duration::from_millis(told.every_ms.max(1));
+        loop {
+            tokio::select! {
+                () = cx.draining() => break,
+                () = tokio::time::sleep(every) => if sender.send(Ok(Event::default().data(VERSION))).await.is_err() { return },
+            }
+        }
+        let _ = sender.send(Ok(Event::default().event("bye").data(VERSION))).await;
+    });
+    Sse::new(poll_fn(move |task| receiver.poll_recv(task)))
+}
+
+/// Answers when the generation drains.
+async fn until_draining(State(cx): State<Context>) -> &'static str {
+    cx.draining().await;
+    VERSION
+}

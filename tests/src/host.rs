@@ -1,0 +1,595 @@
+//! A host as a process: its folders, its control socket, its command line, what the kernel knows of it.
+
+use std::{
+    ffi::OsStr,
+    fmt::Debug,
+    fs,
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde::Deserialize;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{
+    client::{Answer, Fault, Http1},
+    plugins,
+};
+
+/// Nothing that a test waits for takes longer; past it the test fails and says what it waited for.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How often what cannot be awaited is looked at.
+const GLANCE: Duration = Duration::from_millis(20);
+
+/// How a host is to be run.
+#[derive(Debug, Default)]
+pub struct Setup {
+    config: Option<String>,
+    environment: Vec<(String, String)>,
+}
+
+/// A running host. It is killed when dropped, and its log is shown when the test failed.
+#[derive(Debug)]
+pub struct Host {
+    setup: Setup,
+    home: TempDir,
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+    /// Where it serves.
+    pub address: SocketAddr,
+}
+
+/// How a command ended.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Its exit code; none when a signal ended it.
+    pub code: Option<i32>,
+    /// What it printed.
+    pub stdout: String,
+    /// What it printed beside.
+    pub stderr: String,
+}
+
+/// `status --json`, as far as the tests read it.
+#[derive(Debug, Clone, Deserialize)]
+#[expect(missing_docs, reason = "the contract says what they are")]
+pub struct Status {
+    pub apps: Vec<AppStatus>,
+    pub host: HostStatus,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[expect(missing_docs, reason = "the contract says what they are")]
+pub struct AppStatus {
+    pub name: String,
+    pub state: String,
+    pub active: Option<Active>,
+    #[serde(default)]
+    pub staged: Option<Value>,
+    pub generations: Vec<Generation>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[expect(missing_docs, reason = "the contract says what they are")]
+pub struct Active {
+    pub generation: u64,
+    pub version: String,
+    pub artifact: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[expect(missing_docs, reason = "the contract says what they are")]
+pub struct Generation {
+    pub generation: u64,
+    pub version: String,
+    pub state: String,
+    pub in_flight: u64,
+    pub jobs: u64,
+    pub requests: u64,
+    pub panics: u64,
+    pub age_ms: u64,
+    pub retained_because: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[expect(missing_docs, reason = "the contract says what they are")]
+pub struct HostStatus {
+    pub version: String,
+    pub pid: u32,
+    pub uptime_ms: u64,
+    pub rss_bytes: u64,
+    pub listen: Vec<String>,
+}
+
+/// One event.
+#[derive(Debug, Clone, Deserialize)]
+#[expect(missing_docs, reason = "the contract says what they are")]
+pub struct Event {
+    pub seq: u64,
+    pub kind: String,
+    pub app: Option<String>,
+    pub generation: Option<u64>,
+    pub message: String,
+}
+
+impl Setup {
+    /// Without a configuration file.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// With a configuration file, where `HOME` stands for the folder that holds the folders of the host and of the test.
+    /// Unless it has a section `[server]`, answers carry their version, as without a file.
+    pub fn config(mut self, toml: &str) -> Self {
+        let server = if toml.contains("[server]") {
+            ""
+        } else {
+            "[server]\nversion_header = true\n"
+        };
+        self.config = Some(format!("{server}{toml}"));
+        self
+    }
+
+    /// With an environment variable more.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Runs it with empty folders, and waits until it answers.
+    pub async fn start(self) -> Host {
+        let home = tempfile::Builder::new()
+            .prefix("handover-")
+            .tempdir()
+            .expect("there is a temporary folder");
+        fs::create_dir(home.path().join("plugins")).expect("the temporary folder can be written");
+        let log = Arc::default();
+        let child = self.spawn(home.path(), &log);
+        let mut host = Host {
+            setup: self,
+            home,
+            child,
+            log,
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        };
+        host.answers().await;
+        host
+    }
+
+    fn spawn(&self, home: &Path, log: &Arc<Mutex<Vec<String>>>) -> Child {
+        let mut command = Command::new(plugins::handover());
+        command.args(["run", "--listen", "127.0.0.1:0"]);
+        command
+            .arg("--plugins")
+            .arg(home.join("plugins"))
+            .arg("--state")
+            .arg(home.join("state"));
+        if let Some(config) = &self.config {
+            let config = config.replace("HOME", home.to_str().expect("a plain path"));
+            fs::write(home.join("handover.toml"), config)
+                .expect("the temporary folder can be written");
+            command.arg("--config").arg(home.join("handover.toml"));
+        }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.env_remove("HANDOVER_CONTROL").current_dir(home);
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the host can be run");
+        let lines = BufReader::new(child.stderr.take().expect("it is piped")).lines();
+        let log = Arc::clone(log);
+        std::thread::spawn(move || {
+            lines
+                .map_while(Result::ok)
+                .for_each(|line| log.lock().expect("nobody panics with it").push(line))
+        });
+        child
+    }
+}
+
+impl Host {
+    /// A host without a configuration file.
+    pub async fn start() -> Self {
+        Setup::new().start().await
+    }
+
+    /// A host on which `path` is live.
+    pub async fn serving(path: &Path) -> Self {
+        let host = Self::start().await;
+        host.deploy(path).await.expect_code(0);
+        host
+    }
+
+    /// The drop folder.
+    pub fn plugins(&self) -> PathBuf {
+        self.home.path().join("plugins")
+    }
+
+    /// The state directory.
+    pub fn state(&self) -> PathBuf {
+        self.home.path().join("state")
+    }
+
+    /// A path for a file of the test, on the file system of the drop folder.
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        let dir = self.home.path().join("scratch");
+        fs::create_dir_all(&dir).expect("the temporary folder can be written");
+        dir.join(name)
+    }
+
+    /// The control socket.
+    pub fn control(&self) -> PathBuf {
+        self.state().join("control.sock")
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().expect("nobody panics with it").clone()
+    }
+
+    /// Writes `bytes` beside the drop folder and renames them in as `name` (which may name a folder in it).
+    pub fn drop_in(&self, name: &str, bytes: &[u8]) {
+        let waiting = self.scratch("arriving.so");
+        fs::write(&waiting, bytes).expect("the temporary folder can be written");
+        let target = self.plugins().join(name);
+        fs::create_dir_all(target.parent().expect("it lies in the drop folder"))
+            .expect("the drop folder can be written");
+        fs::rename(waiting, target).expect("the drop folder can be written");
+    }
+
+    /// The text of `name.deployed` or `name.failed` once it is there.
+    pub async fn verdict(&self, name: &str, kind: &str) -> String {
+        let path = self.plugins().join(format!("{name}.{kind}"));
+        let found = || {
+            fs::read_to_string(&path)
+                .ok()
+                .filter(|text| !text.is_empty())
+        };
+        self.until(&format!("{} to be written", path.display()), async || {
+            found()
+        })
+        .await
+    }
+
+    /// Runs a command against this host.
+    pub async fn cli<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Output {
+        handover_with(&self.control(), arguments).await
+    }
+
+    /// `handover deploy PATH`
+    pub async fn deploy(&self, path: &Path) -> Output {
+        self.cli([OsStr::new("deploy"), path.as_os_str()]).await
+    }
+
+    /// `handover deploy` of a file with these bytes.
+    pub async fn deploy_bytes(&self, bytes: &[u8]) -> Output {
+        let path = self.scratch("deployed.so");
+        fs::write(&path, bytes).expect("the temporary folder can be written");
+        self.deploy(&path).await
+    }
+
+    /// Asks the control socket.
+    pub async fn ask(&self, method: &str, path: &str) -> Result<Answer, Fault> {
+        Http1::connect_unix(&self.control())
+            .await?
+            .request(method, path, &[], None)
+            .await
+    }
+
+    /// What it says of itself.
+    pub async fn status(&self) -> Status {
+        let answer = self
+            .ask("GET", "/v1/status")
+            .await
+            .unwrap_or_else(|fault| panic!("the control socket: {fault}"));
+        serde_json::from_slice(&answer.body)
+            .unwrap_or_else(|error| panic!("{error} in {}", answer.text()))
+    }
+
+    /// What it says of `app`.
+    pub async fn app(&self, app: &str) -> AppStatus {
+        let status = self.status().await;
+        let found = status.apps.iter().find(|known| known.name == app);
+        found
+            .cloned()
+            .unwrap_or_else(|| panic!("no app `{app}` in {status:?}"))
+    }
+
+    /// The generation of `app` that answers new requests.
+    pub async fn active(&self, app: &str) -> Active {
+        self.app(app)
+            .await
+            .active
+            .unwrap_or_else(|| panic!("nothing of `{app}` is active"))
+    }
+
+    /// Everything that happened.
+    pub async fn events(&self) -> Vec<Event> {
+        let answer = self
+            .ask("GET", "/v1/events")
+            .await
+            .unwrap_or_else(|fault| panic!("the control socket: {fault}"));
+        let text = answer.text();
+        text.lines()
+            .map(|line| {
+                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}"))
+            })
+            .collect()
+    }
+
+    /// Waits for an event.
+    pub async fn event(&self, what: &str, is_it: impl Fn(&Event) -> bool) -> Event {
+        self.until(what, async || self.events().await.into_iter().find(&is_it))
+            .await
+    }
+
+    /// Waits until the status of `app` is as told.
+    pub async fn app_when(
+        &self,
+        app: &str,
+        what: &str,
+        is_it: impl Fn(&AppStatus) -> bool,
+    ) -> AppStatus {
+        self.until(what, async || {
+            self.status()
+                .await
+                .apps
+                .into_iter()
+                .find(|known| known.name == app && is_it(known))
+        })
+        .await
+    }
+
+    /// Waits until `version` of `app` answers new requests.
+    pub async fn live(&self, app: &str, version: &str) -> Active {
+        let is_live = |status: &AppStatus| {
+            status
+                .active
+                .as_ref()
+                .is_some_and(|active| active.version == version)
+        };
+        let status = self
+            .app_when(app, &format!("{app} {version} to be live"), is_live)
+            .await;
+        status.active.expect("it was just there")
+    }
+
+    /// Waits until nothing of `app` is left but its active generation.
+    pub async fn settled(&self, app: &str) -> AppStatus {
+        self.app_when(app, "all old generations to be gone", |status| {
+            status.generations.len() <= 1
+        })
+        .await
+    }
+
+    /// Looks until there is something.
+    ///
+    /// # Panics
+    /// Past the deadline.
+    pub async fn until<T>(&self, what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "waited in vain for {what}; {:#?}",
+                self.status().await
+            );
+            tokio::time::sleep(GLANCE).await;
+        }
+    }
+
+    /// Asks `GET path` on a connection of its own.
+    pub async fn get(&self, path: &str) -> Answer {
+        let asked = async { Http1::connect(self.address).await?.get(path).await };
+        asked
+            .await
+            .unwrap_or_else(|fault| panic!("GET {path}: {fault}"))
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid =
+            Pid::from_raw(i32::try_from(self.pid()).expect("a process id")).expect("a process id");
+        kill_process(pid, signal).expect("the host runs");
+    }
+
+    /// Waits until the process has ended, and gives its exit code.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it is a child") {
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "the host did not end");
+            tokio::time::sleep(GLANCE).await;
+        }
+    }
+
+    /// Kills it as a power cut would, calls `meanwhile`, and runs it again on the same folders.
+    pub async fn crash(&mut self, meanwhile: impl FnOnce(&Self)) {
+        self.child.kill().expect("the host runs");
+        self.child.wait().expect("it is a child");
+        meanwhile(self);
+        self.child = self.setup.spawn(self.home.path(), &self.log);
+        self.answers().await;
+    }
+
+    /// Open descriptors.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(self.proc("fd"))
+            .expect("the host runs")
+            .count()
+    }
+
+    /// Threads.
+    pub fn threads(&self) -> usize {
+        fs::read_dir(self.proc("task"))
+            .expect("the host runs")
+            .count()
+    }
+
+    /// Mapped libraries that came out of memory files: the loaded plugins.
+    pub fn mapped_plugins(&self) -> usize {
+        let maps = fs::read_to_string(self.proc("maps")).expect("the host runs");
+        let code = maps.lines().filter(|line| line.contains(" r-xp "));
+        code.filter(|line| {
+            line.contains("memfd:") || line.contains(&*self.state().to_string_lossy())
+        })
+        .count()
+    }
+
+    /// Resident memory in bytes.
+    pub fn resident(&self) -> u64 {
+        self.status_of_memory("VmRSS:")
+    }
+
+    /// The most resident memory it ever had, in bytes.
+    pub fn resident_peak(&self) -> u64 {
+        self.status_of_memory("VmHWM:")
+    }
+
+    fn status_of_memory(&self, field: &str) -> u64 {
+        let status = fs::read_to_string(self.proc("status")).expect("the host runs");
+        let line = status
+            .lines()
+            .find(|line| line.starts_with(field))
+            .expect("the kernel counts memory");
+        let kilobytes: u64 = line
+            .split_whitespace()
+            .nth(1)
+            .and_then(|number| number.parse().ok())
+            .expect("a number");
+        kilobytes * 1024
+    }
+
+    fn proc(&self, file: &str) -> PathBuf {
+        Path::new("/proc").join(self.pid().to_string()).join(file)
+    }
+
+    async fn answers(&mut self) {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(ended) = self.child.try_wait().expect("it is a child") {
+                panic!("the host ended with {ended} before it answered");
+            }
+            if let Ok(answer) = self.ask("GET", "/v1/status").await {
+                let status: Status = serde_json::from_slice(&answer.body)
+                    .unwrap_or_else(|error| panic!("{error} in {}", answer.text()));
+                // After a crash the socket of the host before could not answer, but let us be sure who does.
+                if status.host.pid == self.pid() {
+                    self.address = status.host.listen[0].parse().expect("an address");
+                    return;
+                }
+            }
+            assert!(
+                Instant::now() < deadline,
+                "the host does not answer on its control socket"
+            );
+            tokio::time::sleep(GLANCE).await;
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let log = self.log();
+            eprintln!("--- the last lines of the host's log");
+            log[log.len().saturating_sub(60)..]
+                .iter()
+                .for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+/// Runs a command that needs no host.
+pub async fn handover<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Output {
+    handover_with(Path::new("/nonexistent/control.sock"), arguments).await
+}
+
+/// Runs a command against the host at `control`.
+pub async fn handover_with<A: AsRef<OsStr>>(
+    control: &Path,
+    arguments: impl IntoIterator<Item = A>,
+) -> Output {
+    let mut command = tokio::process::Command::new(plugins::handover());
+    command
+        .args(arguments)
+        .env("HANDOVER_CONTROL", control)
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    let output = tokio::time::timeout(DEADLINE, command.output())
+        .await
+        .expect("the command ends")
+        .expect("the command can be run");
+    Output {
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+impl Output {
+    /// # Panics
+    /// When it ended with another exit code.
+    #[track_caller]
+    pub fn expect_code(self, code: i32) -> Self {
+        assert_eq!(
+            self.code,
+            Some(code),
+            "stdout:\n{}\nstderr:\n{}",
+            self.stdout,
+            self.stderr
+        );
+        self
+    }
+
+    /// Everything it printed.
+    pub fn text(&self) -> String {
+        format!("{}{}", self.stdout, self.stderr)
+    }
+
+    /// # Panics
+    /// When one of `words` is not in what it printed, in any case of letters.
+    #[track_caller]
+    pub fn expect_words(self, words: &[&str]) -> Self {
+        let text = self.text().to_lowercase();
+        for word in words {
+            assert!(
+                text.contains(&word.to_lowercase()),
+                "`{word}` is not in:\n{}",
+                self.text()
+            );
+        }
+        self
+    }
+
+    /// What it printed as JSON.
+    ///
+    /// # Panics
+    /// When it is not.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("{error} in:\n{}", self.text()))
+    }
+}

@@ -1,0 +1,83 @@
+//! A host runs every plugin of its ABI major and an equal or lower minor, and names both versions to all others.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test has nobody to return an error to"
+)]
+
+use std::fs;
+
+use handover_tests::{
+    elf,
+    host::{Host, handover},
+    plugins::{fixture, rewritten},
+};
+
+/// What the host says that it offers, as major and minor.
+async fn offered(host: &Host) -> (u32, u32) {
+    let status = host.ask("GET", "/v1/status").await.unwrap().json();
+    let abi = status["host"]["abi"].as_str().unwrap().to_owned();
+    let (major, minor) = abi.split_once('.').unwrap();
+    (major.parse().unwrap(), minor.parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_plugin_of_an_older_minor_runs() {
+    let older = fixture("abi-older", "1.0.0");
+    assert_eq!(
+        elf::manifest(&fs::read(&older).unwrap())["abi"],
+        serde_json::json!([1, 0]),
+        "it was really built as one"
+    );
+    let host = Host::serving(&older).await;
+    assert!(offered(&host).await > (1, 0));
+    let answer = host.get("/").await;
+    assert_eq!(
+        (answer.status, answer.text().as_str()),
+        (200, "older, and well")
+    );
+    // And it leaves as well as any other.
+    host.cli([
+        "deploy",
+        "--app",
+        "abi-older",
+        fixture("hello", "1.0.0").to_str().unwrap(),
+    ])
+    .await
+    .expect_code(0);
+    host.settled("abi-older").await;
+    host.until("its library to be unmapped", async || {
+        (host.mapped_plugins() == 1).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_newer_minor_and_another_major_are_refused_naming_both_versions() {
+    let host = Host::serving(&fixture("hello", "1.0.0")).await;
+    let (major, minor) = offered(&host).await;
+    let ours = format!("{major}.{minor}");
+    for (major, minor) in [(major, minor + 1), (major, 9), (major + 1, 0), (0, minor)] {
+        let bytes = rewritten("hello", |bytes| elf::set_abi(bytes, major, minor));
+        let theirs = format!("{major}.{minor}");
+        host.deploy_bytes(&bytes)
+            .await
+            .expect_code(4)
+            .expect_words(&[&theirs, &ours]);
+    }
+    assert_eq!(host.get("/").await.text(), "hello 1.0.0");
+}
+
+#[tokio::test]
+async fn inspect_tells_the_abi_without_loading() {
+    let bytes = rewritten("misfit", |bytes| {
+        elf::set_abi(bytes, 7, 3);
+        elf::set_habit(bytes, "load-segv");
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("future.so");
+    fs::write(&file, bytes).unwrap();
+    handover(["inspect", file.to_str().unwrap()])
+        .await
+        .expect_code(0)
+        .expect_words(&["7.3", "misfit", "1.0.0"]);
+}

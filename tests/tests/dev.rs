@@ -1,0 +1,211 @@
+//! `handover dev`: the code as it is now, always; and while it does not compile, the code as it was.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test has nobody to return an error to"
+)]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use handover_tests::{client::Http1, plugins};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A running `handover dev`.
+struct Dev {
+    child: Child,
+    said: Arc<Mutex<Vec<String>>>,
+    address: SocketAddr,
+}
+
+impl Dev {
+    fn start(crate_dir: &Path) -> Self {
+        // Free until now; nobody else takes ports of that range just now.
+        let address = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let mut command = Command::new(plugins::handover());
+        command
+            .arg("dev")
+            .arg(crate_dir)
+            .args(["--listen", &address.to_string()]);
+        command
+            .env("CARGO_TARGET_DIR", plugins::target_dir())
+            .env_remove("HANDOVER_VERSION")
+            .env_remove("HANDOVER_CONTROL");
+        command.current_dir(crate_dir.parent().unwrap());
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let said = Arc::<Mutex<Vec<String>>>::default();
+        let outputs: [Box<dyn Read + Send>; 2] = [
+            Box::new(child.stdout.take().unwrap()),
+            Box::new(child.stderr.take().unwrap()),
+        ];
+        for output in outputs {
+            let said = Arc::clone(&said);
+            std::thread::spawn(move || {
+                BufReader::new(output)
+                    .lines()
+                    .map_while(Result::ok)
+                    .for_each(|line| said.lock().unwrap().push(line));
+            });
+        }
+        Self {
+            child,
+            said,
+            address,
+        }
+    }
+
+    fn has_said(&self, words: &str) -> bool {
+        self.said
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|line| line.contains(words))
+    }
+
+    async fn answers(&self, text: &str) {
+        self.until(&format!("`{text}` to be answered"), async || {
+            let answer = async { Http1::connect(self.address).await?.get("/").await }.await;
+            answer.is_ok_and(|answer| answer.text() == text)
+        })
+        .await;
+    }
+
+    async fn until(&self, what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(240);
+        while !is_so().await {
+            assert!(
+                Instant::now() < deadline,
+                "waited in vain for {what}:\n{}",
+                self.said.lock().unwrap().join("\n")
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        // It has children of its own, which end with it when it is asked to.
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        let _ = kill_process(pid, Signal::TERM);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if Instant::now() > deadline {
+                let _ = self.child.kill();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// A crate outside of the workspace, with the dependencies and the lock file of `probe`, so that they need not be built again.
+fn crate_in(dir: &Path, name: &str) {
+    let workspace = plugins::workspace();
+    let probe = fs::read_to_string(workspace.join("tests/plugins/probe/Cargo.toml")).unwrap();
+    let root = fs::read_to_string(workspace.join("Cargo.toml")).unwrap();
+    let shared = root
+        .split("[workspace.dependencies]")
+        .nth(1)
+        .unwrap()
+        .split("\n[")
+        .next()
+        .unwrap();
+    let shared = shared.replace("path = \"", &format!("path = \"{}/", workspace.display()));
+    let package = root
+        .split("[workspace.package]")
+        .nth(1)
+        .unwrap()
+        .split("\n[")
+        .next()
+        .unwrap();
+    let profile = root
+        .split("[profile.dev]")
+        .nth(1)
+        .unwrap()
+        .split("\n[")
+        .next()
+        .unwrap();
+    let own = probe
+        .replace("name = \"probe\"", &format!("name = \"{name}\""))
+        .replace("[lints]\nworkspace = true\n", "");
+    let text = format!(
+        "{own}\n[workspace]\nresolver = \"3\"\n[workspace.package]{package}\n[workspace.dependencies]{shared}\n[profile.dev]{profile}\n"
+    );
+    fs::create_dir_all(dir.join("src")).unwrap();
+    fs::write(dir.join("Cargo.toml"), text).unwrap();
+    fs::copy(workspace.join("Cargo.lock"), dir.join("Cargo.lock")).unwrap();
+}
+
+fn write_source(dir: &Path, greeting: &str) {
+    let source = format!(
+        "use axum::{{Router, routing::get}};
+use handover_plugin::{{Context, Error}};
+
+#[handover_plugin::app]
+async fn app(_cx: Context) -> Result<Router, Error> {{
+    Ok(Router::new().route(\"/\", get(async || {greeting})))
+}}
+"
+    );
+    fs::write(dir.join("src/lib.rs"), source).unwrap();
+}
+
+#[tokio::test]
+async fn each_change_is_served_and_an_error_keeps_what_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let crate_dir = dir.path().join("developed");
+    crate_in(&crate_dir, "developed");
+    write_source(&crate_dir, "\"one\"");
+    let dev = Dev::start(&crate_dir);
+    dev.answers("one").await;
+    let mut kept = Http1::connect(dev.address).await.unwrap();
+    assert_eq!(kept.get("/").await.unwrap().text(), "one");
+
+    write_source(&crate_dir, "\"two\"");
+    dev.answers("two").await;
+    assert_eq!(
+        kept.get("/").await.unwrap().text(),
+        "two",
+        "on the connection that was open"
+    );
+
+    write_source(&crate_dir, "not_there()");
+    dev.until("the error of the compiler", async || {
+        dev.has_said("not_there")
+    })
+    .await;
+    assert_eq!(kept.get("/").await.unwrap().text(), "two");
+
+    write_source(&crate_dir, "\"three\"");
+    dev.answers("three").await;
+    assert_eq!(kept.get("/").await.unwrap().text(), "three");
+}
+
+#[tokio::test]
+async fn it_waits_for_code_that_compiles() {
+    let dir = tempfile::tempdir().unwrap();
+    let crate_dir = dir.path().join("waiting");
+    crate_in(&crate_dir, "waiting");
+    write_source(&crate_dir, "does_not_exist()");
+    let dev = Dev::start(&crate_dir);
+    dev.until("the error of the compiler", async || {
+        dev.has_said("does_not_exist")
+    })
+    .await;
+    write_source(&crate_dir, "\"at last\"");
+    dev.answers("at last").await;
+}
