@@ -118,7 +118,10 @@ impl App {
     /// Who is live.
     pub(super) fn live(&self) -> Option<Spec> {
         self.running(|running| {
-            running.live.as_ref().map(|live| live.active.generation().spec().clone())
+            running
+                .live
+                .as_ref()
+                .map(|live| live.active.generation().spec().clone())
         })
     }
 
@@ -140,7 +143,11 @@ impl App {
     /// Sets why the library of a replaced generation stays mapped. Whether that is news.
     pub(super) fn retained(&self, id: GenerationId, because: &str) -> bool {
         self.running(|running| {
-            let Some(old) = running.old.iter_mut().find(|old| old.generation.spec().id == id) else {
+            let Some(old) = running
+                .old
+                .iter_mut()
+                .find(|old| old.generation.spec().id == id)
+            else {
                 return false;
             };
             let news = old.retained_because.as_deref() != Some(because);

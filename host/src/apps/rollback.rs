@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Apps, Cause, app::App, deploy, history, no_app, operation::Operation, result, saved::Head};
+use super::{
+    Apps, Cause, app::App, deploy, history, no_app, operation::Operation, result, saved::Head,
+};
 use crate::{
     control::api::{OperationResult, Outcome},
     names::AppName,
@@ -13,10 +15,12 @@ pub(super) fn begin(apps: &Apps, app: Option<AppName>, to: Option<String>) -> Op
     let found = find_app(apps, app).and_then(|app| {
         let live = app.live().map(|live| live.artifact);
         let target = app.saved.read(|record| {
-            history::rollback_target(&app.name, &record.history, live, to.as_deref()).map(|entry| Head {
-                artifact: entry.artifact,
-                version: entry.version.clone(),
-                source: entry.source.clone(),
+            history::rollback_target(&app.name, &record.history, live, to.as_deref()).map(|entry| {
+                Head {
+                    artifact: entry.artifact,
+                    version: entry.version.clone(),
+                    source: entry.source.clone(),
+                }
             })
         });
         match target {
@@ -46,7 +50,10 @@ fn find_app(apps: &Apps, app: Option<AppName>) -> Result<Arc<App>, OperationResu
     let mut all = apps.all();
     match (all.pop(), all.is_empty()) {
         (Some(only), true) => Ok(only),
-        (None, _) => Err(no_app(Outcome::Failed, "there is no app yet: `handover deploy FILE.so` makes one")),
+        (None, _) => Err(no_app(
+            Outcome::Failed,
+            "there is no app yet: `handover deploy FILE.so` makes one",
+        )),
         (Some(_), false) => {
             let message = format!("say which app: {}", apps.names());
             Err(no_app(Outcome::Failed, message))
