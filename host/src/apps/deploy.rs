@@ -14,7 +14,7 @@ use super::{
     events::Kind,
     history::Entry,
     operation::{Operation, Speaker},
-    people, result,
+    result,
     saved::Head,
 };
 use crate::{
@@ -328,14 +328,12 @@ async fn load_and_start(
         Err(_) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
             return Err(Failure::late(plan, "its constructor").of(id));
         }
-        Err(error) => return Err(Failure::own(Outcome::Rejected, error.to_string(), Some(id))),
+        Err(error) => {
+            let reason = format!("it did not start: {error}");
+            return Err(Failure::own(Outcome::Rejected, reason, Some(id)));
+        }
     };
-    speaker.step(
-        "start",
-        app,
-        began,
-        format!("its constructor ended in {}", people(began.elapsed())),
-    );
+    speaker.step("start", app, began, "its constructor ran".to_owned());
     Ok(started)
 }
 

@@ -154,6 +154,7 @@ pub(super) async fn see_out(
         }
     }
     drain.stuck = 0;
+    let took = began.elapsed();
     apps.tell(
         Kind::Drained,
         app,
@@ -161,11 +162,11 @@ pub(super) async fn see_out(
         format!(
             "generation {id} ({}) drained in {} after {}",
             generation.spec().version,
-            people(began.elapsed()),
+            people(took),
             counted(generation.counts().requests, "request")
         ),
     );
-    finish(app, id, &mut telling, &drain, began.elapsed()).await;
+    finish(app, id, &mut telling, &drain, took).await;
     put_away(apps, app, id, draining.retire().await);
 }
 
@@ -174,7 +175,10 @@ fn cancel(apps: &Apps, app: &App, draining: &Draining, jobs: bool, why: &str) ->
     let cancelled = draining.expire(jobs);
     if cancelled > 0 {
         let id = draining.generation().spec().id;
-        let left = if jobs { "" } else { "; its jobs go on" };
+        let left = match draining.generation().counts().jobs {
+            1.. if !jobs => "; its jobs go on",
+            _ => "",
+        };
         apps.tell(
             Kind::DeadlinePassed,
             app,

@@ -102,7 +102,7 @@ impl Events {
         message: impl Into<String>,
     ) {
         let message = message.into();
-        let (name, number) = (app.map(AppName::as_str), generation.map(|id| id.0));
+        let (name, number) = (app.map(tracing::field::display), generation.map(|id| id.0));
         match kind {
             // The panic itself was logged with its message when it was caught.
             Kind::Panic => {}

@@ -181,7 +181,7 @@ async fn start_and_ask(
     let started = generation::start(library, spec)
         .await
         .map_err(|error| Line::Rejected {
-            reason: error.to_string(),
+            reason: format!("it did not start: {error}"),
         })?;
     mouth.checked(format!(
         "constructor ended in {} ms",
