@@ -69,12 +69,12 @@ pub(super) fn begin(apps: &Apps, app: Option<AppName>) -> Operation {
                 Some(other) => {
                     let message =
                         format!("{other} is under way for {name}: reload when it has ended");
-                    Err(result(Outcome::Conflict, &app, message))
+                    Err(Box::new(result(Outcome::Conflict, &app, message)))
                 }
             }),
     };
     match chosen {
-        Err(result) => speaker.finish(result),
+        Err(result) => speaker.finish(*result),
         Ok(chosen) => {
             let apps = apps.clone();
             tokio::spawn(async move { run(&apps, app, chosen, speaker).await });
