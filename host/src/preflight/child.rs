@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use handover_plugin::abi::root::RootRef;
 use rustix::process::{
     Resource, Rlimit, Signal, getpid, getppid, kill_process_group, set_parent_process_death_signal,
     setrlimit,
@@ -123,6 +124,9 @@ fn check(mouth: &Mouth, task: Task) -> Result<Line, Line> {
     mouth.begin(Stage::Mapping);
     let library = Library::open(&artifact, Layouts::Check).map_err(|error| Line::Rejected {
         reason: error.to_string(),
+    })?;
+    library.root::<RootRef>().map_err(|error| Line::Rejected {
+        reason: format!("its layouts do not fit this host: {error}"),
     })?;
     mouth.checked("layouts match".to_owned());
     if !task.start {
