@@ -1,6 +1,6 @@
 //! What the host holds of one app while it runs.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -25,7 +25,8 @@ pub(super) struct App {
     /// The id of the operation that may change what is live.
     busy: Mutex<Option<String>>,
     running: Mutex<Running>,
-    drops: Mutex<Drops>,
+    /// The dropped artifact that waits because too many generations drain, so that it is said once.
+    waiting: Mutex<Option<Sha256>>,
 }
 
 /// Its generations.
@@ -61,15 +62,6 @@ pub(super) struct Old {
     pub(super) retained_because: Option<String>,
 }
 
-/// What the drop folder brought in this run of the host.
-#[derive(Debug, Default)]
-struct Drops {
-    /// The files that were offered.
-    offered: HashSet<String>,
-    /// What waits because too many generations drain, said once.
-    waiting: Option<Sha256>,
-}
-
 /// The right to change what is live. Dropping it gives it back.
 #[derive(Debug)]
 pub(super) struct Busy(Arc<App>);
@@ -89,7 +81,7 @@ impl App {
             saved,
             busy: Mutex::default(),
             running: Mutex::default(),
-            drops: Mutex::default(),
+            waiting: Mutex::default(),
         }
     }
 
@@ -161,16 +153,11 @@ impl App {
         self.running(|running| running.old.retain(|old| old.generation.spec().id != id));
     }
 
-    /// Whether this is the first offer of a file in this run of the host.
-    pub(super) fn first_offer(&self, path: &str) -> bool {
-        self.drops.lock().offered.insert(path.to_owned())
-    }
-
     /// Whether it is news that `artifact` has to wait.
     pub(super) fn waits(&self, artifact: Option<Sha256>) -> bool {
-        let mut drops = self.drops.lock();
-        let news = drops.waiting != artifact;
-        drops.waiting = artifact;
+        let mut waiting = self.waiting.lock();
+        let news = *waiting != artifact;
+        *waiting = artifact;
         news
     }
 }

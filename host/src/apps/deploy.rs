@@ -36,6 +36,8 @@ pub(super) struct Plan {
     pub(super) cause: Cause,
     /// The file of the drop folder that they came from.
     pub(super) source: Option<String>,
+    /// How long it took to store them, if that was part of it.
+    pub(super) stored_in: Option<Duration>,
     /// Whether they are checked in a child process first. Not for what passed before.
     pub(super) preflight: bool,
     /// Whether they only wait for `handover reload` after that.
@@ -150,6 +152,10 @@ async fn try_plan(
     if apps.0.closing.load(Ordering::Acquire) {
         return Err(Failure::host("the host is shutting down"));
     }
+    if let Some(took) = plan.stored_in {
+        let (size, sha256) = (bytes(plan.artifact.size), plan.artifact.sha256.short());
+        speaker.step("store", app, took, format!("{size} stored as {sha256}"));
+    }
     if let Some(live) = app.live()
         && live.artifact == plan.artifact.sha256
     {
@@ -231,7 +237,7 @@ async fn check(
             speaker.step(
                 "preflight",
                 app,
-                began,
+                began.elapsed(),
                 format!("passed in a child process: {}", checks.join(", ")),
             );
             Ok(())
@@ -305,7 +311,7 @@ async fn load_and_start(
     speaker.step(
         "load",
         app,
-        began,
+        began.elapsed(),
         format!("{} mapped as generation {id}", bytes(plan.artifact.size)),
     );
 
@@ -333,7 +339,12 @@ async fn load_and_start(
             return Err(Failure::own(Outcome::Rejected, reason, Some(id)));
         }
     };
-    speaker.step("start", app, began, "its constructor ran".to_owned());
+    speaker.step(
+        "start",
+        app,
+        began.elapsed(),
+        "its constructor ran".to_owned(),
+    );
     Ok(started)
 }
 
@@ -361,7 +372,7 @@ async fn go_live(
     speaker.step(
         "cutover",
         app,
-        began,
+        began.elapsed(),
         format!(
             "new requests go to generation {} ({})",
             spec.id, spec.version
@@ -565,12 +576,12 @@ impl Failure {
 
 impl Speaker {
     /// Says that a step ended well.
-    fn step(&self, step: &str, app: &App, began: Instant, message: String) {
+    fn step(&self, step: &str, app: &App, took: Duration, message: String) {
         self.say(Progress::Step {
             step: step.to_owned(),
             app: app.name.clone(),
             message,
-            took_us: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
+            took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
         });
     }
 }
@@ -591,6 +602,7 @@ impl Apps {
                     artifact,
                     cause,
                     source: head.source,
+                    stored_in: None,
                     preflight: false,
                     stage: false,
                     timeout: None,

@@ -199,10 +199,12 @@ impl Apps {
 
     /// Deploys a stored artifact to `app`, or to the app that its manifest names. Goes on when nobody listens.
     ///
+    /// `stored_in` is how long it took to be stored, which is the first step that listeners hear of.
     /// `timeout` bounds the checks and the start; passing it, the deploy fails and what is live stays live.
     pub fn deploy(
         &self,
         artifact: Artifact,
+        stored_in: Duration,
         app: Option<AppName>,
         cause: Cause,
         timeout: Option<Duration>,
@@ -212,6 +214,7 @@ impl Apps {
             artifact,
             cause,
             source: None,
+            stored_in: Some(stored_in),
             preflight: true,
             stage: false,
             timeout,

@@ -32,7 +32,7 @@ struct Facts<'f> {
     path: &'f str,
     /// Whether a person asked to try again.
     again: bool,
-    /// Whether this very file with these bytes was answered before the host was started, and is met for the first time since.
+    /// Whether this very file with these bytes was answered before the host was started, and nobody touched it since.
     met_again: bool,
     /// What is live.
     live: Option<&'f Spec>,
@@ -114,6 +114,18 @@ impl DropTarget for Apps {
         watch != Watch::Off
     }
 
+    fn has(&self, app: &AppName, sha256: Sha256) -> bool {
+        self.known(app).is_some_and(|app| {
+            app.live().is_some_and(|live| live.artifact == sha256)
+                || app.saved.read(|record| {
+                    record
+                        .staged
+                        .as_ref()
+                        .is_some_and(|staged| staged.artifact == sha256)
+                })
+        })
+    }
+
     async fn offer(&self, offer: Offer) -> Answer {
         let app = self.app(&offer.app);
         let path = offer.path.to_string_lossy().into_owned();
@@ -134,14 +146,13 @@ impl DropTarget for Apps {
         let live = app.live();
         let live_source =
             app.running(|running| running.live.as_ref().and_then(|live| live.source.clone()));
-        let first = app.first_offer(&path);
         let decision = app.saved.read(|record| {
             decide(&Facts {
                 artifact: sha256,
                 version: &version,
                 path: &path,
                 again: offer.again,
-                met_again: first && record.was_answered(&path, sha256),
+                met_again: offer.lay_there && record.was_answered(&path, sha256),
                 live: live.as_ref(),
                 live_source: live_source.as_deref(),
                 staged: record.staged.as_ref().map(|staged| staged.artifact),
@@ -239,6 +250,7 @@ impl Apps {
                 Cause::Drop
             },
             source: Some(path),
+            stored_in: None,
             preflight: true,
             stage,
             timeout: None,
