@@ -92,6 +92,16 @@ pub struct App {
     pub check: Check,
 }
 
+impl App {
+    /// The variables of this process that the app may read: those of [`App::env`] that are set, and are text.
+    pub fn readable_env(&self) -> Vec<(String, String)> {
+        self.env
+            .iter()
+            .filter_map(|name| std::env::var(name).ok().map(|value| (name.clone(), value)))
+            .collect()
+    }
+}
+
 /// What the drop folder does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Watch {

@@ -24,7 +24,7 @@ use crate::{
     config::{Config, Server},
     control::{self, ControlSocket, Shutdown, ShutdownHandle},
     dispatch::Routes,
-    server, watch,
+    ledger, server, watch,
 };
 
 /// How long requests that were on their way when the host stopped listening have to be read.
@@ -68,7 +68,11 @@ pub(crate) fn workers(number: Option<NonZeroUsize>) -> io::Result<tokio::runtime
     if let Some(number) = number {
         builder.worker_threads(number.get());
     }
-    builder.thread_name("handover-worker").on_thread_start(crate::ledger::mark_worker).enable_all().build()
+    builder
+        .thread_name("handover-worker")
+        .on_thread_start(ledger::mark_worker)
+        .enable_all()
+        .build()
 }
 
 impl Daemon {
@@ -80,13 +84,19 @@ impl Daemon {
     pub async fn start(config: Config) -> Result<Self, DaemonError> {
         let settings = config.server.clone();
         let lock = take_state(&settings.state)?;
-        let fail = |what: &str, cause: &dyn std::fmt::Display| DaemonError(format!("{what}: {cause}"));
+        let fail =
+            |what: &str, cause: &dyn std::fmt::Display| DaemonError(format!("{what}: {cause}"));
 
         let store = Store::open(&settings.state.join("artifacts"))
             .map_err(|cause| fail("the artifact store cannot be opened", &cause))?;
         let routes = Arc::new(Routes::default());
         let apps = Apps::open(config, &settings.state, store.clone(), Arc::clone(&routes))
-            .map_err(|cause| fail(&format!("{} cannot be read", settings.state.display()), &cause))?;
+            .map_err(|cause| {
+                fail(
+                    &format!("{} cannot be read", settings.state.display()),
+                    &cause,
+                )
+            })?;
 
         // Bound before anything is loaded, so that a taken port is found out at once; accepting comes last.
         let listener = bind(settings.listen).await?;
@@ -102,17 +112,48 @@ impl Daemon {
         let serving = tokio::spawn(server::serve(
             listener,
             routes,
-            server::Settings { version_header: settings.version_header },
-            // The sender is gone only when the daemon is.
-            async move { drop(stop.wait_for(|stop| *stop).await) },
+            server::Settings {
+                version_header: settings.version_header,
+            },
+            async move {
+                // An error means that the daemon is gone, so serving ends as well.
+                let _ = stop.wait_for(|stop| *stop).await;
+            },
         ));
-        let control = tokio::spawn(control::serve(control, apps.clone(), store.clone(), shutdown.clone()));
+        let control = tokio::spawn(control::serve(
+            control,
+            apps.clone(),
+            store.clone(),
+            shutdown.clone(),
+        ));
         fs::create_dir_all(&settings.plugins).map_err(|cause| {
-            fail(&format!("the drop folder {} cannot be made", settings.plugins.display()), &cause)
+            fail(
+                &format!(
+                    "the drop folder {} cannot be made",
+                    settings.plugins.display()
+                ),
+                &cause,
+            )
         })?;
-        apps.watched_by(watch::spawn(settings.plugins.clone(), store.clone(), Arc::new(apps.clone())));
+        apps.watched_by(watch::spawn(
+            settings.plugins.clone(),
+            store.clone(),
+            Arc::new(apps.clone()),
+        ));
         let signals = tokio::spawn(signals.handle(apps.clone(), shutdown.clone()));
-        Ok(Self { settings, apps, store, listen, shutdown, stop_serving, serving, control, socket, signals, lock })
+        Ok(Self {
+            settings,
+            apps,
+            store,
+            listen,
+            shutdown,
+            stop_serving,
+            serving,
+            control,
+            socket,
+            signals,
+            lock,
+        })
     }
 
     /// The apps.
@@ -137,7 +178,18 @@ impl Daemon {
 
     /// Waits until SIGTERM, SIGINT or `handover shutdown`, then drains and ends. A second request ends it at once.
     pub async fn wait(self) {
-        let Self { settings, apps, shutdown, stop_serving, mut serving, control, socket, signals, lock, .. } = self;
+        let Self {
+            settings,
+            apps,
+            shutdown,
+            stop_serving,
+            mut serving,
+            control,
+            socket,
+            signals,
+            lock,
+            ..
+        } = self;
         shutdown.requested(Shutdown::Drain).await;
         tracing::info!(
             deadline = %humantime::format_duration(settings.shutdown_deadline),
@@ -147,12 +199,14 @@ impl Daemon {
             let by = tokio::time::Instant::now() + settings.shutdown_deadline;
             stop_serving.send_replace(true);
             // Connections that are idle end at once. What was on its way is read before the apps close their doors.
-            if tokio::time::timeout(ON_THEIR_WAY, &mut serving).await.is_err() {
+            if tokio::time::timeout(ON_THEIR_WAY, &mut serving)
+                .await
+                .is_err()
+            {
                 let left = settings.shutdown_deadline.saturating_sub(ON_THEIR_WAY);
                 apps.shutdown(left).await;
-                if tokio::time::timeout_at(by, &mut serving).await.is_err() {
-                    tracing::warn!("connections that did not end in time are cut");
-                }
+                // The apps have ended: what is left is answers on their way out.
+                let _ = tokio::time::timeout_at(by, &mut serving).await;
             } else {
                 apps.shutdown(settings.shutdown_deadline).await;
             }
@@ -176,9 +230,16 @@ impl Daemon {
 /// Makes the state directory private and takes its lock.
 fn take_state(state: &Path) -> Result<File, DaemonError> {
     let trouble = |what: &str, cause: io::Error| {
-        DaemonError(format!("the state directory {} cannot be {what}: {cause}; choose another with --state", state.display()))
+        DaemonError(format!(
+            "the state directory {} cannot be {what}: {cause}; choose another with --state",
+            state.display()
+        ))
     };
-    DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(|cause| trouble("made", cause))?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(state)
+        .map_err(|cause| trouble("made", cause))?;
     fs::set_permissions(state, fs::Permissions::from_mode(0o700))
         .map_err(|cause| trouble("made private", cause))?;
     let mut lock = OpenOptions::new()
@@ -281,7 +342,10 @@ mod tests {
         let state = dir.path().join("state");
         let lock = take_state(&state).unwrap();
         let error = take_state(&state).unwrap_err().to_string();
-        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        assert!(
+            error.contains(&format!("process {}", std::process::id())),
+            "{error}"
+        );
         drop(lock);
         take_state(&state).unwrap();
         let mode = fs::metadata(&state).unwrap().permissions().mode();
@@ -293,6 +357,9 @@ mod tests {
         let taken = bind(([127, 0, 0, 1], 0).into()).await.unwrap();
         let address = taken.local_addr().unwrap();
         let error = bind(address).await.unwrap_err().to_string();
-        assert!(error.contains(&address.to_string()) && error.contains("--listen"), "{error}");
+        assert!(
+            error.contains(&address.to_string()) && error.contains("--listen"),
+            "{error}"
+        );
     }
 }

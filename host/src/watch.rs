@@ -16,7 +16,8 @@
 //!
 //! # What is new
 //! Identity is the SHA-256 of the bytes at a path; times, size and inode only save hashing what nobody touched. The same bytes at the
-//! same path are never offered twice, except by `handover reload` when they failed. A path whose answer file carries the hash of the
+//! same path are not offered twice, except by `handover reload` when they failed, and when they are put there anew after something else
+//! was made live by another way. A path whose answer file carries the hash of the
 //! present bytes counts as answered, so a restarted host leaves to its own records what is live. Where the store is empty those records are
 //! gone too, and `.deployed` files are no answer.
 //!
@@ -68,6 +69,8 @@ pub struct Offer {
     pub replaces: Option<Sha256>,
     /// `handover reload` asks: bytes that failed before are tried again.
     pub again: bool,
+    /// It lay there, as it is, when the host was started; else it was put there since.
+    pub lay_there: bool,
 }
 
 /// What became of an offer.
@@ -85,6 +88,8 @@ pub enum Answer {
 pub trait DropTarget: Send + Sync + 'static {
     /// Whether the drop folder of `app` is watched at all.
     fn watches(&self, app: &AppName) -> bool;
+    /// Whether these bytes are what `app` serves or what waits for `handover reload`: putting them there once more changes nothing.
+    fn has(&self, app: &AppName, sha256: Sha256) -> bool;
     /// Deploys or stages an offer. Called one after the other for each app, on a task that may wait.
     fn offer(&self, offer: Offer) -> impl Future<Output = Answer> + Send;
     /// Bytes that could not become an artifact, so nobody will be offered them. For the event log.

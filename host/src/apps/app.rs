@@ -1,6 +1,6 @@
 //! What the host holds of one app while it runs.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -25,7 +25,8 @@ pub(super) struct App {
     /// The id of the operation that may change what is live.
     busy: Mutex<Option<String>>,
     running: Mutex<Running>,
-    drops: Mutex<Drops>,
+    /// The dropped artifact that waits because too many generations drain, so that it is said once.
+    waiting: Mutex<Option<Sha256>>,
 }
 
 /// Its generations.
@@ -61,15 +62,6 @@ pub(super) struct Old {
     pub(super) retained_because: Option<String>,
 }
 
-/// What the drop folder brought in this run of the host.
-#[derive(Debug, Default)]
-struct Drops {
-    /// The files that were offered.
-    offered: HashSet<String>,
-    /// What waits because too many generations drain, said once.
-    waiting: Option<Sha256>,
-}
-
 /// The right to change what is live. Dropping it gives it back.
 #[derive(Debug)]
 pub(super) struct Busy(Arc<App>);
@@ -89,7 +81,7 @@ impl App {
             saved,
             busy: Mutex::default(),
             running: Mutex::default(),
-            drops: Mutex::default(),
+            waiting: Mutex::default(),
         }
     }
 
@@ -118,7 +110,10 @@ impl App {
     /// Who is live.
     pub(super) fn live(&self) -> Option<Spec> {
         self.running(|running| {
-            running.live.as_ref().map(|live| live.active.generation().spec().clone())
+            running
+                .live
+                .as_ref()
+                .map(|live| live.active.generation().spec().clone())
         })
     }
 
@@ -140,7 +135,11 @@ impl App {
     /// Sets why the library of a replaced generation stays mapped. Whether that is news.
     pub(super) fn retained(&self, id: GenerationId, because: &str) -> bool {
         self.running(|running| {
-            let Some(old) = running.old.iter_mut().find(|old| old.generation.spec().id == id) else {
+            let Some(old) = running
+                .old
+                .iter_mut()
+                .find(|old| old.generation.spec().id == id)
+            else {
                 return false;
             };
             let news = old.retained_because.as_deref() != Some(because);
@@ -154,16 +153,11 @@ impl App {
         self.running(|running| running.old.retain(|old| old.generation.spec().id != id));
     }
 
-    /// Whether this is the first offer of a file in this run of the host.
-    pub(super) fn first_offer(&self, path: &str) -> bool {
-        self.drops.lock().offered.insert(path.to_owned())
-    }
-
     /// Whether it is news that `artifact` has to wait.
     pub(super) fn waits(&self, artifact: Option<Sha256>) -> bool {
-        let mut drops = self.drops.lock();
-        let news = drops.waiting != artifact;
-        drops.waiting = artifact;
+        let mut waiting = self.waiting.lock();
+        let news = *waiting != artifact;
+        *waiting = artifact;
         news
     }
 }

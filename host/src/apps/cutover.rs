@@ -37,7 +37,10 @@ impl Apps {
         let mut routes = Vec::new();
         for app in self.all() {
             let active = app.running(|running| {
-                running.live.as_ref().map(|live| Arc::clone(live.active.generation()))
+                running
+                    .live
+                    .as_ref()
+                    .map(|live| Arc::clone(live.active.generation()))
             });
             routes.extend(routes_of(&app, active));
         }
@@ -50,21 +53,33 @@ impl Apps {
         let taken = self.all().iter().any(|other| {
             other.name != app.name
                 && if other.settings.routes.is_empty() {
-                    other.saved.read(|record| record.assigned == Some(Assigned::Root))
+                    other
+                        .saved
+                        .read(|record| record.assigned == Some(Assigned::Root))
                 } else {
                     other.settings.routes.iter().any(is_root)
                 }
         });
-        if taken { Assigned::Name } else { Assigned::Root }
+        if taken {
+            Assigned::Name
+        } else {
+            Assigned::Root
+        }
     }
 }
 
 /// The prefixes of `app`, and whether each is taken off the path.
 pub(super) fn prefixes(app: &App) -> Vec<(RoutePrefix, bool)> {
     if app.settings.routes.is_empty() {
-        app.saved.read(|record| record.assigned).map_or_else(Vec::new, |at| assigned(&app.name, at))
+        app.saved
+            .read(|record| record.assigned)
+            .map_or_else(Vec::new, |at| assigned(&app.name, at))
     } else {
-        app.settings.routes.iter().map(|prefix| (prefix.clone(), false)).collect()
+        app.settings
+            .routes
+            .iter()
+            .map(|prefix| (prefix.clone(), false))
+            .collect()
     }
 }
 
@@ -78,9 +93,24 @@ fn routes_of(app: &App, active: Option<Arc<Generation>>) -> impl Iterator<Item =
 }
 
 fn assigned(name: &AppName, at: Assigned) -> Vec<(RoutePrefix, bool)> {
-    let own = (RoutePrefix { host: None, path: format!("/{name}") }, true);
+    let own = (
+        RoutePrefix {
+            host: None,
+            path: format!("/{name}"),
+        },
+        true,
+    );
     match at {
-        Assigned::Root => vec![(RoutePrefix { host: None, path: "/".to_owned() }, false), own],
+        Assigned::Root => vec![
+            (
+                RoutePrefix {
+                    host: None,
+                    path: "/".to_owned(),
+                },
+                false,
+            ),
+            own,
+        ],
         Assigned::Name => vec![own],
     }
 }
@@ -99,9 +129,15 @@ mod tests {
     fn the_first_app_has_the_root_and_every_app_its_name() {
         let name: AppName = "shop".parse().unwrap();
         let paths = |at| -> Vec<(String, bool)> {
-            assigned(&name, at).into_iter().map(|(prefix, strip)| (prefix.path, strip)).collect()
+            assigned(&name, at)
+                .into_iter()
+                .map(|(prefix, strip)| (prefix.path, strip))
+                .collect()
         };
-        assert_eq!(paths(Assigned::Root), [("/".to_owned(), false), ("/shop".to_owned(), true)]);
+        assert_eq!(
+            paths(Assigned::Root),
+            [("/".to_owned(), false), ("/shop".to_owned(), true)]
+        );
         assert_eq!(paths(Assigned::Name), [("/shop".to_owned(), true)]);
     }
 }

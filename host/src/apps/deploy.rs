@@ -14,7 +14,7 @@ use super::{
     events::Kind,
     history::Entry,
     operation::{Operation, Speaker},
-    people, result,
+    result,
     saved::Head,
 };
 use crate::{
@@ -36,6 +36,8 @@ pub(super) struct Plan {
     pub(super) cause: Cause,
     /// The file of the drop folder that they came from.
     pub(super) source: Option<String>,
+    /// How long it took to store them, if that was part of it.
+    pub(super) stored_in: Option<Duration>,
     /// Whether they are checked in a child process first. Not for what passed before.
     pub(super) preflight: bool,
     /// Whether they only wait for `handover reload` after that.
@@ -123,7 +125,10 @@ pub(super) fn begin_with(
             });
         }
     }
-    Begun { operation, at_cutover }
+    Begun {
+        operation,
+        at_cutover,
+    }
 }
 
 /// Carries out `plan` and records how it ended.
@@ -146,6 +151,10 @@ async fn try_plan(
     let deadline = plan.timeout.map(|timeout| Instant::now() + timeout);
     if apps.0.closing.load(Ordering::Acquire) {
         return Err(Failure::host("the host is shutting down"));
+    }
+    if let Some(took) = plan.stored_in {
+        let (size, sha256) = (bytes(plan.artifact.size), plan.artifact.sha256.short());
+        speaker.step("store", app, took, format!("{size} stored as {sha256}"));
     }
     if let Some(live) = app.live()
         && live.artifact == plan.artifact.sha256
@@ -179,7 +188,9 @@ fn make_room(apps: &Apps, app: &App) -> Result<(), Failure> {
     }
     let draining = app.draining();
     let most = app.settings.max_old_generations;
-    let Some(oldest) = draining.first() else { return Ok(()) };
+    let Some(oldest) = draining.first() else {
+        return Ok(());
+    };
     let (id, counts) = (oldest.generation.spec().id, oldest.generation.counts());
     match app.settings.when_full {
         WhenFull::Refuse => Err(Failure::host(format!(
@@ -223,20 +234,38 @@ async fn check(
     };
     match verdict {
         Ok(Verdict::Passed(checks)) => {
-            speaker.step("preflight", app, began, format!("passed in a child process: {}", checks.join(", ")));
+            speaker.step(
+                "preflight",
+                app,
+                began.elapsed(),
+                format!("passed in a child process: {}", checks.join(", ")),
+            );
             Ok(())
         }
         Ok(Verdict::Rejected(reason)) => Err(Failure::own(Outcome::Rejected, reason, None)),
         Ok(Verdict::Unhealthy(reason)) => Err(Failure::own(Outcome::Unhealthy, reason, None)),
-        Err(cause) => Err(Failure::host(format!("its preflight could not be run: {cause}"))),
+        Err(cause) => Err(Failure::host(format!(
+            "its preflight could not be run: {cause}"
+        ))),
     }
 }
 
 /// Leaves the artifact to `handover reload`.
 async fn stage(apps: &Apps, app: &App, plan: &Plan) -> Result<OperationResult, Failure> {
     let (sha256, version) = (plan.artifact.sha256, &plan.artifact.manifest.version);
-    let head = Head { artifact: sha256, version: version.clone(), source: plan.source.clone() };
-    let entry = entry(&plan.artifact, plan.cause, plan.source.clone(), Outcome::Staged, None, None);
+    let head = Head {
+        artifact: sha256,
+        version: version.clone(),
+        source: plan.source.clone(),
+    };
+    let entry = entry(
+        &plan.artifact,
+        plan.cause,
+        plan.source.clone(),
+        Outcome::Staged,
+        None,
+        None,
+    );
     let (_, saved) = app
         .saved
         .change(|record| {
@@ -263,16 +292,28 @@ async fn load_and_start(
     speaker: &Speaker,
 ) -> Result<Started, Failure> {
     // On disk before it is used: the number of a generation never comes back, whatever ends the host.
-    let (id, saved) = app.saved.change(super::saved::Record::next_generation).await;
+    let (id, saved) = app
+        .saved
+        .change(super::saved::Record::next_generation)
+        .await;
     saved.map_err(|cause| Failure::host(format!("the host cannot write its records: {cause}")))?;
 
     let began = Instant::now();
     let artifact = plan.artifact.clone();
     let library = tokio::task::spawn_blocking(move || Library::open(&artifact, Layouts::Trust))
         .await
-        .map_err(|broken| Failure::host(format!("its library could not be loaded: {broken}")).of(id))?
-        .map_err(|cause| Failure::host(format!("its library could not be loaded: {cause}")).of(id))?;
-    speaker.step("load", app, began, format!("{} mapped as generation {id}", bytes(plan.artifact.size)));
+        .map_err(|broken| {
+            Failure::host(format!("its library could not be loaded: {broken}")).of(id)
+        })?
+        .map_err(|cause| {
+            Failure::host(format!("its library could not be loaded: {cause}")).of(id)
+        })?;
+    speaker.step(
+        "load",
+        app,
+        began.elapsed(),
+        format!("{} mapped as generation {id}", bytes(plan.artifact.size)),
+    );
 
     let began = Instant::now();
     let longest = app.settings.check.deadline;
@@ -283,7 +324,7 @@ async fn load_and_start(
         version: plan.artifact.manifest.version.clone(),
         artifact: plan.artifact.sha256,
         config: app.settings.config.clone(),
-        env: allowed_env(&app.settings.env),
+        env: app.settings.readable_env(),
         runtime_threads: app.settings.runtime_threads.get(),
         start_deadline: left.map_or(longest, |left| left.min(longest)),
         preflight: false,
@@ -293,9 +334,17 @@ async fn load_and_start(
         Err(_) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
             return Err(Failure::late(plan, "its constructor").of(id));
         }
-        Err(error) => return Err(Failure::own(Outcome::Rejected, error.to_string(), Some(id))),
+        Err(error) => {
+            let reason = format!("it did not start: {error}");
+            return Err(Failure::own(Outcome::Rejected, reason, Some(id)));
+        }
     };
-    speaker.step("start", app, began, format!("its constructor ended in {}", people(began.elapsed())));
+    speaker.step(
+        "start",
+        app,
+        began.elapsed(),
+        "its constructor ran".to_owned(),
+    );
     Ok(started)
 }
 
@@ -323,8 +372,11 @@ async fn go_live(
     speaker.step(
         "cutover",
         app,
-        began,
-        format!("new requests go to generation {} ({})", spec.id, spec.version),
+        began.elapsed(),
+        format!(
+            "new requests go to generation {} ({})",
+            spec.id, spec.version
+        ),
     );
     let instead = replaced.as_ref().map(|live| {
         let old = live.active.generation().spec();
@@ -344,13 +396,30 @@ async fn go_live(
         format!("{message}{}", instead.unwrap_or_default()),
     );
 
-    let entry = entry(&plan.artifact, plan.cause, plan.source.clone(), Outcome::Done, Some(spec.id), None);
-    let head = Head { artifact: spec.artifact, version: spec.version, source: plan.source };
+    let entry = entry(
+        &plan.artifact,
+        plan.cause,
+        plan.source.clone(),
+        Outcome::Done,
+        Some(spec.id),
+        None,
+    );
+    let head = Head {
+        artifact: spec.artifact,
+        version: spec.version,
+        source: plan.source,
+    };
     let (_, saved) = app
         .saved
         .change(|record| {
-            record.failing.retain(|known| known.artifact != head.artifact);
-            if record.staged.as_ref().is_some_and(|staged| staged.artifact == head.artifact) {
+            record
+                .failing
+                .retain(|known| known.artifact != head.artifact);
+            if record
+                .staged
+                .as_ref()
+                .is_some_and(|staged| staged.artifact == head.artifact)
+            {
                 record.staged = None;
             }
             // At a start HEAD is what was wanted, even if something older had to be taken for it.
@@ -361,8 +430,9 @@ async fn go_live(
         })
         .await;
     if let Err(cause) = saved {
-        let trouble =
-            format!("HEAD could not be saved, so a restart would go back to what was live before: {cause}");
+        let trouble = format!(
+            "HEAD could not be saved, so a restart would go back to what was live before: {cause}"
+        );
         apps.tell(Kind::State, app, Some(spec.id), trouble.as_str());
         message = format!("{message}; but {trouble}");
     }
@@ -392,7 +462,12 @@ async fn record_failure(
     source: Option<String>,
     failure: Failure,
 ) -> OperationResult {
-    let Failure { outcome, reason, generation, own_fault } = failure;
+    let Failure {
+        outcome,
+        reason,
+        generation,
+        own_fault,
+    } = failure;
     let (kind, word) = match outcome {
         Outcome::Rejected => (Kind::Rejected, "was rejected"),
         Outcome::Unhealthy => (Kind::Unhealthy, "failed its smoke requests"),
@@ -409,19 +484,36 @@ async fn record_failure(
         artifact.sha256.short()
     );
     apps.tell(kind, app, generation, message.as_str());
-    let entry = entry(artifact, cause, source, outcome, generation, Some(reason.clone()));
+    let entry = entry(
+        artifact,
+        cause,
+        source,
+        outcome,
+        generation,
+        Some(reason.clone()),
+    );
     let (_, saved) = app
         .saved
         .change(|record| {
             record.remember(entry);
             // What was good once is not condemned for not coming up at a start.
-            if own_fault && matches!(cause, Cause::Deploy | Cause::Drop | Cause::Reload | Cause::Dev) {
+            if own_fault
+                && matches!(
+                    cause,
+                    Cause::Deploy | Cause::Drop | Cause::Reload | Cause::Dev
+                )
+            {
                 record.failed(artifact.sha256, reason);
             }
         })
         .await;
     if let Err(cause) = saved {
-        apps.tell(Kind::State, app, generation, format!("the failure could not be recorded: {cause}"));
+        apps.tell(
+            Kind::State,
+            app,
+            generation,
+            format!("the failure could not be recorded: {cause}"),
+        );
     }
     result(outcome, app, message)
 }
@@ -449,12 +541,22 @@ fn entry(
 impl Failure {
     /// A failure that is not the artifact's fault.
     fn host(reason: impl Into<String>) -> Self {
-        Self { outcome: Outcome::Failed, reason: reason.into(), generation: None, own_fault: false }
+        Self {
+            outcome: Outcome::Failed,
+            reason: reason.into(),
+            generation: None,
+            own_fault: false,
+        }
     }
 
     /// A failure that the same bytes would have again.
     fn own(outcome: Outcome, reason: String, generation: Option<GenerationId>) -> Self {
-        Self { outcome, reason, generation, own_fault: true }
+        Self {
+            outcome,
+            reason,
+            generation,
+            own_fault: true,
+        }
     }
 
     /// The deploy's own timeout passed.
@@ -474,19 +576,24 @@ impl Failure {
 
 impl Speaker {
     /// Says that a step ended well.
-    fn step(&self, step: &str, app: &App, began: Instant, message: String) {
+    fn step(&self, step: &str, app: &App, took: Duration, message: String) {
         self.say(Progress::Step {
             step: step.to_owned(),
             app: app.name.clone(),
             message,
-            took_us: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
+            took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
         });
     }
 }
 
 impl Apps {
     /// The plan to make an artifact live that passed its preflight before.
-    pub(super) async fn plan_stored(&self, app: &App, head: Head, cause: Cause) -> Result<Plan, OperationResult> {
+    pub(super) async fn plan_stored(
+        &self,
+        app: &App,
+        head: Head,
+        cause: Cause,
+    ) -> Result<Plan, OperationResult> {
         let store = self.0.store.clone();
         let found = tokio::task::spawn_blocking(move || store.get(head.artifact)).await;
         let why = match found {
@@ -495,6 +602,7 @@ impl Apps {
                     artifact,
                     cause,
                     source: head.source,
+                    stored_in: None,
                     preflight: false,
                     stage: false,
                     timeout: None,
@@ -518,7 +626,10 @@ impl Apps {
         let wanted: Vec<_> = self
             .all()
             .iter()
-            .flat_map(|app| app.saved.read(|record| record.wanted(app.settings.keep_artifacts)))
+            .flat_map(|app| {
+                app.saved
+                    .read(|record| record.wanted(app.settings.keep_artifacts))
+            })
             .collect();
         let store = self.0.store.clone();
         match tokio::task::spawn_blocking(move || store.collect(&wanted)).await {
@@ -527,14 +638,6 @@ impl Apps {
             Err(error) => tracing::error!(%error, "old artifacts could not be deleted"),
         }
     }
-}
-
-/// The variables of this process that an app may read.
-fn allowed_env(names: &[String]) -> Vec<(String, String)> {
-    names
-        .iter()
-        .filter_map(|name| std::env::var(name).ok().map(|value| (name.clone(), value)))
-        .collect()
 }
 
 /// A size for people.

@@ -14,13 +14,7 @@ use tokio::{
 };
 
 use super::{
-    Apps, Inner,
-    app::App,
-    counted,
-    events::Kind,
-    operation::Speaker,
-    people,
-    status::millis,
+    Apps, Inner, app::App, counted, events::Kind, operation::Speaker, people, status::millis,
 };
 use crate::{
     control::api::{OperationResult, Outcome, Progress},
@@ -58,7 +52,11 @@ impl Leaving {
     /// `end` asks for its end at once.
     pub(super) fn new(apps: &Apps, draining: Draining, end: Arc<Notify>) -> Self {
         apps.0.leaving.send_modify(|leaving| *leaving += 1);
-        Self { draining, end, _counted: Counted(apps.0.leaving.clone()) }
+        Self {
+            draining,
+            end,
+            _counted: Counted(apps.0.leaving.clone()),
+        }
     }
 }
 
@@ -79,7 +77,11 @@ pub(super) async fn see_out(
     leaving: Leaving,
     telling: Option<(Speaker, OperationResult)>,
 ) {
-    let Leaving { draining, end, _counted } = leaving;
+    let Leaving {
+        draining,
+        end,
+        _counted,
+    } = leaving;
     let generation = Arc::clone(draining.generation());
     let id = generation.spec().id;
     let began = Instant::now();
@@ -152,6 +154,7 @@ pub(super) async fn see_out(
         }
     }
     drain.stuck = 0;
+    let took = began.elapsed();
     apps.tell(
         Kind::Drained,
         app,
@@ -159,11 +162,11 @@ pub(super) async fn see_out(
         format!(
             "generation {id} ({}) drained in {} after {}",
             generation.spec().version,
-            people(began.elapsed()),
+            people(took),
             counted(generation.counts().requests, "request")
         ),
     );
-    finish(app, id, &mut telling, &drain, began.elapsed()).await;
+    finish(app, id, &mut telling, &drain, took).await;
     put_away(apps, app, id, draining.retire().await);
 }
 
@@ -172,7 +175,10 @@ fn cancel(apps: &Apps, app: &App, draining: &Draining, jobs: bool, why: &str) ->
     let cancelled = draining.expire(jobs);
     if cancelled > 0 {
         let id = draining.generation().spec().id;
-        let left = if jobs { "" } else { "; its jobs go on" };
+        let left = match draining.generation().counts().jobs {
+            1.. if !jobs => "; its jobs go on",
+            _ => "",
+        };
         apps.tell(
             Kind::DeadlinePassed,
             app,
@@ -191,7 +197,9 @@ async fn finish(
     drain: &Drain,
     took: Duration,
 ) {
-    let Some((speaker, mut result)) = telling.take() else { return };
+    let Some((speaker, mut result)) = telling.take() else {
+        return;
+    };
     if drain.cancelled > 0 || drain.stuck > 0 {
         let mut reason = format!(
             "generation {id} had to be ended at its drain deadline with {} in flight",
@@ -205,8 +213,11 @@ async fn finish(
         let _ = app
             .saved
             .change(|record| {
-                if let Some(entry) =
-                    record.history.iter_mut().rev().find(|entry| entry.generation == successor)
+                if let Some(entry) = record
+                    .history
+                    .iter_mut()
+                    .rev()
+                    .find(|entry| entry.generation == successor)
                 {
                     entry.outcome = Outcome::DeadlinePassed;
                     entry.reason = Some(reason.clone());
@@ -216,7 +227,11 @@ async fn finish(
         result.outcome = Outcome::DeadlinePassed;
         result.message = format!("{}; {reason}", result.message);
     } else {
-        result.message = format!("{}; generation {id} drained in {}", result.message, people(took));
+        result.message = format!(
+            "{}; generation {id} drained in {}",
+            result.message,
+            people(took)
+        );
     }
     speaker.finish(result);
 }
@@ -249,11 +264,16 @@ pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: End
     match ended {
         Ended::Unloaded => {
             app.unloaded(id);
-            apps.tell(Kind::Unloaded, app, Some(id), format!("generation {id} is unloaded"));
+            apps.tell(
+                Kind::Unloaded,
+                app,
+                Some(id),
+                format!("generation {id} is unloaded"),
+            );
             apps.0.attic.changed.notify_one();
         }
         Ended::Retained(retained) => {
-            let reason = retained.reason();
+            let reason = retained.reason().to_owned();
             if app.retained(id, &reason) {
                 apps.tell(
                     Kind::Retained,
@@ -262,7 +282,11 @@ pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: End
                     format!("generation {id} stays mapped: {reason}"),
                 );
             }
-            apps.0.attic.retained.lock().push((Arc::clone(app), id, retained));
+            apps.0
+                .attic
+                .retained
+                .lock()
+                .push((Arc::clone(app), id, retained));
         }
     }
 }
@@ -287,7 +311,10 @@ pub(super) fn keep_tidy(apps: &Apps) {
     tokio::spawn(async move {
         while let Some(apps) = upgrade(&inner) {
             // Bounded, so that the task ends with the apps.
-            if tokio::time::timeout(RETRY_EVERY, apps.0.attic.changed.notified()).await.is_ok() {
+            if tokio::time::timeout(RETRY_EVERY, apps.0.attic.changed.notified())
+                .await
+                .is_ok()
+            {
                 retry(&apps).await;
             }
         }
@@ -311,8 +338,12 @@ fn tell_panics(apps: &Apps, known: &mut HashMap<(AppName, GenerationId), u64>) {
     let mut seen = HashMap::new();
     for app in apps.all() {
         let generations = app.running(|running| {
-            let live = running.live.iter().map(|live| Arc::clone(live.active.generation()));
-            live.chain(running.old.iter().map(|old| Arc::clone(&old.generation))).collect::<Vec<_>>()
+            let live = running
+                .live
+                .iter()
+                .map(|live| Arc::clone(live.active.generation()));
+            live.chain(running.old.iter().map(|old| Arc::clone(&old.generation)))
+                .collect::<Vec<_>>()
         });
         for generation in generations {
             let (id, panics) = (generation.spec().id, generation.counts().panics);

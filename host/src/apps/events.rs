@@ -102,19 +102,29 @@ impl Events {
         message: impl Into<String>,
     ) {
         let message = message.into();
-        let (name, number) = (app.map(AppName::as_str), generation.map(|id| id.0));
+        let (name, number) = (app.map(tracing::field::display), generation.map(|id| id.0));
         match kind {
             // The panic itself was logged with its message when it was caught.
             Kind::Panic => {}
             Kind::State => {
-                tracing::error!(app = name, generation = number, kind = kind.as_str(), "{message}");
+                tracing::error!(
+                    app = name,
+                    generation = number,
+                    kind = kind.as_str(),
+                    "{message}"
+                );
             }
             Kind::DeadlinePassed
             | Kind::Retained
             | Kind::Rejected
             | Kind::Unhealthy
             | Kind::Failed => {
-                tracing::warn!(app = name, generation = number, kind = kind.as_str(), "{message}");
+                tracing::warn!(
+                    app = name,
+                    generation = number,
+                    kind = kind.as_str(),
+                    "{message}"
+                );
             }
             Kind::Active
             | Kind::Draining
@@ -123,7 +133,12 @@ impl Events {
             | Kind::Staged
             | Kind::Waiting
             | Kind::Host => {
-                tracing::info!(app = name, generation = number, kind = kind.as_str(), "{message}");
+                tracing::info!(
+                    app = name,
+                    generation = number,
+                    kind = kind.as_str(),
+                    "{message}"
+                );
             }
         }
         // Sent under the lock, so that a follower who subscribes under it misses none and sees none twice.

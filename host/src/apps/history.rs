@@ -88,15 +88,23 @@ pub(super) fn rollback_target<'h>(
         return known
             .into_iter()
             .find(|entry| Some(entry.artifact) != live)
-            .ok_or_else(|| format!("{app} has nothing to go back to: no other artifact was ever active"));
+            .ok_or_else(|| {
+                format!("{app} has nothing to go back to: no other artifact was ever active")
+            });
     };
     let found = if let Ok(number) = to.parse::<u64>() {
         let id = Some(GenerationId(number));
-        history.iter().rev().find(|e| e.was_active() && e.generation == id)
+        history
+            .iter()
+            .rev()
+            .find(|e| e.was_active() && e.generation == id)
     } else {
         let text = to.strip_prefix('v').unwrap_or(to);
         let version = text.parse::<Version>().map_err(|_| {
-            format!("`{to}` is neither a version nor the number of a generation; {}", choices(&known))
+            format!(
+                "`{to}` is neither a version nor the number of a generation; {}",
+                choices(&known)
+            )
         })?;
         known.iter().copied().find(|entry| entry.version == version)
     };
@@ -179,7 +187,10 @@ mod tests {
         ];
         for to in ["9.9.9", "77", "latest", "3.0.0", "3"] {
             let message = target(&history, 2, Some(to)).unwrap_err();
-            assert!(message.contains("2.0.0 (generation 2), 1.0.0 (generation 1)"), "{message}");
+            assert!(
+                message.contains("2.0.0 (generation 2), 1.0.0 (generation 1)"),
+                "{message}"
+            );
             assert!(!message.contains("(generation 3)"), "{message}");
         }
     }
@@ -187,7 +198,15 @@ mod tests {
     #[test]
     fn nothing_to_go_back_to_is_said() {
         let history = [entry(1, "1.0.0", 1, Outcome::Done)];
-        assert!(target(&history, 1, None).unwrap_err().contains("nothing to go back to"));
-        assert!(target(&[], 1, Some("1.0.0")).unwrap_err().contains("nothing was ever active"));
+        assert!(
+            target(&history, 1, None)
+                .unwrap_err()
+                .contains("nothing to go back to")
+        );
+        assert!(
+            target(&[], 1, Some("1.0.0"))
+                .unwrap_err()
+                .contains("nothing was ever active")
+        );
     }
 }

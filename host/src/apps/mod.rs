@@ -123,7 +123,12 @@ impl Apps {
     ///
     /// # Errors
     /// When the state directory cannot be read or written.
-    pub fn open(config: Config, state: &Path, store: Store, routes: Arc<Routes>) -> io::Result<Self> {
+    pub fn open(
+        config: Config,
+        state: &Path,
+        store: Store,
+        routes: Arc<Routes>,
+    ) -> io::Result<Self> {
         let records = state.join("apps");
         std::fs::create_dir_all(&records)?;
         let apps = Self(Arc::new(Inner {
@@ -175,7 +180,11 @@ impl Apps {
             .filter(|known| app.is_none_or(|name| known.name == *name))
             .flat_map(|known| {
                 known.saved.read(|record| {
-                    record.history.iter().map(|entry| entry.shown(&known.name)).collect::<Vec<_>>()
+                    record
+                        .history
+                        .iter()
+                        .map(|entry| entry.shown(&known.name))
+                        .collect::<Vec<_>>()
                 })
             })
             .collect();
@@ -190,10 +199,12 @@ impl Apps {
 
     /// Deploys a stored artifact to `app`, or to the app that its manifest names. Goes on when nobody listens.
     ///
+    /// `stored_in` is how long it took to be stored, which is the first step that listeners hear of.
     /// `timeout` bounds the checks and the start; passing it, the deploy fails and what is live stays live.
     pub fn deploy(
         &self,
         artifact: Artifact,
+        stored_in: Duration,
         app: Option<AppName>,
         cause: Cause,
         timeout: Option<Duration>,
@@ -203,6 +214,7 @@ impl Apps {
             artifact,
             cause,
             source: None,
+            stored_in: Some(stored_in),
             preflight: true,
             stage: false,
             timeout,
@@ -233,7 +245,13 @@ impl Apps {
     /// Ends all generations: lets them finish up to `deadline`, then cancels what still runs. Nothing can be deployed
     /// any more.
     pub async fn shutdown(&self, deadline: Duration) {
-        shutdown::shutdown(self, deadline).await;
+        let apps = self.clone();
+        // On a worker: the apps are told to end from here, and the ledger visits workers only.
+        if let Err(error) =
+            tokio::spawn(async move { shutdown::shutdown(&apps, deadline).await }).await
+        {
+            tracing::error!(%error, "the apps could not be ended in order");
+        }
     }
 
     /// The app of that name, new if nobody knew it. A new one reads its record from the disk.
@@ -269,7 +287,9 @@ impl Apps {
         generation: Option<crate::names::GenerationId>,
         message: impl Into<String>,
     ) {
-        self.0.events.tell(kind, Some(&app.name), generation, message);
+        self.0
+            .events
+            .tell(kind, Some(&app.name), generation, message);
     }
 }
 
@@ -302,7 +322,9 @@ fn no_app(outcome: Outcome, message: impl Into<String>) -> OperationResult {
 fn now_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+        .map_or(0, |since| {
+            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        })
 }
 
 /// A duration for people: `240 µs`, `12 ms`, `3.4 s`, `2m 5s`.

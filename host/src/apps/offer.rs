@@ -32,7 +32,7 @@ struct Facts<'f> {
     path: &'f str,
     /// Whether a person asked to try again.
     again: bool,
-    /// Whether this very file with these bytes was answered before the host was started, and is met for the first time since.
+    /// Whether this very file with these bytes was answered before the host was started, and nobody touched it since.
     met_again: bool,
     /// What is live.
     live: Option<&'f Spec>,
@@ -63,7 +63,9 @@ enum Decision {
 
 /// The rule. Nothing is refused without a reason; order is that of versions, except where a file was replaced by hand.
 fn decide(facts: &Facts<'_>) -> Decision {
-    let Facts { artifact, version, .. } = *facts;
+    let Facts {
+        artifact, version, ..
+    } = *facts;
     if facts.live.is_some_and(|live| live.artifact == artifact) {
         return Decision::Live;
     }
@@ -112,27 +114,45 @@ impl DropTarget for Apps {
         watch != Watch::Off
     }
 
+    fn has(&self, app: &AppName, sha256: Sha256) -> bool {
+        self.known(app).is_some_and(|app| {
+            app.live().is_some_and(|live| live.artifact == sha256)
+                || app.saved.read(|record| {
+                    record
+                        .staged
+                        .as_ref()
+                        .is_some_and(|staged| staged.artifact == sha256)
+                })
+        })
+    }
+
     async fn offer(&self, offer: Offer) -> Answer {
         let app = self.app(&offer.app);
         let path = offer.path.to_string_lossy().into_owned();
-        let (sha256, version) = (offer.artifact.sha256, offer.artifact.manifest.version.clone());
+        let (sha256, version) = (
+            offer.artifact.sha256,
+            offer.artifact.manifest.version.clone(),
+        );
         if let Some(other) = app.under_way() {
             if offer.again {
-                let message = format!("{other} is under way for {}: reload when it has ended", app.name);
+                let message = format!(
+                    "{other} is under way for {}: reload when it has ended",
+                    app.name
+                );
                 self.caused(&app, Caused::Said(result(Outcome::Conflict, &app, message)));
             }
             return Answer::Later;
         }
         let live = app.live();
-        let live_source = app.running(|running| running.live.as_ref().and_then(|live| live.source.clone()));
-        let first = app.first_offer(&path);
+        let live_source =
+            app.running(|running| running.live.as_ref().and_then(|live| live.source.clone()));
         let decision = app.saved.read(|record| {
             decide(&Facts {
                 artifact: sha256,
                 version: &version,
                 path: &path,
                 again: offer.again,
-                met_again: first && record.was_answered(&path, sha256),
+                met_again: offer.lay_there && record.was_answered(&path, sha256),
                 live: live.as_ref(),
                 live_source: live_source.as_deref(),
                 staged: record.staged.as_ref().map(|staged| staged.artifact),
@@ -149,7 +169,10 @@ impl DropTarget for Apps {
                 Answer::Deployed(message)
             }
             Decision::Staged => {
-                let message = format!("{named} is staged already: `handover reload {}` makes it live", app.name);
+                let message = format!(
+                    "{named} is staged already: `handover reload {}` makes it live",
+                    app.name
+                );
                 self.said(&app, &offer, &message);
                 Answer::Deployed(message)
             }
@@ -165,9 +188,17 @@ impl DropTarget for Apps {
             }
         };
         if !matches!(answer, Answer::Later) {
-            let (_, saved) = app.saved.change(|record| record.answered(&path, sha256)).await;
+            let (_, saved) = app
+                .saved
+                .change(|record| record.answered(&path, sha256))
+                .await;
             if let Err(cause) = saved {
-                self.tell(Kind::State, &app, None, format!("the answer to {path} could not be recorded: {cause}"));
+                self.tell(
+                    Kind::State,
+                    &app,
+                    None,
+                    format!("the answer to {path} could not be recorded: {cause}"),
+                );
             }
         }
         answer
@@ -175,7 +206,9 @@ impl DropTarget for Apps {
 
     fn refused(&self, app: Option<&AppName>, path: &Path, reason: &str) {
         let message = format!("{} was not taken: {reason}", path.display());
-        self.0.events.tell(Kind::Rejected, app, None, message.as_str());
+        self.0
+            .events
+            .tell(Kind::Rejected, app, None, message.as_str());
         if let Some(app) = app.and_then(|name| self.known(name)) {
             self.caused(&app, Caused::Said(result(Outcome::Rejected, &app, message)));
         }
@@ -184,7 +217,13 @@ impl DropTarget for Apps {
 
 impl Apps {
     /// Deploys or stages what was offered, up to the cutover.
-    async fn take(&self, app: &std::sync::Arc<App>, offer: Offer, path: String, stage: bool) -> Answer {
+    async fn take(
+        &self,
+        app: &std::sync::Arc<App>,
+        offer: Offer,
+        path: String,
+        stage: bool,
+    ) -> Answer {
         let sha256 = offer.artifact.sha256;
         if !stage && app.settings.when_full == WhenFull::Refuse && app.is_full() {
             // It will fit when one of those has drained; nobody has to drop it again.
@@ -205,8 +244,13 @@ impl Apps {
         app.waits(None);
         let plan = Plan {
             artifact: offer.artifact,
-            cause: if offer.again { Cause::Reload } else { Cause::Drop },
+            cause: if offer.again {
+                Cause::Reload
+            } else {
+                Cause::Drop
+            },
             source: Some(path),
+            stored_in: None,
             preflight: true,
             stage,
             timeout: None,
@@ -216,8 +260,13 @@ impl Apps {
             self.caused(app, Caused::Operation(begun.operation.id.clone()));
         }
         // An error means that the operation broke off, which was logged.
-        let Ok(OperationResult { outcome, message, .. }) = begun.at_cutover.await else {
-            return Answer::Failed("the deploy broke off inside the host: its log says more".to_owned());
+        let Ok(OperationResult {
+            outcome, message, ..
+        }) = begun.at_cutover.await
+        else {
+            return Answer::Failed(
+                "the deploy broke off inside the host: its log says more".to_owned(),
+            );
         };
         match outcome {
             Outcome::Done | Outcome::Unchanged | Outcome::Staged | Outcome::DeadlinePassed => {
@@ -287,7 +336,10 @@ mod tests {
     }
 
     fn refused(decision: Decision, part: &str) {
-        assert!(matches!(&decision, Decision::Refuse(reason) if reason.contains(part)), "{decision:?}");
+        assert!(
+            matches!(&decision, Decision::Refuse(reason) if reason.contains(part)),
+            "{decision:?}"
+        );
     }
 
     #[test]
@@ -301,8 +353,14 @@ mod tests {
     #[test]
     fn an_older_version_is_refused_with_the_way_to_do_it() {
         for version in ["1.1.9", "1.2.0-rc.1", "0.9.0"] {
-            refused(judge(version, |_| {}), "older than live 1.2.0: use `handover rollback --to");
-            refused(judge(version, |facts| facts.again = true), "older than live");
+            refused(
+                judge(version, |_| {}),
+                "older than live 1.2.0: use `handover rollback --to",
+            );
+            refused(
+                judge(version, |facts| facts.again = true),
+                "older than live",
+            );
         }
     }
 
@@ -324,7 +382,10 @@ mod tests {
 
     #[test]
     fn bytes_that_failed_are_tried_again_only_when_asked() {
-        refused(judge("1.3.0", |facts| facts.failing = Some("it called exit(3)")), "it called exit(3)");
+        refused(
+            judge("1.3.0", |facts| facts.failing = Some("it called exit(3)")),
+            "it called exit(3)",
+        );
         let asked = |facts: &mut Facts<'_>| {
             facts.failing = Some("it called exit(3)");
             facts.again = true;
@@ -334,19 +395,28 @@ mod tests {
 
     #[test]
     fn a_staging_folder_stages_once() {
-        assert_eq!(judge("1.3.0", |facts| facts.watch = Watch::Stage), Decision::Stage);
+        assert_eq!(
+            judge("1.3.0", |facts| facts.watch = Watch::Stage),
+            Decision::Stage
+        );
         let staged = |facts: &mut Facts<'_>| {
             facts.watch = Watch::Stage;
             facts.staged = Some(Sha256([9; 32]));
         };
         assert_eq!(judge("1.3.0", staged), Decision::Staged);
-        refused(judge("1.3.0", |facts| facts.watch = Watch::Off), "handover deploy");
+        refused(
+            judge("1.3.0", |facts| facts.watch = Watch::Off),
+            "handover deploy",
+        );
     }
 
     #[test]
     fn a_restart_does_not_undo_a_rollback() {
         // 1.3.0 lies in the folder, was live, and was rolled back to 1.2.0 before the restart.
-        refused(judge("1.3.0", |facts| facts.met_again = true), "drop it anew");
+        refused(
+            judge("1.3.0", |facts| facts.met_again = true),
+            "drop it anew",
+        );
         let asked = |facts: &mut Facts<'_>| (facts.met_again, facts.again) = (true, true);
         assert_eq!(judge("1.3.0", asked), Decision::Deploy);
         let nothing_live = |facts: &mut Facts<'_>| (facts.met_again, facts.live) = (true, None);

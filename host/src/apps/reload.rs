@@ -62,16 +62,19 @@ pub(super) fn begin(apps: &Apps, app: Option<AppName>) -> Operation {
     let operation = speaker.listen();
     let chosen = match &app {
         None => Ok(apps.all()),
-        Some(name) => apps.known_or_fail(name).and_then(|app| match app.under_way() {
-            None => Ok(vec![app]),
-            Some(other) => {
-                let message = format!("{other} is under way for {name}: reload when it has ended");
-                Err(result(Outcome::Conflict, &app, message))
-            }
-        }),
+        Some(name) => apps
+            .known_or_fail(name)
+            .and_then(|app| match app.under_way() {
+                None => Ok(vec![app]),
+                Some(other) => {
+                    let message =
+                        format!("{other} is under way for {name}: reload when it has ended");
+                    Err(Box::new(result(Outcome::Conflict, &app, message)))
+                }
+            }),
     };
     match chosen {
-        Err(result) => speaker.finish(result),
+        Err(result) => speaker.finish(*result),
         Ok(chosen) => {
             let apps = apps.clone();
             tokio::spawn(async move { run(&apps, app, chosen, speaker).await });
@@ -116,7 +119,9 @@ async fn run(apps: &Apps, app: Option<AppName>, chosen: Vec<Arc<App>>, speaker: 
         }
     }
     for app in chosen {
-        let Some(staged) = app.saved.read(|record| record.staged.clone()) else { continue };
+        let Some(staged) = app.saved.read(|record| record.staged.clone()) else {
+            continue;
+        };
         let (stored, of) = (apps.clone(), Arc::clone(&app));
         let plan = async move { stored.plan_stored(&of, staged, Cause::Reload).await };
         let begun = deploy::begin_with(apps, app, plan);
@@ -149,12 +154,18 @@ fn sum(mut results: Vec<OperationResult>) -> OperationResult {
         .map(|result| result.app.clone())
         .collect();
     results.retain(|result| result.outcome != Outcome::Staged || !went_on.contains(&result.app));
-    if results.iter().any(|result| result.outcome != Outcome::Unchanged) {
+    if results
+        .iter()
+        .any(|result| result.outcome != Outcome::Unchanged)
+    {
         results.retain(|result| result.outcome != Outcome::Unchanged);
     }
     results.sort_by_key(|result| gravity(result.outcome));
     let Some(mut worst) = results.pop() else {
-        return no_app(Outcome::Unchanged, "nothing to do: nothing is staged, and the drop folder holds nothing new");
+        return no_app(
+            Outcome::Unchanged,
+            "nothing to do: nothing is staged, and the drop folder holds nothing new",
+        );
     };
     for result in results.into_iter().rev() {
         worst.message = format!("{}; {}", worst.message, result.message);
@@ -192,7 +203,11 @@ mod tests {
 
     #[test]
     fn the_worst_outcome_is_the_outcome_and_everything_is_said() {
-        let sum = sum(vec![of("a", Outcome::Done), of("b", Outcome::Rejected), of("c", Outcome::Unchanged)]);
+        let sum = sum(vec![
+            of("a", Outcome::Done),
+            of("b", Outcome::Rejected),
+            of("c", Outcome::Unchanged),
+        ]);
         assert_eq!(sum.outcome, Outcome::Rejected);
         assert_eq!(sum.message, "b Rejected; a Done");
     }
@@ -200,14 +215,20 @@ mod tests {
     #[test]
     fn what_was_staged_and_went_live_counts_as_live() {
         let sum = sum(vec![of("a", Outcome::Staged), of("a", Outcome::Done)]);
-        assert_eq!((sum.outcome, sum.message.as_str()), (Outcome::Done, "a Done"));
+        assert_eq!(
+            (sum.outcome, sum.message.as_str()),
+            (Outcome::Done, "a Done")
+        );
     }
 
     #[test]
     fn nothing_to_do_is_said() {
         assert_eq!(sum(Vec::new()).outcome, Outcome::Unchanged);
         let sum = sum(vec![of("a", Outcome::Unchanged)]);
-        assert_eq!((sum.outcome, sum.message.as_str()), (Outcome::Unchanged, "a Unchanged"));
+        assert_eq!(
+            (sum.outcome, sum.message.as_str()),
+            (Outcome::Unchanged, "a Unchanged")
+        );
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Apps, Cause, app::App, deploy, history, no_app, operation::Operation, result, saved::Head};
+use super::{
+    Apps, Cause, app::App, deploy, history, no_app, operation::Operation, result, saved::Head,
+};
 use crate::{
     control::api::{OperationResult, Outcome},
     names::AppName,
@@ -13,15 +15,17 @@ pub(super) fn begin(apps: &Apps, app: Option<AppName>, to: Option<String>) -> Op
     let found = find_app(apps, app).and_then(|app| {
         let live = app.live().map(|live| live.artifact);
         let target = app.saved.read(|record| {
-            history::rollback_target(&app.name, &record.history, live, to.as_deref()).map(|entry| Head {
-                artifact: entry.artifact,
-                version: entry.version.clone(),
-                source: entry.source.clone(),
+            history::rollback_target(&app.name, &record.history, live, to.as_deref()).map(|entry| {
+                Head {
+                    artifact: entry.artifact,
+                    version: entry.version.clone(),
+                    source: entry.source.clone(),
+                }
             })
         });
         match target {
             Ok(head) => Ok((app, head)),
-            Err(message) => Err(result(Outcome::Failed, &app, message)),
+            Err(message) => Err(Box::new(result(Outcome::Failed, &app, message))),
         }
     });
     match found {
@@ -32,37 +36,40 @@ pub(super) fn begin(apps: &Apps, app: Option<AppName>, to: Option<String>) -> Op
         }
         Err(result) => {
             let speaker = apps.0.operations.begin();
-            speaker.finish(result);
+            speaker.finish(*result);
             speaker.listen()
         }
     }
 }
 
 /// The app of that name, or the only one.
-fn find_app(apps: &Apps, app: Option<AppName>) -> Result<Arc<App>, OperationResult> {
+fn find_app(apps: &Apps, app: Option<AppName>) -> Result<Arc<App>, Box<OperationResult>> {
     if let Some(name) = app {
         return apps.known_or_fail(&name);
     }
     let mut all = apps.all();
     match (all.pop(), all.is_empty()) {
         (Some(only), true) => Ok(only),
-        (None, _) => Err(no_app(Outcome::Failed, "there is no app yet: `handover deploy FILE.so` makes one")),
+        (None, _) => Err(Box::new(no_app(
+            Outcome::Failed,
+            "there is no app yet: `handover deploy FILE.so` makes one",
+        ))),
         (Some(_), false) => {
             let message = format!("say which app: {}", apps.names());
-            Err(no_app(Outcome::Failed, message))
+            Err(Box::new(no_app(Outcome::Failed, message)))
         }
     }
 }
 
 impl Apps {
     /// The app of that name.
-    pub(super) fn known_or_fail(&self, name: &AppName) -> Result<Arc<App>, OperationResult> {
+    pub(super) fn known_or_fail(&self, name: &AppName) -> Result<Arc<App>, Box<OperationResult>> {
         self.known(name).ok_or_else(|| {
             let message = match self.names() {
                 none if none.is_empty() => format!("there is no app {name}, and no other either"),
                 names => format!("there is no app {name}: there is {names}"),
             };
-            no_app(Outcome::Failed, message)
+            Box::new(no_app(Outcome::Failed, message))
         })
     }
 

@@ -110,7 +110,10 @@ impl Record {
     /// Remembers which bytes a file of the drop folder held when it was answered.
     pub(super) fn answered(&mut self, path: &str, artifact: Sha256) {
         self.answered.retain(|known| known.path != path);
-        self.answered.push(Answered { path: path.to_owned(), artifact });
+        self.answered.push(Answered {
+            path: path.to_owned(),
+            artifact,
+        });
         let beyond = self.answered.len().saturating_sub(ANSWERED);
         self.answered.drain(..beyond);
     }
@@ -130,9 +133,15 @@ impl Record {
 
     /// The artifacts that must stay in the store: HEAD, staged, and the last `keep` that were active.
     pub(super) fn wanted(&self, keep: usize) -> Vec<Sha256> {
-        let chosen = self.head.iter().chain(&self.staged).map(|head| head.artifact);
+        let chosen = self
+            .head
+            .iter()
+            .chain(&self.staged)
+            .map(|head| head.artifact);
         let before = super::history::once_active(&self.history);
-        chosen.chain(before.into_iter().take(keep).map(|entry| entry.artifact)).collect()
+        chosen
+            .chain(before.into_iter().take(keep).map(|entry| entry.artifact))
+            .collect()
     }
 }
 
@@ -154,7 +163,11 @@ impl Saved {
             Ok(record) => (record, None),
             Err(why) => (Record::default(), Some(set_aside(&path, &why))),
         };
-        let saved = Self { path, record: Mutex::new(record), writing: Mutex::default() };
+        let saved = Self {
+            path,
+            record: Mutex::new(record),
+            writing: Mutex::default(),
+        };
         (Arc::new(saved), trouble)
     }
 
@@ -184,8 +197,9 @@ impl Saved {
     fn write(&self) -> io::Result<()> {
         let _writing = self.writing.lock();
         let text = serde_json::to_vec_pretty(&*self.record.lock())?;
-        replace(&self.path, &text)
-            .map_err(|cause| io::Error::new(cause.kind(), format!("{}: {cause}", self.path.display())))
+        replace(&self.path, &text).map_err(|cause| {
+            io::Error::new(cause.kind(), format!("{}: {cause}", self.path.display()))
+        })
     }
 }
 
@@ -303,8 +317,17 @@ mod tests {
         assert!(trouble.unwrap().contains("set aside"));
         assert_eq!(saved.read(|record| record.last_generation), 0);
         let aside = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap();
-        assert!(aside.file_name().to_string_lossy().starts_with("shop.json.corrupt-"));
-        saved.change(|record| record.next_generation()).await.1.unwrap();
+        assert!(
+            aside
+                .file_name()
+                .to_string_lossy()
+                .starts_with("shop.json.corrupt-")
+        );
+        saved
+            .change(|record| record.next_generation())
+            .await
+            .1
+            .unwrap();
         assert_eq!(known(dir.path()).unwrap(), [app()]);
     }
 
@@ -335,15 +358,26 @@ mod tests {
             record.answered(&format!("/drop/{n}.so"), artifact);
         }
         assert_eq!(record.history.len(), HISTORY);
-        assert_eq!(record.history[HISTORY - 1].generation, Some(GenerationId(999)));
+        assert_eq!(
+            record.history[HISTORY - 1].generation,
+            Some(GenerationId(999))
+        );
         assert_eq!(record.failing.len(), FAILING);
         assert_eq!(record.answered.len(), ANSWERED);
     }
 
     #[test]
     fn rollback_targets_head_and_staged_stay_in_the_store() {
-        let head = |byte| Head { artifact: Sha256([byte; 32]), version: "1.0.0".parse().unwrap(), source: None };
-        let mut record = Record { head: Some(head(1)), staged: Some(head(2)), ..Record::default() };
+        let head = |byte| Head {
+            artifact: Sha256([byte; 32]),
+            version: "1.0.0".parse().unwrap(),
+            source: None,
+        };
+        let mut record = Record {
+            head: Some(head(1)),
+            staged: Some(head(2)),
+            ..Record::default()
+        };
         for (generation, byte) in [(1, 3), (2, 4), (3, 5), (4, 1), (5, 5)] {
             record.remember(entry(generation, byte, Outcome::Done));
         }

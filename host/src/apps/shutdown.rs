@@ -26,10 +26,20 @@ pub(super) async fn shutdown(apps: &Apps, deadline: Duration) {
     for old in apps.all().iter().flat_map(|app| app.draining()) {
         old.end.notify_one();
     }
-    if tokio::time::timeout(CANCELLED_WITHIN, all_gone(apps)).await.is_err() {
-        let left = apps.all().iter().flat_map(|app| app.draining()).map(|old| old.generation.counts().in_flight).sum();
-        let message =
-            format!("the host ends with {} that did not notice being cancelled", counted(left, "request"));
+    if tokio::time::timeout(CANCELLED_WITHIN, all_gone(apps))
+        .await
+        .is_err()
+    {
+        let left = apps
+            .all()
+            .iter()
+            .flat_map(|app| app.draining())
+            .map(|old| old.generation.counts().in_flight)
+            .sum();
+        let message = format!(
+            "the host ends with {} that did not notice being cancelled",
+            counted(left, "request")
+        );
         apps.0.events.tell(Kind::Host, None, None, message);
     }
 }
@@ -38,7 +48,9 @@ pub(super) async fn shutdown(apps: &Apps, deadline: Duration) {
 fn take_leave(apps: &Apps) -> bool {
     let mut any = false;
     for app in apps.all() {
-        let Some(live) = app.running(|running| running.live.take()) else { continue };
+        let Some(live) = app.running(|running| running.live.take()) else {
+            continue;
+        };
         any = true;
         apps.publish();
         let leaving = deploy::leave(apps, &app, live);

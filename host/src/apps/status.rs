@@ -18,7 +18,14 @@ pub(super) fn status(apps: &Apps) -> Status {
             pid: std::process::id(),
             uptime_ms: millis(apps.0.started.elapsed()),
             rss_bytes: resident_bytes(),
-            listen: apps.0.listen.get().into_iter().flatten().map(ToString::to_string).collect(),
+            listen: apps
+                .0
+                .listen
+                .get()
+                .into_iter()
+                .flatten()
+                .map(ToString::to_string)
+                .collect(),
             abi: HOST_ABI.to_string(),
         },
     }
@@ -27,12 +34,19 @@ pub(super) fn status(apps: &Apps) -> Status {
 fn app_status(app: &App) -> AppStatus {
     let (active, mut generations) = app.running(|running| {
         let active = running.live.as_ref().map(|live| live.active.generation());
-        let old = running
-            .old
-            .iter()
-            .map(|old| (std::sync::Arc::clone(&old.generation), old.retained_because.clone()));
-        let generations: Vec<_> = old.chain(active.map(|active| (active.clone(), None))).collect();
-        (active.map(|generation| generation.spec().clone()), generations)
+        let old = running.old.iter().map(|old| {
+            (
+                std::sync::Arc::clone(&old.generation),
+                old.retained_because.clone(),
+            )
+        });
+        let generations: Vec<_> = old
+            .chain(active.map(|active| (active.clone(), None)))
+            .collect();
+        (
+            active.map(|generation| generation.spec().clone()),
+            generations,
+        )
     });
     generations.sort_by_key(|(generation, _)| generation.spec().id);
     AppStatus {
@@ -52,10 +66,13 @@ fn app_status(app: &App) -> AppStatus {
             version: spec.version,
             artifact: spec.artifact.to_string(),
         }),
-        staged: app.saved.read(|record| record.staged.clone()).map(|staged| StagedStatus {
-            version: staged.version,
-            artifact: staged.artifact.to_string(),
-        }),
+        staged: app
+            .saved
+            .read(|record| record.staged.clone())
+            .map(|staged| StagedStatus {
+                version: staged.version,
+                artifact: staged.artifact.to_string(),
+            }),
         generations: generations
             .into_iter()
             .filter(|(generation, _)| generation.state() != State::Unloaded)
@@ -64,22 +81,17 @@ fn app_status(app: &App) -> AppStatus {
     }
 }
 
-fn generation_status(generation: &Generation, retained_because: Option<String>) -> GenerationStatus {
+fn generation_status(
+    generation: &Generation,
+    retained_because: Option<String>,
+) -> GenerationStatus {
     let spec = generation.spec();
     let counts = generation.counts();
     GenerationStatus {
         generation: spec.id,
         version: spec.version.clone(),
         artifact: spec.artifact.to_string(),
-        state: match generation.state() {
-            State::Started => "started",
-            State::Active => "active",
-            State::Draining => "draining",
-            State::Retired => "retired",
-            State::Unloaded => "unloaded",
-            State::Retained => "retained",
-        }
-        .to_owned(),
+        state: generation.state().as_str().to_owned(),
         in_flight: counts.in_flight,
         jobs: counts.jobs,
         requests: counts.requests,
@@ -96,7 +108,9 @@ pub(super) fn millis(duration: Duration) -> u64 {
 /// The resident memory of this process, zero if the kernel does not say.
 fn resident_bytes() -> u64 {
     // `status` gives kilobytes; `statm` would give pages of a size one has to ask for.
-    let Ok(text) = std::fs::read_to_string("/proc/self/status") else { return 0 };
+    let Ok(text) = std::fs::read_to_string("/proc/self/status") else {
+        return 0;
+    };
     text.lines()
         .find_map(|line| line.strip_prefix("VmRSS:"))
         .and_then(|rest| rest.split_whitespace().next())

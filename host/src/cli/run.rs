@@ -1,6 +1,6 @@
 //! `run`: this process becomes the host.
 
-use std::io;
+use std::{io, time::Duration};
 
 use super::{
     args::{Global, Run},
@@ -12,6 +12,9 @@ use crate::{
     daemon::{self, Daemon},
     telemetry,
 };
+
+/// How long tasks have to notice that the host has ended.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// `handover run`
 pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
@@ -25,7 +28,7 @@ pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
     let runtime = daemon::runtime(&config)
         .map_err(|error| Failure::new(format!("the host has no runtime: {error}")))?;
     let server = config.server.clone();
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let daemon = Daemon::start(config)
             .await
             .map_err(|error| Failure::new(error.to_string()))?;
@@ -39,7 +42,10 @@ pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
         );
         daemon.wait().await;
         Ok(())
-    })
+    });
+    // A worker that is stuck in a plugin's code would keep the process for ever.
+    runtime.shutdown_timeout(LAST_MOMENT);
+    ended
 }
 
 /// Flags overrule the file. A state directory without a socket brings its own.

@@ -6,7 +6,7 @@ use std::{
     convert::Infallible,
     fmt,
     sync::{Arc, OnceLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -53,10 +53,11 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn events(&self) -> (Vec<Event>, broadcast::Receiver<Event>);
     /// Begins an upload. Blocks on the file system.
     fn upload(&self) -> Result<Self::Upload, StoreError>;
-    /// For `POST /v1/deploy`, with the whole upload.
+    /// For `POST /v1/deploy`, with the whole upload, and how long it took to be stored.
     fn deploy(
         &self,
         artifact: Self::Artifact,
+        stored_in: Duration,
         app: Option<AppName>,
         timeout: Option<Duration>,
     ) -> Operation;
@@ -120,10 +121,12 @@ impl Backend for Host {
     fn deploy(
         &self,
         artifact: Artifact,
+        stored_in: Duration,
         app: Option<AppName>,
         timeout: Option<Duration>,
     ) -> Operation {
-        self.apps.deploy(artifact, app, Cause::Deploy, timeout)
+        self.apps
+            .deploy(artifact, stored_in, app, Cause::Deploy, timeout)
     }
 
     fn reload(&self, app: Option<AppName>) -> Operation {
@@ -509,8 +512,9 @@ async fn deploy<B: Backend>(
     let timeout = query.timeout_ms.map(Duration::from_millis);
     // On a task of its own: when the last byte is in, the deploy happens, even if the client dies in that moment.
     let deploying = tokio::spawn(async move {
+        let began = Instant::now();
         let artifact = receive(body, backend.clone()).await?;
-        Ok(backend.deploy(artifact, query.app, timeout))
+        Ok(backend.deploy(artifact, began.elapsed(), query.app, timeout))
     });
     let error = match deploying.await {
         Ok(Ok(operation)) => return Ok(progress(operation)),
@@ -733,6 +737,7 @@ mod tests {
         fn deploy(
             &self,
             artifact: Vec<u8>,
+            _stored_in: Duration,
             app: Option<AppName>,
             timeout: Option<Duration>,
         ) -> Operation {

@@ -121,6 +121,11 @@ impl Streaming {
                 }
                 Poll::Ready(Some(Err(AnswerError::Plugin(error))))
             }
+            // What fed it may have been cancelled at the deadline just before: an end then is none.
+            Poll::Ready(None) if self.body.guard().core().is_expired() => {
+                self.body.guard().core().count_cut();
+                Poll::Ready(Some(Err(AnswerError::Expired)))
+            }
             Poll::Ready(ready) => Poll::Ready(ready.map(|frame| frame.map_err(AnswerError::Plugin))),
             Poll::Pending if self.expiry.poll(self.body.guard(), cx) => {
                 self.body.guard().core().count_cut();

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use handover_plugin::abi::root::RootRef;
 use rustix::process::{
     Resource, Rlimit, Signal, getpid, getppid, kill_process_group, set_parent_process_death_signal,
     setrlimit,
@@ -32,7 +33,9 @@ pub fn main() -> ExitCode {
     let (mouth, task) = match prepare() {
         Ok(prepared) => prepared,
         Err(error) => {
-            eprintln!("preflight-child is what the host starts to check an artifact, not a command for people: {error}");
+            eprintln!(
+                "preflight-child is what the host starts to check an artifact, not a command for people: {error}"
+            );
             return ExitCode::from(2);
         }
     };
@@ -52,7 +55,13 @@ fn end() -> ! {
 fn prepare() -> io::Result<(Mouth, Task)> {
     // Before anything can go wrong: the host's death is ours, a crash writes no core.
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    setrlimit(
+        Resource::Core,
+        Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        },
+    )?;
 
     // The socket moves away from standard input, where a plugin could read it, and is not left to its children.
     let socket = UnixStream::from(rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?);
@@ -67,10 +76,12 @@ fn prepare() -> io::Result<(Mouth, Task)> {
         return Err(io::Error::other("the host has ended"));
     }
     // The signal above comes with the end of the thread that started us, this with the end of the host.
-    std::thread::Builder::new().name("preflight-guard".to_owned()).spawn(move || {
-        let _ = ear.read(&mut [0]);
-        end()
-    })?;
+    std::thread::Builder::new()
+        .name("preflight-guard".to_owned())
+        .spawn(move || {
+            let _ = ear.read(&mut [0]);
+            end()
+        })?;
     Ok((Mouth(Arc::new(socket)), task))
 }
 
@@ -80,7 +91,9 @@ struct Mouth(Arc<UnixStream>);
 
 impl Mouth {
     fn say(&self, line: &Line) {
-        let Ok(mut text) = serde_json::to_vec(line) else { return };
+        let Ok(mut text) = serde_json::to_vec(line) else {
+            return;
+        };
         text.push(b'\n');
         // A host that does not listen any more kills us.
         let _ = (&*self.0).write_all(&text);
@@ -102,12 +115,19 @@ fn check(mouth: &Mouth, task: Task) -> Result<Line, Line> {
     let artifact = read(&task)?;
     mouth.checked(format!(
         "{} {} for {}, ABI {}",
-        artifact.manifest.app, artifact.manifest.version, artifact.elf.machine, artifact.manifest.abi
+        artifact.manifest.app,
+        artifact.manifest.version,
+        artifact.elf.machine,
+        artifact.manifest.abi
     ));
 
     mouth.begin(Stage::Mapping);
-    let library = Library::open(&artifact, Layouts::Check)
-        .map_err(|error| Line::Rejected { reason: error.to_string() })?;
+    let library = Library::open(&artifact, Layouts::Check).map_err(|error| Line::Rejected {
+        reason: error.to_string(),
+    })?;
+    library.root::<RootRef>().map_err(|error| Line::Rejected {
+        reason: format!("its layouts do not fit this host: {error}"),
+    })?;
     mouth.checked("layouts match".to_owned());
     if !task.start {
         return Ok(Line::Passed);
@@ -137,7 +157,9 @@ fn read(task: &Task) -> Result<Artifact, Line> {
             artifact.sha256
         )));
     }
-    artifact.acceptable().map_err(|reason| Line::Rejected { reason })?;
+    artifact
+        .acceptable()
+        .map_err(|reason| Line::Rejected { reason })?;
     Ok(artifact)
 }
 
@@ -162,28 +184,45 @@ async fn start_and_ask(
     };
     let started = generation::start(library, spec)
         .await
-        .map_err(|error| Line::Rejected { reason: error.to_string() })?;
-    mouth.checked(format!("constructor ended in {} ms", began.elapsed().as_millis()));
+        .map_err(|error| Line::Rejected {
+            reason: format!("it did not start: {error}"),
+        })?;
+    mouth.checked(format!(
+        "constructor ended in {} ms",
+        began.elapsed().as_millis()
+    ));
     let active = started.activate();
     for request in &task.requests {
-        mouth.begin(Stage::Smoke { path: request.path.clone() });
+        mouth.begin(Stage::Smoke {
+            path: request.path.clone(),
+        });
         ask(mouth, active.generation(), request).await?;
     }
     Ok(Line::Passed)
 }
 
-async fn ask(mouth: &Mouth, generation: &Arc<Generation>, request: &SmokeRequest) -> Result<(), Line> {
+async fn ask(
+    mouth: &Mouth,
+    generation: &Arc<Generation>,
+    request: &SmokeRequest,
+) -> Result<(), Line> {
     let SmokeRequest { path, status } = request;
     match dispatch::smoke(generation, path).await {
         Ok(got) if got.as_u16() == *status => {
             mouth.checked(format!("GET {path} answered {status}"));
             Ok(())
         }
-        Ok(got) => Err(Line::Unhealthy { reason: format!("GET {path} answered {}, wanted {status}", got.as_u16()) }),
-        Err(reason) => Err(Line::Unhealthy { reason: format!("GET {path} was not answered: {reason}") }),
+        Ok(got) => Err(Line::Unhealthy {
+            reason: format!("GET {path} answered {}, wanted {status}", got.as_u16()),
+        }),
+        Err(reason) => Err(Line::Unhealthy {
+            reason: format!("GET {path} was not answered: {reason}"),
+        }),
     }
 }
 
 fn broken(cause: impl ToString) -> Line {
-    Line::Broken { reason: cause.to_string() }
+    Line::Broken {
+        reason: cause.to_string(),
+    }
 }

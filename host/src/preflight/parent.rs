@@ -13,15 +13,13 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tokio::{
-    io::{
-        AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader, Interest, unix::AsyncFd,
-    },
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
     net::UnixStream,
     process::{Child, Command},
     sync::Semaphore,
-    task::JoinSet,
+    task::{JoinHandle, JoinSet},
 };
 
 use super::{
@@ -48,7 +46,11 @@ const LONGEST_LINE: u64 = 256 * 1024;
 ///
 /// # Errors
 /// The host's fault (exit code 1): no child could be started, or it could not read what the host stored.
-pub async fn check(artifact: &Artifact, app: &AppName, settings: &config::App) -> io::Result<Verdict> {
+pub async fn check(
+    artifact: &Artifact,
+    app: &AppName,
+    settings: &config::App,
+) -> io::Result<Verdict> {
     let _turn = AT_ONCE.acquire().await.map_err(io::Error::other)?;
     let deadline = settings.check.deadline;
     let task = Task {
@@ -57,7 +59,7 @@ pub async fn check(artifact: &Artifact, app: &AppName, settings: &config::App) -
         sha256: artifact.sha256,
         app: app.clone(),
         config: settings.config.clone(),
-        env: config_env(&settings.env),
+        env: settings.readable_env(),
         runtime_threads: settings.runtime_threads.get(),
         start: settings.check.start,
         deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
@@ -70,25 +72,22 @@ pub async fn check(artifact: &Artifact, app: &AppName, settings: &config::App) -
     let said = running.output.text();
     match ended {
         Ended::Reported => {}
-        Ended::ByItself => tracing::debug!(%status, stage = ?heard.stage, "a preflight child ended"),
-        Ended::AtDeadline => tracing::debug!(stage = ?heard.stage, "a preflight child reached its deadline"),
+        Ended::ByItself => {
+            tracing::debug!(%status, stage = ?heard.stage, "a preflight child ended")
+        }
+        Ended::AtDeadline => {
+            tracing::debug!(stage = ?heard.stage, "a preflight child reached its deadline")
+        }
     }
     heard.verdict(ended, status, deadline, &said)
-}
-
-fn config_env(names: &[String]) -> Vec<(String, String)> {
-    names
-        .iter()
-        .filter_map(|name| std::env::var(name).ok().map(|value| (name.clone(), value)))
-        .collect()
 }
 
 /// A child, and what is needed to end it for certain.
 struct Running {
     child: Child,
     group: Group,
-    /// Readable when the child has ended, without taking its exit status.
-    ended: AsyncFd<OwnedFd>,
+    /// Ends when the child has ended, and leaves its exit status and with it its process id.
+    ended: JoinHandle<()>,
     report: UnixStream,
     output: Output,
 }
@@ -124,16 +123,32 @@ impl Running {
             .and_then(|id| Pid::from_raw(id.cast_signed()))
             .ok_or_else(|| io::Error::other("the preflight child has no process id"))?;
         let group = Group(Some(pid));
-        #[allow(deprecated, reason = "sound for an `OwnedFd`, and its replacement is unsafe, which has no room here")]
-        let ended = AsyncFd::with_interest(pidfd_open(pid, PidfdFlags::NONBLOCK)?, Interest::READABLE)?;
+        let ended = tokio::task::spawn_blocking(move || {
+            // An error means that somebody took its status already, so it has ended.
+            let _ = waitid(
+                WaitId::Pid(pid),
+                WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
+            );
+        });
         let mut output = Output::default();
         output.read(child.stdout.take());
         output.read(child.stderr.take());
-        Ok(Self { child, group, ended, report, output })
+        Ok(Self {
+            child,
+            group,
+            ended,
+            report,
+            output,
+        })
     }
 
     /// Gives the child its task and hears it until its last line, its end, or the deadline.
-    async fn listen(&mut self, task: &Task, heard: &mut Heard, deadline: Duration) -> io::Result<Ended> {
+    async fn listen(
+        &mut self,
+        task: &Task,
+        heard: &mut Heard,
+        deadline: Duration,
+    ) -> io::Result<Ended> {
         let Self { report, ended, .. } = self;
         let (from, mut to) = report.split();
         let mut lines = BufReader::new(from);
@@ -151,10 +166,7 @@ impl Running {
         let ended = tokio::select! {
             biased;
             () = talk => Ended::Reported,
-            ready = ended.readable() => {
-                ready?;
-                Ended::ByItself
-            }
+            _ = ended => Ended::ByItself,
             () = tokio::time::sleep(deadline) => Ended::AtDeadline,
         };
         if ended == Ended::ByItself {
@@ -197,7 +209,11 @@ impl Heard {
     async fn listen(&mut self, lines: &mut (impl AsyncBufReadExt + Unpin)) {
         while self.last.is_none() {
             let mut line = Vec::new();
-            match (&mut *lines).take(LONGEST_LINE).read_until(b'\n', &mut line).await {
+            match (&mut *lines)
+                .take(LONGEST_LINE)
+                .read_until(b'\n', &mut line)
+                .await
+            {
                 Ok(read) if read > 0 && line.ends_with(b"\n") => {}
                 Ok(_) | Err(_) => return,
             }
@@ -233,7 +249,8 @@ impl Heard {
         }
         if ended == Ended::AtDeadline {
             let limit = humantime::format_duration(deadline);
-            let reason = format!("it did not end within {limit} {during} (check.deadline sets the limit)");
+            let reason =
+                format!("it did not end within {limit} {during} (check.deadline sets the limit)");
             return Ok(match self.stage {
                 Stage::Smoke { .. } => Verdict::Unhealthy(with_output(reason)),
                 Stage::Preparing | Stage::Reading | Stage::Mapping | Stage::Starting => {
@@ -274,7 +291,10 @@ fn signal_name(number: i32) -> String {
     known
         .iter()
         .find(|(signal, _)| signal.as_raw() == number)
-        .map_or_else(|| format!("signal {number}"), |(_, name)| (*name).to_owned())
+        .map_or_else(
+            || format!("signal {number}"),
+            |(_, name)| (*name).to_owned(),
+        )
 }
 
 /// The end of what a child prints, read so that it never waits for a reader.
@@ -337,7 +357,9 @@ mod tests {
     const DEADLINE: Duration = Duration::from_secs(30);
 
     fn rejected(verdict: io::Result<Verdict>, parts: &[&str]) {
-        let Verdict::Rejected(reason) = verdict.unwrap() else { panic!("not rejected") };
+        let Verdict::Rejected(reason) = verdict.unwrap() else {
+            panic!("not rejected")
+        };
         for part in parts {
             assert!(reason.contains(part), "{reason}");
         }
@@ -345,32 +367,51 @@ mod tests {
 
     #[tokio::test]
     async fn a_crash_names_its_signal_and_stage_and_last_words() {
-        let verdict = heard(STARTING).await.verdict(Ended::ByItself, killed(11), DEADLINE, "oh no");
-        rejected(verdict, &["SIGSEGV", "in the constructor", "printed last:\noh no"]);
+        let verdict = heard(STARTING)
+            .await
+            .verdict(Ended::ByItself, killed(11), DEADLINE, "oh no");
+        rejected(
+            verdict,
+            &["SIGSEGV", "in the constructor", "printed last:\noh no"],
+        );
     }
 
     #[tokio::test]
     async fn an_exit_names_its_code_even_when_it_is_zero() {
         for code in [0, 3] {
-            let verdict = heard(STARTING).await.verdict(Ended::ByItself, exited(code), DEADLINE, "");
+            let verdict =
+                heard(STARTING)
+                    .await
+                    .verdict(Ended::ByItself, exited(code), DEADLINE, "");
             rejected(verdict, &[&format!("exit({code}) in the constructor")]);
         }
     }
 
     #[tokio::test]
     async fn a_hang_is_a_rejection_and_in_a_smoke_request_unhealthy() {
-        let verdict = heard(STARTING).await.verdict(Ended::AtDeadline, killed(9), DEADLINE, "");
+        let verdict = heard(STARTING)
+            .await
+            .verdict(Ended::AtDeadline, killed(9), DEADLINE, "");
         rejected(verdict, &["did not end within 30s", "in the constructor"]);
         let smoke = "{\"line\":\"begins\",\"stage\":{\"smoke\":{\"path\":\"/health\"}}}\n";
-        let verdict = heard(smoke).await.verdict(Ended::AtDeadline, killed(9), DEADLINE, "");
-        assert!(matches!(verdict.unwrap(), Verdict::Unhealthy(reason) if reason.contains("GET /health")));
+        let verdict = heard(smoke)
+            .await
+            .verdict(Ended::AtDeadline, killed(9), DEADLINE, "");
+        assert!(
+            matches!(verdict.unwrap(), Verdict::Unhealthy(reason) if reason.contains("GET /health"))
+        );
     }
 
     #[tokio::test]
     async fn what_was_checked_is_told_in_order() {
         let lines = "{\"line\":\"checked\",\"what\":\"a\"}\n{\"line\":\"checked\",\"what\":\"b\"}\n{\"line\":\"passed\"}\n";
-        let verdict = heard(lines).await.verdict(Ended::Reported, killed(9), DEADLINE, "noise");
-        assert_eq!(verdict.unwrap(), Verdict::Passed(vec!["a".into(), "b".into()]));
+        let verdict = heard(lines)
+            .await
+            .verdict(Ended::Reported, killed(9), DEADLINE, "noise");
+        assert_eq!(
+            verdict.unwrap(),
+            Verdict::Passed(vec!["a".into(), "b".into()])
+        );
     }
 
     #[tokio::test]
@@ -383,7 +424,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_child_that_never_came_up_is_the_hosts_fault() {
-        let verdict = heard("").await.verdict(Ended::ByItself, exited(101), DEADLINE, "");
+        let verdict = heard("")
+            .await
+            .verdict(Ended::ByItself, exited(101), DEADLINE, "");
         assert!(verdict.is_err());
     }
 

@@ -32,6 +32,10 @@ pub(super) struct Candidate {
     pub(super) known: Option<(Sha256, Verdict)>,
     /// The stamp has not changed since that was learnt.
     pub(super) touched_only: bool,
+    /// The file was written or replaced since that was learnt, not only its attributes changed.
+    pub(super) rewritten: bool,
+    /// Nobody has touched it since the host was started.
+    pub(super) lay_there: bool,
 }
 
 /// What became of a candidate.
@@ -92,8 +96,11 @@ pub(super) async fn run<T: DropTarget>(
         .collect();
     let permit = readers.acquire().await;
     let reading = {
-        let key = key.clone();
-        task::spawn_blocking(move || take_in(&key, candidates, fresh_state, &store))
+        let (key, target) = (key.clone(), Arc::clone(&target));
+        task::spawn_blocking(move || {
+            let has = |sha256| key.as_ref().is_some_and(|app| target.has(app, sha256));
+            take_in(&key, candidates, fresh_state, &store, has)
+        })
     };
     let Ok(intake) = reading.await else {
         // The runtime ends, or a bug: what is not answered is tried again.
@@ -128,6 +135,7 @@ pub(super) async fn run<T: DropTarget>(
         artifact: best.artifact,
         replaces: best.replaces,
         again: best.candidate.again,
+        lay_there: best.candidate.lay_there,
     };
     // On a task of its own, so that a panic is an answer and not the end of this app's queue.
     let answer = match task::spawn(async move { target.offer(offer).await }).await {
@@ -176,7 +184,13 @@ fn outcome(candidate: &Candidate, end: End) -> Outcome {
 }
 
 /// Reads all candidates, answers what needs no offer, and stores the one to offer. Blocks.
-fn take_in(key: &Key, candidates: Vec<Candidate>, fresh_state: bool, store: &Store) -> Intake {
+fn take_in(
+    key: &Key,
+    candidates: Vec<Candidate>,
+    fresh_state: bool,
+    store: &Store,
+    has: impl Fn(Sha256) -> bool,
+) -> Intake {
     let mut intake = Intake::default();
     let mut fresh = Vec::new();
     let alone = candidates.len() == 1;
@@ -209,6 +223,7 @@ fn take_in(key: &Key, candidates: Vec<Candidate>, fresh_state: bool, store: &Sto
         if let (Some(sha256), Some((before, verdict))) = (sha256, &previous)
             && sha256 == *before
             && !(candidate.again && *verdict != Verdict::Deployed)
+            && !(candidate.rewritten && *verdict == Verdict::Deployed && !has(sha256))
         {
             let end = End::Answered(sha256, verdict.clone());
             intake.outcomes.push(outcome(&candidate, end));

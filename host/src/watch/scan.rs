@@ -77,6 +77,12 @@ impl Stamp {
         }
     }
 
+    /// Whether somebody wrote or replaced the file in between. A change of its attributes alone is none of the bytes.
+    fn rewritten_since(&self, before: &Self) -> bool {
+        (self.device, self.inode, self.size, self.modified)
+            != (before.device, before.inode, before.size, before.modified)
+    }
+
     /// How long nobody has touched it, by the clock of the file system; none if that is ahead of ours.
     fn age(&self) -> Option<Duration> {
         let (seconds, nanos) = self.changed;
@@ -94,6 +100,8 @@ struct Seen {
     since: Instant,
     /// An event told that it is whole.
     whole: bool,
+    /// Found by the first scan, and not touched since.
+    lay_there: bool,
     /// It waits for or is in a batch.
     busy: bool,
     /// It could not be tried in this state.
@@ -183,6 +191,8 @@ pub(super) struct Scanner<T> {
     complained: BTreeSet<PathBuf>,
     /// When a file that must be quiet first is due.
     due: Option<Instant>,
+    /// No scan was made yet.
+    first: bool,
 }
 
 impl<T: DropTarget> Scanner<T> {
@@ -214,6 +224,7 @@ impl<T: DropTarget> Scanner<T> {
             readers: Arc::new(Semaphore::new(8)),
             complained: BTreeSet::new(),
             due: None,
+            first: true,
         }
     }
 
@@ -339,6 +350,7 @@ impl<T: DropTarget> Scanner<T> {
             for found in &listing.files {
                 keys.extend(self.look_at(found, &hints, reason));
             }
+            self.first = false;
         }
         if let Reason::Asked { app, again, waiter } = reason {
             for (key, queue) in &mut self.queues {
@@ -369,13 +381,14 @@ impl<T: DropTarget> Scanner<T> {
             stamp,
             since: now,
             whole: false,
+            lay_there: self.first,
             busy: false,
             retry: None,
             known: None,
             named: None,
         });
         if seen.stamp != stamp {
-            (seen.stamp, seen.since, seen.whole) = (stamp, now, false);
+            (seen.stamp, seen.since, seen.whole, seen.lay_there) = (stamp, now, false, false);
         }
         seen.whole |= hints.is_whole(&found.path, &found.folder, &self.root);
         if seen.busy {
@@ -477,6 +490,8 @@ impl<T: DropTarget> Scanner<T> {
                 retried: seen.retry.take() == Some(stamp),
                 known: (seen.known.as_ref()).map(|k| (k.sha256, k.verdict.clone())),
                 touched_only: (seen.known.as_ref()).is_some_and(|k| k.stamp == stamp),
+                rewritten: (seen.known.as_ref()).is_some_and(|k| stamp.rewritten_since(&k.stamp)),
+                lay_there: seen.lay_there && stamp == decided,
                 path,
             });
         }

@@ -6,7 +6,10 @@ use std::{
     io::Write,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -48,6 +51,8 @@ struct Target {
     offers: mpsc::UnboundedSender<Offer>,
     refused: mpsc::UnboundedSender<(PathBuf, String)>,
     reply: Box<Reply>,
+    /// Something else than what was offered has been made live since.
+    changed_since: AtomicBool,
     /// Each offer takes one; those of the app `slow` only.
     slow: Semaphore,
 }
@@ -55,6 +60,10 @@ struct Target {
 impl DropTarget for Target {
     fn watches(&self, app: &AppName) -> bool {
         app.as_str() != "off"
+    }
+
+    fn has(&self, _app: &AppName, _sha256: Sha256) -> bool {
+        !self.changed_since.load(Ordering::Relaxed)
     }
 
     async fn offer(&self, offer: Offer) -> Answer {
@@ -97,6 +106,7 @@ impl Host {
             offers: offers_in,
             refused: refused_in,
             reply,
+            changed_since: AtomicBool::new(false),
             slow: Semaphore::new(0),
         });
         let handle = spawn_with(plugins.clone(), store, Arc::clone(&target), timing, events);
@@ -339,6 +349,29 @@ async fn only_other_bytes_are_offered() {
     file.set_modified(modified).unwrap();
     assert_eq!(host.scan().await, 1);
     host.offer().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_bytes_put_there_anew_are_offered_when_something_else_is_live() {
+    let mut host = Host::without_events(BY_HAND, fine).await;
+    let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
+    assert_eq!(host.scan().await, 1);
+    assert!(!host.offer().await.lay_there);
+    host.target.changed_since.store(true, Ordering::Relaxed);
+    assert_eq!(host.scan().await, 0, "nobody put it there anew");
+    let mut mode = fs::metadata(&path).unwrap().permissions();
+    mode.set_readonly(true);
+    fs::set_permissions(&path, mode).unwrap();
+    assert_eq!(host.scan().await, 0, "only its attributes changed");
+    host.rename_in(&shop("1.0.0"), "shop/a.so");
+    assert_eq!(host.scan().await, 1);
+    host.offer().await;
+    let mut host = host.restart(BY_HAND).await;
+    assert_eq!(host.scan().await, 0, "a restart puts nothing there");
+    host.no_offer();
+    fs::remove_file(path.with_file_name("a.so.deployed")).unwrap();
+    let mut host = host.restart(BY_HAND).await;
+    assert!(host.offer().await.lay_there);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -643,7 +676,7 @@ async fn deleting_a_file_deletes_its_answer_and_nothing_else() {
 async fn what_could_not_be_tried_is_offered_at_the_next_scan() {
     let tries = std::sync::atomic::AtomicUsize::new(0);
     let mut host = Host::without_events(BY_HAND, move |offer| {
-        match tries.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+        match tries.fetch_add(1, Ordering::Relaxed) {
             0 => Answer::Later,
             _ => fine(offer),
         }

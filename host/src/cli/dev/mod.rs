@@ -245,7 +245,8 @@ to look inside: handover --control {} status -w",
                 &format!("built in {}: the plugin is the same", output::time(built)),
             );
         }
-        self.swap(artifact, built).await;
+        let stored_in = started.elapsed().saturating_sub(built);
+        self.swap(artifact, built, stored_in).await;
     }
 
     async fn add(&self, file: PathBuf) -> Result<Artifact, String> {
@@ -263,10 +264,10 @@ to look inside: handover --control {} status -w",
         }
     }
 
-    async fn swap(&mut self, artifact: Artifact, built: Duration) {
+    async fn swap(&mut self, artifact: Artifact, built: Duration, stored_in: Duration) {
         let started = Instant::now();
         let (sha256, version) = (artifact.sha256, artifact.manifest.version.clone());
-        let deployed = match self.deploy(artifact.clone()).await {
+        let deployed = match self.deploy(artifact.clone(), stored_in).await {
             // The drain before holds the app; it ends soon, and then it is our turn.
             Deployed::Ended(OperationResult {
                 outcome: Outcome::Conflict,
@@ -275,7 +276,7 @@ to look inside: handover --control {} status -w",
                 if let Some(operation) = self.operation.take() {
                     let _ = operation.await;
                 }
-                self.deploy(artifact).await
+                self.deploy(artifact, stored_in).await
             }
             deployed => deployed,
         };
@@ -316,10 +317,14 @@ to look inside: handover --control {} status -w",
     }
 
     /// Deploys, and returns as soon as it is live: the drain of the old code goes on beside.
-    async fn deploy(&mut self, artifact: Artifact) -> Deployed {
-        let mut operation = self
-            .apps
-            .deploy(artifact, Some(self.app.clone()), Cause::Dev, None);
+    async fn deploy(&mut self, artifact: Artifact, stored_in: Duration) -> Deployed {
+        let mut operation = self.apps.deploy(
+            artifact,
+            stored_in,
+            Some(self.app.clone()),
+            Cause::Dev,
+            None,
+        );
         while let Some(line) = operation.lines.recv().await {
             match line {
                 Progress::Step { step, .. } if step == "cutover" => break,
