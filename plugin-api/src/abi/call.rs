@@ -39,16 +39,7 @@ pub enum AnswerBody<'a> {
     Upgrade(IoStream),
 }
 
-/// An answer, owned.
-#[derive(Debug)]
-pub struct Answer {
-    /// Status and headers.
-    pub parts: response::Parts,
-    /// The body.
-    pub body: Payload,
-}
-
-/// The body of an [`Answer`].
+/// The body of an answer, owned.
 #[derive(Debug)]
 pub enum Payload {
     /// No body.
@@ -62,10 +53,9 @@ pub enum Payload {
 }
 
 impl Responder<'_> {
-    /// Gives `answer` to the host.
-    pub fn respond(&self, answer: Answer) {
-        let Answer { parts, body } = answer;
-        ResponseHead::lend(&parts, |head| {
+    /// Gives an answer to the host.
+    pub fn respond(&self, parts: &response::Parts, body: Payload) {
+        ResponseHead::lend(parts, |head| {
             let full;
             let body = match body {
                 Payload::Empty => AnswerBody::Empty,

@@ -1,11 +1,10 @@
 //! The plugin's half of the tables: safe traits that the SDK implements, and the entry points over them.
 
 use std::{
-    future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     ptr,
-    task::{Context, Poll},
+    task::{Context, Waker},
     time::Duration,
 };
 
@@ -17,7 +16,7 @@ use abi_stable::{
 
 use super::{
     body::BodyStream,
-    call::{Answer, Called, Responder},
+    call::{Called, Responder},
     head::RequestHead,
     host::{Event, HostRef, Work},
     poll::PollState,
@@ -75,16 +74,19 @@ impl HostHandle {
     }
 }
 
-/// A future of an answer; none when there is none, which was logged.
-pub type Answering = Pin<Box<dyn Future<Output = Option<Answer>> + Send>>;
+/// A request that an app works on.
+pub trait Answering: Send {
+    /// Polls it. `Ready` when the answer was given to `responder`, `Failed` when there is none, which was logged.
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>, responder: &Responder<'_>) -> PollState;
+}
 
 /// A running app.
 pub trait Plugin: Send + Sync + 'static {
     /// Makes the calling thread one of the app's: its runtime's context is entered. Called before every poll, so it must be cheap, and it
     /// must not panic.
     fn enter(&self);
-    /// Begins to answer a request; nothing has run yet.
-    fn call(&self, request: http::Request<Option<BodyStream>>, upgrade: bool) -> Answering;
+    /// Begins to answer a request. None when the head is none that HTTP allows.
+    fn call(&self, head: &RequestHead<'_>, body: Option<BodyStream>, upgrade: bool) -> Option<Pin<Box<dyn Answering>>>;
     /// No new requests come.
     fn drain(&self);
     /// The drain deadline passed; gives how much spawned work was cancelled.
@@ -131,7 +133,7 @@ type App = Box<dyn Plugin>;
 
 struct Call {
     /// None once it has ended.
-    future: Option<Answering>,
+    future: Option<Pin<Box<dyn Answering>>>,
     waker: WakerCache,
     /// The app, which outlives its calls: the host stops it with nothing in flight.
     app: *const App,
@@ -174,21 +176,10 @@ pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
 }
 
 /// Polls once, and drops the future within a net of its own when it ended: a destructor may panic as well.
-fn poll_once(
-    future: &mut Option<Answering>,
-    poll: impl FnOnce(&mut Answering) -> Poll<Option<Answer>>,
-    responder: &Responder<'_>,
-) -> PollState {
-    let polled = catch_unwind(AssertUnwindSafe(|| {
-        let Some(running) = future.as_mut() else { return PollState::Ended };
-        match poll(running) {
-            Poll::Pending => PollState::Pending,
-            Poll::Ready(Some(answer)) => {
-                responder.respond(answer);
-                PollState::Ready
-            }
-            Poll::Ready(None) => PollState::Failed,
-        }
+fn poll_once(future: &mut Option<Pin<Box<dyn Answering>>>, waker: &Waker, responder: &Responder<'_>) -> PollState {
+    let polled = catch_unwind(AssertUnwindSafe(|| match future {
+        Some(future) => future.as_mut().poll(&mut Context::from_waker(waker), responder),
+        None => PollState::Ended,
     }));
     let state = polled.unwrap_or(PollState::Panicked);
     if state != PollState::Pending {
@@ -211,18 +202,14 @@ unsafe extern "C" fn call(
     let plugin = unsafe { app_of(app) };
     let begun = catch_unwind(AssertUnwindSafe(|| {
         plugin.enter();
-        head.to_request(body.into_option()).map(|request| plugin.call(request, upgrade))
+        plugin.call(head, body.into_option(), upgrade)
     }));
     let mut future = match begun {
-        Ok(Ok(future)) => Some(future),
-        Ok(Err(_)) => return Called { state: PollState::Failed, future: ptr::null_mut() },
+        Ok(Some(future)) => Some(future),
+        Ok(None) => return Called { state: PollState::Failed, future: ptr::null_mut() },
         Err(_) => return Called { state: PollState::Panicked, future: ptr::null_mut() },
     };
-    let state = poll_once(
-        &mut future,
-        |future| waker.with(|waker| future.as_mut().poll(&mut Context::from_waker(waker))),
-        responder,
-    );
+    let state = waker.with(|waker| poll_once(&mut future, waker, responder));
     let future = match future {
         Some(_) => Box::into_raw(Box::new(Call { future, waker: WakerCache::default(), app: app.cast() })).cast(),
         None => ptr::null_mut(),
@@ -237,7 +224,7 @@ unsafe extern "C" fn poll_call(call: *mut (), waker: &WakerRef<'_>, responder: &
     let app = unsafe { &*call.app };
     let Call { future, waker: cache, .. } = call;
     app.enter();
-    poll_once(future, |future| future.as_mut().poll(&mut Context::from_waker(cache.get(waker))), responder)
+    poll_once(future, cache.get(waker), responder)
 }
 
 unsafe extern "C" fn drop_call(call: *mut ()) {

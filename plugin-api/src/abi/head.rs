@@ -6,6 +6,7 @@ use abi_stable::{
     StableAbi,
     std_types::{RSlice, RStr},
 };
+use bytes::Bytes;
 use http::{Method, StatusCode, Uri, Version, request, response, uri};
 
 use super::headers::{self, Buffer, Field};
@@ -119,7 +120,9 @@ impl RequestHead<'_> {
             Uri::builder().scheme(scheme).authority(self.authority.as_str()).path_and_query(target).build()?
         };
         let mut request = http::Request::new(body);
-        *request.method_mut() = Method::from_bytes(self.method.as_bytes())?;
+        if self.method.as_bytes() != b"GET" {
+            *request.method_mut() = Method::from_bytes(self.method.as_bytes())?;
+        }
         *request.uri_mut() = uri;
         *request.version_mut() = version_of(self.version);
         *request.headers_mut() = buffer.fields(fields);
@@ -142,12 +145,14 @@ impl ResponseHead<'_> {
         f(&ResponseHead { fields: fields[..].into(), status: parts.status.as_u16() })
     }
 
-    /// Takes the head in as the owner of a copy. A status that is none becomes 500.
-    pub fn to_response<B>(&self, body: B) -> http::Response<B> {
+    /// Takes the head in as the owner of a copy, together with a body of bytes that are borrowed as well. A status that is none
+    /// becomes 500.
+    pub fn to_response<B>(&self, bytes: &[u8], body: impl FnOnce(Bytes) -> B) -> http::Response<B> {
         let fields = self.fields.as_slice();
-        let mut response = http::Response::new(body);
+        let mut buffer = Buffer::copy(bytes, fields);
+        let mut response = http::Response::new(body(buffer.next(bytes.len())));
         *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        *response.headers_mut() = Buffer::copy(&[], fields).fields(fields);
+        *response.headers_mut() = buffer.fields(fields);
         response
     }
 }

@@ -48,43 +48,49 @@ pub fn borrow(map: &HeaderMap) -> Fields<'_> {
 
 /// One buffer for everything that a head carries as text, and the slices cut from it.
 ///
-/// Heads that fit in 256 bytes take one allocation, larger ones two.
+/// Up to 384 bytes it takes one allocation, beyond that two.
 pub(super) struct Buffer {
     bytes: Bytes,
     cut: usize,
 }
 
-struct Inline {
+/// Bytes that lie within the allocation that counts their references.
+struct Inline<const N: usize> {
     length: usize,
-    bytes: [u8; INLINE],
+    bytes: [u8; N],
 }
 
-const INLINE: usize = 256;
-
-impl AsRef<[u8]> for Inline {
+impl<const N: usize> AsRef<[u8]> for Inline<N> {
     fn as_ref(&self) -> &[u8] {
         &self.bytes[..self.length]
+    }
+}
+
+impl<const N: usize> Inline<N> {
+    fn copy<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Bytes {
+        let mut inline = Self { length: 0, bytes: [0; N] };
+        for part in parts {
+            let end = inline.length + part.len();
+            inline.bytes[inline.length..end].copy_from_slice(part);
+            inline.length = end;
+        }
+        Bytes::from_owner(inline)
     }
 }
 
 impl Buffer {
     /// Copies `first` and then all values of `fields`, in order.
     pub(super) fn copy(first: &[u8], fields: &[Field<'_>]) -> Self {
-        let length = first.len() + fields.iter().map(|field| field.value.len()).sum::<usize>();
-        let bytes = if length <= INLINE {
-            let mut inline = Inline { length, bytes: [0; INLINE] };
-            let mut rest = &mut inline.bytes[..];
-            for part in std::iter::once(first).chain(fields.iter().map(|field| field.value.as_slice())) {
-                let (to, after) = std::mem::take(&mut rest).split_at_mut(part.len());
-                to.copy_from_slice(part);
-                rest = after;
+        let parts = std::iter::once(first).chain(fields.iter().map(|field| field.value.as_slice()));
+        let bytes = match first.len() + fields.iter().map(|field| field.value.len()).sum::<usize>() {
+            0 => Bytes::new(),
+            1..=96 => Inline::<96>::copy(parts),
+            97..=384 => Inline::<384>::copy(parts),
+            length => {
+                let mut vec = Vec::with_capacity(length);
+                parts.for_each(|part| vec.extend_from_slice(part));
+                vec.into()
             }
-            Bytes::from_owner(inline)
-        } else {
-            let mut vec = Vec::with_capacity(length);
-            vec.extend_from_slice(first);
-            fields.iter().for_each(|field| vec.extend_from_slice(field.value.as_slice()));
-            vec.into()
         };
         Self { bytes, cut: 0 }
     }

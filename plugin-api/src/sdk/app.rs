@@ -2,23 +2,26 @@
 
 use std::{
     fmt,
-    future::{Future, poll_fn},
+    future::Future,
     pin::Pin,
-    task,
+    task::{self, Poll, Waker},
     time::Duration,
 };
 
 use bytes::{Buf, Bytes};
 use http::{Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use pin_project_lite::pin_project;
 use tokio::runtime::Handle;
 use tower_service::Service;
 
 use super::{body::Body, context::Context, error::Error, log, runtime::{self, AppRuntime}, upgrade};
 use crate::abi::{
     body::BodyStream,
-    call::{Answer, Payload},
+    call::{Payload, Responder},
     export::{Answering, HostHandle, Plugin},
+    head::RequestHead,
+    poll::PollState,
     root::Settings,
 };
 
@@ -26,14 +29,14 @@ use crate::abi::{
 pub trait App:
     Service<Request<Body>, Response = Response<Self::ResponseBody>, Error: fmt::Display, Future: Send> + Clone + Send + Sync + 'static
 {
-    /// The body of its responses.
-    type ResponseBody: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + 'static;
+    /// The body of its responses. One that is not `Unpin` becomes so by `http_body_util::BodyExt::boxed_unsync`.
+    type ResponseBody: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static;
 }
 
 impl<S, B> App for S
 where
     S: Service<Request<Body>, Response = Response<B>, Error: fmt::Display, Future: Send> + Clone + Send + Sync + 'static,
-    B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + 'static,
+    B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static,
 {
     type ResponseBody = B;
 }
@@ -76,17 +79,18 @@ impl<A: App> Plugin for Running<A> {
         runtime::enter(self.runtime.handle());
     }
 
-    fn call(&self, request: Request<Option<BodyStream>>, upgrade: bool) -> Answering {
-        let app = self.app.clone();
-        let request = request.map(Body::of);
+    fn call(&self, head: &RequestHead<'_>, body: Option<BodyStream>, upgrade: bool) -> Option<Pin<Box<dyn Answering>>> {
+        let request = told(head.to_request(Body::of(body)))?;
+        let mut app = self.app.clone();
         if upgrade {
-            let runtime = self.runtime.handle().clone();
-            return Box::pin(async move { told(upgrade::call(app, request, runtime).await) });
+            return Some(upgrade::call(app, request, self.runtime.handle().clone()));
         }
-        Box::pin(async move {
-            let response = told(oneshot(app, request).await.map_err(|error| error.to_string()))?;
-            Some(answer(response).await)
-        })
+        // Almost every service is ready at once, and then needs no state to wait in. One that is not is asked again, with a waker.
+        let step = match app.poll_ready(&mut task::Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => Step::Calling { future: app.call(request) },
+            Poll::Ready(Err(_)) | Poll::Pending => Step::Waiting { app, request: Some(request) },
+        };
+        Some(Box::pin(step))
     }
 
     fn drain(&self) {
@@ -108,49 +112,86 @@ impl<A: App> Plugin for Running<A> {
     }
 }
 
-/// Asks `app` once.
-pub(super) async fn oneshot<A: App>(mut app: A, request: Request<Body>) -> Result<Response<A::ResponseBody>, A::Error> {
-    poll_fn(|cx| app.poll_ready(cx)).await?;
-    app.call(request).await
+pin_project! {
+    /// A request on its way through the app.
+    #[project = StepProjection]
+    enum Step<A: App> {
+        Waiting { app: A, request: Option<Request<Body>> },
+        Calling { #[pin] future: A::Future },
+    }
+}
+
+impl<A: App> Answering for Step<A> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>, responder: &Responder<'_>) -> PollState {
+        loop {
+            let outcome = match self.as_mut().project() {
+                StepProjection::Calling { future } => future.poll(cx),
+                StepProjection::Waiting { app, request } => match app.poll_ready(cx) {
+                    Poll::Ready(Ok(())) => {
+                        let Some(request) = request.take() else { return PollState::Failed };
+                        let future = app.call(request);
+                        self.set(Self::Calling { future });
+                        continue;
+                    }
+                    Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                    Poll::Pending => Poll::Pending,
+                },
+            };
+            return match outcome {
+                Poll::Pending => PollState::Pending,
+                Poll::Ready(outcome) => match told(outcome) {
+                    Some(response) => {
+                        answer(response, cx, responder);
+                        PollState::Ready
+                    }
+                    None => PollState::Failed,
+                },
+            };
+        }
+    }
 }
 
 /// Logs a failure; the host answers for the app.
-fn told<T>(outcome: Result<T, String>) -> Option<T> {
+pub(super) fn told<T>(outcome: Result<T, impl fmt::Display>) -> Option<T> {
     outcome.inspect_err(|error| log::error(&format!("a request failed: {error}"))).ok()
 }
 
-/// A response as it crosses. A body that is whole at once crosses with the head, all others as a stream.
-pub(super) async fn answer<B>(response: Response<B>) -> Answer
+/// Gives a response to the host. A body that is whole at once crosses with the head, all others as a stream.
+pub(super) fn answer<B>(response: Response<B>, cx: &mut task::Context<'_>, responder: &Responder<'_>)
 where
-    B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + 'static,
+    B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static,
 {
     let (parts, body) = response.into_parts();
-    let body = match body.size_hint().exact() {
-        Some(0) if body.is_end_stream() => Payload::Empty,
-        Some(_) => {
-            let mut body = Box::pin(body);
-            let first = poll_fn(|cx| task::Poll::Ready(body.as_mut().poll_frame(cx))).await;
-            match first {
-                task::Poll::Pending => stream(None, body),
-                task::Poll::Ready(None) => Payload::Empty,
-                task::Poll::Ready(Some(Ok(frame))) if body.is_end_stream() && frame.is_data() => {
-                    Payload::Full(frame.into_data().map_or_else(|_| Bytes::new(), flat))
-                }
-                task::Poll::Ready(Some(first)) => stream(Some(first), body),
-            }
+    responder.respond(&parts, payload(body, cx));
+}
+
+fn payload<B>(mut body: B, cx: &mut task::Context<'_>) -> Payload
+where
+    B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static,
+{
+    if body.is_end_stream() {
+        return Payload::Empty;
+    }
+    if body.size_hint().exact().is_none() {
+        return stream(None, body);
+    }
+    match Pin::new(&mut body).poll_frame(cx) {
+        Poll::Pending => stream(None, body),
+        Poll::Ready(None) => Payload::Empty,
+        Poll::Ready(Some(Ok(frame))) if frame.is_data() && body.is_end_stream() => {
+            frame.into_data().map_or(Payload::Empty, |data| Payload::Full(flat(data)))
         }
-        None => stream(None, Box::pin(body)),
-    };
-    Answer { parts, body }
+        Poll::Ready(first) => stream(first, body),
+    }
 }
 
 fn flat(mut data: impl Buf) -> Bytes {
     data.copy_to_bytes(data.remaining())
 }
 
-fn stream<B>(first: Option<Result<Frame<B::Data>, B::Error>>, body: Pin<Box<B>>) -> Payload
+fn stream<B>(first: Option<Result<Frame<B::Data>, B::Error>>, body: B) -> Payload
 where
-    B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + 'static,
+    B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static,
 {
     let first = first.map(|first| first.map(|frame| frame.map_data(flat)).map_err(|error| error.to_string()));
     Payload::Stream(BodyStream::new(Streamed { first, body, runtime: Handle::current() }))
@@ -160,24 +201,20 @@ where
 struct Streamed<B> {
     /// What was polled already when the head crossed.
     first: Option<Result<Frame<Bytes>, String>>,
-    body: Pin<Box<B>>,
+    body: B,
     runtime: Handle,
 }
 
-impl<B: HttpBody<Data: Buf, Error: fmt::Display>> HttpBody for Streamed<B> {
+impl<B: HttpBody<Data: Buf, Error: fmt::Display> + Unpin> HttpBody for Streamed<B> {
     type Data = Bytes;
     type Error = String;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut task::Context<'_>,
-    ) -> task::Poll<Option<Result<Frame<Bytes>, String>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Option<Result<Frame<Bytes>, String>>> {
         runtime::enter(&self.runtime);
         if let Some(first) = self.first.take() {
-            return task::Poll::Ready(Some(first));
+            return Poll::Ready(Some(first));
         }
-        self.body
-            .as_mut()
+        Pin::new(&mut self.body)
             .poll_frame(cx)
             .map(|next| next.map(|next| next.map(|frame| frame.map_data(flat)).map_err(|error| error.to_string())))
     }
@@ -206,11 +243,11 @@ impl<B> Drop for Streamed<B> {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_body_that_is_whole_crosses_with_the_head() {
-        let whole = answer(Response::new(http_body_util::Full::new(Bytes::from_static(b"hello")))).await;
-        assert!(matches!(whole.body, Payload::Full(bytes) if bytes == "hello"));
-        let none = answer(Response::new(http_body_util::Empty::<Bytes>::new())).await;
-        assert!(matches!(none.body, Payload::Empty));
+    #[test]
+    fn a_body_that_is_whole_crosses_with_the_head() {
+        let mut cx = task::Context::from_waker(Waker::noop());
+        let whole = payload(http_body_util::Full::new(Bytes::from_static(b"hello")), &mut cx);
+        assert!(matches!(whole, Payload::Full(bytes) if bytes == "hello"));
+        assert!(matches!(payload(http_body_util::Empty::<Bytes>::new(), &mut cx), Payload::Empty));
     }
 }

@@ -5,25 +5,28 @@
 //! comes out at its client's end after `101 Switching Protocols` is the byte stream that the host joins with the real connection.
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     task::{Context, Poll},
 };
 
 use bytes::Buf;
-use http::{Request, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use hyper::{service::service_fn, upgrade::Upgraded};
+use hyper::{body::Incoming, service::service_fn, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::{io::ReadBuf, runtime::Handle};
 
 use super::{
-    app::{App, answer, oneshot},
+    app::{App, answer, told},
     body::Body,
 };
 use crate::abi::{
     body::BodyStream,
-    call::{Answer, Payload},
+    call::{Payload, Responder},
+    export::Answering,
+    poll::PollState,
     upgrade::{IoStream, PollIo},
 };
 
@@ -31,30 +34,59 @@ use crate::abi::{
 const BUFFER: usize = 64 * 1024;
 
 /// Asks `app` through a connection in memory.
-pub(super) async fn call<A: App>(app: A, request: Request<Body>, runtime: Handle) -> Result<Answer, String> {
+pub(super) fn call<A: App>(app: A, request: Request<Body>, runtime: Handle) -> Pin<Box<dyn Answering>> {
+    Box::pin(Upgrading(Box::pin(ask(app, request, runtime))))
+}
+
+type Asked = Result<(Response<Incoming>, Option<Upgraded>), String>;
+
+struct Upgrading(Pin<Box<dyn Future<Output = Asked> + Send>>);
+
+impl Answering for Upgrading {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>, responder: &Responder<'_>) -> PollState {
+        match self.0.as_mut().poll(cx) {
+            Poll::Pending => PollState::Pending,
+            Poll::Ready(asked) => match told(asked) {
+                None => PollState::Failed,
+                Some((response, None)) => {
+                    answer(response, cx, responder);
+                    PollState::Ready
+                }
+                Some((response, Some(upgraded))) => {
+                    let io = IoStream::new(Stream(TokioIo::new(upgraded)));
+                    responder.respond(&response.into_parts().0, Payload::Upgrade(io));
+                    PollState::Ready
+                }
+            },
+        }
+    }
+}
+
+async fn ask<A: App>(app: A, request: Request<Body>, runtime: Handle) -> Asked {
     let (client, server) = tokio::io::duplex(BUFFER);
-    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-        let app = app.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let mut app = app.clone();
         async move {
             let request = request.map(|body| Body::of(Some(BodyStream::new(body))));
-            let response = oneshot(app, request).await.map_err(|error| io::Error::other(error.to_string()))?;
+            let failed = |error: A::Error| io::Error::other(error.to_string());
+            poll_fn(|cx| app.poll_ready(cx)).await.map_err(failed)?;
+            let response = app.call(request).await.map_err(failed)?;
             io::Result::Ok(response.map(|body| {
                 let body = body.map_frame(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining())));
                 body.map_err(|error| io::Error::other(error.to_string())).boxed_unsync()
             }))
         }
     });
+    let text = |error: hyper::Error| error.to_string();
     runtime.spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), service).with_upgrades());
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(client)).await.map_err(|error| error.to_string())?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(client)).await.map_err(text)?;
     runtime.spawn(connection.with_upgrades());
-    let mut response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+    let mut response = sender.send_request(request).await.map_err(text)?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return Ok(answer(response).await);
+        return Ok((response, None));
     }
-    let upgraded = hyper::upgrade::on(&mut response).await.map_err(|error| error.to_string())?;
-    let (parts, _) = response.into_parts();
-    Ok(Answer { parts, body: Payload::Upgrade(IoStream::new(Stream(TokioIo::new(upgraded)))) })
+    let upgraded = hyper::upgrade::on(&mut response).await.map_err(text)?;
+    Ok((response, Some(upgraded)))
 }
 
 /// The client's end of the connection in memory.
