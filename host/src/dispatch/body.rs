@@ -16,7 +16,7 @@ use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::sync::futures::OwnedNotified;
 
-use crate::generation::InFlight;
+use crate::generation::{Hold, InFlight};
 
 /// Waits for the drain deadline of a generation.
 ///
@@ -141,12 +141,12 @@ impl Streaming {
 pub(super) struct RequestBody<B> {
     body: B,
     relay: Option<(Arc<Relay>, Waker)>,
-    _in_flight: InFlight,
+    _hold: Hold,
 }
 
 impl<B> RequestBody<B> {
-    pub(super) fn new(body: B, in_flight: InFlight) -> Self {
-        Self { body, relay: None, _in_flight: in_flight }
+    pub(super) fn new(body: B, hold: Hold) -> Self {
+        Self { body, relay: None, _hold: hold }
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use handover_plugin::abi::{
-    body::BodyStream,
+    body::{BodyStream, Guard},
     call::{AnswerBody as Crossing, TakeAnswer},
     head::{RequestHead, ResponseHead},
     import::RunningCall,
@@ -135,7 +135,7 @@ where
                 let mut on_upgrade = upgrade.then(|| hyper::upgrade::on(&mut request));
                 let (parts, body) = request.into_parts();
                 let body = (!body.is_end_stream())
-                    .then(|| BodyStream::new(RequestBody::new(body, in_flight.clone())));
+                    .then(|| BodyStream::new(RequestBody::new(body, in_flight.hold())));
                 let mut slot = Slot { in_flight: &in_flight, on_upgrade: &mut on_upgrade, response: None };
                 let target = target(&parts.uri, strip);
                 let (state, call) = RequestHead::lend(&parts, &target, peer, |head| {

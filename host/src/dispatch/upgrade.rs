@@ -9,12 +9,15 @@ use std::{
     task::{Context, Poll},
 };
 
-use handover_plugin::abi::upgrade::{IoStream, PollIo};
+use handover_plugin::abi::{
+    body::Guard,
+    upgrade::{IoStream, PollIo},
+};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-use crate::generation::InFlight;
+use crate::generation::{Hold, InFlight};
 
 /// A close frame from the server: code 1012, no reason.
 const SERVICE_RESTART: [u8; 4] = [0x88, 0x02, 0x03, 0xF4];
@@ -22,7 +25,7 @@ const SERVICE_RESTART: [u8; 4] = [0x88, 0x02, 0x03, 0xF4];
 /// Joins both ends once hyper has given up the connection, on a task of its own, which is counted as in flight.
 pub(super) fn join(on_upgrade: OnUpgrade, io: IoStream, in_flight: InFlight) {
     tokio::spawn(async move {
-        let plugin = PluginIo { io, _in_flight: in_flight.clone() };
+        let plugin = PluginIo { io, _hold: in_flight.hold() };
         let client = match on_upgrade.await {
             Ok(upgraded) => TokioIo::new(upgraded),
             // The client left between its request and our answer.
@@ -129,7 +132,7 @@ impl Frames {
 /// Field order is drop order: the stream goes before the guard that keeps its code mapped.
 struct PluginIo {
     io: IoStream,
-    _in_flight: InFlight,
+    _hold: Hold,
 }
 
 impl AsyncRead for PluginIo {

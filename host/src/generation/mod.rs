@@ -16,7 +16,7 @@ pub mod states;
 
 pub use self::{
     core::{Counts, Generation, State},
-    in_flight::InFlight,
+    in_flight::{Hold, InFlight},
     spec::{Spec, StartError},
     states::{Active, Draining, Ended, Retained, Started, start},
 };

@@ -84,8 +84,8 @@ impl BodyStream {
         }
     }
 
-    /// Takes it in. `guard` is held as long as anything of it lives here; bytes that live on by themselves get a clone.
-    pub fn import<G: Clone + Send + Unpin + 'static>(self, guard: G) -> Imported<G> {
+    /// Takes it in. `guard` is held as long as the body is; bytes that live on by themselves get a [`Guard::Hold`].
+    pub fn import<G: Guard>(self, guard: G) -> Imported<G> {
         Imported { stream: Some(self), guard }
     }
 
@@ -171,6 +171,22 @@ pub struct Imported<G> {
     guard: G,
 }
 
+/// What keeps the code of the other side mapped while something of it lives here.
+pub trait Guard: Send + Unpin + 'static {
+    /// The same for bytes of a body, which belong to it and are nothing in flight of their own.
+    type Hold: Send + 'static;
+
+    /// A hold for some bytes.
+    fn hold(&self) -> Self::Hold;
+}
+
+/// Nothing to keep: a plugin is never there without its host.
+impl Guard for () {
+    type Hold = ();
+
+    fn hold(&self) {}
+}
+
 /// What one poll put into the sink.
 struct Slot<'a, G> {
     guard: &'a G,
@@ -185,12 +201,12 @@ impl<G> Imported<G> {
     }
 }
 
-impl<G: Clone + Send + Unpin + 'static> Imported<G> {
+impl<G: Guard> Imported<G> {
     const fn sink(slot: *mut Slot<'_, G>) -> FrameSink<'static> {
-        unsafe extern "C" fn data<G: Clone + Send + 'static>(slot: *mut (), chunk: Chunk<'_>) {
+        unsafe extern "C" fn data<G: Guard>(slot: *mut (), chunk: Chunk<'_>) {
             // SAFETY: the slot is the one on the stack of `poll_frame`, which lent it for this poll.
             let slot = unsafe { &mut *slot.cast::<Slot<'_, G>>() };
-            slot.frame = Some(Frame::data(chunk.into_bytes(|| slot.guard.clone())));
+            slot.frame = Some(Frame::data(chunk.into_bytes(|| slot.guard.hold())));
         }
         unsafe extern "C" fn trailers<G>(slot: *mut (), fields: RSlice<'_, Field<'_>>) {
             // SAFETY: as above.
@@ -213,7 +229,7 @@ impl<G: Clone + Send + Unpin + 'static> Imported<G> {
     }
 }
 
-impl<G: Clone + Send + Unpin + 'static> Body for Imported<G> {
+impl<G: Guard> Body for Imported<G> {
     type Data = Bytes;
     type Error = BodyError;
 
