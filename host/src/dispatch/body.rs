@@ -16,7 +16,7 @@ use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::sync::futures::OwnedNotified;
 
-use crate::generation::{Hold, InFlight};
+use crate::generation::{Cut, Hold, InFlight};
 
 /// Waits for the drain deadline of a generation.
 ///
@@ -48,6 +48,8 @@ enum Kind {
 /// A body that the plugin streams.
 #[derive(Debug)]
 struct Streaming {
+    /// The switch of the connection, left with the generation.
+    connection: Option<Arc<Cut>>,
     body: Imported<InFlight>,
     expiry: Expiry,
 }
@@ -81,8 +83,11 @@ impl AnswerBody {
         Self(Kind::Full(Some(bytes).filter(|bytes| !bytes.is_empty())))
     }
 
-    pub(super) fn stream(stream: BodyStream, in_flight: InFlight) -> Self {
-        Self(Kind::Stream(Box::new(Streaming { body: stream.import(in_flight), expiry: Expiry::default() })))
+    pub(super) fn stream(stream: BodyStream, in_flight: InFlight, connection: Option<Arc<Cut>>) -> Self {
+        if let Some(cut) = &connection {
+            in_flight.core().streams(cut);
+        }
+        Self(Kind::Stream(Box::new(Streaming { connection, body: stream.import(in_flight), expiry: Expiry::default() })))
     }
 }
 
@@ -108,6 +113,14 @@ impl Body for AnswerBody {
         match &self.0 {
             Kind::Full(bytes) => bytes.is_none(),
             Kind::Stream(streaming) => streaming.body.is_end_stream(),
+        }
+    }
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        if let Some(cut) = &self.connection {
+            self.body.guard().core().streams_no_more(cut);
         }
     }
 }

@@ -10,12 +10,13 @@ use std::{
 use bytes::Bytes;
 use handover_plugin::abi::{
     body::{BodyStream, Guard},
+    bytes::Chunk,
     call::{AnswerBody as Crossing, TakeAnswer},
     head::{RequestHead, ResponseHead},
     import::RunningCall,
     poll::PollState,
 };
-use http::{HeaderValue, Request, Response, Version, header};
+use http::{HeaderValue, Request, Response, Version, header, request};
 use http_body::Body;
 use hyper::upgrade::OnUpgrade;
 
@@ -25,7 +26,7 @@ use super::{
     route::{Chosen, Routes, target},
     upgrade,
 };
-use crate::generation::{Generation, InFlight};
+use crate::generation::{Cut, Generation, InFlight};
 
 /// A request on its way.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ pub struct Dispatched<B>(Step<B>);
 #[derive(Debug)]
 enum Step<B> {
     /// Counted in, and not yet given to the app.
-    New { in_flight: InFlight, request: Request<B>, strip: usize, peer: Option<SocketAddr>, name_version: bool },
+    New(New<B>),
     /// The app works on it.
     Running(Box<Running>),
     /// The host itself answers.
@@ -43,82 +44,120 @@ enum Step<B> {
     Done,
 }
 
+/// What a request needs to know of the connection that it came on.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin<'a> {
+    /// The address of the client.
+    pub peer: Option<SocketAddr>,
+    /// The connection's switch.
+    pub cut: Option<&'a Arc<Cut>>,
+    /// Whether answers name the version that they are from.
+    pub name_version: bool,
+}
+
+#[derive(Debug)]
+struct New<B> {
+    parts: request::Parts,
+    body: Option<B>,
+    on_upgrade: Option<OnUpgrade>,
+    /// Bytes of the path that the app does not see.
+    strip: usize,
+    peer: Option<SocketAddr>,
+    answer: Answer,
+}
+
 /// Field order is drop order: the call goes before the guard that keeps its code mapped.
 #[derive(Debug)]
 struct Running {
     call: RunningCall,
     expiry: Expiry,
     on_upgrade: Option<OnUpgrade>,
+    answer: Answer,
+}
+
+/// What the answer is made with.
+#[derive(Debug)]
+struct Answer {
+    cut: Option<Arc<Cut>>,
     name_version: bool,
     in_flight: InFlight,
 }
 
 /// Chooses where `request` goes, and counts it in there.
-pub fn dispatch<B>(
-    routes: &Routes,
-    request: Request<B>,
-    peer: Option<SocketAddr>,
-    name_version: bool,
-) -> Dispatched<B> {
-    let (parts, body) = request.into_parts();
-    let chosen = routes.choose(&parts);
-    let request = Request::from_parts(parts, body);
-    Dispatched(match chosen {
-        Chosen::Generation(in_flight, strip) => Step::New { in_flight, request, strip, peer, name_version },
-        Chosen::Empty(app) => Step::Own(Box::new(own::empty(&app))),
-        Chosen::NoApp => Step::Own(Box::new(own::no_app())),
-    })
+pub fn dispatch<B: Body>(routes: &Routes, mut request: Request<B>, origin: Origin<'_>) -> Dispatched<B> {
+    let (in_flight, strip) = match routes.choose(request.uri(), request.headers()) {
+        Chosen::Generation(in_flight, strip) => (in_flight, strip),
+        Chosen::Empty(app) => return Dispatched(Step::Own(Box::new(own::empty(&app)))),
+        Chosen::NoApp => return Dispatched(Step::Own(Box::new(own::no_app()))),
+    };
+    let on_upgrade = asks_for_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
+    let answer = Answer { cut: origin.cut.cloned(), name_version: origin.name_version, in_flight };
+    Dispatched::new(request, on_upgrade, strip, origin.peer, answer)
 }
 
 /// Where the answer of the app arrives.
 struct Slot<'a> {
-    in_flight: &'a InFlight,
+    answer: &'a Answer,
     on_upgrade: &'a mut Option<OnUpgrade>,
     response: Option<Response<AnswerBody>>,
 }
 
 impl TakeAnswer for Slot<'_> {
     fn take(&mut self, head: &ResponseHead<'_>, body: Crossing<'_>) {
-        let body = match body {
-            Crossing::Empty => AnswerBody::empty(),
-            Crossing::Full(chunk) => AnswerBody::full(chunk.into_bytes(|| self.in_flight.clone())),
-            Crossing::Stream(stream) => AnswerBody::stream(stream, self.in_flight.clone()),
+        let in_flight = &self.answer.in_flight;
+        self.response = Some(match body {
+            Crossing::Empty => head.to_response(&[], |_| AnswerBody::empty()),
+            Crossing::Full(Chunk::Borrowed(bytes)) => head.to_response(bytes.as_slice(), AnswerBody::full),
+            Crossing::Full(owned) => head.to_response(&[], |_| AnswerBody::full(owned.into_bytes(|| in_flight.hold()))),
+            Crossing::Stream(stream) => {
+                let body = AnswerBody::stream(stream, in_flight.clone(), self.answer.cut.clone());
+                head.to_response(&[], |_| body)
+            }
             Crossing::Upgrade(io) => {
                 if let Some(on_upgrade) = self.on_upgrade.take() {
-                    upgrade::join(on_upgrade, io, self.in_flight.clone());
+                    upgrade::join(on_upgrade, io, in_flight.clone());
                 }
-                AnswerBody::empty()
+                head.to_response(&[], |_| AnswerBody::empty())
             }
-        };
-        self.response = Some(head.to_response(body));
+        });
     }
 }
 
-/// The response to a call that ended with `state`.
-fn ended(state: PollState, response: Option<Response<AnswerBody>>, in_flight: &InFlight, name_version: bool) -> Response<AnswerBody> {
-    let core = in_flight.core();
-    let mut response = match (state, response) {
-        (PollState::Ready, Some(response)) => response,
-        (PollState::Panicked, _) => {
-            core.count_panic();
-            own::panicked(core.spec())
+impl Answer {
+    /// The response to a call that ended with `state`.
+    fn ended(&self, state: PollState, response: Option<Response<AnswerBody>>) -> Response<AnswerBody> {
+        let core = self.in_flight.core();
+        let mut response = match (state, response) {
+            (PollState::Ready, Some(response)) => response,
+            (PollState::Panicked, _) => {
+                core.count_panic();
+                own::panicked(core.spec())
+            }
+            _ => own::no_answer(core.spec()),
+        };
+        if self.name_version {
+            let spec = core.spec();
+            let headers = response.headers_mut();
+            if let Ok(version) = HeaderValue::from_str(&spec.version.to_string()) {
+                headers.insert("handover-version", version);
+            }
+            headers.insert("handover-generation", spec.id.0.into());
         }
-        _ => own::no_answer(core.spec()),
-    };
-    if name_version {
-        let spec = core.spec();
-        let headers = response.headers_mut();
-        if let Ok(version) = HeaderValue::from_str(&spec.version.to_string()) {
-            headers.insert("handover-version", version);
-        }
-        headers.insert("handover-generation", spec.id.0.into());
+        response
     }
-    response
 }
 
 /// Whether the client asks for another protocol on this connection.
 fn asks_for_upgrade<B>(request: &Request<B>) -> bool {
     request.version() == Version::HTTP_11 && request.headers().contains_key(header::UPGRADE)
+}
+
+impl<B: Body> Dispatched<B> {
+    fn new(request: Request<B>, on_upgrade: Option<OnUpgrade>, strip: usize, peer: Option<SocketAddr>, answer: Answer) -> Self {
+        let (parts, body) = request.into_parts();
+        let body = Some(body).filter(|body| !body.is_end_stream());
+        Self(Step::New(New { parts, body, on_upgrade, strip, peer, answer }))
+    }
 }
 
 impl<B> Future for Dispatched<B>
@@ -129,61 +168,80 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response<AnswerBody>> {
         let step = &mut self.0;
-        match std::mem::replace(step, Step::Done) {
-            Step::New { in_flight, mut request, strip, peer, name_version } => {
-                let upgrade = asks_for_upgrade(&request);
-                let mut on_upgrade = upgrade.then(|| hyper::upgrade::on(&mut request));
-                let (parts, body) = request.into_parts();
-                let body = (!body.is_end_stream())
-                    .then(|| BodyStream::new(RequestBody::new(body, in_flight.hold())));
-                let mut slot = Slot { in_flight: &in_flight, on_upgrade: &mut on_upgrade, response: None };
-                let target = target(&parts.uri, strip);
-                let (state, call) = RequestHead::lend(&parts, &target, peer, |head| {
-                    in_flight.core().call(head, body, upgrade, cx.waker(), &mut slot)
-                });
-                let response = slot.response.take();
+        match step {
+            Step::New(new) => {
+                let (state, call, response) = new.call(cx);
                 match call {
                     Some(call) if state == PollState::Pending => {
-                        let mut running = Running { call, expiry: Expiry::default(), on_upgrade, name_version, in_flight };
+                        let Step::New(New { on_upgrade, answer, .. }) = std::mem::replace(step, Step::Done) else {
+                            return Poll::Pending;
+                        };
+                        let mut running = Running { call, expiry: Expiry::default(), on_upgrade, answer };
                         if let Some(response) = running.expired(cx) {
                             return Poll::Ready(response);
                         }
                         *step = Step::Running(Box::new(running));
                         Poll::Pending
                     }
-                    _ => Poll::Ready(ended(state, response, &in_flight, name_version)),
+                    _ => {
+                        let response = new.answer.ended(state, response);
+                        *step = Step::Done;
+                        Poll::Ready(response)
+                    }
                 }
             }
-            Step::Running(mut running) => match running.poll(cx) {
-                Poll::Pending => {
-                    *step = Step::Running(running);
-                    Poll::Pending
+            Step::Running(running) => {
+                let polled = running.poll(cx);
+                if polled.is_ready() {
+                    *step = Step::Done;
                 }
-                ready => ready,
+                polled
+            }
+            Step::Own(_) => match std::mem::replace(step, Step::Done) {
+                Step::Own(response) => Poll::Ready(*response),
+                Step::New(_) | Step::Running(_) | Step::Done => Poll::Pending,
             },
-            Step::Own(response) => Poll::Ready(*response),
             Step::Done => Poll::Pending,
         }
     }
 }
 
+impl<B> New<B>
+where
+    B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
+{
+    /// Gives it to the app, and polls the app for the first time.
+    fn call(&mut self, cx: &Context<'_>) -> (PollState, Option<RunningCall>, Option<Response<AnswerBody>>) {
+        let in_flight = &self.answer.in_flight;
+        let body = self.body.take().map(|body| BodyStream::new(RequestBody::new(body, in_flight.hold())));
+        let upgrade = self.on_upgrade.is_some();
+        let mut slot = Slot { answer: &self.answer, on_upgrade: &mut self.on_upgrade, response: None };
+        let target = target(&self.parts.uri, self.strip);
+        let (state, call) = RequestHead::lend(&self.parts, &target, self.peer, |head| {
+            in_flight.core().call(head, body, upgrade, cx.waker(), &mut slot)
+        });
+        (state, call, slot.response)
+    }
+}
+
 impl Running {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Response<AnswerBody>> {
-        let mut slot = Slot { in_flight: &self.in_flight, on_upgrade: &mut self.on_upgrade, response: None };
+        let mut slot = Slot { answer: &self.answer, on_upgrade: &mut self.on_upgrade, response: None };
         let state = self.call.poll(cx.waker(), &mut slot);
+        let response = slot.response;
         if state == PollState::Pending {
             return self.expired(cx).map_or(Poll::Pending, Poll::Ready);
         }
-        let response = slot.response.take();
-        Poll::Ready(ended(state, response, &self.in_flight, self.name_version))
+        Poll::Ready(self.answer.ended(state, response))
     }
 
     /// The host's answer, if the drain deadline has passed.
     fn expired(&mut self, cx: &mut Context<'_>) -> Option<Response<AnswerBody>> {
-        let expired = self.expiry.poll(&self.in_flight, cx);
+        let in_flight = &self.answer.in_flight;
+        let expired = self.expiry.poll(in_flight, cx);
         expired.then(|| {
-            self.in_flight.core().count_cut();
-            own::expired(self.in_flight.core().spec())
+            in_flight.core().count_cut();
+            own::expired(in_flight.core().spec())
         })
     }
 }
@@ -199,8 +257,8 @@ pub async fn smoke(generation: &Arc<Generation>, path: &str) -> Result<http::Sta
         .body(http_body_util::Empty::<Bytes>::new())
         .map_err(|error| format!("{path} is not a path: {error}"))?;
     let in_flight = generation.enter().ok_or("the generation takes no requests")?;
-    let step = Step::New { in_flight, request, strip: 0, peer: None, name_version: false };
-    let response = Dispatched(step).await;
+    let answer = Answer { cut: None, name_version: false, in_flight };
+    let response = Dispatched::new(request, None, 0, None, answer).await;
     let status = response.status();
     // An answer that breaks off is no good answer.
     http_body_util::BodyExt::collect(response.into_body()).await.map_err(|error| format!("GET {path}: {error}"))?;

@@ -14,6 +14,6 @@ pub mod upgrade;
 
 pub use self::{
     body::AnswerBody,
-    call::{Dispatched, dispatch, smoke},
+    call::{Dispatched, Origin, dispatch, smoke},
     route::{Route, Routes},
 };

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, sync::Arc};
 
 use arc_swap::ArcSwap;
-use http::{Uri, header::HOST, request::Parts};
+use http::{HeaderMap, Uri, header::HOST};
 
 use crate::{
     config::RoutePrefix,
@@ -57,12 +57,12 @@ impl Routes {
         self.0.store(Arc::new(Table { routes, by_host }));
     }
 
-    /// Chooses for the request of `parts`, and counts it in.
-    pub fn choose(&self, parts: &Parts) -> Chosen {
+    /// Chooses for a request, and counts it in.
+    pub fn choose(&self, uri: &Uri, headers: &HeaderMap) -> Chosen {
         loop {
             let table = self.0.load();
-            let host = if table.by_host { host_of(parts) } else { None };
-            let path = parts.uri.path();
+            let host = if table.by_host { host_of(uri, headers) } else { None };
+            let path = uri.path();
             let Some(route) = table.routes.iter().find(|route| matches(&route.prefix, host.as_deref(), path)) else {
                 return Chosen::NoApp;
             };
@@ -77,11 +77,11 @@ impl Routes {
     }
 }
 
-fn host_of(parts: &Parts) -> Option<Cow<'_, str>> {
-    let host = match parts.uri.host() {
+fn host_of<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<Cow<'a, str>> {
+    let host = match uri.host() {
         Some(host) => host,
         None => {
-            let field = parts.headers.get(HOST)?.to_str().ok()?;
+            let field = headers.get(HOST)?.to_str().ok()?;
             // A port follows the last colon, unless that is within the brackets of an IPv6 address.
             match field.rsplit_once(':') {
                 Some((host, port)) if !port.contains(']') => host,

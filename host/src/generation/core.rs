@@ -5,17 +5,21 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use handover_plugin::abi::import::AppHandle;
 use tokio::sync::Notify;
 
 use super::{
+    cut::{Cut, Streams},
     in_flight::{InFlight, Shards},
     offer::PluginOffer,
     spec::Spec,
 };
+
+/// How long what is streamed has to end after the drain deadline, before its connection is cut.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// The state of a generation, for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +78,7 @@ pub struct Core {
     expired: AtomicBool,
     expiry: Arc<Notify>,
     cut: AtomicU64,
+    streams: Streams,
     panics: AtomicU64,
 }
 
@@ -113,6 +118,16 @@ impl Core {
         &self.expiry
     }
 
+    /// Something is streamed over the connection of `cut`, until [`streams_no_more`](Self::streams_no_more).
+    pub fn streams(&self, cut: &Arc<Cut>) {
+        self.streams.add(cut);
+    }
+
+    /// The end of one [`streams`](Self::streams).
+    pub fn streams_no_more(&self, cut: &Arc<Cut>) {
+        self.streams.remove(cut);
+    }
+
     /// One request, stream or connection was ended at the deadline.
     pub fn count_cut(&self) {
         self.cut.fetch_add(1, Ordering::Relaxed);
@@ -142,6 +157,7 @@ impl Generation {
             expired: AtomicBool::new(false),
             expiry: Arc::default(),
             cut: AtomicU64::new(0),
+            streams: Streams::default(),
             panics: AtomicU64::new(0),
         });
         Self {
@@ -208,6 +224,18 @@ impl Generation {
         let before = self.shards.in_flight();
         self.core.expired.store(true, Ordering::Release);
         self.core.expiry.notify_waiters();
+        let core = Arc::clone(&self.core);
+        tokio::spawn(async move {
+            tokio::time::sleep(GRACE).await;
+            let left = core.streams.throw_all();
+            if left > 0 {
+                tracing::warn!(
+                    app = %core.spec.app,
+                    generation = %core.spec.id,
+                    "{left} streams whose clients did not read were cut with their connections"
+                );
+            }
+        });
         before + self.core.app.expire(jobs).unwrap_or(0)
     }
 }

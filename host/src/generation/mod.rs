@@ -4,10 +4,12 @@
 //! - [`states`]: `Started → Active → Draining → Unloaded | Retained`, each a type
 //! - [`core`]: what all of them share, and the gate that requests come through
 //! - [`in_flight`]: counting in and out
+//! - [`cut`]: the switch that ends a connection at the drain deadline
 //! - [`offer`]: what the host offers to its plugin: log, panics, work
 //! - [`lifecycle`]: the threads that constructors and destructors run on
 
 pub mod core;
+pub mod cut;
 pub mod in_flight;
 mod lifecycle;
 pub mod offer;
@@ -16,6 +18,7 @@ pub mod states;
 
 pub use self::{
     core::{Counts, Generation, State},
+    cut::Cut,
     in_flight::{Hold, InFlight},
     spec::{Spec, StartError},
     states::{Active, Draining, Ended, Retained, Started, start},

@@ -5,13 +5,17 @@ use std::{convert::Infallible, net::SocketAddr, pin::Pin, sync::Arc, task};
 use http::{Request, Response};
 use hyper::{body::Incoming, service::Service};
 
-use crate::dispatch::{AnswerBody, Dispatched, Routes, dispatch};
+use crate::{
+    dispatch::{AnswerBody, Dispatched, Origin, Routes, dispatch},
+    generation::Cut,
+};
 
 /// Answers the requests of one connection.
 #[derive(Clone, Debug)]
 pub(super) struct Requests {
     pub(super) routes: Arc<Routes>,
     pub(super) peer: Option<SocketAddr>,
+    pub(super) cut: Arc<Cut>,
     pub(super) name_version: bool,
 }
 
@@ -21,7 +25,8 @@ impl Service<Request<Incoming>> for Requests {
     type Future = Answering;
 
     fn call(&self, request: Request<Incoming>) -> Answering {
-        Answering(dispatch(&self.routes, request, self.peer, self.name_version))
+        let origin = Origin { peer: self.peer, cut: Some(&self.cut), name_version: self.name_version };
+        Answering(dispatch(&self.routes, request, origin))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Accepts connections, and keeps accepting whatever happens.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{future::poll_fn, io, sync::Arc, task::Poll, time::Duration};
 
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -9,7 +9,7 @@ use hyper_util::{
 use tokio::net::TcpListener;
 
 use super::connection::Requests;
-use crate::dispatch::Routes;
+use crate::{dispatch::Routes, generation::Cut};
 
 /// How connections are served.
 #[derive(Clone, Copy, Debug)]
@@ -39,12 +39,23 @@ pub async fn serve(listener: TcpListener, routes: Arc<Routes>, settings: Setting
         };
         // A socket whose peer is gone already fails here, and is found gone when it is read.
         let _ = stream.set_nodelay(true);
-        let requests = Requests { routes: Arc::clone(&routes), peer: Some(peer), name_version: settings.version_header };
+        let cut = Arc::new(Cut::default());
+        let requests = Requests {
+            routes: Arc::clone(&routes),
+            peer: Some(peer),
+            cut: Arc::clone(&cut),
+            name_version: settings.version_header,
+        };
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), requests).into_owned();
         let connection = connections.watch(connection);
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%peer, "a connection ended: {error}");
+            let mut connection = std::pin::pin!(connection);
+            let ended = poll_fn(|cx| match connection.as_mut().poll(cx) {
+                Poll::Ready(ended) => Poll::Ready(ended.map_err(|error| error.to_string())),
+                Poll::Pending => cut.poll(cx).map(|()| Err("it streamed what had reached its drain deadline".to_owned())),
+            });
+            if let Err(reason) = ended.await {
+                tracing::debug!(%peer, "a connection ended: {reason}");
             }
         });
     }
