@@ -64,7 +64,7 @@ async fn a_newer_minor_and_another_major_are_refused_naming_both_versions() {
             .expect_code(4)
             .expect_words(&[&theirs, &ours]);
     }
-    assert_eq!(host.get("/").await.text(), "hello 1.0.0\n");
+    assert_eq!(host.get("/").await.text(), "hello 1.0.0");
 }
 
 #[tokio::test]

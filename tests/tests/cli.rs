@@ -208,15 +208,15 @@ async fn rollback_goes_to_the_previous_artifact_or_the_named_one() {
         host.deploy_bytes(&hello_as(version)).await.expect_code(0);
     }
     host.cli(["rollback"]).await.expect_code(0);
-    assert_eq!(host.get("/").await.text(), "hello 1.1.0\n");
+    assert_eq!(host.get("/").await.text(), "hello 1.1.0");
     host.cli(["rollback", "hello", "--to", "1.0.0"])
         .await
         .expect_code(0);
-    assert_eq!(host.get("/").await.text(), "hello 1.0.0\n");
+    assert_eq!(host.get("/").await.text(), "hello 1.0.0");
     host.cli(["rollback", "hello", "--to", "3"])
         .await
         .expect_code(0);
-    assert_eq!(host.get("/").await.text(), "hello 1.2.0\n");
+    assert_eq!(host.get("/").await.text(), "hello 1.2.0");
     host.cli(["rollback", "hello", "--to", "9.9.9"])
         .await
         .expect_code(1)

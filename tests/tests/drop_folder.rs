@@ -55,7 +55,7 @@ async fn a_file_written_slowly_is_deployed_once_it_is_whole() {
     }
     drop(file);
     host.live("hello", "1.0.0").await;
-    assert_eq!(host.get("/").await.text(), "hello 1.0.0\n");
+    assert_eq!(host.get("/").await.text(), "hello 1.0.0");
     host.verdict("hello/hello.so", "deployed").await;
 }
 
@@ -93,11 +93,11 @@ async fn a_file_copied_in_renamed_in_and_replaced_is_live_each_time() {
     // Overwritten in place, which truncates what was there: the host must not have mapped that.
     fs::copy(fixture("hello", "1.0.0"), host.plugins().join("hello.so")).unwrap();
     host.live("hello", "1.0.0").await;
-    assert_eq!(host.get("/").await.text(), "hello 1.0.0\n");
+    assert_eq!(host.get("/").await.text(), "hello 1.0.0");
     // Cut to nothing: what is live stays.
     fs::write(host.plugins().join("hello.so"), b"").unwrap();
     scanned(&host).await;
-    assert_eq!(host.get("/").await.text(), "hello 1.0.0\n");
+    assert_eq!(host.get("/").await.text(), "hello 1.0.0");
 }
 
 #[tokio::test]
@@ -186,7 +186,7 @@ async fn garbage_is_answered_with_the_reason_and_leaves_the_live_one() {
     host.drop_in("hello/broken.so", &b"not a library".repeat(50));
     let reason = host.verdict("hello/broken.so", "failed").await;
     assert!(reason.to_lowercase().contains("elf"), "{reason}");
-    assert_eq!(host.get("/").await.text(), "hello 1.0.0\n");
+    assert_eq!(host.get("/").await.text(), "hello 1.0.0");
     // Not every file in a drop folder is an offer.
     fs::write(host.plugins().join("hello/README.txt"), "read me").unwrap();
     fs::write(host.plugins().join("hello/.hidden.so"), "hidden").unwrap();
@@ -220,6 +220,29 @@ async fn the_same_bytes_again_do_nothing_and_say_so() {
 }
 
 #[tokio::test]
+async fn the_same_file_put_there_again_is_live_again() {
+    let host = Host::start().await;
+    let (one, two) = (hello_as("1.1.0"), hello_as("1.2.0"));
+    for (version, bytes) in [
+        ("1.1.0", &one),
+        ("1.2.0", &two),
+        ("1.1.0", &one),
+        ("1.2.0", &two),
+    ] {
+        host.drop_in("hello/hello.so", bytes);
+        host.live("hello", version).await;
+    }
+    // What was made live by hand meanwhile is no reason to leave it.
+    host.deploy_bytes(&one).await.expect_code(0);
+    host.drop_in("hello/hello.so", &two);
+    host.live("hello", "1.2.0").await;
+    // Nor is it by a plain copy over itself.
+    host.deploy_bytes(&one).await.expect_code(0);
+    fs::write(host.plugins().join("hello/hello.so"), &two).unwrap();
+    host.live("hello", "1.2.0").await;
+}
+
+#[tokio::test]
 async fn a_folder_deleted_and_made_again_is_still_watched() {
     let host = Host::start().await;
     host.drop_in("hello/hello.so", &hello_as("1.1.0"));
@@ -231,7 +254,7 @@ async fn a_folder_deleted_and_made_again_is_still_watched() {
     fs::remove_dir_all(host.plugins()).unwrap();
     assert_eq!(
         host.get("/").await.text(),
-        "hello 1.2.0\n",
+        "hello 1.2.0",
         "what is live needs no file"
     );
     host.drop_in("hello/hello.so", &hello_as("1.3.0"));

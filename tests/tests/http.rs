@@ -541,13 +541,16 @@ async fn routes_are_by_host_and_by_whole_segments() {
 }
 
 #[tokio::test]
-async fn without_routes_the_first_app_has_the_root_and_each_its_name() {
+async fn without_routes_the_first_app_has_the_root_and_others_their_name() {
     let host = probe().await;
     host.deploy(&fixture("hello", "1.0.0")).await.expect_code(0);
     assert_eq!(host.get("/version").await.text(), "1.0.0");
-    assert_eq!(host.get("/hello").await.text(), "hello 1.0.0\n");
-    assert_eq!(host.get("/hello/").await.text(), "hello 1.0.0\n");
-    assert_eq!(host.get("/probe/head?q=1").await.json()["query"], "q=1");
+    assert_eq!(host.get("/hello").await.text(), "hello 1.0.0");
+    assert_eq!(host.get("/hello/").await.text(), "hello 1.0.0");
+    // The one at the root has all other paths, and none under its name.
+    assert_eq!(host.get("/probe/version").await.status, 404);
+    assert_eq!(host.get("/probe/version").await.version(), Some("1.0.0"));
+    assert_eq!(host.get("/helloes").await.version(), Some("1.0.0"));
 }
 
 #[tokio::test]
@@ -618,7 +621,7 @@ async fn many_versions_later_the_same_connection_is_served() {
         host.deploy_bytes(&hello_as(&version)).await.expect_code(0);
         assert_eq!(
             http.get("/").await.unwrap().text(),
-            format!("hello {version}\n")
+            format!("hello {version}")
         );
     }
 }

@@ -27,7 +27,7 @@ async fn after_kill_9_the_last_good_artifact_is_served_before_anything_else() {
         after.generation > before.generation,
         "the number only grows, over restarts too"
     );
-    assert_eq!(host.get("/").await.text(), "hello 2.0.0\n");
+    assert_eq!(host.get("/").await.text(), "hello 2.0.0");
     host.cli(["history"]).await.expect_code(0).expect_words(&[
         "1.0.0",
         "2.0.0",
@@ -82,7 +82,7 @@ async fn a_second_host_on_the_same_state_is_refused() {
         .await
         .expect_code(1)
         .expect_words(&[state.to_str().unwrap()]);
-    assert_eq!(host.get("/").await.text(), "hello 1.0.0\n");
+    assert_eq!(host.get("/").await.text(), "hello 1.0.0");
     host.status().await;
 }
 

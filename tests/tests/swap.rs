@@ -282,10 +282,7 @@ async fn swapping_one_app_leaves_the_other_alone() {
     .start(host.address);
     for version in ["2.0.0", "1.0.0", "2.0.0"] {
         host.deploy(&fixture("hello", version)).await.expect_code(0);
-        assert_eq!(
-            host.get("/hello").await.text(),
-            format!("hello {version}\n")
-        );
+        assert_eq!(host.get("/hello").await.text(), format!("hello {version}"));
         load.more(20).await;
     }
     let report = load.stop().await;

@@ -48,7 +48,7 @@ impl Apps {
     }
 
     /// Where an app that is about to serve for the first time answers, if the configuration leaves it to the host: the
-    /// first such app at `/` and `/NAME`, others at `/NAME`.
+    /// first such app at `/`, others at `/NAME`.
     fn assign(&self, app: &App) -> Assigned {
         let taken = self.all().iter().any(|other| {
             other.name != app.name
@@ -73,7 +73,9 @@ pub(super) fn prefixes(app: &App) -> Vec<(RoutePrefix, bool)> {
     if app.settings.routes.is_empty() {
         app.saved
             .read(|record| record.assigned)
-            .map_or_else(Vec::new, |at| assigned(&app.name, at))
+            .map(|at| assigned(&app.name, at))
+            .into_iter()
+            .collect()
     } else {
         app.settings
             .routes
@@ -92,27 +94,13 @@ fn routes_of(app: &App, active: Option<Arc<Generation>>) -> impl Iterator<Item =
     })
 }
 
-fn assigned(name: &AppName, at: Assigned) -> Vec<(RoutePrefix, bool)> {
-    let own = (
-        RoutePrefix {
-            host: None,
-            path: format!("/{name}"),
-        },
-        true,
-    );
-    match at {
-        Assigned::Root => vec![
-            (
-                RoutePrefix {
-                    host: None,
-                    path: "/".to_owned(),
-                },
-                false,
-            ),
-            own,
-        ],
-        Assigned::Name => vec![own],
-    }
+fn assigned(name: &AppName, at: Assigned) -> (RoutePrefix, bool) {
+    // Not its name as well for the app at the root: that would hide the paths of its own that begin with it.
+    let (path, strip) = match at {
+        Assigned::Root => ("/".to_owned(), false),
+        Assigned::Name => (format!("/{name}"), true),
+    };
+    (RoutePrefix { host: None, path }, strip)
 }
 
 fn is_root(prefix: &RoutePrefix) -> bool {
@@ -126,18 +114,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_app_has_the_root_and_every_app_its_name() {
+    fn the_first_app_has_the_root_and_others_their_name() {
         let name: AppName = "shop".parse().unwrap();
-        let paths = |at| -> Vec<(String, bool)> {
-            assigned(&name, at)
-                .into_iter()
-                .map(|(prefix, strip)| (prefix.path, strip))
-                .collect()
+        let path = |at| {
+            let (prefix, strip) = assigned(&name, at);
+            (prefix.path, strip)
         };
-        assert_eq!(
-            paths(Assigned::Root),
-            [("/".to_owned(), false), ("/shop".to_owned(), true)]
-        );
-        assert_eq!(paths(Assigned::Name), [("/shop".to_owned(), true)]);
+        assert_eq!(path(Assigned::Root), ("/".to_owned(), false));
+        assert_eq!(path(Assigned::Name), ("/shop".to_owned(), true));
     }
 }

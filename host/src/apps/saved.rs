@@ -59,7 +59,7 @@ pub(super) struct Head {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Assigned {
-    /// At `/`, and at `/NAME`.
+    /// At `/`.
     Root,
     /// At `/NAME`.
     Name,
