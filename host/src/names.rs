@@ -13,7 +13,9 @@ pub struct AppName(Box<str>);
 
 /// A text that cannot be an [`AppName`].
 #[derive(Debug, thiserror::Error)]
-#[error("`{0}` is not an app name: use 1 to 64 of a-z, 0-9, - and _, beginning with a letter or digit")]
+#[error(
+    "`{0}` is not an app name: use 1 to 64 of a-z, 0-9, - and _, beginning with a letter or digit"
+)]
 pub struct InvalidAppName(String);
 
 impl AppName {
@@ -28,9 +30,15 @@ impl FromStr for AppName {
 
     fn from_str(text: &str) -> Result<Self, InvalidAppName> {
         let fits = matches!(text.len(), 1..=64)
-            && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
+            && text
+                .bytes()
+                .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
             && !text.starts_with(['-', '_']);
-        if fits { Ok(Self(text.into())) } else { Err(InvalidAppName(text.to_owned())) }
+        if fits {
+            Ok(Self(text.into()))
+        } else {
+            Err(InvalidAppName(text.to_owned()))
+        }
     }
 }
 

@@ -28,7 +28,9 @@ impl Expiry {
     /// Whether the deadline has passed; if not, the task is woken when it does.
     pub(super) fn poll(&mut self, in_flight: &InFlight, cx: &mut Context<'_>) -> bool {
         let core = in_flight.core();
-        let notified = self.0.get_or_insert_with(|| Box::pin(Arc::clone(core.expiry()).notified_owned()));
+        let notified = self
+            .0
+            .get_or_insert_with(|| Box::pin(Arc::clone(core.expiry()).notified_owned()));
         // Register first and look then, so that a deadline between the two is not missed.
         let _ = notified.as_mut().poll(cx);
         core.is_expired()
@@ -83,11 +85,19 @@ impl AnswerBody {
         Self(Kind::Full(Some(bytes).filter(|bytes| !bytes.is_empty())))
     }
 
-    pub(super) fn stream(stream: BodyStream, in_flight: InFlight, connection: Option<Arc<Cut>>) -> Self {
+    pub(super) fn stream(
+        stream: BodyStream,
+        in_flight: InFlight,
+        connection: Option<Arc<Cut>>,
+    ) -> Self {
         if let Some(cut) = &connection {
             in_flight.core().streams(cut);
         }
-        Self(Kind::Stream(Box::new(Streaming { connection, body: stream.import(in_flight), expiry: Expiry::default() })))
+        Self(Kind::Stream(Box::new(Streaming {
+            connection,
+            body: stream.import(in_flight),
+            expiry: Expiry::default(),
+        })))
     }
 }
 
@@ -95,7 +105,10 @@ impl Body for AnswerBody {
     type Data = Bytes;
     type Error = AnswerError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
         match &mut self.get_mut().0 {
             Kind::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Kind::Stream(streaming) => streaming.poll_frame(cx),
@@ -126,7 +139,10 @@ impl Drop for Streaming {
 }
 
 impl Streaming {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Err(error))) => {
                 if matches!(error, BodyError::Panicked) {
@@ -139,7 +155,9 @@ impl Streaming {
                 self.body.guard().core().count_cut();
                 Poll::Ready(Some(Err(AnswerError::Expired)))
             }
-            Poll::Ready(ready) => Poll::Ready(ready.map(|frame| frame.map_err(AnswerError::Plugin))),
+            Poll::Ready(ready) => {
+                Poll::Ready(ready.map(|frame| frame.map_err(AnswerError::Plugin)))
+            }
             Poll::Pending if self.expiry.poll(self.body.guard(), cx) => {
                 self.body.guard().core().count_cut();
                 Poll::Ready(Some(Err(AnswerError::Expired)))
@@ -159,7 +177,11 @@ pub(super) struct RequestBody<B> {
 
 impl<B> RequestBody<B> {
     pub(super) fn new(body: B, hold: Hold) -> Self {
-        Self { body, relay: None, _hold: hold }
+        Self {
+            body,
+            relay: None,
+            _hold: hold,
+        }
     }
 }
 
@@ -185,7 +207,10 @@ impl<B: Body<Data = Bytes> + Unpin> Body for RequestBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = &mut *self;
         if !waker::is_foreign(cx.waker()) {
             return Pin::new(&mut this.body).poll_frame(cx);

@@ -33,13 +33,17 @@ use crate::generation::{Cut, Generation, InFlight};
 pub struct Dispatched<B>(Step<B>);
 
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "boxing the common case would cost each request an allocation"
+)]
 enum Step<B> {
     /// Counted in, and not yet given to the app.
     New(New<B>),
     /// The app works on it.
     Running(Box<Running>),
     /// The host itself answers.
-    Own(Box<Response<AnswerBody>>),
+    Own(Box<Option<Response<AnswerBody>>>),
     /// It was answered.
     Done,
 }
@@ -84,14 +88,22 @@ struct Answer {
 }
 
 /// Chooses where `request` goes, and counts it in there.
-pub fn dispatch<B: Body>(routes: &Routes, mut request: Request<B>, origin: Origin<'_>) -> Dispatched<B> {
+pub fn dispatch<B: Body>(
+    routes: &Routes,
+    mut request: Request<B>,
+    origin: Origin<'_>,
+) -> Dispatched<B> {
     let (in_flight, strip) = match routes.choose(request.uri(), request.headers()) {
         Chosen::Generation(in_flight, strip) => (in_flight, strip),
-        Chosen::Empty(app) => return Dispatched(Step::Own(Box::new(own::empty(&app)))),
-        Chosen::NoApp => return Dispatched(Step::Own(Box::new(own::no_app()))),
+        Chosen::Empty(app) => return Dispatched(Step::Own(Box::new(Some(own::empty(&app))))),
+        Chosen::NoApp => return Dispatched(Step::Own(Box::new(Some(own::no_app())))),
     };
     let on_upgrade = asks_for_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
-    let answer = Answer { cut: origin.cut.cloned(), name_version: origin.name_version, in_flight };
+    let answer = Answer {
+        cut: origin.cut.cloned(),
+        name_version: origin.name_version,
+        in_flight,
+    };
     Dispatched::new(request, on_upgrade, strip, origin.peer, answer)
 }
 
@@ -99,16 +111,20 @@ pub fn dispatch<B: Body>(routes: &Routes, mut request: Request<B>, origin: Origi
 struct Slot<'a> {
     answer: &'a Answer,
     on_upgrade: &'a mut Option<OnUpgrade>,
-    response: Option<Response<AnswerBody>>,
+    response: &'a mut Option<Response<AnswerBody>>,
 }
 
 impl TakeAnswer for Slot<'_> {
     fn take(&mut self, head: &ResponseHead<'_>, body: Crossing<'_>) {
         let in_flight = &self.answer.in_flight;
-        self.response = Some(match body {
+        *self.response = Some(match body {
             Crossing::Empty => head.to_response(&[], |_| AnswerBody::empty()),
-            Crossing::Full(Chunk::Borrowed(bytes)) => head.to_response(bytes.as_slice(), AnswerBody::full),
-            Crossing::Full(owned) => head.to_response(&[], |_| AnswerBody::full(owned.into_bytes(|| in_flight.hold()))),
+            Crossing::Full(Chunk::Borrowed(bytes)) => {
+                head.to_response(bytes.as_slice(), AnswerBody::full)
+            }
+            Crossing::Full(owned) => head.to_response(&[], |_| {
+                AnswerBody::full(owned.into_bytes(|| in_flight.hold()))
+            }),
             Crossing::Stream(stream) => {
                 let body = AnswerBody::stream(stream, in_flight.clone(), self.answer.cut.clone());
                 head.to_response(&[], |_| body)
@@ -124,26 +140,24 @@ impl TakeAnswer for Slot<'_> {
 }
 
 impl Answer {
-    /// The response to a call that ended with `state`.
-    fn ended(&self, state: PollState, response: Option<Response<AnswerBody>>) -> Response<AnswerBody> {
+    /// Completes the response to a call that ended with `state`. It is left where it lies, as it is large.
+    fn ended(&self, state: PollState, response: &mut Option<Response<AnswerBody>>) {
         let core = self.in_flight.core();
-        let mut response = match (state, response) {
-            (PollState::Ready, Some(response)) => response,
-            (PollState::Panicked, _) => {
-                core.count_panic();
-                own::panicked(core.spec())
-            }
-            _ => own::no_answer(core.spec()),
-        };
+        let spec = core.spec();
+        if state == PollState::Panicked {
+            core.count_panic();
+            *response = Some(own::panicked(spec));
+        } else if state != PollState::Ready {
+            *response = Some(own::no_answer(spec));
+        }
+        let response = response.get_or_insert_with(|| own::no_answer(spec));
         if self.name_version {
-            let spec = core.spec();
             let headers = response.headers_mut();
             if let Ok(version) = HeaderValue::from_str(&spec.version.to_string()) {
                 headers.insert("handover-version", version);
             }
             headers.insert("handover-generation", spec.id.0.into());
         }
-        response
     }
 }
 
@@ -153,10 +167,23 @@ fn asks_for_upgrade<B>(request: &Request<B>) -> bool {
 }
 
 impl<B: Body> Dispatched<B> {
-    fn new(request: Request<B>, on_upgrade: Option<OnUpgrade>, strip: usize, peer: Option<SocketAddr>, answer: Answer) -> Self {
+    fn new(
+        request: Request<B>,
+        on_upgrade: Option<OnUpgrade>,
+        strip: usize,
+        peer: Option<SocketAddr>,
+        answer: Answer,
+    ) -> Self {
         let (parts, body) = request.into_parts();
         let body = Some(body).filter(|body| !body.is_end_stream());
-        Self(Step::New(New { parts, body, on_upgrade, strip, peer, answer }))
+        Self(Step::New(New {
+            parts,
+            body,
+            on_upgrade,
+            strip,
+            peer,
+            answer,
+        }))
     }
 }
 
@@ -168,41 +195,39 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response<AnswerBody>> {
         let step = &mut self.0;
+        let mut response = None;
         match step {
-            Step::New(new) => {
-                let (state, call, response) = new.call(cx);
-                match call {
-                    Some(call) if state == PollState::Pending => {
-                        let Step::New(New { on_upgrade, answer, .. }) = std::mem::replace(step, Step::Done) else {
+            Step::New(new) => match new.call(cx, &mut response) {
+                (PollState::Pending, Some(call)) => {
+                    if let Step::New(New {
+                        on_upgrade, answer, ..
+                    }) = std::mem::replace(step, Step::Done)
+                    {
+                        let mut running = Box::new(Running {
+                            call,
+                            expiry: Expiry::default(),
+                            on_upgrade,
+                            answer,
+                        });
+                        if !running.expired(cx, &mut response) {
+                            *step = Step::Running(running);
                             return Poll::Pending;
-                        };
-                        let mut running = Running { call, expiry: Expiry::default(), on_upgrade, answer };
-                        if let Some(response) = running.expired(cx) {
-                            return Poll::Ready(response);
                         }
-                        *step = Step::Running(Box::new(running));
-                        Poll::Pending
-                    }
-                    _ => {
-                        let response = new.answer.ended(state, response);
-                        *step = Step::Done;
-                        Poll::Ready(response)
                     }
                 }
-            }
-            Step::Running(running) => {
-                let polled = running.poll(cx);
-                if polled.is_ready() {
-                    *step = Step::Done;
-                }
-                polled
-            }
-            Step::Own(_) => match std::mem::replace(step, Step::Done) {
-                Step::Own(response) => Poll::Ready(*response),
-                Step::New(_) | Step::Running(_) | Step::Done => Poll::Pending,
+                (state, _) => new.answer.ended(state, &mut response),
             },
-            Step::Done => Poll::Pending,
+            Step::Running(running) => {
+                if !running.poll(cx, &mut response) {
+                    return Poll::Pending;
+                }
+            }
+            Step::Own(own) => response = own.take(),
+            Step::Done => {}
         }
+        *step = Step::Done;
+        // None only if it is polled again after its end, which no caller does.
+        response.map_or(Poll::Pending, Poll::Ready)
     }
 }
 
@@ -211,38 +236,60 @@ where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
     /// Gives it to the app, and polls the app for the first time.
-    fn call(&mut self, cx: &Context<'_>) -> (PollState, Option<RunningCall>, Option<Response<AnswerBody>>) {
+    fn call(
+        &mut self,
+        cx: &Context<'_>,
+        response: &mut Option<Response<AnswerBody>>,
+    ) -> (PollState, Option<RunningCall>) {
         let in_flight = &self.answer.in_flight;
-        let body = self.body.take().map(|body| BodyStream::new(RequestBody::new(body, in_flight.hold())));
+        let body = self
+            .body
+            .take()
+            .map(|body| BodyStream::new(RequestBody::new(body, in_flight.hold())));
         let upgrade = self.on_upgrade.is_some();
-        let mut slot = Slot { answer: &self.answer, on_upgrade: &mut self.on_upgrade, response: None };
+        let mut slot = Slot {
+            answer: &self.answer,
+            on_upgrade: &mut self.on_upgrade,
+            response,
+        };
         let target = target(&self.parts.uri, self.strip);
-        let (state, call) = RequestHead::lend(&self.parts, &target, self.peer, |head| {
-            in_flight.core().call(head, body, upgrade, cx.waker(), &mut slot)
-        });
-        (state, call, slot.response)
+        RequestHead::lend(&self.parts, &target, self.peer, |head| {
+            in_flight
+                .core()
+                .call(head, body, upgrade, cx.waker(), &mut slot)
+        })
     }
 }
 
 impl Running {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Response<AnswerBody>> {
-        let mut slot = Slot { answer: &self.answer, on_upgrade: &mut self.on_upgrade, response: None };
+    /// Whether it ended, with a response.
+    fn poll(&mut self, cx: &mut Context<'_>, response: &mut Option<Response<AnswerBody>>) -> bool {
+        let mut slot = Slot {
+            answer: &self.answer,
+            on_upgrade: &mut self.on_upgrade,
+            response,
+        };
         let state = self.call.poll(cx.waker(), &mut slot);
-        let response = slot.response;
         if state == PollState::Pending {
-            return self.expired(cx).map_or(Poll::Pending, Poll::Ready);
+            return self.expired(cx, response);
         }
-        Poll::Ready(self.answer.ended(state, response))
+        self.answer.ended(state, response);
+        true
     }
 
-    /// The host's answer, if the drain deadline has passed.
-    fn expired(&mut self, cx: &mut Context<'_>) -> Option<Response<AnswerBody>> {
+    /// Whether the drain deadline has passed; the response is the host's then.
+    fn expired(
+        &mut self,
+        cx: &mut Context<'_>,
+        response: &mut Option<Response<AnswerBody>>,
+    ) -> bool {
         let in_flight = &self.answer.in_flight;
         let expired = self.expiry.poll(in_flight, cx);
-        expired.then(|| {
+        if expired {
             in_flight.core().count_cut();
-            own::expired(in_flight.core().spec())
-        })
+            *response = Some(own::expired(in_flight.core().spec()));
+        }
+        expired
     }
 }
 
@@ -256,11 +303,19 @@ pub async fn smoke(generation: &Arc<Generation>, path: &str) -> Result<http::Sta
         .header(header::USER_AGENT, "handover-check")
         .body(http_body_util::Empty::<Bytes>::new())
         .map_err(|error| format!("{path} is not a path: {error}"))?;
-    let in_flight = generation.enter().ok_or("the generation takes no requests")?;
-    let answer = Answer { cut: None, name_version: false, in_flight };
+    let in_flight = generation
+        .enter()
+        .ok_or("the generation takes no requests")?;
+    let answer = Answer {
+        cut: None,
+        name_version: false,
+        in_flight,
+    };
     let response = Dispatched::new(request, None, 0, None, answer).await;
     let status = response.status();
     // An answer that breaks off is no good answer.
-    http_body_util::BodyExt::collect(response.into_body()).await.map_err(|error| format!("GET {path}: {error}"))?;
+    http_body_util::BodyExt::collect(response.into_body())
+        .await
+        .map_err(|error| format!("GET {path}: {error}"))?;
     Ok(status)
 }

@@ -9,35 +9,55 @@ use crate::{generation::Spec, names::AppName};
 fn plain(status: StatusCode, text: String) -> Response<AnswerBody> {
     let mut response = Response::new(AnswerBody::full(Bytes::from(format!("{status}: {text}\n"))));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
 }
 
 /// 404: no app answers there.
 pub(super) fn no_app() -> Response<AnswerBody> {
-    plain(StatusCode::NOT_FOUND, "no app answers at this address".to_owned())
+    plain(
+        StatusCode::NOT_FOUND,
+        "no app answers at this address".to_owned(),
+    )
 }
 
 /// 503: nothing of the app has been deployed.
 pub(super) fn empty(app: &AppName) -> Response<AnswerBody> {
-    plain(StatusCode::SERVICE_UNAVAILABLE, format!("nothing of the app {app} has been deployed yet"))
+    plain(
+        StatusCode::SERVICE_UNAVAILABLE,
+        format!("nothing of the app {app} has been deployed yet"),
+    )
 }
 
 /// 502: the app gave no answer.
 pub(super) fn no_answer(spec: &Spec) -> Response<AnswerBody> {
-    plain(StatusCode::BAD_GATEWAY, format!("the app {} {} gave no answer", spec.app, spec.version))
+    plain(
+        StatusCode::BAD_GATEWAY,
+        format!("the app {} {} gave no answer", spec.app, spec.version),
+    )
 }
 
 /// 500: the app panicked.
 pub(super) fn panicked(spec: &Spec) -> Response<AnswerBody> {
-    plain(StatusCode::INTERNAL_SERVER_ERROR, format!("the app {} {} panicked", spec.app, spec.version))
+    plain(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        format!("the app {} {} panicked", spec.app, spec.version),
+    )
 }
 
 /// 503: the drain deadline passed before the app had answered.
 pub(super) fn expired(spec: &Spec) -> Response<AnswerBody> {
-    let text = format!("the app {} {} was replaced, and did not answer before its deadline", spec.app, spec.version);
+    let text = format!(
+        "the app {} {} was replaced, and did not answer before its deadline",
+        spec.app, spec.version
+    );
     plain(StatusCode::SERVICE_UNAVAILABLE, text)
 }

@@ -51,7 +51,10 @@ impl Routes {
     /// Replaces all routes at once. The longest prefix wins, one with a host name before one without.
     pub fn publish(&self, mut routes: Vec<Route>) {
         routes.sort_by_key(|route| {
-            std::cmp::Reverse((route.prefix.host.is_some(), route.prefix.path.trim_end_matches('/').len()))
+            std::cmp::Reverse((
+                route.prefix.host.is_some(),
+                route.prefix.path.trim_end_matches('/').len(),
+            ))
         });
         let by_host = routes.iter().any(|route| route.prefix.host.is_some());
         self.0.store(Arc::new(Table { routes, by_host }));
@@ -61,14 +64,28 @@ impl Routes {
     pub fn choose(&self, uri: &Uri, headers: &HeaderMap) -> Chosen {
         loop {
             let table = self.0.load();
-            let host = if table.by_host { host_of(uri, headers) } else { None };
+            let host = if table.by_host {
+                host_of(uri, headers)
+            } else {
+                None
+            };
             let path = uri.path();
-            let Some(route) = table.routes.iter().find(|route| matches(&route.prefix, host.as_deref(), path)) else {
+            let Some(route) = table
+                .routes
+                .iter()
+                .find(|route| matches(&route.prefix, host.as_deref(), path))
+            else {
                 return Chosen::NoApp;
             };
-            let Some(generation) = &route.active else { return Chosen::Empty(route.app.clone()) };
+            let Some(generation) = &route.active else {
+                return Chosen::Empty(route.app.clone());
+            };
             if let Some(in_flight) = generation.enter() {
-                let strip = if route.strip { route.prefix.path.trim_end_matches('/').len() } else { 0 };
+                let strip = if route.strip {
+                    route.prefix.path.trim_end_matches('/').len()
+                } else {
+                    0
+                };
                 return Chosen::Generation(in_flight, strip);
             }
             // It was replaced between our look at the table and at its gate, so a newer table is there already.
@@ -97,9 +114,15 @@ fn host_of<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<Cow<'a, str>> {
 }
 
 fn matches(prefix: &RoutePrefix, host: Option<&str>, path: &str) -> bool {
-    let on_host = prefix.host.as_deref().is_none_or(|wanted| host == Some(wanted));
+    let on_host = prefix
+        .host
+        .as_deref()
+        .is_none_or(|wanted| host == Some(wanted));
     let prefix = prefix.path.trim_end_matches('/');
-    on_host && path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    on_host
+        && path
+            .strip_prefix(prefix)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         || on_host && prefix.is_empty()
 }
 
@@ -118,7 +141,10 @@ mod tests {
     use super::*;
 
     fn prefix(host: Option<&str>, path: &str) -> RoutePrefix {
-        RoutePrefix { host: host.map(str::to_owned), path: path.to_owned() }
+        RoutePrefix {
+            host: host.map(str::to_owned),
+            path: path.to_owned(),
+        }
     }
 
     #[test]
@@ -128,7 +154,11 @@ mod tests {
         assert!(!matches(&prefix(None, "/shop"), None, "/shopping"));
         assert!(matches(&prefix(None, "/"), None, "/anything"));
         assert!(matches(&prefix(None, "/"), None, "*"));
-        assert!(!matches(&prefix(Some("a.example"), "/"), Some("b.example"), "/"));
+        assert!(!matches(
+            &prefix(Some("a.example"), "/"),
+            Some("b.example"),
+            "/"
+        ));
     }
 
     #[test]

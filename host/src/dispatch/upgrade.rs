@@ -25,7 +25,10 @@ const SERVICE_RESTART: [u8; 4] = [0x88, 0x02, 0x03, 0xF4];
 /// Joins both ends once hyper has given up the connection, on a task of its own, which is counted as in flight.
 pub(super) fn join(on_upgrade: OnUpgrade, io: IoStream, in_flight: InFlight) {
     tokio::spawn(async move {
-        let plugin = PluginIo { io, _hold: in_flight.hold() };
+        let plugin = PluginIo {
+            io,
+            _hold: in_flight.hold(),
+        };
         let client = match on_upgrade.await {
             Ok(upgraded) => TokioIo::new(upgraded),
             // The client left between its request and our answer.
@@ -100,7 +103,9 @@ impl Frames {
     fn pass(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             if self.payload > 0 {
-                let taken = usize::try_from(self.payload).unwrap_or(usize::MAX).min(bytes.len());
+                let taken = usize::try_from(self.payload)
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len());
                 self.payload -= taken as u64;
                 bytes = &bytes[taken..];
                 continue;
@@ -119,7 +124,9 @@ impl Frames {
             if self.header.len() == 2 + extended + mask {
                 self.payload = match extended {
                     0 => length.into(),
-                    _ => self.header[2..2 + extended].iter().fold(0, |value, byte| value << 8 | u64::from(*byte)),
+                    _ => self.header[2..2 + extended]
+                        .iter()
+                        .fold(0, |value, byte| value << 8 | u64::from(*byte)),
                 };
                 self.header.clear();
             }
@@ -136,14 +143,22 @@ struct PluginIo {
 }
 
 impl AsyncRead for PluginIo {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let read = self.io.poll_read(cx, buffer.initialize_unfilled());
         read.map_ok(|read| buffer.advance(read))
     }
 }
 
 impl AsyncWrite for PluginIo {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.io.poll_write(cx, buffer)
     }
 

@@ -40,8 +40,14 @@ pub enum State {
 }
 
 impl State {
-    const ALL: [Self; 6] =
-        [Self::Started, Self::Active, Self::Draining, Self::Retired, Self::Unloaded, Self::Retained];
+    const ALL: [Self; 6] = [
+        Self::Started,
+        Self::Active,
+        Self::Draining,
+        Self::Retired,
+        Self::Unloaded,
+        Self::Retained,
+    ];
 
     /// The word for it.
     pub fn as_str(self) -> &'static str {
@@ -104,7 +110,10 @@ impl Core {
         upgrade: bool,
         waker: &std::task::Waker,
         slot: &mut impl handover_plugin::abi::call::TakeAnswer,
-    ) -> (handover_plugin::abi::poll::PollState, Option<handover_plugin::abi::import::RunningCall>) {
+    ) -> (
+        handover_plugin::abi::poll::PollState,
+        Option<handover_plugin::abi::import::RunningCall>,
+    ) {
         self.app.call(head, body, upgrade, waker, slot)
     }
 

@@ -73,7 +73,17 @@ impl Shards {
     pub(super) fn new(core: &Arc<Core>) -> Self {
         let workers = std::thread::available_parallelism().map_or(4, usize::from);
         let count = (workers * 2).next_power_of_two().min(MOST);
-        Self((0..count).map(|_| Arc::new(Shard { requests: AtomicU64::new(0), core: Arc::clone(core), holds: Arc::new(Holds) })).collect())
+        Self(
+            (0..count)
+                .map(|_| {
+                    Arc::new(Shard {
+                        requests: AtomicU64::new(0),
+                        core: Arc::clone(core),
+                        holds: Arc::new(Holds),
+                    })
+                })
+                .collect(),
+        )
     }
 
     /// Counts a request in, unless the gate is closed.
@@ -91,10 +101,17 @@ impl Shards {
     /// How many are in flight. With the gate closed, 0 is final.
     pub(super) fn in_flight(&self) -> u64 {
         fence(Ordering::SeqCst);
-        let in_flight: u64 = self.0.iter().map(|shard| Arc::strong_count(shard) as u64 - 1).sum();
+        let in_flight: u64 = self
+            .0
+            .iter()
+            .map(|shard| Arc::strong_count(shard) as u64 - 1)
+            .sum();
         // Looked at after those in flight, who alone can make new ones: so none is missed that is made between the two looks.
         fence(Ordering::SeqCst);
-        let is_held = self.0.iter().any(|shard| Arc::strong_count(&shard.holds) > 1);
+        let is_held = self
+            .0
+            .iter()
+            .any(|shard| Arc::strong_count(&shard.holds) > 1);
         // What was done before the last of them counted out is visible after this.
         fence(Ordering::SeqCst);
         // The last bytes of an answer are an answer that is in flight.
@@ -102,7 +119,10 @@ impl Shards {
     }
 
     pub(super) fn requests(&self) -> u64 {
-        self.0.iter().map(|shard| shard.requests.load(Ordering::Relaxed)).sum()
+        self.0
+            .iter()
+            .map(|shard| shard.requests.load(Ordering::Relaxed))
+            .sum()
     }
 }
 

@@ -25,7 +25,10 @@ pub(super) async fn run<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Unfinished> {
     let (done, ended) = oneshot::channel();
-    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work).map_err(Unfinished::NoThread)?;
+    let thread = std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .map_err(Unfinished::NoThread)?;
     // A second thread only joins the first: when it is through, the first has run its thread-local destructors as well.
     std::thread::Builder::new()
         .name("join".to_owned())

@@ -42,13 +42,22 @@ pub struct Working {
 impl PluginOffer {
     /// An offer to this generation.
     pub fn new(app: AppName, generation: GenerationId) -> Self {
-        Self { app, generation, panics: AtomicU64::new(0), next: AtomicU64::new(1), work: Mutex::default() }
+        Self {
+            app,
+            generation,
+            panics: AtomicU64::new(0),
+            next: AtomicU64::new(1),
+            work: Mutex::default(),
+        }
     }
 
     /// How much spawned work there is, and how many jobs are among it.
     pub fn work(&self) -> (u64, u64) {
         let work = self.work.lock();
-        (work.len() as u64, work.values().filter(|work| work.job).count() as u64)
+        (
+            work.len() as u64,
+            work.values().filter(|work| work.job).count() as u64,
+        )
     }
 
     /// The spawned work there is.
@@ -90,7 +99,13 @@ impl Offer for PluginOffer {
         let mut message = event.message.to_string();
         for field in event.fields.iter() {
             // Writing to a String does not fail.
-            let _ = write!(message, "{}{}={}", if message.is_empty() { "" } else { " " }, field.name, field.value);
+            let _ = write!(
+                message,
+                "{}{}={}",
+                if message.is_empty() { "" } else { " " },
+                field.name,
+                field.value
+            );
         }
         let (app, generation, module) = (&self.app, self.generation, event.target.as_str());
         log_at!(event.level, %app, %generation, module, "{message}");
@@ -104,7 +119,15 @@ impl Offer for PluginOffer {
     fn work_began(&self, work: &Work<'_>) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (name, tenant) = (work.name.to_string(), work.tenant.to_string());
-        self.work.lock().insert(number, Working { name, tenant, job: work.job, since: Instant::now() });
+        self.work.lock().insert(
+            number,
+            Working {
+                name,
+                tenant,
+                job: work.job,
+                since: Instant::now(),
+            },
+        );
         number
     }
 

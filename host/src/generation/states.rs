@@ -63,15 +63,23 @@ pub struct Retained {
 /// # Errors
 /// The reason, as the operator should read it.
 pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> {
-    let root = library.root::<RootRef>().map_err(|error| StartError(error.to_string()))?;
+    let root = library
+        .root::<RootRef>()
+        .map_err(|error| StartError(error.to_string()))?;
     let deadline = spec.start_deadline;
     let constructing = spec.clone();
     let offer = Arc::new(PluginOffer::new(spec.app.clone(), spec.id));
     let started = lifecycle::run("start", deadline, move || {
         let spec = constructing;
         let (version, config) = (spec.version.to_string(), spec.config.to_string());
-        let env: Vec<Pair<'_>> =
-            spec.env.iter().map(|(name, value)| Pair { name: name.as_str().into(), value: value.as_str().into() }).collect();
+        let env: Vec<Pair<'_>> = spec
+            .env
+            .iter()
+            .map(|(name, value)| Pair {
+                name: name.as_str().into(),
+                value: value.as_str().into(),
+            })
+            .collect();
         let settings = Settings {
             app: spec.app.as_str().into(),
             version: version.as_str().into(),
@@ -87,16 +95,26 @@ pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> 
     let reason = match started {
         Ok(Ok(app)) => {
             let generation = Arc::new(Generation::new(spec, app));
-            return Ok(Started(Loaded { generation, library }));
+            return Ok(Started(Loaded {
+                generation,
+                library,
+            }));
         }
         Ok(Err(reason)) => reason,
         Err(Unfinished::Late) => {
             // Its thread is inside the plugin: the library stays mapped for ever.
             drop(library);
-            return Err(StartError(format!("the constructor did not end within {}", humantime::format_duration(deadline))));
+            return Err(StartError(format!(
+                "the constructor did not end within {}",
+                humantime::format_duration(deadline)
+            )));
         }
-        Err(Unfinished::NoThread(error)) => format!("no thread could be started for the constructor: {error}"),
-        Err(Unfinished::Panicked) => "the host panicked while it started the app: this is a fault of handover".to_owned(),
+        Err(Unfinished::NoThread(error)) => {
+            format!("no thread could be started for the constructor: {error}")
+        }
+        Err(Unfinished::Panicked) => {
+            "the host panicked while it started the app: this is a fault of handover".to_owned()
+        }
     };
     if let Ended::Retained(retained) = unload(None, library).await {
         tracing::warn!(app = %spec.app, generation = %spec.id, "an app that did not start stays mapped: {}", retained.reason);
@@ -113,7 +131,12 @@ async fn unload(generation: Option<Arc<Generation>>, library: Library) -> Ended 
     };
     if let Err(unsettled) = library.settle(SETTLE_DEADLINE).await {
         end(State::Retained);
-        return Ended::Retained(Retained { generation, library, reason: unsettled.to_string(), inside: false });
+        return Ended::Retained(Retained {
+            generation,
+            library,
+            reason: unsettled.to_string(),
+            inside: false,
+        });
     }
     match tokio::task::spawn_blocking(move || library.close()).await {
         Ok(Ok(())) => {
@@ -122,7 +145,12 @@ async fn unload(generation: Option<Arc<Generation>>, library: Library) -> Ended 
         }
         Ok(Err((library, reason))) => {
             end(State::Retained);
-            Ended::Retained(Retained { generation, library, reason, inside: false })
+            Ended::Retained(Retained {
+                generation,
+                library,
+                reason,
+                inside: false,
+            })
         }
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
@@ -187,19 +215,35 @@ impl Draining {
     /// Waits until nothing is in flight, drops the app, and unmaps the library if it is proven quiet.
     pub async fn retire(self) -> Ended {
         self.quiet().await;
-        let Loaded { generation, library } = self.0;
+        let Loaded {
+            generation,
+            library,
+        } = self.0;
         generation.set_state(State::Retired);
         let core = Arc::clone(generation.core());
         let deadline = u64::try_from(STOP_DEADLINE.as_millis()).unwrap_or(u64::MAX);
-        let stopped = lifecycle::run("stop", STOP_DEADLINE * 2, move || core.app().stop(deadline)).await;
+        let stopped =
+            lifecycle::run("stop", STOP_DEADLINE * 2, move || core.app().stop(deadline)).await;
         if let Err(unfinished) = stopped {
             generation.set_state(State::Retained);
             let reason = match unfinished {
-                Unfinished::Late => "its destructors did not end: a thread is still inside it".to_owned(),
-                Unfinished::NoThread(error) => format!("no thread could be started to drop it: {error}"),
-                Unfinished::Panicked => "the host panicked while it dropped the app: this is a fault of handover".to_owned(),
+                Unfinished::Late => {
+                    "its destructors did not end: a thread is still inside it".to_owned()
+                }
+                Unfinished::NoThread(error) => {
+                    format!("no thread could be started to drop it: {error}")
+                }
+                Unfinished::Panicked => {
+                    "the host panicked while it dropped the app: this is a fault of handover"
+                        .to_owned()
+                }
             };
-            return Ended::Retained(Retained { generation: Some(generation), library, reason, inside: true });
+            return Ended::Retained(Retained {
+                generation: Some(generation),
+                library,
+                reason,
+                inside: true,
+            });
         }
         unload(Some(generation), library).await
     }
@@ -213,6 +257,10 @@ impl Retained {
 
     /// Tries again.
     pub async fn retry(self) -> Ended {
-        if self.inside { Ended::Retained(self) } else { unload(self.generation, self.library).await }
+        if self.inside {
+            Ended::Retained(self)
+        } else {
+            unload(self.generation, self.library).await
+        }
     }
 }

@@ -11,7 +11,11 @@ use handover_plugin::abi::{
 ///
 /// # Errors
 /// The plugin's own reason.
-pub(crate) fn start<O: Offer>(root: RootRef, offer: Arc<O>, settings: &Settings<'_>) -> Result<AppHandle<O>, String> {
+pub(crate) fn start<O: Offer>(
+    root: RootRef,
+    offer: Arc<O>,
+    settings: &Settings<'_>,
+) -> Result<AppHandle<O>, String> {
     // SAFETY: the layout was compared by preflight (`Layouts`). `generation`, the only caller, counts in everything that comes out
     // of the handle (`InFlight` goes with calls, bodies, streams and bytes), begins nothing once the gate is closed and nothing is
     // in flight, stops the app after that, and only then closes the library.

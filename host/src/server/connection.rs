@@ -25,7 +25,11 @@ impl Service<Request<Incoming>> for Requests {
     type Future = Answering;
 
     fn call(&self, request: Request<Incoming>) -> Answering {
-        let origin = Origin { peer: self.peer, cut: Some(&self.cut), name_version: self.name_version };
+        let origin = Origin {
+            peer: self.peer,
+            cut: Some(&self.cut),
+            name_version: self.name_version,
+        };
         Answering(dispatch(&self.routes, request, origin))
     }
 }

@@ -19,7 +19,12 @@ pub struct Settings {
 }
 
 /// Serves until `stop` ends; then accepts no more, and waits until the open connections have ended what they have.
-pub async fn serve(listener: TcpListener, routes: Arc<Routes>, settings: Settings, stop: impl Future<Output = ()>) {
+pub async fn serve(
+    listener: TcpListener,
+    routes: Arc<Routes>,
+    settings: Settings,
+    stop: impl Future<Output = ()>,
+) {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new());
     builder.http2().timer(TokioTimer::new());
@@ -46,13 +51,17 @@ pub async fn serve(listener: TcpListener, routes: Arc<Routes>, settings: Setting
             cut: Arc::clone(&cut),
             name_version: settings.version_header,
         };
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), requests).into_owned();
+        let connection = builder
+            .serve_connection_with_upgrades(TokioIo::new(stream), requests)
+            .into_owned();
         let connection = connections.watch(connection);
         tokio::spawn(async move {
             let mut connection = std::pin::pin!(connection);
             let ended = poll_fn(|cx| match connection.as_mut().poll(cx) {
                 Poll::Ready(ended) => Poll::Ready(ended.map_err(|error| error.to_string())),
-                Poll::Pending => cut.poll(cx).map(|()| Err("it streamed what had reached its drain deadline".to_owned())),
+                Poll::Pending => cut
+                    .poll(cx)
+                    .map(|()| Err("it streamed what had reached its drain deadline".to_owned())),
             });
             if let Err(reason) = ended.await {
                 tracing::debug!(%peer, "a connection ended: {reason}");
@@ -67,10 +76,14 @@ pub async fn serve(listener: TcpListener, routes: Arc<Routes>, settings: Setting
 async fn refused(error: io::Error) {
     match error.kind() {
         // The client left while it waited in the queue.
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused => {}
+        io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionRefused => {}
         _ => {
             // Out of descriptors or memory: trying again at once would only burn the processor.
-            tracing::error!("no connection can be accepted: {error}; raise the limit of open files (ulimit -n) if this goes on");
+            tracing::error!(
+                "no connection can be accepted: {error}; raise the limit of open files (ulimit -n) if this goes on"
+            );
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }

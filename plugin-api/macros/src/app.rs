@@ -2,7 +2,10 @@
 
 use proc_macro2::{Span, TokenStream};
 use quote::quote;
-use syn::{Error, Expr, ItemFn, Lit, LitStr, MetaNameValue, Result, Token, parse::Parser, punctuated::Punctuated};
+use syn::{
+    Error, Expr, ItemFn, Lit, LitStr, MetaNameValue, Result, Token, parse::Parser,
+    punctuated::Punctuated,
+};
 
 struct Arguments {
     name: Option<LitStr>,
@@ -10,16 +13,24 @@ struct Arguments {
 }
 
 fn arguments(tokens: TokenStream) -> Result<Arguments> {
-    let mut arguments = Arguments { name: None, schema: 0 };
+    let mut arguments = Arguments {
+        name: None,
+        schema: 0,
+    };
     for pair in Punctuated::<MetaNameValue, Token![,]>::parse_terminated.parse2(tokens)? {
         let Expr::Lit(value) = &pair.value else {
             return Err(Error::new_spanned(&pair.value, "a literal is expected"));
         };
-        match (pair.path.get_ident().map(ToString::to_string).as_deref(), &value.lit) {
+        match (
+            pair.path.get_ident().map(ToString::to_string).as_deref(),
+            &value.lit,
+        ) {
             (Some("name"), Lit::Str(name)) => {
                 let text = name.value();
                 let fits = matches!(text.len(), 1..=64)
-                    && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
+                    && text
+                        .bytes()
+                        .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
                     && !text.starts_with(['-', '_']);
                 if !fits {
                     let message = "an app name is 1 to 64 of a-z, 0-9, - and _, beginning with a letter or digit";
@@ -28,7 +39,12 @@ fn arguments(tokens: TokenStream) -> Result<Arguments> {
                 arguments.name = Some(name.clone());
             }
             (Some("schema"), Lit::Int(schema)) => arguments.schema = schema.base10_parse()?,
-            _ => return Err(Error::new_spanned(&pair, "expected `name = \"…\"` or `schema = N`")),
+            _ => {
+                return Err(Error::new_spanned(
+                    &pair,
+                    "expected `name = \"…\"` or `schema = N`",
+                ));
+            }
         }
     }
     Ok(arguments)
@@ -42,9 +58,19 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
         return Err(Error::new_spanned(&function.sig, message));
     }
     let ident = &function.sig.ident;
-    let call = if function.sig.asyncness.is_some() { quote!(#ident(cx)) } else { quote!(::core::future::ready(#ident(cx))) };
-    let name = name.map_or_else(|| quote!(::core::env!("CARGO_PKG_NAME")), |name| quote!(#name));
-    let symbol = LitStr::new(&abi_stable_shared::mangled_root_module_loader_name(), Span::call_site());
+    let call = if function.sig.asyncness.is_some() {
+        quote!(#ident(cx))
+    } else {
+        quote!(::core::future::ready(#ident(cx)))
+    };
+    let name = name.map_or_else(
+        || quote!(::core::env!("CARGO_PKG_NAME")),
+        |name| quote!(#name),
+    );
+    let symbol = LitStr::new(
+        &abi_stable_shared::mangled_root_module_loader_name(),
+        Span::call_site(),
+    );
     Ok(quote! {
         #function
 

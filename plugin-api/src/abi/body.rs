@@ -12,6 +12,7 @@ use abi_stable::{
     std_types::{RSlice, RStr},
 };
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
 use super::{
@@ -76,7 +77,11 @@ impl BodyStream {
     {
         let hint = body.size_hint();
         Self {
-            body: Box::into_raw(Box::new(Exported { body, waker: WakerCache::default() })).cast(),
+            body: Box::into_raw(Box::new(Exported {
+                body,
+                waker: WakerCache::default(),
+            }))
+            .cast(),
             poll: poll_exported::<B>,
             drop: drop_exported::<B>,
             lower: hint.lower(),
@@ -86,7 +91,10 @@ impl BodyStream {
 
     /// Takes it in. `guard` is held as long as the body is; bytes that live on by themselves get a [`Guard::Hold`].
     pub fn import<G: Guard>(self, guard: G) -> Imported<G> {
-        Imported { stream: Some(self), guard }
+        Imported {
+            stream: Some(self),
+            guard,
+        }
     }
 
     fn hint(&self) -> SizeHint {
@@ -111,7 +119,11 @@ struct Exported<B> {
     waker: WakerCache,
 }
 
-unsafe extern "C" fn poll_exported<B>(body: *mut (), waker: &WakerRef<'_>, sink: &FrameSink<'_>) -> PollState
+unsafe extern "C" fn poll_exported<B>(
+    body: *mut (),
+    waker: &WakerRef<'_>,
+    sink: &FrameSink<'_>,
+) -> PollState
 where
     B: Body<Data = Bytes, Error: fmt::Display>,
 {
@@ -150,8 +162,10 @@ impl FrameSink<'_> {
             Ok(data) => unsafe { (self.data)(self.slot, Chunk::of(&data)) },
             Err(frame) => {
                 if let Ok(trailers) = frame.into_trailers() {
+                    let mut fields = headers::Fields::new();
+                    headers::borrow(&trailers, &mut fields);
                     // SAFETY: as above.
-                    unsafe { (self.trailers)(self.slot, headers::borrow(&trailers)[..].into()) }
+                    unsafe { (self.trailers)(self.slot, fields[..].into()) }
                 }
             }
         }
@@ -212,7 +226,9 @@ impl<G: Guard> Imported<G> {
             // SAFETY: as above.
             let slot = unsafe { &mut *slot.cast::<Slot<'_, G>>() };
             let fields = fields.as_slice();
-            slot.frame = Some(Frame::trailers(Buffer::copy(&[], fields).fields(fields)));
+            let mut trailers = HeaderMap::new();
+            Buffer::copy(&[], fields).fields(fields, &mut trailers);
+            slot.frame = Some(Frame::trailers(trailers));
         }
         unsafe extern "C" fn failed<G>(slot: *mut (), message: RStr<'_>) {
             // SAFETY: as above.
@@ -233,12 +249,27 @@ impl<G: Guard> Body for Imported<G> {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        let Some(stream) = &mut this.stream else { return Poll::Ready(None) };
-        let mut slot = Slot { guard: &this.guard, frame: None, failure: None };
+        let Some(stream) = &mut this.stream else {
+            return Poll::Ready(None);
+        };
+        let mut slot = Slot {
+            guard: &this.guard,
+            frame: None,
+            failure: None,
+        };
         // SAFETY: the stream is owned and polled here only; sink and waker are lent for the call.
-        let state = unsafe { (stream.poll)(stream.body, &WakerRef::of(cx.waker()), &Self::sink(&raw mut slot)) };
+        let state = unsafe {
+            (stream.poll)(
+                stream.body,
+                &WakerRef::of(cx.waker()),
+                &Self::sink(&raw mut slot),
+            )
+        };
         let error = match state {
             PollState::Pending => return Poll::Pending,
             PollState::Ready => match slot.frame {
@@ -252,7 +283,9 @@ impl<G: Guard> Body for Imported<G> {
                     }
                     return Poll::Ready(Some(Ok(frame)));
                 }
-                None => BodyError::Failed("the body said that it had a frame and gave none".to_owned()),
+                None => {
+                    BodyError::Failed("the body said that it had a frame and gave none".to_owned())
+                }
             },
             PollState::Ended => {
                 this.stream = None;
@@ -266,7 +299,9 @@ impl<G: Guard> Body for Imported<G> {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.stream.as_ref().map_or_else(|| SizeHint::with_exact(0), BodyStream::hint)
+        self.stream
+            .as_ref()
+            .map_or_else(|| SizeHint::with_exact(0), BodyStream::hint)
     }
 
     fn is_end_stream(&self) -> bool {

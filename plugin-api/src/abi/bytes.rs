@@ -28,7 +28,12 @@ impl From<Bytes> for OwnedBytes {
             drop(unsafe { Box::from_raw(owner.cast::<Bytes>()) });
         }
         let boxed = Box::new(bytes);
-        Self { pointer: boxed.as_ptr(), length: boxed.len(), owner: Box::into_raw(boxed).cast(), free }
+        Self {
+            pointer: boxed.as_ptr(),
+            length: boxed.len(),
+            owner: Box::into_raw(boxed).cast(),
+            free,
+        }
     }
 }
 
@@ -60,13 +65,20 @@ pub enum Chunk<'a> {
 impl<'a> Chunk<'a> {
     /// Hands over `bytes`: small ones to be copied by the receiver, large ones with their owner.
     pub fn of(bytes: &'a Bytes) -> Self {
-        if bytes.len() <= COPY_UP_TO { Self::Borrowed(bytes[..].into()) } else { Self::Owned(bytes.clone().into()) }
+        if bytes.len() <= COPY_UP_TO {
+            Self::Borrowed(bytes[..].into())
+        } else {
+            Self::Owned(bytes.clone().into())
+        }
     }
 
     /// Takes the bytes in. `guard` is made only when they still belong to the other side, and is dropped after them.
     pub fn into_bytes<G: Send + 'static>(self, guard: impl FnOnce() -> G) -> Bytes {
         /// Field order is drop order: the bytes go before the guard that keeps their code mapped.
-        struct Guarded<G>(OwnedBytes, #[allow(dead_code, reason = "held for its drop")] G);
+        struct Guarded<G>(
+            OwnedBytes,
+            #[allow(dead_code, reason = "held for its drop")] G,
+        );
         impl<G> AsRef<[u8]> for Guarded<G> {
             fn as_ref(&self) -> &[u8] {
                 self.0.as_ref()

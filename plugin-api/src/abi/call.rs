@@ -4,7 +4,9 @@ use abi_stable::StableAbi;
 use bytes::Bytes;
 use http::response;
 
-use super::{body::BodyStream, bytes::Chunk, head::ResponseHead, poll::PollState, upgrade::IoStream};
+use super::{
+    body::BodyStream, bytes::Chunk, head::ResponseHead, poll::PollState, upgrade::IoStream,
+};
 
 /// What a call gave at its first poll, which is done inside the call.
 #[repr(C)]
@@ -79,10 +81,21 @@ pub trait TakeAnswer {
 }
 
 /// Lends `slot` as a [`Responder`] during `f`.
-pub(super) fn lend_responder<T: TakeAnswer, R>(slot: &mut T, f: impl FnOnce(&Responder<'_>) -> R) -> R {
-    unsafe extern "C" fn respond<T: TakeAnswer>(slot: *mut (), head: &ResponseHead<'_>, body: AnswerBody<'_>) {
+pub(super) fn lend_responder<T: TakeAnswer, R>(
+    slot: &mut T,
+    f: impl FnOnce(&Responder<'_>) -> R,
+) -> R {
+    unsafe extern "C" fn respond<T: TakeAnswer>(
+        slot: *mut (),
+        head: &ResponseHead<'_>,
+        body: AnswerBody<'_>,
+    ) {
         // SAFETY: `slot` is the exclusive borrow of `lend_responder`, which waits below us on the stack.
         unsafe { &mut *slot.cast::<T>() }.take(head, body);
     }
-    f(&Responder { slot: std::ptr::from_mut(slot).cast(), respond: respond::<T>, _lent: std::marker::PhantomData })
+    f(&Responder {
+        slot: std::ptr::from_mut(slot).cast(),
+        respond: respond::<T>,
+        _lent: std::marker::PhantomData,
+    })
 }

@@ -86,7 +86,12 @@ pub trait Plugin: Send + Sync + 'static {
     /// must not panic.
     fn enter(&self);
     /// Begins to answer a request. None when the head is none that HTTP allows.
-    fn call(&self, head: &RequestHead<'_>, body: Option<BodyStream>, upgrade: bool) -> Option<Pin<Box<dyn Answering>>>;
+    fn call(
+        &self,
+        head: &RequestHead<'_>,
+        body: Option<BodyStream>,
+        upgrade: bool,
+    ) -> Option<Pin<Box<dyn Answering>>>;
     /// No new requests come.
     fn drain(&self);
     /// The drain deadline passed; gives how much spawned work was cancelled.
@@ -107,7 +112,9 @@ pub trait Entry: 'static {
 /// The header that a plugin exports under abi_stable's symbol.
 pub const fn header<E: Entry>() -> LibHeader {
     extern "C" fn construct<E: Entry>() -> RootModuleResult {
-        abi_stable::library::__call_root_module_loader(|| RootRef(PrefixRef::from_ref(Table::<E>::ROOT)))
+        abi_stable::library::__call_root_module_loader(|| {
+            RootRef(PrefixRef::from_ref(Table::<E>::ROOT))
+        })
     }
     // SAFETY: `construct` gives a `RootRef`.
     unsafe { LibHeader::from_constructor::<RootRef>(construct::<E>, CheckTypeLayout::Yes) }
@@ -152,7 +159,9 @@ unsafe extern "C" fn start<E: Entry>(
     settings: &Settings<'_>,
     failed: &TextSink<'_>,
 ) -> *mut () {
-    match catch_unwind(AssertUnwindSafe(|| E::start(HostHandle { table, data }, settings))) {
+    match catch_unwind(AssertUnwindSafe(|| {
+        E::start(HostHandle { table, data }, settings)
+    })) {
         Ok(Ok(app)) => Box::into_raw(Box::new(app)).cast(),
         Ok(Err(reason)) => {
             failed.put(&reason);
@@ -176,9 +185,15 @@ pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
 }
 
 /// Polls once, and drops the future within a net of its own when it ended: a destructor may panic as well.
-fn poll_once(future: &mut Option<Pin<Box<dyn Answering>>>, waker: &Waker, responder: &Responder<'_>) -> PollState {
+fn poll_once(
+    future: &mut Option<Pin<Box<dyn Answering>>>,
+    waker: &Waker,
+    responder: &Responder<'_>,
+) -> PollState {
     let polled = catch_unwind(AssertUnwindSafe(|| match future {
-        Some(future) => future.as_mut().poll(&mut Context::from_waker(waker), responder),
+        Some(future) => future
+            .as_mut()
+            .poll(&mut Context::from_waker(waker), responder),
         None => PollState::Ended,
     }));
     let state = polled.unwrap_or(PollState::Panicked);
@@ -206,23 +221,46 @@ unsafe extern "C" fn call(
     }));
     let mut future = match begun {
         Ok(Some(future)) => Some(future),
-        Ok(None) => return Called { state: PollState::Failed, future: ptr::null_mut() },
-        Err(_) => return Called { state: PollState::Panicked, future: ptr::null_mut() },
+        Ok(None) => {
+            return Called {
+                state: PollState::Failed,
+                future: ptr::null_mut(),
+            };
+        }
+        Err(_) => {
+            return Called {
+                state: PollState::Panicked,
+                future: ptr::null_mut(),
+            };
+        }
     };
     let state = waker.with(|waker| poll_once(&mut future, waker, responder));
     let future = match future {
-        Some(_) => Box::into_raw(Box::new(Call { future, waker: WakerCache::default(), app: app.cast() })).cast(),
+        Some(_) => Box::into_raw(Box::new(Call {
+            future,
+            waker: WakerCache::default(),
+            app: app.cast(),
+        }))
+        .cast(),
         None => ptr::null_mut(),
     };
     Called { state, future }
 }
 
-unsafe extern "C" fn poll_call(call: *mut (), waker: &WakerRef<'_>, responder: &Responder<'_>) -> PollState {
+unsafe extern "C" fn poll_call(
+    call: *mut (),
+    waker: &WakerRef<'_>,
+    responder: &Responder<'_>,
+) -> PollState {
     // SAFETY: `call` is the box that `call` made, polled by its only owner.
     let call = unsafe { &mut *call.cast::<Call>() };
     // SAFETY: an app outlives its calls.
     let app = unsafe { &*call.app };
-    let Call { future, waker: cache, .. } = call;
+    let Call {
+        future,
+        waker: cache,
+        ..
+    } = call;
     app.enter();
     poll_once(future, cache.get(waker), responder)
 }
@@ -248,7 +286,9 @@ unsafe extern "C" fn drain(app: *mut ()) {
 unsafe extern "C" fn stop(app: *mut (), deadline_ms: u64) {
     // SAFETY: `app` is the box that `start` made, given up by the host, with nothing in flight.
     let plugin = *unsafe { Box::from_raw(app.cast::<App>()) };
-    let _ = catch_unwind(AssertUnwindSafe(|| plugin.stop(Duration::from_millis(deadline_ms))));
+    let _ = catch_unwind(AssertUnwindSafe(|| {
+        plugin.stop(Duration::from_millis(deadline_ms))
+    }));
 }
 
 #[cfg(not(feature = "abi-1-0"))]

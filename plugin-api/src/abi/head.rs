@@ -35,7 +35,11 @@ struct Peer {
 
 impl Peer {
     fn of(address: Option<SocketAddr>) -> Self {
-        let mut peer = Self { address: [0; 16], port: address.map_or(0, |address| address.port()), family: 0 };
+        let mut peer = Self {
+            address: [0; 16],
+            port: address.map_or(0, |address| address.port()),
+            family: 0,
+        };
         match address.map(|address| address.ip()) {
             None => {}
             Some(IpAddr::V4(ip)) => {
@@ -82,18 +86,24 @@ fn version_of(number: u8) -> Version {
 
 impl RequestHead<'_> {
     /// Lends `parts` to `f` in the shape that crosses. `target` is the path and query that the app is to see.
+    #[inline]
     pub fn lend<R>(
         parts: &request::Parts,
         target: &str,
         peer: Option<SocketAddr>,
         f: impl FnOnce(&RequestHead<'_>) -> R,
     ) -> R {
-        let fields = headers::borrow(&parts.headers);
+        let mut fields = headers::Fields::new();
+        headers::borrow(&parts.headers, &mut fields);
         f(&RequestHead {
             target: target.into(),
             method: parts.method.as_str().into(),
             scheme: parts.uri.scheme_str().unwrap_or_default().into(),
-            authority: parts.uri.authority().map_or("", uri::Authority::as_str).into(),
+            authority: parts
+                .uri
+                .authority()
+                .map_or("", uri::Authority::as_str)
+                .into(),
             fields: fields[..].into(),
             peer: Peer::of(peer),
             version: version_number(parts.version),
@@ -105,28 +115,36 @@ impl RequestHead<'_> {
         self.peer.address()
     }
 
-    /// Takes the head in as the owner of a copy.
+    /// Takes the head in as the owner of a copy, into a request that is new. It is filled where it lies, as it is large.
     ///
     /// # Errors
     /// When the method or the target is not what HTTP allows, which a host that speaks HTTP never sends.
-    pub fn to_request<B>(&self, body: B) -> Result<http::Request<B>, http::Error> {
+    #[inline]
+    pub fn fill<B>(&self, request: &mut http::Request<B>) -> Result<(), http::Error> {
         let fields = self.fields.as_slice();
         let mut buffer = Buffer::copy(self.target.as_bytes(), fields);
         let target = uri::PathAndQuery::from_maybe_shared(buffer.next(self.target.len()))?;
-        let uri = if self.authority.is_empty() {
+        *request.uri_mut() = if self.authority.is_empty() {
             Uri::from(target)
         } else {
-            let scheme = if self.scheme.is_empty() { "http" } else { self.scheme.as_str() };
-            Uri::builder().scheme(scheme).authority(self.authority.as_str()).path_and_query(target).build()?
+            let scheme = if self.scheme.is_empty() {
+                "http"
+            } else {
+                self.scheme.as_str()
+            };
+            Uri::builder()
+                .scheme(scheme)
+                .authority(self.authority.as_str())
+                .path_and_query(target)
+                .build()?
         };
-        let mut request = http::Request::new(body);
+        // A new request is a GET.
         if self.method.as_bytes() != b"GET" {
             *request.method_mut() = Method::from_bytes(self.method.as_bytes())?;
         }
-        *request.uri_mut() = uri;
         *request.version_mut() = version_of(self.version);
-        *request.headers_mut() = buffer.fields(fields);
-        Ok(request)
+        buffer.fields(fields, request.headers_mut());
+        Ok(())
     }
 }
 
@@ -140,19 +158,26 @@ pub struct ResponseHead<'a> {
 
 impl ResponseHead<'_> {
     /// Lends `parts` to `f` in the shape that crosses.
+    #[inline]
     pub fn lend<R>(parts: &response::Parts, f: impl FnOnce(&ResponseHead<'_>) -> R) -> R {
-        let fields = headers::borrow(&parts.headers);
-        f(&ResponseHead { fields: fields[..].into(), status: parts.status.as_u16() })
+        let mut fields = headers::Fields::new();
+        headers::borrow(&parts.headers, &mut fields);
+        f(&ResponseHead {
+            fields: fields[..].into(),
+            status: parts.status.as_u16(),
+        })
     }
 
     /// Takes the head in as the owner of a copy, together with a body of bytes that are borrowed as well. A status that is none
     /// becomes 500.
+    #[inline]
     pub fn to_response<B>(&self, bytes: &[u8], body: impl FnOnce(Bytes) -> B) -> http::Response<B> {
         let fields = self.fields.as_slice();
         let mut buffer = Buffer::copy(bytes, fields);
         let mut response = http::Response::new(body(buffer.next(bytes.len())));
-        *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        *response.headers_mut() = buffer.fields(fields);
+        *response.status_mut() =
+            StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        buffer.fields(fields, response.headers_mut());
         response
     }
 }

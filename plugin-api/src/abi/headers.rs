@@ -29,21 +29,24 @@ pub struct Field<'a> {
 /// The fields of one head, borrowed from a `HeaderMap`.
 pub type Fields<'a> = SmallVec<[Field<'a>; 24]>;
 
-/// Lists the fields of `map`, in its order.
-pub fn borrow(map: &HeaderMap) -> Fields<'_> {
+/// Lists the fields of `map` in `fields`, in its order. The list is filled where it lies, as it is large.
+#[inline]
+pub fn borrow<'a>(map: &'a HeaderMap, fields: &mut Fields<'a>) {
     let names = Names::get();
-    map.iter()
-        .map(|(name, value)| {
-            let name = name.as_str();
-            let index = names.index(name);
-            Field {
-                value: value.as_bytes().into(),
-                name: if index == CUSTOM { name.into() } else { "".into() },
-                index,
-                sensitive: value.is_sensitive(),
-            }
-        })
-        .collect()
+    for (name, value) in map {
+        let name = name.as_str();
+        let index = names.index(name);
+        fields.push(Field {
+            value: value.as_bytes().into(),
+            name: if index == CUSTOM {
+                name.into()
+            } else {
+                "".into()
+            },
+            index,
+            sensitive: value.is_sensitive(),
+        });
+    }
 }
 
 /// One buffer for everything that a head carries as text, and the slices cut from it.
@@ -68,7 +71,10 @@ impl<const N: usize> AsRef<[u8]> for Inline<N> {
 
 impl<const N: usize> Inline<N> {
     fn copy<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Bytes {
-        let mut inline = Self { length: 0, bytes: [0; N] };
+        let mut inline = Self {
+            length: 0,
+            bytes: [0; N],
+        };
         for part in parts {
             let end = inline.length + part.len();
             inline.bytes[inline.length..end].copy_from_slice(part);
@@ -82,7 +88,8 @@ impl Buffer {
     /// Copies `first` and then all values of `fields`, in order.
     pub(super) fn copy(first: &[u8], fields: &[Field<'_>]) -> Self {
         let parts = std::iter::once(first).chain(fields.iter().map(|field| field.value.as_slice()));
-        let bytes = match first.len() + fields.iter().map(|field| field.value.len()).sum::<usize>() {
+        let bytes = match first.len() + fields.iter().map(|field| field.value.len()).sum::<usize>()
+        {
             0 => Bytes::new(),
             1..=96 => Inline::<96>::copy(parts),
             97..=384 => Inline::<384>::copy(parts),
@@ -96,17 +103,18 @@ impl Buffer {
     }
 
     /// The next `length` bytes.
+    #[inline]
     pub(super) fn next(&mut self, length: usize) -> Bytes {
         let from = self.cut;
         self.cut += length;
         self.bytes.slice(from..self.cut)
     }
 
-    /// The values of `fields` as a map. `first` must have been taken.
+    /// Puts `fields` into `map`. `first` must have been taken.
     ///
     /// A name that HTTP does not allow is left out: the other side took its names from a `HeaderMap`, so there is none.
-    pub(super) fn fields(mut self, fields: &[Field<'_>]) -> HeaderMap {
-        let mut map = HeaderMap::with_capacity(fields.len());
+    pub(super) fn fields(mut self, fields: &[Field<'_>], map: &mut HeaderMap) {
+        map.reserve(fields.len());
         for field in fields {
             let value = self.next(field.value.len());
             let name = match STANDARD.get(usize::from(field.index)) {
@@ -123,7 +131,6 @@ impl Buffer {
             }
             map.append(name, value);
         }
-        map
     }
 }
 
@@ -152,14 +159,18 @@ impl Names {
     }
 
     /// Length, first, middle and last byte tell the standard names apart almost always.
+    #[inline]
     fn slot(name: &str) -> usize {
         let bytes = name.as_bytes();
-        let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else { return 0 };
+        let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else {
+            return 0;
+        };
         let word = u32::from_le_bytes([bytes.len() as u8, *first, bytes[bytes.len() / 2], *last]);
         // Fibonacci hashing: the high bits of the product are well mixed.
         (word.wrapping_mul(0x9E37_79B9) >> 23) as usize % Self::SLOTS
     }
 
+    #[inline]
     fn index(&self, name: &str) -> u16 {
         let mut slot = Self::slot(name);
         loop {

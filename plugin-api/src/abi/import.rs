@@ -98,14 +98,22 @@ impl<O: Offer> AppHandle<O> {
     /// `root` is of the layout that this crate was compiled with. Its library stays mapped until everything that came out of this handle
     /// (calls, bodies, streams, bytes) is dropped, and from then on nothing but its drop is done with the handle. Nothing is called
     /// during or after [`stop`](Self::stop), and everything that came out of the handle is dropped before.
-    pub unsafe fn start(root: RootRef, offer: Arc<O>, settings: &Settings<'_>) -> Result<Self, String> {
+    pub unsafe fn start(
+        root: RootRef,
+        offer: Arc<O>,
+        settings: &Settings<'_>,
+    ) -> Result<Self, String> {
         let table = HostRef(PrefixRef::from_ref(Table::<O>::HOST));
         let mut reason = String::new();
         let app = TextSink::lend(&mut reason, |failed| {
             // SAFETY: the caller vouches for `root`; the offer lives in the handle until `stop` has returned.
             unsafe { root.start()(table, Arc::as_ptr(&offer).cast(), settings, failed) }
         });
-        if app.is_null() { Err(reason) } else { Ok(Self { root, app, offer }) }
+        if app.is_null() {
+            Err(reason)
+        } else {
+            Ok(Self { root, app, offer })
+        }
     }
 
     /// What the app was offered.
@@ -125,9 +133,21 @@ impl<O: Offer> AppHandle<O> {
         let called = lend_responder(slot, |responder| {
             let body = body.map_or(ROption::RNone, ROption::RSome);
             // SAFETY: the app was started and not stopped, by the contract of `start`.
-            unsafe { self.root.call()(self.app, head, body, upgrade, &WakerRef::of(waker), responder) }
+            unsafe {
+                self.root.call()(
+                    self.app,
+                    head,
+                    body,
+                    upgrade,
+                    &WakerRef::of(waker),
+                    responder,
+                )
+            }
         });
-        let running = (!called.future.is_null()).then(|| RunningCall { root: self.root, future: called.future });
+        let running = (!called.future.is_null()).then(|| RunningCall {
+            root: self.root,
+            future: called.future,
+        });
         (called.state, running)
     }
 
@@ -138,13 +158,18 @@ impl<O: Offer> AppHandle<O> {
     }
 
     /// Tells the app that the drain deadline passed; gives how much spawned work it cancelled, or none if it is too old to know of it.
-    #[cfg_attr(feature = "abi-1-0", expect(unused_variables, reason = "its table has no such entry"))]
+    #[cfg_attr(
+        feature = "abi-1-0",
+        expect(unused_variables, reason = "its table has no such entry")
+    )]
     pub fn expire(&self, jobs: bool) -> Option<u64> {
         #[cfg(feature = "abi-1-0")]
         return None;
         #[cfg(not(feature = "abi-1-0"))]
         // SAFETY: the app was started and not stopped.
-        self.root.expire().map(|expire| unsafe { expire(self.app, jobs) })
+        self.root
+            .expire()
+            .map(|expire| unsafe { expire(self.app, jobs) })
     }
 
     /// Drops the app and its runtime; blocks until its threads ended, at most `deadline_ms`. Nothing may be in flight.

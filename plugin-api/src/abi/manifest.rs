@@ -43,13 +43,18 @@ impl Facts {
     }
 
     const fn write<const N: usize>(&self, buffer: [u8; N]) -> ([u8; N], usize) {
-        let mut writer = Writer { buffer, length: HEADER };
+        let mut writer = Writer {
+            buffer,
+            length: HEADER,
+        };
         writer.raw("{\"app\":\"").text(self.app);
         writer.raw("\",\"version\":\"").text(self.version);
         writer.raw("\",\"abi\":[").number(ABI.major);
         writer.raw(",").number(ABI.minor);
         writer.raw("],\"schema\":").number(self.schema);
-        writer.raw(",\"build\":{\"rustc\":\"").text(env!("HANDOVER_RUSTC"));
+        writer
+            .raw(",\"build\":{\"rustc\":\"")
+            .text(env!("HANDOVER_RUSTC"));
         writer.raw("\",\"target\":\"").text(env!("HANDOVER_TARGET"));
         writer.raw("\",\"profile\":\"").text(self.profile);
         writer.raw("\",\"panic\":\"").text(self.panic);
@@ -126,13 +131,29 @@ mod tests {
 
     #[test]
     fn the_section_holds_its_own_length_and_plain_json() {
-        const FACTS: Facts = Facts { app: "a", version: "1.20.3", schema: 10, profile: "debug", panic: "unwind", commit: "x\"y" };
+        const FACTS: Facts = Facts {
+            app: "a",
+            version: "1.20.3",
+            schema: 10,
+            profile: "debug",
+            panic: "unwind",
+            commit: "x\"y",
+        };
         const LENGTH: usize = FACTS.length();
         let section: [u8; LENGTH] = FACTS.section();
         assert_eq!(section[..8], MAGIC);
-        assert_eq!(u32::from_le_bytes([section[12], section[13], section[14], section[15]]) as usize, LENGTH - HEADER);
+        assert_eq!(
+            u32::from_le_bytes([section[12], section[13], section[14], section[15]]) as usize,
+            LENGTH - HEADER
+        );
         let json = std::str::from_utf8(&section[HEADER..]).expect("UTF-8");
-        assert!(json.starts_with("{\"app\":\"a\",\"version\":\"1.20.3\",\"abi\":[1,"), "{json}");
-        assert!(json.contains("\"schema\":10,") && json.ends_with(",\"commit\":\"xy\"}}"), "{json}");
+        assert!(
+            json.starts_with("{\"app\":\"a\",\"version\":\"1.20.3\",\"abi\":[1,"),
+            "{json}"
+        );
+        assert!(
+            json.contains("\"schema\":10,") && json.ends_with(",\"commit\":\"xy\"}}"),
+            "{json}"
+        );
     }
 }

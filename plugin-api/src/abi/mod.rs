@@ -13,7 +13,10 @@
 //!
 //! Rules that hold for every function that crosses: no panic leaves it (the side that implements it catches), no
 //! reference that it is given outlives the call, and what it gives back is freed by the side that made it.
-#![allow(unsafe_code, reason = "this is the boundary; every block says who keeps its invariant")]
+#![allow(
+    unsafe_code,
+    reason = "this is the boundary; every block says who keeps its invariant"
+)]
 
 pub mod body;
 pub mod bytes;

@@ -1,7 +1,11 @@
 //! The table of a plugin's entry points, found by its symbol.
 
 use abi_stable::{
-    StableAbi, library::RootModule, package_version_strings, sabi_types::VersionStrings, std_types::{ROption, RSlice, RStr},
+    StableAbi,
+    library::RootModule,
+    package_version_strings,
+    sabi_types::VersionStrings,
+    std_types::{ROption, RSlice, RStr},
 };
 
 use super::{
@@ -102,6 +106,10 @@ impl TextSink<'_> {
             // SAFETY: `slot` is the exclusive borrow of `lend`, which waits below us on the stack.
             unsafe { &mut *slot.cast::<String>() }.push_str(text.as_str());
         }
-        f(&TextSink { slot: std::ptr::from_mut(text).cast(), put, _lent: std::marker::PhantomData })
+        f(&TextSink {
+            slot: std::ptr::from_mut(text).cast(),
+            put,
+            _lent: std::marker::PhantomData,
+        })
     }
 }

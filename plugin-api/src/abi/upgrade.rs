@@ -67,8 +67,14 @@ impl IoStream {
             done: &mut usize,
         ) -> PollState {
             // SAFETY: the caller lends `length` initialised bytes at `to`, and owns `io`.
-            let (io, buffer) = unsafe { (io_of::<T>(io), std::slice::from_raw_parts_mut(to, length)) };
-            waker.with(|waker| guarded(|| io.poll_read(&mut Context::from_waker(waker), buffer), |n| *done = n))
+            let (io, buffer) =
+                unsafe { (io_of::<T>(io), std::slice::from_raw_parts_mut(to, length)) };
+            waker.with(|waker| {
+                guarded(
+                    || io.poll_read(&mut Context::from_waker(waker), buffer),
+                    |n| *done = n,
+                )
+            })
         }
         unsafe extern "C" fn write<T: PollIo>(
             io: *mut (),
@@ -78,8 +84,14 @@ impl IoStream {
             done: &mut usize,
         ) -> PollState {
             // SAFETY: the caller lends `length` bytes at `from`, and owns `io`.
-            let (io, buffer) = unsafe { (io_of::<T>(io), std::slice::from_raw_parts(from, length)) };
-            waker.with(|waker| guarded(|| io.poll_write(&mut Context::from_waker(waker), buffer), |n| *done = n))
+            let (io, buffer) =
+                unsafe { (io_of::<T>(io), std::slice::from_raw_parts(from, length)) };
+            waker.with(|waker| {
+                guarded(
+                    || io.poll_write(&mut Context::from_waker(waker), buffer),
+                    |n| *done = n,
+                )
+            })
         }
         unsafe extern "C" fn flush<T: PollIo>(io: *mut (), waker: &WakerRef<'_>) -> PollState {
             // SAFETY: the caller owns `io`.
@@ -89,7 +101,12 @@ impl IoStream {
         unsafe extern "C" fn shutdown<T: PollIo>(io: *mut (), waker: &WakerRef<'_>) -> PollState {
             // SAFETY: the caller owns `io`.
             let io = unsafe { io_of::<T>(io) };
-            waker.with(|waker| guarded(|| io.poll_shutdown(&mut Context::from_waker(waker)), |()| ()))
+            waker.with(|waker| {
+                guarded(
+                    || io.poll_shutdown(&mut Context::from_waker(waker)),
+                    |()| (),
+                )
+            })
         }
         unsafe extern "C" fn free<T: PollIo>(io: *mut ()) {
             // SAFETY: the caller owned `io` and gives it up.
@@ -112,7 +129,10 @@ impl IoStream {
             PollState::Pending => Poll::Pending,
             PollState::Ready => Poll::Ready(Ok(value)),
             PollState::Ended | PollState::Failed | PollState::Panicked => {
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::BrokenPipe, "the other side of the upgraded connection is gone")))
+                Poll::Ready(Err(io::Error::new(
+                    io::ErrorKind::BrokenPipe,
+                    "the other side of the upgraded connection is gone",
+                )))
             }
         }
     }
@@ -123,7 +143,13 @@ impl PollIo for IoStream {
         let mut done = 0;
         // SAFETY: this value owns `io`; the buffer is lent for the call.
         let state = unsafe {
-            (self.read)(self.io, &WakerRef::of(cx.waker()), buffer.as_mut_ptr(), buffer.len(), &mut done)
+            (self.read)(
+                self.io,
+                &WakerRef::of(cx.waker()),
+                buffer.as_mut_ptr(),
+                buffer.len(),
+                &mut done,
+            )
         };
         Self::outcome(state, done.min(buffer.len()))
     }
@@ -131,19 +157,32 @@ impl PollIo for IoStream {
     fn poll_write(&mut self, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         let mut done = 0;
         // SAFETY: this value owns `io`; the buffer is lent for the call.
-        let state =
-            unsafe { (self.write)(self.io, &WakerRef::of(cx.waker()), buffer.as_ptr(), buffer.len(), &mut done) };
+        let state = unsafe {
+            (self.write)(
+                self.io,
+                &WakerRef::of(cx.waker()),
+                buffer.as_ptr(),
+                buffer.len(),
+                &mut done,
+            )
+        };
         Self::outcome(state, done.min(buffer.len()))
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // SAFETY: this value owns `io`.
-        Self::outcome(unsafe { (self.flush)(self.io, &WakerRef::of(cx.waker())) }, ())
+        Self::outcome(
+            unsafe { (self.flush)(self.io, &WakerRef::of(cx.waker())) },
+            (),
+        )
     }
 
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // SAFETY: this value owns `io`.
-        Self::outcome(unsafe { (self.shutdown)(self.io, &WakerRef::of(cx.waker())) }, ())
+        Self::outcome(
+            unsafe { (self.shutdown)(self.io, &WakerRef::of(cx.waker())) },
+            (),
+        )
     }
 }
 

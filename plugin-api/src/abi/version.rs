@@ -17,8 +17,11 @@ pub struct AbiVersion {
 }
 
 /// The ABI that this crate was compiled for.
-pub const ABI: AbiVersion =
-    if cfg!(feature = "abi-1-0") { AbiVersion { major: 1, minor: 0 } } else { AbiVersion { major: 1, minor: 1 } };
+pub const ABI: AbiVersion = if cfg!(feature = "abi-1-0") {
+    AbiVersion { major: 1, minor: 0 }
+} else {
+    AbiVersion { major: 1, minor: 1 }
+};
 
 impl AbiVersion {
     /// Whether a host of this version runs a plugin of version `plugin`.

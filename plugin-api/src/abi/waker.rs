@@ -39,7 +39,11 @@ pub struct WakerRef<'a> {
 }
 
 /// This side's functions. Every copy of this crate has its own, so the address tells sides apart.
-static OPS: WakerOps = WakerOps { clone: clone_words, wake_by_ref: wake_words, drop: drop_words };
+static OPS: WakerOps = WakerOps {
+    clone: clone_words,
+    wake_by_ref: wake_words,
+    drop: drop_words,
+};
 
 /// # Safety
 /// The words are of a live waker of this side.
@@ -49,7 +53,11 @@ unsafe fn rebuild(data: *const (), vtable: *const ()) -> ManuallyDrop<Waker> {
 }
 
 fn words_of(waker: &Waker) -> WakerWords {
-    WakerWords { data: waker.data(), vtable: ptr::from_ref(waker.vtable()).cast(), ops: &raw const OPS }
+    WakerWords {
+        data: waker.data(),
+        vtable: ptr::from_ref(waker.vtable()).cast(),
+        ops: &raw const OPS,
+    }
 }
 
 unsafe extern "C" fn clone_words(data: *const (), vtable: *const ()) -> WakerWords {
@@ -80,7 +88,10 @@ impl<'a> WakerRef<'a> {
         } else {
             words_of(waker)
         };
-        Self { words, _lent: std::marker::PhantomData }
+        Self {
+            words,
+            _lent: std::marker::PhantomData,
+        }
     }
 
     /// The words, to compare one waker with another.
@@ -96,7 +107,8 @@ impl<'a> WakerRef<'a> {
             return f(&waker);
         }
         // SAFETY: `LENT` reads the words through this pointer, and they outlive `waker`, which is not dropped by value.
-        let waker = ManuallyDrop::new(unsafe { Waker::new(ptr::from_ref(&self.words).cast(), &LENT) });
+        let waker =
+            ManuallyDrop::new(unsafe { Waker::new(ptr::from_ref(&self.words).cast(), &LENT) });
         f(&waker)
     }
 
@@ -132,7 +144,8 @@ impl Drop for Foreign {
 /// Data: `*const WakerWords`, lent.
 static LENT: RawWakerVTable = RawWakerVTable::new(clone_lent, wake_lent, wake_lent, |_| {});
 /// Data: `Arc<Foreign>`.
-static OWNED: RawWakerVTable = RawWakerVTable::new(clone_owned, wake_owned, wake_owned_by_ref, drop_owned);
+static OWNED: RawWakerVTable =
+    RawWakerVTable::new(clone_owned, wake_owned, wake_owned_by_ref, drop_owned);
 
 unsafe fn clone_lent(data: *const ()) -> RawWaker {
     // SAFETY: data of a `LENT` waker is a live `WakerWords` (see `with`).

@@ -15,7 +15,14 @@ use pin_project_lite::pin_project;
 use tokio::runtime::Handle;
 use tower_service::Service;
 
-use super::{body::Body, context::Context, error::Error, log, runtime::{self, AppRuntime}, upgrade};
+use super::{
+    body::Body,
+    context::Context,
+    error::Error,
+    log,
+    runtime::{self, AppRuntime},
+    upgrade,
+};
 use crate::abi::{
     body::BodyStream,
     call::{Payload, Responder},
@@ -27,7 +34,15 @@ use crate::abi::{
 
 /// What answers requests: any `tower::Service` over `http` types. `axum::Router` is one.
 pub trait App:
-    Service<Request<Body>, Response = Response<Self::ResponseBody>, Error: fmt::Display, Future: Send> + Clone + Send + Sync + 'static
+    Service<
+        Request<Body>,
+        Response = Response<Self::ResponseBody>,
+        Error: fmt::Display,
+        Future: Send,
+    > + Clone
+    + Send
+    + Sync
+    + 'static
 {
     /// The body of its responses. One that is not `Unpin` becomes so by `http_body_util::BodyExt::boxed_unsync`.
     type ResponseBody: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static;
@@ -35,7 +50,11 @@ pub trait App:
 
 impl<S, B> App for S
 where
-    S: Service<Request<Body>, Response = Response<B>, Error: fmt::Display, Future: Send> + Clone + Send + Sync + 'static,
+    S: Service<Request<Body>, Response = Response<B>, Error: fmt::Display, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
     B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static,
 {
     type ResponseBody = B;
@@ -55,11 +74,16 @@ where
 {
     log::forward_to(host);
     let threads = settings.runtime_threads as usize;
-    let runtime = AppRuntime::start(settings.app.as_str(), settings.generation, threads)
-        .map_err(|error| format!("its runtime of {threads} threads could not be started: {error}"))?;
+    let runtime = AppRuntime::start(settings.app.as_str(), settings.generation, threads).map_err(
+        |error| format!("its runtime of {threads} threads could not be started: {error}"),
+    )?;
     let context = Context::new(settings, runtime.handle().clone(), host);
     match runtime.block_on(async { make(context.clone()).await }) {
-        Ok(app) => Ok(Box::new(Running { app, context, runtime })),
+        Ok(app) => Ok(Box::new(Running {
+            app,
+            context,
+            runtime,
+        })),
         Err(error) => {
             // Nothing is served yet, so nothing is worth waiting for longer.
             runtime.stop(Duration::from_secs(1));
@@ -79,16 +103,27 @@ impl<A: App> Plugin for Running<A> {
         runtime::enter(self.runtime.handle());
     }
 
-    fn call(&self, head: &RequestHead<'_>, body: Option<BodyStream>, upgrade: bool) -> Option<Pin<Box<dyn Answering>>> {
-        let request = told(head.to_request(Body::of(body)))?;
+    fn call(
+        &self,
+        head: &RequestHead<'_>,
+        body: Option<BodyStream>,
+        upgrade: bool,
+    ) -> Option<Pin<Box<dyn Answering>>> {
+        let mut request = Request::new(Body::of(body));
+        told(head.fill(&mut request))?;
         let mut app = self.app.clone();
         if upgrade {
             return Some(upgrade::call(app, request, self.runtime.handle().clone()));
         }
         // Almost every service is ready at once, and then needs no state to wait in. One that is not is asked again, with a waker.
         let step = match app.poll_ready(&mut task::Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => Step::Calling { future: app.call(request) },
-            Poll::Ready(Err(_)) | Poll::Pending => Step::Waiting { app, request: Some(request) },
+            Poll::Ready(Ok(())) => Step::Calling {
+                future: app.call(request),
+            },
+            Poll::Ready(Err(_)) | Poll::Pending => Step::Waiting {
+                app,
+                request: Some(request),
+            },
         };
         Some(Box::pin(step))
     }
@@ -102,7 +137,11 @@ impl<A: App> Plugin for Running<A> {
     }
 
     fn stop(self: Box<Self>, deadline: Duration) {
-        let Self { app, context, runtime } = *self;
+        let Self {
+            app,
+            context,
+            runtime,
+        } = *self;
         {
             let _entered = runtime.handle().enter();
             drop(app);
@@ -122,13 +161,19 @@ pin_project! {
 }
 
 impl<A: App> Answering for Step<A> {
-    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>, responder: &Responder<'_>) -> PollState {
+    fn poll(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+        responder: &Responder<'_>,
+    ) -> PollState {
         loop {
             let outcome = match self.as_mut().project() {
                 StepProjection::Calling { future } => future.poll(cx),
                 StepProjection::Waiting { app, request } => match app.poll_ready(cx) {
                     Poll::Ready(Ok(())) => {
-                        let Some(request) = request.take() else { return PollState::Failed };
+                        let Some(request) = request.take() else {
+                            return PollState::Failed;
+                        };
                         let future = app.call(request);
                         self.set(Self::Calling { future });
                         continue;
@@ -152,13 +197,19 @@ impl<A: App> Answering for Step<A> {
 }
 
 /// Logs a failure; the host answers for the app.
+#[inline]
 pub(super) fn told<T>(outcome: Result<T, impl fmt::Display>) -> Option<T> {
-    outcome.inspect_err(|error| log::error(&format!("a request failed: {error}"))).ok()
+    outcome
+        .inspect_err(|error| log::error(&format!("a request failed: {error}")))
+        .ok()
 }
 
 /// Gives a response to the host. A body that is whole at once crosses with the head, all others as a stream.
-pub(super) fn answer<B>(response: Response<B>, cx: &mut task::Context<'_>, responder: &Responder<'_>)
-where
+pub(super) fn answer<B>(
+    response: Response<B>,
+    cx: &mut task::Context<'_>,
+    responder: &Responder<'_>,
+) where
     B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static,
 {
     let (parts, body) = response.into_parts();
@@ -178,9 +229,9 @@ where
     match Pin::new(&mut body).poll_frame(cx) {
         Poll::Pending => stream(None, body),
         Poll::Ready(None) => Payload::Empty,
-        Poll::Ready(Some(Ok(frame))) if frame.is_data() && body.is_end_stream() => {
-            frame.into_data().map_or(Payload::Empty, |data| Payload::Full(flat(data)))
-        }
+        Poll::Ready(Some(Ok(frame))) if frame.is_data() && body.is_end_stream() => frame
+            .into_data()
+            .map_or(Payload::Empty, |data| Payload::Full(flat(data))),
         Poll::Ready(first) => stream(first, body),
     }
 }
@@ -193,8 +244,16 @@ fn stream<B>(first: Option<Result<Frame<B::Data>, B::Error>>, body: B) -> Payloa
 where
     B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static,
 {
-    let first = first.map(|first| first.map(|frame| frame.map_data(flat)).map_err(|error| error.to_string()));
-    Payload::Stream(BodyStream::new(Streamed { first, body, runtime: Handle::current() }))
+    let first = first.map(|first| {
+        first
+            .map(|frame| frame.map_data(flat))
+            .map_err(|error| error.to_string())
+    });
+    Payload::Stream(BodyStream::new(Streamed {
+        first,
+        body,
+        runtime: Handle::current(),
+    }))
 }
 
 /// A response body that is polled by host threads, within the runtime's context.
@@ -209,19 +268,30 @@ impl<B: HttpBody<Data: Buf, Error: fmt::Display> + Unpin> HttpBody for Streamed<
     type Data = Bytes;
     type Error = String;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Option<Result<Frame<Bytes>, String>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, String>>> {
         runtime::enter(&self.runtime);
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(first));
         }
-        Pin::new(&mut self.body)
-            .poll_frame(cx)
-            .map(|next| next.map(|next| next.map(|frame| frame.map_data(flat)).map_err(|error| error.to_string())))
+        Pin::new(&mut self.body).poll_frame(cx).map(|next| {
+            next.map(|next| {
+                next.map(|frame| frame.map_data(flat))
+                    .map_err(|error| error.to_string())
+            })
+        })
     }
 
     fn size_hint(&self) -> SizeHint {
         let mut hint = self.body.size_hint();
-        if let Some(data) = self.first.as_ref().and_then(|first| first.as_ref().ok()).and_then(Frame::data_ref) {
+        if let Some(data) = self
+            .first
+            .as_ref()
+            .and_then(|first| first.as_ref().ok())
+            .and_then(Frame::data_ref)
+        {
             let length = data.len() as u64;
             if let Some(upper) = hint.upper() {
                 hint.set_upper(upper + length);
@@ -246,8 +316,14 @@ mod tests {
     #[test]
     fn a_body_that_is_whole_crosses_with_the_head() {
         let mut cx = task::Context::from_waker(Waker::noop());
-        let whole = payload(http_body_util::Full::new(Bytes::from_static(b"hello")), &mut cx);
+        let whole = payload(
+            http_body_util::Full::new(Bytes::from_static(b"hello")),
+            &mut cx,
+        );
         assert!(matches!(whole, Payload::Full(bytes) if bytes == "hello"));
-        assert!(matches!(payload(http_body_util::Empty::<Bytes>::new(), &mut cx), Payload::Empty));
+        assert!(matches!(
+            payload(http_body_util::Empty::<Bytes>::new(), &mut cx),
+            Payload::Empty
+        ));
     }
 }

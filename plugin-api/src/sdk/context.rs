@@ -27,7 +27,11 @@ struct Inner {
 
 impl Context {
     pub(super) fn new(settings: &Settings<'_>, runtime: Handle, host: HostHandle) -> Self {
-        let env = settings.env.iter().map(|pair| (pair.name.into(), pair.value.into())).collect();
+        let env = settings
+            .env
+            .iter()
+            .map(|pair| (pair.name.into(), pair.value.into()))
+            .collect();
         Self(Arc::new(Inner {
             app: settings.app.into(),
             version: settings.version.into(),
@@ -61,8 +65,12 @@ impl Context {
     /// # Errors
     /// When the table is not of the shape of `T`: which key, and what was expected.
     pub fn config<T: DeserializeOwned>(&self) -> Result<T, Error> {
-        serde_json::from_str(&self.0.config)
-            .map_err(|error| Error::msg(format_args!("[app.{}.config] does not fit: {error}", self.0.app)))
+        serde_json::from_str(&self.0.config).map_err(|error| {
+            Error::msg(format_args!(
+                "[app.{}.config] does not fit: {error}",
+                self.0.app
+            ))
+        })
     }
 
     /// An environment variable of the host that `[app.NAME] env` allows this app to read.
@@ -95,7 +103,9 @@ impl Context {
     where
         F: Future<Output: Send + 'static> + Send + 'static,
     {
-        self.0.works.spawn(&self.0.runtime, "task", "", false, future)
+        self.0
+            .works
+            .spawn(&self.0.runtime, "task", "", false, future)
     }
 
     /// Jobs: work that no deploy interrupts.
@@ -123,6 +133,8 @@ impl Jobs<'_> {
         F: Future<Output: Send + 'static> + Send + 'static,
     {
         let inner = &self.0.0;
-        inner.works.spawn(&inner.runtime, name, tenant, true, future)
+        inner
+            .works
+            .spawn(&inner.runtime, name, tenant, true, future)
     }
 }

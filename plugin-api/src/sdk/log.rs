@@ -65,7 +65,12 @@ fn tell_panic(info: &PanicHookInfo<'_>) {
 
 fn send(level: u8, target: &str, message: &str, fields: &[Pair<'_>]) {
     if let Some(host) = HOST.get() {
-        host.log(&host::Event { target: target.into(), message: message.into(), fields: fields.into(), level });
+        host.log(&host::Event {
+            target: target.into(),
+            message: message.into(),
+            fields: fields.into(),
+            level,
+        });
     }
 }
 
@@ -84,18 +89,28 @@ fn number(level: Level) -> u8 {
 }
 
 fn max_level() -> LevelFilter {
-    [LevelFilter::TRACE, LevelFilter::DEBUG, LevelFilter::INFO, LevelFilter::WARN, LevelFilter::ERROR]
-        .into_iter()
-        .zip([5, 4, 3, 2, 1])
-        .find(|(_, level)| enabled(*level))
-        .map_or(LevelFilter::OFF, |(filter, _)| filter)
+    [
+        LevelFilter::TRACE,
+        LevelFilter::DEBUG,
+        LevelFilter::INFO,
+        LevelFilter::WARN,
+        LevelFilter::ERROR,
+    ]
+    .into_iter()
+    .zip([5, 4, 3, 2, 1])
+    .find(|(_, level)| enabled(*level))
+    .map_or(LevelFilter::OFF, |(filter, _)| filter)
 }
 
 struct Forwarder;
 
 impl Subscriber for Forwarder {
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
-        if self.enabled(metadata) { Interest::always() } else { Interest::never() }
+        if self.enabled(metadata) {
+            Interest::always()
+        } else {
+            Interest::never()
+        }
     }
 
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
@@ -122,9 +137,17 @@ impl Subscriber for Forwarder {
         let fields: Vec<Pair<'_>> = text
             .fields
             .iter()
-            .map(|(name, value)| Pair { name: RStr::from_str(name), value: value.as_str().into() })
+            .map(|(name, value)| Pair {
+                name: RStr::from_str(name),
+                value: value.as_str().into(),
+            })
             .collect();
-        send(number(*event.metadata().level()), event.metadata().target(), &text.message, &fields);
+        send(
+            number(*event.metadata().level()),
+            event.metadata().target(),
+            &text.message,
+            &fields,
+        );
     }
 }
 
@@ -166,7 +189,12 @@ impl log::Log for Forwarder {
 
     fn log(&self, record: &log::Record<'_>) {
         if enabled(record.level() as u8) {
-            send(record.level() as u8, record.target(), &record.args().to_string(), &[]);
+            send(
+                record.level() as u8,
+                record.target(),
+                &record.args().to_string(),
+                &[],
+            );
         }
     }
 

@@ -16,8 +16,11 @@ pub(super) struct AppRuntime(Runtime);
 impl AppRuntime {
     /// Starts it with `threads` threads named after `app` and `generation`.
     pub(super) fn start(app: &str, generation: u64, threads: usize) -> io::Result<Self> {
-        let runtime =
-            Builder::new_multi_thread().worker_threads(threads.max(1)).thread_name(format!("{app}#{generation}")).enable_all().build()?;
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(threads.max(1))
+            .thread_name(format!("{app}#{generation}"))
+            .enable_all()
+            .build()?;
         Ok(Self(runtime))
     }
 

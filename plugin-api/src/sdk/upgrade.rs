@@ -34,7 +34,11 @@ use crate::abi::{
 const BUFFER: usize = 64 * 1024;
 
 /// Asks `app` through a connection in memory.
-pub(super) fn call<A: App>(app: A, request: Request<Body>, runtime: Handle) -> Pin<Box<dyn Answering>> {
+pub(super) fn call<A: App>(
+    app: A,
+    request: Request<Body>,
+    runtime: Handle,
+) -> Pin<Box<dyn Answering>> {
     Box::pin(Upgrading(Box::pin(ask(app, request, runtime))))
 }
 
@@ -43,7 +47,11 @@ type Asked = Result<(Response<Incoming>, Option<Upgraded>), String>;
 struct Upgrading(Pin<Box<dyn Future<Output = Asked> + Send>>);
 
 impl Answering for Upgrading {
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>, responder: &Responder<'_>) -> PollState {
+    fn poll(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        responder: &Responder<'_>,
+    ) -> PollState {
         match self.0.as_mut().poll(cx) {
             Poll::Pending => PollState::Pending,
             Poll::Ready(asked) => match told(asked) {
@@ -72,14 +80,23 @@ async fn ask<A: App>(app: A, request: Request<Body>, runtime: Handle) -> Asked {
             poll_fn(|cx| app.poll_ready(cx)).await.map_err(failed)?;
             let response = app.call(request).await.map_err(failed)?;
             io::Result::Ok(response.map(|body| {
-                let body = body.map_frame(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining())));
-                body.map_err(|error| io::Error::other(error.to_string())).boxed_unsync()
+                let body = body.map_frame(|frame| {
+                    frame.map_data(|mut data| data.copy_to_bytes(data.remaining()))
+                });
+                body.map_err(|error| io::Error::other(error.to_string()))
+                    .boxed_unsync()
             }))
         }
     });
     let text = |error: hyper::Error| error.to_string();
-    runtime.spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), service).with_upgrades());
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(client)).await.map_err(text)?;
+    runtime.spawn(
+        hyper::server::conn::http1::Builder::new()
+            .serve_connection(TokioIo::new(server), service)
+            .with_upgrades(),
+    );
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(client))
+        .await
+        .map_err(text)?;
     runtime.spawn(connection.with_upgrades());
     let mut response = sender.send_request(request).await.map_err(text)?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -95,7 +112,8 @@ struct Stream(TokioIo<Upgraded>);
 impl PollIo for Stream {
     fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut buffer = ReadBuf::new(buffer);
-        tokio::io::AsyncRead::poll_read(Pin::new(&mut self.0), cx, &mut buffer).map_ok(|()| buffer.filled().len())
+        tokio::io::AsyncRead::poll_read(Pin::new(&mut self.0), cx, &mut buffer)
+            .map_ok(|()| buffer.filled().len())
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {

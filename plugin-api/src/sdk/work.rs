@@ -26,16 +26,35 @@ struct Running {
 
 impl Works {
     pub(super) fn new(host: HostHandle) -> Self {
-        Self { host, running: Mutex::default() }
+        Self {
+            host,
+            running: Mutex::default(),
+        }
     }
 
-    pub(super) fn spawn<F>(self: &Arc<Self>, runtime: &Handle, name: &str, tenant: &str, job: bool, future: F) -> JoinHandle<F::Output>
+    pub(super) fn spawn<F>(
+        self: &Arc<Self>,
+        runtime: &Handle,
+        name: &str,
+        tenant: &str,
+        job: bool,
+        future: F,
+    ) -> JoinHandle<F::Output>
     where
         F: Future<Output: Send + 'static> + Send + 'static,
     {
-        let number = self.host.work_began(&host::Work { name: name.into(), tenant: tenant.into(), job });
-        self.running.lock().insert(number, Running { job, abort: None });
-        let counted = Counted { works: Arc::clone(self), number };
+        let number = self.host.work_began(&host::Work {
+            name: name.into(),
+            tenant: tenant.into(),
+            job,
+        });
+        self.running
+            .lock()
+            .insert(number, Running { job, abort: None });
+        let counted = Counted {
+            works: Arc::clone(self),
+            number,
+        };
         let handle = runtime.spawn(async move {
             let _counted = counted;
             future.await
@@ -48,8 +67,13 @@ impl Works {
 
     /// Cancels what runs, jobs only if `jobs`; gives how much that was.
     pub(super) fn cancel(&self, jobs: bool) -> u64 {
-        let cancelled: Vec<_> =
-            self.running.lock().values().filter(|running| jobs || !running.job).filter_map(|running| running.abort.clone()).collect();
+        let cancelled: Vec<_> = self
+            .running
+            .lock()
+            .values()
+            .filter(|running| jobs || !running.job)
+            .filter_map(|running| running.abort.clone())
+            .collect();
         cancelled.iter().for_each(AbortHandle::abort);
         cancelled.len() as u64
     }

@@ -15,8 +15,14 @@ use tokio::net::TcpListener;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let address = arguments.next().ok_or("usage: twin ADDRESS WORKERS")?;
-    let workers = arguments.next().ok_or("usage: twin ADDRESS WORKERS")?.parse()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
+    let workers = arguments
+        .next()
+        .ok_or("usage: twin ADDRESS WORKERS")?
+        .parse()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind(address).await?;
         println!("{}", listener.local_addr()?);
@@ -29,7 +35,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
             let service = TowerToHyperService::new(app.clone());
-            let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+            let connection = builder
+                .serve_connection_with_upgrades(TokioIo::new(stream), service)
+                .into_owned();
             tokio::spawn(connections.watch(connection));
         }
     })
