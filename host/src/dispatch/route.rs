@@ -114,16 +114,19 @@ fn host_of<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<Cow<'a, str>> {
 }
 
 fn matches(prefix: &RoutePrefix, host: Option<&str>, path: &str) -> bool {
-    let on_host = prefix
+    if prefix
         .host
         .as_deref()
-        .is_none_or(|wanted| host == Some(wanted));
+        .is_some_and(|wanted| host != Some(wanted))
+    {
+        return false;
+    }
     let prefix = prefix.path.trim_end_matches('/');
-    on_host
-        && path
+    // At the root there are targets that are no path, such as `*`.
+    prefix.is_empty()
+        || path
             .strip_prefix(prefix)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        || on_host && prefix.is_empty()
 }
 
 /// The path and query that an app is to see: without the first `strip` bytes, and never without a slash.
