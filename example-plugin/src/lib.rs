@@ -29,10 +29,29 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 
-use crate::site::Site;
+use handover_plugin::{Context, Error};
+
+use crate::site::{Identity, Settings, Site};
 
 /// The largest request body that is read, in bytes: a link of the greatest length, percent-encoded in a form, fits.
 const MAX_BODY: usize = 16 * 1024;
+
+/// What the host starts, once for each generation.
+///
+/// # Errors
+/// The configuration has a key this app does not know, or a value that it cannot use.
+#[handover_plugin::app]
+async fn app(cx: Context) -> Result<Router, Error> {
+    let settings: Settings = cx.config()?;
+    let identity = Identity {
+        app: cx.app().to_owned(),
+        version: cx.version().to_owned(),
+        generation: cx.generation(),
+        commit: option_env!("HANDOVER_COMMIT"),
+    };
+    let site = Site::new(identity, settings, move || Box::pin(cx.draining()));
+    Ok(router(Arc::new(site)))
+}
 
 /// The whole app, for one generation.
 fn router(site: Arc<Site>) -> Router {
