@@ -472,7 +472,7 @@ fn a_table_of_another_layout_is_refused_and_its_library_stays() {
     let LoadError(reason) = library.root::<Table_Ref>().err().unwrap();
     assert_eq!(
         reason,
-        "its root table does not fit: mismatched package Expected: handover Found: thread-locals"
+        "its root table does not fit: mismatched package the plugin has thread-locals and this host handover"
     );
     let (_, reason) = library.close().unwrap_err();
     assert!(reason.contains("layouts"), "{reason}");
