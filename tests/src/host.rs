@@ -354,13 +354,14 @@ impl Host {
         .await
     }
 
-    /// Waits until `version` of `app` answers new requests.
+    /// Waits until `version` of `app` answers new requests and no operation of it is under way, so that the next may begin.
     pub async fn live(&self, app: &str, version: &str) -> Active {
         let is_live = |status: &AppStatus| {
-            status
-                .active
-                .as_ref()
-                .is_some_and(|active| active.version == version)
+            status.state == "serving"
+                && status
+                    .active
+                    .as_ref()
+                    .is_some_and(|active| active.version == version)
         };
         let status = self
             .app_when(app, &format!("{app} {version} to be live"), is_live)

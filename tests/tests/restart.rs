@@ -65,6 +65,40 @@ async fn a_rollback_stays_after_a_restart() {
 }
 
 #[tokio::test]
+async fn killed_in_the_middle_of_deploys_it_serves_the_old_or_the_new() {
+    let mut host = Host::serving(&fixture("hello", "1.0.0")).await;
+    let mut last = host.active("hello").await.generation;
+    for n in 0..8u64 {
+        let bytes = hello_as(&format!("1.{}.0", n + 1));
+        let file = host.scratch("next.so");
+        std::fs::write(&file, bytes).unwrap();
+        let before = host.active("hello").await.version;
+        host.cli(["deploy", "--detach", file.to_str().unwrap()])
+            .await
+            .expect_code(0);
+        // Somewhere between its beginning and its end; where exactly is up to the machine.
+        tokio::time::sleep(std::time::Duration::from_millis(n * 25)).await;
+        host.crash(|_| ()).await;
+        let live = host
+            .app_when("hello", "something to be live", |app| app.active.is_some())
+            .await
+            .active
+            .unwrap();
+        assert!(
+            live.version == before || live.version == format!("1.{}.0", n + 1),
+            "{live:?} after {before}"
+        );
+        assert!(live.generation > last, "{live:?} after generation {last}");
+        last = live.generation;
+        assert_eq!(
+            host.get("/").await.text(),
+            format!("hello {}", live.version)
+        );
+        host.live("hello", &live.version).await;
+    }
+}
+
+#[tokio::test]
 async fn a_second_host_on_the_same_state_is_refused() {
     let host = Host::serving(&fixture("hello", "1.0.0")).await;
     let state = host.state();

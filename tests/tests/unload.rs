@@ -10,7 +10,7 @@ use handover_tests::{
     client::{Http1, Http2},
     host::{Host, Setup},
     load::Load,
-    plugins::fixture,
+    plugins::{fixture, misfit},
 };
 
 /// What a process costs.
@@ -126,6 +126,36 @@ async fn panics_spawned_work_and_errors_leave_nothing_behind_either() {
             .iter()
             .all(|event| event.kind != "retained")
     );
+}
+
+#[tokio::test]
+async fn what_leaves_a_thread_behind_stays_mapped_and_says_why() {
+    let host = Host::start().await;
+    host.deploy_bytes(&misfit("leak-thread"))
+        .await
+        .expect_code(0);
+    assert_eq!(host.get("/").await.status, 200);
+    host.deploy_bytes(&misfit("none")).await.expect_code(0);
+    host.event("it to be retained", |event| event.kind == "retained")
+        .await;
+    let retained = host.app("misfit").await.generations[0].clone();
+    assert_eq!(retained.state, "retained");
+    let reason = retained.retained_because.unwrap();
+    assert!(
+        reason.contains("thread") && reason.contains("leaked"),
+        "{reason}"
+    );
+    assert_eq!(host.mapped_plugins(), 2);
+    // It costs what it costs, and nothing else.
+    assert_eq!(host.get("/").await.text(), "misfit: none");
+    for habit in ["tidy", "none", "tidy"] {
+        host.deploy_bytes(&misfit(habit)).await.expect_code(0);
+        assert_eq!(host.get("/").await.text(), format!("misfit: {habit}"));
+    }
+    host.until("all others to be unmapped", async || {
+        (host.mapped_plugins() == 2).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 //! | `start-error`, `start-panic`, `start-segv`, `start-abort`, `start-exit`, `start-hang`, `start-spin` | its constructor does |
 //! | `live-error`, `live-panic`, `live-hang` | its constructor does, but not in preflight |
 //! | `unhealthy` | starts, and answers everything with 500 |
+//! | `leak-thread` | starts a thread that never ends |
 
 use std::hint::black_box;
 
@@ -54,6 +55,15 @@ async fn app(cx: Context) -> Result<Router, Error> {
             std::hint::spin_loop();
         },
         _ => {}
+    }
+    if habit == "leak-thread" && !cx.is_preflight() {
+        std::thread::Builder::new()
+            .name("leaked".to_owned())
+            .spawn(|| {
+                loop {
+                    std::thread::park()
+                }
+            })?;
     }
     let status = if habit == "unhealthy" {
         StatusCode::INTERNAL_SERVER_ERROR
