@@ -2,7 +2,7 @@
 //!
 //! - [`library`]: a mapped library, from the artifact to the proof that it is gone
 //! - [`image`]: the bytes that are mapped: verified, and changed by nobody
-//! - [`start`]: the constructor of a plugin
+//! - [`mod@start`]: the constructor of a plugin
 //! - [`mapped`]: what the dynamic linker and the kernel say about what is mapped
 //!
 //! Rules that hold for every load:

@@ -16,7 +16,9 @@ use proc_macro::TokenStream;
 ///
 /// ```ignore
 /// #[handover_plugin::app(name = "shop")]
-/// async fn app(cx: Context) -> Result<axum::Router, Error> { … }
+/// async fn app(cx: Context) -> Result<axum::Router, Error> {
+///     Ok(axum::Router::new())
+/// }
 /// ```
 #[proc_macro_attribute]
 pub fn app(attribute: TokenStream, item: TokenStream) -> TokenStream {

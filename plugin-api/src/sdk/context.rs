@@ -89,7 +89,7 @@ impl Context {
     }
 
     /// Ends when a newer generation has taken over: the time for a stream to say good-bye, so that its client comes back to the new one.
-    pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
         let mut draining = self.0.draining.subscribe();
         async move {
             // The sender lives as long as the app; should it be gone, this generation is over as well.
