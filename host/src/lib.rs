@@ -1,11 +1,5 @@
 //! handover: a host process that owns the sockets and loads what answers from versioned plugins.
 #![deny(unsafe_code)]
-#![allow(
-    unused,
-    missing_docs,
-    clippy::todo,
-    reason = "skeleton: taken away when the parts are in"
-)]
 
 pub mod apps;
 pub mod artifact;

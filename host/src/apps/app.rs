@@ -55,6 +55,10 @@ pub(super) struct Old {
     /// The generation.
     pub(super) generation: Arc<Generation>,
     /// Its artifact, held so that its file stays in the store while it is mapped.
+    #[expect(
+        dead_code,
+        reason = "held for its lease: rollback finds it in the store"
+    )]
     pub(super) artifact: Artifact,
     /// Asks the task that watches its drain to end it now, jobs included.
     pub(super) end: Arc<Notify>,

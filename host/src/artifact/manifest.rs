@@ -14,22 +14,19 @@
 
 use std::fmt;
 
+pub use handover_plugin::abi::manifest::{FORMAT, SECTION};
+use handover_plugin::abi::{
+    manifest::{HEADER, MAGIC},
+    version::ABI,
+};
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
 use crate::names::AppName;
 
-/// The ELF section that holds the manifest.
-pub const SECTION: &str = ".handover.manifest";
-
 /// The ABI that this host offers.
-pub const HOST_ABI: AbiVersion = AbiVersion(1, 1);
+pub const HOST_ABI: AbiVersion = AbiVersion(ABI.major, ABI.minor);
 
-/// The format of the section that this host reads and writes.
-pub const FORMAT: u32 = 1;
-
-const MAGIC: &[u8; 8] = b"HANDOVER";
-const HEADER: usize = 16;
 const JSON_LIMIT: usize = 64 * 1024;
 
 /// A version of the ABI. A host runs plugins of the same major and an equal or lower minor.
@@ -187,7 +184,7 @@ impl Manifest {
             return Err(ManifestError::Missing);
         }
         let (magic, rest) = section.split_first_chunk().ok_or(cut(HEADER))?;
-        if magic != MAGIC {
+        if *magic != MAGIC {
             return Err(ManifestError::Magic);
         }
         let (format, rest) = rest.split_first_chunk().ok_or(cut(HEADER))?;

@@ -42,7 +42,7 @@ struct Inner {
 ///
 /// Without it, one app's clean-up could delete what another app's deploy has just stored.
 #[derive(Clone, Debug, Default)]
-pub struct Lease(Option<Arc<()>>);
+pub struct Lease(#[expect(dead_code, reason = "held for its count")] Option<Arc<()>>);
 
 /// Why bytes did not become an artifact.
 #[derive(Debug, thiserror::Error)]
