@@ -87,7 +87,7 @@ fn main() {
 fn run(reloader: Reloader, builds: &Builds, reloads: u32) -> Tally {
     let server = reloader.start(builds);
     let control = (reloader == Reloader::Handover).then(|| Control::of(&server));
-    let mut load = Load::kept(Ask::get("/").answered_with(11), 16);
+    let mut load = Load::kept(Ask::get("/"), 16);
     load.closing = 4;
     load.pause = Duration::from_millis(2);
     let load = load.start(server.address);

@@ -152,7 +152,7 @@ fn main() {
 
 /// Swaps by renaming a file into the drop folder, under a load with air to breathe: what is to be seen is waiting, not queueing.
 fn drops(server: &Server, control: &Control, artifacts: &Artifacts, swaps: u64) -> Dropped {
-    let mut load = Load::kept(Ask::get("/").answered_with(11), 16);
+    let mut load = Load::kept(Ask::get("/"), 16);
     load.pause = Duration::from_millis(2);
     load.samples = true;
     let load = load.start(server.address);
@@ -267,7 +267,7 @@ fn storm(
     rounds: usize,
     lasts: Duration,
 ) -> Storm {
-    let load = Load::kept(Ask::get("/").answered_with(11), 32).start(server.address);
+    let load = Load::kept(Ask::get("/"), 32).start(server.address);
     std::thread::sleep(Duration::from_millis(500));
     let measured = |mut meanwhile: Box<dyn FnMut(Instant) + '_>| {
         let (began, answered) = (Instant::now(), load.answered());
