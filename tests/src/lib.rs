@@ -3,12 +3,14 @@
 //! - [`plugins`]: builds the fixture plugins and keeps them for all test binaries of a run
 //! - [`elf`]: makes other plugins of a built one by rewriting bytes of its file
 //! - [`host`]: runs a host as a process, asks it, waits on what it reports
+//! - [`bench`]: what the benches share
 //! - [`client`]: HTTP clients that see cut connections and short answers for what they are
 //! - [`load`]: keeps connections busy and counts every answer
 //!
 //! Everything panics with a sentence when the world is not as a test needs it: a test has nobody to return an error to.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod client;
 pub mod elf;
 pub mod host;
