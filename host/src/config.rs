@@ -17,6 +17,8 @@ use std::{
 pub use self::route::{InvalidRoute, RoutePrefix};
 use crate::names::AppName;
 
+const MAX_CRASHES: NonZeroUsize = NonZeroUsize::new(3).unwrap();
+
 /// The whole configuration, every default filled in.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -45,6 +47,10 @@ pub struct Server {
     pub version_header: bool,
     /// How long `shutdown` waits for what is in flight. Default 30 s.
     pub shutdown_deadline: Duration,
+    /// After how many crashes within [`Server::crash_window`] the app that was changed last is rolled back. Default 3.
+    pub max_crashes: NonZeroUsize,
+    /// Default 60 s.
+    pub crash_window: Duration,
 }
 
 /// `[log]`
@@ -76,6 +82,8 @@ pub struct App {
     pub drain_deadline: Option<Duration>,
     /// How long jobs may go on; none = for ever, the default.
     pub job_deadline: Option<Duration>,
+    /// How long a new artifact is on probation: a crash of the host meanwhile rolls it back. None = never. Default 60 s.
+    pub bake: Option<Duration>,
     /// How many replaced generations may still be draining. Default 4.
     pub max_old_generations: usize,
     /// What a deploy beyond that does. Default `refuse`.
@@ -197,6 +205,8 @@ impl Server {
             state,
             version_header: false,
             shutdown_deadline: Duration::from_secs(30),
+            max_crashes: MAX_CRASHES,
+            crash_window: Duration::from_secs(60),
         }
     }
 }
@@ -217,6 +227,7 @@ impl Default for App {
             watch: Watch::Deploy,
             drain_deadline: Some(Duration::from_secs(30)),
             job_deadline: None,
+            bake: Some(Duration::from_secs(60)),
             max_old_generations: 4,
             when_full: WhenFull::Refuse,
             runtime_threads: NonZeroUsize::MIN,

@@ -41,6 +41,12 @@ pub(super) enum Kind {
     Staged,
     /// An artifact of a drop folder waits until it may be tried.
     Waiting,
+    /// The host before this one did not end cleanly.
+    Crash,
+    /// An artifact that was live was taken back.
+    RolledBack,
+    /// An artifact has served long enough to be trusted.
+    Proven,
     /// A generation panicked.
     Panic,
     /// Something is wrong with the host's own records.
@@ -64,6 +70,9 @@ impl Kind {
             Self::Failed => "failed",
             Self::Staged => "staged",
             Self::Waiting => "waiting",
+            Self::Crash => "crash",
+            Self::RolledBack => "rolled_back",
+            Self::Proven => "proven",
             Self::Panic => "panic",
             Self::State => "state",
             Self::Host => "host",
@@ -106,7 +115,7 @@ impl Events {
         match kind {
             // The panic itself was logged with its message when it was caught.
             Kind::Panic => {}
-            Kind::State => {
+            Kind::State | Kind::Crash | Kind::RolledBack => {
                 tracing::error!(
                     app = name,
                     generation = number,
@@ -132,6 +141,7 @@ impl Events {
             | Kind::Unloaded
             | Kind::Staged
             | Kind::Waiting
+            | Kind::Proven
             | Kind::Host => {
                 tracing::info!(
                     app = name,

@@ -4,6 +4,7 @@
 //! - [`saved`]: what it remembers of it over restarts
 //! - [`deploy`]: an artifact's way to being live, step by step
 //! - [`cutover`]: the instant new requests go to the new generation, and where apps answer
+//! - [`crash`]: who is to blame when the host crashed, and what is trusted
 //! - [`drain`]: a replaced generation finishing what it has, its end, and the retry of what stays mapped
 //! - [`history`]: what was deployed, and what a rollback goes back to
 //! - [`rollback`], [`reload`], [`offer`]: the other ways in
@@ -14,6 +15,7 @@
 //! No lock is held across an await, nor while a plugin's code may run.
 
 mod app;
+mod crash;
 mod cutover;
 mod deploy;
 mod drain;
@@ -43,6 +45,7 @@ use tokio::sync::{broadcast, watch};
 pub use self::operation::Operation;
 use self::{
     app::App,
+    crash::Journal,
     drain::Attic,
     events::{Events, Kind},
     operation::Operations,
@@ -76,6 +79,7 @@ struct Inner {
     events: Events,
     reloads: Reloads,
     attic: Attic,
+    journal: Journal,
     /// How many generations are on their way out.
     leaving: watch::Sender<usize>,
     /// Set when the host ends: nothing new is activated.
@@ -98,6 +102,8 @@ pub enum Cause {
     Rollback,
     /// The host was started.
     Start,
+    /// The host crashed.
+    Crash,
     /// `handover dev`.
     Dev,
 }
@@ -111,6 +117,7 @@ impl Cause {
             Self::Reload => "reload",
             Self::Rollback => "rollback",
             Self::Start => "start",
+            Self::Crash => "crash",
             Self::Dev => "dev",
         }
     }
@@ -140,6 +147,7 @@ impl Apps {
             events: Events::new(),
             reloads: Reloads::default(),
             attic: Attic::default(),
+            journal: Journal::new(state),
             leaving: watch::Sender::new(0),
             closing: AtomicBool::new(false),
             started: Instant::now(),
@@ -237,9 +245,10 @@ impl Apps {
         self.0.operations.listen(id)
     }
 
-    /// Makes live again what was live when the host ended. Ends when every app serves, or was found unable to.
-    pub async fn restore(&self) {
-        restore::restore(self).await;
+    /// Makes live again what was live when the host ended, or what was before it where that crashed the host, which `crashed` says.
+    /// Ends when every app serves, or was found unable to.
+    pub async fn restore(&self, crashed: Option<String>) {
+        restore::restore(self, crashed).await;
     }
 
     /// Ends all generations: lets them finish up to `deadline`, then cancels what still runs. Nothing can be deployed
@@ -252,6 +261,7 @@ impl Apps {
         {
             tracing::error!(%error, "the apps could not be ended in order");
         }
+        self.0.journal.end();
     }
 
     /// The app of that name, new if nobody knew it. A new one reads its record from the disk.

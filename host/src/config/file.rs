@@ -38,6 +38,8 @@ struct ServerTable {
     control: Option<PathBuf>,
     version_header: bool,
     shutdown_deadline: Option<Span>,
+    max_crashes: Option<NonZeroUsize>,
+    crash_window: Option<Span>,
 }
 
 #[derive(Deserialize, Default)]
@@ -55,6 +57,7 @@ struct AppTable {
     watch: Option<WatchWord>,
     drain_deadline: Option<Limit>,
     job_deadline: Option<Limit>,
+    bake: Option<Limit>,
     max_old_generations: Option<NonZeroUsize>,
     when_full: Option<WhenFullWord>,
     runtime_threads: Option<NonZeroUsize>,
@@ -246,6 +249,10 @@ fn server(table: ServerTable, folder: &Path) -> Server {
         shutdown_deadline: table
             .shutdown_deadline
             .map_or(default.shutdown_deadline, |span| span.0),
+        max_crashes: table.max_crashes.unwrap_or(default.max_crashes),
+        crash_window: table
+            .crash_window
+            .map_or(default.crash_window, |span| span.0),
     }
 }
 
@@ -277,6 +284,7 @@ fn app(table: AppTable, routes: Vec<RoutePrefix>, config: serde_json::Value) -> 
         job_deadline: table
             .job_deadline
             .map_or(default.job_deadline, |limit| limit.0),
+        bake: table.bake.map_or(default.bake, |limit| limit.0),
         max_old_generations: table
             .max_old_generations
             .map_or(default.max_old_generations, NonZeroUsize::get),
@@ -419,6 +427,8 @@ mod tests {
             state = "/var/lib/handover"
             version_header = true
             shutdown_deadline = "1m"
+            max_crashes = 5
+            crash_window = "2m"
             [log]
             level = "info,handover=debug"
             format = "json"
@@ -427,6 +437,7 @@ mod tests {
             watch = "stage"
             drain_deadline = "none"
             job_deadline = "2h"
+            bake = "5m"
             max_old_generations = 2
             when_full = "end-oldest"
             runtime_threads = 2
@@ -451,6 +462,8 @@ mod tests {
         assert_eq!(server.control, Path::new("/var/lib/handover/control.sock"));
         assert!(server.version_header);
         assert_eq!(server.shutdown_deadline, Duration::from_secs(60));
+        assert_eq!(server.max_crashes.get(), 5);
+        assert_eq!(server.crash_window, Duration::from_secs(120));
         assert_eq!(
             (config.log.level.as_str(), config.log.format),
             ("info,handover=debug", LogFormat::Json)
@@ -464,6 +477,7 @@ mod tests {
         );
         assert_eq!(app.drain_deadline, None);
         assert_eq!(app.job_deadline, Some(Duration::from_secs(7200)));
+        assert_eq!(app.bake, Some(Duration::from_secs(300)));
         assert_eq!((app.max_old_generations, app.keep_artifacts), (2, 0));
         assert_eq!(app.runtime_threads.get(), 2);
         assert_eq!(app.env, ["HOME"]);

@@ -57,6 +57,10 @@ async fn app(cx: Context) -> Result<Router, Error> {
         .route("/ws", get(websocket))
         .route("/events", get(events))
         .route("/until-draining", get(until_draining))
+        .route("/segfault", get(segfault))
+        .route("/abort", get(abort))
+        .route("/overflow", get(overflow))
+        .route("/exit", get(exit))
         .with_state(cx))
 }
 
@@ -309,4 +313,31 @@ async fn events(State(cx): State<Context>, Query(told): Query<Told>) -> impl Int
 async fn until_draining(State(cx): State<Context>) -> &'static str {
     cx.draining().await;
     VERSION
+}
+
+/// Writes where nothing may be written.
+async fn segfault() -> &'static str {
+    // SAFETY: there is none, which is the point.
+    unsafe { std::ptr::dangling_mut::<u8>().write_volatile(1) };
+    VERSION
+}
+
+async fn abort() -> &'static str {
+    std::process::abort()
+}
+
+/// Recurses until there is no stack left.
+async fn overflow() -> String {
+    fn deeper(depth: u64) -> u64 {
+        let room = std::hint::black_box([depth; 64]);
+        if std::hint::black_box(depth) == u64::MAX {
+            return depth;
+        }
+        deeper(depth + 1) + room[63]
+    }
+    deeper(0).to_string()
+}
+
+async fn exit() -> &'static str {
+    std::process::exit(0)
 }
