@@ -84,6 +84,12 @@ pub struct App {
     pub job_deadline: Option<Duration>,
     /// How long a new artifact is on probation: a crash of the host meanwhile rolls it back. None = never. Default 60 s.
     pub bake: Option<Duration>,
+    /// How long the head of an answer may take, waiting included; past it the client gets 504. Default: for ever.
+    pub request_timeout: Option<Duration>,
+    /// How many requests may be under way at a time, until their answers have ended. Default: any number.
+    pub max_concurrent: Option<NonZeroUsize>,
+    /// How many more may wait for their turn; those beyond get 503. Default 0.
+    pub queue: usize,
     /// How many replaced generations may still be draining. Default 4.
     pub max_old_generations: usize,
     /// What a deploy beyond that does. Default `refuse`.
@@ -228,6 +234,9 @@ impl Default for App {
             drain_deadline: Some(Duration::from_secs(30)),
             job_deadline: None,
             bake: Some(Duration::from_secs(60)),
+            request_timeout: None,
+            max_concurrent: None,
+            queue: 0,
             max_old_generations: 4,
             when_full: WhenFull::Refuse,
             runtime_threads: NonZeroUsize::MIN,

@@ -28,6 +28,9 @@ use crate::{
     names::{AppName, GenerationId},
 };
 
+/// The file in the state directory by which systemd says how the host ended: see docs/systemd/handover.service.
+const SAID_BY_SYSTEMD: &str = "crashed";
+
 /// The journal of the running host.
 #[derive(Debug)]
 pub(super) struct Journal {
@@ -120,6 +123,19 @@ impl Journal {
         let _ = fs::remove_file(&self.path);
     }
 
+    /// How the host before ended, as systemd says: `killed SEGV`, `dumped ABRT`, `exited 3`.
+    fn said_by_systemd(&self) -> Option<String> {
+        let path = self.path.with_file_name(SAID_BY_SYSTEMD);
+        let said = fs::read_to_string(&path).ok()?;
+        // Read once: the next start is about another end.
+        let _ = fs::remove_file(&path);
+        let (code, status) = said.trim().split_once(' ')?;
+        Some(match code {
+            "exited" => format!("exit with code {status}"),
+            _ => format!("SIG{status}"),
+        })
+    }
+
     fn change(&self, change: impl FnOnce(&mut Written)) {
         let mut written = self.written.lock();
         change(&mut written);
@@ -135,8 +151,11 @@ fn write(path: &Path, written: &Written) -> io::Result<()> {
     fs::rename(&fresh, path)
 }
 
-/// Begins the journal, tells how the host before ended, and finds the apps that go back for it. `crashed` is what the supervisor saw.
+/// Begins the journal, tells how the host before ended, and finds the apps that go back for it. `crashed` is
+/// what the supervisor saw.
 pub(super) fn begin(apps: &Apps, crashed: Option<String>) -> BTreeMap<AppName, Blame> {
+    let said_by_systemd = apps.0.journal.said_by_systemd();
+    let crashed = crashed.or(said_by_systemd);
     let Some(before) = apps.0.journal.begin() else {
         return BTreeMap::new();
     };
@@ -278,6 +297,16 @@ mod tests {
         fs::write(dir.path().join("running.json"), "{\"pid\": ").unwrap();
         let left = Journal::new(dir.path()).begin().unwrap();
         assert!(left.live.is_empty() && left.crashes.is_empty());
+    }
+
+    #[test]
+    fn systemd_is_heard_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::new(dir.path());
+        assert_eq!(journal.said_by_systemd(), None);
+        fs::write(dir.path().join("crashed"), "dumped SEGV\n").unwrap();
+        assert_eq!(journal.said_by_systemd().as_deref(), Some("SIGSEGV"));
+        assert_eq!(journal.said_by_systemd(), None);
     }
 
     #[test]

@@ -45,6 +45,7 @@ fn as_head(entry: &Entry) -> Head {
 /// Takes HEAD back, because it crashed the host. Whether anything before it came up instead.
 async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
     let Blame { generation, reason } = blame;
+    let taken_back_at_ms = super::now_ms();
     let (head, before) = app.saved.read(|record| {
         let head = record.head.clone();
         let before: Vec<Head> = history::once_active(&record.history)
@@ -72,7 +73,7 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
         );
         apps.tell(Kind::RolledBack, app, Some(generation), message.as_str());
         let entry = Entry {
-            at_ms: super::now_ms(),
+            at_ms: taken_back_at_ms,
             generation: Some(generation),
             version: head.version,
             artifact: head.artifact,

@@ -58,6 +58,9 @@ struct AppTable {
     drain_deadline: Option<Limit>,
     job_deadline: Option<Limit>,
     bake: Option<Limit>,
+    request_timeout: Option<Limit>,
+    max_concurrent: Option<NonZeroUsize>,
+    queue: Option<usize>,
     max_old_generations: Option<NonZeroUsize>,
     when_full: Option<WhenFullWord>,
     runtime_threads: Option<NonZeroUsize>,
@@ -285,6 +288,11 @@ fn app(table: AppTable, routes: Vec<RoutePrefix>, config: serde_json::Value) -> 
             .job_deadline
             .map_or(default.job_deadline, |limit| limit.0),
         bake: table.bake.map_or(default.bake, |limit| limit.0),
+        request_timeout: table
+            .request_timeout
+            .map_or(default.request_timeout, |limit| limit.0),
+        max_concurrent: table.max_concurrent.or(default.max_concurrent),
+        queue: table.queue.unwrap_or(default.queue),
         max_old_generations: table
             .max_old_generations
             .map_or(default.max_old_generations, NonZeroUsize::get),
@@ -438,6 +446,9 @@ mod tests {
             drain_deadline = "none"
             job_deadline = "2h"
             bake = "5m"
+            request_timeout = "10s"
+            max_concurrent = 100
+            queue = 20
             max_old_generations = 2
             when_full = "end-oldest"
             runtime_threads = 2
@@ -478,6 +489,9 @@ mod tests {
         assert_eq!(app.drain_deadline, None);
         assert_eq!(app.job_deadline, Some(Duration::from_secs(7200)));
         assert_eq!(app.bake, Some(Duration::from_secs(300)));
+        assert_eq!(app.request_timeout, Some(Duration::from_secs(10)));
+        assert_eq!(app.max_concurrent.map(NonZeroUsize::get), Some(100));
+        assert_eq!(app.queue, 20);
         assert_eq!((app.max_old_generations, app.keep_artifacts), (2, 0));
         assert_eq!(app.runtime_threads.get(), 2);
         assert_eq!(app.env, ["HOME"]);

@@ -22,6 +22,7 @@ use hyper::upgrade::OnUpgrade;
 
 use super::{
     body::{AnswerBody, Expiry, RequestBody},
+    limits::Limited,
     own,
     route::{Chosen, Routes, target},
     upgrade,
@@ -42,6 +43,8 @@ enum Step<B> {
     New(New<B>),
     /// The app works on it.
     Running(Box<Running>),
+    /// The same, within the limits of its app.
+    Limited(Box<Limited<B>>),
     /// The host itself answers.
     Own(Box<Option<Response<AnswerBody>>>),
     /// It was answered.
@@ -89,22 +92,11 @@ struct Answer {
 
 /// Chooses where `request` goes, and counts it in there.
 pub fn dispatch<B: Body>(
-    routes: &Routes,
-    mut request: Request<B>,
+    routes: &Arc<Routes>,
+    request: Request<B>,
     origin: Origin<'_>,
 ) -> Dispatched<B> {
-    let (in_flight, strip) = match routes.choose(request.uri(), request.headers()) {
-        Chosen::Generation(in_flight, strip) => (in_flight, strip),
-        Chosen::Empty(app) => return Dispatched(Step::Own(Box::new(Some(own::empty(&app))))),
-        Chosen::NoApp => return Dispatched(Step::Own(Box::new(Some(own::no_app())))),
-    };
-    let on_upgrade = asks_for_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
-    let answer = Answer {
-        cut: origin.cut.cloned(),
-        name_version: origin.name_version,
-        in_flight,
-    };
-    Dispatched::new(request, on_upgrade, strip, origin.peer, answer)
+    Dispatched::choose(routes, request, origin, false)
 }
 
 /// Where the answer of the app arrives.
@@ -167,6 +159,35 @@ fn asks_for_upgrade<B>(request: &Request<B>) -> bool {
 }
 
 impl<B: Body> Dispatched<B> {
+    /// [`dispatch`] when the limits of the app have admitted it.
+    pub(super) fn admitted(routes: &Arc<Routes>, request: Request<B>, origin: Origin<'_>) -> Self {
+        Self::choose(routes, request, origin, true)
+    }
+
+    fn choose(
+        routes: &Arc<Routes>,
+        mut request: Request<B>,
+        origin: Origin<'_>,
+        admitted: bool,
+    ) -> Self {
+        let (in_flight, strip) = match routes.choose(request.uri(), request.headers(), admitted) {
+            Chosen::Generation(in_flight, strip) => (in_flight, strip),
+            Chosen::Limited(limits) => {
+                let limited = Limited::new(limits, routes, request, origin);
+                return Self(Step::Limited(Box::new(limited)));
+            }
+            Chosen::Empty(app) => return Self(Step::Own(Box::new(Some(own::empty(&app))))),
+            Chosen::NoApp => return Self(Step::Own(Box::new(Some(own::no_app())))),
+        };
+        let on_upgrade = asks_for_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
+        let answer = Answer {
+            cut: origin.cut.cloned(),
+            name_version: origin.name_version,
+            in_flight,
+        };
+        Self::new(request, on_upgrade, strip, origin.peer, answer)
+    }
+
     fn new(
         request: Request<B>,
         on_upgrade: Option<OnUpgrade>,
@@ -222,6 +243,10 @@ where
                     return Poll::Pending;
                 }
             }
+            Step::Limited(limited) => match limited.poll(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(answer) => response = Some(answer),
+            },
             Step::Own(own) => response = own.take(),
             Step::Done => {}
         }
