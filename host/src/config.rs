@@ -37,6 +37,10 @@ pub struct Server {
     pub listen: SocketAddr,
     /// Worker threads. Default: one for each core.
     pub workers: Option<NonZeroUsize>,
+    /// Workers that sleep until a request holds one of the others for longer than [`Server::stall_after`]. Default 2.
+    pub spare_workers: usize,
+    /// How long a plugin may hold a worker in one go before people are told. None = never looked at. Default 1 s.
+    pub stall_after: Option<Duration>,
     /// The drop folder. Default `./plugins`.
     pub plugins: PathBuf,
     /// The state directory. Default `./.handover`.
@@ -206,6 +210,8 @@ impl Server {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             workers: None,
+            spare_workers: 2,
+            stall_after: Some(Duration::from_secs(1)),
             plugins: folder.join("plugins"),
             control: state.join("control.sock"),
             state,

@@ -5,20 +5,23 @@ use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpListener},
     num::NonZeroUsize,
+    ops::Deref,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::Path,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
 use tokio::{
+    runtime::{Handle, Runtime},
     signal::unix::{Signal, SignalKind, signal},
     sync::watch as channel,
     task::{JoinHandle, JoinSet},
 };
 
 use crate::{
-    apps::Apps,
+    apps::{self, Apps},
     artifact::Store,
     config::{Config, Server},
     control::{self, ControlSocket, Shutdown, ShutdownHandle},
@@ -72,16 +75,61 @@ pub struct Daemon {
 #[error("{0}")]
 pub struct DaemonError(pub String);
 
+/// The runtime of a host process.
+#[derive(Debug)]
+pub struct HostRuntime {
+    // Dropped first: a runtime ends when its workers do, and spare ones sleep.
+    wake: WakeSpares,
+    runtime: Runtime,
+}
+
+#[derive(Debug)]
+struct WakeSpares;
+
+impl Drop for WakeSpares {
+    fn drop(&mut self) {
+        apps::wake_spares();
+    }
+}
+
+impl HostRuntime {
+    /// Ends it. Threads that have not ended by then are left behind.
+    pub fn shutdown_timeout(self, deadline: Duration) {
+        drop(self.wake);
+        self.runtime.shutdown_timeout(deadline);
+    }
+}
+
+impl Deref for HostRuntime {
+    type Target = Runtime;
+
+    fn deref(&self) -> &Runtime {
+        &self.runtime
+    }
+}
+
 /// The runtime of a host process: its workers are known to the ledger, so everything that calls plugins runs on it.
 ///
 /// # Errors
 /// When the threads cannot be started.
-pub fn runtime(config: &Config) -> io::Result<tokio::runtime::Runtime> {
-    workers(config.server.workers)
+pub fn runtime(config: &Config) -> io::Result<HostRuntime> {
+    let server = &config.server;
+    let number = server
+        .workers
+        .or_else(|| thread::available_parallelism().ok());
+    let number = number.map_or(1, NonZeroUsize::get);
+    // Who is not looked for is not replaced.
+    let spare = server.stall_after.map_or(0, |_| server.spare_workers);
+    let runtime = workers(NonZeroUsize::new(number + spare))?;
+    apps::park_spares(&runtime, spare);
+    Ok(HostRuntime {
+        wake: WakeSpares,
+        runtime,
+    })
 }
 
-/// [`runtime`] with so many workers, one for each core if it is left open.
-pub(crate) fn workers(number: Option<NonZeroUsize>) -> io::Result<tokio::runtime::Runtime> {
+/// A runtime with so many workers, one for each core if it is left open.
+pub(crate) fn workers(number: Option<NonZeroUsize>) -> io::Result<Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if let Some(number) = number {
         builder.worker_threads(number.get());
@@ -141,6 +189,9 @@ impl Daemon {
         let shutdown = ShutdownHandle::new();
         let signals = Signals::new().map_err(|cause| fail("signals cannot be handled", &cause))?;
         apps.serves_at(listen.clone());
+        let spare = settings.stall_after.map_or(0, |_| settings.spare_workers);
+        let workers = Handle::current().metrics().num_workers();
+        apps.look_for_stalls(workers.saturating_sub(spare).max(1), settings.stall_after);
         apps.restore(crashed).await;
 
         let (stop_serving, stop) = channel::channel(false);
@@ -311,7 +362,7 @@ fn take_state(state: &Path, patience: Duration) -> Result<File, DaemonError> {
     let taken = loop {
         match lock.try_lock() {
             Err(TryLockError::WouldBlock) if Instant::now() < by => {
-                std::thread::sleep(Duration::from_millis(10));
+                thread::sleep(Duration::from_millis(10));
             }
             taken => break taken,
         }

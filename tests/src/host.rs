@@ -98,6 +98,7 @@ pub struct Generation {
     pub jobs: u64,
     pub requests: u64,
     pub panics: u64,
+    pub stalls: u64,
     pub age_ms: u64,
     pub retained_because: Option<String>,
 }

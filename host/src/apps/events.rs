@@ -47,6 +47,10 @@ pub(super) enum Kind {
     RolledBack,
     /// An artifact has served long enough to be trusted.
     Proven,
+    /// A call into a generation holds its worker.
+    Stalled,
+    /// It came back.
+    StallEnded,
     /// A generation panicked.
     Panic,
     /// Something is wrong with the host's own records.
@@ -73,6 +77,8 @@ impl Kind {
             Self::Crash => "crash",
             Self::RolledBack => "rolled_back",
             Self::Proven => "proven",
+            Self::Stalled => "stalled",
+            Self::StallEnded => "stall_ended",
             Self::Panic => "panic",
             Self::State => "state",
             Self::Host => "host",
@@ -127,6 +133,7 @@ impl Events {
             | Kind::Retained
             | Kind::Rejected
             | Kind::Unhealthy
+            | Kind::Stalled
             | Kind::Failed => {
                 tracing::warn!(
                     app = name,
@@ -142,6 +149,7 @@ impl Events {
             | Kind::Staged
             | Kind::Waiting
             | Kind::Proven
+            | Kind::StallEnded
             | Kind::Host => {
                 tracing::info!(
                     app = name,

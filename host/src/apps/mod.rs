@@ -9,6 +9,7 @@
 //! - [`history`]: what was deployed, and what a rollback goes back to
 //! - [`rollback`], [`reload`], [`offer`]: the other ways in
 //! - [`restore`]: what was live is live again after a restart
+//! - [`stall`]: requests that hold their worker, and who serves the others meanwhile
 //! - [`shutdown`]: the end of all generations
 //! - [`operation`], [`events`], [`status`]: what people are told
 //!
@@ -28,6 +29,7 @@ mod restore;
 mod rollback;
 mod saved;
 mod shutdown;
+mod stall;
 mod status;
 
 use std::{
@@ -43,6 +45,7 @@ use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 
 pub use self::operation::Operation;
+pub(crate) use self::stall::{park_spares, wake_spares};
 use self::{
     app::App,
     crash::Journal,
@@ -173,6 +176,11 @@ impl Apps {
     /// Says who scans the drop folders, for reloads. Once.
     pub fn watched_by(&self, watcher: WatcherHandle) {
         let _ = self.0.watcher.set(watcher);
+    }
+
+    /// Looks for requests that hold one of so many workers for longer than `stall_after`, if that is wanted at all.
+    pub fn look_for_stalls(&self, workers: usize, stall_after: Option<Duration>) {
+        stall::watch(self, workers, stall_after);
     }
 
     /// What `handover status` shows.

@@ -107,6 +107,7 @@ fn generation_status(
         jobs: counts.jobs,
         requests: counts.requests,
         panics: counts.panics,
+        stalls: counts.stalls,
         age_ms: millis(Instant::now().saturating_duration_since(generation.loaded_at())),
         retained_because,
     }

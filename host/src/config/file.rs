@@ -33,6 +33,8 @@ struct ConfigFile {
 struct ServerTable {
     listen: Option<Text<SocketAddr>>,
     workers: Option<NonZeroUsize>,
+    spare_workers: Option<usize>,
+    stall_after: Option<Limit>,
     plugins: Option<PathBuf>,
     state: Option<PathBuf>,
     control: Option<PathBuf>,
@@ -241,6 +243,10 @@ fn server(table: ServerTable, folder: &Path) -> Server {
     Server {
         listen: table.listen.map_or(default.listen, |address| address.0),
         workers: table.workers,
+        spare_workers: table.spare_workers.unwrap_or(default.spare_workers),
+        stall_after: table
+            .stall_after
+            .map_or(default.stall_after, |limit| limit.0),
         plugins: table
             .plugins
             .map_or(default.plugins, |path| folder.join(path)),
@@ -431,6 +437,8 @@ mod tests {
             [server]
             listen = "0.0.0.0:80"
             workers = 3
+            spare_workers = 1
+            stall_after = "none"
             plugins = "drop"
             state = "/var/lib/handover"
             version_header = true
@@ -468,6 +476,7 @@ mod tests {
         let server = &config.server;
         assert_eq!(server.listen, "0.0.0.0:80".parse().unwrap());
         assert_eq!(server.workers.unwrap().get(), 3);
+        assert_eq!((server.spare_workers, server.stall_after), (1, None));
         assert_eq!(server.plugins, Path::new("/etc/drop"));
         assert_eq!(server.state, Path::new("/var/lib/handover"));
         assert_eq!(server.control, Path::new("/var/lib/handover/control.sock"));

@@ -99,6 +99,9 @@ pub struct GenerationStatus {
     pub requests: u64,
     /// Panics caught in it.
     pub panics: u64,
+    /// Requests that held a worker for longer than `stall_after` in one go.
+    #[serde(default)]
+    pub stalls: u64,
     /// Milliseconds since it was loaded.
     pub age_ms: u64,
     /// Why its library is still mapped though it is retired.

@@ -16,7 +16,10 @@ use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, futures::OwnedNotified};
 
-use crate::generation::{Cut, Hold, InFlight};
+use crate::{
+    generation::{Cut, Hold, InFlight},
+    ledger,
+};
 
 /// Waits for the drain deadline of a generation.
 ///
@@ -165,7 +168,9 @@ impl Streaming {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
-        match Pin::new(&mut self.body).poll_frame(cx) {
+        let in_flight = self.body.guard().clone();
+        let what = in_flight.core().call_of("the body of an answer");
+        match ledger::inside(&what, || Pin::new(&mut self.body).poll_frame(cx)) {
             Poll::Ready(Some(Err(error))) => {
                 if matches!(error, BodyError::Panicked) {
                     self.body.guard().core().count_panic();

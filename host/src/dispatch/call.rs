@@ -16,7 +16,7 @@ use handover_plugin::abi::{
     import::RunningCall,
     poll::PollState,
 };
-use http::{HeaderValue, Request, Response, Version, header, request};
+use http::{HeaderValue, Request, Response, Uri, Version, header, request};
 use http_body::Body;
 use hyper::upgrade::OnUpgrade;
 
@@ -27,7 +27,10 @@ use super::{
     route::{Chosen, Routes, target},
     upgrade,
 };
-use crate::generation::{Cut, Generation, InFlight};
+use crate::{
+    generation::{Cut, Generation, InFlight},
+    ledger,
+};
 
 /// A request on its way.
 #[derive(Debug)]
@@ -79,6 +82,8 @@ struct Running {
     call: RunningCall,
     expiry: Expiry,
     on_upgrade: Option<OnUpgrade>,
+    /// For people, when it holds its worker for too long.
+    uri: Uri,
     answer: Answer,
 }
 
@@ -221,13 +226,17 @@ where
             Step::New(new) => match new.call(cx, &mut response) {
                 (PollState::Pending, Some(call)) => {
                     if let Step::New(New {
-                        on_upgrade, answer, ..
+                        parts,
+                        on_upgrade,
+                        answer,
+                        ..
                     }) = std::mem::replace(step, Step::Done)
                     {
                         let mut running = Box::new(Running {
                             call,
                             expiry: Expiry::default(),
                             on_upgrade,
+                            uri: parts.uri,
                             answer,
                         });
                         if !running.expired(cx, &mut response) {
@@ -278,10 +287,11 @@ where
             response,
         };
         let target = target(&self.parts.uri, self.strip);
+        let core = in_flight.core();
         RequestHead::lend(&self.parts, &target, self.peer, |head| {
-            in_flight
-                .core()
-                .call(head, body, upgrade, cx.waker(), &mut slot)
+            ledger::inside(&core.call_of(self.parts.uri.path()), || {
+                core.call(head, body, upgrade, cx.waker(), &mut slot)
+            })
         })
     }
 }
@@ -294,7 +304,9 @@ impl Running {
             on_upgrade: &mut self.on_upgrade,
             response,
         };
-        let state = self.call.poll(cx.waker(), &mut slot);
+        let what = self.answer.in_flight.core().call_of(self.uri.path());
+        let call = &mut self.call;
+        let state = ledger::inside(&what, || call.poll(cx.waker(), &mut slot));
         if state == PollState::Pending {
             return self.expired(cx, response);
         }

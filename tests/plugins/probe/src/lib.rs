@@ -57,6 +57,12 @@ async fn app(cx: Context) -> Result<Router, Error> {
         .route("/ws", get(websocket))
         .route("/events", get(events))
         .route("/until-draining", get(until_draining))
+        .route("/panic-in-job", get(panics_in_job))
+        .route("/panic-when-dropped", get(panics_when_dropped))
+        .route("/panic-when-body-dropped", get(panics_when_body_dropped))
+        .route("/panic-when-draining", get(panics_when_draining))
+        .route("/spin", get(spin))
+        .route("/block", get(block))
         .route("/segfault", get(segfault))
         .route("/abort", get(abort))
         .route("/overflow", get(overflow))
@@ -262,6 +268,65 @@ async fn panics_in_body() -> Body {
 
 async fn panics_in_spawn(State(cx): State<Context>) -> &'static str {
     cx.spawn(async { panic!("the spawned work panics") });
+    VERSION
+}
+
+async fn panics_in_job(State(cx): State<Context>, Query(told): Query<Told>) -> &'static str {
+    cx.jobs().spawn(&told.name, "", async { panic!("the job panics") });
+    VERSION
+}
+
+/// Panics when it is dropped.
+struct Mine;
+
+impl Drop for Mine {
+    fn drop(&mut self) {
+        panic!("the destructor panics");
+    }
+}
+
+/// Never answers, and panics when it is given up.
+async fn panics_when_dropped() -> &'static str {
+    let _mine = Mine;
+    std::future::pending::<()>().await;
+    VERSION
+}
+
+/// Answers in two pieces, and panics when the body is dropped.
+async fn panics_when_body_dropped() -> Body {
+    let (mine, mut left) = (Mine, 2);
+    let frames = poll_fn(move |_| {
+        let _mine = &mine;
+        let now = left;
+        left = now.max(1) - 1;
+        Poll::Ready(
+            (now > 0).then(|| Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"piece")))),
+        )
+    });
+    Body::new(StreamBody::new(frames))
+}
+
+/// Leaves work that panics when the generation drains.
+async fn panics_when_draining(State(cx): State<Context>) -> &'static str {
+    cx.clone().spawn(async move {
+        cx.draining().await;
+        panic!("the goodbye panics");
+    });
+    VERSION
+}
+
+/// Holds its worker for `ms`, busy.
+async fn spin(Query(told): Query<Told>) -> &'static str {
+    let until = std::time::Instant::now() + Duration::from_millis(told.ms);
+    while std::time::Instant::now() < until {
+        std::hint::spin_loop();
+    }
+    VERSION
+}
+
+/// Holds its worker for `ms`, asleep.
+async fn block(Query(told): Query<Told>) -> &'static str {
+    std::thread::sleep(Duration::from_millis(told.ms));
     VERSION
 }
 
