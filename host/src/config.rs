@@ -17,6 +17,8 @@ use std::{
 pub use self::route::{InvalidRoute, RoutePrefix};
 use crate::names::AppName;
 
+const MAX_CRASHES: NonZeroUsize = NonZeroUsize::new(3).unwrap();
+
 /// The whole configuration, every default filled in.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -35,6 +37,10 @@ pub struct Server {
     pub listen: SocketAddr,
     /// Worker threads. Default: one for each core.
     pub workers: Option<NonZeroUsize>,
+    /// Workers that sleep until a request holds one of the others for longer than [`Server::stall_after`]. Default 2.
+    pub spare_workers: usize,
+    /// How long a plugin may hold a worker in one go before people are told. None = never looked at. Default 1 s.
+    pub stall_after: Option<Duration>,
     /// The drop folder. Default `./plugins`.
     pub plugins: PathBuf,
     /// The state directory. Default `./.handover`.
@@ -45,6 +51,10 @@ pub struct Server {
     pub version_header: bool,
     /// How long `shutdown` waits for what is in flight. Default 30 s.
     pub shutdown_deadline: Duration,
+    /// After how many crashes within [`Server::crash_window`] the app that was changed last is rolled back. Default 3.
+    pub max_crashes: NonZeroUsize,
+    /// Default 60 s.
+    pub crash_window: Duration,
 }
 
 /// `[log]`
@@ -76,6 +86,14 @@ pub struct App {
     pub drain_deadline: Option<Duration>,
     /// How long jobs may go on; none = for ever, the default.
     pub job_deadline: Option<Duration>,
+    /// How long a new artifact is on probation: a crash of the host meanwhile rolls it back. None = never. Default 60 s.
+    pub bake: Option<Duration>,
+    /// How long the head of an answer may take, waiting included; past it the client gets 504. Default: for ever.
+    pub request_timeout: Option<Duration>,
+    /// How many requests may be under way at a time, until their answers have ended. Default: any number.
+    pub max_concurrent: Option<NonZeroUsize>,
+    /// How many more may wait for their turn; those beyond get 503. Default 0.
+    pub queue: usize,
     /// How many replaced generations may still be draining. Default 4.
     pub max_old_generations: usize,
     /// What a deploy beyond that does. Default `refuse`.
@@ -192,11 +210,15 @@ impl Server {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             workers: None,
+            spare_workers: 2,
+            stall_after: Some(Duration::from_secs(1)),
             plugins: folder.join("plugins"),
             control: state.join("control.sock"),
             state,
             version_header: false,
             shutdown_deadline: Duration::from_secs(30),
+            max_crashes: MAX_CRASHES,
+            crash_window: Duration::from_secs(60),
         }
     }
 }
@@ -217,6 +239,10 @@ impl Default for App {
             watch: Watch::Deploy,
             drain_deadline: Some(Duration::from_secs(30)),
             job_deadline: None,
+            bake: Some(Duration::from_secs(60)),
+            request_timeout: None,
+            max_concurrent: None,
+            queue: 0,
             max_old_generations: 4,
             when_full: WhenFull::Refuse,
             runtime_threads: NonZeroUsize::MIN,

@@ -3,32 +3,51 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read, Write},
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     num::NonZeroUsize,
+    ops::Deref,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::Path,
     sync::Arc,
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use tokio::{
-    net::TcpListener,
+    runtime::{Handle, Runtime},
     signal::unix::{Signal, SignalKind, signal},
     sync::watch as channel,
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
 };
 
 use crate::{
-    apps::Apps,
+    apps::{self, Apps},
     artifact::Store,
     config::{Config, Server},
     control::{self, ControlSocket, Shutdown, ShutdownHandle},
     dispatch::Routes,
-    ledger, server, watch,
+    ledger,
+    notify::Notifier,
+    server::{self, socket},
+    watch,
 };
 
 /// How long requests that were on their way when the host stopped listening have to be read.
 const ON_THEIR_WAY: Duration = Duration::from_millis(250);
+
+/// How long a host that was killed may still hold the state directory: the kernel ends it after those who waited for it hear of it.
+const STILL_ENDING: Duration = Duration::from_secs(1);
+
+/// What a host is given by whoever starts it.
+#[derive(Debug, Default)]
+pub struct Given {
+    /// Listening sockets. Empty: the host binds the configured address.
+    pub listeners: Vec<TcpListener>,
+    /// Who is told how it is.
+    pub notifier: Notifier,
+    /// How the host before it crashed.
+    pub crashed: Option<String>,
+}
 
 /// A running host.
 #[derive(Debug)]
@@ -45,6 +64,8 @@ pub struct Daemon {
     /// Its file goes when this is dropped.
     socket: ControlSocket,
     signals: JoinHandle<()>,
+    notifier: Notifier,
+    alive: JoinHandle<()>,
     /// Held for the life of the host, so that no second one works on the same state.
     lock: File,
 }
@@ -54,16 +75,61 @@ pub struct Daemon {
 #[error("{0}")]
 pub struct DaemonError(pub String);
 
+/// The runtime of a host process.
+#[derive(Debug)]
+pub struct HostRuntime {
+    // Dropped first: a runtime ends when its workers do, and spare ones sleep.
+    wake: WakeSpares,
+    runtime: Runtime,
+}
+
+#[derive(Debug)]
+struct WakeSpares;
+
+impl Drop for WakeSpares {
+    fn drop(&mut self) {
+        apps::wake_spares();
+    }
+}
+
+impl HostRuntime {
+    /// Ends it. Threads that have not ended by then are left behind.
+    pub fn shutdown_timeout(self, deadline: Duration) {
+        drop(self.wake);
+        self.runtime.shutdown_timeout(deadline);
+    }
+}
+
+impl Deref for HostRuntime {
+    type Target = Runtime;
+
+    fn deref(&self) -> &Runtime {
+        &self.runtime
+    }
+}
+
 /// The runtime of a host process: its workers are known to the ledger, so everything that calls plugins runs on it.
 ///
 /// # Errors
 /// When the threads cannot be started.
-pub fn runtime(config: &Config) -> io::Result<tokio::runtime::Runtime> {
-    workers(config.server.workers)
+pub fn runtime(config: &Config) -> io::Result<HostRuntime> {
+    let server = &config.server;
+    let number = server
+        .workers
+        .or_else(|| thread::available_parallelism().ok());
+    let number = number.map_or(1, NonZeroUsize::get);
+    // Who is not looked for is not replaced.
+    let spare = server.stall_after.map_or(0, |_| server.spare_workers);
+    let runtime = workers(NonZeroUsize::new(number + spare))?;
+    apps::park_spares(&runtime, spare);
+    Ok(HostRuntime {
+        wake: WakeSpares,
+        runtime,
+    })
 }
 
-/// [`runtime`] with so many workers, one for each core if it is left open.
-pub(crate) fn workers(number: Option<NonZeroUsize>) -> io::Result<tokio::runtime::Runtime> {
+/// A runtime with so many workers, one for each core if it is left open.
+pub(crate) fn workers(number: Option<NonZeroUsize>) -> io::Result<Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if let Some(number) = number {
         builder.worker_threads(number.get());
@@ -81,9 +147,14 @@ impl Daemon {
     ///
     /// # Errors
     /// What could not be had and what to do. Nothing is left running then.
-    pub async fn start(config: Config) -> Result<Self, DaemonError> {
+    pub async fn start(config: Config, given: Given) -> Result<Self, DaemonError> {
+        let Given {
+            mut listeners,
+            notifier,
+            crashed,
+        } = given;
         let settings = config.server.clone();
-        let lock = take_state(&settings.state)?;
+        let lock = take_state(&settings.state, STILL_ENDING)?;
         let fail =
             |what: &str, cause: &dyn std::fmt::Display| DaemonError(format!("{what}: {cause}"));
 
@@ -99,27 +170,50 @@ impl Daemon {
             })?;
 
         // Bound before anything is loaded, so that a taken port is found out at once; accepting comes last.
-        let listener = bind(settings.listen).await?;
-        let listen = listener.local_addr().into_iter().collect::<Vec<_>>();
+        if listeners.is_empty() {
+            listeners.push(
+                socket::bind(settings.listen).map_err(|cause| DaemonError(cause.to_string()))?,
+            );
+        }
+        let listeners = listeners
+            .into_iter()
+            .map(accepting)
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(|cause| fail("the listening socket cannot be used", &cause))?;
+        let listen: Vec<SocketAddr> = listeners
+            .iter()
+            .filter_map(|listener| listener.local_addr().ok())
+            .collect();
         let (control, socket) = ControlSocket::bind(&settings.control)
             .map_err(|cause| DaemonError(cause.to_string()))?;
         let shutdown = ShutdownHandle::new();
         let signals = Signals::new().map_err(|cause| fail("signals cannot be handled", &cause))?;
         apps.serves_at(listen.clone());
-        apps.restore().await;
+        let spare = settings.stall_after.map_or(0, |_| settings.spare_workers);
+        let workers = Handle::current().metrics().num_workers();
+        apps.look_for_stalls(workers.saturating_sub(spare).max(1), settings.stall_after);
+        apps.restore(crashed).await;
 
-        let (stop_serving, mut stop) = channel::channel(false);
-        let serving = tokio::spawn(server::serve(
-            listener,
-            routes,
-            server::Settings {
-                version_header: settings.version_header,
-            },
-            async move {
-                // An error means that the daemon is gone, so serving ends as well.
-                let _ = stop.wait_for(|stop| *stop).await;
-            },
-        ));
+        let (stop_serving, stop) = channel::channel(false);
+        let server = server::Settings {
+            version_header: settings.version_header,
+        };
+        let serving = tokio::spawn(async move {
+            let mut serving = JoinSet::new();
+            for listener in listeners {
+                let mut stop = stop.clone();
+                serving.spawn(server::serve(
+                    listener,
+                    Arc::clone(&routes),
+                    server,
+                    async move {
+                        // An error means that the daemon is gone, so serving ends as well.
+                        let _ = stop.wait_for(|stop| *stop).await;
+                    },
+                ));
+            }
+            while serving.join_next().await.is_some() {}
+        });
         let control = tokio::spawn(control::serve(
             control,
             apps.clone(),
@@ -141,6 +235,8 @@ impl Daemon {
             Arc::new(apps.clone()),
         ));
         let signals = tokio::spawn(signals.handle(apps.clone(), shutdown.clone()));
+        let alive = tokio::spawn(notifier.clone().keep_alive());
+        notifier.ready();
         Ok(Self {
             settings,
             apps,
@@ -152,6 +248,8 @@ impl Daemon {
             control,
             socket,
             signals,
+            notifier,
+            alive,
             lock,
         })
     }
@@ -187,10 +285,13 @@ impl Daemon {
             control,
             socket,
             signals,
+            notifier,
+            alive,
             lock,
             ..
         } = self;
         shutdown.requested(Shutdown::Drain).await;
+        notifier.stopping();
         tracing::info!(
             deadline = %humantime::format_duration(settings.shutdown_deadline),
             "the host ends when what is in flight has ended"
@@ -221,14 +322,21 @@ impl Daemon {
         serving.abort();
         control.abort();
         signals.abort();
+        alive.abort();
         drop(socket);
         drop(lock);
         tracing::info!("the host has ended");
     }
 }
 
-/// Makes the state directory private and takes its lock.
-fn take_state(state: &Path) -> Result<File, DaemonError> {
+/// Hands a socket to the runtime.
+fn accepting(listener: TcpListener) -> io::Result<tokio::net::TcpListener> {
+    listener.set_nonblocking(true)?;
+    tokio::net::TcpListener::from_std(listener)
+}
+
+/// Makes the state directory private and takes its lock, which may take until `patience` has passed.
+fn take_state(state: &Path, patience: Duration) -> Result<File, DaemonError> {
     let trouble = |what: &str, cause: io::Error| {
         DaemonError(format!(
             "the state directory {} cannot be {what}: {cause}; choose another with --state",
@@ -250,7 +358,16 @@ fn take_state(state: &Path) -> Result<File, DaemonError> {
         .mode(0o600)
         .open(state.join("lock"))
         .map_err(|cause| trouble("locked", cause))?;
-    match lock.try_lock() {
+    let by = Instant::now() + patience;
+    let taken = loop {
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < by => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            taken => break taken,
+        }
+    };
+    match taken {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut pid = String::new();
@@ -269,27 +386,6 @@ fn take_state(state: &Path) -> Result<File, DaemonError> {
         .and_then(|()| writeln!(lock, "{}", std::process::id()))
         .map_err(|cause| trouble("written", cause))?;
     Ok(lock)
-}
-
-async fn bind(address: SocketAddr) -> Result<TcpListener, DaemonError> {
-    TcpListener::bind(address).await.map_err(|cause| {
-        let advice = match cause.kind() {
-            io::ErrorKind::AddrInUse => format!(
-                "another process has it: `ss -ltnp 'sport = :{}'` names it; end it, or choose another address with --listen",
-                address.port()
-            ),
-            io::ErrorKind::PermissionDenied => format!(
-                "ports below 1024 take a privilege: give it with `setcap cap_net_bind_service=+ep`, or choose another port \
-                 than {} with --listen",
-                address.port()
-            ),
-            io::ErrorKind::AddrNotAvailable => {
-                format!("{} is no address of this machine: `ip address` lists them", address.ip())
-            }
-            _ => "choose another address with --listen".to_owned(),
-        };
-        DaemonError(format!("the host cannot serve at {address}: {cause}; {advice}"))
-    })
 }
 
 /// The signals of a daemon.
@@ -340,26 +436,15 @@ mod tests {
     fn a_second_host_on_the_same_state_is_told_who_has_it() {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
-        let lock = take_state(&state).unwrap();
-        let error = take_state(&state).unwrap_err().to_string();
+        let lock = take_state(&state, Duration::ZERO).unwrap();
+        let error = take_state(&state, Duration::ZERO).unwrap_err().to_string();
         assert!(
             error.contains(&format!("process {}", std::process::id())),
             "{error}"
         );
         drop(lock);
-        take_state(&state).unwrap();
+        take_state(&state, Duration::ZERO).unwrap();
         let mode = fs::metadata(&state).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
-    }
-
-    #[tokio::test]
-    async fn a_taken_port_is_named_with_what_to_do() {
-        let taken = bind(([127, 0, 0, 1], 0).into()).await.unwrap();
-        let address = taken.local_addr().unwrap();
-        let error = bind(address).await.unwrap_err().to_string();
-        assert!(
-            error.contains(&address.to_string()) && error.contains("--listen"),
-            "{error}"
-        );
     }
 }

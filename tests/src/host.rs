@@ -33,6 +33,7 @@ const GLANCE: Duration = Duration::from_millis(20);
 pub struct Setup {
     config: Option<String>,
     environment: Vec<(String, String)>,
+    alone: bool,
 }
 
 /// A running host. It is killed when dropped, and its log is shown when the test failed.
@@ -40,7 +41,10 @@ pub struct Setup {
 pub struct Host {
     setup: Setup,
     home: TempDir,
+    /// What was run: the supervisor, unless the setup does without.
     child: Child,
+    /// The process that serves.
+    pid: u32,
     log: Arc<Mutex<Vec<String>>>,
     /// Where it serves.
     pub address: SocketAddr,
@@ -94,6 +98,7 @@ pub struct Generation {
     pub jobs: u64,
     pub requests: u64,
     pub panics: u64,
+    pub stalls: u64,
     pub age_ms: u64,
     pub retained_because: Option<String>,
 }
@@ -143,6 +148,12 @@ impl Setup {
         self
     }
 
+    /// Without a supervisor.
+    pub fn alone(mut self) -> Self {
+        self.alone = true;
+        self
+    }
+
     /// Runs it with empty folders, and waits until it answers.
     pub async fn start(self) -> Host {
         let home = tempfile::Builder::new()
@@ -155,6 +166,7 @@ impl Setup {
         let mut host = Host {
             setup: self,
             home,
+            pid: child.id(),
             child,
             log,
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -166,6 +178,9 @@ impl Setup {
     fn spawn(&self, home: &Path, log: &Arc<Mutex<Vec<String>>>) -> Child {
         let mut command = Command::new(plugins::handover());
         command.args(["run", "--listen", "127.0.0.1:0"]);
+        if self.alone {
+            command.arg("--no-supervisor");
+        }
         command
             .arg("--plugins")
             .arg(home.join("plugins"))
@@ -231,8 +246,13 @@ impl Host {
         self.state().join("control.sock")
     }
 
-    /// Its process.
+    /// The process that serves.
     pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The process that was run: the supervisor of the one that serves, or the same.
+    pub fn outer_pid(&self) -> u32 {
         self.child.id()
     }
 
@@ -404,11 +424,32 @@ impl Host {
             .unwrap_or_else(|fault| panic!("GET {path}: {fault}"))
     }
 
-    /// Sends a signal.
+    /// Sends a signal to what was run, as an operator does.
     pub fn signal(&self, signal: Signal) {
-        let pid =
-            Pid::from_raw(i32::try_from(self.pid()).expect("a process id")).expect("a process id");
-        kill_process(pid, signal).expect("the host runs");
+        kill_process(process(self.outer_pid()), signal).expect("the host runs");
+    }
+
+    /// Sends a signal to the process that serves.
+    pub fn signal_inner(&self, signal: Signal) {
+        kill_process(process(self.pid()), signal).expect("the host runs");
+    }
+
+    /// Waits until another process serves than did before, which the supervisor has started.
+    pub async fn came_back(&mut self) {
+        let before = self.pid;
+        let deadline = Instant::now() + DEADLINE;
+        while self.pid == before {
+            assert!(Instant::now() < deadline, "the host did not come back");
+            tokio::time::sleep(GLANCE).await;
+            if let Some(ended) = self.child.try_wait().expect("it is a child") {
+                panic!("the supervisor ended with {ended}");
+            }
+            if let Ok(answer) = self.ask("GET", "/v1/status").await
+                && let Ok(status) = serde_json::from_slice::<Status>(&answer.body)
+            {
+                self.pid = status.host.pid;
+            }
+        }
     }
 
     /// Waits until the process has ended, and gives its exit code.
@@ -423,10 +464,18 @@ impl Host {
         }
     }
 
-    /// Kills it as a power cut would, calls `meanwhile`, and runs it again on the same folders.
+    /// Kills it as a power cut would, supervisor and all, calls `meanwhile`, and runs it again on the same folders.
     pub async fn crash(&mut self, meanwhile: impl FnOnce(&Self)) {
         self.child.kill().expect("the host runs");
         self.child.wait().expect("it is a child");
+        let deadline = Instant::now() + DEADLINE;
+        while self.proc("").exists() {
+            assert!(
+                Instant::now() < deadline,
+                "the host outlived its supervisor"
+            );
+            tokio::time::sleep(GLANCE).await;
+        }
         meanwhile(self);
         self.child = self.setup.spawn(self.home.path(), &self.log);
         self.answers().await;
@@ -494,7 +543,9 @@ impl Host {
                 let status: Status = serde_json::from_slice(&answer.body)
                     .unwrap_or_else(|error| panic!("{error} in {}", answer.text()));
                 // After a crash the socket of the host before could not answer, but let us be sure who does.
-                if status.host.pid == self.pid() {
+                let pid = status.host.pid;
+                if pid == self.child.id() || parent(pid) == Some(self.child.id()) {
+                    self.pid = pid;
                     self.address = status.host.listen[0].parse().expect("an address");
                     return;
                 }
@@ -506,6 +557,17 @@ impl Host {
             tokio::time::sleep(GLANCE).await;
         }
     }
+}
+
+fn process(id: u32) -> Pid {
+    Pid::from_raw(i32::try_from(id).expect("a process id")).expect("a process id")
+}
+
+/// The parent of a process.
+fn parent(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok()
 }
 
 impl Drop for Host {

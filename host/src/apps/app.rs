@@ -9,6 +9,7 @@ use super::saved::Saved;
 use crate::{
     artifact::{Artifact, Sha256},
     config,
+    dispatch::Limits,
     generation::{Active, Generation, Spec, State},
     names::{AppName, GenerationId},
 };
@@ -20,6 +21,8 @@ pub(super) struct App {
     pub(super) name: AppName,
     /// Its section of the configuration.
     pub(super) settings: config::App,
+    /// What it may take, if that is limited.
+    pub(super) limits: Option<Arc<Limits>>,
     /// What is remembered of it over restarts.
     pub(super) saved: Arc<Saved>,
     /// The id of the operation that may change what is live.
@@ -80,6 +83,7 @@ impl App {
     /// An app that serves nothing yet.
     pub(super) fn new(name: AppName, settings: config::App, saved: Arc<Saved>) -> Self {
         Self {
+            limits: Limits::new(&name, &settings),
             name,
             settings,
             saved,

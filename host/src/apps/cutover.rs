@@ -91,6 +91,7 @@ fn routes_of(app: &App, active: Option<Arc<Generation>>) -> impl Iterator<Item =
         strip,
         app: app.name.clone(),
         active: active.clone(),
+        limits: app.limits.clone(),
     })
 }
 

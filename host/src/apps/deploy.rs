@@ -10,6 +10,7 @@ use tokio::sync::{Notify, oneshot};
 use super::{
     Apps, Cause,
     app::{App, Live, Old},
+    crash,
     drain::{self, Leaving},
     events::Kind,
     history::Entry,
@@ -363,6 +364,8 @@ async fn go_live(
         return Err(Failure::host("the host is shutting down").of(spec.id));
     }
     let began = Instant::now();
+    // Before the first request can crash it.
+    apps.0.journal.live(&spec);
     let live = Live {
         active: started.activate(),
         artifact: plan.artifact.clone(),
@@ -404,6 +407,7 @@ async fn go_live(
         Some(spec.id),
         None,
     );
+    crash::prove_later(apps, app, &spec);
     let head = Head {
         artifact: spec.artifact,
         version: spec.version,

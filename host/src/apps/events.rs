@@ -41,6 +41,16 @@ pub(super) enum Kind {
     Staged,
     /// An artifact of a drop folder waits until it may be tried.
     Waiting,
+    /// The host before this one did not end cleanly.
+    Crash,
+    /// An artifact that was live was taken back.
+    RolledBack,
+    /// An artifact has served long enough to be trusted.
+    Proven,
+    /// A call into a generation holds its worker.
+    Stalled,
+    /// It came back.
+    StallEnded,
     /// A generation panicked.
     Panic,
     /// Something is wrong with the host's own records.
@@ -64,6 +74,11 @@ impl Kind {
             Self::Failed => "failed",
             Self::Staged => "staged",
             Self::Waiting => "waiting",
+            Self::Crash => "crash",
+            Self::RolledBack => "rolled_back",
+            Self::Proven => "proven",
+            Self::Stalled => "stalled",
+            Self::StallEnded => "stall_ended",
             Self::Panic => "panic",
             Self::State => "state",
             Self::Host => "host",
@@ -106,7 +121,7 @@ impl Events {
         match kind {
             // The panic itself was logged with its message when it was caught.
             Kind::Panic => {}
-            Kind::State => {
+            Kind::State | Kind::Crash | Kind::RolledBack => {
                 tracing::error!(
                     app = name,
                     generation = number,
@@ -118,6 +133,7 @@ impl Events {
             | Kind::Retained
             | Kind::Rejected
             | Kind::Unhealthy
+            | Kind::Stalled
             | Kind::Failed => {
                 tracing::warn!(
                     app = name,
@@ -132,6 +148,8 @@ impl Events {
             | Kind::Unloaded
             | Kind::Staged
             | Kind::Waiting
+            | Kind::Proven
+            | Kind::StallEnded
             | Kind::Host => {
                 tracing::info!(
                     app = name,

@@ -87,7 +87,8 @@ pub(super) fn rollback_target<'h>(
     let Some(to) = to else {
         return known
             .into_iter()
-            .find(|entry| Some(entry.artifact) != live)
+            // Not to what crashed the host: that takes a `to`.
+            .find(|entry| Some(entry.artifact) != live && entry.outcome != Outcome::RolledBack)
             .ok_or_else(|| {
                 format!("{app} has nothing to go back to: no other artifact was ever active")
             });
@@ -164,6 +165,19 @@ mod tests {
         ];
         assert_eq!(target(&history, 4, None), Ok(2));
         assert_eq!(target(&history, 2, None), Ok(5));
+    }
+
+    #[test]
+    fn rollback_does_not_go_back_to_what_was_rolled_back_unless_told() {
+        let history = [
+            entry(1, "1.0.0", 1, Outcome::Done),
+            entry(2, "2.0.0", 2, Outcome::Done),
+            entry(3, "3.0.0", 3, Outcome::Done),
+            entry(3, "3.0.0", 3, Outcome::RolledBack),
+            entry(4, "2.0.0", 2, Outcome::Done),
+        ];
+        assert_eq!(target(&history, 2, None), Ok(1));
+        assert_eq!(target(&history, 2, Some("3.0.0")), Ok(3));
     }
 
     #[test]

@@ -4,16 +4,19 @@
 //! - [`saved`]: what it remembers of it over restarts
 //! - [`deploy`]: an artifact's way to being live, step by step
 //! - [`cutover`]: the instant new requests go to the new generation, and where apps answer
+//! - [`crash`]: who is to blame when the host crashed, and what is trusted
 //! - [`drain`]: a replaced generation finishing what it has, its end, and the retry of what stays mapped
 //! - [`history`]: what was deployed, and what a rollback goes back to
 //! - [`rollback`], [`reload`], [`offer`]: the other ways in
 //! - [`restore`]: what was live is live again after a restart
+//! - [`stall`]: requests that hold their worker, and who serves the others meanwhile
 //! - [`shutdown`]: the end of all generations
 //! - [`operation`], [`events`], [`status`]: what people are told
 //!
 //! No lock is held across an await, nor while a plugin's code may run.
 
 mod app;
+mod crash;
 mod cutover;
 mod deploy;
 mod drain;
@@ -26,6 +29,7 @@ mod restore;
 mod rollback;
 mod saved;
 mod shutdown;
+mod stall;
 mod status;
 
 use std::{
@@ -41,8 +45,10 @@ use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 
 pub use self::operation::Operation;
+pub(crate) use self::stall::{park_spares, wake_spares};
 use self::{
     app::App,
+    crash::Journal,
     drain::Attic,
     events::{Events, Kind},
     operation::Operations,
@@ -76,6 +82,7 @@ struct Inner {
     events: Events,
     reloads: Reloads,
     attic: Attic,
+    journal: Journal,
     /// How many generations are on their way out.
     leaving: watch::Sender<usize>,
     /// Set when the host ends: nothing new is activated.
@@ -98,6 +105,8 @@ pub enum Cause {
     Rollback,
     /// The host was started.
     Start,
+    /// The host crashed.
+    Crash,
     /// `handover dev`.
     Dev,
 }
@@ -111,6 +120,7 @@ impl Cause {
             Self::Reload => "reload",
             Self::Rollback => "rollback",
             Self::Start => "start",
+            Self::Crash => "crash",
             Self::Dev => "dev",
         }
     }
@@ -140,6 +150,7 @@ impl Apps {
             events: Events::new(),
             reloads: Reloads::default(),
             attic: Attic::default(),
+            journal: Journal::new(state),
             leaving: watch::Sender::new(0),
             closing: AtomicBool::new(false),
             started: Instant::now(),
@@ -165,6 +176,11 @@ impl Apps {
     /// Says who scans the drop folders, for reloads. Once.
     pub fn watched_by(&self, watcher: WatcherHandle) {
         let _ = self.0.watcher.set(watcher);
+    }
+
+    /// Looks for requests that hold one of so many workers for longer than `stall_after`, if that is wanted at all.
+    pub fn look_for_stalls(&self, workers: usize, stall_after: Option<Duration>) {
+        stall::watch(self, workers, stall_after);
     }
 
     /// What `handover status` shows.
@@ -237,9 +253,10 @@ impl Apps {
         self.0.operations.listen(id)
     }
 
-    /// Makes live again what was live when the host ended. Ends when every app serves, or was found unable to.
-    pub async fn restore(&self) {
-        restore::restore(self).await;
+    /// Makes live again what was live when the host ended, or what was before it where that crashed the host, which `crashed` says.
+    /// Ends when every app serves, or was found unable to.
+    pub async fn restore(&self, crashed: Option<String>) {
+        restore::restore(self, crashed).await;
     }
 
     /// Ends all generations: lets them finish up to `deadline`, then cancels what still runs. Nothing can be deployed
@@ -252,6 +269,7 @@ impl Apps {
         {
             tracing::error!(%error, "the apps could not be ended in order");
         }
+        self.0.journal.end();
     }
 
     /// The app of that name, new if nobody knew it. A new one reads its record from the disk.

@@ -4,17 +4,105 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-use super::{Apps, Cause, app::App, deploy, events::Kind, history, saved::Head};
+use super::{
+    Apps, Cause,
+    app::App,
+    crash::{self, Blame},
+    deploy,
+    events::Kind,
+    history::{self, Entry},
+    saved::Head,
+};
 use crate::control::api::Outcome;
 
 /// Makes the HEAD of every app live, all apps at once.
-pub(super) async fn restore(apps: &Apps) {
+pub(super) async fn restore(apps: &Apps, crashed: Option<String>) {
+    let mut blamed = crash::begin(apps, crashed);
     let mut starting = JoinSet::new();
     for app in apps.all() {
-        let apps = apps.clone();
-        starting.spawn(async move { restore_app(&apps, &app).await });
+        let (apps, blame) = (apps.clone(), blamed.remove(&app.name));
+        starting.spawn(async move {
+            let rolled_back = match blame {
+                Some(blame) => roll_back(&apps, &app, blame).await,
+                None => false,
+            };
+            if !rolled_back {
+                restore_app(&apps, &app).await;
+            }
+        });
     }
     while starting.join_next().await.is_some() {}
+}
+
+fn as_head(entry: &Entry) -> Head {
+    Head {
+        artifact: entry.artifact,
+        version: entry.version.clone(),
+        source: entry.source.clone(),
+    }
+}
+
+/// Takes HEAD back, because it crashed the host. Whether anything before it came up instead.
+async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
+    let Blame { generation, reason } = blame;
+    let taken_back_at_ms = super::now_ms();
+    let (head, before) = app.saved.read(|record| {
+        let head = record.head.clone();
+        let before: Vec<Head> = history::once_active(&record.history)
+            .into_iter()
+            .filter(|entry| {
+                entry.outcome != Outcome::RolledBack
+                    && record.why_failing(entry.artifact).is_none()
+                    && head
+                        .as_ref()
+                        .is_none_or(|head| head.artifact != entry.artifact)
+            })
+            .map(as_head)
+            .collect();
+        (head, before)
+    });
+    let Some(head) = head else { return false };
+    for older in before {
+        let version = older.version.clone();
+        if !start(apps, app, older, Cause::Crash).await {
+            continue;
+        }
+        let message = format!(
+            "{} {} is rolled back to {version}: {reason}",
+            app.name, head.version
+        );
+        apps.tell(Kind::RolledBack, app, Some(generation), message.as_str());
+        let entry = Entry {
+            at_ms: taken_back_at_ms,
+            generation: Some(generation),
+            version: head.version,
+            artifact: head.artifact,
+            cause: Cause::Crash.as_str().to_owned(),
+            outcome: Outcome::RolledBack,
+            reason: Some(reason.clone()),
+            source: head.source,
+        };
+        let (_, saved) = app
+            .saved
+            .change(|record| {
+                // In the order of what happened: it was taken back, then something else went live.
+                let place = record.history.len().saturating_sub(1);
+                record.history.insert(place, entry);
+                record.failed(head.artifact, reason);
+            })
+            .await;
+        if let Err(cause) = saved {
+            let trouble = format!("the rollback could not be recorded: {cause}");
+            apps.tell(Kind::State, app, Some(generation), trouble);
+        }
+        return true;
+    }
+    let message = format!(
+        "{} has nothing to go back to, so {} is tried again: {reason}",
+        app.name, head.version
+    );
+    apps.tell(Kind::Failed, app, Some(generation), message);
+    false
 }
 
 /// HEAD, or the newest that was good before it and comes up.
@@ -23,21 +111,17 @@ async fn restore_app(apps: &Apps, app: &Arc<App>) {
         let before: Vec<Head> = history::once_active(&record.history)
             .into_iter()
             .filter(|entry| Some(entry.artifact) != record.head.as_ref().map(|head| head.artifact))
-            .map(|entry| Head {
-                artifact: entry.artifact,
-                version: entry.version.clone(),
-                source: entry.source.clone(),
-            })
+            .map(as_head)
             .collect();
         (record.head.clone(), before)
     });
     let Some(head) = head else { return };
-    if start(apps, app, head.clone()).await {
+    if start(apps, app, head.clone(), Cause::Start).await {
         return;
     }
     for older in before {
         let version = older.version.clone();
-        if start(apps, app, older).await {
+        if start(apps, app, older, Cause::Start).await {
             let message = format!(
                 "{version} serves in place of {}, which was live before the restart and did not come up: the next start tries \
                  {} again, `handover deploy` replaces it",
@@ -55,9 +139,9 @@ async fn restore_app(apps: &Apps, app: &Arc<App>) {
 }
 
 /// Whether it came up. If not, that was told.
-async fn start(apps: &Apps, app: &Arc<App>, head: Head) -> bool {
+async fn start(apps: &Apps, app: &Arc<App>, head: Head, cause: Cause) -> bool {
     let (stored, of) = (apps.clone(), Arc::clone(app));
-    let plan = async move { stored.plan_stored(&of, head, Cause::Start).await };
+    let plan = async move { stored.plan_stored(&of, head, cause).await };
     let begun = deploy::begin_with(apps, Arc::clone(app), plan);
     matches!(begun.at_cutover.await, Ok(result) if result.outcome == Outcome::Done)
 }

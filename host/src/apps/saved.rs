@@ -21,6 +21,8 @@ use crate::{
 const HISTORY: usize = 200;
 /// How many failing artifacts are remembered.
 const FAILING: usize = 100;
+/// How many proven artifacts are remembered.
+const PROVEN: usize = 100;
 /// How many files of the drop folder are remembered.
 const ANSWERED: usize = 100;
 
@@ -38,6 +40,8 @@ pub(super) struct Record {
     pub(super) assigned: Option<Assigned>,
     /// Artifacts that failed by their own fault.
     pub(super) failing: Vec<Failing>,
+    /// Artifacts that served for the app's `bake` without a break.
+    pub(super) proven: Vec<Sha256>,
     /// Files of the drop folder that were answered, with the bytes they held.
     pub(super) answered: Vec<Answered>,
     /// What was deployed, newest last.
@@ -105,6 +109,28 @@ impl Record {
             .iter()
             .find(|known| known.artifact == artifact)
             .map(|known| known.reason.as_str())
+    }
+
+    /// Remembers that an artifact is no longer on probation.
+    pub(super) fn proves(&mut self, artifact: Sha256) {
+        self.proven.retain(|known| *known != artifact);
+        self.proven.push(artifact);
+        let beyond = self.proven.len().saturating_sub(PROVEN);
+        self.proven.drain(..beyond);
+    }
+
+    /// Whether an artifact is no longer on probation.
+    pub(super) fn is_proven(&self, artifact: Sha256) -> bool {
+        self.proven.contains(&artifact)
+    }
+
+    /// When what is live was chosen, in milliseconds since 1970: restarts choose nothing.
+    pub(super) fn changed_at_ms(&self) -> u64 {
+        self.history
+            .iter()
+            .rev()
+            .find(|entry| entry.was_active() && entry.cause != super::Cause::Start.as_str())
+            .map_or(0, |entry| entry.at_ms)
     }
 
     /// Remembers which bytes a file of the drop folder held when it was answered.

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use super::{Apps, app::App, cutover};
 use crate::{
     artifact::manifest::HOST_ABI,
-    control::api::{ActiveStatus, AppStatus, GenerationStatus, HostStatus, StagedStatus, Status},
+    control::api::{
+        ActiveStatus, AppStatus, GenerationStatus, HostStatus, LimitsStatus, StagedStatus, Status,
+    },
     generation::{Generation, State},
 };
 
@@ -73,6 +75,15 @@ fn app_status(app: &App) -> AppStatus {
                 version: staged.version,
                 artifact: staged.artifact.to_string(),
             }),
+        limits: app.limits.as_ref().map(|limits| {
+            let counts = limits.counts();
+            LimitsStatus {
+                running: counts.running,
+                waiting: counts.waiting,
+                refused: counts.refused,
+                timed_out: counts.timed_out,
+            }
+        }),
         generations: generations
             .into_iter()
             .filter(|(generation, _)| generation.state() != State::Unloaded)
@@ -96,6 +107,7 @@ fn generation_status(
         jobs: counts.jobs,
         requests: counts.requests,
         panics: counts.panics,
+        stalls: counts.stalls,
         age_ms: millis(Instant::now().saturating_duration_since(generation.loaded_at())),
         retained_because,
     }

@@ -82,6 +82,8 @@ pub(super) enum Command {
 Without --config, the first plugin put into the drop folder answers at /, further ones at /NAME,
 and answers carry the headers handover-version and handover-generation. Flags overrule the file.
 SIGTERM or Ctrl-C drains what is in flight and ends; SIGHUP scans the drop folder again.
+A small parent process holds the listening socket and starts the host again when it crashes; there is none
+with --no-supervisor, nor where systemd passes the sockets (LISTEN_FDS).
 
 Examples:
   handover run
@@ -184,6 +186,20 @@ pub(super) struct Run {
     /// Where the host keeps artifacts and state [default: ./.handover]
     #[arg(long, value_name = "DIR")]
     pub(super) state: Option<PathBuf>,
+    /// Serve from this very process: when it crashes, nothing starts it again
+    #[arg(long)]
+    pub(super) no_supervisor: bool,
+    /// The process that supervises this one.
+    #[arg(
+        long,
+        value_name = "PID",
+        hide = true,
+        conflicts_with = "no_supervisor"
+    )]
+    pub(super) supervised: Option<u32>,
+    /// How the host before this one crashed.
+    #[arg(long, value_name = "HOW", hide = true)]
+    pub(super) crashed: Option<String>,
 }
 
 /// `handover dev`

@@ -1,4 +1,4 @@
-//! `run`: this process becomes the host.
+//! `run`: this process becomes the host, or the parent that supervises it.
 
 use std::{io, time::Duration};
 
@@ -9,8 +9,10 @@ use super::{
 };
 use crate::{
     config::{Config, Server},
-    daemon::{self, Daemon},
-    telemetry,
+    daemon::{self, Daemon, Given},
+    notify::Notifier,
+    server::socket,
+    supervisor, telemetry,
 };
 
 /// How long tasks have to notice that the host has ended.
@@ -22,14 +24,35 @@ pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
         Some(file) => Config::read(file).map_err(|error| Failure::new(error.to_string()))?,
         None => Config::without_file(),
     };
+    let (alone, supervised) = (args.no_supervisor, args.supervised);
+    let crashed = args.crashed.clone();
     overrule(&mut config.server, global, args);
     telemetry::init(&config.log, output::colour(&io::stderr(), global))
         .map_err(|error| Failure::new(error.to_string()))?;
+    let listeners = socket::inherited().map_err(|error| Failure::new(error.to_string()))?;
+    let notifier = match supervised {
+        Some(supervisor) => supervisor::attach(supervisor),
+        // Whoever passes sockets holds them while there is no host, and starts it again.
+        None if alone || !listeners.is_empty() => Notifier::from_env(),
+        None => {
+            return match supervisor::run(&config.server) {
+                Ok(0) => Ok(()),
+                Ok(code) => Err(Failure::silent(code)),
+                Err(error) => Err(Failure::new(error.to_string())),
+            };
+        }
+    }
+    .map_err(|error| Failure::new(format!("nobody can be told how the host is: {error}")))?;
+    let given = Given {
+        listeners,
+        notifier,
+        crashed,
+    };
     let runtime = daemon::runtime(&config)
         .map_err(|error| Failure::new(format!("the host has no runtime: {error}")))?;
     let server = config.server.clone();
     let ended = runtime.block_on(async {
-        let daemon = Daemon::start(config)
+        let daemon = Daemon::start(config, given)
             .await
             .map_err(|error| Failure::new(error.to_string()))?;
         for address in daemon.listen() {
@@ -67,19 +90,16 @@ fn overrule(server: &mut Server, global: &Global, args: Run) {
 
 #[cfg(test)]
 mod tests {
-    use std::{path::Path, time::Duration};
+    use std::path::Path;
 
     use super::*;
 
     fn server() -> Server {
         Server {
-            listen: ([127, 0, 0, 1], 8080).into(),
-            workers: None,
             plugins: "file/plugins".into(),
             state: "file/state".into(),
             control: "file/control.sock".into(),
-            version_header: false,
-            shutdown_deadline: Duration::ZERO,
+            ..Config::without_file().server
         }
     }
 
@@ -90,6 +110,9 @@ mod tests {
             listen: None,
             plugins: None,
             state: None,
+            no_supervisor: false,
+            supervised: None,
+            crashed: None,
         };
         let global = |control: Option<&str>| Global {
             control: control.map(Into::into),

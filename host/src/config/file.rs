@@ -33,11 +33,15 @@ struct ConfigFile {
 struct ServerTable {
     listen: Option<Text<SocketAddr>>,
     workers: Option<NonZeroUsize>,
+    spare_workers: Option<usize>,
+    stall_after: Option<Limit>,
     plugins: Option<PathBuf>,
     state: Option<PathBuf>,
     control: Option<PathBuf>,
     version_header: bool,
     shutdown_deadline: Option<Span>,
+    max_crashes: Option<NonZeroUsize>,
+    crash_window: Option<Span>,
 }
 
 #[derive(Deserialize, Default)]
@@ -55,6 +59,10 @@ struct AppTable {
     watch: Option<WatchWord>,
     drain_deadline: Option<Limit>,
     job_deadline: Option<Limit>,
+    bake: Option<Limit>,
+    request_timeout: Option<Limit>,
+    max_concurrent: Option<NonZeroUsize>,
+    queue: Option<usize>,
     max_old_generations: Option<NonZeroUsize>,
     when_full: Option<WhenFullWord>,
     runtime_threads: Option<NonZeroUsize>,
@@ -235,6 +243,10 @@ fn server(table: ServerTable, folder: &Path) -> Server {
     Server {
         listen: table.listen.map_or(default.listen, |address| address.0),
         workers: table.workers,
+        spare_workers: table.spare_workers.unwrap_or(default.spare_workers),
+        stall_after: table
+            .stall_after
+            .map_or(default.stall_after, |limit| limit.0),
         plugins: table
             .plugins
             .map_or(default.plugins, |path| folder.join(path)),
@@ -246,6 +258,10 @@ fn server(table: ServerTable, folder: &Path) -> Server {
         shutdown_deadline: table
             .shutdown_deadline
             .map_or(default.shutdown_deadline, |span| span.0),
+        max_crashes: table.max_crashes.unwrap_or(default.max_crashes),
+        crash_window: table
+            .crash_window
+            .map_or(default.crash_window, |span| span.0),
     }
 }
 
@@ -277,6 +293,12 @@ fn app(table: AppTable, routes: Vec<RoutePrefix>, config: serde_json::Value) -> 
         job_deadline: table
             .job_deadline
             .map_or(default.job_deadline, |limit| limit.0),
+        bake: table.bake.map_or(default.bake, |limit| limit.0),
+        request_timeout: table
+            .request_timeout
+            .map_or(default.request_timeout, |limit| limit.0),
+        max_concurrent: table.max_concurrent.or(default.max_concurrent),
+        queue: table.queue.unwrap_or(default.queue),
         max_old_generations: table
             .max_old_generations
             .map_or(default.max_old_generations, NonZeroUsize::get),
@@ -415,10 +437,14 @@ mod tests {
             [server]
             listen = "0.0.0.0:80"
             workers = 3
+            spare_workers = 1
+            stall_after = "none"
             plugins = "drop"
             state = "/var/lib/handover"
             version_header = true
             shutdown_deadline = "1m"
+            max_crashes = 5
+            crash_window = "2m"
             [log]
             level = "info,handover=debug"
             format = "json"
@@ -427,6 +453,10 @@ mod tests {
             watch = "stage"
             drain_deadline = "none"
             job_deadline = "2h"
+            bake = "5m"
+            request_timeout = "10s"
+            max_concurrent = 100
+            queue = 20
             max_old_generations = 2
             when_full = "end-oldest"
             runtime_threads = 2
@@ -446,11 +476,14 @@ mod tests {
         let server = &config.server;
         assert_eq!(server.listen, "0.0.0.0:80".parse().unwrap());
         assert_eq!(server.workers.unwrap().get(), 3);
+        assert_eq!((server.spare_workers, server.stall_after), (1, None));
         assert_eq!(server.plugins, Path::new("/etc/drop"));
         assert_eq!(server.state, Path::new("/var/lib/handover"));
         assert_eq!(server.control, Path::new("/var/lib/handover/control.sock"));
         assert!(server.version_header);
         assert_eq!(server.shutdown_deadline, Duration::from_secs(60));
+        assert_eq!(server.max_crashes.get(), 5);
+        assert_eq!(server.crash_window, Duration::from_secs(120));
         assert_eq!(
             (config.log.level.as_str(), config.log.format),
             ("info,handover=debug", LogFormat::Json)
@@ -464,6 +497,10 @@ mod tests {
         );
         assert_eq!(app.drain_deadline, None);
         assert_eq!(app.job_deadline, Some(Duration::from_secs(7200)));
+        assert_eq!(app.bake, Some(Duration::from_secs(300)));
+        assert_eq!(app.request_timeout, Some(Duration::from_secs(10)));
+        assert_eq!(app.max_concurrent.map(NonZeroUsize::get), Some(100));
+        assert_eq!(app.queue, 20);
         assert_eq!((app.max_old_generations, app.keep_artifacts), (2, 0));
         assert_eq!(app.runtime_threads.get(), 2);
         assert_eq!(app.env, ["HOME"]);

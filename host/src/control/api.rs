@@ -40,6 +40,9 @@ pub struct AppStatus {
     pub active: Option<ActiveStatus>,
     /// A checked artifact that waits for `handover reload`.
     pub staged: Option<StagedStatus>,
+    /// What its limits hold and did, if it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<LimitsStatus>,
     /// Every generation of this run of the host that is not unloaded, oldest first.
     pub generations: Vec<GenerationStatus>,
 }
@@ -64,6 +67,19 @@ pub struct StagedStatus {
     pub artifact: String,
 }
 
+/// The limits of an app: `request_timeout`, `max_concurrent`, `queue`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct LimitsStatus {
+    /// Requests that count against `max_concurrent`.
+    pub running: u64,
+    /// Requests that wait for their turn.
+    pub waiting: u64,
+    /// Requests that were refused with 503 since the host started.
+    pub refused: u64,
+    /// Requests that were ended with 504 since the host started.
+    pub timed_out: u64,
+}
+
 /// One generation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GenerationStatus {
@@ -83,6 +99,9 @@ pub struct GenerationStatus {
     pub requests: u64,
     /// Panics caught in it.
     pub panics: u64,
+    /// Requests that held a worker for longer than `stall_after` in one go.
+    #[serde(default)]
+    pub stalls: u64,
     /// Milliseconds since it was loaded.
     pub age_ms: u64,
     /// Why its library is still mapped though it is retired.

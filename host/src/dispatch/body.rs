@@ -14,9 +14,12 @@ use handover_plugin::abi::{
 };
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
-use tokio::sync::futures::OwnedNotified;
+use tokio::sync::{OwnedSemaphorePermit, futures::OwnedNotified};
 
-use crate::generation::{Cut, Hold, InFlight};
+use crate::{
+    generation::{Cut, Hold, InFlight},
+    ledger,
+};
 
 /// Waits for the drain deadline of a generation.
 ///
@@ -45,6 +48,14 @@ pub struct AnswerBody(Kind);
 enum Kind {
     Full(Option<Bytes>),
     Stream(Box<Streaming>),
+    Limited(Box<Permitted>),
+}
+
+/// The body of an answer that counts against `max_concurrent` until it has ended.
+#[derive(Debug)]
+struct Permitted {
+    body: AnswerBody,
+    _permit: OwnedSemaphorePermit,
 }
 
 /// A body that the plugin streams.
@@ -85,6 +96,17 @@ impl AnswerBody {
         Self(Kind::Full(Some(bytes).filter(|bytes| !bytes.is_empty())))
     }
 
+    /// The same, holding `permit` until it has ended.
+    pub(super) fn with_permit(self, permit: Option<OwnedSemaphorePermit>) -> Self {
+        match permit {
+            Some(permit) if !self.is_end_stream() => Self(Kind::Limited(Box::new(Permitted {
+                body: self,
+                _permit: permit,
+            }))),
+            _ => self,
+        }
+    }
+
     pub(super) fn stream(
         stream: BodyStream,
         in_flight: InFlight,
@@ -112,6 +134,7 @@ impl Body for AnswerBody {
         match &mut self.get_mut().0 {
             Kind::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Kind::Stream(streaming) => streaming.poll_frame(cx),
+            Kind::Limited(limited) => Pin::new(&mut limited.body).poll_frame(cx),
         }
     }
 
@@ -119,6 +142,7 @@ impl Body for AnswerBody {
         match &self.0 {
             Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
             Kind::Stream(streaming) => streaming.body.size_hint(),
+            Kind::Limited(limited) => limited.body.size_hint(),
         }
     }
 
@@ -126,6 +150,7 @@ impl Body for AnswerBody {
         match &self.0 {
             Kind::Full(bytes) => bytes.is_none(),
             Kind::Stream(streaming) => streaming.body.is_end_stream(),
+            Kind::Limited(limited) => limited.body.is_end_stream(),
         }
     }
 }
@@ -143,7 +168,9 @@ impl Streaming {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
-        match Pin::new(&mut self.body).poll_frame(cx) {
+        let in_flight = self.body.guard().clone();
+        let what = in_flight.core().call_of("the body of an answer");
+        match ledger::inside(&what, || Pin::new(&mut self.body).poll_frame(cx)) {
             Poll::Ready(Some(Err(error))) => {
                 if matches!(error, BodyError::Panicked) {
                     self.body.guard().core().count_panic();

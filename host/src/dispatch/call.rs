@@ -16,17 +16,21 @@ use handover_plugin::abi::{
     import::RunningCall,
     poll::PollState,
 };
-use http::{HeaderValue, Request, Response, Version, header, request};
+use http::{HeaderValue, Request, Response, Uri, Version, header, request};
 use http_body::Body;
 use hyper::upgrade::OnUpgrade;
 
 use super::{
     body::{AnswerBody, Expiry, RequestBody},
+    limits::Limited,
     own,
     route::{Chosen, Routes, target},
     upgrade,
 };
-use crate::generation::{Cut, Generation, InFlight};
+use crate::{
+    generation::{Cut, Generation, InFlight},
+    ledger,
+};
 
 /// A request on its way.
 #[derive(Debug)]
@@ -42,6 +46,8 @@ enum Step<B> {
     New(New<B>),
     /// The app works on it.
     Running(Box<Running>),
+    /// The same, within the limits of its app.
+    Limited(Box<Limited<B>>),
     /// The host itself answers.
     Own(Box<Option<Response<AnswerBody>>>),
     /// It was answered.
@@ -76,6 +82,8 @@ struct Running {
     call: RunningCall,
     expiry: Expiry,
     on_upgrade: Option<OnUpgrade>,
+    /// For people, when it holds its worker for too long.
+    uri: Uri,
     answer: Answer,
 }
 
@@ -89,22 +97,11 @@ struct Answer {
 
 /// Chooses where `request` goes, and counts it in there.
 pub fn dispatch<B: Body>(
-    routes: &Routes,
-    mut request: Request<B>,
+    routes: &Arc<Routes>,
+    request: Request<B>,
     origin: Origin<'_>,
 ) -> Dispatched<B> {
-    let (in_flight, strip) = match routes.choose(request.uri(), request.headers()) {
-        Chosen::Generation(in_flight, strip) => (in_flight, strip),
-        Chosen::Empty(app) => return Dispatched(Step::Own(Box::new(Some(own::empty(&app))))),
-        Chosen::NoApp => return Dispatched(Step::Own(Box::new(Some(own::no_app())))),
-    };
-    let on_upgrade = asks_for_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
-    let answer = Answer {
-        cut: origin.cut.cloned(),
-        name_version: origin.name_version,
-        in_flight,
-    };
-    Dispatched::new(request, on_upgrade, strip, origin.peer, answer)
+    Dispatched::choose(routes, request, origin, false)
 }
 
 /// Where the answer of the app arrives.
@@ -167,6 +164,35 @@ fn asks_for_upgrade<B>(request: &Request<B>) -> bool {
 }
 
 impl<B: Body> Dispatched<B> {
+    /// [`dispatch`] when the limits of the app have admitted it.
+    pub(super) fn admitted(routes: &Arc<Routes>, request: Request<B>, origin: Origin<'_>) -> Self {
+        Self::choose(routes, request, origin, true)
+    }
+
+    fn choose(
+        routes: &Arc<Routes>,
+        mut request: Request<B>,
+        origin: Origin<'_>,
+        admitted: bool,
+    ) -> Self {
+        let (in_flight, strip) = match routes.choose(request.uri(), request.headers(), admitted) {
+            Chosen::Generation(in_flight, strip) => (in_flight, strip),
+            Chosen::Limited(limits) => {
+                let limited = Limited::new(limits, routes, request, origin);
+                return Self(Step::Limited(Box::new(limited)));
+            }
+            Chosen::Empty(app) => return Self(Step::Own(Box::new(Some(own::empty(&app))))),
+            Chosen::NoApp => return Self(Step::Own(Box::new(Some(own::no_app())))),
+        };
+        let on_upgrade = asks_for_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
+        let answer = Answer {
+            cut: origin.cut.cloned(),
+            name_version: origin.name_version,
+            in_flight,
+        };
+        Self::new(request, on_upgrade, strip, origin.peer, answer)
+    }
+
     fn new(
         request: Request<B>,
         on_upgrade: Option<OnUpgrade>,
@@ -200,13 +226,17 @@ where
             Step::New(new) => match new.call(cx, &mut response) {
                 (PollState::Pending, Some(call)) => {
                     if let Step::New(New {
-                        on_upgrade, answer, ..
+                        parts,
+                        on_upgrade,
+                        answer,
+                        ..
                     }) = std::mem::replace(step, Step::Done)
                     {
                         let mut running = Box::new(Running {
                             call,
                             expiry: Expiry::default(),
                             on_upgrade,
+                            uri: parts.uri,
                             answer,
                         });
                         if !running.expired(cx, &mut response) {
@@ -222,6 +252,10 @@ where
                     return Poll::Pending;
                 }
             }
+            Step::Limited(limited) => match limited.poll(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(answer) => response = Some(answer),
+            },
             Step::Own(own) => response = own.take(),
             Step::Done => {}
         }
@@ -253,10 +287,11 @@ where
             response,
         };
         let target = target(&self.parts.uri, self.strip);
+        let core = in_flight.core();
         RequestHead::lend(&self.parts, &target, self.peer, |head| {
-            in_flight
-                .core()
-                .call(head, body, upgrade, cx.waker(), &mut slot)
+            ledger::inside(&core.call_of(self.parts.uri.path()), || {
+                core.call(head, body, upgrade, cx.waker(), &mut slot)
+            })
         })
     }
 }
@@ -269,7 +304,9 @@ impl Running {
             on_upgrade: &mut self.on_upgrade,
             response,
         };
-        let state = self.call.poll(cx.waker(), &mut slot);
+        let what = self.answer.in_flight.core().call_of(self.uri.path());
+        let call = &mut self.call;
+        let state = ledger::inside(&what, || call.poll(cx.waker(), &mut slot));
         if state == PollState::Pending {
             return self.expired(cx, response);
         }

@@ -4,16 +4,19 @@
 //! - [`call`]: the request as a future: through the table, polled on this worker
 //! - [`body`]: bodies in both directions, each with the guard that counts it as in flight
 //! - [`upgrade`]: the bytes of an upgraded connection
+//! - [`limits`]: what an app may take: requests at a time, waiting ones, time
 //! - [`own`]: the answers of the host itself
 
 pub mod body;
 pub mod call;
-pub mod own;
+pub mod limits;
+mod own;
 pub mod route;
 pub mod upgrade;
 
 pub use self::{
     body::AnswerBody,
     call::{Dispatched, Origin, dispatch, smoke},
+    limits::Limits,
     route::{Route, Routes},
 };

@@ -61,3 +61,19 @@ pub(super) fn expired(spec: &Spec) -> Response<AnswerBody> {
     );
     plain(StatusCode::SERVICE_UNAVAILABLE, text)
 }
+
+/// 503: as many requests as the app may take are under way, and as many as may wait do.
+pub(super) fn busy(app: &AppName) -> Response<AnswerBody> {
+    plain(
+        StatusCode::SERVICE_UNAVAILABLE,
+        format!("the app {app} has as many requests as it may take"),
+    )
+}
+
+/// 504: the app did not answer in time.
+pub(super) fn timed_out(app: &AppName) -> Response<AnswerBody> {
+    plain(
+        StatusCode::GATEWAY_TIMEOUT,
+        format!("the app {app} did not answer in time"),
+    )
+}

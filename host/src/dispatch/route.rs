@@ -5,6 +5,7 @@ use std::{borrow::Cow, sync::Arc};
 use arc_swap::ArcSwap;
 use http::{HeaderMap, Uri, header::HOST};
 
+use super::limits::Limits;
 use crate::{
     config::RoutePrefix,
     generation::{Generation, InFlight},
@@ -22,6 +23,8 @@ pub struct Route {
     pub app: AppName,
     /// What answers; none while nothing has been deployed.
     pub active: Option<Arc<Generation>>,
+    /// What the app may take, if that is limited.
+    pub limits: Option<Arc<Limits>>,
 }
 
 /// The routes of all apps.
@@ -41,6 +44,8 @@ struct Table {
 pub enum Chosen {
     /// It is counted in on the active generation of its app. The number of bytes of the path is to be taken off.
     Generation(InFlight, usize),
+    /// Its app has limits: ask again when they admit it.
+    Limited(Arc<Limits>),
     /// An app answers there, but nothing of it has been deployed.
     Empty(AppName),
     /// No app answers there.
@@ -60,8 +65,8 @@ impl Routes {
         self.0.store(Arc::new(Table { routes, by_host }));
     }
 
-    /// Chooses for a request, and counts it in.
-    pub fn choose(&self, uri: &Uri, headers: &HeaderMap) -> Chosen {
+    /// Chooses for a request, and counts it in. `admitted`: the limits of its app were asked.
+    pub fn choose(&self, uri: &Uri, headers: &HeaderMap, admitted: bool) -> Chosen {
         loop {
             let table = self.0.load();
             let host = if table.by_host {
@@ -80,6 +85,11 @@ impl Routes {
             let Some(generation) = &route.active else {
                 return Chosen::Empty(route.app.clone());
             };
+            if let Some(limits) = &route.limits
+                && !admitted
+            {
+                return Chosen::Limited(Arc::clone(limits));
+            }
             if let Some(in_flight) = generation.enter() {
                 let strip = if route.strip {
                     route.prefix.path.trim_end_matches('/').len()

@@ -17,6 +17,7 @@ use super::{
     offer::PluginOffer,
     spec::Spec,
 };
+use crate::ledger::Call;
 
 /// How long what is streamed has to end after the drain deadline, before its connection is cut.
 const GRACE: Duration = Duration::from_secs(1);
@@ -73,6 +74,8 @@ pub struct Counts {
     pub requests: u64,
     /// Panics caught in it.
     pub panics: u64,
+    /// Calls that held a worker for too long.
+    pub stalls: u64,
 }
 
 /// What a request needs of its generation.
@@ -86,6 +89,7 @@ pub struct Core {
     cut: AtomicU64,
     streams: Streams,
     panics: AtomicU64,
+    stalls: AtomicU64,
 }
 
 impl Core {
@@ -137,6 +141,17 @@ impl Core {
         self.streams.remove(cut);
     }
 
+    /// What a call into it is to the watchdog.
+    #[inline]
+    pub fn call_of<'a>(&'a self, path: &'a str) -> Call<'a> {
+        Call {
+            app: &self.spec.app,
+            generation: self.spec.id,
+            path,
+            stalls: &self.stalls,
+        }
+    }
+
     /// One request, stream or connection was ended at the deadline.
     pub fn count_cut(&self) {
         self.cut.fetch_add(1, Ordering::Relaxed);
@@ -168,6 +183,7 @@ impl Generation {
             cut: AtomicU64::new(0),
             streams: Streams::default(),
             panics: AtomicU64::new(0),
+            stalls: AtomicU64::new(0),
         });
         Self {
             shards: Shards::new(&core),
@@ -194,6 +210,7 @@ impl Generation {
             requests: self.shards.requests(),
             // An app may replace the hook that tells of panics; those caught at the boundary are counted here anyway.
             panics: self.core.panics.load(Ordering::Relaxed).max(offer.panics()),
+            stalls: self.core.stalls.load(Ordering::Relaxed),
         }
     }
 

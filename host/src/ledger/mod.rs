@@ -12,6 +12,7 @@
 //! - [`keys`]: the thread-specific keys that a library created
 //! - [`visit`]: the host's own threads, what each of them still has to run for whom, and the running of it
 //! - [`signals`]: the signal handlers that a library installed
+//! - [`inside`]: which call into a library each thread is inside of, for those who look for calls that do not come back
 //! - [`account`]: all of that for one library, and the proof that nothing is left
 //!
 //! Invariant: no lock of the ledger is held while code of a plugin runs.
@@ -21,6 +22,7 @@
 )]
 
 mod account;
+mod inside;
 mod interpose;
 mod keys;
 mod ranges;
@@ -30,6 +32,7 @@ mod visit;
 
 pub use self::{
     account::{Account, Loading, Report, Unsettled, loading},
+    inside::{Call, inside, slots},
     interpose::armed,
     visit::mark_worker,
 };

@@ -31,7 +31,7 @@ use crate::{
         api::{OperationResult, Outcome, Progress},
         socket,
     },
-    daemon::{self, Daemon},
+    daemon::{self, Daemon, Given},
     names::{AppName, GenerationId},
     telemetry,
 };
@@ -67,7 +67,7 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
         .map_err(|error| Failure::new(format!("the host has no runtime: {error}")))?;
     let control = near(&config.server.control);
     runtime.block_on(async {
-        let daemon = Daemon::start(config)
+        let daemon = Daemon::start(config, Given::default())
             .await
             .map_err(|error| Failure::new(error.to_string()))?;
         let serving: Vec<_> = daemon

@@ -57,6 +57,16 @@ async fn app(cx: Context) -> Result<Router, Error> {
         .route("/ws", get(websocket))
         .route("/events", get(events))
         .route("/until-draining", get(until_draining))
+        .route("/panic-in-job", get(panics_in_job))
+        .route("/panic-when-dropped", get(panics_when_dropped))
+        .route("/panic-when-body-dropped", get(panics_when_body_dropped))
+        .route("/panic-when-draining", get(panics_when_draining))
+        .route("/spin", get(spin))
+        .route("/block", get(block))
+        .route("/segfault", get(segfault))
+        .route("/abort", get(abort))
+        .route("/overflow", get(overflow))
+        .route("/exit", get(exit))
         .with_state(cx))
 }
 
@@ -261,6 +271,65 @@ async fn panics_in_spawn(State(cx): State<Context>) -> &'static str {
     VERSION
 }
 
+async fn panics_in_job(State(cx): State<Context>, Query(told): Query<Told>) -> &'static str {
+    cx.jobs().spawn(&told.name, "", async { panic!("the job panics") });
+    VERSION
+}
+
+/// Panics when it is dropped.
+struct Mine;
+
+impl Drop for Mine {
+    fn drop(&mut self) {
+        panic!("the destructor panics");
+    }
+}
+
+/// Never answers, and panics when it is given up.
+async fn panics_when_dropped() -> &'static str {
+    let _mine = Mine;
+    std::future::pending::<()>().await;
+    VERSION
+}
+
+/// Answers in two pieces, and panics when the body is dropped.
+async fn panics_when_body_dropped() -> Body {
+    let (mine, mut left) = (Mine, 2);
+    let frames = poll_fn(move |_| {
+        let _mine = &mine;
+        let now = left;
+        left = now.max(1) - 1;
+        Poll::Ready(
+            (now > 0).then(|| Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"piece")))),
+        )
+    });
+    Body::new(StreamBody::new(frames))
+}
+
+/// Leaves work that panics when the generation drains.
+async fn panics_when_draining(State(cx): State<Context>) -> &'static str {
+    cx.clone().spawn(async move {
+        cx.draining().await;
+        panic!("the goodbye panics");
+    });
+    VERSION
+}
+
+/// Holds its worker for `ms`, busy.
+async fn spin(Query(told): Query<Told>) -> &'static str {
+    let until = std::time::Instant::now() + Duration::from_millis(told.ms);
+    while std::time::Instant::now() < until {
+        std::hint::spin_loop();
+    }
+    VERSION
+}
+
+/// Holds its worker for `ms`, asleep.
+async fn block(Query(told): Query<Told>) -> &'static str {
+    std::thread::sleep(Duration::from_millis(told.ms));
+    VERSION
+}
+
 /// Work of `ms` that outlives its request.
 async fn spawn(State(cx): State<Context>, Query(told): Query<Told>) -> &'static str {
     cx.spawn(async move { tokio::time::sleep(Duration::from_millis(told.ms)).await });
@@ -309,4 +378,31 @@ async fn events(State(cx): State<Context>, Query(told): Query<Told>) -> impl Int
 async fn until_draining(State(cx): State<Context>) -> &'static str {
     cx.draining().await;
     VERSION
+}
+
+/// Writes where nothing may be written.
+async fn segfault() -> &'static str {
+    // SAFETY: there is none, which is the point.
+    unsafe { std::ptr::dangling_mut::<u8>().write_volatile(1) };
+    VERSION
+}
+
+async fn abort() -> &'static str {
+    std::process::abort()
+}
+
+/// Recurses until there is no stack left.
+async fn overflow() -> String {
+    fn deeper(depth: u64) -> u64 {
+        let room = std::hint::black_box([depth; 64]);
+        if std::hint::black_box(depth) == u64::MAX {
+            return depth;
+        }
+        deeper(depth + 1) + room[63]
+    }
+    deeper(0).to_string()
+}
+
+async fn exit() -> &'static str {
+    std::process::exit(0)
 }

@@ -1,0 +1,318 @@
+//! Crashes: what was live when the host died, who is to blame for it, and what has served long enough to be trusted.
+//!
+//! The journal, `<state>/running.json`, is there while the host runs: it says what is live and since when, and remembers the crashes of
+//! late. It goes at a clean end, so a start that finds it knows that the host before did not end cleanly. It is replaced as a whole, but
+//! not synced: it is about crashes of the process, which the kernel's memory survives.
+//!
+//! Who crashed the process is not known, only who was in it. So blame goes by what is new:
+//! - an artifact that has not yet served for the app's `bake` without a break is on probation, and one crash is enough
+//! - after `max_crashes` within `crash_window` the app that was changed last goes back, whatever it has proven
+//!
+//! A process that was killed from outside (SIGKILL, a power cut) is nobody's fault.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use semver::Version;
+use serde::{Deserialize, Serialize};
+
+use super::{Apps, app::App, counted, events::Kind, now_ms, people, status::millis};
+use crate::{
+    artifact::Sha256,
+    generation::Spec,
+    names::{AppName, GenerationId},
+};
+
+/// The file in the state directory by which systemd says how the host ended: see docs/systemd/handover.service.
+const SAID_BY_SYSTEMD: &str = "crashed";
+
+/// The journal of the running host.
+#[derive(Debug)]
+pub(super) struct Journal {
+    path: PathBuf,
+    written: Mutex<Written>,
+}
+
+/// What the journal says.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Written {
+    /// The host.
+    pid: u32,
+    /// When it started, in milliseconds since 1970.
+    since_ms: u64,
+    /// What is live.
+    live: BTreeMap<AppName, Lived>,
+    /// Crashes that count, oldest first.
+    crashes: Vec<Crash>,
+}
+
+/// What was live of an app.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Lived {
+    artifact: Sha256,
+    generation: GenerationId,
+    version: Version,
+    since_ms: u64,
+}
+
+/// A crash of the host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Crash {
+    at_ms: u64,
+    how: String,
+}
+
+/// An app that goes back to what it was before.
+#[derive(Clone, Debug)]
+pub(super) struct Blame {
+    /// The generation that crashed, or was there.
+    pub(super) generation: GenerationId,
+    /// Why, for people.
+    pub(super) reason: String,
+}
+
+impl Journal {
+    /// The journal in `state`, which is not touched before [`Journal::begin`].
+    pub(super) fn new(state: &Path) -> Self {
+        Self {
+            path: state.join("running.json"),
+            written: Mutex::default(),
+        }
+    }
+
+    /// Begins the journal of this host. Gives what the host before left, if it did not end cleanly.
+    fn begin(&self) -> Option<Written> {
+        let before = fs::read(&self.path)
+            .ok()
+            // What cannot be read blames nobody.
+            .map(|bytes| serde_json::from_slice::<Written>(&bytes).unwrap_or_default());
+        self.change(|written| {
+            written.pid = std::process::id();
+            written.since_ms = now_ms();
+            written.crashes = before
+                .as_ref()
+                .map(|before| before.crashes.clone())
+                .unwrap_or_default();
+        });
+        before
+    }
+
+    /// `spec` is about to be live.
+    pub(super) fn live(&self, spec: &Spec) {
+        let lived = Lived {
+            artifact: spec.artifact,
+            generation: spec.id,
+            version: spec.version.clone(),
+            since_ms: now_ms(),
+        };
+        self.change(|written| {
+            written.live.insert(spec.app.clone(), lived);
+        });
+    }
+
+    /// A clean end.
+    pub(super) fn end(&self) {
+        let _written = self.written.lock();
+        // What stays is read at the next start, and blames nobody without a crash that was seen.
+        let _ = fs::remove_file(&self.path);
+    }
+
+    /// How the host before ended, as systemd says: `killed SEGV`, `dumped ABRT`, `exited 3`.
+    fn said_by_systemd(&self) -> Option<String> {
+        let path = self.path.with_file_name(SAID_BY_SYSTEMD);
+        let said = fs::read_to_string(&path).ok()?;
+        // Read once: the next start is about another end.
+        let _ = fs::remove_file(&path);
+        let (code, status) = said.trim().split_once(' ')?;
+        Some(match code {
+            "exited" => format!("exit with code {status}"),
+            _ => format!("SIG{status}"),
+        })
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Written)) {
+        let mut written = self.written.lock();
+        change(&mut written);
+        if let Err(error) = write(&self.path, &written) {
+            tracing::warn!(%error, "the crash journal {} cannot be written", self.path.display());
+        }
+    }
+}
+
+fn write(path: &Path, written: &Written) -> io::Result<()> {
+    let fresh = path.with_extension("json.new");
+    fs::write(&fresh, serde_json::to_vec_pretty(written)?)?;
+    fs::rename(&fresh, path)
+}
+
+/// Begins the journal, tells how the host before ended, and finds the apps that go back for it. `crashed` is
+/// what the supervisor saw.
+pub(super) fn begin(apps: &Apps, crashed: Option<String>) -> BTreeMap<AppName, Blame> {
+    let said_by_systemd = apps.0.journal.said_by_systemd();
+    let crashed = crashed.or(said_by_systemd);
+    let Some(before) = apps.0.journal.begin() else {
+        return BTreeMap::new();
+    };
+    let lived = now_ms().saturating_sub(before.since_ms);
+    let (pid, lived) = (before.pid, people(std::time::Duration::from_millis(lived)));
+    let how = crashed.as_deref().unwrap_or("without notice");
+    let message =
+        format!("the host before this one (process {pid}, started {lived} ago) ended: {how}");
+    apps.0.events.tell(Kind::Crash, None, None, message);
+    match crashed {
+        Some(how) if is_own_fault(&how) => blame(apps, &before, how),
+        _ => BTreeMap::new(),
+    }
+}
+
+/// Whether a crash like this comes from inside. What the kernel or somebody else kills is not to blame.
+fn is_own_fault(how: &str) -> bool {
+    !matches!(how, "SIGKILL" | "SIGTERM" | "SIGINT" | "SIGHUP")
+}
+
+fn blame(apps: &Apps, before: &Written, how: String) -> BTreeMap<AppName, Blame> {
+    let settings = &apps.0.config.server;
+    let (now, window) = (now_ms(), settings.crash_window);
+    let mut crashes = before.crashes.clone();
+    crashes.retain(|crash| now.saturating_sub(crash.at_ms) < millis(window));
+    crashes.push(Crash {
+        at_ms: now,
+        how: how.clone(),
+    });
+
+    // What was live is HEAD, unless the host died in the instant between.
+    let was_live = |app: &Arc<App>| {
+        let head = app.saved.read(|record| record.head.clone())?;
+        let lived = before.live.get(&app.name)?;
+        (lived.artifact == head.artifact).then(|| lived.clone())
+    };
+    let suspects: Vec<_> = apps
+        .all()
+        .into_iter()
+        .filter_map(|app| was_live(&app).map(|lived| (app, lived)))
+        .collect();
+
+    let mut blamed: BTreeMap<AppName, Blame> = suspects
+        .iter()
+        .filter_map(|(app, lived)| {
+            let bake = app.settings.bake?;
+            let proven = app.saved.read(|record| record.is_proven(lived.artifact));
+            let reason = format!(
+                "the host crashed ({how}) while {} was on probation: live for {} of {}",
+                lived.version,
+                people(std::time::Duration::from_millis(
+                    now.saturating_sub(lived.since_ms)
+                )),
+                humantime::format_duration(bake),
+            );
+            (!proven).then(|| {
+                (
+                    app.name.clone(),
+                    Blame {
+                        generation: lived.generation,
+                        reason,
+                    },
+                )
+            })
+        })
+        .collect();
+    if blamed.is_empty() && crashes.len() >= settings.max_crashes.get() {
+        let newest = suspects
+            .iter()
+            .max_by_key(|(app, _)| app.saved.read(|record| record.changed_at_ms()));
+        if let Some((app, lived)) = newest {
+            let count = counted(crashes.len() as u64, "time");
+            let reason = format!(
+                "the host crashed {count} within {} (last: {how}), and {} is what was changed last",
+                humantime::format_duration(window),
+                lived.version,
+            );
+            let generation = lived.generation;
+            blamed.insert(app.name.clone(), Blame { generation, reason });
+        }
+    }
+    if !blamed.is_empty() {
+        // Something is done about them.
+        crashes.clear();
+    }
+    apps.0.journal.change(|written| written.crashes = crashes);
+    blamed
+}
+
+/// Ends the probation of `spec` when it has served for the app's `bake` without a break.
+pub(super) fn prove_later(apps: &Apps, app: &Arc<App>, spec: &Spec) {
+    let Some(bake) = app.settings.bake else {
+        return;
+    };
+    let (id, artifact, version) = (spec.id, spec.artifact, spec.version.clone());
+    if app.saved.read(|record| record.is_proven(artifact)) {
+        return;
+    }
+    let (apps, app) = (apps.clone(), Arc::clone(app));
+    tokio::spawn(async move {
+        tokio::time::sleep(bake).await;
+        if app.live().is_none_or(|live| live.id != id) {
+            return;
+        }
+        let (_, saved) = app.saved.change(|record| record.proves(artifact)).await;
+        let message = match saved {
+            Ok(()) => format!(
+                "{} {version} has served for {}: a crash no longer takes it back at once",
+                app.name,
+                humantime::format_duration(bake)
+            ),
+            Err(cause) => format!("the end of the probation could not be saved: {cause}"),
+        };
+        apps.tell(Kind::Proven, &app, Some(id), message);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+
+    #[test]
+    fn only_a_host_that_did_not_end_cleanly_leaves_something() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Journal::new(dir.path()).begin().is_none());
+        let left = Journal::new(dir.path()).begin().unwrap();
+        assert_eq!(left.pid, std::process::id());
+        let journal = Journal::new(dir.path());
+        journal.begin();
+        journal.end();
+        assert!(Journal::new(dir.path()).begin().is_none());
+    }
+
+    #[test]
+    fn a_journal_that_cannot_be_read_blames_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("running.json"), "{\"pid\": ").unwrap();
+        let left = Journal::new(dir.path()).begin().unwrap();
+        assert!(left.live.is_empty() && left.crashes.is_empty());
+    }
+
+    #[test]
+    fn systemd_is_heard_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::new(dir.path());
+        assert_eq!(journal.said_by_systemd(), None);
+        fs::write(dir.path().join("crashed"), "dumped SEGV\n").unwrap();
+        assert_eq!(journal.said_by_systemd().as_deref(), Some("SIGSEGV"));
+        assert_eq!(journal.said_by_systemd(), None);
+    }
+
+    #[test]
+    fn who_kills_from_outside_blames_nobody() {
+        assert!(is_own_fault("SIGSEGV"));
+        assert!(is_own_fault("exit with code 0"));
+        assert!(!is_own_fault("SIGKILL"));
+    }
+}

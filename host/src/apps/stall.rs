@@ -1,0 +1,226 @@
+//! The watchdog: finds calls into plugins that do not come back, and keeps the others served meanwhile.
+//!
+//! A handler that spins or blocks holds its worker. What that does to the others, and what is done about it:
+//! - What waits in the worker's own queue is stolen by the other workers, but only by those that are awake; and when the worker that holds
+//!   the I/O driver takes up exactly one task, nobody else looks after the driver until somebody wakes. So as long as a
+//!   call lasts for more than a tick, each tick wakes a worker, by a task that does nothing.
+//! - One worker less is left. So there are spare ones ([`park_spares`]) which sleep, and cost nothing, until a call stalls or no worker is
+//!   left; then one of them takes part for good. They are not sent back to sleep: by then they may owe plugins their destructors.
+//! - A task in the worker's LIFO slot is out of everybody's reach. tokio took the stealing of it back (1.51), and switching the slot
+//!   off is an unstable option. Only what the stalled call itself woke just before can lie there, or what had just come when one time in
+//!   61 the worker looked at the common queue first; that waits until the call comes back.
+
+use std::{
+    collections::HashMap,
+    sync::{Weak, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use parking_lot::{Condvar, Mutex};
+use tokio::runtime::{Handle, Runtime};
+
+use super::{Apps, Inner, events::Kind, people};
+use crate::{
+    ledger,
+    names::{AppName, GenerationId},
+};
+
+/// How often the watchdog looks.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The spare workers of the host's runtime.
+static SPARES: Spares = Spares {
+    asleep: Mutex::new(Asleep { number: 0, wake: 0 }),
+    woken: Condvar::new(),
+};
+
+struct Spares {
+    asleep: Mutex<Asleep>,
+    woken: Condvar,
+}
+
+struct Asleep {
+    /// How many sleep.
+    number: usize,
+    /// How many of them were told to wake and have not yet.
+    wake: usize,
+}
+
+impl Spares {
+    fn sleep(&self) {
+        let mut asleep = self.asleep.lock();
+        while asleep.wake == 0 {
+            self.woken.wait(&mut asleep);
+        }
+        asleep.wake -= 1;
+    }
+
+    /// Wakes so many of them, and gives how many that were.
+    fn wake(&self, wanted: usize) -> usize {
+        let mut asleep = self.asleep.lock();
+        let woken = wanted.min(asleep.number);
+        asleep.number -= woken;
+        asleep.wake += woken;
+        drop(asleep);
+        self.woken.notify_all();
+        woken
+    }
+}
+
+/// Puts `number` workers of `runtime` to sleep, each by a task that blocks it. To be called when there are no other tasks yet: what lay
+/// in the LIFO slot of such a worker would sleep with it.
+pub(crate) fn park_spares(runtime: &Runtime, number: usize) {
+    let (tell, asleep) = mpsc::channel();
+    for _ in 0..number {
+        let tell = tell.clone();
+        runtime.spawn(async move {
+            SPARES.asleep.lock().number += 1;
+            // The receiver waits for all of them.
+            let _ = tell.send(());
+            SPARES.sleep();
+        });
+    }
+    drop(tell);
+    for _ in 0..number {
+        // An error means that the runtime is gone.
+        let _ = asleep.recv();
+    }
+}
+
+/// Wakes all spare workers, so that the runtime can end.
+pub(crate) fn wake_spares() {
+    SPARES.wake(usize::MAX);
+}
+
+/// A call that goes on and on.
+struct Long {
+    call: u64,
+    since: Instant,
+    /// Told already, with what it is.
+    told: Option<(AppName, GenerationId, String)>,
+    /// A spare worker stands in for the one that is stuck.
+    replaced: bool,
+}
+
+/// Starts the watchdog, which ends with `apps`. Without `stall_after` there is none.
+pub(super) fn watch(apps: &Apps, workers: usize, stall_after: Option<Duration>) {
+    let Some(stall_after) = stall_after else {
+        return;
+    };
+    let (apps, runtime) = (std::sync::Arc::downgrade(&apps.0), Handle::current());
+    let started = thread::Builder::new()
+        .name("watchdog".to_owned())
+        .spawn(move || {
+            let mut watchdog = Watchdog {
+                apps,
+                runtime,
+                workers,
+                stall_after,
+                long: HashMap::new(),
+            };
+            while watchdog.look() {
+                thread::sleep(TICK);
+            }
+        });
+    if let Err(error) = started {
+        tracing::error!("no thread can be started to find stalled requests: {error}");
+    }
+}
+
+struct Watchdog {
+    apps: Weak<Inner>,
+    runtime: Handle,
+    /// Workers that do not sleep.
+    workers: usize,
+    stall_after: Duration,
+    /// By the number of the thread.
+    long: HashMap<i32, Long>,
+}
+
+impl Watchdog {
+    /// Looks once; false when the host is gone.
+    fn look(&mut self) -> bool {
+        let Some(apps) = self.apps.upgrade().map(Apps) else {
+            return false;
+        };
+        let now = Instant::now();
+        let mut stuck = 0;
+        for slot in ledger::slots() {
+            let call = slot.call();
+            let known = self.long.get_mut(&slot.tid());
+            match (known, call) {
+                (Some(long), Some(call)) if long.call == call => {
+                    stuck += 1;
+                    let took = now.saturating_duration_since(long.since);
+                    if long.told.is_none() && took >= self.stall_after {
+                        // It may have left in between, and then this is another call.
+                        long.told = slot
+                            .read(|at| {
+                                at.stalls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                                (at.app.clone(), at.generation, at.path.to_owned())
+                            })
+                            .filter(|_| slot.call() == Some(call));
+                        if let Some((app, generation, path)) = &long.told {
+                            let message = format!(
+                                "{app} {generation} holds a worker (thread {}) for {} in {path}: it spins or blocks; the other \
+                                 workers go on",
+                                slot.tid(),
+                                people(took),
+                            );
+                            let events = &apps.0.events;
+                            events.tell(Kind::Stalled, Some(app), Some(*generation), message);
+                        }
+                    }
+                }
+                (_, call) => {
+                    let begun = call.map(|call| Long {
+                        call,
+                        since: now,
+                        told: None,
+                        replaced: false,
+                    });
+                    let ended = match begun {
+                        Some(begun) => self.long.insert(slot.tid(), begun),
+                        None => self.long.remove(&slot.tid()),
+                    };
+                    if let Some(ended) = ended {
+                        tell_end(&apps, &ended, now);
+                    }
+                }
+            }
+        }
+        if stuck > 0 {
+            self.replace(stuck);
+            // Wakes a worker, which takes the driver and what waits in the queues of those that are stuck.
+            self.runtime.spawn(async {});
+        }
+        true
+    }
+
+    /// Wakes spare workers for those that have stalled; for all, if nobody is left.
+    fn replace(&mut self, stuck: usize) {
+        let nobody_left = stuck >= self.workers;
+        let stalled = self
+            .long
+            .values_mut()
+            .filter(|long| !long.replaced && (nobody_left || long.told.is_some()));
+        for long in stalled {
+            if SPARES.wake(1) == 0 {
+                return;
+            }
+            long.replaced = true;
+            self.workers += 1;
+        }
+    }
+}
+
+fn tell_end(apps: &Apps, ended: &Long, now: Instant) {
+    if let Some((app, generation, path)) = &ended.told {
+        let took = people(now.saturating_duration_since(ended.since));
+        let message = format!("{app} {generation} gave its worker back after {took} in {path}");
+        apps.0
+            .events
+            .tell(Kind::StallEnded, Some(app), Some(*generation), message);
+    }
+}

@@ -1,0 +1,310 @@
+//! What an app may take: how many requests at a time, how many may wait for their turn, how long an answer may take.
+//!
+//! An app without limits pays one branch for them. A request of an app that has some waits for its turn *before* its generation is
+//! chosen: what waits belongs to no generation, so it holds up no drain, and it is answered by what is active when its turn comes.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Sleep,
+};
+
+use super::{
+    body::AnswerBody,
+    call::{Dispatched, Origin},
+    own,
+    route::Routes,
+};
+use crate::{config, generation::Cut, names::AppName};
+
+/// The limits of one app, over all its generations.
+#[derive(Debug)]
+pub struct Limits {
+    app: AppName,
+    timeout: Option<Duration>,
+    slots: Option<Slots>,
+    refused: AtomicU64,
+    timed_out: AtomicU64,
+}
+
+/// How many requests at a time.
+#[derive(Debug)]
+struct Slots {
+    /// First come, first served.
+    free: Arc<Semaphore>,
+    all: usize,
+    queue: usize,
+    waiting: AtomicUsize,
+}
+
+/// What the limits did so far, and what they hold now.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// Requests that count against `max_concurrent` now.
+    pub running: u64,
+    /// Requests that wait for their turn now.
+    pub waiting: u64,
+    /// Requests that were refused with 503.
+    pub refused: u64,
+    /// Requests that were ended with 504.
+    pub timed_out: u64,
+}
+
+impl Limits {
+    /// The limits that `settings` name, if they name any.
+    pub fn new(app: &AppName, settings: &config::App) -> Option<Arc<Self>> {
+        let slots = settings.max_concurrent.map(|most| Slots {
+            free: Arc::new(Semaphore::new(most.get().min(Semaphore::MAX_PERMITS))),
+            all: most.get().min(Semaphore::MAX_PERMITS),
+            queue: settings.queue,
+            waiting: AtomicUsize::new(0),
+        });
+        (slots.is_some() || settings.request_timeout.is_some()).then(|| {
+            Arc::new(Self {
+                app: app.clone(),
+                timeout: settings.request_timeout,
+                slots,
+                refused: AtomicU64::new(0),
+                timed_out: AtomicU64::new(0),
+            })
+        })
+    }
+
+    /// What is counted, now.
+    pub fn counts(&self) -> Counts {
+        let slots = self.slots.as_ref();
+        Counts {
+            running: slots.map_or(0, |slots| {
+                slots.all.saturating_sub(slots.free.available_permits()) as u64
+            }),
+            waiting: slots.map_or(0, |slots| slots.waiting.load(Ordering::Relaxed) as u64),
+            refused: self.refused.load(Ordering::Relaxed),
+            timed_out: self.timed_out.load(Ordering::Relaxed),
+        }
+    }
+
+    fn admit(self: &Arc<Self>) -> Admission {
+        let Some(slots) = &self.slots else {
+            return Admission::Now(None);
+        };
+        if let Ok(permit) = Arc::clone(&slots.free).try_acquire_owned() {
+            return Admission::Now(Some(permit));
+        }
+        let place = slots
+            .waiting
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waiting| {
+                (waiting < slots.queue).then_some(waiting + 1)
+            });
+        if place.is_err() {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return Admission::Full;
+        }
+        let place = Place(Arc::clone(self));
+        let free = Arc::clone(&slots.free);
+        Admission::Wait(Box::pin(async move {
+            let permit = free.acquire_owned().await.ok();
+            drop(place);
+            permit
+        }))
+    }
+}
+
+/// A place in the queue. Dropping it gives it up, also when the client has left.
+struct Place(Arc<Limits>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(slots) = &self.0.slots {
+            slots.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+type Turn = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;
+
+enum Admission {
+    Now(Option<OwnedSemaphorePermit>),
+    Wait(Turn),
+    Full,
+}
+
+/// A request of an app that has limits.
+pub(super) struct Limited<B> {
+    limits: Arc<Limits>,
+    stage: Stage<B>,
+    deadline: Option<Pin<Box<Sleep>>>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is boxed already, as part of Limited"
+)]
+enum Stage<B> {
+    Waiting(Option<Waiting<B>>),
+    Running(Dispatched<B>),
+    Refused,
+}
+
+/// What is needed when the turn comes.
+struct Waiting<B> {
+    turn: Turn,
+    request: Request<B>,
+    routes: Arc<Routes>,
+    peer: Option<SocketAddr>,
+    cut: Option<Arc<Cut>>,
+    name_version: bool,
+}
+
+impl<B> fmt::Debug for Limited<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limited")
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<B: Body> Limited<B> {
+    pub(super) fn new(
+        limits: Arc<Limits>,
+        routes: &Arc<Routes>,
+        request: Request<B>,
+        origin: Origin<'_>,
+    ) -> Self {
+        let deadline = limits
+            .timeout
+            .map(|timeout| Box::pin(tokio::time::sleep(timeout)));
+        let (stage, permit) = match limits.admit() {
+            Admission::Now(permit) => {
+                let dispatched = Dispatched::admitted(routes, request, origin);
+                (Stage::Running(dispatched), permit)
+            }
+            Admission::Wait(turn) => {
+                let waiting = Waiting {
+                    turn,
+                    request,
+                    routes: Arc::clone(routes),
+                    peer: origin.peer,
+                    cut: origin.cut.cloned(),
+                    name_version: origin.name_version,
+                };
+                (Stage::Waiting(Some(waiting)), None)
+            }
+            Admission::Full => (Stage::Refused, None),
+        };
+        Self {
+            limits,
+            stage,
+            deadline,
+            permit,
+        }
+    }
+}
+
+impl<B> Limited<B>
+where
+    B: Body<Data = Bytes, Error: fmt::Display> + Send + Unpin + 'static,
+{
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Response<AnswerBody>> {
+        if let Stage::Waiting(waiting) = &mut self.stage
+            && let Some(turn) = waiting.as_mut().map(|waiting| waiting.turn.as_mut())
+            && let Poll::Ready(permit) = turn.poll(cx)
+            && let Some(waiting) = waiting.take()
+        {
+            self.permit = permit;
+            let origin = Origin {
+                peer: waiting.peer,
+                cut: waiting.cut.as_ref(),
+                name_version: waiting.name_version,
+            };
+            let dispatched = Dispatched::admitted(&waiting.routes, waiting.request, origin);
+            self.stage = Stage::Running(dispatched);
+        }
+        match &mut self.stage {
+            Stage::Refused => return Poll::Ready(own::busy(&self.limits.app)),
+            Stage::Waiting(_) => {}
+            Stage::Running(dispatched) => {
+                if let Poll::Ready(response) = Pin::new(dispatched).poll(cx) {
+                    let permit = self.permit.take();
+                    return Poll::Ready(response.map(|body| body.with_permit(permit)));
+                }
+            }
+        }
+        let late = self
+            .deadline
+            .as_mut()
+            .is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
+        if !late {
+            return Poll::Pending;
+        }
+        self.limits.timed_out.fetch_add(1, Ordering::Relaxed);
+        // What it was doing is dropped before its answer goes out, and with it its permit.
+        self.stage = Stage::Waiting(None);
+        self.permit = None;
+        Poll::Ready(own::timed_out(&self.limits.app))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+
+    fn limits(most: usize, queue: usize) -> Arc<Limits> {
+        let settings = config::App {
+            max_concurrent: most.try_into().ok(),
+            queue,
+            ..config::App::default()
+        };
+        Limits::new(&"shop".parse().unwrap(), &settings).unwrap()
+    }
+
+    #[test]
+    fn an_app_without_limits_has_none() {
+        assert!(Limits::new(&"shop".parse().unwrap(), &config::App::default()).is_none());
+    }
+
+    #[tokio::test]
+    async fn those_who_wait_come_in_order_and_the_rest_is_refused() {
+        let limits = limits(1, 2);
+        let Admission::Now(first) = limits.admit() else {
+            panic!("the first waits")
+        };
+        let (Admission::Wait(mut second), Admission::Wait(mut third)) =
+            (limits.admit(), limits.admit())
+        else {
+            panic!("there is room for two")
+        };
+        assert!(matches!(limits.admit(), Admission::Full));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(second.as_mut().poll(&mut cx).is_pending());
+        assert!(third.as_mut().poll(&mut cx).is_pending());
+        drop(first);
+        assert!(third.as_mut().poll(&mut cx).is_pending());
+        let Poll::Ready(second) = second.as_mut().poll(&mut cx) else {
+            panic!("its turn has come")
+        };
+        let counts = limits.counts();
+        assert_eq!((counts.running, counts.waiting, counts.refused), (1, 1, 1));
+        // Its client leaves.
+        drop(third);
+        drop(second);
+        let counts = limits.counts();
+        assert_eq!((counts.running, counts.waiting), (0, 0));
+    }
+}

@@ -1,0 +1,140 @@
+//! What the host tells whoever started it: that it serves, that it ends, that it is alive.
+//!
+//! The words are those of systemd's `sd_notify`. They go to `NOTIFY_SOCKET`, or to our own supervisor, which passes them on.
+
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    io,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            ffi::OsStrExt,
+            net::{SocketAddr, UnixDatagram},
+        },
+    },
+    path::Path,
+    process,
+    sync::Arc,
+    time::Duration,
+};
+
+use rustix::process::getppid;
+
+/// The host serves.
+pub const READY: &[u8] = b"READY=1";
+/// The host ends, and means to.
+pub const STOPPING: &[u8] = b"STOPPING=1";
+/// The host is alive.
+pub const WATCHDOG: &[u8] = b"WATCHDOG=1";
+
+/// Whom the host tells how it is. Cheap to clone; what nobody wants to hear is not sent.
+#[derive(Clone, Debug, Default)]
+pub struct Notifier(Option<Arc<UnixDatagram>>);
+
+impl Notifier {
+    /// Tells nobody.
+    pub fn silent() -> Self {
+        Self::default()
+    }
+
+    /// Tells the other end of `socket`.
+    ///
+    /// # Errors
+    /// When the socket cannot be set up.
+    pub fn over(socket: UnixDatagram) -> io::Result<Self> {
+        // Whoever does not listen must not hold up the host.
+        socket.set_nonblocking(true)?;
+        Ok(Self(Some(Arc::new(socket))))
+    }
+
+    /// Tells the service manager that `NOTIFY_SOCKET` names, if it names one.
+    ///
+    /// # Errors
+    /// When it is named but cannot be reached.
+    pub fn from_env() -> io::Result<Self> {
+        match env::var_os("NOTIFY_SOCKET") {
+            Some(name) if !name.is_empty() => Self::to(&name),
+            _ => Ok(Self::silent()),
+        }
+    }
+
+    fn to(name: &OsString) -> io::Result<Self> {
+        let address = match name.as_bytes() {
+            [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+            path => SocketAddr::from_pathname(Path::new(OsStr::from_bytes(path)))?,
+        };
+        let socket = UnixDatagram::unbound()?;
+        socket.connect_addr(&address)?;
+        Self::over(socket)
+    }
+
+    /// Sends a message: lines of `NAME=VALUE`.
+    pub fn tell(&self, message: &[u8]) {
+        if let Some(socket) = &self.0
+            && let Err(error) = socket.send(message)
+        {
+            tracing::debug!(%error, "the service manager does not listen");
+        }
+    }
+
+    /// Says that the host serves, and which process it is.
+    pub fn ready(&self) {
+        self.tell(&[READY, format!("\nMAINPID={}", process::id()).as_bytes()].concat());
+    }
+
+    /// Says that the host ends, and means to.
+    pub fn stopping(&self) {
+        self.tell(STOPPING);
+    }
+
+    /// Says that the host is alive, again and again, if the service manager wants to hear it. Ends only with its task.
+    pub async fn keep_alive(self) {
+        let Some(period) = watchdog().filter(|_| self.0.is_some()) else {
+            return;
+        };
+        let mut tick = tokio::time::interval(period / 2);
+        loop {
+            tick.tick().await;
+            self.tell(WATCHDOG);
+        }
+    }
+}
+
+/// How long the service manager waits for a sign of life of this process, or of the one that supervises it.
+fn watchdog() -> Option<Duration> {
+    let number = |name: &str| env::var(name).ok()?.parse::<u64>().ok();
+    let supervisor = getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
+    let meant = number("WATCHDOG_PID")
+        .is_none_or(|pid| pid == u64::from(process::id()) || pid == u64::from(supervisor));
+    number("WATCHDOG_USEC")
+        .filter(|usec| meant && *usec > 0)
+        .map(Duration::from_micros)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+
+    #[test]
+    fn a_service_manager_hears_it_at_a_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        Notifier::to(&path.into_os_string()).unwrap().ready();
+        let mut heard = [0; 100];
+        let length = manager.recv(&mut heard).unwrap();
+        let expected = format!("READY=1\nMAINPID={}", process::id());
+        assert_eq!(&heard[..length], expected.as_bytes());
+    }
+
+    #[test]
+    fn a_service_manager_that_is_gone_does_not_matter() {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        drop(theirs);
+        Notifier::over(ours).unwrap().stopping();
+        Notifier::silent().stopping();
+    }
+}

@@ -1,0 +1,210 @@
+//! One host process: its start, its end, and what that end means.
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, OwnedFd, RawFd},
+        unix::{net::UnixDatagram as StdDatagram, process::ExitStatusExt},
+    },
+    process::ExitStatus,
+};
+
+use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
+use tokio::{
+    net::UnixDatagram,
+    process::{Child, Command},
+};
+
+use super::own_pid;
+use crate::notify::{Notifier, READY, STOPPING};
+
+/// The longest message of a host.
+const LONGEST_MESSAGE: usize = 1024;
+
+/// A host process.
+#[derive(Debug)]
+pub(super) struct Host {
+    child: Child,
+    /// Kept for the log: the child has none any more when it has ended.
+    pid: u32,
+    reports: UnixDatagram,
+    ready: bool,
+    stopping: bool,
+}
+
+/// What the end of a host means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// It was asked to; its exit code.
+    Meant(u8),
+    /// It never served, and said why; its exit code.
+    NotStarted(u8),
+    /// It did not mean to; how.
+    Crashed(String),
+}
+
+impl Host {
+    /// Starts this very program again, with the same arguments, `listener`, and how the one before crashed.
+    pub(super) fn start(listener: RawFd, crashed: Option<String>) -> io::Result<Self> {
+        let (reports, theirs) = StdDatagram::pair()?;
+        reports.set_nonblocking(true)?;
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .args(std::env::args_os().skip(1))
+            .args(["--supervised", &own_pid()])
+            .args(crashed.iter().flat_map(|how| ["--crashed", how]))
+            .env("LISTEN_FDS", "1")
+            .env("LISTEN_FDS_FIRST_FD", listener.to_string())
+            .env_remove("LISTEN_PID")
+            .env_remove("LISTEN_FDNAMES")
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(OwnedFd::from(theirs))
+            // Or Ctrl-C would reach it twice: from the terminal, and from here.
+            .process_group(0)
+            .kill_on_drop(true);
+        let child = command.spawn()?;
+        Ok(Self {
+            pid: child.id().unwrap_or_default(),
+            child,
+            reports: UnixDatagram::from_std(reports)?,
+            ready: false,
+            stopping: false,
+        })
+    }
+
+    /// Its process id.
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Whether it ever served.
+    pub(super) fn was_ready(&self) -> bool {
+        self.ready
+    }
+
+    /// Passes a signal on.
+    pub(super) fn signal(&mut self, signal: Signal) {
+        // It may be so young that it dies of it without a word.
+        self.stopping |= signal != Signal::HUP;
+        let pid = self
+            .child
+            .id()
+            .and_then(|id| Pid::from_raw(id.cast_signed()));
+        if let Some(pid) = pid
+            && let Err(error) = kill_process(pid, signal)
+        {
+            tracing::warn!(?signal, "the host cannot be told: {error}");
+        }
+    }
+
+    /// Waits for its end, and passes on what it says until then. May be dropped and called again.
+    pub(super) async fn ended(&mut self, manager: &Notifier) -> io::Result<End> {
+        loop {
+            let mut message = [0; LONGEST_MESSAGE];
+            tokio::select! {
+                biased;
+                Ok(length) = self.reports.recv(&mut message) => self.heard(&message[..length], manager),
+                status = self.child.wait() => {
+                    let status = status?;
+                    // What it said just before.
+                    while let Ok(length) = self.reports.try_recv(&mut message) {
+                        self.heard(&message[..length], manager);
+                    }
+                    return Ok(meaning(status, self.ready, self.stopping));
+                }
+            }
+        }
+    }
+
+    fn heard(&mut self, message: &[u8], manager: &Notifier) {
+        for line in message.split(|byte| *byte == b'\n') {
+            self.ready |= line == READY;
+            self.stopping |= line == STOPPING;
+            // The process to watch is this one: it is there when the host is not.
+            if !line.starts_with(b"MAINPID=") {
+                manager.tell(line);
+            }
+        }
+    }
+}
+
+/// What an end means. A plugin may call `exit`, so an exit code alone says nothing.
+fn meaning(status: ExitStatus, ready: bool, stopping: bool) -> End {
+    let code = status.code().map(|code| u8::try_from(code).unwrap_or(1));
+    match code {
+        Some(code) if stopping => End::Meant(code),
+        // It crashed, but on its way out.
+        None if stopping => End::Meant(1),
+        Some(code) if !ready => End::NotStarted(code),
+        Some(code) => End::Crashed(format!("exit with code {code}")),
+        None => End::Crashed(signal_name(status)),
+    }
+}
+
+fn signal_name(status: ExitStatus) -> String {
+    const NAMES: [(Signal, &str); 10] = [
+        (Signal::SEGV, "SIGSEGV"),
+        (Signal::ABORT, "SIGABRT"),
+        (Signal::BUS, "SIGBUS"),
+        (Signal::ILL, "SIGILL"),
+        (Signal::FPE, "SIGFPE"),
+        (Signal::TRAP, "SIGTRAP"),
+        (Signal::SYS, "SIGSYS"),
+        (Signal::KILL, "SIGKILL"),
+        (Signal::TERM, "SIGTERM"),
+        (Signal::INT, "SIGINT"),
+    ];
+    let number = status.signal().unwrap_or_default();
+    NAMES
+        .iter()
+        .find(|(signal, _)| signal.as_raw() == number)
+        .map_or_else(
+            || format!("signal {number}"),
+            |(_, name)| (*name).to_owned(),
+        )
+}
+
+/// Ties this process to the supervisor that started it: it ends when that one does, and tells it how it is.
+///
+/// # Errors
+/// When the supervisor is gone already, or did not leave what it should have.
+pub fn attach(supervisor: u32) -> io::Result<Notifier> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // It may have ended before the line above.
+    let parent = getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
+    if parent != supervisor {
+        return Err(io::Error::other(format!(
+            "process {supervisor} is not its parent: --supervised is for the host's own use"
+        )));
+    }
+    let socket = StdDatagram::from(io::stdin().as_fd().try_clone_to_owned()?);
+    // Nobody else is to read from it or to close it.
+    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+    Notifier::over(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_announced_is_a_meant_end() {
+        let exit = |code: i32| ExitStatus::from_raw(code << 8);
+        let killed = |signal: Signal| ExitStatus::from_raw(signal.as_raw());
+        let crashed = |how: &str| End::Crashed(how.to_owned());
+
+        assert_eq!(meaning(exit(0), true, true), End::Meant(0));
+        assert_eq!(meaning(killed(Signal::SEGV), true, true), End::Meant(1));
+        assert_eq!(meaning(exit(1), false, false), End::NotStarted(1));
+        assert_eq!(meaning(exit(0), true, false), crashed("exit with code 0"));
+        assert_eq!(
+            meaning(killed(Signal::SEGV), true, false),
+            crashed("SIGSEGV")
+        );
+        assert_eq!(
+            meaning(killed(Signal::ABORT), false, false),
+            crashed("SIGABRT")
+        );
+    }
+}

@@ -1,0 +1,178 @@
+//! The parent of the host: it holds the listening sockets, and starts the host again when it crashes.
+//!
+//! A plugin that segfaults, aborts or overflows its stack takes its process down. This parent runs no code of a plugin, so it stays;
+//! and because the sockets are its own, a client that connects while there is no host waits in the queue of the socket instead of being refused.
+//!
+//! - [`host`]: one host process: its start, its end, and what that end means
+//! - [`backoff`]: how long the next start waits
+//!
+//! To its child it is what systemd would be: it passes sockets by the protocol of `LISTEN_FDS`, hears `READY=1` and `STOPPING=1`, and passes
+//! those on to the `NOTIFY_SOCKET` it was started with itself. So the host does not care who started it, and a later
+//! upgrade of the host's binary needs nothing new here: start a second child with the same sockets, wait for its `READY=1`, end the first.
+//!
+//! It has one thread. That is not only cheap: the host asks the kernel to be killed when the *thread* that started it ends.
+
+mod backoff;
+mod host;
+
+use std::{
+    net::TcpListener,
+    os::fd::AsRawFd,
+    process,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    io::{FdFlags, fcntl_setfd},
+    process::Signal,
+};
+use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
+
+pub use self::host::attach;
+use self::{
+    backoff::Backoff,
+    host::{End, Host},
+};
+use crate::{
+    config::Server,
+    notify::Notifier,
+    server::socket::{self, SocketError},
+};
+
+/// How long an address may still be in use: a host that was killed is gone, but the kernel may not have closed its sockets yet.
+const STILL_IN_USE: Duration = Duration::from_millis(500);
+
+/// Why there is no supervisor.
+#[derive(Debug, thiserror::Error)]
+pub enum SupervisorError {
+    /// No socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// Something else.
+    #[error("the host cannot be supervised: {0}; `--no-supervisor` runs it without a parent")]
+    Io(#[from] std::io::Error),
+}
+
+/// Runs the host as a child until it ends as it was meant to, and gives its exit code.
+///
+/// # Errors
+/// When the first child cannot be started. Whatever happens later is told, and tried again.
+pub fn run(server: &Server) -> Result<u8, SupervisorError> {
+    let listener = bind(server)?;
+    // The children inherit it. This process runs nothing else.
+    fcntl_setfd(&listener, FdFlags::empty()).map_err(std::io::Error::from)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(supervise(&listener))
+}
+
+fn bind(server: &Server) -> Result<TcpListener, SocketError> {
+    let patience = Instant::now() + STILL_IN_USE;
+    loop {
+        match socket::bind(server.listen) {
+            Err(error) if error.is_in_use() && Instant::now() < patience => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            bound => return bound,
+        }
+    }
+}
+
+async fn supervise(listener: &TcpListener) -> Result<u8, SupervisorError> {
+    let mut signals = Signals::new()?;
+    let manager = Notifier::from_env()?;
+    let mut backoff = Backoff::default();
+    let mut crashed = None;
+    let mut once_ready = false;
+    loop {
+        let began = Instant::now();
+        let mut host = match Host::start(listener.as_raw_fd(), crashed.take()) {
+            Ok(host) => host,
+            Err(error) if !once_ready => return Err(error.into()),
+            Err(error) => {
+                tracing::error!("the host cannot be started: {error}");
+                if signals.pause(backoff.next()).await.is_some() {
+                    return Ok(0);
+                }
+                continue;
+            }
+        };
+        let end = loop {
+            tokio::select! {
+                signal = signals.next() => host.signal(signal),
+                end = host.ended(&manager) => break end?,
+            }
+        };
+        once_ready |= host.was_ready();
+        match end {
+            End::Meant(code) => return Ok(code),
+            // It has said why.
+            End::NotStarted(code) if !once_ready => return Ok(code),
+            End::NotStarted(_) => {
+                tracing::error!("the host did not come up again, and is tried anew");
+            }
+            End::Crashed(how) => {
+                tracing::error!(
+                    pid = host.pid(),
+                    "the host crashed: {how}; it is started again, and connections wait meanwhile"
+                );
+                crashed = Some(how);
+            }
+        }
+        let pause = backoff.after(began.elapsed());
+        if !pause.is_zero() {
+            tracing::warn!(
+                "the next start waits {}, because the last ones did not live long",
+                humantime::format_duration(pause)
+            );
+        }
+        if let Some(signal) = signals.pause(pause).await {
+            tracing::info!(?signal, "no host runs, so there is nothing left to end");
+            return Ok(0);
+        }
+    }
+}
+
+/// The signals that are meant for the host.
+struct Signals {
+    hangup: Stream,
+    interrupt: Stream,
+    terminate: Stream,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.hangup.recv() => Signal::HUP,
+            _ = self.interrupt.recv() => Signal::INT,
+            _ = self.terminate.recv() => Signal::TERM,
+        }
+    }
+
+    /// Waits for `pause`. Gives the signal that asks for the end meanwhile.
+    async fn pause(&mut self, pause: Duration) -> Option<Signal> {
+        let by = tokio::time::Instant::now() + pause;
+        loop {
+            match tokio::time::timeout_at(by, self.next()).await {
+                // The next host reads everything anew anyway.
+                Ok(Signal::HUP) => {}
+                Ok(signal) => return Some(signal),
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
+/// The process id of the supervisor, for its child.
+fn own_pid() -> String {
+    process::id().to_string()
+}
