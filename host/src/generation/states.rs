@@ -105,7 +105,7 @@ pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> 
             // Its thread is inside the plugin: the library stays mapped for ever.
             drop(library);
             return Err(StartError(format!(
-                "the constructor did not end within {}",
+                "the constructor did not end within {}, and is left running: its library stays mapped",
                 humantime::format_duration(deadline)
             )));
         }
