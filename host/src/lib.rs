@@ -18,6 +18,7 @@ pub mod generation;
 pub mod ledger;
 pub mod loader;
 pub mod names;
+pub mod ownership;
 pub mod preflight;
 pub mod server;
 pub mod telemetry;
