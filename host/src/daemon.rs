@@ -21,10 +21,10 @@ use tokio::{
 use crate::{
     apps::Apps,
     artifact::Store,
-    config::{Config, Server},
-    control::{self, ControlSocket, Shutdown, ShutdownHandle},
+    config::{self, Config, Server},
+    control::{self, Access, ControlSocket, Shutdown, ShutdownHandle, access},
     dispatch::Routes,
-    ledger, server, watch,
+    ledger, ownership, server, watch,
 };
 
 /// How long requests that were on their way when the host stopped listening have to be read.
@@ -83,7 +83,14 @@ impl Daemon {
     /// What could not be had and what to do. Nothing is left running then.
     pub async fn start(config: Config) -> Result<Self, DaemonError> {
         let settings = config.server.clone();
+        let (access, group) = admit(&config.control, &settings)?;
         let lock = take_state(&settings.state)?;
+        let insecure_paths = config.trust.insecure_paths;
+        if !insecure_paths {
+            ownership::check(&settings.state).map_err(|cause| {
+                DaemonError(format!("the state directory is not to be trusted: {cause}"))
+            })?;
+        }
         let fail =
             |what: &str, cause: &dyn std::fmt::Display| DaemonError(format!("{what}: {cause}"));
 
@@ -101,7 +108,7 @@ impl Daemon {
         // Bound before anything is loaded, so that a taken port is found out at once; accepting comes last.
         let listener = bind(settings.listen).await?;
         let listen = listener.local_addr().into_iter().collect::<Vec<_>>();
-        let (control, socket) = ControlSocket::bind(&settings.control)
+        let (control, socket) = ControlSocket::bind(&settings.control, group)
             .map_err(|cause| DaemonError(cause.to_string()))?;
         let shutdown = ShutdownHandle::new();
         let signals = Signals::new().map_err(|cause| fail("signals cannot be handled", &cause))?;
@@ -122,19 +129,29 @@ impl Daemon {
         ));
         let control = tokio::spawn(control::serve(
             control,
+            access,
             apps.clone(),
             store.clone(),
             shutdown.clone(),
         ));
-        fs::create_dir_all(&settings.plugins).map_err(|cause| {
-            fail(
-                &format!(
-                    "the drop folder {} cannot be made",
-                    settings.plugins.display()
-                ),
-                &cause,
-            )
-        })?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&settings.plugins)
+            .map_err(|cause| {
+                fail(
+                    &format!(
+                        "the drop folder {} cannot be made",
+                        settings.plugins.display()
+                    ),
+                    &cause,
+                )
+            })?;
+        if !insecure_paths && let Err(cause) = ownership::check(&settings.plugins) {
+            tracing::warn!(
+                "nothing is taken from the drop folder, since others could put it there: {cause}"
+            );
+        }
         apps.watched_by(watch::spawn(
             settings.plugins.clone(),
             store.clone(),
@@ -227,6 +244,26 @@ impl Daemon {
     }
 }
 
+/// Who may call, and the group that may open the control socket.
+fn admit(
+    control: &config::Control,
+    settings: &Server,
+) -> Result<(Access, Option<u32>), DaemonError> {
+    let access = Access::resolve(control).map_err(DaemonError)?;
+    let Some(name) = &control.group else {
+        return Ok((access, None));
+    };
+    let group = access::group(name)
+        .ok_or_else(|| DaemonError(format!("control.group: {}", access::no_group(name))))?;
+    if settings.control.starts_with(&settings.state) {
+        return Err(DaemonError(format!(
+            "the group `{name}` (control.group) could not reach the control socket in the state directory, which is the host's alone: \
+             put the socket elsewhere, e.g. server.control = \"/run/handover/control.sock\""
+        )));
+    }
+    Ok((access, Some(group)))
+}
+
 /// Makes the state directory private and takes its lock.
 fn take_state(state: &Path) -> Result<File, DaemonError> {
     let trouble = |what: &str, cause: io::Error| {
@@ -294,6 +331,8 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, DaemonError> {
 
 /// The signals of a daemon.
 struct Signals {
+    /// Never read: to have a handler is enough for a write beyond the limit of file sizes to fail instead of ending the process.
+    _too_large: Signal,
     hangup: Signal,
     interrupt: Signal,
     terminate: Signal,
@@ -302,6 +341,7 @@ struct Signals {
 impl Signals {
     fn new() -> io::Result<Self> {
         Ok(Self {
+            _too_large: signal(SignalKind::from_raw(libc::SIGXFSZ))?,
             hangup: signal(SignalKind::hangup())?,
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,

@@ -291,6 +291,9 @@ impl Store {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 "no room for another artifact: free some space, or give the host another --state"
             }
+            io::ErrorKind::FileTooLarge => {
+                "the artifact is larger than the files of this process may be: raise the limit (`ulimit -f`, LimitFSIZE=)"
+            }
             io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
                 "the artifact store cannot be written: make it writable, or give the host another --state"
             }

@@ -121,6 +121,7 @@ Ctrl-C stops the waiting, not the deploy: what the host has accepted, it finishe
 Examples:
   handover deploy target/release/libshop.so
   handover deploy libshop.so --app shop-eu --timeout 60s
+  handover deploy libshop.so --signature keys/libshop.so.minisig
   handover deploy libshop.so --detach")]
     Deploy(Deploy),
     /// Activate what is staged, and scan the drop folder again
@@ -184,6 +185,9 @@ pub(super) struct Run {
     /// Where the host keeps artifacts and state [default: ./.handover]
     #[arg(long, value_name = "DIR")]
     pub(super) state: Option<PathBuf>,
+    /// Accept a configuration file, drop folders and a state directory that others may write
+    #[arg(long)]
+    pub(super) insecure_paths: bool,
 }
 
 /// `handover dev`
@@ -223,9 +227,12 @@ pub(super) struct Check {
     /// The app to check it for [default: the one its manifest names]
     #[arg(long, value_name = "APP")]
     pub(super) app: Option<AppName>,
-    /// The configuration file with the check settings of the app
+    /// The configuration file with the check settings of the app, and the keys that must have signed it
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
+    /// Its signature, made with minisign [default: FILE.so.minisig, if there is one]
+    #[arg(long, value_name = "FILE")]
+    pub(super) signature: Option<PathBuf>,
 }
 
 /// `handover inspect`
@@ -245,6 +252,9 @@ pub(super) struct Deploy {
     /// The app to deploy it to [default: the one its manifest names]
     #[arg(long, value_name = "APP")]
     pub(super) app: Option<AppName>,
+    /// Its signature, made with minisign [default: FILE.so.minisig, if there is one]
+    #[arg(long, value_name = "FILE")]
+    pub(super) signature: Option<PathBuf>,
     /// Give up when it is not live by then, e.g. 60s; the old code stays live
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(super) timeout: Option<Duration>,
