@@ -5,6 +5,7 @@
 
 mod file;
 mod route;
+mod who;
 
 use std::{
     collections::BTreeMap,
@@ -14,8 +15,11 @@ use std::{
     time::Duration,
 };
 
-pub use self::route::{InvalidRoute, RoutePrefix};
-use crate::names::AppName;
+pub use self::{
+    route::{InvalidRoute, RoutePrefix},
+    who::{InvalidWho, Who},
+};
+use crate::{artifact::Keys, names::AppName};
 
 const MAX_CRASHES: NonZeroUsize = NonZeroUsize::new(3).unwrap();
 
@@ -24,6 +28,10 @@ const MAX_CRASHES: NonZeroUsize = NonZeroUsize::new(3).unwrap();
 pub struct Config {
     /// `[server]`
     pub server: Server,
+    /// `[control]`
+    pub control: Control,
+    /// `[trust]`
+    pub trust: Trust,
     /// `[log]`
     pub log: Log,
     /// `[app.NAME]`
@@ -57,6 +65,26 @@ pub struct Server {
     pub crash_window: Duration,
 }
 
+/// `[control]`: who may call, beside the host's own user and root, who operate.
+#[derive(Clone, Debug, Default)]
+pub struct Control {
+    /// Who may do everything. Default nobody else.
+    pub operate: Vec<Who>,
+    /// Who may see status, history and events. Default nobody else.
+    pub observe: Vec<Who>,
+    /// The group, by name or number, that may open the control socket, which has mode 0660 then. Default none: 0600.
+    pub group: Option<String>,
+}
+
+/// `[trust]`: what may become code of the host.
+#[derive(Clone, Debug, Default)]
+pub struct Trust {
+    /// Public keys of minisign: an artifact must be signed by one of them. Default none: unsigned ones are taken.
+    pub keys: Keys,
+    /// Whether drop folders and the state directory may lie where others can write. Default false.
+    pub insecure_paths: bool,
+}
+
 /// `[log]`
 #[derive(Clone, Debug)]
 pub struct Log {
@@ -82,6 +110,8 @@ pub struct App {
     pub routes: Vec<RoutePrefix>,
     /// What the drop folder does. Default `deploy`.
     pub watch: Watch,
+    /// Older versions than this are refused, whoever brings them. Default none.
+    pub min_version: Option<semver::Version>,
     /// How long requests on a replaced generation may go on; none = for ever. Default 30 s.
     pub drain_deadline: Option<Duration>,
     /// How long jobs may go on; none = for ever, the default.
@@ -111,6 +141,14 @@ pub struct App {
 }
 
 impl App {
+    /// Why `version` is refused, if it is.
+    pub fn too_old(&self, version: &semver::Version) -> Option<String> {
+        let least = self.min_version.as_ref()?;
+        version.cmp_precedence(least).is_lt().then(|| {
+            format!("{version} is older than {least}, and min_version lets nothing older in: lower min_version, or take a newer one")
+        })
+    }
+
     /// The variables of this process that the app may read: those of [`App::env`] that are set, and are text.
     pub fn readable_env(&self) -> Vec<(String, String)> {
         self.env
@@ -176,6 +214,8 @@ impl Config {
     pub fn without_file() -> Self {
         let mut config = Self {
             server: Server::under(Path::new(".")),
+            control: Control::default(),
+            trust: Trust::default(),
             log: Log::default(),
             apps: BTreeMap::new(),
         };
@@ -237,6 +277,7 @@ impl Default for App {
         Self {
             routes: Vec::new(),
             watch: Watch::Deploy,
+            min_version: None,
             drain_deadline: Some(Duration::from_secs(30)),
             job_deadline: None,
             bake: Some(Duration::from_secs(60)),

@@ -23,11 +23,12 @@ use tokio::{
 use crate::{
     apps::{self, Apps},
     artifact::Store,
-    config::{Config, Server},
-    control::{self, ControlSocket, Shutdown, ShutdownHandle},
+    config::{self, Config, Server},
+    control::{self, Access, ControlSocket, Shutdown, ShutdownHandle, access},
     dispatch::Routes,
     ledger,
     notify::Notifier,
+    ownership,
     server::{self, socket},
     watch,
 };
@@ -154,7 +155,14 @@ impl Daemon {
             crashed,
         } = given;
         let settings = config.server.clone();
+        let (access, group) = admit(&config.control, &settings)?;
         let lock = take_state(&settings.state, STILL_ENDING)?;
+        let insecure_paths = config.trust.insecure_paths;
+        if !insecure_paths {
+            ownership::check(&settings.state).map_err(|cause| {
+                DaemonError(format!("the state directory is not to be trusted: {cause}"))
+            })?;
+        }
         let fail =
             |what: &str, cause: &dyn std::fmt::Display| DaemonError(format!("{what}: {cause}"));
 
@@ -184,7 +192,7 @@ impl Daemon {
             .iter()
             .filter_map(|listener| listener.local_addr().ok())
             .collect();
-        let (control, socket) = ControlSocket::bind(&settings.control)
+        let (control, socket) = ControlSocket::bind(&settings.control, group)
             .map_err(|cause| DaemonError(cause.to_string()))?;
         let shutdown = ShutdownHandle::new();
         let signals = Signals::new().map_err(|cause| fail("signals cannot be handled", &cause))?;
@@ -216,19 +224,29 @@ impl Daemon {
         });
         let control = tokio::spawn(control::serve(
             control,
+            access,
             apps.clone(),
             store.clone(),
             shutdown.clone(),
         ));
-        fs::create_dir_all(&settings.plugins).map_err(|cause| {
-            fail(
-                &format!(
-                    "the drop folder {} cannot be made",
-                    settings.plugins.display()
-                ),
-                &cause,
-            )
-        })?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&settings.plugins)
+            .map_err(|cause| {
+                fail(
+                    &format!(
+                        "the drop folder {} cannot be made",
+                        settings.plugins.display()
+                    ),
+                    &cause,
+                )
+            })?;
+        if !insecure_paths && let Err(cause) = ownership::check(&settings.plugins) {
+            tracing::warn!(
+                "nothing is taken from the drop folder, since others could put it there: {cause}"
+            );
+        }
         apps.watched_by(watch::spawn(
             settings.plugins.clone(),
             store.clone(),
@@ -329,6 +347,26 @@ impl Daemon {
     }
 }
 
+/// Who may call, and the group that may open the control socket.
+fn admit(
+    control: &config::Control,
+    settings: &Server,
+) -> Result<(Access, Option<u32>), DaemonError> {
+    let access = Access::resolve(control).map_err(DaemonError)?;
+    let Some(name) = &control.group else {
+        return Ok((access, None));
+    };
+    let group = access::group(name)
+        .ok_or_else(|| DaemonError(format!("control.group: {}", access::no_group(name))))?;
+    if settings.control.starts_with(&settings.state) {
+        return Err(DaemonError(format!(
+            "the group `{name}` (control.group) could not reach the control socket in the state directory, which is the host's alone: \
+             put the socket elsewhere, e.g. server.control = \"/run/handover/control.sock\""
+        )));
+    }
+    Ok((access, Some(group)))
+}
+
 /// Hands a socket to the runtime.
 fn accepting(listener: TcpListener) -> io::Result<tokio::net::TcpListener> {
     listener.set_nonblocking(true)?;
@@ -390,6 +428,8 @@ fn take_state(state: &Path, patience: Duration) -> Result<File, DaemonError> {
 
 /// The signals of a daemon.
 struct Signals {
+    /// Never read: to have a handler is enough for a write beyond the limit of file sizes to fail instead of ending the process.
+    _too_large: Signal,
     hangup: Signal,
     interrupt: Signal,
     terminate: Signal,
@@ -398,6 +438,7 @@ struct Signals {
 impl Signals {
     fn new() -> io::Result<Self> {
         Ok(Self {
+            _too_large: signal(SignalKind::from_raw(libc::SIGXFSZ))?,
             hangup: signal(SignalKind::hangup())?,
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,

@@ -21,6 +21,8 @@
 //! present bytes counts as answered, so a restarted host leaves to its own records what is live. Where the store is empty those records are
 //! gone too, and `.deployed` files are no answer.
 //!
+//! `NAME.so.minisig` beside a file is its signature. When one comes or changes after the file was refused, the file is tried again.
+//!
 //! Of several new files for one app only the highest version (semver) is offered; among equals the newest, then the last by name.
 //! Offers of one app follow each other, those of different apps do not wait for each other.
 //!
@@ -88,6 +90,11 @@ pub enum Answer {
 pub trait DropTarget: Send + Sync + 'static {
     /// Whether the drop folder of `app` is watched at all.
     fn watches(&self, app: &AppName) -> bool;
+    /// Whether what lies at `path` may become code at all, as far as who may write there goes. Blocks.
+    ///
+    /// # Errors
+    /// The sentence for a person: why not, and what to do.
+    fn admits(&self, path: &Path) -> Result<(), String>;
     /// Whether these bytes are what `app` serves or what waits for `handover reload`: putting them there once more changes nothing.
     fn has(&self, app: &AppName, sha256: Sha256) -> bool;
     /// Deploys or stages an offer. Called one after the other for each app, on a task that may wait.

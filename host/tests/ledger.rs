@@ -88,6 +88,7 @@ fn artifact(path: PathBuf) -> Artifact {
             build_id,
             machine: std::env::consts::ARCH.into(),
         },
+        signature: None,
         lease: Default::default(),
     }
 }

@@ -6,6 +6,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     net::SocketAddr,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
@@ -32,6 +33,10 @@ const GLANCE: Duration = Duration::from_millis(20);
 #[derive(Debug, Default)]
 pub struct Setup {
     config: Option<String>,
+    /// Arguments more.
+    arguments: Vec<String>,
+    /// The user that it runs as, if not ours.
+    user: Option<u32>,
     environment: Vec<(String, String)>,
     alone: bool,
 }
@@ -142,6 +147,18 @@ impl Setup {
         self
     }
 
+    /// With an argument more, where `HOME` stands for what it does in the configuration.
+    pub fn argument(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.to_owned());
+        self
+    }
+
+    /// As another user, which takes root. Its folders are given to that user.
+    pub fn user(mut self, user: u32) -> Self {
+        self.user = Some(user);
+        self
+    }
+
     /// With an environment variable more.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
@@ -161,6 +178,11 @@ impl Setup {
             .tempdir()
             .expect("there is a temporary folder");
         fs::create_dir(home.path().join("plugins")).expect("the temporary folder can be written");
+        if let Some(user) = self.user {
+            for folder in [home.path(), &home.path().join("plugins")] {
+                std::os::unix::fs::chown(folder, Some(user), None).expect("we are root");
+            }
+        }
         let log = Arc::default();
         let child = self.spawn(home.path(), &log);
         let mut host = Host {
@@ -191,6 +213,15 @@ impl Setup {
             fs::write(home.join("handover.toml"), config)
                 .expect("the temporary folder can be written");
             command.arg("--config").arg(home.join("handover.toml"));
+        }
+        let home_text = home.to_str().expect("a plain path");
+        command.args(
+            self.arguments
+                .iter()
+                .map(|argument| argument.replace("HOME", home_text)),
+        );
+        if let Some(user) = self.user {
+            command.uid(user);
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.env_remove("HANDOVER_CONTROL").current_dir(home);
@@ -241,8 +272,26 @@ impl Host {
         dir.join(name)
     }
 
+    /// The folder that holds all others.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// Other settings, for the next start.
+    pub fn reconfigure(&mut self, toml: &str) {
+        self.setup = std::mem::take(&mut self.setup).config(toml);
+    }
+
     /// The control socket.
     pub fn control(&self) -> PathBuf {
+        let mut arguments = self.setup.arguments.iter();
+        if arguments.any(|argument| argument == "--control")
+            && let Some(path) = arguments.next()
+        {
+            return path
+                .replace("HOME", self.home.path().to_str().expect("a plain path"))
+                .into();
+        }
         self.state().join("control.sock")
     }
 

@@ -19,7 +19,7 @@ use super::{
     saved::Head,
 };
 use crate::{
-    artifact::Artifact,
+    artifact::{Artifact, trust::Untrusted},
     config::WhenFull,
     control::api::{OperationResult, Outcome, Progress},
     generation::{self, Spec, Started},
@@ -169,6 +169,8 @@ async fn try_plan(
         );
         return Ok(Ended::Otherwise(result(Outcome::Unchanged, app, message)));
     }
+    // Before anything is ended to make room for it.
+    admit(apps, app, &plan, speaker).await?;
     if !plan.stage {
         make_room(apps, app)?;
     }
@@ -180,6 +182,66 @@ async fn try_plan(
     }
     let started = load_and_start(app, &plan, deadline, speaker).await?;
     go_live(apps, app, plan, started, speaker).await
+}
+
+/// Whether these bytes may become code at all: their version and who signed them. Asked each time, so that a key or a version that is
+/// not good any more counts for a restart and a rollback too.
+async fn admit(apps: &Apps, app: &App, plan: &Plan, speaker: &Speaker) -> Result<(), Failure> {
+    let refused = |reason: String| Failure {
+        own_fault: false, // with other settings or a signature the same bytes are fine
+        ..Failure::own(Outcome::Rejected, reason, None)
+    };
+    if let Some(reason) = app.settings.too_old(&plan.artifact.manifest.version) {
+        // A restart takes nobody back: what was live stays, and what is older than that does not come.
+        let sha256 = plan.artifact.sha256;
+        let was_live = app.saved.read(|record| {
+            record
+                .head
+                .as_ref()
+                .is_some_and(|head| head.artifact == sha256)
+        });
+        if plan.cause != Cause::Start || !was_live {
+            return Err(refused(reason));
+        }
+        apps.tell(
+            Kind::State,
+            app,
+            None,
+            format!(
+                "{} serves on with what was live before the restart, though {reason}",
+                app.name
+            ),
+        );
+    }
+    let began = Instant::now();
+    let (keys, store) = (apps.0.config.trust.keys.clone(), apps.0.store.clone());
+    let artifact = plan.artifact.clone();
+    let verified = tokio::task::spawn_blocking(move || {
+        let key = match keys.verify(&artifact) {
+            Ok(key) => key,
+            Err(Untrusted::Io(error)) => {
+                return Err(Failure::host(Untrusted::Io(error).to_string()));
+            }
+            Err(untrusted) => return Err(refused(untrusted.to_string())),
+        };
+        // Without keys it is kept for the day that there are some.
+        store
+            .keep_signature(&artifact)
+            .map_err(|error| Failure::host(format!("its signature cannot be kept: {error}")))?;
+        Ok(key)
+    });
+    let key = verified.await.map_err(|broken| {
+        Failure::host(format!("its signature could not be verified: {broken}"))
+    })??;
+    if let Some(key) = key {
+        speaker.step(
+            "trust",
+            app,
+            began.elapsed(),
+            format!("signed by key {key}"),
+        );
+    }
+    Ok(())
 }
 
 /// Keeps the number of draining generations within what the app allows.

@@ -18,6 +18,7 @@ use crate::{
     control::api::{OperationResult, Outcome},
     generation::Spec,
     names::AppName,
+    ownership,
     watch::{Answer, DropTarget, Offer},
 };
 
@@ -112,6 +113,15 @@ impl DropTarget for Apps {
             None => self.0.config.app(app).watch,
         };
         watch != Watch::Off
+    }
+
+    fn admits(&self, path: &Path) -> Result<(), String> {
+        if self.0.config.trust.insecure_paths {
+            return Ok(());
+        }
+        ownership::check(path).map_err(|error| {
+            format!("others could have put it there: {error}; then `handover reload`")
+        })
     }
 
     fn has(&self, app: &AppName, sha256: Sha256) -> bool {

@@ -4,6 +4,7 @@
 //! - [`manifest`]: what an artifact says of itself, read from its own ELF section without loading it
 //! - [`elf`]: the facts of the file (architecture, completeness, build id)
 //! - [`store`]: immutable copies under their SHA-256
+//! - [`trust`]: who must have signed them
 
 pub mod digest;
 pub mod elf;
@@ -11,6 +12,7 @@ pub mod manifest;
 pub mod store;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod trust;
 
 use std::path::PathBuf;
 
@@ -19,6 +21,7 @@ pub use self::{
     elf::ElfFacts,
     manifest::{AbiVersion, BuildFacts, Manifest},
     store::{Lease, Store, StoreError, inspect},
+    trust::{Key, KeyId, Keys, Signature},
 };
 
 /// One immutable plugin file in the store, with what its bytes say.
@@ -34,6 +37,8 @@ pub struct Artifact {
     pub manifest: Manifest,
     /// What its ELF header says.
     pub elf: ElfFacts,
+    /// What came with it as its signature: verified by [`Keys::verify`] only.
+    pub signature: Option<Signature>,
     /// Keeps its file in the store for as long as anybody holds this value.
     pub lease: Lease,
 }

@@ -1,8 +1,9 @@
 //! Immutable copies of artifacts under their SHA-256.
 //!
-//! `<dir>/<sha256>.so` is an artifact, whole, synced and mode 0444. `<dir>/.incoming-<pid>-<n>` is one on its way, locked by its writer;
-//! an unlocked one is what a crash left, and is swept when the store is opened. The hash is of the bytes copied, so a source that changes
-//! meanwhile gives an artifact with the identity of what was really read.
+//! `<dir>/<sha256>.so` is an artifact, whole, synced and mode 0444; `<dir>/<sha256>.so.minisig` is the signature that came with it, if one
+//! did. `<dir>/.incoming-<pid>-<n>` is one on its way, locked by its writer; an unlocked one is what a crash left, and is swept when the
+//! store is opened, as is a signature without its artifact. The hash is of the bytes copied, so a source that changes meanwhile gives an
+//! artifact with the identity of what was really read.
 
 use std::{
     collections::HashMap,
@@ -23,6 +24,7 @@ use super::{
     digest::{CHUNK, Hasher},
     elf::{self, ElfError},
     manifest::{Manifest, ManifestError},
+    trust::{self, Signature},
 };
 
 const INCOMING: &str = ".incoming-";
@@ -94,8 +96,15 @@ impl Store {
         fs::create_dir_all(&dir).map_err(at(&dir, "cannot make the artifact store"))?;
         for entry in fs::read_dir(&dir).map_err(at(&dir, "cannot read the artifact store"))? {
             let entry = entry.map_err(at(&dir, "cannot read the artifact store"))?;
-            if entry.file_name().to_string_lossy().starts_with(INCOMING) {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(INCOMING) {
                 sweep(&entry.path());
+            } else if let Some(artifact) = name.strip_suffix(trust::SUFFIX)
+                && identity(artifact).is_some()
+                && !dir.join(artifact).exists()
+            {
+                discard(&entry.path());
             }
         }
         Ok(Self(Arc::new(Inner {
@@ -189,7 +198,30 @@ impl Store {
             Undescribed::Io(source) => at(&path, "cannot read it")(source),
         })?;
         artifact.lease = lease;
+        let signature = Signature::beside(&path);
+        // Without one it is unsigned, which matters only where keys are set.
+        artifact.signature = Signature::read(&signature).unwrap_or_else(|error| {
+            tracing::warn!(file = %signature.display(), %error, "cannot read a stored signature");
+            None
+        });
         Ok(artifact)
+    }
+
+    /// Keeps the signature that came with `artifact`, for when its bytes are verified again. Replaces one that is there.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn keep_signature(&self, artifact: &Artifact) -> Result<(), StoreError> {
+        let Some(signature) = &artifact.signature else {
+            return Ok(());
+        };
+        let path = Signature::beside(&self.path(artifact.sha256));
+        if fs::read(&path).is_ok_and(|kept| kept == signature.as_str().as_bytes()) {
+            return Ok(());
+        }
+        let mut writer = self.writer()?;
+        writer.write(signature.as_str().as_bytes())?;
+        writer.place(&path)
     }
 
     /// Whether an artifact with this identity is there. Its bytes are not looked at.
@@ -221,7 +253,8 @@ impl Store {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     result = Err(at(&path, "cannot delete it")(error));
                 }
-                _ => {}
+                // A signature without its artifact: gone now or when the store is opened next.
+                _ => discard(&Signature::beside(&path)),
             }
         }
         result
@@ -233,10 +266,7 @@ impl Store {
         for entry in fs::read_dir(&self.0.dir).map_err(failed())? {
             let entry = entry.map_err(failed())?;
             let name = entry.file_name();
-            let sha256 = name
-                .to_str()
-                .and_then(|name| name.strip_suffix(".so"))
-                .and_then(|stem| stem.parse().ok());
+            let sha256 = name.to_str().and_then(identity);
             stored.extend(sha256.map(|sha256| (sha256, entry.path())));
         }
         Ok(stored)
@@ -260,6 +290,9 @@ impl Store {
         let what = match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 "no room for another artifact: free some space, or give the host another --state"
+            }
+            io::ErrorKind::FileTooLarge => {
+                "the artifact is larger than the files of this process may be: raise the limit (`ulimit -f`, LimitFSIZE=)"
             }
             io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
                 "the artifact store cannot be written: make it writable, or give the host another --state"
@@ -285,36 +318,40 @@ impl Writer {
     /// # Errors
     /// [`StoreError::Refused`] when it is no artifact that this host could run, else what could not be written.
     pub fn finish(self) -> Result<Artifact, StoreError> {
+        let (sha256, size) = self.hasher.clone().finish();
         let Self {
-            store,
-            file,
-            temp,
-            hasher,
-        } = self;
-        let (sha256, size) = hasher.finish();
+            store, file, temp, ..
+        } = &self;
         let path = store.path(sha256);
         let refused = |reason| StoreError::Refused {
             reason,
             sha256: Some(sha256),
         };
-        let mut artifact = describe(&file, sha256, size, path.clone()).map_err(|e| match e {
+        let mut artifact = describe(file, sha256, size, path.clone()).map_err(|e| match e {
             Undescribed::Reason(reason) => refused(reason),
             Undescribed::Io(source) => at(&temp.0, "cannot read it back")(source),
         })?;
         artifact.acceptable().map_err(refused)?;
         artifact.lease = store.lease(sha256); // before it can be seen, so that nobody collects it
-        if holds(&path, sha256) {
-            return Ok(artifact);
+        if !holds(&path, sha256) {
+            self.place(&path)?;
         }
+        Ok(artifact)
+    }
+
+    /// Read-only, synced, and under its name in one step.
+    fn place(self, path: &Path) -> Result<(), StoreError> {
+        let Self {
+            store, file, temp, ..
+        } = self;
         let unwritable = |error| store.unwritable(error);
         file.set_permissions(fs::Permissions::from_mode(0o444))
             .map_err(unwritable)?;
         file.sync_all().map_err(unwritable)?;
-        fs::rename(&temp.0, &path).map_err(unwritable)?;
+        fs::rename(&temp.0, path).map_err(unwritable)?;
         File::open(&store.0.dir)
             .and_then(|folder| folder.sync_all())
-            .map_err(unwritable)?;
-        Ok(artifact)
+            .map_err(unwritable)
     }
 }
 
@@ -369,6 +406,7 @@ fn describe(
         path,
         manifest: Manifest::from_section(&section)?,
         elf: elf.facts,
+        signature: None,
         lease: Lease::default(),
     })
 }
@@ -401,6 +439,21 @@ fn holds(path: &Path, sha256: Sha256) -> bool {
     File::open(path)
         .and_then(Sha256::of_reader)
         .is_ok_and(|(found, _)| found == sha256)
+}
+
+/// The identity that a file of the store is named by.
+fn identity(name: &str) -> Option<Sha256> {
+    name.strip_suffix(".so")?.parse().ok()
+}
+
+/// Deletes what belongs to nothing.
+fn discard(path: &Path) {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(file = %path.display(), %error, "cannot delete a signature from the artifact store");
+        }
+        _ => {}
+    }
 }
 
 /// Deletes a half-written file unless its writer is alive.

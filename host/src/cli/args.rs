@@ -123,6 +123,7 @@ Ctrl-C stops the waiting, not the deploy: what the host has accepted, it finishe
 Examples:
   handover deploy target/release/libshop.so
   handover deploy libshop.so --app shop-eu --timeout 60s
+  handover deploy libshop.so --signature keys/libshop.so.minisig
   handover deploy libshop.so --detach")]
     Deploy(Deploy),
     /// Activate what is staged, and scan the drop folder again
@@ -200,6 +201,9 @@ pub(super) struct Run {
     /// How the host before this one crashed.
     #[arg(long, value_name = "HOW", hide = true)]
     pub(super) crashed: Option<String>,
+    /// Accept a configuration file, drop folders and a state directory that others may write
+    #[arg(long)]
+    pub(super) insecure_paths: bool,
 }
 
 /// `handover dev`
@@ -239,9 +243,12 @@ pub(super) struct Check {
     /// The app to check it for [default: the one its manifest names]
     #[arg(long, value_name = "APP")]
     pub(super) app: Option<AppName>,
-    /// The configuration file with the check settings of the app
+    /// The configuration file with the check settings of the app, and the keys that must have signed it
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
+    /// Its signature, made with minisign [default: FILE.so.minisig, if there is one]
+    #[arg(long, value_name = "FILE")]
+    pub(super) signature: Option<PathBuf>,
 }
 
 /// `handover inspect`
@@ -261,6 +268,9 @@ pub(super) struct Deploy {
     /// The app to deploy it to [default: the one its manifest names]
     #[arg(long, value_name = "APP")]
     pub(super) app: Option<AppName>,
+    /// Its signature, made with minisign [default: FILE.so.minisig, if there is one]
+    #[arg(long, value_name = "FILE")]
+    pub(super) signature: Option<PathBuf>,
     /// Give up when it is not live by then, e.g. 60s; the old code stays live
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(super) timeout: Option<Duration>,

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{
     args::{self, Global},
+    deploy,
     exit::Failure,
     output::{self, Paint, paint},
 };
@@ -116,7 +117,7 @@ fn verdict(args: &args::Check, config: &Config) -> Result<Checked, Failure> {
         .tempdir()
         .map_err(|error| failed(&error))?;
     let store = Store::open(folder.path()).map_err(|error| failed(&error))?;
-    let artifact = match store.add_file(&args.file) {
+    let mut artifact = match store.add_file(&args.file) {
         Ok(artifact) => artifact,
         Err(StoreError::Refused { reason, .. }) => return Ok(Checked::NoArtifact(reason)),
         Err(error @ StoreError::Io { .. }) => return Err(Failure::new(error.to_string())),
@@ -125,12 +126,26 @@ fn verdict(args: &args::Check, config: &Config) -> Result<Checked, Failure> {
         .app
         .clone()
         .unwrap_or_else(|| artifact.manifest.app.clone());
+    artifact.signature = deploy::signature(&args.file, args.signature.as_deref())?;
+    let trusted = config.trust.keys.verify(&artifact);
+    if let Some(reason) = trusted
+        .as_ref()
+        .err()
+        .map(ToString::to_string)
+        .or_else(|| config.app(&app).too_old(&artifact.manifest.version))
+    {
+        let verdict = Verdict::Rejected(reason);
+        return Ok(Checked::Artifact(Box::new(artifact), app, verdict));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| failed(&error))?;
-    let verdict = runtime
+    let mut verdict = runtime
         .block_on(preflight::check(&artifact, &app, &config.app(&app)))
         .map_err(|error| failed(&error))?;
+    if let (Verdict::Passed(checks), Ok(Some(key))) = (&mut verdict, trusted) {
+        checks.insert(0, format!("signed by key {key}"));
+    }
     Ok(Checked::Artifact(Box::new(artifact), app, verdict))
 }

@@ -1,16 +1,24 @@
 //! `deploy`, `reload`, `rollback`: what changes what is live.
 
+use std::path::Path;
+
 use super::{
     args::{Deploy, Global, Reload, Rollback},
     exit::Failure,
     operation::{How, show},
 };
-use crate::control::Client;
+use crate::{artifact::Signature, control::Client};
 
 /// `handover deploy`
 pub(super) async fn deploy(global: &Global, args: Deploy) -> Result<(), Failure> {
+    let signature = signature(&args.file, args.signature.as_deref())?;
     let client = Client::new(&global.control());
-    let call = client.deploy(&args.file, args.app.as_ref(), args.timeout);
+    let call = client.deploy(
+        &args.file,
+        args.app.as_ref(),
+        args.timeout,
+        signature.as_ref(),
+    );
     show(
         global,
         How {
@@ -20,6 +28,21 @@ pub(super) async fn deploy(global: &Global, args: Deploy) -> Result<(), Failure>
         call,
     )
     .await
+}
+
+/// The signature in the file that is named, or in the one beside the artifact if there is one.
+pub(super) fn signature(file: &Path, named: Option<&Path>) -> Result<Option<Signature>, Failure> {
+    let path = named.map_or_else(|| Signature::beside(file), Path::to_owned);
+    match Signature::read(&path) {
+        Ok(None) if named.is_some() => {
+            Err(Failure::new(format!("there is no file {}", path.display())))
+        }
+        Ok(signature) => Ok(signature),
+        Err(error) => Err(Failure::new(format!(
+            "the signature {} cannot be read: {error}",
+            path.display()
+        ))),
+    }
 }
 
 /// `handover reload`

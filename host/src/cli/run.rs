@@ -11,6 +11,7 @@ use crate::{
     config::{Config, Server},
     daemon::{self, Daemon, Given},
     notify::Notifier,
+    ownership,
     server::socket,
     supervisor, telemetry,
 };
@@ -21,11 +22,20 @@ const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// `handover run`
 pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
     let mut config = match &args.config {
-        Some(file) => Config::read(file).map_err(|error| Failure::new(error.to_string()))?,
+        Some(file) => {
+            // Who may write it may say in it that this is fine, so only the command line can.
+            if !args.insecure_paths {
+                ownership::check(file).map_err(|error| {
+                    Failure::new(format!("the configuration is not to be trusted: {error}"))
+                })?;
+            }
+            Config::read(file).map_err(|error| Failure::new(error.to_string()))?
+        }
         None => Config::without_file(),
     };
     let (alone, supervised) = (args.no_supervisor, args.supervised);
     let crashed = args.crashed.clone();
+    config.trust.insecure_paths |= args.insecure_paths;
     overrule(&mut config.server, global, args);
     telemetry::init(&config.log, output::colour(&io::stderr(), global))
         .map_err(|error| Failure::new(error.to_string()))?;
@@ -113,6 +123,7 @@ mod tests {
             no_supervisor: false,
             supervised: None,
             crashed: None,
+            insecure_paths: false,
         };
         let global = |control: Option<&str>| Global {
             control: control.map(Into::into),

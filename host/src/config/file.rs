@@ -15,15 +15,17 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use toml::Spanned;
 
 use super::{
-    App, Check, Config, ConfigError, Log, LogFormat, RoutePrefix, Server, SmokeRequest, Watch,
-    WhenFull,
+    App, Check, Config, ConfigError, Control, Log, LogFormat, RoutePrefix, Server, SmokeRequest,
+    Trust, Watch, WhenFull, Who,
 };
-use crate::names::AppName;
+use crate::{artifact::Key, names::AppName};
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct ConfigFile {
     server: ServerTable,
+    control: ControlTable,
+    trust: TrustTable,
     log: LogTable,
     app: BTreeMap<AppName, AppTable>,
 }
@@ -46,6 +48,22 @@ struct ServerTable {
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
+struct ControlTable {
+    /// Parsed later, as routes are.
+    operate: Vec<Spanned<String>>,
+    observe: Vec<Spanned<String>>,
+    group: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct TrustTable {
+    keys: Vec<Spanned<String>>,
+    insecure_paths: bool,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
 struct LogTable {
     level: Option<Filter>,
     format: Option<Format>,
@@ -57,6 +75,7 @@ struct AppTable {
     /// Parsed later: an error in a list is told with the span of the whole list.
     routes: Vec<Spanned<String>>,
     watch: Option<WatchWord>,
+    min_version: Option<Text<semver::Version>>,
     drain_deadline: Option<Limit>,
     job_deadline: Option<Limit>,
     bake: Option<Limit>,
@@ -230,8 +249,32 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
             .map_err(|what| source.error(None, &format!("app.{name}.config: {what}")))?;
         apps.insert(name, app(table, routes, config));
     }
+    let control = Control {
+        operate: source.each::<Who>(&file.control.operate)?,
+        observe: source.each::<Who>(&file.control.observe)?,
+        group: file.control.group,
+    };
+    if control.group.is_none()
+        && let Some(named) = file
+            .control
+            .operate
+            .iter()
+            .chain(&file.control.observe)
+            .next()
+    {
+        return Err(source.error(
+            Some(named.span()),
+            "nobody but the host's user and root can open the control socket: set control.group to a group of those named here",
+        ));
+    }
+    let trust = Trust {
+        keys: source.each::<Key>(&file.trust.keys)?.into(),
+        insecure_paths: file.trust.insecure_paths,
+    };
     Ok(Config {
         server: server(file.server, folder),
+        control,
+        trust,
         log: log(file.log),
         apps,
     })
@@ -287,6 +330,7 @@ fn app(table: AppTable, routes: Vec<RoutePrefix>, config: serde_json::Value) -> 
             Some(WatchWord::Stage) => Watch::Stage,
             Some(WatchWord::Off) => Watch::Off,
         },
+        min_version: table.min_version.map(|version| version.0),
         drain_deadline: table
             .drain_deadline
             .map_or(default.drain_deadline, |limit| limit.0),
@@ -377,6 +421,20 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
+    /// The values of a list, each error told with its own line.
+    fn each<T: FromStr<Err: Display>>(
+        &self,
+        list: &[Spanned<String>],
+    ) -> Result<Vec<T>, ConfigError> {
+        list.iter()
+            .map(|text| {
+                text.get_ref()
+                    .parse()
+                    .map_err(|error: T::Err| self.error(Some(text.span()), &error.to_string()))
+            })
+            .collect()
+    }
+
     /// `FILE:LINE: KEY: what`.
     fn error(&self, span: Option<Range<usize>>, what: &str) -> ConfigError {
         let file = self.path.display();
@@ -445,12 +503,20 @@ mod tests {
             shutdown_deadline = "1m"
             max_crashes = 5
             crash_window = "2m"
+            [control]
+            operate = ["1001", "deploy", "@ops"]
+            observe = ["@1002"]
+            group = "ops"
+            [trust]
+            keys = ["RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3"]
+            insecure_paths = true
             [log]
             level = "info,handover=debug"
             format = "json"
             [app.shop]
             routes = ["/", "Example.org/", "/api/"]
             watch = "stage"
+            min_version = "1.2.0"
             drain_deadline = "none"
             job_deadline = "2h"
             bake = "5m"
@@ -488,7 +554,20 @@ mod tests {
             (config.log.level.as_str(), config.log.format),
             ("info,handover=debug", LogFormat::Json)
         );
+        let control = &config.control;
+        assert_eq!(
+            control.operate,
+            [
+                Who::Uid(1001),
+                Who::User("deploy".into()),
+                Who::Group("ops".into())
+            ]
+        );
+        assert_eq!(control.observe, [Who::Group("1002".into())]);
+        assert_eq!(control.group.as_deref(), Some("ops"));
+        assert!(config.trust.keys.are_set() && config.trust.insecure_paths);
         let app = config.app(&name("shop"));
+        assert_eq!(app.min_version, Some("1.2.0".parse().unwrap()));
         let routes: Vec<_> = app.routes.iter().map(RoutePrefix::to_string).collect();
         assert_eq!(routes, ["/", "example.org/", "/api"]);
         assert_eq!(
@@ -565,6 +644,13 @@ mod tests {
             ),
             ("[app.shop]\nenv = [\"A=1\"]", "names only"),
             ("[log]\nlevel = \"a=b=c\"", "log filter"),
+            (
+                "[trust]\nkeys = [\n\"RW\"]",
+                ":3: trust.keys: `RW` is not a public key",
+            ),
+            ("[control]\noperate = [\"@\"]", "control.operate: `@`"),
+            ("[control]\nobserve = [\"deploy\"]", "set control.group"),
+            ("[app.shop]\nmin_version = \"2\"", "app.shop.min_version"),
             ("[server]\nworkers = 0", "server.workers"),
             ("[server]\nshutdown_deadline = \"0s\"", "zero"),
             ("[app.shop]\nmax_old_generations = 0", "nonzero"),
@@ -587,7 +673,10 @@ mod tests {
         let text = error("[app.shop]\nwatch = \"staged\"\n");
         assert!(text.contains("did you mean `stage`?"), "{text}");
         let text = error("[zzz]\n");
-        assert!(text.contains("use one of server, log, app"), "{text}");
+        assert!(
+            text.contains("use one of server, control, trust, log, app"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -11,12 +11,18 @@
 //! | `GET /v1/operations/ID` | the [`Progress`] lines of that operation, from its beginning |
 //! | `POST /v1/shutdown?now=true` | [`ShuttingDown`], then the host ends |
 //!
+//! A deploy may carry a header [`SIGNATURE`]: the base64 of the text that minisign writes. Who has the role of an observer only may make
+//! the first three calls.
+//!
 //! A call that cannot be taken answers a 4xx or 5xx status with [`Problem`].
 
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
 use crate::names::{AppName, GenerationId};
+
+/// The header of a deploy that holds the signature of the artifact: the base64 of the text that minisign writes.
+pub const SIGNATURE: &str = "handover-signature";
 
 /// What `handover status --json` prints.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -181,7 +187,7 @@ pub enum Progress {
     },
     /// A step ended well.
     Step {
-        /// `store`, `preflight`, `load`, `start` or `cutover`.
+        /// `store`, `trust`, `preflight`, `load`, `start` or `cutover`.
         step: String,
         /// The app.
         app: AppName,

@@ -17,11 +17,11 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::mpsc;
 
 use super::{
-    api::{Event, History, Problem, Progress, ShuttingDown, Status},
+    api::{Event, History, Problem, Progress, SIGNATURE, ShuttingDown, Status},
     body::ChannelBody,
     socket,
 };
-use crate::names::AppName;
+use crate::{artifact::Signature, names::AppName};
 
 /// How much of an artifact travels at once.
 const PIECE: usize = 64 * 1024;
@@ -41,7 +41,10 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The socket belongs to somebody else.
-    #[error("you may not use {path}: run as the user of the host, or as root", path = .0.display())]
+    #[error(
+        "you may not use {path}: run as the user of the host, as root, or as one whom its [control] names",
+        path = .0.display()
+    )]
     Denied(PathBuf),
     /// The host answered that it does not take the call.
     #[error("{}", .0.error)]
@@ -80,6 +83,12 @@ impl ClientError {
 #[derive(Clone, Debug)]
 pub struct Client {
     path: PathBuf,
+}
+
+/// What is said of an artifact ahead of its bytes.
+struct Upload {
+    length: u64,
+    signature: Option<String>,
 }
 
 type RequestBody = Either<Empty<Bytes>, ChannelBody<io::Error>>;
@@ -147,12 +156,13 @@ impl Client {
         .await
     }
 
-    /// `POST /v1/deploy` with the bytes of `file`, which stream. The lines come when the host has them all.
+    /// `POST /v1/deploy` with the bytes of `file`, which stream, and their signature. The lines come when the host has them all.
     pub async fn deploy(
         &self,
         file: &Path,
         app: Option<&AppName>,
         timeout: Option<Duration>,
+        signature: Option<&Signature>,
     ) -> Result<Lines<Progress>, ClientError> {
         let unreadable = |source| ClientError::File {
             path: file.to_owned(),
@@ -196,7 +206,10 @@ impl Client {
                 Method::POST,
                 &path,
                 Either::Right(ChannelBody(rx)),
-                Some(found.len()),
+                Some(Upload {
+                    length: found.len(),
+                    signature: signature.map(Signature::to_header),
+                }),
             )
             .await
             .map(Lines::new);
@@ -267,7 +280,7 @@ impl Client {
         method: Method,
         path: &str,
         body: RequestBody,
-        length: Option<u64>,
+        upload: Option<Upload>,
     ) -> Result<Response<Incoming>, ClientError> {
         let stream = socket::connect(&self.path)
             .await
@@ -287,9 +300,12 @@ impl Client {
             .method(method)
             .uri(path)
             .header(header::HOST, "handover");
-        if let Some(length) = length {
+        if let Some(upload) = upload {
             // With the length said, the host can tell a whole upload from a cut one even if we are killed.
-            request = request.header(header::CONTENT_LENGTH, length);
+            request = request.header(header::CONTENT_LENGTH, upload.length);
+            if let Some(signature) = upload.signature {
+                request = request.header(SIGNATURE, signature);
+            }
         }
         let request = request
             .body(body)

@@ -4,8 +4,10 @@
 //! - [`server`]: the host's side, HTTP/1.1 over a unix socket
 //! - [`client`]: the side of the command line
 //! - [`socket`]: the file that both meet at
+//! - [`access`]: who may call what
 //! - [`shutdown`]: how a call ends the host
 
+pub mod access;
 pub mod api;
 mod body;
 pub mod client;
@@ -14,6 +16,7 @@ pub mod shutdown;
 pub mod socket;
 
 pub use self::{
+    access::Access,
     client::{Client, ClientError},
     server::serve,
     shutdown::{Shutdown, ShutdownHandle},

@@ -22,21 +22,25 @@ use tokio::{
 };
 
 use super::{
+    access::{Access, Peer, Role},
     api::{
-        Event, History, HistoryEntry, OperationResult, Outcome, Problem, Progress, ShuttingDown,
-        Status,
+        Event, History, HistoryEntry, OperationResult, Outcome, Problem, Progress, SIGNATURE,
+        ShuttingDown, Status,
     },
     body::ChannelBody,
     shutdown::{Shutdown, ShutdownHandle},
 };
 use crate::{
     apps::{Apps, Cause, Operation},
-    artifact::{Artifact, Store, StoreError, store::Writer},
+    artifact::{Artifact, Signature, Store, StoreError, store::Writer},
     names::AppName,
 };
 
 /// How many lines or pieces may wait for a slow other side.
 const WAITING: usize = 32;
+
+/// How long the bytes of a caller that is refused are read.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the calls are answered from. The host is one; tests put another in its place.
 pub trait Backend: Clone + Send + Sync + 'static {
@@ -53,10 +57,11 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn events(&self) -> (Vec<Event>, broadcast::Receiver<Event>);
     /// Begins an upload. Blocks on the file system.
     fn upload(&self) -> Result<Self::Upload, StoreError>;
-    /// For `POST /v1/deploy`, with the whole upload, and how long it took to be stored.
+    /// For `POST /v1/deploy`, with the whole upload, the signature that came with it, and how long it took to be stored.
     fn deploy(
         &self,
         artifact: Self::Artifact,
+        signature: Option<Signature>,
         stored_in: Duration,
         app: Option<AppName>,
         timeout: Option<Duration>,
@@ -120,11 +125,13 @@ impl Backend for Host {
 
     fn deploy(
         &self,
-        artifact: Artifact,
+        mut artifact: Artifact,
+        signature: Option<Signature>,
         stored_in: Duration,
         app: Option<AppName>,
         timeout: Option<Duration>,
     ) -> Operation {
+        artifact.signature = signature;
         self.apps
             .deploy(artifact, stored_in, app, Cause::Deploy, timeout)
     }
@@ -145,22 +152,35 @@ impl Backend for Host {
 /// Serves the control socket for as long as the future lives; dropping it cuts the connections and no operation.
 ///
 /// `shutdown` is asked for only when the caller's answer is out, so that even `handover shutdown --now` gets one.
-pub async fn serve(listener: UnixListener, apps: Apps, store: Store, shutdown: ShutdownHandle) {
-    serve_backend(listener, Host { apps, store }, shutdown).await;
+pub async fn serve(
+    listener: UnixListener,
+    access: Access,
+    apps: Apps,
+    store: Store,
+    shutdown: ShutdownHandle,
+) {
+    serve_backend(listener, access, Host { apps, store }, shutdown).await;
 }
 
 /// [`serve`] for any backend.
 pub async fn serve_backend<B: Backend>(
     listener: UnixListener,
+    access: Access,
     backend: B,
     shutdown: ShutdownHandle,
 ) {
+    let access = Arc::new(access);
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(connection(stream, backend.clone(), shutdown.clone()));
+                    connections.spawn(connection(
+                        stream,
+                        Arc::clone(&access),
+                        backend.clone(),
+                        shutdown.clone(),
+                    ));
                 }
                 Err(error) => {
                     // Out of descriptors, mostly. It passes, and spinning would not help it.
@@ -173,30 +193,71 @@ pub async fn serve_backend<B: Backend>(
     }
 }
 
-/// Whether a process of user `peer` may command a host of user `own`.
-fn may_command(peer: u32, own: u32) -> bool {
-    peer == own || peer == 0
+/// Who is calling: its role, and the sentence about it.
+#[derive(Clone, Copy)]
+struct Caller {
+    uid: u32,
+    role: Role,
 }
 
-async fn connection<B: Backend>(stream: UnixStream, backend: B, shutdown: ShutdownHandle) {
-    let own = rustix::process::geteuid().as_raw();
-    let denied = match stream.peer_cred() {
-        Ok(peer) if may_command(peer.uid(), own) => None,
-        Ok(peer) => Some(format!(
-            "user {} may not command a host of user {own}: run as that user or as root",
-            peer.uid()
-        )),
-        Err(error) => Some(format!(
-            "the host cannot see who is calling ({error}), so it takes no command"
-        )),
-    };
+impl Caller {
+    async fn of(stream: &UnixStream, access: Arc<Access>) -> Result<Self, String> {
+        let peer = stream.peer_cred().map_err(|error| {
+            format!("the host cannot see who is calling ({error}), so it takes no command")
+        })?;
+        let peer = Peer {
+            uid: peer.uid(),
+            gid: peer.gid(),
+        };
+        // The system's list of users may be a server far away.
+        let role = tokio::task::spawn_blocking(move || access.role(peer))
+            .await
+            .unwrap_or(Role::None);
+        Ok(Self {
+            uid: peer.uid,
+            role,
+        })
+    }
+
+    /// Whether this call is open to the caller.
+    fn may(self, path: &str) -> Result<(), Refusal> {
+        let own = rustix::process::geteuid().as_raw();
+        let uid = self.uid;
+        match self.role {
+            Role::Operate => Ok(()),
+            Role::Observe if OBSERVING.contains(&path) => Ok(()),
+            Role::Observe => Err(Refusal::denied(format!(
+                "user {uid} may observe this host (status, history, events) and not operate it: run as user {own} or root, or have \
+                 control.operate name you"
+            ))),
+            Role::None => Err(Refusal::denied(format!(
+                "user {uid} may not command a host of user {own}: run as that user or as root, or have control.operate or \
+                 control.observe name you"
+            ))),
+        }
+    }
+}
+
+async fn connection<B: Backend>(
+    stream: UnixStream,
+    access: Arc<Access>,
+    backend: B,
+    shutdown: ShutdownHandle,
+) {
+    let caller = Caller::of(&stream, access).await;
     let asked = Arc::new(OnceLock::new());
     let service = service_fn(|request| {
-        let (backend, denied, asked) = (backend.clone(), denied.clone(), Arc::clone(&asked));
+        let (backend, caller, asked) = (backend.clone(), caller.clone(), Arc::clone(&asked));
         async move {
-            let answer = match denied {
-                Some(reason) => Err(Refusal::denied(reason)),
-                None => answer(request, backend, &asked).await,
+            let allowed = caller
+                .map_err(Refusal::denied)
+                .and_then(|caller| caller.may(request.uri().path()));
+            let answer = match allowed {
+                Err(refusal) => {
+                    discard(request.into_body()).await;
+                    Err(refusal)
+                }
+                Ok(()) => answer(request, backend, &asked).await,
             };
             Ok::<_, Infallible>(answer.unwrap_or_else(Refusal::into_response))
         }
@@ -258,6 +319,8 @@ const CALLS: [(&str, &str); 7] = [
     ("/v1/shutdown", "POST"),
 ];
 const OPERATIONS: &str = "/v1/operations/";
+/// Those that change nothing: open to observers.
+const OBSERVING: [&str; 3] = ["/v1/status", "/v1/history", "/v1/events"];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -312,6 +375,22 @@ fn query<Q: DeserializeOwned>(request: &Request<Incoming>) -> Result<Q, Refusal>
     })
 }
 
+/// The signature that came with the artifact.
+fn signature(request: &Request<Incoming>) -> Result<Option<Signature>, Refusal> {
+    let Some(value) = request.headers().get(SIGNATURE) else {
+        return Ok(None);
+    };
+    Signature::from_header(value.as_bytes())
+        .map(Some)
+        .map_err(|error| {
+            Refusal::new(
+                StatusCode::BAD_REQUEST,
+                Outcome::Rejected.exit_code(),
+                format_args!("the signature is not understood: {error}; {SIGNATURE} takes the base64 of FILE.so.minisig"),
+            )
+        })
+}
+
 async fn answer<B: Backend>(
     request: Request<Incoming>,
     backend: B,
@@ -335,8 +414,16 @@ async fn answer<B: Backend>(
             Ok(events(backend.events(), follow))
         }
         "/v1/deploy" => {
-            let query = query(&request)?;
-            deploy(request.into_body(), query, backend).await
+            let asked = query(&request).and_then(|query| Ok((query, signature(&request)?)));
+            match asked {
+                Ok((query, signature)) => {
+                    deploy(request.into_body(), query, signature, backend).await
+                }
+                Err(refusal) => {
+                    discard(request.into_body()).await;
+                    Err(refusal)
+                }
+            }
         }
         "/v1/reload" => {
             let AppQuery { app } = query(&request)?;
@@ -507,6 +594,7 @@ fn missed_events(last: u64, missed: u64) -> Event {
 async fn deploy<B: Backend>(
     body: Incoming,
     query: DeployQuery,
+    signature: Option<Signature>,
     backend: B,
 ) -> Result<Answer, Refusal> {
     let timeout = query.timeout_ms.map(Duration::from_millis);
@@ -514,7 +602,7 @@ async fn deploy<B: Backend>(
     let deploying = tokio::spawn(async move {
         let began = Instant::now();
         let artifact = receive(body, backend.clone()).await?;
-        Ok(backend.deploy(artifact, began.elapsed(), query.app, timeout))
+        Ok(backend.deploy(artifact, signature, began.elapsed(), query.app, timeout))
     });
     let error = match deploying.await {
         Ok(Ok(operation)) => return Ok(progress(operation)),
@@ -552,6 +640,12 @@ async fn deploy<B: Backend>(
         version: None,
         artifact,
     }))
+}
+
+/// Reads what a refused caller still sends, for a while: closing on it would take the answer away from it.
+async fn discard(mut body: Incoming) {
+    let read = async { while let Some(Ok(_)) = body.frame().await {} };
+    let _ = tokio::time::timeout(PATIENCE, read).await; // then it has to do without
 }
 
 /// An operation that ended before it had an id.
@@ -737,11 +831,15 @@ mod tests {
         fn deploy(
             &self,
             artifact: Vec<u8>,
+            signature: Option<Signature>,
             _stored_in: Duration,
             app: Option<AppName>,
             timeout: Option<Duration>,
         ) -> Operation {
             let app = app.map(String::from).unwrap_or_default();
+            if let Some(signature) = signature {
+                self.call(format!("signed {}", signature.as_str()));
+            }
             self.call(format!("deploy {} {app} {timeout:?}", artifact.len()));
             self.operation()
         }
@@ -794,7 +892,7 @@ mod tests {
         fn start() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("control.sock");
-            let (listener, socket) = ControlSocket::bind(&path).unwrap();
+            let (listener, socket) = ControlSocket::bind(&path, None).unwrap();
             let fake = Fake(Arc::new(Inner {
                 calls: Mutex::default(),
                 called: tokio::sync::Notify::new(),
@@ -803,7 +901,12 @@ mod tests {
                 past: Mutex::default(),
             }));
             let shutdown = ShutdownHandle::new();
-            tokio::spawn(serve_backend(listener, fake.clone(), shutdown.clone()));
+            tokio::spawn(serve_backend(
+                listener,
+                Access::default(),
+                fake.clone(),
+                shutdown.clone(),
+            ));
             Self {
                 fake,
                 path,
@@ -898,12 +1001,23 @@ mod tests {
         let file = host.path.with_file_name("it works & more.so");
         std::fs::write(&file, [b"\x7fELF".as_slice(), &[7; 300_000]].concat()).unwrap();
         let app = "shop".parse().unwrap();
+        let pair = minisign::KeyPair::generate_unencrypted_keypair().unwrap();
+        let text = minisign::sign(None, &pair.sk, [7_u8].as_slice(), None, None)
+            .unwrap()
+            .into_string();
+        let signature = text.parse().unwrap();
         let lines = host
             .client()
-            .deploy(&file, Some(&app), Some(Duration::from_secs(60)))
+            .deploy(
+                &file,
+                Some(&app),
+                Some(Duration::from_secs(60)),
+                Some(&signature),
+            )
             .await
             .unwrap();
         assert_eq!(outcome(lines).await.message, "it is live");
+        host.fake.wait_for(&format!("signed {text}")).await;
         host.fake.wait_for("deploy 300004 shop Some(60s)").await;
     }
 
@@ -912,7 +1026,7 @@ mod tests {
         let host = Running::start();
         let file = host.path.with_file_name("notes.txt");
         std::fs::write(&file, "hello").unwrap();
-        let result = outcome(host.client().deploy(&file, None, None).await.unwrap()).await;
+        let result = outcome(host.client().deploy(&file, None, None, None).await.unwrap()).await;
         assert_eq!(result.outcome, Outcome::Rejected);
         assert_eq!(
             result.message,
@@ -925,7 +1039,7 @@ mod tests {
         let host = Running::start();
         let file = host.path.with_file_name("big.so");
         std::fs::write(&file, b"full".repeat(1 << 18)).unwrap();
-        let result = outcome(host.client().deploy(&file, None, None).await.unwrap()).await;
+        let result = outcome(host.client().deploy(&file, None, None, None).await.unwrap()).await;
         assert_eq!(result.outcome, Outcome::Failed);
     }
 
@@ -1014,10 +1128,32 @@ mod tests {
     }
 
     #[test]
-    fn only_the_same_user_and_root_may_command() {
-        assert!(may_command(1000, 1000));
-        assert!(may_command(0, 1000));
-        assert!(!may_command(1001, 1000));
-        assert!(!may_command(1000, 0));
+    fn observers_see_and_change_nothing() {
+        let caller = |role| Caller { uid: 7, role };
+        for (path, _) in CALLS {
+            let open = OBSERVING.contains(&path);
+            assert_eq!(caller(Role::Observe).may(path).is_ok(), open, "{path}");
+            assert!(caller(Role::Operate).may(path).is_ok());
+            let refusal = caller(Role::None).may(path).unwrap_err();
+            assert_eq!(
+                (refusal.status, refusal.problem.exit_code),
+                (StatusCode::FORBIDDEN, 9)
+            );
+        }
+        let refusal = caller(Role::Observe).may("/v1/operations/1").unwrap_err();
+        assert!(refusal.problem.error.contains("may observe"));
+    }
+
+    #[tokio::test]
+    async fn a_signature_that_is_none_is_refused_before_the_upload() {
+        let host = Running::start();
+        let answer = host
+            .raw("POST /v1/deploy HTTP/1.1\r\nhost: h\r\nconnection: close\r\nhandover-signature: aGVsbG8=\r\n\r\n")
+            .await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+        assert!(
+            answer.contains("the signature is not understood"),
+            "{answer}"
+        );
     }
 }

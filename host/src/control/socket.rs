@@ -1,4 +1,4 @@
-//! The socket's file: bound by one host at a time, reachable by its user only, gone when the host ends.
+//! The socket's file: bound by one host at a time, reachable by its user and perhaps a group, gone when the host ends.
 
 use std::{
     fs, io,
@@ -60,9 +60,9 @@ pub struct ControlSocket {
 impl ControlSocket {
     /// Binds `path` and listens there. A socket that a dead host left is replaced. The folder is made where it is missing.
     ///
-    /// The file has mode 0600 from its first moment, and appears under its name only when it already listens.
+    /// The file has mode 0600 from its first moment, or 0660 when it is given to a `group`, and appears under its name only when it already listens.
     /// Must be called within a tokio runtime.
-    pub fn bind(path: &Path) -> Result<(UnixListener, Self), SocketError> {
+    pub fn bind(path: &Path, group: Option<u32>) -> Result<(UnixListener, Self), SocketError> {
         let failed = |source| SocketError::Io {
             path: path.to_owned(),
             source,
@@ -81,17 +81,21 @@ impl ControlSocket {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
         }
-        let bound = Self::bind_and_rename(path).map_err(failed)?;
+        let bound = Self::bind_and_rename(path, group).map_err(failed)?;
         Ok(bound)
     }
 
-    fn bind_and_rename(path: &Path) -> io::Result<(UnixListener, Self)> {
+    fn bind_and_rename(path: &Path, group: Option<u32>) -> io::Result<(UnixListener, Self)> {
         let folder = folder(path);
         if !folder.exists() {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
                 .create(folder)?;
+            if let Some(group) = group {
+                std::os::unix::fs::chown(folder, None, Some(group))?;
+                fs::set_permissions(folder, fs::Permissions::from_mode(0o750))?;
+            }
         }
         // Bound under a name of its own and renamed, so the path goes from dead to listening in one step.
         let temporary = folder.join(format!(".control.{}", std::process::id()));
@@ -111,7 +115,14 @@ impl ControlSocket {
             let address = Address::of(&temporary)?;
             rustix::net::bind(&socket, &SocketAddrUnix::new(&address.path)?)?;
         }
-        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
+        match group {
+            None => fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?,
+            Some(group) => {
+                // Given away first: no other group may open it, not even for a moment.
+                std::os::unix::fs::chown(&temporary, None, Some(group))?;
+                fs::set_permissions(&temporary, fs::Permissions::from_mode(0o660))?;
+            }
+        }
         rustix::net::listen(&socket, 128)?;
         let found = fs::symlink_metadata(&temporary)?;
         fs::rename(&temporary, path)?;
@@ -219,7 +230,7 @@ mod tests {
     async fn only_the_user_of_the_host_can_open_the_socket() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state/control.sock");
-        let (_listener, _socket) = ControlSocket::bind(&path).unwrap();
+        let (_listener, _socket) = ControlSocket::bind(&path, None).unwrap();
         assert_eq!(
             fs::metadata(&path).unwrap().permissions().mode() & 0o777,
             0o600
@@ -240,17 +251,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_group_can_open_the_socket_when_it_is_told_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/control.sock");
+        let group = nix::unistd::Gid::effective().as_raw();
+        let (_listener, _socket) = ControlSocket::bind(&path, Some(group)).unwrap();
+        for (path, mode) in [(path.as_path(), 0o660), (path.parent().unwrap(), 0o750)] {
+            let facts = fs::metadata(path).unwrap();
+            assert_eq!(facts.permissions().mode() & 0o777, mode);
+            assert_eq!(facts.gid(), group);
+        }
+    }
+
+    #[tokio::test]
     async fn a_second_host_is_told_who_runs() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control.sock");
-        let (_listener, _socket) = ControlSocket::bind(&path).unwrap();
+        let (_listener, _socket) = ControlSocket::bind(&path, None).unwrap();
         let again = path.clone();
         let error = tokio::task::spawn_blocking(move || answering(&again))
             .await
             .unwrap()
             .unwrap();
         assert_eq!(error, Some(i32::try_from(std::process::id()).unwrap()));
-        let error = ControlSocket::bind(&path).unwrap_err();
+        let error = ControlSocket::bind(&path, None).unwrap_err();
         assert!(
             error.to_string().starts_with(&format!(
                 "another host (pid {}) is running",
@@ -266,7 +290,7 @@ mod tests {
         let path = folder.path().join("control.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
-        let (listener, socket) = ControlSocket::bind(&path).unwrap();
+        let (listener, socket) = ControlSocket::bind(&path, None).unwrap();
         drop(listener);
         drop(socket);
         assert!(!path.exists());
@@ -278,7 +302,7 @@ mod tests {
         let path = folder.path().join("notes.txt");
         fs::write(&path, "keep").unwrap();
         assert!(matches!(
-            ControlSocket::bind(&path),
+            ControlSocket::bind(&path, None),
             Err(SocketError::NotASocket(_))
         ));
         assert_eq!(fs::read_to_string(&path).unwrap(), "keep");
@@ -288,9 +312,9 @@ mod tests {
     async fn a_socket_taken_over_by_another_host_is_not_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control.sock");
-        let (listener, old) = ControlSocket::bind(&path).unwrap();
+        let (listener, old) = ControlSocket::bind(&path, None).unwrap();
         drop(listener);
-        let (_listener, _new) = ControlSocket::bind(&path).unwrap();
+        let (_listener, _new) = ControlSocket::bind(&path, None).unwrap();
         drop(old);
         assert!(path.exists());
     }
@@ -299,7 +323,7 @@ mod tests {
     async fn a_path_longer_than_a_socket_address_works() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a".repeat(120)).join("control.sock");
-        let (listener, _socket) = ControlSocket::bind(&path).unwrap();
+        let (listener, _socket) = ControlSocket::bind(&path, None).unwrap();
         let (connected, accepted) = tokio::join!(connect(&path), listener.accept());
         connected.unwrap();
         accepted.unwrap();

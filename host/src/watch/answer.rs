@@ -2,7 +2,8 @@
 
 use std::{
     ffi::OsString,
-    fs, io,
+    fs::{self, OpenOptions},
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -95,7 +96,14 @@ pub(super) fn write(path: &Path, verdict: &Verdict, message: &str, sha256: Sha25
     let mut name = OsString::from(TEMP);
     name.push(path.file_name().unwrap_or_default());
     let temp = path.with_file_name(name);
-    let written = fs::write(&temp, text).and_then(|()| fs::rename(&temp, &file));
+    // Others may write where this is: never through a link or into a file of theirs.
+    remove(&temp);
+    let written = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&temp)
+        .and_then(|mut fresh| fresh.write_all(text.as_bytes()))
+        .and_then(|()| fs::rename(&temp, &file));
     match written {
         Ok(()) => {
             let other = match verdict.suffix() {

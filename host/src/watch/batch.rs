@@ -1,6 +1,7 @@
 //! What arrived together for one app, from bytes to answer.
 
 use std::{
+    fs::File,
     path::{Path, PathBuf},
     sync::Arc,
     time::SystemTime,
@@ -13,7 +14,7 @@ use super::{
     answer::{self, Verdict},
     scan::{Key, Stamp},
 };
-use crate::artifact::{Artifact, Sha256, Store, StoreError, inspect};
+use crate::artifact::{Artifact, Sha256, Signature, Store, StoreError, inspect};
 
 /// A file that is worth hashing.
 pub(super) struct Candidate {
@@ -99,7 +100,8 @@ pub(super) async fn run<T: DropTarget>(
         let (key, target) = (key.clone(), Arc::clone(&target));
         task::spawn_blocking(move || {
             let has = |sha256| key.as_ref().is_some_and(|app| target.has(app, sha256));
-            take_in(&key, candidates, fresh_state, &store, has)
+            let admits = |path: &Path| target.admits(path);
+            take_in(&key, candidates, fresh_state, &store, has, admits)
         })
     };
     let Ok(intake) = reading.await else {
@@ -190,6 +192,7 @@ fn take_in(
     fresh_state: bool,
     store: &Store,
     has: impl Fn(Sha256) -> bool,
+    admits: impl Fn(&Path) -> Result<(), String>,
 ) -> Intake {
     let mut intake = Intake::default();
     let mut fresh = Vec::new();
@@ -204,7 +207,9 @@ fn take_in(
         // One file with new bytes, the usual case, is read once. All others are hashed first and stored only when chosen.
         let surely_new = previous.is_none() || candidate.known.is_some() && !candidate.touched_only;
         let stored = alone && surely_new;
-        let read = if stored {
+        let read = if let Err(reason) = admits(&candidate.path) {
+            refuse(&candidate.path, reason)
+        } else if stored {
             store.add_file(&candidate.path)
         } else {
             inspect(&candidate.path).and_then(|artifact| match artifact.acceptable() {
@@ -264,6 +269,19 @@ fn take_in(
     intake
 }
 
+/// A refusal of the bytes that lie at `path` now.
+fn refuse(path: &Path, reason: String) -> Result<Artifact, StoreError> {
+    let read = File::open(path).and_then(Sha256::of_reader);
+    let (sha256, _) = read.map_err(|source| StoreError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    Err(StoreError::Refused {
+        reason,
+        sha256: Some(sha256),
+    })
+}
+
 /// Finds the one to offer, and answers the others.
 fn choose(mut fresh: Vec<Fresh>, store: &Store, intake: &mut Intake) {
     fresh.sort_by(|a, b| {
@@ -311,6 +329,12 @@ fn choose(mut fresh: Vec<Fresh>, store: &Store, intake: &mut Intake) {
         intake.outcomes.push(outcome(&one.candidate, end));
     }
     answer::clear(&best.candidate.path);
+    let signature = Signature::beside(&best.candidate.path);
+    // One that is still being written is read again when it has changed.
+    best.artifact.signature = Signature::read(&signature).unwrap_or_else(|error| {
+        tracing::warn!(file = %signature.display(), %error, "cannot read a signature");
+        None
+    });
     intake.best = Some(best);
 }
 

@@ -23,7 +23,7 @@ use super::{
     events::{Folders, Hints},
 };
 use crate::{
-    artifact::{Sha256, Store, elf, store::peek},
+    artifact::{Sha256, Signature, Store, elf, store::peek},
     names::AppName,
 };
 
@@ -102,6 +102,8 @@ struct Seen {
     whole: bool,
     /// Found by the first scan, and not touched since.
     lay_there: bool,
+    /// The state of its signature when it was queued last.
+    signature: Option<Stamp>,
     /// It waits for or is in a batch.
     busy: bool,
     /// It could not be tried in this state.
@@ -164,6 +166,8 @@ struct Found {
     folder: PathBuf,
     app: Key,
     facts: Metadata,
+    /// Its signature, if there is one beside it.
+    signature: Option<Stamp>,
 }
 
 /// What a scan found, and where it could not look.
@@ -382,6 +386,7 @@ impl<T: DropTarget> Scanner<T> {
             since: now,
             whole: false,
             lay_there: self.first,
+            signature: found.signature,
             busy: false,
             retry: None,
             known: None,
@@ -394,7 +399,13 @@ impl<T: DropTarget> Scanner<T> {
         if seen.busy {
             return None; // looked at again when its batch ends
         }
-        let again = matches!(reason, Reason::Asked { again: true, .. });
+        // Refused for want of it, perhaps.
+        let signed = seen.signature != found.signature
+            && seen
+                .known
+                .as_ref()
+                .is_some_and(|known| known.stamp == stamp && known.verdict == Verdict::Failed);
+        let again = signed || matches!(reason, Reason::Asked { again: true, .. });
         let retry = seen.retry == Some(stamp);
         let ticked = stamp.age().is_none_or(|age| age >= self.timing.tick);
         let wanted = match &seen.known {
@@ -452,6 +463,7 @@ impl<T: DropTarget> Scanner<T> {
             return None; // not what was asked for
         }
         (seen.busy, seen.whole) = (true, false);
+        seen.signature = found.signature;
         let queue = self.queues.entry(key.clone()).or_default();
         queue.pending.insert(found.path.clone(), (stamp, again));
         Some(key)
@@ -577,7 +589,9 @@ impl<T: DropTarget> Scanner<T> {
                 continue; // gone, or a link into nowhere
             };
             if facts.is_file() && is_plugin {
+                let signature = fs::metadata(Signature::beside(&path)).ok();
                 listing.files.push(Found {
+                    signature: signature.as_ref().map(Stamp::of),
                     path,
                     folder: folder.to_owned(),
                     app: app.clone(),

@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{Answer, DropTarget, Message, Offer, Timing, WatcherHandle, spawn_with};
 use crate::{
-    artifact::{Sha256, Store, testing::TestElf},
+    artifact::{Sha256, Signature, Store, testing::TestElf},
     names::AppName,
 };
 
@@ -60,6 +60,13 @@ struct Target {
 impl DropTarget for Target {
     fn watches(&self, app: &AppName) -> bool {
         app.as_str() != "off"
+    }
+
+    fn admits(&self, path: &Path) -> Result<(), String> {
+        if path.ends_with("insecure.so") {
+            return Err("anybody could have put it there".to_owned());
+        }
+        Ok(())
     }
 
     fn has(&self, _app: &AppName, _sha256: Sha256) -> bool {
@@ -632,6 +639,47 @@ async fn a_folder_moved_in_brings_its_files() {
     TestElf::new("blog", "1.0.0").write(host.temp.path().join("made/a.so"));
     fs::rename(host.temp.path().join("made"), host.at("blog")).unwrap();
     assert_eq!(host.offer().await.app.as_str(), "blog");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_could_have_put_there_is_refused_and_not_stored() {
+    let mut host = Host::without_events(BY_HAND, fine).await;
+    let path = host.rename_in(&shop("1.0.0"), "shop/insecure.so");
+    assert_eq!(host.scan().await, 0);
+    let said = answer(&path, ".failed").await;
+    assert!(
+        said.starts_with("anybody could have put it there"),
+        "{said}"
+    );
+    assert_eq!(host.refused.recv().await.unwrap().0, path);
+    let stored = fs::read_dir(host.temp.path().join("artifacts")).unwrap();
+    assert_eq!(stored.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_file_is_offered_again_when_its_signature_comes() {
+    let reply = |offer: &Offer| match &offer.artifact.signature {
+        Some(_) => fine(offer),
+        None => Answer::Failed("not signed".to_owned()),
+    };
+    let mut host = Host::without_events(BY_HAND, reply).await;
+    let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
+    host.scan().await;
+    assert!(host.offer().await.artifact.signature.is_none());
+    host.scan().await;
+    host.no_offer();
+    let pair = minisign::KeyPair::generate_unencrypted_keypair().unwrap();
+    let signature = minisign::sign(None, &pair.sk, b"".as_slice(), None, None).unwrap();
+    fs::write(Signature::beside(&path), signature.into_string()).unwrap();
+    host.scan().await;
+    assert!(host.offer().await.artifact.signature.is_some());
+    assert!(
+        answer(&path, ".deployed")
+            .await
+            .starts_with("1.0.0 is live")
+    );
+    host.scan().await;
+    host.no_offer();
 }
 
 #[tokio::test(flavor = "multi_thread")]
