@@ -272,7 +272,8 @@ async fn panics_in_spawn(State(cx): State<Context>) -> &'static str {
 }
 
 async fn panics_in_job(State(cx): State<Context>, Query(told): Query<Told>) -> &'static str {
-    cx.jobs().spawn(&told.name, "", async { panic!("the job panics") });
+    cx.jobs()
+        .spawn(&told.name, "", async { panic!("the job panics") });
     VERSION
 }
 
