@@ -150,10 +150,6 @@ pub(super) struct Limited<B> {
     permit: Option<OwnedSemaphorePermit>,
 }
 
-#[expect(
-    clippy::large_enum_variant,
-    reason = "it is boxed already, as part of Limited"
-)]
 enum Stage<B> {
     Waiting(Option<Waiting<B>>),
     Running(Dispatched<B>),
