@@ -124,6 +124,8 @@ pub struct App {
     pub max_concurrent: Option<NonZeroUsize>,
     /// How many more may wait for their turn; those beyond get 503. Default 0.
     pub queue: usize,
+    /// Where its handlers run. Default: on the workers that all apps share.
+    pub execution: Execution,
     /// How many replaced generations may still be draining. Default 4.
     pub max_old_generations: usize,
     /// What a deploy beyond that does. Default `refuse`.
@@ -156,6 +158,18 @@ impl App {
             .filter_map(|name| std::env::var(name).ok().map(|value| (name.clone(), value)))
             .collect()
     }
+}
+
+/// Where the handlers of an app run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Execution {
+    /// On the workers of the host, which all apps share: no hand-over between threads.
+    Shared,
+    /// On threads of its own, so that what blocks there holds up nobody else.
+    Own {
+        /// How many. Default: one for each core.
+        threads: Option<NonZeroUsize>,
+    },
 }
 
 /// What the drop folder does.
@@ -284,6 +298,7 @@ impl Default for App {
             request_timeout: None,
             max_concurrent: None,
             queue: 0,
+            execution: Execution::Shared,
             max_old_generations: 4,
             when_full: WhenFull::Refuse,
             runtime_threads: NonZeroUsize::MIN,

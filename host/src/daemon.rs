@@ -136,7 +136,7 @@ pub(crate) fn workers(number: Option<NonZeroUsize>) -> io::Result<Runtime> {
         builder.worker_threads(number.get());
     }
     builder
-        .thread_name("handover-worker")
+        .thread_name(ledger::SHARED_WORKER)
         .on_thread_start(ledger::mark_worker)
         .enable_all()
         .build()

@@ -239,3 +239,71 @@ async fn a_host_with_sleeping_spares_ends_at_once_and_with_grace() {
     host.signal(rustix::process::Signal::TERM);
     assert_eq!(host.ended().await, Some(0));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_blocks_on_threads_of_its_own_holds_up_its_own_app_alone() {
+    let host = host_with(
+        1,
+        "spare_workers = 0\n[app.probe]\nexecution = \"own\"\nexecution_threads = 2\n",
+    )
+    .await;
+    host.deploy(&fixture("hello", "1.0.0")).await.expect_code(0);
+    // The first app has the root, the second its name.
+    let mut held = hold(&host, &["/block?ms=4000", "/block?ms=4000"]);
+    let event = host
+        .event("the stall", |event| event.kind == "stalled")
+        .await;
+    assert_eq!(event.app.as_deref(), Some("probe"));
+    for _ in 0..100 {
+        assert_eq!(
+            get(&host, "/hello").await.unwrap().text().trim(),
+            "hello 1.0.0"
+        );
+    }
+    assert!(held.try_join_next().is_none(), "they ended too early");
+    // Its own are answered when it has a thread again.
+    assert_eq!(get(&host, "/version").await.unwrap().text(), "1.0.0");
+    while let Some(answer) = held.join_next().await {
+        assert_eq!(answer.unwrap().status, 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_with_threads_of_its_own_is_swapped_unnoticed_and_unloaded() {
+    let host = host_with(
+        2,
+        "[app.probe]\nexecution = \"own\"\nexecution_threads = 2\n",
+    )
+    .await;
+    let others = Others::of(&host);
+    for version in ["2.0.0", "1.0.0", "2.0.0"] {
+        others.0.more(50).await;
+        host.deploy(&fixture("probe", version)).await.expect_code(0);
+        others.0.more(50).await;
+        host.settled("probe").await;
+    }
+    // Panics, cut bodies, clients that leave, upgrades and large bodies go the same ways.
+    assert_eq!(get(&host, "/panic").await.unwrap().status, 500);
+    assert!(matches!(
+        get(&host, "/panic-in-body").await,
+        Err(Fault::Cut(_))
+    ));
+    let answer = get(&host, "/download?bytes=3000000").await.unwrap();
+    assert_eq!(answer.body.len(), 3_000_000);
+    let answer = get(&host, "/trailers").await.unwrap();
+    assert_eq!(answer.trailer("x-checksum"), Some("4711"));
+    let mut http = Http1::connect(host.address).await.unwrap();
+    http.send_head("GET", "/slow?ms=600000", &[]).await.unwrap();
+    host.app_when("probe", "it to be asked", |app| {
+        app.generations[0].in_flight >= 1
+    })
+    .await;
+    drop(http);
+    others.noticed_nothing().await;
+    host.deploy(&fixture("probe", "1.0.0")).await.expect_code(0);
+    host.settled("probe").await;
+    host.until("the libraries to be unmapped", async || {
+        (host.mapped_plugins() == 1).then_some(())
+    })
+    .await;
+}

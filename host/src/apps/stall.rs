@@ -2,8 +2,9 @@
 //!
 //! A handler that spins or blocks holds its worker. What that does to the others, and what is done about it:
 //! - What waits in the worker's own queue is stolen by the other workers, but only by those that are awake; and when the worker that holds
-//!   the I/O driver takes up exactly one task, nobody else looks after the driver until somebody wakes. So as long as a
-//!   call lasts for more than a tick, each tick wakes a worker, by a task that does nothing.
+//!   the I/O driver takes up exactly one task, nobody else looks after the driver until somebody wakes: measured
+//!   with two workers, one request that spins for 3 s, and 200 others after it, none of the 200 was answered before it ended. So each tick
+//!   that finds a thread inside of a call wakes a worker, by a task that does nothing: then all 200 were, the slowest after 0.1 s.
 //! - One worker less is left. So there are spare ones ([`park_spares`]) which sleep, and cost nothing, until a call stalls or no worker is
 //!   left; then one of them takes part for good. They are not sent back to sleep: by then they may owe plugins their destructors.
 //! - A task in the worker's LIFO slot is out of everybody's reach. tokio took the stealing of it back (1.51), and switching the slot
@@ -99,7 +100,7 @@ struct Long {
     since: Instant,
     /// Told already, with what it is.
     told: Option<(AppName, GenerationId, String)>,
-    /// A spare worker stands in for the one that is stuck.
+    /// A spare worker stands in for the one that is stuck, or none is needed: an app has its threads for itself.
     replaced: bool,
 }
 
@@ -145,13 +146,14 @@ impl Watchdog {
             return false;
         };
         let now = Instant::now();
-        let mut stuck = 0;
+        let (mut stuck, mut any) = (0, false);
         for slot in ledger::slots() {
             let call = slot.call();
+            any |= call.is_some();
             let known = self.long.get_mut(&slot.tid());
             match (known, call) {
                 (Some(long), Some(call)) if long.call == call => {
-                    stuck += 1;
+                    stuck += usize::from(slot.is_shared());
                     let took = now.saturating_duration_since(long.since);
                     if long.told.is_none() && took >= self.stall_after {
                         // It may have left in between, and then this is another call.
@@ -178,7 +180,7 @@ impl Watchdog {
                         call,
                         since: now,
                         told: None,
-                        replaced: false,
+                        replaced: !slot.is_shared(),
                     });
                     let ended = match begun {
                         Some(begun) => self.long.insert(slot.tid(), begun),
@@ -192,8 +194,14 @@ impl Watchdog {
         }
         if stuck > 0 {
             self.replace(stuck);
-            // Wakes a worker, which takes the driver and what waits in the queues of those that are stuck.
+        }
+        if any {
+            // Wakes a worker, which takes the driver and what waits in the queues of those that are stuck. Also when a call has only
+            // just begun: it costs nearly nothing, and nobody waits for a second tick.
             self.runtime.spawn(async {});
+            for runtime in ledger::others() {
+                runtime.spawn(async {});
+            }
         }
         true
     }

@@ -15,8 +15,8 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use toml::Spanned;
 
 use super::{
-    App, Check, Config, ConfigError, Control, Log, LogFormat, RoutePrefix, Server, SmokeRequest,
-    Trust, Watch, WhenFull, Who,
+    App, Check, Config, ConfigError, Control, Execution, Log, LogFormat, RoutePrefix, Server,
+    SmokeRequest, Trust, Watch, WhenFull, Who,
 };
 use crate::{artifact::Key, names::AppName};
 
@@ -82,6 +82,8 @@ struct AppTable {
     request_timeout: Option<Limit>,
     max_concurrent: Option<NonZeroUsize>,
     queue: Option<usize>,
+    execution: Option<ExecutionWord>,
+    execution_threads: Option<NonZeroUsize>,
     max_old_generations: Option<NonZeroUsize>,
     when_full: Option<WhenFullWord>,
     runtime_threads: Option<NonZeroUsize>,
@@ -112,6 +114,13 @@ enum WatchWord {
     Deploy,
     Stage,
     Off,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum ExecutionWord {
+    Shared,
+    Own,
 }
 
 #[derive(Deserialize)]
@@ -343,6 +352,13 @@ fn app(table: AppTable, routes: Vec<RoutePrefix>, config: serde_json::Value) -> 
             .map_or(default.request_timeout, |limit| limit.0),
         max_concurrent: table.max_concurrent.or(default.max_concurrent),
         queue: table.queue.unwrap_or(default.queue),
+        execution: match table.execution {
+            None => default.execution,
+            Some(ExecutionWord::Shared) => Execution::Shared,
+            Some(ExecutionWord::Own) => Execution::Own {
+                threads: table.execution_threads,
+            },
+        },
         max_old_generations: table
             .max_old_generations
             .map_or(default.max_old_generations, NonZeroUsize::get),
@@ -523,6 +539,8 @@ mod tests {
             request_timeout = "10s"
             max_concurrent = 100
             queue = 20
+            execution = "own"
+            execution_threads = 3
             max_old_generations = 2
             when_full = "end-oldest"
             runtime_threads = 2
@@ -580,6 +598,12 @@ mod tests {
         assert_eq!(app.request_timeout, Some(Duration::from_secs(10)));
         assert_eq!(app.max_concurrent.map(NonZeroUsize::get), Some(100));
         assert_eq!(app.queue, 20);
+        assert_eq!(
+            app.execution,
+            Execution::Own {
+                threads: NonZeroUsize::new(3)
+            }
+        );
         assert_eq!((app.max_old_generations, app.keep_artifacts), (2, 0));
         assert_eq!(app.runtime_threads.get(), 2);
         assert_eq!(app.env, ["HOME"]);

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    future::poll_fn,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Wake, Waker},
@@ -14,7 +15,7 @@ use handover_plugin::abi::{
 };
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, futures::OwnedNotified};
+use tokio::sync::{OwnedSemaphorePermit, futures::OwnedNotified, mpsc};
 
 use crate::{
     generation::{Cut, Hold, InFlight},
@@ -49,6 +50,32 @@ enum Kind {
     Full(Option<Bytes>),
     Stream(Box<Streaming>),
     Limited(Box<Permitted>),
+    Pumped(Box<Pumped>),
+}
+
+/// A body that is polled on the threads of its app, and comes from there frame by frame. None is its end.
+#[derive(Debug)]
+struct Pumped {
+    frames: mpsc::Receiver<Option<Result<Frame<Bytes>, AnswerError>>>,
+    /// As long as nothing was taken of it.
+    hint: SizeHint,
+    ended: bool,
+}
+
+impl Pumped {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let frame = std::task::ready!(self.frames.poll_recv(cx));
+        self.hint = SizeHint::default();
+        self.ended = !matches!(frame, Some(Some(Ok(_))));
+        // Cut off without its end, it is not whole.
+        Poll::Ready(frame.unwrap_or(Some(Err(AnswerError::Expired))))
+    }
 }
 
 /// The body of an answer that counts against `max_concurrent` until it has ended.
@@ -107,6 +134,35 @@ impl AnswerBody {
         }
     }
 
+    /// The same, polled on the runtime that this is called on. A frame is made ready ahead.
+    pub(super) fn pumped(self) -> Self {
+        if !matches!(self.0, Kind::Stream(_)) || self.is_end_stream() {
+            return self;
+        }
+        let hint = self.size_hint();
+        let (to, frames) = mpsc::channel(1);
+        let mut body = self;
+        tokio::spawn(async move {
+            loop {
+                let next = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
+                let frame = tokio::select! {
+                    biased;
+                    () = to.closed() => return,
+                    frame = next => frame,
+                };
+                let last = !matches!(frame, Some(Ok(_)));
+                if to.send(frame).await.is_err() || last {
+                    return;
+                }
+            }
+        });
+        Self(Kind::Pumped(Box::new(Pumped {
+            frames,
+            hint,
+            ended: false,
+        })))
+    }
+
     pub(super) fn stream(
         stream: BodyStream,
         in_flight: InFlight,
@@ -135,6 +191,7 @@ impl Body for AnswerBody {
             Kind::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Kind::Stream(streaming) => streaming.poll_frame(cx),
             Kind::Limited(limited) => Pin::new(&mut limited.body).poll_frame(cx),
+            Kind::Pumped(pumped) => pumped.poll_frame(cx),
         }
     }
 
@@ -143,6 +200,7 @@ impl Body for AnswerBody {
             Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
             Kind::Stream(streaming) => streaming.body.size_hint(),
             Kind::Limited(limited) => limited.body.size_hint(),
+            Kind::Pumped(pumped) => pumped.hint,
         }
     }
 
@@ -151,6 +209,7 @@ impl Body for AnswerBody {
             Kind::Full(bytes) => bytes.is_none(),
             Kind::Stream(streaming) => streaming.body.is_end_stream(),
             Kind::Limited(limited) => limited.body.is_end_stream(),
+            Kind::Pumped(pumped) => pumped.ended,
         }
     }
 }

@@ -96,11 +96,10 @@ struct Answer {
 }
 
 /// Chooses where `request` goes, and counts it in there.
-pub fn dispatch<B: Body>(
-    routes: &Arc<Routes>,
-    request: Request<B>,
-    origin: Origin<'_>,
-) -> Dispatched<B> {
+pub fn dispatch<B>(routes: &Arc<Routes>, request: Request<B>, origin: Origin<'_>) -> Dispatched<B>
+where
+    B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
+{
     Dispatched::choose(routes, request, origin, false)
 }
 
@@ -163,7 +162,10 @@ fn asks_for_upgrade<B>(request: &Request<B>) -> bool {
     request.version() == Version::HTTP_11 && request.headers().contains_key(header::UPGRADE)
 }
 
-impl<B: Body> Dispatched<B> {
+impl<B> Dispatched<B>
+where
+    B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
+{
     /// [`dispatch`] when the limits of the app have admitted it.
     pub(super) fn admitted(routes: &Arc<Routes>, request: Request<B>, origin: Origin<'_>) -> Self {
         Self::choose(routes, request, origin, true)

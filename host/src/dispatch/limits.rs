@@ -1,4 +1,4 @@
-//! What an app may take: how many requests at a time, how many may wait for their turn, how long an answer may take.
+//! What is set for the requests of an app: how many requests at a time, how many may wait for their turn, how long an answer may take.
 //!
 //! An app without limits pays one branch for them. A request of an app that has some waits for its turn *before* its generation is
 //! chosen: what waits belongs to no generation, so it holds up no drain, and it is answered by what is active when its turn comes.
@@ -26,6 +26,7 @@ use tokio::{
 use super::{
     body::AnswerBody,
     call::{Dispatched, Origin},
+    execution::{Elsewhere, Threads},
     own,
     route::Routes,
 };
@@ -37,6 +38,8 @@ pub struct Limits {
     app: AppName,
     timeout: Option<Duration>,
     slots: Option<Slots>,
+    /// Where its requests run, if not on the workers of the host.
+    threads: Option<Threads>,
     refused: AtomicU64,
     timed_out: AtomicU64,
 }
@@ -73,11 +76,17 @@ impl Limits {
             queue: settings.queue,
             waiting: AtomicUsize::new(0),
         });
-        (slots.is_some() || settings.request_timeout.is_some()).then(|| {
+        let threads = Threads::start(app, settings).unwrap_or_else(|error| {
+            tracing::error!(%app, "it gets no threads of its own and runs on the workers of the host: {error}");
+            None
+        });
+        let any = slots.is_some() || threads.is_some() || settings.request_timeout.is_some();
+        any.then(|| {
             Arc::new(Self {
                 app: app.clone(),
                 timeout: settings.request_timeout,
                 slots,
+                threads,
                 refused: AtomicU64::new(0),
                 timed_out: AtomicU64::new(0),
             })
@@ -153,6 +162,7 @@ pub(super) struct Limited<B> {
 enum Stage<B> {
     Waiting(Option<Waiting<B>>),
     Running(Dispatched<B>),
+    Elsewhere(Elsewhere),
     Refused,
 }
 
@@ -174,7 +184,17 @@ impl<B> fmt::Debug for Limited<B> {
     }
 }
 
-impl<B: Body> Limited<B> {
+impl<B> Limited<B>
+where
+    B: Body<Data = Bytes, Error: fmt::Display> + Send + Unpin + 'static,
+{
+    fn begin(limits: &Limits, dispatched: Dispatched<B>) -> Stage<B> {
+        match &limits.threads {
+            Some(threads) => Stage::Elsewhere(threads.run(dispatched)),
+            None => Stage::Running(dispatched),
+        }
+    }
+
     pub(super) fn new(
         limits: Arc<Limits>,
         routes: &Arc<Routes>,
@@ -187,7 +207,7 @@ impl<B: Body> Limited<B> {
         let (stage, permit) = match limits.admit() {
             Admission::Now(permit) => {
                 let dispatched = Dispatched::admitted(routes, request, origin);
-                (Stage::Running(dispatched), permit)
+                (Self::begin(&limits, dispatched), permit)
             }
             Admission::Wait(turn) => {
                 let waiting = Waiting {
@@ -209,12 +229,7 @@ impl<B: Body> Limited<B> {
             permit,
         }
     }
-}
 
-impl<B> Limited<B>
-where
-    B: Body<Data = Bytes, Error: fmt::Display> + Send + Unpin + 'static,
-{
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Response<AnswerBody>> {
         if let Stage::Waiting(waiting) = &mut self.stage
             && let Some(turn) = waiting.as_mut().map(|waiting| waiting.turn.as_mut())
@@ -228,7 +243,7 @@ where
                 name_version: waiting.name_version,
             };
             let dispatched = Dispatched::admitted(&waiting.routes, waiting.request, origin);
-            self.stage = Stage::Running(dispatched);
+            self.stage = Self::begin(&self.limits, dispatched);
         }
         match &mut self.stage {
             Stage::Refused => return Poll::Ready(own::busy(&self.limits.app)),
@@ -236,6 +251,13 @@ where
             Stage::Running(dispatched) => {
                 if let Poll::Ready(response) = Pin::new(dispatched).poll(cx) {
                     let permit = self.permit.take();
+                    return Poll::Ready(response.map(|body| body.with_permit(permit)));
+                }
+            }
+            Stage::Elsewhere(elsewhere) => {
+                if let Poll::Ready(response) = elsewhere.poll(cx) {
+                    let permit = self.permit.take();
+                    let response = response.unwrap_or_else(|| own::ends(&self.limits.app));
                     return Poll::Ready(response.map(|body| body.with_permit(permit)));
                 }
             }

@@ -4,11 +4,13 @@
 //! - [`call`]: the request as a future: through the table, polled on this worker
 //! - [`body`]: bodies in both directions, each with the guard that counts it as in flight
 //! - [`upgrade`]: the bytes of an upgraded connection
+//! - [`execution`]: requests of an app that has threads of its own
 //! - [`limits`]: what an app may take: requests at a time, waiting ones, time
 //! - [`own`]: the answers of the host itself
 
 pub mod body;
 pub mod call;
+mod execution;
 pub mod limits;
 mod own;
 pub mod route;

@@ -70,6 +70,14 @@ pub(super) fn busy(app: &AppName) -> Response<AnswerBody> {
     )
 }
 
+/// 503: the host ends, and with it the threads of the app.
+pub(super) fn ends(app: &AppName) -> Response<AnswerBody> {
+    plain(
+        StatusCode::SERVICE_UNAVAILABLE,
+        format!("the host of the app {app} ends"),
+    )
+}
+
 /// 504: the app did not answer in time.
 pub(super) fn timed_out(app: &AppName) -> Response<AnswerBody> {
     plain(

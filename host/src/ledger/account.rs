@@ -4,11 +4,13 @@ use std::{
     marker::PhantomData,
     ops::Range,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
+
+use tokio::runtime::Handle;
 
 use super::{AccountId, interpose, keys, ranges, signals, threads, visit};
 
@@ -99,6 +101,25 @@ pub struct Unsettled {
     pub held: Vec<String>,
 }
 
+/// Runtimes whose workers call plugins too.
+static OTHERS: Mutex<Vec<Handle>> = Mutex::new(Vec::new());
+
+/// Says that the workers of `runtime` call plugins, besides those of the runtime that [`Account::settle`] is awaited on. For good.
+pub fn visit_as_well(runtime: Handle) {
+    OTHERS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(runtime);
+}
+
+/// The runtimes of [`visit_as_well`].
+pub fn others() -> Vec<Handle> {
+    OTHERS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone()
+}
+
 impl Account {
     /// Ends what the library holds in the host: restores its signal handlers, runs its destructors on the threads that
     /// owe them, and waits for its threads to end, for `deadline` at the longest. On `Ok` nothing is left.
@@ -117,8 +138,9 @@ impl Account {
     /// # Panics
     /// Outside of a tokio runtime.
     pub async fn settle(&self, deadline: Duration) -> Result<Report, Unsettled> {
-        let runtime = tokio::runtime::Handle::current();
-        let workers = runtime.metrics().num_workers();
+        let runtime = Handle::current();
+        let mut runtimes = others();
+        runtimes.push(runtime);
         let begin = Instant::now();
         let before = self.0.destructors.load(Ordering::Relaxed);
         let mut report = Report::default();
@@ -142,13 +164,15 @@ impl Account {
             // A worker that finds nothing to do takes tasks from the others. Each visit keeps its worker for a moment, longer
             // each round, so that the tasks behind it are taken by the workers that have not been visited.
             let stay = Duration::from_micros(10 * report.rounds.min(20) as u64);
-            for _ in 0..2 * workers {
-                let account = Arc::clone(&self.0);
-                runtime.spawn(async move {
-                    if !account.visit() {
-                        std::thread::sleep(stay);
-                    }
-                });
+            for runtime in &runtimes {
+                for _ in 0..2 * runtime.metrics().num_workers() {
+                    let account = Arc::clone(&self.0);
+                    runtime.spawn(async move {
+                        if !account.visit() {
+                            std::thread::sleep(stay);
+                        }
+                    });
+                }
             }
             if report.rounds == 0 {
                 tokio::task::yield_now().await;

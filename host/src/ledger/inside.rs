@@ -39,7 +39,11 @@ pub struct Slot {
     calls: AtomicU64,
     reading: AtomicBool,
     tid: i32,
+    shared: bool,
 }
+
+/// The workers that all apps share are called so.
+pub const SHARED_WORKER: &str = "handover-worker";
 
 /// The bit of a pointer that says that somebody reads what it points to.
 const READ: usize = 1;
@@ -66,6 +70,7 @@ fn adopt() -> &'static Slot {
         calls: AtomicU64::new(0),
         reading: AtomicBool::new(false),
         tid: threads::own_tid(),
+        shared: std::thread::current().name() == Some(SHARED_WORKER),
     }));
     OWN.set(Some(slot));
     SLOTS
@@ -117,6 +122,11 @@ impl Slot {
     /// The kernel's number of the thread.
     pub fn tid(&self) -> i32 {
         self.tid
+    }
+
+    /// Whether other apps need this thread as well.
+    pub fn is_shared(&self) -> bool {
+        self.shared
     }
 
     /// The number of the call that the thread is inside of; none outside of one.

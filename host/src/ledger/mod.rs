@@ -31,8 +31,8 @@ mod threads;
 mod visit;
 
 pub use self::{
-    account::{Account, Loading, Report, Unsettled, loading},
-    inside::{Call, inside, slots},
+    account::{Account, Loading, Report, Unsettled, loading, others, visit_as_well},
+    inside::{Call, SHARED_WORKER, inside, slots},
     interpose::armed,
     visit::mark_worker,
 };
