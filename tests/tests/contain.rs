@@ -290,9 +290,12 @@ async fn an_app_with_threads_of_its_own_is_swapped_unnoticed_and_unloaded() {
     ));
     let answer = get(&host, "/download?bytes=3000000").await.unwrap();
     assert_eq!(answer.body.len(), 3_000_000);
-    let answer = get(&host, "/trailers").await.unwrap();
-    assert_eq!(answer.trailer("x-checksum"), Some("4711"));
     let mut http = Http1::connect(host.address).await.unwrap();
+    let answer = http
+        .request("GET", "/trailers", &[("te", "trailers")], None)
+        .await
+        .unwrap();
+    assert_eq!(answer.trailer("x-checksum"), Some("4711"));
     http.send_head("GET", "/slow?ms=600000", &[]).await.unwrap();
     host.app_when("probe", "it to be asked", |app| {
         app.generations[0].in_flight >= 1

@@ -4,7 +4,7 @@
     reason = "a test has nobody to return an error to"
 )]
 
-use std::sync::Arc;
+use std::{os::fd::AsRawFd, sync::Arc};
 
 use handover_tests::{
     client::{Fault, Http1},
@@ -153,11 +153,13 @@ async fn a_new_version_that_crashes_the_host_is_rolled_back_loudly() {
         .await;
     assert_eq!(event.generation, Some(bad.generation));
     assert!(event.message.contains("SIGSEGV"), "{event:?}");
-    assert!(
+    host.until("the log to say so loudly", async || {
         host.log()
             .iter()
             .any(|line| line.contains("ERROR") && line.contains("is rolled back to 1.0.0"))
-    );
+            .then_some(())
+    })
+    .await;
     let history = host.cli(["history", "--json"]).await.expect_code(0).json();
     let entries: Vec<_> = history["history"]
         .as_array()
@@ -261,4 +263,78 @@ async fn without_a_supervisor_there_is_one_process() {
     assert_eq!(host.pid(), host.outer_pid());
     host.signal(Signal::TERM);
     assert_eq!(host.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn what_systemd_says_of_the_end_counts_as_well() {
+    let mut host = Setup::new().alone().start().await;
+    for version in ["1.0.0", "2.0.0"] {
+        host.deploy(&fixture("probe", version)).await.expect_code(0);
+    }
+    // As ExecStopPost= of docs/systemd/handover.service does.
+    host.crash(|host| std::fs::write(host.state().join("crashed"), "dumped SEGV\n").unwrap())
+        .await;
+    host.live("probe", "1.0.0").await;
+    host.event("the rollback", |event| event.kind == "rolled_back")
+        .await;
+}
+
+#[tokio::test]
+async fn with_a_socket_handed_over_there_is_no_parent_and_the_manager_hears_how_it_is() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::empty()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let manager = tokio::net::UnixDatagram::bind(&path).unwrap();
+    let hear = async |wanted: &str| {
+        let mut bytes = [0; 200];
+        loop {
+            let heard =
+                tokio::time::timeout(handover_tests::host::DEADLINE, manager.recv(&mut bytes));
+            let length = heard.await.expect("the host speaks").unwrap();
+            let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
+            if text.lines().any(|line| line == wanted) {
+                return text;
+            }
+        }
+    };
+    let mut host = Setup::new()
+        .env("LISTEN_FDS", "1")
+        .env("LISTEN_FDS_FIRST_FD", &listener.as_raw_fd().to_string())
+        .env("NOTIFY_SOCKET", path.to_str().unwrap())
+        .env("WATCHDOG_USEC", "100000")
+        .start()
+        .await;
+    assert_eq!(host.pid(), host.outer_pid());
+    assert_eq!(host.address, listener.local_addr().unwrap());
+    let ready = hear("READY=1").await;
+    assert!(
+        ready.contains(&format!("MAINPID={}", host.pid())),
+        "{ready}"
+    );
+    hear("WATCHDOG=1").await;
+    hear("WATCHDOG=1").await;
+    host.signal(Signal::TERM);
+    hear("STOPPING=1").await;
+    assert_eq!(host.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_supervisor_passes_on_what_its_host_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let manager = tokio::net::UnixDatagram::bind(&path).unwrap();
+    let mut host = Setup::new()
+        .env("NOTIFY_SOCKET", path.to_str().unwrap())
+        .start()
+        .await;
+    assert_ne!(host.pid(), host.outer_pid());
+    host.signal(Signal::TERM);
+    assert_eq!(host.ended().await, Some(0));
+    let (mut heard, mut bytes) = (Vec::new(), [0; 200]);
+    while let Ok(length) = manager.try_recv(&mut bytes) {
+        heard.push(String::from_utf8_lossy(&bytes[..length]).into_owned());
+    }
+    // Which process to watch it knows already.
+    assert_eq!(heard, ["READY=1", "STOPPING=1"]);
 }

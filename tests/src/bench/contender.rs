@@ -176,6 +176,8 @@ impl<'a> HandoverHost<'a> {
         fs::remove_file(home.path().join("plugins/hello.so")).expect("the folder is ours");
         under.arg(&self.builds.handover);
         run(&mut under, home.path());
+        // Nor would a child that serves.
+        under.arg("--no-supervisor");
         Server::start(home, address, vec![under])
     }
 }
