@@ -194,6 +194,14 @@ impl Daemon {
             .collect();
         let (control, socket) = ControlSocket::bind(&settings.control, group)
             .map_err(|cause| DaemonError(cause.to_string()))?;
+        // Who could put another socket there would be told what operators tell the host.
+        if !insecure_paths {
+            ownership::check(control::socket::folder(&settings.control)).map_err(|cause| {
+                DaemonError(format!(
+                    "the folder of the control socket is not to be trusted: {cause}"
+                ))
+            })?;
+        }
         let shutdown = ShutdownHandle::new();
         let signals = Signals::new().map_err(|cause| fail("signals cannot be handled", &cause))?;
         apps.serves_at(listen.clone());

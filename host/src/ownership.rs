@@ -248,5 +248,8 @@ mod tests {
         mode(&file, 0o664);
         let error = check(&file).unwrap_err().to_string();
         assert!(error.contains("group 65534"), "{error}");
+        // The user's own group is nobody else.
+        std::os::unix::fs::chown(&file, Some(0), Some(0)).unwrap();
+        check(&file).unwrap();
     }
 }

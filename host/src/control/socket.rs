@@ -185,7 +185,7 @@ pub(super) async fn connect(path: &Path) -> io::Result<UnixStream> {
 }
 
 /// The folder of a path, `.` where it names none.
-fn folder(path: &Path) -> &Path {
+pub(crate) fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),

@@ -118,3 +118,29 @@ fn memfd(name: &str) -> Result<OwnedFd, LoadError> {
         ))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::*;
+    use crate::artifact::{Store, testing::TestElf};
+
+    #[test]
+    fn a_file_that_was_replaced_after_it_was_verified_is_not_mapped() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("artifacts")).unwrap();
+        let file = TestElf::new("shop", "1.0.0").write(dir.path().join("shop.so"));
+        let artifact = store.add_file(&file).unwrap();
+        let image = Image::copy(&artifact).unwrap();
+        let good = image.bytes().unwrap();
+        std::fs::remove_file(&artifact.path).unwrap();
+        TestElf::new("shop", "6.6.6").write(&artifact.path);
+        let error = Image::copy(&artifact).unwrap_err().to_string();
+        assert!(error.contains("is not what it was"), "{error}");
+        // What was copied before stays what it was, whatever is tried.
+        assert!((&image.file).write_all(b"evil").is_err());
+        assert!(image.file.set_len(0).is_err());
+        assert_eq!(image.bytes().unwrap(), good);
+    }
+}
