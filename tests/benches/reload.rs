@@ -6,7 +6,7 @@
 //! cargo bench -p handover-tests --bench reload -- --quick     # few reloads; writes nothing
 //! ```
 //!
-//! `--only NAME` for one of them.
+//! `--only NAME` for one of them, `--reloads N` for another number than 60.
 
 use std::{
     fs,
@@ -43,7 +43,11 @@ fn main() {
     }
     let only = bench::option("--only");
     let builds = Builds::new();
-    let reloads = if bench::flag("--quick") { 5 } else { 60 };
+    let reloads = match bench::option("--reloads") {
+        Some(number) => number.parse().expect("a number of reloads"),
+        None if bench::flag("--quick") => 5,
+        None => 60,
+    };
     let (mut outcomes, mut missing) = (Vec::new(), Vec::new());
     for reloader in Reloader::ALL {
         if only.as_deref().is_some_and(|name| name != reloader.name()) {

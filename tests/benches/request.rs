@@ -152,9 +152,9 @@ fn main() {
         }
     } else {
         Pace {
-            rounds: 11,
-            warm: Duration::from_millis(500),
-            measure: Duration::from_secs(2),
+            rounds: 7,
+            warm: Duration::from_millis(300),
+            measure: Duration::from_secs(1),
         }
     };
 

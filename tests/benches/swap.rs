@@ -116,9 +116,9 @@ fn main() {
     let server = HandoverHost::new(&builds, WORKERS).start(free_address(), None);
     let control = Control::of(&server);
 
-    let dropped = drops(&server, &control, &artifacts, if quick { 5 } else { 60 });
+    let dropped = drops(&server, &control, &artifacts, if quick { 5 } else { 40 });
     println!("{}", dropped.text());
-    let (rounds, lasts) = if quick { (1, 2) } else { (5, 4) };
+    let (rounds, lasts) = if quick { (1, 2) } else { (5, 3) };
     let storms = [1, 10, 50].map(|rate| {
         let storm = storm(
             &server,

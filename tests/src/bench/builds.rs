@@ -44,9 +44,11 @@ impl Builds {
                 status.expect("cargo can be run").success(),
                 "{package} does not build"
             );
-            // Copied, so that builds to come do not change what is being measured.
-            let kept = dir.join(format!("{version}{file}"));
-            fs::copy(target().join("release").join(file), &kept).expect("cargo has built the file");
+            // Copied, so that builds to come do not change what is being measured; and renamed, so that no copy of it that runs is changed.
+            let (fresh, kept) = (dir.join("fresh"), dir.join(format!("{version}{file}")));
+            fs::copy(target().join("release").join(file), &fresh)
+                .and_then(|_| fs::rename(fresh, &kept))
+                .expect("cargo has built the file");
             kept
         };
         Self {

@@ -176,7 +176,7 @@ impl<'a> HandoverHost<'a> {
         fs::remove_file(home.path().join("plugins/hello.so")).expect("the folder is ours");
         under.arg(&self.builds.handover);
         run(&mut under, home.path());
-        // Nor would a child that serves.
+        // What is counted is the process that serves, not a parent that waits for it.
         under.arg("--no-supervisor");
         Server::start(home, address, vec![under])
     }

@@ -130,7 +130,9 @@ impl Reloader {
             Self::Handover => Some(env!("CARGO_PKG_VERSION").to_owned()),
             Self::Nginx | Self::HaProxy => first_line(path, &["-v"]),
             Self::Starman => first_line(program("starman")?.to_str()?, &["--version"]),
-            _ => first_line(path, &["--version"]),
+            // Asked for its version, it starts a daemon.
+            Self::Pm2 => first_line("node", &["--version"]).map(|node| format!("node {node}")),
+            Self::Gunicorn | Self::Uwsgi | Self::Puma => first_line(path, &["--version"]),
         }
     }
 
