@@ -21,7 +21,7 @@ use tokio::{
 };
 
 /// An answer that takes longer is none.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is asked, all the time.
 #[derive(Debug, Clone)]
