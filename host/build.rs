@@ -1,8 +1,9 @@
 //! Exports the ledger's functions from every executable that links this crate, so that the libraries it loads find them
-//! before libc's: the binary and the tests of this package. See `src/ledger/interpose.rs`, which defines them.
+//! before libc's: the binary and the tests of this package. See `src/ledger`, which defines them.
 
-/// What `src/ledger/interpose.rs` defines. `ledger::armed` checks at run time that the dynamic linker really finds it.
-const INTERPOSED: [&str; 11] = [
+/// What `src/ledger/interpose.rs` and `src/ledger/openers.rs` define. `ledger::armed` checks at run time that the dynamic
+/// linker really finds it.
+const INTERPOSED: &[&str] = &[
     "__cxa_thread_atexit_impl",
     "pthread_key_create",
     "__pthread_key_create",
@@ -14,6 +15,30 @@ const INTERPOSED: [&str; 11] = [
     "tss_delete",
     "tss_set",
     "sigaction",
+    "socket",
+    "socketpair",
+    "accept",
+    "accept4",
+    "open",
+    "open64",
+    "openat",
+    "openat64",
+    "epoll_create",
+    "epoll_create1",
+    "eventfd",
+    "timerfd_create",
+    "signalfd",
+    "inotify_init",
+    "inotify_init1",
+    "memfd_create",
+    "pipe",
+    "pipe2",
+    "dup",
+    "dup2",
+    "dup3",
+    "fcntl",
+    "fcntl64",
+    "close",
 ];
 
 fn main() {

@@ -63,6 +63,30 @@ pub struct Server {
     pub max_crashes: NonZeroUsize,
     /// Default 60 s.
     pub crash_window: Duration,
+    /// How much replaced generations may leave behind before the operator is told.
+    pub leak_budget: LeakBudget,
+}
+
+/// `leak_budget` of `[server]`: how much all replaced generations together may hold. More is told as an event, once each time it is
+/// crossed, and changes nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeakBudget {
+    /// Bytes of heap, of plugins with a heap of their own. Default 64 MiB.
+    pub bytes: u64,
+    /// Descriptors that could not be closed for them. Default 64.
+    pub descriptors: u64,
+    /// Libraries that stay mapped. Default 8.
+    pub retained: u64,
+}
+
+impl Default for LeakBudget {
+    fn default() -> Self {
+        Self {
+            bytes: 64 << 20,
+            descriptors: 64,
+            retained: 8,
+        }
+    }
 }
 
 /// `[control]`: who may call, beside the host's own user and root, who operate.
@@ -273,6 +297,7 @@ impl Server {
             shutdown_deadline: Duration::from_secs(30),
             max_crashes: MAX_CRASHES,
             crash_window: Duration::from_secs(60),
+            leak_budget: LeakBudget::default(),
         }
     }
 }

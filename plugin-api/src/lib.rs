@@ -24,6 +24,28 @@ pub use sdk::{
     error::Error,
 };
 
+/// Gives the plugin that expands this a heap that leaves with it. Not for use by hand: `#[app]` does.
+#[cfg(all(feature = "sdk", feature = "own-heap"))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __own_heap {
+    () => {
+        #[unsafe(no_mangle)]
+        static HANDOVER_HEAP: $crate::abi::heap::HeapRoot = $crate::abi::heap::HeapRoot::new();
+
+        #[global_allocator]
+        static OWN_HEAP: $crate::abi::heap::OwnHeap = $crate::abi::heap::OwnHeap(&HANDOVER_HEAP);
+    };
+}
+
+/// Nothing: the feature `own-heap` is off.
+#[cfg(all(feature = "sdk", not(feature = "own-heap")))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __own_heap {
+    () => {};
+}
+
 /// What the macros expand to. Not for use by hand, and not a promise.
 #[cfg(feature = "sdk")]
 #[doc(hidden)]

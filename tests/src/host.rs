@@ -116,6 +116,15 @@ pub struct HostStatus {
     pub uptime_ms: u64,
     pub rss_bytes: u64,
     pub listen: Vec<String>,
+    pub leaks: Leaks,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[expect(missing_docs, reason = "the contract says what they are")]
+pub struct Leaks {
+    pub bytes: u64,
+    pub descriptors: u64,
+    pub retained: u64,
 }
 
 /// One event.
@@ -127,6 +136,10 @@ pub struct Event {
     pub app: Option<String>,
     pub generation: Option<u64>,
     pub message: String,
+    #[serde(default)]
+    pub leaked_bytes: Option<u64>,
+    #[serde(default)]
+    pub leaked_descriptors: Option<u64>,
 }
 
 impl Setup {
@@ -552,6 +565,12 @@ impl Host {
             line.contains("memfd:") || line.contains(&*self.state().to_string_lossy())
         })
         .count()
+    }
+
+    /// Mappings of any kind.
+    pub fn mappings(&self) -> usize {
+        let maps = fs::read_to_string(self.proc("maps")).expect("the host runs");
+        maps.lines().count()
     }
 
     /// Resident memory in bytes.

@@ -48,6 +48,20 @@ const BUILDS: &[Build] = &[
     },
 ];
 
+/// `zoo` has dependencies with other features on purpose, and is built by the tests that need it.
+const ZOO: &[Build] = &[
+    Build {
+        packages: &["zoo"],
+        version: "1.0.0",
+        features: &[],
+    },
+    Build {
+        packages: &["zoo"],
+        version: "2.0.0",
+        features: &[],
+    },
+];
+
 /// The folder of the workspace.
 pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -74,8 +88,10 @@ pub fn handover() -> &'static Path {
 /// # Panics
 /// When it is not among the built ones.
 pub fn fixture(name: &str, version: &str) -> PathBuf {
-    static BUILT: LazyLock<PathBuf> = LazyLock::new(build_all);
-    let path = BUILT.join(format!("{name}-{version}.so"));
+    static BUILT: LazyLock<PathBuf> = LazyLock::new(|| build_all(BUILDS, "stamp"));
+    static ZOO_BUILT: LazyLock<PathBuf> = LazyLock::new(|| build_all(ZOO, "stamp-zoo"));
+    let built = if name == "zoo" { &ZOO_BUILT } else { &BUILT };
+    let path = built.join(format!("{name}-{version}.so"));
     assert!(
         path.exists(),
         "{} is not built: see BUILDS in tests/src/plugins.rs",
@@ -152,15 +168,15 @@ fn lock() -> fs::File {
     file
 }
 
-fn build_all() -> PathBuf {
+fn build_all(builds: &[Build], stamp: &str) -> PathBuf {
     let _alone = lock();
     let dir = profile_dir().join("fixtures");
-    let stamp = dir.join("stamp");
+    let stamp = dir.join(stamp);
     let sources = fingerprint();
     if fs::read_to_string(&stamp).is_ok_and(|built| built == sources) {
         return dir;
     }
-    for build in BUILDS {
+    for build in builds {
         let mut arguments = vec!["build"];
         arguments.extend(build.packages.iter().flat_map(|package| ["-p", package]));
         arguments.extend(

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    Apps, Inner, app::App, counted, events::Kind, operation::Speaker, people, status::millis,
+    Apps, Inner, app::App, counted, events::Kind, leaks, operation::Speaker, people, status::millis,
 };
 use crate::{
     control::api::{OperationResult, Outcome, Progress},
@@ -262,18 +262,20 @@ pub(super) struct Attic {
 /// Records how a generation ended.
 pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: Ended) {
     match ended {
-        Ended::Unloaded => {
+        Ended::Unloaded(left) => {
             app.unloaded(id);
-            apps.tell(
-                Kind::Unloaded,
-                app,
-                Some(id),
-                format!("generation {id} is unloaded"),
+            apps.0.leaks.unloaded(&app.name, id, &left);
+            apps.0.events.tell_unloaded(
+                &app.name,
+                id,
+                &left,
+                format!("generation {id} is unloaded{}", leaks::sentence(&left)),
             );
             apps.0.attic.changed.notify_one();
         }
         Ended::Retained(retained) => {
             let reason = retained.reason().to_owned();
+            apps.0.leaks.retained(&app.name, id, retained.holds());
             if app.retained(id, &reason) {
                 apps.tell(
                     Kind::Retained,
@@ -289,6 +291,7 @@ pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: End
                 .push((Arc::clone(app), id, retained));
         }
     }
+    leaks::tell_overdrawn(apps);
 }
 
 /// Retries libraries that stay mapped, and looks for panics, for as long as the apps live.

@@ -7,6 +7,7 @@ use tokio::sync::broadcast;
 
 use crate::{
     control::api::Event,
+    ledger::Left,
     names::{AppName, GenerationId},
 };
 
@@ -31,6 +32,8 @@ pub(super) enum Kind {
     Unloaded,
     /// Its library stays mapped.
     Retained,
+    /// Replaced generations hold more than the leak budget.
+    LeakBudget,
     /// An artifact was refused.
     Rejected,
     /// Its smoke requests failed.
@@ -69,6 +72,7 @@ impl Kind {
             Self::DeadlinePassed => "deadline_passed",
             Self::Unloaded => "unloaded",
             Self::Retained => "retained",
+            Self::LeakBudget => "leak-budget",
             Self::Rejected => "rejected",
             Self::Unhealthy => "unhealthy",
             Self::Failed => "failed",
@@ -116,7 +120,34 @@ impl Events {
         generation: Option<GenerationId>,
         message: impl Into<String>,
     ) {
-        let message = message.into();
+        self.record(kind, app, generation, None, message.into());
+    }
+
+    /// As [`tell`](Self::tell), that a generation is unloaded and what it left behind.
+    pub(super) fn tell_unloaded(
+        &self,
+        app: &AppName,
+        generation: GenerationId,
+        left: &Left,
+        message: String,
+    ) {
+        self.record(
+            Kind::Unloaded,
+            Some(app),
+            Some(generation),
+            Some(left),
+            message,
+        );
+    }
+
+    fn record(
+        &self,
+        kind: Kind,
+        app: Option<&AppName>,
+        generation: Option<GenerationId>,
+        left: Option<&Left>,
+        message: String,
+    ) {
         let (name, number) = (app.map(tracing::field::display), generation.map(|id| id.0));
         match kind {
             // The panic itself was logged with its message when it was caught.
@@ -131,6 +162,7 @@ impl Events {
             }
             Kind::DeadlinePassed
             | Kind::Retained
+            | Kind::LeakBudget
             | Kind::Rejected
             | Kind::Unhealthy
             | Kind::Stalled
@@ -169,6 +201,8 @@ impl Events {
             app: app.cloned(),
             generation,
             message,
+            leaked_bytes: left.and_then(|left| left.heap_bytes),
+            leaked_descriptors: left.map(|left| left.open.len() as u64),
         };
         if ring.events.len() == KEPT {
             ring.events.pop_front();

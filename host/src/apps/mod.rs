@@ -6,6 +6,7 @@
 //! - [`cutover`]: the instant new requests go to the new generation, and where apps answer
 //! - [`crash`]: who is to blame when the host crashed, and what is trusted
 //! - [`drain`]: a replaced generation finishing what it has, its end, and the retry of what stays mapped
+//! - [`leaks`]: what generations leave behind, and the budget for it
 //! - [`history`]: what was deployed, and what a rollback goes back to
 //! - [`rollback`], [`reload`], [`offer`]: the other ways in
 //! - [`restore`]: what was live is live again after a restart
@@ -22,6 +23,7 @@ mod deploy;
 mod drain;
 mod events;
 mod history;
+mod leaks;
 mod offer;
 mod operation;
 mod reload;
@@ -51,6 +53,7 @@ use self::{
     crash::Journal,
     drain::Attic,
     events::{Events, Kind},
+    leaks::Leaks,
     operation::Operations,
     reload::Reloads,
     saved::Saved,
@@ -83,6 +86,7 @@ struct Inner {
     reloads: Reloads,
     attic: Attic,
     journal: Journal,
+    leaks: Leaks,
     /// How many generations are on their way out.
     leaving: watch::Sender<usize>,
     /// Set when the host ends: nothing new is activated.
@@ -151,6 +155,7 @@ impl Apps {
             reloads: Reloads::default(),
             attic: Attic::default(),
             journal: Journal::new(state),
+            leaks: Leaks::default(),
             leaving: watch::Sender::new(0),
             closing: AtomicBool::new(false),
             started: Instant::now(),

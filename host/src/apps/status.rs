@@ -29,6 +29,7 @@ pub(super) fn status(apps: &Apps) -> Status {
                 .map(ToString::to_string)
                 .collect(),
             abi: HOST_ABI.to_string(),
+            leaks: apps.0.leaks.status(),
         },
     }
 }

@@ -54,6 +54,8 @@ mod tests {
             app: None,
             generation: None,
             message: "shop 1.1.0 is live as generation 7".to_owned(),
+            leaked_bytes: None,
+            leaked_descriptors: None,
         };
         assert_eq!(
             text(&event, false),

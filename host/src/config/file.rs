@@ -15,8 +15,8 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use toml::Spanned;
 
 use super::{
-    App, Check, Config, ConfigError, Control, Execution, Log, LogFormat, RoutePrefix, Server,
-    SmokeRequest, Trust, Watch, WhenFull, Who,
+    App, Check, Config, ConfigError, Control, Execution, LeakBudget, Log, LogFormat, RoutePrefix,
+    Server, SmokeRequest, Trust, Watch, WhenFull, Who,
 };
 use crate::{artifact::Key, names::AppName};
 
@@ -44,6 +44,15 @@ struct ServerTable {
     shutdown_deadline: Option<Span>,
     max_crashes: Option<NonZeroUsize>,
     crash_window: Option<Span>,
+    leak_budget: LeakBudgetTable,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct LeakBudgetTable {
+    bytes: Option<Size>,
+    descriptors: Option<u64>,
+    retained: Option<u64>,
 }
 
 #[derive(Deserialize, Default)]
@@ -173,6 +182,32 @@ fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| {
         format!("`{text}` is not a length of time ({error}): write e.g. \"500ms\", \"30s\", \"1h\"")
     })
+}
+
+/// A number of bytes.
+struct Size(u64);
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        size(&text).map(Self).ok_or_else(|| {
+            D::Error::custom(format!(
+                "`{text}` is not a size: write e.g. \"512KiB\", \"64MiB\", \"1GiB\""
+            ))
+        })
+    }
+}
+
+fn size(text: &str) -> Option<u64> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    let shift = match unit.trim_start() {
+        "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 /// The name of an environment variable.
@@ -314,6 +349,20 @@ fn server(table: ServerTable, folder: &Path) -> Server {
         crash_window: table
             .crash_window
             .map_or(default.crash_window, |span| span.0),
+        leak_budget: LeakBudget {
+            bytes: table
+                .leak_budget
+                .bytes
+                .map_or(default.leak_budget.bytes, |size| size.0),
+            descriptors: table
+                .leak_budget
+                .descriptors
+                .unwrap_or(default.leak_budget.descriptors),
+            retained: table
+                .leak_budget
+                .retained
+                .unwrap_or(default.leak_budget.retained),
+        },
     }
 }
 
@@ -519,6 +568,7 @@ mod tests {
             shutdown_deadline = "1m"
             max_crashes = 5
             crash_window = "2m"
+            leak_budget = { bytes = "512KiB", retained = 0 }
             [control]
             operate = ["1001", "deploy", "@ops"]
             observe = ["@1002"]
@@ -568,6 +618,14 @@ mod tests {
         assert_eq!(server.shutdown_deadline, Duration::from_secs(60));
         assert_eq!(server.max_crashes.get(), 5);
         assert_eq!(server.crash_window, Duration::from_secs(120));
+        assert_eq!(
+            server.leak_budget,
+            LeakBudget {
+                bytes: 512 << 10,
+                descriptors: 64,
+                retained: 0
+            }
+        );
         assert_eq!(
             (config.log.level.as_str(), config.log.format),
             ("info,handover=debug", LogFormat::Json)
@@ -677,6 +735,10 @@ mod tests {
             ("[app.shop]\nmin_version = \"2\"", "app.shop.min_version"),
             ("[server]\nworkers = 0", "server.workers"),
             ("[server]\nshutdown_deadline = \"0s\"", "zero"),
+            (
+                "[server]\nleak_budget = { bytes = \"64MB\" }",
+                "`64MB` is not a size",
+            ),
             ("[app.shop]\nmax_old_generations = 0", "nonzero"),
             ("[app.Shop]\n", "`Shop` is not an app name"),
             ("[app.shop.config]\nx = nan", "app.shop.config"),

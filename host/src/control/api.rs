@@ -129,6 +129,20 @@ pub struct HostStatus {
     pub listen: Vec<String>,
     /// The ABI it offers, as `major.minor`.
     pub abi: String,
+    /// What replaced generations hold.
+    #[serde(default)]
+    pub leaks: LeakStatus,
+}
+
+/// What replaced generations hold that they should have given back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeakStatus {
+    /// Bytes of heap that retained generations hold, of plugins with a heap of their own.
+    pub bytes: u64,
+    /// Descriptors that unloaded generations left open and retained ones hold.
+    pub descriptors: u64,
+    /// Libraries that stay mapped.
+    pub retained: u64,
 }
 
 /// What was deployed, newest last.
@@ -174,6 +188,13 @@ pub struct Event {
     pub generation: Option<GenerationId>,
     /// The sentence for a person.
     pub message: String,
+    /// `unloaded` only: the bytes of heap that the generation never freed, and that were freed for it; of plugins with a heap of
+    /// their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaked_bytes: Option<u64>,
+    /// `unloaded` only: the descriptors that the generation left open and that could not be closed for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaked_descriptors: Option<u64>,
 }
 
 /// One line of a running operation.

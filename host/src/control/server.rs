@@ -588,6 +588,8 @@ fn missed_events(last: u64, missed: u64) -> Event {
         app: None,
         generation: None,
         message: format!("{missed} events were missed: this reader is slower than they come"),
+        leaked_bytes: None,
+        leaked_descriptors: None,
     }
 }
 
@@ -811,6 +813,7 @@ mod tests {
                     rss_bytes: 0,
                     listen: Vec::new(),
                     abi: "1.1".into(),
+                    leaks: Default::default(),
                 },
             }
         }
@@ -877,6 +880,8 @@ mod tests {
             app: None,
             generation: Some(GenerationId(1)),
             message: String::new(),
+            leaked_bytes: None,
+            leaked_descriptors: None,
         }
     }
 

@@ -13,7 +13,10 @@ use super::{
     offer::PluginOffer,
     spec::{Spec, StartError},
 };
-use crate::loader::{self, Library};
+use crate::{
+    ledger::Left,
+    loader::{self, Library},
+};
 
 /// How long the threads of a plugin's runtime may take to end. What blocks longer shows as a thread that retains the library.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
@@ -40,8 +43,8 @@ struct Loaded {
 /// How a generation ended.
 #[derive(Debug)]
 pub enum Ended {
-    /// Its library is unmapped, which was verified.
-    Unloaded,
+    /// Its library is unmapped, which was verified; what it left behind.
+    Unloaded(Left),
     /// Its library could not be proven quiet and stays mapped.
     Retained(Retained),
 }
@@ -139,9 +142,9 @@ async fn unload(generation: Option<Arc<Generation>>, library: Library) -> Ended 
         });
     }
     match tokio::task::spawn_blocking(move || library.close()).await {
-        Ok(Ok(())) => {
+        Ok(Ok(left)) => {
             end(State::Unloaded);
-            Ended::Unloaded
+            Ended::Unloaded(left)
         }
         Ok(Err((library, reason))) => {
             end(State::Retained);
@@ -253,6 +256,14 @@ impl Retained {
     /// What held it.
     pub fn reason(&self) -> &str {
         &self.reason
+    }
+
+    /// Bytes of its heap, none when it was built without one of its own, and how many descriptors it has open.
+    pub fn holds(&self) -> (Option<u64>, usize) {
+        (
+            self.library.heap_bytes(),
+            self.library.account().descriptors(),
+        )
     }
 
     /// Tries again.

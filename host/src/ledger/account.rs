@@ -12,7 +12,7 @@ use std::{
 
 use tokio::runtime::Handle;
 
-use super::{AccountId, interpose, keys, ranges, signals, threads, visit};
+use super::{AccountId, descriptors, interpose, keys, openers, ranges, signals, threads, visit};
 
 /// The next account. Never given out twice, so that nothing of an old library is ever taken for a new one's.
 static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -30,6 +30,7 @@ pub struct Loading {
 
 /// Begins to write down what the library that this thread is about to load registers.
 pub fn loading() -> Loading {
+    openers::find();
     signals::note_base();
     let account = NEXT.fetch_add(1, Ordering::Relaxed);
     interpose::LOADING.set(account);
@@ -91,6 +92,19 @@ pub struct Report {
     pub signals: Vec<String>,
     /// How often the workers were asked to come by.
     pub rounds: usize,
+}
+
+/// What a library left behind that does not keep it from being unmapped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// Bytes of its heap that it never freed, and that were freed for it; none when it was built without a heap of its own.
+    pub heap_bytes: Option<u64>,
+    /// Descriptors that it left open and that were closed for it, each for people: `descriptor 12 (socket)`.
+    pub closed: Vec<String>,
+    /// Descriptors that it left open and that nobody but the library may have been the only user of, so that they stay.
+    pub open: Vec<String>,
+    /// Thread-specific keys that went back to the process.
+    pub keys: usize,
 }
 
 /// The library is not quiet: it must stay mapped.
@@ -244,14 +258,25 @@ impl Account {
         sentences
     }
 
-    /// Closes the account: the library is unmapped. Gives how many thread-specific keys went back to the process.
+    /// How many descriptors it has open, as far as they can be followed.
+    pub fn descriptors(&self) -> usize {
+        descriptors::count(self.0.id)
+    }
+
+    /// Closes the account: the library is unmapped. Gives what it left behind.
     ///
     /// To be called on the thread that unmapped it, before that thread ends.
-    pub(crate) fn close(self) -> usize {
+    pub(crate) fn close(self) -> Left {
         visit::forget(self.0.id);
         let keys = keys::delete_all(self.0.id);
+        let descriptors::Left { closed, open } = descriptors::settle(self.0.id);
         ranges::give_back(self.0.id);
-        keys
+        Left {
+            heap_bytes: None,
+            closed,
+            open,
+            keys,
+        }
     }
 }
 

@@ -18,25 +18,29 @@ use std::{
 use libc::{pthread_attr_t, pthread_key_t, pthread_t, sigaction as Sigaction};
 
 use super::{
-    AccountId, keys, ranges, signals, threads,
+    AccountId, keys, openers, ranges, signals, threads,
     visit::{self, Destructor},
 };
 
-/// libc's own function of a name that this file defines.
-struct Real {
+/// libc's own function of a name that the executable defines.
+pub(super) struct Real {
     name: &'static CStr,
     address: AtomicUsize,
 }
 
 impl Real {
-    const fn new(name: &'static CStr) -> Self {
+    pub(super) const fn new(name: &'static CStr) -> Self {
         Self {
             name,
             address: AtomicUsize::new(0),
         }
     }
 
-    fn address(&self) -> usize {
+    pub(super) fn name(&self) -> &'static CStr {
+        self.name
+    }
+
+    pub(super) fn address(&self) -> usize {
         match self.address.load(Ordering::Relaxed) {
             0 => self.find(),
             address => address,
@@ -128,7 +132,7 @@ thread_local! {
     pub(super) static LOADING: Cell<AccountId> = const { Cell::new(0) };
 }
 
-/// Whether libraries that are loaded are bound to the functions of this file. They are not in an executable that links
+/// Whether libraries that are loaded are bound to the functions of the ledger. They are not in an executable that links
 /// this crate without the link arguments of its `build.rs`.
 pub fn armed() -> bool {
     [
@@ -152,11 +156,15 @@ pub fn armed() -> bool {
         (c"sigaction", sigaction as *const () as usize),
     ]
     .into_iter()
-    .all(|(name, own)| {
-        // SAFETY: the name is a C string; looks up what a library loaded now would be bound to.
-        let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-        found as usize == own
-    })
+    .all(|(name, own)| is_found(name, own))
+        && openers::are_found()
+}
+
+/// Whether a library that is loaded now would be bound to `own` for `name`.
+pub(super) fn is_found(name: &CStr, own: usize) -> bool {
+    // SAFETY: the name is a C string; looks up its address only.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    found as usize == own
 }
 
 /// Registers the destructor of a thread-local of the current thread.

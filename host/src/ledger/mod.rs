@@ -3,10 +3,12 @@
 //! A plugin brings its own copy of std, tokio and whatever else it links. Those register things with the C library on the
 //! threads of the host: destructors of thread-locals, thread-specific keys, threads, signal handlers. Each of them is an
 //! address inside the library, so each of them is a jump into nothing after `dlclose`, or a reason for the C library to
-//! never unmap it. The host's executable therefore defines those functions itself ([`interpose`]); the dynamic linker
+//! never unmap it. Descriptors that it leaves open cost the process until it has none left. The host's executable therefore defines those functions itself ([`interpose`]); the dynamic linker
 //! binds every plugin to them. What is not of a plugin goes straight on to libc.
 //!
 //! - [`interpose`]: the C functions that plugins call instead of libc's
+//! - [`openers`]: those of them that give out descriptors
+//! - [`descriptors`]: the descriptors that a library opened and has not closed
 //! - [`ranges`]: whose address is this? Read on each of those calls, without a lock
 //! - [`threads`]: the threads that a library started, alive until the kernel says otherwise
 //! - [`keys`]: the thread-specific keys that a library created
@@ -22,16 +24,18 @@
 )]
 
 mod account;
+mod descriptors;
 mod inside;
 mod interpose;
 mod keys;
+mod openers;
 mod ranges;
 mod signals;
 mod threads;
 mod visit;
 
 pub use self::{
-    account::{Account, Loading, Report, Unsettled, loading, others, visit_as_well},
+    account::{Account, Left, Loading, Report, Unsettled, loading, others, visit_as_well},
     inside::{Call, SHARED_WORKER, inside, slots},
     interpose::armed,
     visit::mark_worker,

@@ -2,6 +2,7 @@
 
 use std::{
     mem::ManuallyDrop,
+    ptr::NonNull,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -10,6 +11,7 @@ use abi_stable::{
     abi_stability::abi_checking::check_layout_compatibility,
     library::{AbiHeaderRef, LibHeader, ROOT_MODULE_LOADER_NAME_WITH_NUL, RootModule},
 };
+use handover_plugin::abi::heap::{self, Heap, HeapRoot};
 use libloading::os::unix as dl;
 use object::{Object as _, ObjectSymbol as _};
 
@@ -19,7 +21,7 @@ use super::{
 };
 use crate::{
     artifact::Artifact,
-    ledger::{self, Account, Report, Unsettled},
+    ledger::{self, Account, Left, Report, Unsettled},
 };
 
 /// Whether the layouts of the root module are compared.
@@ -45,9 +47,16 @@ pub struct Library {
     /// The name the dynamic linker knows it by.
     name: String,
     account: Account,
+    /// The blocks of its heap; none when it was built without one of its own.
+    heap: Option<NonNull<Heap>>,
     /// Closed after the library is unmapped, and never when it is not.
     image: ManuallyDrop<Image>,
 }
+
+// SAFETY: the heap behind the pointer is shared by all threads of the plugin anyway.
+unsafe impl Send for Library {}
+// SAFETY: as above.
+unsafe impl Sync for Library {}
 
 /// One library is mapped or unmapped at a time, so that what the dynamic linker says before and after is about that one.
 static LOADER: Mutex<()> = Mutex::new(());
@@ -73,7 +82,7 @@ impl Library {
         match library.verify(artifact) {
             Ok(()) => Ok(library),
             Err(reason) => Err(LoadError(match library.unmap() {
-                Ok(()) => reason,
+                Ok(_) => reason,
                 Err((_, held)) => format!("{reason}; and it stays mapped, because {held}"),
             })),
         }
@@ -126,11 +135,13 @@ impl Library {
                 "1024 libraries are mapped, more than the ledger can tell apart: restart the host (this one stays mapped, unused)".into(),
             ));
         };
+        let heap = own_heap(&handle, &object);
         Ok(Self {
             layouts,
             handle: Some(handle),
             name,
             account,
+            heap,
             image: ManuallyDrop::new(image),
         })
     }
@@ -273,12 +284,19 @@ impl Library {
         self.account.settle(deadline).await
     }
 
+    /// The bytes of the heap that it holds; none when it was built without one of its own.
+    pub fn heap_bytes(&self) -> Option<u64> {
+        // SAFETY: `own_heap` made it, and only `unmap_here` frees it, which consumes the library.
+        self.heap.map(|heap| unsafe { heap.as_ref() }.live())
+    }
+
     /// Unmaps it and verifies that it is gone. Finalizers of the library run, on a thread of their own. Blocks.
+    /// Gives what it left behind.
     ///
     /// # Errors
     /// Gives it back, mapped and usable, with what holds it: it was not settled, layouts were compared in this process, or the
     /// dynamic linker keeps it. Trying again is allowed.
-    pub fn close(self) -> Result<(), (Self, String)> {
+    pub fn close(self) -> Result<Left, (Self, String)> {
         if self.layouts == Layouts::Check {
             return Err((
                 self,
@@ -293,7 +311,7 @@ impl Library {
         self.unmap()
     }
 
-    fn unmap(self) -> Result<(), (Self, String)> {
+    fn unmap(self) -> Result<Left, (Self, String)> {
         // The thread may fail to start; the library comes back then, so it is handed over through this.
         let slot = Mutex::new(Some(self));
         let take = || slot.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -307,7 +325,7 @@ impl Library {
         }
     }
 
-    fn unmap_here(mut self) -> Result<(), (Self, String)> {
+    fn unmap_here(mut self) -> Result<Left, (Self, String)> {
         let inode = self.image.inode();
         if let Err(error) = mapped::of_inode(inode) {
             let reason = format!(
@@ -346,10 +364,40 @@ impl Library {
             );
             return Err((self, reason));
         }
-        self.account.close();
+        let left = self.account.close();
+        let heap_bytes = self.heap.map(|heap| {
+            // SAFETY: made by `own_heap`, freed once: this is the end of the library, which is unmapped.
+            let heap = unsafe { Box::from_raw(heap.as_ptr()) };
+            // SAFETY: the library was quiet and its statics are gone. A pointer to its heap that somebody else still had
+            // would be as wrong as one to them; no type of the ABI holds one without holding the generation.
+            unsafe { heap.free_all() }
+        });
         drop(ManuallyDrop::into_inner(self.image));
-        Ok(())
+        Ok(Left { heap_bytes, ..left })
     }
+}
+
+/// Gives the library a heap that leaves with it, if it was built for one.
+fn own_heap(library: &dl::Library, object: &Object) -> Option<NonNull<Heap>> {
+    // SAFETY: asks for the address only.
+    let address = unsafe { library.get::<*const HeapRoot>(heap::SYMBOL.as_bytes()) }
+        .ok()?
+        .as_raw_ptr()
+        .cast::<HeapRoot>();
+    let is_inside = address.is_aligned()
+        && object.range.contains(&address.addr())
+        && object.range.end - address.addr() >= size_of::<HeapRoot>();
+    // SAFETY: a static of the library under a name that only handover-plugin gives; any bytes are one, since it consists of
+    // atomic values. The library is mapped.
+    let root = is_inside.then(|| unsafe { &*address })?;
+    let heap = NonNull::from(Box::leak(Box::new(Heap::new())));
+    // SAFETY: made just now. A library that is not closed keeps it for ever.
+    if root.adopt(unsafe { heap.as_ref() }) {
+        return Some(heap);
+    }
+    // SAFETY: made just now, and nobody took it.
+    drop(unsafe { Box::from_raw(heap.as_ptr()) });
+    None
 }
 
 /// Keeps a library that a plugin brought along (OpenSSL, libstdc++, …) for the life of the process. It is shared by all

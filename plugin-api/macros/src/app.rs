@@ -106,6 +106,8 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
                 },
             };
 
+            ::handover_plugin::__own_heap!();
+
             #[used]
             #[unsafe(no_mangle)]
             #[unsafe(link_section = ".handover.manifest")]

@@ -9,6 +9,7 @@
 //! - [`body`], [`bytes`]: bodies as streams of frames, and bytes that cross without a copy
 //! - [`upgrade`]: the byte stream of an upgraded connection
 //! - [`waker`], [`poll`]: asynchrony
+//! - [`heap`]: a heap that leaves with its plugin
 //! - [`export`], [`import`]: the two halves over these tables, as safe traits and values
 //!
 //! Rules that hold for every function that crosses: no panic leaves it (the side that implements it catches), no
@@ -24,6 +25,7 @@ pub mod call;
 pub mod export;
 pub mod head;
 pub mod headers;
+pub mod heap;
 pub mod host;
 pub mod import;
 pub mod manifest;

@@ -1,0 +1,200 @@
+//! What generations leave behind, and the budget for it.
+
+use std::collections::BTreeMap;
+
+use parking_lot::Mutex;
+
+use super::{Apps, counted, events::Kind};
+use crate::{
+    config::LeakBudget,
+    control::api::LeakStatus,
+    ledger::Left,
+    names::{AppName, GenerationId},
+};
+
+/// What all generations of this run of the host have left behind.
+#[derive(Debug, Default)]
+pub(super) struct Leaks(Mutex<Sums>);
+
+#[derive(Debug, Default)]
+struct Sums {
+    /// Descriptors that unloaded generations left open.
+    gone: u64,
+    /// Bytes of heap and descriptors of each generation that is retained.
+    retained: BTreeMap<(AppName, GenerationId), (u64, u64)>,
+    /// The parts of the budget that are overdrawn, which has been told.
+    told: Vec<&'static str>,
+}
+
+impl Leaks {
+    /// What there is now.
+    pub(super) fn status(&self) -> LeakStatus {
+        self.0.lock().status()
+    }
+
+    /// A generation is unloaded and left that behind.
+    pub(super) fn unloaded(&self, app: &AppName, id: GenerationId, left: &Left) {
+        let mut sums = self.0.lock();
+        sums.retained.remove(&(app.clone(), id));
+        sums.gone += left.open.len() as u64;
+    }
+
+    /// A generation is retained and holds that.
+    pub(super) fn retained(&self, app: &AppName, id: GenerationId, holds: (Option<u64>, usize)) {
+        let holds = (holds.0.unwrap_or(0), holds.1 as u64);
+        self.0.lock().retained.insert((app.clone(), id), holds);
+    }
+}
+
+impl Sums {
+    fn status(&self) -> LeakStatus {
+        LeakStatus {
+            bytes: self.retained.values().map(|held| held.0).sum(),
+            descriptors: self.gone + self.retained.values().map(|held| held.1).sum::<u64>(),
+            retained: self.retained.len() as u64,
+        }
+    }
+
+    /// What has been overdrawn since the last look, a sentence each.
+    fn overdrawn(&mut self, budget: &LeakBudget) -> Vec<String> {
+        let LeakStatus {
+            bytes,
+            descriptors,
+            retained,
+        } = self.status();
+        let mut sentences = Vec::new();
+        let mut look = |key: &'static str, is: u64, may: u64, what: &dyn Fn(u64) -> String| {
+            self.told.retain(|told| *told != key || is > may);
+            if is > may && !self.told.contains(&key) {
+                self.told.push(key);
+                sentences.push(format!(
+                    "generations that were replaced hold {}, more than the {} of leak_budget.{key}: see `handover events` for whose they are, and restart the host when it suits",
+                    what(is),
+                    what(may)
+                ));
+            }
+        };
+        look("bytes", bytes, budget.bytes, &|bytes| {
+            format!("{} of heap", people(bytes))
+        });
+        look("descriptors", descriptors, budget.descriptors, &|number| {
+            counted(number, "descriptor")
+        });
+        look(
+            "retained",
+            retained,
+            budget.retained,
+            &|number| match number {
+                1 => "1 library".to_owned(),
+                _ => format!("{number} libraries"),
+            },
+        );
+        sentences
+    }
+}
+
+/// Tells when the budget is overdrawn.
+pub(super) fn tell_overdrawn(apps: &Apps) {
+    let sentences = apps
+        .0
+        .leaks
+        .0
+        .lock()
+        .overdrawn(&apps.0.config.server.leak_budget);
+    for sentence in sentences {
+        apps.0.events.tell(Kind::LeakBudget, None, None, sentence);
+    }
+}
+
+/// What a generation that is unloaded left behind, for its event: begins with `; `, or is empty.
+pub(super) fn sentence(left: &Left) -> String {
+    let mut text = String::new();
+    if let Some(bytes @ 1..) = left.heap_bytes {
+        text.push_str(&format!("; {} of heap freed for it", people(bytes)));
+    }
+    for (what, which) in [("closed for it", &left.closed), ("left open", &left.open)] {
+        match which.len() {
+            0 => {}
+            number @ 1..=4 => text.push_str(&format!("; {what}: {}", which[..number].join(", "))),
+            number => text.push_str(&format!(
+                "; {what}: {} and {} more",
+                which[..4].join(", "),
+                number - 4
+            )),
+        }
+    }
+    text
+}
+
+/// A size for people: `512 B`, `23.4 KiB`.
+fn people(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut size = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while size >= 1024.0 && unit + 1 < UNITS.len() {
+        size /= 1024.0;
+        unit += 1;
+    }
+    let text = format!("{size:.1}");
+    format!(
+        "{} {}",
+        text.strip_suffix(".0").unwrap_or(&text),
+        UNITS[unit]
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+
+    const BUDGET: LeakBudget = LeakBudget {
+        bytes: 1000,
+        descriptors: 2,
+        retained: 1,
+    };
+
+    fn left(bytes: u64, open: usize) -> Left {
+        Left {
+            heap_bytes: Some(bytes),
+            open: vec!["descriptor 9 (/x)".to_owned(); open],
+            ..Left::default()
+        }
+    }
+
+    #[test]
+    fn a_crossing_is_told_once_until_it_is_crossed_back() {
+        let leaks = Leaks::default();
+        let app: AppName = "shop".parse().unwrap();
+        leaks.unloaded(&app, GenerationId(1), &left(600_000, 2));
+        assert!(leaks.0.lock().overdrawn(&BUDGET).is_empty());
+        leaks.retained(&app, GenerationId(2), (Some(1200), 0));
+        let told = leaks.0.lock().overdrawn(&BUDGET);
+        assert_eq!(told.len(), 1);
+        assert!(
+            told[0].contains("1.2 KiB of heap, more than the 1000 B of heap of leak_budget.bytes"),
+            "{told:?}"
+        );
+        assert!(leaks.0.lock().overdrawn(&BUDGET).is_empty());
+        leaks.retained(&app, GenerationId(3), (None, 0));
+        assert_eq!(leaks.0.lock().overdrawn(&BUDGET).len(), 1);
+        leaks.unloaded(&app, GenerationId(3), &left(0, 0));
+        assert!(leaks.0.lock().overdrawn(&BUDGET).is_empty());
+        leaks.retained(&app, GenerationId(4), (None, 0));
+        assert_eq!(leaks.0.lock().overdrawn(&BUDGET).len(), 1);
+    }
+
+    #[test]
+    fn what_was_left_is_told_with_its_names() {
+        assert_eq!(sentence(&Left::default()), "");
+        assert_eq!(
+            sentence(&left(2048, 1)),
+            "; 2 KiB of heap freed for it; left open: descriptor 9 (/x)"
+        );
+        assert!(sentence(&left(0, 6)).ends_with(" and 2 more"));
+    }
+}

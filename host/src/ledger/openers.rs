@@ -1,0 +1,181 @@
+//! The C functions that give out descriptors, and the one that takes them back.
+//!
+//! They stand before libc's as those of [`super::interpose`] do, but nothing in their arguments tells who calls. The
+//! address that they return to does: each begins with two instructions that hand it on as one argument more. What is not
+//! of a plugin costs a look at the table of ranges on top of the system call, and nothing on the way of a request, which
+//! opens nothing.
+#![allow(
+    unreachable_pub,
+    reason = "the dynamic linker reaches what Rust's modules do not"
+)]
+
+use std::{
+    arch::naked_asm,
+    ffi::{CStr, c_char, c_int, c_long, c_uint, c_void},
+};
+
+use super::{descriptors, interpose::Real};
+
+/// Defines functions that stand before libc's: `NAME(ARGUMENTS) -> REAL's TYPE, the register of the argument after the last on x86-64
+/// and on AArch64, what to do with the answer`.
+macro_rules! openers {
+    ($($name:ident / $inner:ident / $real:ident ($($argument:ident: $type:ty),*) as $signature:ty,
+        $x86_64:literal, $aarch64:literal, |$answer:ident, $caller:ident| $then:expr;)*) => {
+        $(
+            static $real: Real = Real::new(match CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
+                Ok(name) => name,
+                Err(_) => panic!(),
+            });
+
+            /// libc's function of this name, whose caller is noted.
+            ///
+            /// # Safety
+            /// As libc's.
+            #[unsafe(no_mangle)]
+            #[unsafe(naked)]
+            pub unsafe extern "C-unwind" fn $name($($argument: $type),*) -> c_int {
+                // The arguments stay where they are; the address to return to becomes the one after them.
+                #[cfg(target_arch = "x86_64")]
+                naked_asm!(concat!("mov ", $x86_64, ", [rsp]"), "jmp {inner}", inner = sym $inner);
+                #[cfg(target_arch = "aarch64")]
+                naked_asm!(concat!("mov ", $aarch64, ", x30"), "b {inner}", inner = sym $inner);
+            }
+
+            /// Unwinds: these are cancellation points. Nothing here waits to be dropped.
+            unsafe extern "C-unwind" fn $inner($($argument: $type,)* $caller: usize) -> c_int {
+                // SAFETY: the address is libc's function of that name, and the type is its signature.
+                let real = unsafe { std::mem::transmute::<usize, $signature>($real.address()) };
+                // SAFETY: the arguments of the caller, as they came.
+                let $answer = unsafe { real($($argument),*) };
+                $then;
+                $answer
+            }
+        )*
+
+        /// Finds libc's own functions: later it may be in a forked child, where looking for them can wait for ever.
+        pub(super) fn find() {
+            $($real.address();)*
+            CLOSE.address();
+        }
+
+        /// Whether what is loaded is bound to the functions of this file.
+        pub(super) fn are_found() -> bool {
+            [$(($real.name(), $name as *const () as usize),)* (CLOSE.name(), close as *const () as usize)]
+                .into_iter()
+                .all(|(name, own)| super::interpose::is_found(name, own))
+        }
+    };
+}
+
+openers! {
+    socket / socket_for / SOCKET (domain: c_int, kind: c_int, protocol: c_int)
+        as unsafe extern "C-unwind" fn(c_int, c_int, c_int) -> c_int,
+        "rcx", "x3", |fd, caller| descriptors::opened(fd, caller);
+    socketpair / socketpair_for / SOCKETPAIR (domain: c_int, kind: c_int, protocol: c_int, pair: *mut c_int)
+        as unsafe extern "C-unwind" fn(c_int, c_int, c_int, *mut c_int) -> c_int,
+        "r8", "x4", |answer, caller| both(answer, pair, caller);
+    accept / accept_for / ACCEPT (socket: c_int, address: *mut c_void, length: *mut c_uint)
+        as unsafe extern "C-unwind" fn(c_int, *mut c_void, *mut c_uint) -> c_int,
+        "rcx", "x3", |fd, caller| descriptors::opened(fd, caller);
+    accept4 / accept4_for / ACCEPT4 (socket: c_int, address: *mut c_void, length: *mut c_uint, flags: c_int)
+        as unsafe extern "C-unwind" fn(c_int, *mut c_void, *mut c_uint, c_int) -> c_int,
+        "r8", "x4", |fd, caller| descriptors::opened(fd, caller);
+    open / open_for / OPEN (path: *const c_char, flags: c_int, mode: c_uint)
+        as unsafe extern "C" fn(*const c_char, c_int, ...) -> c_int,
+        "rcx", "x3", |fd, caller| descriptors::opened(fd, caller);
+    open64 / open64_for / OPEN64 (path: *const c_char, flags: c_int, mode: c_uint)
+        as unsafe extern "C" fn(*const c_char, c_int, ...) -> c_int,
+        "rcx", "x3", |fd, caller| descriptors::opened(fd, caller);
+    openat / openat_for / OPENAT (folder: c_int, path: *const c_char, flags: c_int, mode: c_uint)
+        as unsafe extern "C" fn(c_int, *const c_char, c_int, ...) -> c_int,
+        "r8", "x4", |fd, caller| descriptors::opened(fd, caller);
+    openat64 / openat64_for / OPENAT64 (folder: c_int, path: *const c_char, flags: c_int, mode: c_uint)
+        as unsafe extern "C" fn(c_int, *const c_char, c_int, ...) -> c_int,
+        "r8", "x4", |fd, caller| descriptors::opened(fd, caller);
+    epoll_create / epoll_create_for / EPOLL_CREATE (size: c_int)
+        as unsafe extern "C-unwind" fn(c_int) -> c_int,
+        "rsi", "x1", |fd, caller| descriptors::opened(fd, caller);
+    epoll_create1 / epoll_create1_for / EPOLL_CREATE1 (flags: c_int)
+        as unsafe extern "C-unwind" fn(c_int) -> c_int,
+        "rsi", "x1", |fd, caller| descriptors::opened(fd, caller);
+    eventfd / eventfd_for / EVENTFD (value: c_uint, flags: c_int)
+        as unsafe extern "C-unwind" fn(c_uint, c_int) -> c_int,
+        "rdx", "x2", |fd, caller| descriptors::opened(fd, caller);
+    timerfd_create / timerfd_create_for / TIMERFD_CREATE (clock: c_int, flags: c_int)
+        as unsafe extern "C-unwind" fn(c_int, c_int) -> c_int,
+        "rdx", "x2", |fd, caller| descriptors::opened(fd, caller);
+    signalfd / signalfd_for / SIGNALFD (old: c_int, mask: *const c_void, flags: c_int)
+        as unsafe extern "C-unwind" fn(c_int, *const c_void, c_int) -> c_int,
+        "rcx", "x3", |fd, caller| if fd != old { descriptors::opened(fd, caller) };
+    inotify_init / inotify_init_for / INOTIFY_INIT ()
+        as unsafe extern "C-unwind" fn() -> c_int,
+        "rdi", "x0", |fd, caller| descriptors::opened(fd, caller);
+    inotify_init1 / inotify_init1_for / INOTIFY_INIT1 (flags: c_int)
+        as unsafe extern "C-unwind" fn(c_int) -> c_int,
+        "rsi", "x1", |fd, caller| descriptors::opened(fd, caller);
+    memfd_create / memfd_create_for / MEMFD_CREATE (name: *const c_char, flags: c_uint)
+        as unsafe extern "C-unwind" fn(*const c_char, c_uint) -> c_int,
+        "rdx", "x2", |fd, caller| descriptors::opened(fd, caller);
+    pipe / pipe_for / PIPE (pair: *mut c_int)
+        as unsafe extern "C-unwind" fn(*mut c_int) -> c_int,
+        "rsi", "x1", |answer, caller| both(answer, pair, caller);
+    pipe2 / pipe2_for / PIPE2 (pair: *mut c_int, flags: c_int)
+        as unsafe extern "C-unwind" fn(*mut c_int, c_int) -> c_int,
+        "rdx", "x2", |answer, caller| both(answer, pair, caller);
+    dup / dup_for / DUP (old: c_int)
+        as unsafe extern "C-unwind" fn(c_int) -> c_int,
+        "rsi", "x1", |fd, caller| descriptors::opened(fd, caller);
+    dup2 / dup2_for / DUP2 (old: c_int, new: c_int)
+        as unsafe extern "C-unwind" fn(c_int, c_int) -> c_int,
+        "rdx", "x2", |fd, caller| if old != new { descriptors::opened(fd, caller) };
+    dup3 / dup3_for / DUP3 (old: c_int, new: c_int, flags: c_int)
+        as unsafe extern "C-unwind" fn(c_int, c_int, c_int) -> c_int,
+        "rcx", "x3", |fd, caller| descriptors::opened(fd, caller);
+    fcntl / fcntl_for / FCNTL (fd: c_int, command: c_int, argument: c_long)
+        as unsafe extern "C" fn(c_int, c_int, ...) -> c_int,
+        "rcx", "x3", |answer, caller| duplicated(command, answer, caller);
+    fcntl64 / fcntl64_for / FCNTL64 (fd: c_int, command: c_int, argument: c_long)
+        as unsafe extern "C" fn(c_int, c_int, ...) -> c_int,
+        "rcx", "x3", |answer, caller| duplicated(command, answer, caller);
+}
+
+/// Two descriptors at once.
+fn both(answer: c_int, pair: *mut c_int, caller: usize) {
+    if answer == 0 {
+        // SAFETY: the caller gave room for two, and libc has filled it.
+        let [one, two] = unsafe { *pair.cast::<[c_int; 2]>() };
+        descriptors::opened(one, caller);
+        descriptors::opened(two, caller);
+    }
+}
+
+fn duplicated(command: c_int, answer: c_int, caller: usize) {
+    if command == libc::F_DUPFD || command == libc::F_DUPFD_CLOEXEC {
+        descriptors::opened(answer, caller);
+    }
+}
+
+static CLOSE: Real = Real::new(c"close");
+
+/// libc's `close`, before which the descriptor is struck out.
+///
+/// # Safety
+/// As `close(2)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn close(fd: c_int) -> c_int {
+    descriptors::closing(fd);
+    // SAFETY: the argument of the caller, as it came.
+    unsafe { real_close(fd) }
+}
+
+/// libc's `close`.
+///
+/// # Safety
+/// Nobody else uses the descriptor.
+pub(super) unsafe fn real_close(fd: c_int) -> c_int {
+    type Close = unsafe extern "C-unwind" fn(c_int) -> c_int;
+    // SAFETY: the address is libc's function of that name, and the type is its signature.
+    let real = unsafe { std::mem::transmute::<usize, Close>(CLOSE.address()) };
+    // SAFETY: the caller's promise.
+    unsafe { real(fd) }
+}
