@@ -3,7 +3,7 @@
 //! - [`plugins`]: builds the fixture plugins and keeps them for all test binaries of a run
 //! - [`elf`]: makes other plugins of a built one by rewriting bytes of its file
 //! - [`host`]: runs a host as a process, asks it, waits on what it reports
-//! - [`bench`]: what the benches share
+//! - [`mod@bench`]: what the benches share
 //! - [`client`]: HTTP clients that see cut connections and short answers for what they are
 //! - [`load`]: keeps connections busy and counts every answer
 //!
