@@ -62,7 +62,6 @@ pub async fn check(
         env: settings.readable_env(),
         runtime_threads: settings.runtime_threads.get(),
         start: settings.check.start,
-        deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
         requests: settings.check.requests.clone(),
     };
     let mut running = Running::spawn()?;

@@ -25,8 +25,6 @@ pub(super) struct Task {
     pub(super) runtime_threads: usize,
     /// Whether its constructor is run.
     pub(super) start: bool,
-    /// How long everything may take, in milliseconds.
-    pub(super) deadline_ms: u64,
     /// What it is asked then.
     pub(super) requests: Vec<SmokeRequest>,
 }
