@@ -50,6 +50,12 @@ impl Host {
         let (reports, theirs) = StdDatagram::pair()?;
         reports.set_nonblocking(true)?;
         let mut command = Command::new("/proc/self/exe");
+        // So that people who list processes see what they know.
+        command.arg0(
+            std::env::args_os()
+                .next()
+                .unwrap_or_else(|| "handover".into()),
+        );
         command
             .args(std::env::args_os().skip(1))
             .args(["--supervised", &own_pid()])
