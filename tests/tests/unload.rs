@@ -22,6 +22,13 @@ struct Cost {
 }
 
 impl Cost {
+    /// Whether it is no more. It may be less: threads for blocking work end when they are idle for 10 s.
+    fn is_within(self, other: Self) -> bool {
+        self.mapped <= other.mapped
+            && self.threads <= other.threads
+            && self.descriptors <= other.descriptors
+    }
+
     /// The cost once it stands still: connections that were just closed still count for a moment.
     async fn settled(host: &Host, goal: Option<Self>) -> Self {
         let now = || Self {
@@ -34,7 +41,7 @@ impl Cost {
         loop {
             tokio::time::sleep(Duration::from_millis(100)).await;
             let next = now();
-            let arrived = goal.map_or(next == last, |goal| next == goal);
+            let arrived = goal.map_or(next == last, |goal| next.is_within(goal));
             if arrived || tokio::time::Instant::now() > deadline {
                 return next;
             }
@@ -75,7 +82,10 @@ async fn sixty_swaps_under_load_leave_nothing_behind() {
     }
     let before = before.unwrap();
     let after = Cost::settled(&host, Some(before)).await;
-    assert_eq!(after, before, "after {SWAPS} swaps");
+    assert!(
+        after.is_within(before),
+        "{after:?} after {SWAPS} swaps, {before:?} before"
+    );
     assert_eq!(after.mapped, 1);
     let grown = host.resident().saturating_sub(resident);
     assert!(grown < 12 << 20, "{grown} bytes more after {SWAPS} swaps");
