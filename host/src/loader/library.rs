@@ -135,7 +135,7 @@ impl Library {
                 "1024 libraries are mapped, more than the ledger can tell apart: restart the host (this one stays mapped, unused)".into(),
             ));
         };
-        let heap = own_heap(&handle, &object);
+        let heap = own_heap(&handle, object);
         Ok(Self {
             layouts,
             handle: Some(handle),
