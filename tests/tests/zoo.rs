@@ -107,17 +107,14 @@ async fn the_two_sockets_of_tokios_signal_registry_are_closed() {
 
 #[tokio::test]
 async fn a_client_in_a_static_leaves_with_its_connections() {
-    let host = Setup::new().start().await;
-    host.deploy(&fixture("hello", "1.0.0")).await.expect_code(0);
-    let zoo = {
-        let url = format!("url = \"http://{}\"", host.address);
-        let config = format!(
-            "[app.zoo]\nroutes = [\"/\"]\n[app.zoo.config]\nhabit = \"static-client\"\n{url}\n"
-        );
-        let host = Setup::new().config(&config).start().await;
-        host.deploy(&fixture("zoo", "1.0.0")).await.expect_code(0);
-        Zoo { host }
-    };
+    let asked = Zoo::with("nothing").await;
+    let config = format!(
+        "[app.zoo]\nroutes = [\"/\"]\n[app.zoo.config]\nhabit = \"static-client\"\nurl = \"http://{}\"\n",
+        asked.host.address
+    );
+    let host = Setup::new().config(&config).start().await;
+    host.deploy(&fixture("zoo", "1.0.0")).await.expect_code(0);
+    let zoo = Zoo { host };
     let end = zoo.replaced().await;
     println!("static-client: {}", end.message);
     assert_eq!(end.kind, "unloaded", "{}", end.message);
