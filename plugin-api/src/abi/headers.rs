@@ -12,6 +12,9 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use smallvec::SmallVec;
 
+/// The fields that most heads do with; also what fits in the smallest map but one.
+const USUAL_FIELDS: usize = 6;
+
 /// The index of a name that is not in [`STANDARD`].
 const CUSTOM: u16 = u16::MAX;
 
@@ -114,7 +117,8 @@ impl Buffer {
     ///
     /// A name that HTTP does not allow is left out: the other side took its names from a `HeaderMap`, so there is none.
     pub(super) fn fields(mut self, fields: &[Field<'_>], map: &mut HeaderMap) {
-        map.reserve(fields.len());
+        // Hyper takes the map of a response for the next request of the connection, if that fits.
+        map.reserve(fields.len().max(USUAL_FIELDS));
         for field in fields {
             let value = self.next(field.value.len());
             let name = match STANDARD.get(usize::from(field.index)) {
