@@ -26,7 +26,11 @@ use super::{
     Verdict,
     report::{Line, Stage, Task},
 };
-use crate::{artifact::Artifact, config, names::AppName};
+use crate::{
+    artifact::Artifact,
+    config,
+    names::{self, AppName},
+};
 
 /// How many children may run at once: they start whole runtimes, and the host has users to serve.
 static AT_ONCE: Semaphore = Semaphore::const_new(2);
@@ -258,7 +262,13 @@ impl Heard {
             });
         }
         let what = match (status.signal(), status.code()) {
-            (Some(signal), _) => format!("it crashed with {} {during}", signal_name(signal)),
+            (Some(signal), _) => {
+                let memory = match signal == Signal::KILL.as_raw() {
+                    true => " (out of memory?)",
+                    false => "",
+                };
+                format!("it crashed with {}{memory} {during}", names::signal(signal))
+            }
             (None, Some(code)) => format!("it called exit({code}) {during}"),
             (None, None) => format!("it ended {during}"),
         };
@@ -270,30 +280,6 @@ impl Heard {
             }
         }
     }
-}
-
-/// The name that people know a signal by.
-fn signal_name(number: i32) -> String {
-    let known = [
-        (Signal::SEGV, "SIGSEGV"),
-        (Signal::ABORT, "SIGABRT"),
-        (Signal::BUS, "SIGBUS"),
-        (Signal::ILL, "SIGILL"),
-        (Signal::FPE, "SIGFPE"),
-        (Signal::TRAP, "SIGTRAP"),
-        (Signal::SYS, "SIGSYS"),
-        (Signal::TERM, "SIGTERM"),
-        (Signal::KILL, "SIGKILL (out of memory?)"),
-        (Signal::PIPE, "SIGPIPE"),
-        (Signal::XCPU, "SIGXCPU"),
-    ];
-    known
-        .iter()
-        .find(|(signal, _)| signal.as_raw() == number)
-        .map_or_else(
-            || format!("signal {number}"),
-            |(_, name)| (*name).to_owned(),
-        )
 }
 
 /// The end of what a child prints, read so that it never waits for a reader.

@@ -17,7 +17,10 @@ use tokio::{
 };
 
 use super::own_pid;
-use crate::notify::{Notifier, READY, STOPPING};
+use crate::{
+    names,
+    notify::{Notifier, READY, STOPPING},
+};
 
 /// The longest message of a host.
 const LONGEST_MESSAGE: usize = 1024;
@@ -144,31 +147,8 @@ fn meaning(status: ExitStatus, ready: bool, stopping: bool) -> End {
         None if stopping => End::Meant(1),
         Some(code) if !ready => End::NotStarted(code),
         Some(code) => End::Crashed(format!("exit with code {code}")),
-        None => End::Crashed(signal_name(status)),
+        None => End::Crashed(names::signal(status.signal().unwrap_or_default())),
     }
-}
-
-fn signal_name(status: ExitStatus) -> String {
-    const NAMES: [(Signal, &str); 10] = [
-        (Signal::SEGV, "SIGSEGV"),
-        (Signal::ABORT, "SIGABRT"),
-        (Signal::BUS, "SIGBUS"),
-        (Signal::ILL, "SIGILL"),
-        (Signal::FPE, "SIGFPE"),
-        (Signal::TRAP, "SIGTRAP"),
-        (Signal::SYS, "SIGSYS"),
-        (Signal::KILL, "SIGKILL"),
-        (Signal::TERM, "SIGTERM"),
-        (Signal::INT, "SIGINT"),
-    ];
-    let number = status.signal().unwrap_or_default();
-    NAMES
-        .iter()
-        .find(|(signal, _)| signal.as_raw() == number)
-        .map_or_else(
-            || format!("signal {number}"),
-            |(_, name)| (*name).to_owned(),
-        )
 }
 
 /// Ties this process to the supervisor that started it: it ends when that one does, and tells it how it is.
