@@ -11,7 +11,7 @@
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::UnsafeCell,
-    ptr::{self, NonNull},
+    ptr,
     sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering},
 };
 
@@ -135,8 +135,9 @@ impl Heap {
                 (*block).shard = number as u32;
                 (*block).previous = ptr::null_mut();
                 (*block).next = *first;
-                if let Some(mut next) = NonNull::new(*first) {
-                    next.as_mut().previous = block;
+                // Only the link, here and below: the rest of a block may be read without the lock by who frees it.
+                if !first.is_null() {
+                    (**first).previous = block;
                 }
                 let bytes = shard.bytes.load(Ordering::Relaxed) + (*block).size;
                 shard.bytes.store(bytes, Ordering::Relaxed);
@@ -161,12 +162,13 @@ impl Heap {
                     size,
                     ..
                 } = block.read();
-                match NonNull::new(previous) {
-                    Some(mut previous) => previous.as_mut().next = next,
-                    None => *first = next,
+                if previous.is_null() {
+                    *first = next;
+                } else {
+                    (*previous).next = next;
                 }
-                if let Some(mut next) = NonNull::new(next) {
-                    next.as_mut().previous = previous;
+                if !next.is_null() {
+                    (*next).previous = previous;
                 }
                 shard.bytes.store(
                     shard.bytes.load(Ordering::Relaxed) - size,
