@@ -1,5 +1,8 @@
 //! Bodies across the boundary: streams of frames, pulled by the side that reads, so that back-pressure is by nature.
 
+#[cfg(any(test, fuzzing))]
+pub mod forged;
+
 use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -101,7 +104,8 @@ impl BodyStream {
         let mut hint = SizeHint::new();
         hint.set_lower(self.lower);
         if self.upper != u64::MAX {
-            hint.set_upper(self.upper);
+            // At most less than at least would be a panic.
+            hint.set_upper(self.upper.max(self.lower));
         }
         hint
     }

@@ -1,5 +1,8 @@
 //! The head of a request and of a response.
 
+#[cfg(any(test, fuzzing))]
+pub mod forged;
+
 use std::net::{IpAddr, SocketAddr};
 
 use abi_stable::{

@@ -22,11 +22,11 @@ const CUSTOM: u16 = u16::MAX;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
 pub struct Field<'a> {
-    value: RSlice<'a, u8>,
+    pub(super) value: RSlice<'a, u8>,
     /// The name, where `index` is `CUSTOM`; else empty.
-    name: RStr<'a>,
-    index: u16,
-    sensitive: bool,
+    pub(super) name: RStr<'a>,
+    pub(super) index: u16,
+    pub(super) sensitive: bool,
 }
 
 /// The fields of one head, borrowed from a `HeaderMap`.
@@ -115,10 +115,12 @@ impl Buffer {
 
     /// Puts `fields` into `map`. `first` must have been taken.
     ///
-    /// A name that HTTP does not allow is left out: the other side took its names from a `HeaderMap`, so there is none.
+    /// A name that HTTP does not allow is left out, and one more than a map can hold: the other side took its names from a `HeaderMap`,
+    /// so there is none.
     pub(super) fn fields(mut self, fields: &[Field<'_>], map: &mut HeaderMap) {
         // Hyper takes the map of a response for the next request of the connection, if that fits.
-        map.reserve(fields.len().max(USUAL_FIELDS));
+        // An error means more fields than a map can have names: they are values of fewer names then.
+        let _ = map.try_reserve(fields.len().max(USUAL_FIELDS));
         for field in fields {
             let value = self.next(field.value.len());
             let name = match STANDARD.get(usize::from(field.index)) {
@@ -133,7 +135,7 @@ impl Buffer {
             if field.sensitive {
                 value.set_sensitive(true);
             }
-            map.append(name, value);
+            let _ = map.try_append(name, value);
         }
     }
 }

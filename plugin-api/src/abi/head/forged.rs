@@ -1,0 +1,179 @@
+//! Heads that no honest other side sends, for the tests here and for `tests/fuzz`.
+//!
+//! What no receiver could find out is sound even here: slices point to memory, and the values of fields are such.
+
+use abi_stable::std_types::RStr;
+
+use super::{super::headers::Field, Peer, RequestHead, ResponseHead};
+
+/// What a head says.
+#[derive(Clone, Debug)]
+pub struct Forged<'a> {
+    /// Path and query, of a request.
+    pub target: &'a [u8],
+    /// The method, of a request.
+    pub method: &'a [u8],
+    /// The scheme, of a request.
+    pub scheme: &'a [u8],
+    /// The authority, of a request.
+    pub authority: &'a [u8],
+    /// Index, name and value of each field.
+    pub fields: Vec<(u16, &'a [u8], http::HeaderValue)>,
+    /// The family of the client's address.
+    pub family: u8,
+    /// The version of HTTP, of a request.
+    pub version: u8,
+    /// The status, of a response.
+    pub status: u16,
+}
+
+/// Text that may be none.
+fn text(bytes: &[u8]) -> RStr<'_> {
+    // SAFETY: the memory is there; whoever takes it in is tested for not believing that it is UTF-8.
+    unsafe { RStr::from_raw_parts(bytes.as_ptr(), bytes.len()) }
+}
+
+impl Forged<'_> {
+    /// Lends it as the head of a request.
+    pub fn request<R>(&self, f: impl FnOnce(&RequestHead<'_>) -> R) -> R {
+        let fields = self.fields();
+        f(&RequestHead {
+            target: text(self.target),
+            method: text(self.method),
+            scheme: text(self.scheme),
+            authority: text(self.authority),
+            fields: fields[..].into(),
+            peer: Peer {
+                address: [1; 16],
+                port: 80,
+                family: self.family,
+            },
+            version: self.version,
+        })
+    }
+
+    /// Lends it as the head of a response.
+    pub fn response<R>(&self, f: impl FnOnce(&ResponseHead<'_>) -> R) -> R {
+        let fields = self.fields();
+        f(&ResponseHead {
+            fields: fields[..].into(),
+            status: self.status,
+        })
+    }
+
+    /// Takes it in as a request and as a response, both of which must be sound: what came out crosses once more unchanged.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn take_in(&self) {
+        let mut request = http::Request::new(());
+        if self.request(|head| head.fill(&mut request)).is_ok() {
+            let (parts, ()) = request.into_parts();
+            let target = parts
+                .uri
+                .path_and_query()
+                .map_or("/", |target| target.as_str());
+            let mut again = http::Request::new(());
+            RequestHead::lend(&parts, target, None, |head| head.fill(&mut again))
+                .expect("what was taken in can be sent");
+            let (again, ()) = again.into_parts();
+            assert_eq!(
+                (parts.method, parts.uri, parts.version, parts.headers),
+                (again.method, again.uri, again.version, again.headers)
+            );
+        }
+        let (parts, body) = self
+            .response(|head| head.to_response(self.target, |bytes| bytes))
+            .into_parts();
+        assert_eq!(body, self.target);
+        let again = ResponseHead::lend(&parts, |head| head.to_response(&[], |_| ()));
+        assert_eq!(
+            (parts.status, &parts.headers),
+            (again.status(), again.headers())
+        );
+    }
+
+    fn fields(&self) -> Vec<Field<'_>> {
+        self.fields
+            .iter()
+            .map(|(index, name, value)| Field {
+                value: value.as_bytes().into(),
+                name: text(name),
+                index: *index,
+                sensitive: false,
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_honest_side_sends_is_refused_or_left_out() {
+        let honest = Forged {
+            target: b"/a?b=c",
+            method: b"GET",
+            scheme: b"",
+            authority: b"",
+            fields: Vec::new(),
+            family: 4,
+            version: 11,
+            status: 200,
+        };
+        honest.take_in();
+        let mut request = http::Request::new(());
+        for forged in [
+            Forged {
+                method: b"G T",
+                ..honest.clone()
+            },
+            Forged {
+                method: b"\xff",
+                ..honest.clone()
+            },
+            Forged {
+                target: b"/\xff\xfe a",
+                ..honest.clone()
+            },
+            Forged {
+                authority: b"a b",
+                ..honest.clone()
+            },
+            Forged {
+                scheme: b"1\xff",
+                authority: b"a",
+                ..honest.clone()
+            },
+        ] {
+            forged.take_in();
+            assert!(
+                forged.request(|head| head.fill(&mut request)).is_err(),
+                "{forged:?}"
+            );
+        }
+        let value = http::HeaderValue::from_static("x");
+        let forged = Forged {
+            fields: vec![
+                (80, b"", value.clone()),
+                (81, b"", value.clone()),
+                (u16::MAX - 1, b"", value.clone()),
+                (u16::MAX, b"", value.clone()),
+                (u16::MAX, b"no name", value.clone()),
+                (u16::MAX, b"\xff", value.clone()),
+                (u16::MAX, b"x-name", value),
+            ],
+            family: 9,
+            version: 77,
+            status: 7,
+            ..honest
+        };
+        forged.take_in();
+        assert!(forged.request(|head| head.peer()).is_none());
+        let response = forged.response(|head| head.to_response(&[], |_| ()));
+        assert_eq!(response.status(), 500);
+        let names: Vec<_> = response.headers().keys().collect();
+        assert_eq!(names, ["x-xss-protection", "x-name"]);
+    }
+}

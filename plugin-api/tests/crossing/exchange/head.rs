@@ -1,0 +1,184 @@
+//! Heads made of bytes: everything that `http` takes, and nothing else.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use arbitrary::{Result, Unstructured};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    header, request, response,
+    uri::{Authority, PathAndQuery},
+};
+
+/// What is sent.
+#[derive(Debug)]
+pub(super) struct RequestHead {
+    pub(super) parts: request::Parts,
+    /// The path and query that the app is to see.
+    pub(super) target: String,
+    pub(super) peer: Option<SocketAddr>,
+}
+
+/// What came of it.
+pub(super) type CameRequest = (request::Parts, Option<SocketAddr>);
+
+/// A head of a request.
+pub(super) fn request(u: &mut Unstructured<'_>) -> Result<RequestHead> {
+    let (mut parts, ()) = Request::new(()).into_parts();
+    parts.method = method(u)?;
+    let target = text(u, "/")?;
+    let target: PathAndQuery = target
+        .parse()
+        .unwrap_or_else(|_| PathAndQuery::from_static("/"));
+    parts.uri = uri(u, &target)?;
+    parts.version = version(u)?;
+    parts.headers = map(u)?;
+    Ok(RequestHead {
+        parts,
+        target: target.to_string(),
+        peer: peer(u)?,
+    })
+}
+
+impl RequestHead {
+    pub(super) fn came_as(&self, (came, peer): &CameRequest) {
+        let sent = &self.parts;
+        assert_eq!(sent.method, came.method);
+        assert_eq!(sent.version, came.version);
+        assert_eq!(sent.uri.authority(), came.uri.authority());
+        assert_eq!(sent.uri.scheme(), came.uri.scheme());
+        assert_eq!(
+            came.uri.path_and_query().map(PathAndQuery::as_str),
+            Some(&*self.target)
+        );
+        same(&sent.headers, &came.headers);
+        assert_eq!(self.peer, *peer);
+    }
+}
+
+/// A head of a response.
+#[derive(Debug)]
+pub(super) struct ResponseHead(pub(super) response::Parts);
+
+impl ResponseHead {
+    pub(super) fn make(u: &mut Unstructured<'_>) -> Result<Self> {
+        let (mut parts, ()) = Response::new(()).into_parts();
+        parts.status = StatusCode::from_u16(u.int_in_range(100..=999)?).unwrap_or_default();
+        parts.headers = map(u)?;
+        Ok(Self(parts))
+    }
+
+    pub(super) fn came_as(&self, came: &response::Parts) {
+        assert_eq!(self.0.status, came.status);
+        same(&self.0.headers, &came.headers);
+    }
+}
+
+/// Header fields.
+pub(super) fn map(u: &mut Unstructured<'_>) -> Result<HeaderMap> {
+    let mut map = HeaderMap::new();
+    for _ in 0..u.int_in_range(0..=24)? {
+        let name = name(u)?;
+        let Ok(mut value) = HeaderValue::from_bytes(bytes(u)?) else {
+            continue;
+        };
+        value.set_sensitive(u.arbitrary()?);
+        // Now and then a name has far more values than a map may have names.
+        let times = match u.arbitrary::<u8>()? {
+            0 => u.arbitrary()?,
+            _ => 1_u16,
+        };
+        let times = if cfg!(miri) { times % 100 } else { times };
+        for _ in 0..times {
+            map.append(name.clone(), value.clone());
+        }
+    }
+    Ok(map)
+}
+
+pub(super) fn same(sent: &HeaderMap, came: &HeaderMap) {
+    assert_eq!(sent.len(), came.len());
+    for (sent, came) in sent.iter().zip(came) {
+        assert_eq!(sent, came);
+        assert_eq!(sent.1.is_sensitive(), came.1.is_sensitive());
+    }
+}
+
+fn name(u: &mut Unstructured<'_>) -> Result<HeaderName> {
+    const REGISTERED: [HeaderName; 8] = [
+        header::ACCEPT,
+        header::CONTENT_TYPE,
+        header::HOST,
+        header::SET_COOKIE,
+        header::TE,
+        header::UPGRADE,
+        header::WWW_AUTHENTICATE,
+        header::X_XSS_PROTECTION,
+    ];
+    if u.arbitrary()? {
+        return Ok(u.choose(&REGISTERED)?.clone());
+    }
+    Ok(HeaderName::from_bytes(bytes(u)?).unwrap_or(HeaderName::from_static("x-custom")))
+}
+
+fn method(u: &mut Unstructured<'_>) -> Result<Method> {
+    const KNOWN: [Method; 5] = [
+        Method::GET,
+        Method::POST,
+        Method::OPTIONS,
+        Method::CONNECT,
+        Method::HEAD,
+    ];
+    if u.arbitrary()? {
+        return Ok(u.choose(&KNOWN)?.clone());
+    }
+    Ok(Method::from_bytes(bytes(u)?).unwrap_or_default())
+}
+
+fn version(u: &mut Unstructured<'_>) -> Result<Version> {
+    Ok(*u.choose(&[
+        Version::HTTP_09,
+        Version::HTTP_10,
+        Version::HTTP_11,
+        Version::HTTP_2,
+        Version::HTTP_3,
+    ])?)
+}
+
+/// With an authority and a scheme, as HTTP/2 has them, or without.
+fn uri(u: &mut Unstructured<'_>, target: &PathAndQuery) -> Result<Uri> {
+    if u.arbitrary()? {
+        return Ok(target.clone().into());
+    }
+    let scheme = *u.choose(&["http", "https", "x-other"])?;
+    let authority: Authority = match text(u, "")?.parse() {
+        Ok(authority) => authority,
+        Err(_) => Authority::from_static("example.org:8080"),
+    };
+    let whole = Uri::builder()
+        .scheme(scheme)
+        .authority(authority)
+        .path_and_query(target.clone());
+    Ok(whole.build().unwrap_or_else(|_| target.clone().into()))
+}
+
+fn peer(u: &mut Unstructured<'_>) -> Result<Option<SocketAddr>> {
+    Ok(match u.int_in_range(0..=2)? {
+        0 => None,
+        1 => Some((Ipv4Addr::from(u.arbitrary::<[u8; 4]>()?), u.arbitrary()?).into()),
+        _ => Some((Ipv6Addr::from(u.arbitrary::<[u8; 16]>()?), u.arbitrary()?).into()),
+    })
+}
+
+/// Some bytes, mostly few.
+pub(super) fn bytes<'a>(u: &mut Unstructured<'a>) -> Result<&'a [u8]> {
+    let length = match u.arbitrary::<u8>()? {
+        250.. => usize::from(u.arbitrary::<u16>()?),
+        few => usize::from(few % 32),
+    };
+    u.bytes(length.min(u.len()))
+}
+
+fn text(u: &mut Unstructured<'_>, begin: &str) -> Result<String> {
+    let text = bytes(u)?.iter().map(|byte| char::from(byte & 0x7f));
+    Ok(begin.chars().chain(text).collect())
+}
