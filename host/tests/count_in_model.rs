@@ -1,122 +1,245 @@
-//! A model of the race between a request that counts in and a generation that is retired, in every order that the memory model
-//! allows: `generation::in_flight` and the gate of `generation::core`, with a reference count spelled out as what `Arc` does.
+//! The race between requests that count in and a generation that is retired, in every order that the memory model allows.
 //!
-//! Leaving out one of the fences makes a test here fail. What the library is in memory is a cell: a request in flight reads it, unmapping writes it. loom fails on a read and a write
-//! of which neither happens before the other.
+//! What runs is `generation::in_flight` itself, compiled a second time, with loom's atomics in place of std's, and an `Arc` whose count is
+//! made of one as std's is. What the library is in memory is a cell: a request in flight reads it, unmapping writes it. loom fails on a read and a
+//! write of which neither happens before the other. Leaving out one of the fences there makes a test here fail.
 
-use loom::{
-    cell::UnsafeCell,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering, fence},
-    },
-    thread,
+use loom::{cell::UnsafeCell, thread};
+
+use self::{
+    core::Core,
+    in_flight::{Gate, InFlight, Shards},
+    sync::Arc,
 };
+use handover_plugin::abi::body::Guard as _;
+
+#[path = "../src/generation/in_flight.rs"]
+#[allow(unreachable_pub, reason = "it is part of another crate")]
+mod in_flight;
+
+/// In place of `generation::sync`.
+mod sync {
+    use std::{ops::Deref, ptr::NonNull};
+
+    use loom::sync::atomic::AtomicUsize;
+    pub(super) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+    /// An `Arc` as std has it, with the same orderings. The one of loom knows its count without reading it as others would.
+    #[derive(Debug)]
+    pub(super) struct Arc<T>(NonNull<Counted<T>>);
+
+    #[derive(Debug)]
+    struct Counted<T> {
+        count: AtomicUsize,
+        value: T,
+    }
+
+    // SAFETY: as std's: it gives shared references to the value, and drops it on whichever thread is last.
+    unsafe impl<T: Send + Sync> Send for Arc<T> {}
+    // SAFETY: as above.
+    unsafe impl<T: Send + Sync> Sync for Arc<T> {}
+
+    impl<T> Arc<T> {
+        pub(super) fn new(value: T) -> Self {
+            let count = AtomicUsize::new(1);
+            Self(NonNull::from(Box::leak(Box::new(Counted { count, value }))))
+        }
+
+        pub(super) fn strong_count(this: &Self) -> usize {
+            this.counted().count.load(Ordering::Relaxed)
+        }
+
+        fn counted(&self) -> &Counted<T> {
+            // SAFETY: it is freed when the last `Arc` is dropped, and this is one.
+            unsafe { self.0.as_ref() }
+        }
+    }
+
+    impl<T> Deref for Arc<T> {
+        type Target = T;
+
+        fn deref(&self) -> &T {
+            &self.counted().value
+        }
+    }
+
+    impl<T> Clone for Arc<T> {
+        fn clone(&self) -> Self {
+            self.counted().count.fetch_add(1, Ordering::Relaxed);
+            Self(self.0)
+        }
+    }
+
+    impl<T> Drop for Arc<T> {
+        fn drop(&mut self) {
+            if self.counted().count.fetch_sub(1, Ordering::Release) == 1 {
+                fence(Ordering::Acquire);
+                // SAFETY: made by `new`, and nobody else has it any more.
+                drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+            }
+        }
+    }
+}
+
+/// In place of `generation::worker`: as few shards as there can be of both kinds, one's own and another's.
+mod worker {
+    use std::cell::Cell;
+
+    loom::thread_local! {
+        static NUMBER: Cell<usize> = Cell::new(0);
+    }
+
+    pub(super) fn shards() -> usize {
+        2
+    }
+
+    pub(super) fn number() -> usize {
+        NUMBER.with(Cell::get)
+    }
+
+    pub(super) fn set(number: usize) {
+        NUMBER.with(|own| own.set(number));
+    }
+}
+
+/// In place of `generation::core`.
+mod core {
+    use super::{Gate, UnsafeCell};
+
+    #[derive(Debug)]
+    pub(super) struct Core {
+        pub(super) gate: Gate,
+        pub(super) library: UnsafeCell<u32>,
+    }
+
+    // SAFETY: loom fails where the library is raced for.
+    unsafe impl Sync for Core {}
+
+    impl Core {
+        pub(super) fn gate(&self) -> &Gate {
+            &self.gate
+        }
+    }
+}
 
 struct Generation {
-    gate_closed: AtomicBool,
-    /// One shard's references, but for the one that the generation itself has.
-    in_flight: AtomicUsize,
-    /// Those of its holds.
-    held: AtomicUsize,
-    library: UnsafeCell<u32>,
+    core: Arc<Core>,
+    shards: Shards,
 }
 
 impl Generation {
+    /// An active one.
     fn new() -> Arc<Self> {
-        Arc::new(Self {
-            gate_closed: AtomicBool::new(false),
-            in_flight: AtomicUsize::new(0),
-            held: AtomicUsize::new(0),
+        let core = Arc::new(Core {
+            gate: Gate::closed(),
             library: UnsafeCell::new(1),
+        });
+        core.gate.open();
+        Arc::new(Self {
+            shards: Shards::new(&core),
+            core,
         })
     }
 
-    /// `Shards::enter`
-    fn enter(&self) -> bool {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        if self.gate_closed.load(Ordering::SeqCst) {
-            self.leave();
-            return false;
-        }
-        true
-    }
-
-    /// `Drop for InFlight`
-    fn leave(&self) {
-        self.in_flight.fetch_sub(1, Ordering::Release);
-    }
-
-    fn call(&self) {
-        self.library.with(|library| {
-            // SAFETY: loom fails where this races.
-            assert_eq!(unsafe { *library }, 1);
-        });
-    }
-
-    /// `Shards::in_flight` is 0
-    fn is_quiet(&self) -> bool {
-        fence(Ordering::SeqCst);
-        let in_flight = self.in_flight.load(Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        let held = self.held.load(Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        in_flight == 0 && held == 0
-    }
-
-    /// `Active::drain`, then one look of `Draining::quiet`.
+    /// `Active::drain`, one look of `Draining::quiet`, and the end.
     fn retire(&self) {
-        self.gate_closed.store(true, Ordering::SeqCst);
-        if self.is_quiet() {
+        self.core.gate.close();
+        if self.shards.in_flight() == 0 {
             // SAFETY: loom fails where this races.
-            self.library.with_mut(|library| unsafe { *library = 0 });
+            self.core
+                .library
+                .with_mut(|library| unsafe { *library = 0 });
         }
     }
+}
+
+/// Code of the plugin runs.
+fn call(core: &Core) {
+    core.library.with(|library| {
+        // SAFETY: loom fails where this races.
+        assert_eq!(unsafe { *library }, 1);
+    });
+}
+
+/// A request on a worker of that number, and what it does when it is in.
+fn request(
+    generation: &Arc<Generation>,
+    worker: usize,
+    then: impl FnOnce(InFlight) + 'static,
+) -> thread::JoinHandle<()> {
+    let generation = Arc::clone(generation);
+    thread::spawn(move || {
+        worker::set(worker);
+        if let Some(in_flight) = generation.shards.enter() {
+            then(in_flight);
+        }
+    })
+}
+
+/// All orders with up to so many switches that no thread asked for: that is where faults are, and it takes seconds.
+fn model(switches: usize, run: impl Fn() + Send + Sync + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(switches);
+    model.check(run);
 }
 
 #[test]
 fn a_request_that_is_in_finds_the_library_mapped() {
-    // Three threads: all orders with up to three switches that none of them asked for, which is where faults are, in seconds.
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
-    model.check(|| {
-        let generation = Generation::new();
-        let requests: Vec<_> = (0..2)
-            .map(|_| {
-                let generation = Arc::clone(&generation);
-                thread::spawn(move || {
-                    if generation.enter() {
-                        generation.call();
-                        generation.leave();
-                    }
-                })
-            })
-            .collect();
-        generation.retire();
-        for request in requests {
-            request.join().expect("it does not panic");
-        }
-    });
+    for other in [0, 1] {
+        model(3, move || {
+            let generation = Generation::new();
+            let requests = [0, other]
+                .map(|worker| request(&generation, worker, |in_flight| call(in_flight.core())));
+            generation.retire();
+            for request in requests {
+                request.join().expect("it does not panic");
+            }
+        });
+    }
 }
 
 #[test]
 fn what_outlives_its_request_finds_the_library_mapped() {
-    loom::model(|| {
+    model(3, || {
         let generation = Generation::new();
-        let request = {
-            let generation = Arc::clone(&generation);
-            thread::spawn(move || {
-                if generation.enter() {
-                    // `InFlight::hold`, for bytes of the answer.
-                    generation.held.fetch_add(1, Ordering::Relaxed);
-                    generation.leave();
-                    generation.call();
-                    generation.held.fetch_sub(1, Ordering::Release);
-                }
-            })
-        };
+        let core = Arc::clone(&generation.core);
+        let request = request(&generation, 1, move |in_flight| {
+            // Bytes of the answer.
+            let hold = in_flight.hold();
+            drop(in_flight);
+            call(&core);
+            drop(hold);
+        });
         generation.retire();
         request.join().expect("it does not panic");
+    });
+}
+
+#[test]
+fn what_travels_to_another_thread_finds_the_library_mapped() {
+    model(3, || {
+        let generation = Generation::new();
+        let request = request(&generation, 0, |in_flight| {
+            // An upgraded connection.
+            let theirs = in_flight.clone();
+            let upgraded = thread::spawn(move || call(theirs.core()));
+            drop(in_flight);
+            upgraded.join().expect("it does not panic");
+        });
+        generation.retire();
+        request.join().expect("it does not panic");
+    });
+}
+
+#[test]
+fn whoever_came_in_is_counted_until_it_left_and_nobody_comes_after() {
+    model(3, || {
+        let generation = Generation::new();
+        let request = request(&generation, 0, |in_flight| call(in_flight.core()));
+        generation.retire();
+        assert!(generation.shards.enter().is_none());
+        request.join().expect("it does not panic");
+        assert_eq!(generation.shards.in_flight(), 0);
+        assert!(generation.shards.requests() <= 1);
     });
 }

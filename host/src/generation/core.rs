@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use super::{
     cut::{Cut, Streams},
-    in_flight::{InFlight, Shards},
+    in_flight::{Gate, InFlight, Shards},
     offer::PluginOffer,
     spec::Spec,
 };
@@ -83,7 +83,7 @@ pub struct Counts {
 pub struct Core {
     spec: Spec,
     app: AppHandle<PluginOffer>,
-    gate_closed: AtomicBool,
+    gate: Gate,
     expired: AtomicBool,
     expiry: Arc<Notify>,
     cut: AtomicU64,
@@ -93,8 +93,8 @@ pub struct Core {
 }
 
 impl Core {
-    pub(super) fn gate_is_closed(&self) -> bool {
-        self.gate_closed.load(Ordering::SeqCst)
+    pub(super) fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     pub(super) fn app(&self) -> &AppHandle<PluginOffer> {
@@ -177,7 +177,7 @@ impl Generation {
         let core = Arc::new(Core {
             spec,
             app,
-            gate_closed: AtomicBool::new(true),
+            gate: Gate::closed(),
             expired: AtomicBool::new(false),
             expiry: Arc::default(),
             cut: AtomicU64::new(0),
@@ -238,11 +238,11 @@ impl Generation {
     }
 
     pub(super) fn open_gate(&self) {
-        self.core.gate_closed.store(false, Ordering::SeqCst);
+        self.core.gate.open();
     }
 
     pub(super) fn close_gate(&self) {
-        self.core.gate_closed.store(true, Ordering::SeqCst);
+        self.core.gate.close();
     }
 
     /// Ends what is in flight, spawned work only if the app does; gives how much that was so far.

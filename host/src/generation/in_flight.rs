@@ -9,19 +9,20 @@
 //!
 //! The race with retirement is decided by the gate: a request first counts in, then looks at the gate, and goes back out if
 //! it is closed; whoever retires first closes the gate, then looks at the counts. Both put a sequentially consistent fence between the two, so at
-//! least one sees the other. Once the gate is closed a shard that is found empty stays empty.
-
-use std::{
-    cell::Cell,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering, fence},
-    },
-};
+//! least one sees the other. Whoever counts in at a shard that was found empty behind a closed gate goes back out, and has called nothing.
+//! `tests/count_in_model.rs` runs this file in every order.
 
 use handover_plugin::abi::body::Guard;
 
-use super::core::Core;
+use super::{
+    core::Core,
+    sync::{Arc, AtomicBool, AtomicU64, Ordering, fence},
+    worker,
+};
+
+/// Whether requests come in.
+#[derive(Debug)]
+pub(super) struct Gate(AtomicBool);
 
 /// One worker's share of a generation.
 #[derive(Debug)]
@@ -50,31 +51,28 @@ pub struct InFlight(Arc<Shard>);
 #[derive(Debug)]
 pub struct Hold(#[expect(dead_code, reason = "held for its drop")] Arc<Holds>);
 
-/// Threads beyond this many share shards, which costs them a little and breaks nothing.
-const MOST: usize = 64;
-
-thread_local! {
-    static SHARD: Cell<usize> = const { Cell::new(usize::MAX) };
-}
-
-/// The number of this thread's shard, in every generation.
-fn own_shard() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let own = SHARD.get();
-    if own != usize::MAX {
-        return own;
+impl Gate {
+    pub(super) fn closed() -> Self {
+        Self(AtomicBool::new(true))
     }
-    let own = NEXT.fetch_add(1, Ordering::Relaxed);
-    SHARD.set(own);
-    own
+
+    pub(super) fn open(&self) {
+        self.0.store(false, Ordering::SeqCst);
+    }
+
+    pub(super) fn close(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
 }
 
 impl Shards {
     pub(super) fn new(core: &Arc<Core>) -> Self {
-        let workers = std::thread::available_parallelism().map_or(4, usize::from);
-        let count = (workers * 2).next_power_of_two().min(MOST);
         Self(
-            (0..count)
+            (0..worker::shards())
                 .map(|_| {
                     Arc::new(Shard {
                         requests: AtomicU64::new(0),
@@ -88,17 +86,17 @@ impl Shards {
 
     /// Counts a request in, unless the gate is closed.
     pub(super) fn enter(&self) -> Option<InFlight> {
-        let shard = &self.0[own_shard() & (self.0.len() - 1)];
+        let shard = &self.0[worker::number() & (self.0.len() - 1)];
         let in_flight = InFlight(Arc::clone(shard));
         fence(Ordering::SeqCst);
-        if shard.core.gate_is_closed() {
+        if shard.core.gate().is_closed() {
             return None;
         }
         shard.requests.fetch_add(1, Ordering::Relaxed);
         Some(in_flight)
     }
 
-    /// How many are in flight. With the gate closed, 0 is final.
+    /// How many are in flight. With the gate closed, 0 is final but for those who come, find it closed, and go.
     pub(super) fn in_flight(&self) -> u64 {
         fence(Ordering::SeqCst);
         let in_flight: u64 = self

@@ -3,7 +3,7 @@
 //! - [`spec`]: who it is and what it is started with
 //! - [`states`]: `Started → Active → Draining → Unloaded | Retained`, each a type
 //! - [`core`]: what all of them share, and the gate that requests come through
-//! - [`in_flight`]: counting in and out
+//! - [`in_flight`]: counting in and out, with [`worker`] and [`sync`]
 //! - [`cut`]: the switch that ends a connection at the drain deadline
 //! - [`offer`]: what the host offers to its plugin: log, panics, work
 //! - [`lifecycle`]: the threads that constructors and destructors run on
@@ -15,6 +15,8 @@ mod lifecycle;
 pub mod offer;
 pub mod spec;
 pub mod states;
+mod sync;
+mod worker;
 
 pub use self::{
     core::{Counts, Generation, State},
