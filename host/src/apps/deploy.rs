@@ -5,11 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
 use super::{
     Apps, Cause,
-    app::{App, Live, Old},
+    app::{App, Live, Unstarted},
     crash,
     drain::{self, Leaving},
     events::Kind,
@@ -22,7 +22,8 @@ use crate::{
     artifact::{Artifact, trust::Untrusted},
     config::WhenFull,
     control::api::{OperationResult, Outcome, Progress},
-    generation::{self, Spec, Started},
+    generation::{self, Spec, StartError, Started},
+    ledger::Held,
     loader::{Layouts, Library},
     names::GenerationId,
     preflight::{self, Verdict},
@@ -95,6 +96,7 @@ pub(super) fn begin_with(
                 other, app.name
             );
             let conflict = result(Outcome::Conflict, &app, message);
+            app.tally.ended(conflict.outcome);
             speaker.finish(conflict.clone());
             let _ = tell.send(conflict);
         }
@@ -105,6 +107,8 @@ pub(super) fn begin_with(
                     Ok(plan) => carry_out(&apps, &app, plan, &speaker).await,
                     Err(result) => Ended::Otherwise(result),
                 };
+                let (Ended::Live(result, _) | Ended::Otherwise(result)) = &ended;
+                app.tally.ended(result.outcome);
                 // Given back before anybody hears the result, so that who hears it can begin the next operation.
                 drop(busy);
                 match ended {
@@ -180,7 +184,7 @@ async fn try_plan(
     if plan.stage {
         return stage(apps, app, &plan).await.map(Ended::Otherwise);
     }
-    let started = load_and_start(app, &plan, deadline, speaker).await?;
+    let started = load_and_start(apps, app, &plan, deadline, speaker).await?;
     go_live(apps, app, plan, started, speaker).await
 }
 
@@ -349,7 +353,8 @@ async fn stage(apps: &Apps, app: &App, plan: &Plan) -> Result<OperationResult, F
 
 /// Maps the library and runs the constructor.
 async fn load_and_start(
-    app: &App,
+    apps: &Apps,
+    app: &Arc<App>,
     plan: &Plan,
     deadline: Option<Instant>,
     speaker: &Speaker,
@@ -392,14 +397,25 @@ async fn load_and_start(
         start_deadline: left.map_or(longest, |left| left.min(longest)),
         preflight: false,
     };
-    let started = match generation::start(library, spec).await {
+    let started = match generation::start(library, spec.clone()).await {
         Ok(started) => started,
-        Err(_) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
-            return Err(Failure::late(plan, "its constructor").of(id));
-        }
-        Err(error) => {
-            let reason = format!("it did not start: {error}");
-            return Err(Failure::own(Outcome::Rejected, reason, Some(id)));
+        Err(StartError { reason, retained }) => {
+            if let Some(retained) = retained {
+                let unstarted = Unstarted {
+                    spec,
+                    loaded_at: began,
+                    held: Held::default(),
+                };
+                app.running(|running| running.unstarted.push(unstarted));
+                drain::put_away(apps, app, id, generation::Ended::Retained(*retained));
+            }
+            return Err(match deadline {
+                Some(by) if Instant::now() >= by => Failure::late(plan, "its constructor").of(id),
+                _ => {
+                    let reason = format!("it did not start: {reason}");
+                    Failure::own(Outcome::Rejected, reason, Some(id))
+                }
+            });
         }
     };
     speaker.step(
@@ -443,8 +459,8 @@ async fn go_live(
             spec.id, spec.version
         ),
     );
-    let instead = replaced.as_ref().map(|live| {
-        let old = live.active.generation().spec();
+    let instead = replaced.as_ref().map(|replaced| {
+        let old = replaced.active.generation().spec();
         format!(", replacing generation {} ({})", old.id, old.version)
     });
     let mut message = format!(
@@ -503,21 +519,8 @@ async fn go_live(
         message = format!("{message}; but {trouble}");
     }
 
-    let leaving = replaced.map(|replaced| leave(apps, app, replaced));
+    let leaving = replaced.map(|replaced| Leaving::new(apps, replaced));
     Ok(Ended::Live(result(Outcome::Done, app, message), leaving))
-}
-
-/// Begins the drain of a generation that was replaced.
-pub(super) fn leave(apps: &Apps, app: &App, replaced: Live) -> Leaving {
-    let end = Arc::new(Notify::new());
-    let old = Old {
-        generation: Arc::clone(replaced.active.generation()),
-        artifact: replaced.artifact,
-        end: Arc::clone(&end),
-        retained_because: None,
-    };
-    app.running(|running| running.old.push(old));
-    Leaving::new(apps, replaced.active.drain(), end)
 }
 
 async fn record_failure(
@@ -642,7 +645,8 @@ impl Failure {
 
 impl Speaker {
     /// Says that a step ended well.
-    fn step(&self, step: &str, app: &App, took: Duration, message: String) {
+    fn step(&self, step: &'static str, app: &App, took: Duration, message: String) {
+        app.tally.step(step, took);
         self.say(Progress::Step {
             step: step.to_owned(),
             app: app.name.clone(),

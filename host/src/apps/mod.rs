@@ -13,6 +13,7 @@
 //! - [`stall`]: requests that hold their worker, and who serves the others meanwhile
 //! - [`shutdown`]: the end of all generations
 //! - [`operation`], [`events`], [`status`]: what people are told
+//! - [`tally`], [`metrics`]: what is counted, and what machines are told
 //!
 //! No lock is held across an await, nor while a plugin's code may run.
 
@@ -24,6 +25,7 @@ mod drain;
 mod events;
 mod history;
 mod leaks;
+mod metrics;
 mod offer;
 mod operation;
 mod reload;
@@ -33,6 +35,7 @@ mod saved;
 mod shutdown;
 mod stall;
 mod status;
+mod tally;
 
 use std::{
     collections::BTreeMap,
@@ -47,7 +50,7 @@ use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 
 pub use self::operation::Operation;
-pub(crate) use self::stall::{park_spares, wake_spares};
+pub(crate) use self::stall::{park_spares, sleeping_spares, wake_spares};
 use self::{
     app::App,
     crash::Journal,
@@ -64,6 +67,7 @@ use crate::{
     control::api::{Event, HistoryEntry, OperationResult, Outcome, Status},
     dispatch::Routes,
     names::AppName,
+    process,
     watch::WatcherHandle,
 };
 
@@ -93,6 +97,7 @@ struct Inner {
     closing: AtomicBool,
     started: Instant,
     listen: OnceLock<Vec<SocketAddr>>,
+    metrics_at: OnceLock<SocketAddr>,
     watcher: OnceLock<WatcherHandle>,
 }
 
@@ -160,6 +165,7 @@ impl Apps {
             closing: AtomicBool::new(false),
             started: Instant::now(),
             listen: OnceLock::new(),
+            metrics_at: OnceLock::new(),
             watcher: OnceLock::new(),
             records,
             config,
@@ -176,6 +182,11 @@ impl Apps {
     /// Says where the host serves, for the status. Once.
     pub fn serves_at(&self, addresses: Vec<SocketAddr>) {
         let _ = self.0.listen.set(addresses);
+    }
+
+    /// Says where the metrics can be had over TCP, for the status. Once.
+    pub fn tells_metrics_at(&self, address: SocketAddr) {
+        let _ = self.0.metrics_at.set(address);
     }
 
     /// Says who scans the drop folders, for reloads. Once.
@@ -298,9 +309,16 @@ impl Apps {
         self.0.apps.lock().get(name).cloned()
     }
 
-    /// Every app, by name.
+    /// Every app, by name, those included whose first deploy was refused.
     fn all(&self) -> Vec<Arc<App>> {
         self.0.apps.lock().values().cloned().collect()
+    }
+
+    /// Every app that people are to see, by name.
+    fn shown(&self) -> Vec<Arc<App>> {
+        let mut all = self.all();
+        all.retain(|app| self.0.config.apps.contains_key(&app.name) || app.has_anything());
+        all
     }
 
     fn tell(

@@ -72,6 +72,7 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
             app.name, head.version
         );
         apps.tell(Kind::RolledBack, app, Some(generation), message.as_str());
+        app.tally.ended(Outcome::RolledBack);
         let entry = Entry {
             at_ms: taken_back_at_ms,
             generation: Some(generation),

@@ -47,8 +47,8 @@ fn find_app(apps: &Apps, app: Option<AppName>) -> Result<Arc<App>, Box<Operation
     if let Some(name) = app {
         return apps.known_or_fail(&name);
     }
-    let mut all = apps.all();
-    match (all.pop(), all.is_empty()) {
+    let mut shown = apps.shown();
+    match (shown.pop(), shown.is_empty()) {
         (Some(only), true) => Ok(only),
         (None, _) => Err(Box::new(no_app(
             Outcome::Failed,
@@ -74,7 +74,11 @@ impl Apps {
     }
 
     fn names(&self) -> String {
-        let names: Vec<String> = self.all().iter().map(|app| app.name.to_string()).collect();
+        let names: Vec<String> = self
+            .shown()
+            .iter()
+            .map(|app| app.name.to_string())
+            .collect();
         names.join(", ")
     }
 }

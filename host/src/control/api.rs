@@ -9,10 +9,11 @@
 //! | `POST /v1/reload?app=A` | one [`Progress`] a line |
 //! | `POST /v1/rollback?app=A&to=VERSION-OR-GENERATION` | one [`Progress`] a line |
 //! | `GET /v1/operations/ID` | the [`Progress`] lines of that operation, from its beginning |
+//! | `GET /metrics` | the metrics, as the text that Prometheus reads |
 //! | `POST /v1/shutdown?now=true` | [`ShuttingDown`], then the host ends |
 //!
 //! A deploy may carry a header [`SIGNATURE`]: the base64 of the text that minisign writes. Who has the role of an observer only may make
-//! the first three calls.
+//! the first three calls and the one for metrics.
 //!
 //! A call that cannot be taken answers a 4xx or 5xx status with [`Problem`].
 
@@ -127,6 +128,9 @@ pub struct HostStatus {
     pub rss_bytes: u64,
     /// The addresses it listens on.
     pub listen: Vec<String>,
+    /// Where it tells its metrics over TCP, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<String>,
     /// The ABI it offers, as `major.minor`.
     pub abi: String,
     /// What replaced generations hold.
@@ -252,7 +256,7 @@ pub struct OperationResult {
 }
 
 /// The kinds of ending, each with its exit code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Done; 0.
@@ -278,6 +282,36 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Every kind.
+    pub const ALL: [Self; 10] = [
+        Self::Done,
+        Self::Unchanged,
+        Self::Staged,
+        Self::Failed,
+        Self::Rejected,
+        Self::Unhealthy,
+        Self::RolledBack,
+        Self::DeadlinePassed,
+        Self::Conflict,
+        Self::Denied,
+    ];
+
+    /// The word for it, which is that of the JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Unchanged => "unchanged",
+            Self::Staged => "staged",
+            Self::Failed => "failed",
+            Self::Rejected => "rejected",
+            Self::Unhealthy => "unhealthy",
+            Self::RolledBack => "rolled_back",
+            Self::DeadlinePassed => "deadline_passed",
+            Self::Conflict => "conflict",
+            Self::Denied => "denied",
+        }
+    }
+
     /// The exit code of the command line for this ending.
     pub fn exit_code(self) -> u8 {
         match self {
@@ -307,4 +341,21 @@ pub struct Problem {
     pub error: String,
     /// The exit code a command line should end with.
     pub exit_code: u8,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+
+    #[test]
+    fn an_outcome_has_one_word() {
+        for outcome in Outcome::ALL {
+            assert_eq!(
+                serde_json::to_value(outcome).unwrap(),
+                serde_json::Value::from(outcome.as_str())
+            );
+        }
+    }
 }

@@ -34,6 +34,7 @@ use crate::{
     apps::{Apps, Cause, Operation},
     artifact::{Artifact, Signature, Store, StoreError, store::Writer},
     names::AppName,
+    telemetry::{Gather, exposition},
 };
 
 /// How many lines or pieces may wait for a slow other side.
@@ -72,6 +73,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn rollback(&self, app: Option<AppName>, to: Option<String>) -> Operation;
     /// For `GET /v1/operations/ID`.
     fn operation(&self, id: &str) -> Option<Operation>;
+    /// For `GET /metrics`.
+    fn metrics(&self) -> Gather;
 }
 
 /// Bytes on their way in. Dropping it forgets them. Every method blocks on the file system.
@@ -101,6 +104,7 @@ impl Upload for Writer {
 struct Host {
     apps: Apps,
     store: Store,
+    metrics: Gather,
 }
 
 impl Backend for Host {
@@ -147,6 +151,10 @@ impl Backend for Host {
     fn operation(&self, id: &str) -> Option<Operation> {
         self.apps.operation(id)
     }
+
+    fn metrics(&self) -> Gather {
+        self.metrics.clone()
+    }
 }
 
 /// Serves the control socket for as long as the future lives; dropping it cuts the connections and no operation.
@@ -157,9 +165,15 @@ pub async fn serve(
     access: Access,
     apps: Apps,
     store: Store,
+    metrics: Gather,
     shutdown: ShutdownHandle,
 ) {
-    serve_backend(listener, access, Host { apps, store }, shutdown).await;
+    let host = Host {
+        apps,
+        store,
+        metrics,
+    };
+    serve_backend(listener, access, host, shutdown).await;
 }
 
 /// [`serve`] for any backend.
@@ -227,7 +241,7 @@ impl Caller {
             Role::Operate => Ok(()),
             Role::Observe if OBSERVING.contains(&path) => Ok(()),
             Role::Observe => Err(Refusal::denied(format!(
-                "user {uid} may observe this host (status, history, events) and not operate it: run as user {own} or root, or have \
+                "user {uid} may observe this host (status, history, events, metrics) and not operate it: run as user {own} or root, or have \
                  control.operate name you"
             ))),
             Role::None => Err(Refusal::denied(format!(
@@ -309,7 +323,7 @@ impl Refusal {
 }
 
 /// The calls, by path, each with its method.
-const CALLS: [(&str, &str); 7] = [
+const CALLS: [(&str, &str); 8] = [
     ("/v1/status", "GET"),
     ("/v1/history", "GET"),
     ("/v1/events", "GET"),
@@ -317,10 +331,11 @@ const CALLS: [(&str, &str); 7] = [
     ("/v1/reload", "POST"),
     ("/v1/rollback", "POST"),
     ("/v1/shutdown", "POST"),
+    ("/metrics", "GET"),
 ];
 const OPERATIONS: &str = "/v1/operations/";
 /// Those that change nothing: open to observers.
-const OBSERVING: [&str; 3] = ["/v1/status", "/v1/history", "/v1/events"];
+const OBSERVING: [&str; 4] = ["/v1/status", "/v1/history", "/v1/events", "/metrics"];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -412,6 +427,10 @@ async fn answer<B: Backend>(
         "/v1/events" => {
             let EventsQuery { follow } = query(&request)?;
             Ok(events(backend.events(), follow))
+        }
+        "/metrics" => {
+            let NoQuery {} = query(&request)?;
+            metrics(backend.metrics()).await
         }
         "/v1/deploy" => {
             let asked = query(&request).and_then(|query| Ok((query, signature(&request)?)));
@@ -514,6 +533,22 @@ fn line(value: &impl Serialize) -> Bytes {
     let mut text = serde_json::to_vec(value).unwrap_or_default();
     text.push(b'\n');
     text.into()
+}
+
+async fn metrics(gather: Gather) -> Result<Answer, Refusal> {
+    let text = gather.text().await.map_err(|error| {
+        Refusal::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            1,
+            format_args!("the metrics could not be gathered: {error}"),
+        )
+    })?;
+    let mut response = Response::new(Either::Left(Full::new(text.into())));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static(exposition::CONTENT_TYPE),
+    );
+    Ok(response)
 }
 
 fn lines(lines: mpsc::Receiver<Result<Bytes, Infallible>>) -> Answer {
@@ -812,6 +847,7 @@ mod tests {
                     uptime_ms: 0,
                     rss_bytes: 0,
                     listen: Vec::new(),
+                    metrics: None,
                     abi: "1.1".into(),
                     leaks: Default::default(),
                 },
@@ -858,6 +894,10 @@ mod tests {
 
         fn operation(&self, id: &str) -> Option<Operation> {
             (id == "op-1").then(|| self.operation())
+        }
+
+        fn metrics(&self) -> Gather {
+            Gather::new(|to| to.one("up", exposition::Kind::Gauge, "It is.", 1))
         }
     }
 
@@ -1147,6 +1187,19 @@ mod tests {
         }
         let refusal = caller(Role::Observe).may("/v1/operations/1").unwrap_err();
         assert!(refusal.problem.error.contains("may observe"));
+    }
+
+    #[tokio::test]
+    async fn metrics_are_the_text_of_prometheus() {
+        let host = Running::start();
+        let answer = host
+            .raw("GET /metrics HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n")
+            .await;
+        assert!(answer.contains("text/plain; version=0.0.4"), "{answer}");
+        assert!(
+            answer.ends_with("# HELP up It is.\n# TYPE up gauge\nup 1\n"),
+            "{answer}"
+        );
     }
 
     #[tokio::test]
