@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    apps::{self, Apps},
+    apps::{self, Apps, Wait},
     artifact::Store,
     config::{self, Config, Server},
     control::{self, Access, ControlSocket, Shutdown, ShutdownHandle, access},
@@ -500,7 +500,7 @@ impl Signals {
                 Some(()) = self.hangup.recv() => {
                     tracing::info!("SIGHUP: all apps reload");
                     // It goes on without a listener, and its steps are events.
-                    drop(apps.reload(None));
+                    drop(apps.reload(None, Wait::No));
                     continue;
                 }
                 Some(()) = self.interrupt.recv() => {}

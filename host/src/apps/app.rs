@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{saved::Saved, tally::Tally};
+use super::{saved::Saved, tally::Tally, turns::Turns};
 use crate::{
     artifact::{Artifact, Sha256},
     config,
@@ -28,8 +28,8 @@ pub(super) struct App {
     pub(super) saved: Arc<Saved>,
     /// What is counted of it for the metrics.
     pub(super) tally: Tally,
-    /// The id of the operation that may change what is live.
-    busy: Mutex<Option<String>>,
+    /// Which operation may change what is live.
+    pub(super) turns: Arc<Turns>,
     running: Mutex<Running>,
     /// The dropped artifact that waits because too many generations drain, so that it is said once.
     waiting: Mutex<Option<Sha256>>,
@@ -147,16 +147,6 @@ impl Gone {
     }
 }
 
-/// The right to change what is live. Dropping it gives it back.
-#[derive(Debug)]
-pub(super) struct Busy(Arc<App>);
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        *self.0.busy.lock() = None;
-    }
-}
-
 impl App {
     /// An app that serves nothing yet.
     pub(super) fn new(name: AppName, settings: config::App, saved: Arc<Saved>) -> Self {
@@ -166,27 +156,10 @@ impl App {
             settings,
             saved,
             tally: Tally::default(),
-            busy: Mutex::default(),
+            turns: Turns::new(),
             running: Mutex::default(),
             waiting: Mutex::default(),
         }
-    }
-
-    /// Takes the right to change what is live for `operation`, or gives the id of the operation that has it.
-    pub(super) fn claim(self: &Arc<Self>, operation: &str) -> Result<Busy, String> {
-        let mut busy = self.busy.lock();
-        match &*busy {
-            Some(other) => Err(other.clone()),
-            None => {
-                *busy = Some(operation.to_owned());
-                Ok(Busy(Arc::clone(self)))
-            }
-        }
-    }
-
-    /// The operation that is under way.
-    pub(super) fn under_way(&self) -> Option<String> {
-        self.busy.lock().clone()
     }
 
     /// Looks at the generations, or changes them. Not for calls into them.
@@ -199,7 +172,7 @@ impl App {
         let runs = self.running(|running| {
             running.live.is_some() || !running.old.is_empty() || !running.unstarted.is_empty()
         });
-        runs || self.under_way().is_some()
+        runs || self.turns.under_way(false).is_some()
             || self
                 .saved
                 .read(|record| record.head.is_some() || record.staged.is_some())

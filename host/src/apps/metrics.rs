@@ -201,6 +201,14 @@ fn write_apps(to: &mut Exposition, seen: &[Seen]) {
             family.sample(&[("app", &status.name), ("state", &state)], is);
         }
     }
+    let mut family = to.family(
+        "handover_operations_queued",
+        Kind::Gauge,
+        "Operations that wait for their turn.",
+    );
+    for Seen { status, .. } in seen {
+        family.sample(&[("app", &status.name)], status.queue.len());
+    }
     type Total = fn(&(u64, u64, u64)) -> u64;
     let totals: [(&str, &str, Total); 3] = [
         (

@@ -2,6 +2,7 @@
 //!
 //! - [`app`]: what the host holds of one app while it runs
 //! - [`saved`]: what it remembers of it over restarts
+//! - [`turns`]: whose turn it is to change what is live
 //! - [`deploy`]: an artifact's way to being live, step by step
 //! - [`cutover`]: the instant new requests go to the new generation, and where apps answer
 //! - [`crash`]: who is to blame when the host crashed, and what is trusted
@@ -36,6 +37,7 @@ mod shutdown;
 mod stall;
 mod status;
 mod tally;
+mod turns;
 
 use std::{
     collections::BTreeMap,
@@ -49,11 +51,12 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 
-pub use self::operation::Operation;
+pub use self::operation::{Interest, Operation};
 pub(crate) use self::stall::{park_spares, sleeping_spares, wake_spares};
 use self::{
     app::App,
     crash::Journal,
+    deploy::Deadline,
     drain::Attic,
     events::{Events, Kind},
     leaks::Leaks,
@@ -99,6 +102,28 @@ struct Inner {
     listen: OnceLock<Vec<SocketAddr>>,
     metrics_at: OnceLock<SocketAddr>,
     watcher: OnceLock<WatcherHandle>,
+}
+
+/// What an operation does while another one of the app is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// It ends as a conflict.
+    No,
+    /// It waits for its turn, as long as whoever asked for it keeps the [`Interest`] in it.
+    WhileWanted,
+    /// It waits for its turn.
+    Detached,
+}
+
+impl Wait {
+    /// As the command line and the control socket have it: `queue`, and `detach` for whoever does not stay to see it.
+    pub fn asked(queue: bool, detach: bool) -> Self {
+        match (queue, detach) {
+            (false, _) => Self::No,
+            (true, false) => Self::WhileWanted,
+            (true, true) => Self::Detached,
+        }
+    }
 }
 
 /// Why an operation is asked for.
@@ -232,7 +257,7 @@ impl Apps {
     /// Deploys a stored artifact to `app`, or to the app that its manifest names. Goes on when nobody listens.
     ///
     /// `stored_in` is how long it took to be stored, which is the first step that listeners hear of.
-    /// `timeout` bounds the checks and the start; passing it, the deploy fails and what is live stays live.
+    /// `timeout` bounds the waiting, the checks and the start; passing it, the deploy fails and what is live stays live.
     pub fn deploy(
         &self,
         artifact: Artifact,
@@ -240,6 +265,7 @@ impl Apps {
         app: Option<AppName>,
         cause: Cause,
         timeout: Option<Duration>,
+        wait: Wait,
     ) -> Operation {
         let app = self.app(app.as_ref().unwrap_or(&artifact.manifest.app));
         let plan = deploy::Plan {
@@ -249,19 +275,19 @@ impl Apps {
             stored_in: Some(stored_in),
             preflight: true,
             stage: false,
-            timeout,
+            deadline: timeout.map(Deadline::after),
         };
-        deploy::begin(self, app, plan).operation
+        deploy::begin(self, app, plan, wait.into()).operation
     }
 
     /// Activates what is staged and re-scans the drop folder, of one app or of all.
-    pub fn reload(&self, app: Option<AppName>) -> Operation {
-        reload::begin(self, app)
+    pub fn reload(&self, app: Option<AppName>, wait: Wait) -> Operation {
+        reload::begin(self, app, wait)
     }
 
     /// Goes back to the previous artifact, or to the one that `to` names (a version or a generation's number).
-    pub fn rollback(&self, app: Option<AppName>, to: Option<String>) -> Operation {
-        rollback::begin(self, app, to)
+    pub fn rollback(&self, app: Option<AppName>, to: Option<String>, wait: Wait) -> Operation {
+        rollback::begin(self, app, to, wait)
     }
 
     /// A running or recent operation by its id, from its beginning.

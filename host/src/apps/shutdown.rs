@@ -19,6 +19,9 @@ const CANCELLED_WITHIN: Duration = Duration::from_secs(5);
 /// Drains every app up to `deadline`, cancels what runs on, and unloads.
 pub(super) async fn shutdown(apps: &Apps, deadline: Duration) {
     apps.0.closing.store(true, Ordering::Release);
+    for app in apps.all() {
+        app.turns.close();
+    }
     let by = tokio::time::Instant::now() + deadline;
     loop {
         // Again after the wait: a cutover may have been under way when the door was closed.

@@ -57,9 +57,10 @@ pub(super) fn app_status(app: &App) -> AppStatus {
     let unstarted = unstarted.iter().map(unstarted_status);
     let mut generations: Vec<_> = started.chain(unstarted).collect();
     generations.sort_by_key(|generation| generation.generation);
+    let (operation, queue) = app.turns.seen();
     AppStatus {
         name: app.name.clone(),
-        state: match (app.under_way(), &active) {
+        state: match (&operation, &active) {
             (Some(_), _) => "deploying",
             (None, Some(_)) => "serving",
             (None, None) => "empty",
@@ -74,6 +75,8 @@ pub(super) fn app_status(app: &App) -> AppStatus {
             version: spec.version,
             artifact: spec.artifact.to_string(),
         }),
+        operation,
+        queue,
         staged: app
             .saved
             .read(|record| record.staged.clone())

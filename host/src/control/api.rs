@@ -5,12 +5,15 @@
 //! | `GET /v1/status` | [`Status`] |
 //! | `GET /v1/history?app=A` | [`History`] |
 //! | `GET /v1/events?follow=true` | one [`Event`] a line; with `follow` it never ends |
-//! | `POST /v1/deploy?name=FILE&app=A&timeout_ms=N`, body = the artifact's bytes | one [`Progress`] a line |
-//! | `POST /v1/reload?app=A` | one [`Progress`] a line |
-//! | `POST /v1/rollback?app=A&to=VERSION-OR-GENERATION` | one [`Progress`] a line |
+//! | `POST /v1/deploy?name=FILE&app=A&timeout_ms=N&queue=true&detach=true`, body = the artifact's bytes | one [`Progress`] a line |
+//! | `POST /v1/reload?app=A&queue=true` | one [`Progress`] a line |
+//! | `POST /v1/rollback?app=A&to=VERSION-OR-GENERATION&queue=true` | one [`Progress`] a line |
 //! | `GET /v1/operations/ID` | the [`Progress`] lines of that operation, from its beginning |
 //! | `GET /metrics` | the metrics, as the text that Prometheus reads |
 //! | `POST /v1/shutdown?now=true` | [`ShuttingDown`], then the host ends |
+//!
+//! While another operation of the app is under way, the three that change something end as a conflict; with `queue` they wait for their turn.
+//! What waits is given up when its caller leaves, unless `detach` was said; what has begun goes on anyway.
 //!
 //! A deploy may carry a header [`SIGNATURE`]: the base64 of the text that minisign writes. Who has the role of an observer only may make
 //! the first three calls and the one for metrics.
@@ -45,6 +48,12 @@ pub struct AppStatus {
     pub routes: Vec<String>,
     /// What answers new requests, if anything does.
     pub active: Option<ActiveStatus>,
+    /// The operation that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<OperationStatus>,
+    /// Those that wait for their turn, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub queue: Vec<OperationStatus>,
     /// A checked artifact that waits for `handover reload`.
     pub staged: Option<StagedStatus>,
     /// What its limits hold and did, if it has any.
@@ -63,6 +72,21 @@ pub struct ActiveStatus {
     pub version: Version,
     /// The SHA-256 of its artifact, in hexadecimal.
     pub artifact: String,
+}
+
+/// An operation that is under way, or waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationStatus {
+    /// Its id, for `GET /v1/operations/ID`.
+    pub id: String,
+    /// What it is, for people: `deploy of 1.2.0`.
+    pub what: String,
+}
+
+impl std::fmt::Display for OperationStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.id, self.what)
+    }
 }
 
 /// An artifact that waits for `handover reload`.
@@ -209,6 +233,15 @@ pub enum Progress {
     Accepted {
         /// Its id, for `GET /v1/operations/ID`.
         operation: String,
+    },
+    /// It waits for its turn. Said again whenever what it waits for has changed.
+    Queued {
+        /// The app.
+        app: AppName,
+        /// The operation right ahead.
+        behind: OperationStatus,
+        /// How many are ahead.
+        ahead: u64,
     },
     /// A step ended well.
     Step {

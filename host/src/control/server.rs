@@ -31,7 +31,7 @@ use super::{
     shutdown::{Shutdown, ShutdownHandle},
 };
 use crate::{
-    apps::{Apps, Cause, Operation},
+    apps::{Apps, Cause, Operation, Wait},
     artifact::{Artifact, Signature, Store, StoreError, store::Writer},
     names::AppName,
     telemetry::{Gather, exposition},
@@ -66,11 +66,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
         stored_in: Duration,
         app: Option<AppName>,
         timeout: Option<Duration>,
+        wait: Wait,
     ) -> Operation;
     /// For `POST /v1/reload`.
-    fn reload(&self, app: Option<AppName>) -> Operation;
+    fn reload(&self, app: Option<AppName>, wait: Wait) -> Operation;
     /// For `POST /v1/rollback`.
-    fn rollback(&self, app: Option<AppName>, to: Option<String>) -> Operation;
+    fn rollback(&self, app: Option<AppName>, to: Option<String>, wait: Wait) -> Operation;
     /// For `GET /v1/operations/ID`.
     fn operation(&self, id: &str) -> Option<Operation>;
     /// For `GET /metrics`.
@@ -134,18 +135,19 @@ impl Backend for Host {
         stored_in: Duration,
         app: Option<AppName>,
         timeout: Option<Duration>,
+        wait: Wait,
     ) -> Operation {
         artifact.signature = signature;
         self.apps
-            .deploy(artifact, stored_in, app, Cause::Deploy, timeout)
+            .deploy(artifact, stored_in, app, Cause::Deploy, timeout, wait)
     }
 
-    fn reload(&self, app: Option<AppName>) -> Operation {
-        self.apps.reload(app)
+    fn reload(&self, app: Option<AppName>, wait: Wait) -> Operation {
+        self.apps.reload(app, wait)
     }
 
-    fn rollback(&self, app: Option<AppName>, to: Option<String>) -> Operation {
-        self.apps.rollback(app, to)
+    fn rollback(&self, app: Option<AppName>, to: Option<String>, wait: Wait) -> Operation {
+        self.apps.rollback(app, to, wait)
     }
 
     fn operation(&self, id: &str) -> Option<Operation> {
@@ -360,6 +362,20 @@ struct DeployQuery {
     name: Option<String>,
     app: Option<AppName>,
     timeout_ms: Option<u64>,
+    #[serde(default)]
+    queue: bool,
+    #[serde(default)]
+    detach: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReloadQuery {
+    app: Option<AppName>,
+    #[serde(default)]
+    queue: bool,
+    #[serde(default)]
+    detach: bool,
 }
 
 #[derive(Deserialize)]
@@ -367,6 +383,10 @@ struct DeployQuery {
 struct RollbackQuery {
     app: Option<AppName>,
     to: Option<String>,
+    #[serde(default)]
+    queue: bool,
+    #[serde(default)]
+    detach: bool,
 }
 
 #[derive(Deserialize)]
@@ -445,12 +465,21 @@ async fn answer<B: Backend>(
             }
         }
         "/v1/reload" => {
-            let AppQuery { app } = query(&request)?;
-            Ok(progress(backend.reload(app)))
+            let ReloadQuery { app, queue, detach } = query(&request)?;
+            Ok(progress(backend.reload(app, Wait::asked(queue, detach))))
         }
         "/v1/rollback" => {
-            let RollbackQuery { app, to } = query(&request)?;
-            Ok(progress(backend.rollback(app, to)))
+            let RollbackQuery {
+                app,
+                to,
+                queue,
+                detach,
+            } = query(&request)?;
+            Ok(progress(backend.rollback(
+                app,
+                to,
+                Wait::asked(queue, detach),
+            )))
         }
         "/v1/shutdown" => {
             let ShutdownQuery { now } = query(&request)?;
@@ -560,13 +589,20 @@ fn lines(lines: mpsc::Receiver<Result<Bytes, Infallible>>) -> Answer {
     response
 }
 
-/// The lines of an operation until its end. The operation does not depend on anybody reading them.
-fn progress(mut operation: Operation) -> Answer {
+/// The lines of an operation until its end. Only one that waits for its turn depends on somebody reading them: with the task its interest
+/// is dropped.
+fn progress(operation: Operation) -> Answer {
+    let Operation {
+        lines: mut said,
+        interest,
+        ..
+    } = operation;
     let (tx, rx) = mpsc::channel(WAITING);
     tokio::spawn(async move {
+        let _interest = interest;
         loop {
             tokio::select! {
-                next = operation.lines.recv() => match next {
+                next = said.recv() => match next {
                     Some(next) => if tx.send(Ok(line(&next))).await.is_err() { break },
                     None => break,
                 },
@@ -639,7 +675,14 @@ async fn deploy<B: Backend>(
     let deploying = tokio::spawn(async move {
         let began = Instant::now();
         let artifact = receive(body, backend.clone()).await?;
-        Ok(backend.deploy(artifact, signature, began.elapsed(), query.app, timeout))
+        Ok(backend.deploy(
+            artifact,
+            signature,
+            began.elapsed(),
+            query.app,
+            timeout,
+            Wait::asked(query.queue, query.detach),
+        ))
     });
     let error = match deploying.await {
         Ok(Ok(operation)) => return Ok(progress(operation)),
@@ -795,6 +838,7 @@ mod tests {
             Operation {
                 id: "op-1".into(),
                 lines,
+                interest: None,
             }
         }
     }
@@ -874,21 +918,23 @@ mod tests {
             _stored_in: Duration,
             app: Option<AppName>,
             timeout: Option<Duration>,
+            wait: Wait,
         ) -> Operation {
             let app = app.map(String::from).unwrap_or_default();
             if let Some(signature) = signature {
                 self.call(format!("signed {}", signature.as_str()));
             }
-            self.call(format!("deploy {} {app} {timeout:?}", artifact.len()));
+            let length = artifact.len();
+            self.call(format!("deploy {length} {app} {timeout:?} {wait:?}"));
             self.operation()
         }
 
-        fn reload(&self, _app: Option<AppName>) -> Operation {
+        fn reload(&self, _app: Option<AppName>, _wait: Wait) -> Operation {
             self.operation()
         }
 
-        fn rollback(&self, _app: Option<AppName>, to: Option<String>) -> Operation {
-            self.call(format!("rollback {}", to.unwrap_or_default()));
+        fn rollback(&self, _app: Option<AppName>, to: Option<String>, wait: Wait) -> Operation {
+            self.call(format!("rollback {} {wait:?}", to.unwrap_or_default()));
             self.operation()
         }
 
@@ -1058,12 +1104,15 @@ mod tests {
                 Some(&app),
                 Some(Duration::from_secs(60)),
                 Some(&signature),
+                Wait::Detached,
             )
             .await
             .unwrap();
         assert_eq!(outcome(lines).await.message, "it is live");
         host.fake.wait_for(&format!("signed {text}")).await;
-        host.fake.wait_for("deploy 300004 shop Some(60s)").await;
+        host.fake
+            .wait_for("deploy 300004 shop Some(60s) Detached")
+            .await;
     }
 
     #[tokio::test]
@@ -1071,7 +1120,13 @@ mod tests {
         let host = Running::start();
         let file = host.path.with_file_name("notes.txt");
         std::fs::write(&file, "hello").unwrap();
-        let result = outcome(host.client().deploy(&file, None, None, None).await.unwrap()).await;
+        let result = outcome(
+            host.client()
+                .deploy(&file, None, None, None, Wait::No)
+                .await
+                .unwrap(),
+        )
+        .await;
         assert_eq!(result.outcome, Outcome::Rejected);
         assert_eq!(
             result.message,
@@ -1084,7 +1139,13 @@ mod tests {
         let host = Running::start();
         let file = host.path.with_file_name("big.so");
         std::fs::write(&file, b"full".repeat(1 << 18)).unwrap();
-        let result = outcome(host.client().deploy(&file, None, None, None).await.unwrap()).await;
+        let result = outcome(
+            host.client()
+                .deploy(&file, None, None, None, Wait::No)
+                .await
+                .unwrap(),
+        )
+        .await;
         assert_eq!(result.outcome, Outcome::Failed);
     }
 
@@ -1127,10 +1188,14 @@ mod tests {
             operation: "op-1".into(),
         })
         .unwrap();
-        let mut lines = host.client().rollback(None, Some("1.0.0")).await.unwrap();
+        let mut lines = host
+            .client()
+            .rollback(None, Some("1.0.0"), Wait::WhileWanted)
+            .await
+            .unwrap();
         let first = lines.next().await.unwrap().unwrap();
         assert_eq!(first.text, r#"{"type":"accepted","operation":"op-1"}"#);
-        host.fake.wait_for("rollback 1.0.0").await;
+        host.fake.wait_for("rollback 1.0.0 WhileWanted").await;
         drop(lines);
         tx.closed().await;
         // The host lives on, and the operation can be heard again from its beginning.
