@@ -10,7 +10,8 @@ use super::{
 use crate::{
     artifact::manifest::HOST_ABI,
     control::api::{
-        ActiveStatus, AppStatus, GenerationStatus, HostStatus, LimitsStatus, StagedStatus, Status,
+        ActiveStatus, AppStatus, GenerationStatus, HostStatus, LeakStatus, LimitsStatus,
+        StagedStatus, Status,
     },
     generation::{Generation, State},
     ledger::Held,
@@ -18,6 +19,7 @@ use crate::{
 
 /// The status of everything, now.
 pub(super) fn status(apps: &Apps) -> Status {
+    let budget = &apps.0.config.server.leak_budget;
     Status {
         apps: apps.shown().iter().map(|app| app_status(app)).collect(),
         host: HostStatus {
@@ -36,6 +38,11 @@ pub(super) fn status(apps: &Apps) -> Status {
             metrics: apps.0.metrics_at.get().map(ToString::to_string),
             abi: HOST_ABI.to_string(),
             leaks: apps.0.leaks.status(),
+            leak_budget: LeakStatus {
+                bytes: budget.bytes,
+                descriptors: budget.descriptors,
+                retained: budget.retained,
+            },
         },
     }
 }
@@ -85,8 +92,11 @@ pub(super) fn app_status(app: &App) -> AppStatus {
                 artifact: staged.artifact.to_string(),
             }),
         limits: app.limits.as_ref().map(|limits| {
-            let counts = limits.counts();
+            let (counts, settings) = (limits.counts(), &app.settings);
             LimitsStatus {
+                max_concurrent: settings.max_concurrent.map(|most| most.get() as u64),
+                queue: settings.queue as u64,
+                request_timeout_ms: settings.request_timeout.map(millis),
                 running: counts.running,
                 waiting: counts.waiting,
                 refused: counts.refused,

@@ -101,6 +101,15 @@ pub struct StagedStatus {
 /// The limits of an app: `request_timeout`, `max_concurrent`, `queue`.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct LimitsStatus {
+    /// `max_concurrent`, if it is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_concurrent: Option<u64>,
+    /// `queue`
+    #[serde(default)]
+    pub queue: u64,
+    /// `request_timeout` in milliseconds, if it is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_timeout_ms: Option<u64>,
     /// Requests that count against `max_concurrent`.
     pub running: u64,
     /// Requests that wait for their turn.
@@ -160,6 +169,9 @@ pub struct HostStatus {
     /// What replaced generations hold.
     #[serde(default)]
     pub leaks: LeakStatus,
+    /// How much of that is tolerated: `server.leak_budget`.
+    #[serde(default)]
+    pub leak_budget: LeakStatus,
 }
 
 /// What replaced generations hold that they should have given back.

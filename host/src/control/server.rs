@@ -894,6 +894,7 @@ mod tests {
                     metrics: None,
                     abi: "1.1".into(),
                     leaks: Default::default(),
+                    leak_budget: Default::default(),
                 },
             }
         }
