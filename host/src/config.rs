@@ -30,6 +30,8 @@ pub struct Config {
     pub server: Server,
     /// `[control]`
     pub control: Control,
+    /// `[metrics]`
+    pub metrics: Metrics,
     /// `[trust]`
     pub trust: Trust,
     /// `[log]`
@@ -98,6 +100,13 @@ pub struct Control {
     pub observe: Vec<Who>,
     /// The group, by name or number, that may open the control socket, which has mode 0660 then. Default none: 0600.
     pub group: Option<String>,
+}
+
+/// `[metrics]`
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Metrics {
+    /// Where `GET /metrics` is answered over TCP, to whoever reaches it. Default nowhere: on the control socket only.
+    pub listen: Option<SocketAddr>,
 }
 
 /// `[trust]`: what may become code of the host.
@@ -253,6 +262,7 @@ impl Config {
         let mut config = Self {
             server: Server::under(Path::new(".")),
             control: Control::default(),
+            metrics: Metrics::default(),
             trust: Trust::default(),
             log: Log::default(),
             apps: BTreeMap::new(),

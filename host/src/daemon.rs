@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    apps::{self, Apps},
+    apps::{self, Apps, Wait},
     artifact::Store,
     config::{self, Config, Server},
     control::{self, Access, ControlSocket, Shutdown, ShutdownHandle, access},
@@ -29,7 +29,11 @@ use crate::{
     ledger,
     notify::Notifier,
     ownership,
-    server::{self, socket},
+    server::{self, Connections, socket},
+    telemetry::{
+        Gather, endpoint,
+        exposition::{Exposition, Kind},
+    },
     watch,
 };
 
@@ -62,6 +66,7 @@ pub struct Daemon {
     stop_serving: channel::Sender<bool>,
     serving: JoinHandle<()>,
     control: JoinHandle<()>,
+    metrics: Option<JoinHandle<()>>,
     /// Its file goes when this is dropped.
     socket: ControlSocket,
     signals: JoinHandle<()>,
@@ -155,6 +160,7 @@ impl Daemon {
             crashed,
         } = given;
         let settings = config.server.clone();
+        let config_metrics = config.metrics;
         let (access, group) = admit(&config.control, &settings)?;
         let lock = take_state(&settings.state, STILL_ENDING)?;
         let insecure_paths = config.trust.insecure_paths;
@@ -192,6 +198,13 @@ impl Daemon {
             .iter()
             .filter_map(|listener| listener.local_addr().ok())
             .collect();
+        let metrics = match config_metrics.listen {
+            None => None,
+            Some(address) => Some(endpoint::bind(address).await.map_err(DaemonError)?),
+        };
+        if let Some(at) = metrics.as_ref().and_then(|bound| bound.local_addr().ok()) {
+            apps.tells_metrics_at(at);
+        }
         let (control, socket) = ControlSocket::bind(&settings.control, group)
             .map_err(|cause| DaemonError(cause.to_string()))?;
         // Who could put another socket there would be told what operators tell the host.
@@ -208,6 +221,15 @@ impl Daemon {
         let spare = settings.stall_after.map_or(0, |_| settings.spare_workers);
         let workers = Handle::current().metrics().num_workers();
         apps.look_for_stalls(workers.saturating_sub(spare).max(1), settings.stall_after);
+        let connections = Connections::default();
+        let gather = {
+            let (apps, connections) = (apps.clone(), connections.clone());
+            Gather::new(move |to| {
+                apps.write_metrics(to);
+                connections.write_metrics(to);
+                write_workers(to, workers);
+            })
+        };
         apps.restore(crashed).await;
 
         let (stop_serving, stop) = channel::channel(false);
@@ -222,6 +244,7 @@ impl Daemon {
                     listener,
                     Arc::clone(&routes),
                     server,
+                    connections.clone(),
                     async move {
                         // An error means that the daemon is gone, so serving ends as well.
                         let _ = stop.wait_for(|stop| *stop).await;
@@ -235,8 +258,10 @@ impl Daemon {
             access,
             apps.clone(),
             store.clone(),
+            gather.clone(),
             shutdown.clone(),
         ));
+        let metrics = metrics.map(|listener| tokio::spawn(endpoint::serve(listener, gather)));
         DirBuilder::new()
             .recursive(true)
             .mode(0o755)
@@ -272,6 +297,7 @@ impl Daemon {
             stop_serving,
             serving,
             control,
+            metrics,
             socket,
             signals,
             notifier,
@@ -309,6 +335,7 @@ impl Daemon {
             stop_serving,
             mut serving,
             control,
+            metrics,
             socket,
             signals,
             notifier,
@@ -347,12 +374,25 @@ impl Daemon {
         }
         serving.abort();
         control.abort();
+        metrics.inspect(JoinHandle::abort);
         signals.abort();
         alive.abort();
         drop(socket);
         drop(lock);
         tracing::info!("the host has ended");
     }
+}
+
+/// Workers of the host that take part, and spare ones that sleep.
+fn write_workers(to: &mut Exposition, all: usize) {
+    let asleep = apps::sleeping_spares();
+    let mut family = to.family(
+        "handover_workers",
+        Kind::Gauge,
+        "Threads that all apps share: those that serve, and spare ones that sleep until others are held.",
+    );
+    family.sample(&[("state", &"serving")], all.saturating_sub(asleep));
+    family.sample(&[("state", &"asleep")], asleep);
 }
 
 /// Who may call, and the group that may open the control socket.
@@ -460,7 +500,7 @@ impl Signals {
                 Some(()) = self.hangup.recv() => {
                     tracing::info!("SIGHUP: all apps reload");
                     // It goes on without a listener, and its steps are events.
-                    drop(apps.reload(None));
+                    drop(apps.reload(None, Wait::No));
                     continue;
                 }
                 Some(()) = self.interrupt.recv() => {}

@@ -15,6 +15,7 @@ pub mod names;
 pub mod notify;
 pub mod ownership;
 pub mod preflight;
+pub mod process;
 pub mod server;
 pub mod supervisor;
 pub mod telemetry;

@@ -327,7 +327,7 @@ fn a_thread_that_still_runs_is_named_and_the_library_stays() {
             library, counts, ..
         } = loaded;
         let (library, reason) = library.close().unwrap_err();
-        assert!(reason.contains("`lingerer`"), "{reason}");
+        assert!(reason.to_string().contains("`lingerer`"), "{reason}");
         assert_eq!(libraries(), before + 1);
 
         counts.release.store(1, Ordering::SeqCst);
@@ -476,7 +476,7 @@ fn a_table_of_another_layout_is_refused_and_its_library_stays() {
         "its root table does not fit: mismatched package the plugin has thread-locals and this host handover"
     );
     let (_, reason) = library.close().unwrap_err();
-    assert!(reason.contains("layouts"), "{reason}");
+    assert!(reason.to_string().contains("layouts"), "{reason}");
     assert_eq!(libraries(), before + 1);
 }
 

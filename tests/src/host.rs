@@ -539,6 +539,11 @@ impl Host {
             tokio::time::sleep(GLANCE).await;
         }
         meanwhile(self);
+        self.again().await;
+    }
+
+    /// Runs it again on the same folders, after it has ended.
+    pub async fn again(&mut self) {
         self.child = self.setup.spawn(self.home.path(), &self.log);
         self.answers().await;
     }

@@ -5,6 +5,7 @@
 //! - [`host`]: runs a host as a process, asks it, waits on what it reports
 //! - [`mod@bench`]: what the benches share
 //! - [`client`]: HTTP clients that see cut connections and short answers for what they are
+//! - [`metrics`]: reads what Prometheus scrapes, strictly
 //! - [`load`]: keeps connections busy and counts every answer
 //!
 //! Everything panics with a sentence when the world is not as a test needs it: a test has nobody to return an error to.
@@ -15,4 +16,5 @@ pub mod client;
 pub mod elf;
 pub mod host;
 pub mod load;
+pub mod metrics;
 pub mod plugins;

@@ -1,16 +1,17 @@
 //! What the host holds of one app while it runs.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::saved::Saved;
+use super::{saved::Saved, tally::Tally, turns::Turns};
 use crate::{
     artifact::{Artifact, Sha256},
     config,
     dispatch::Limits,
-    generation::{Active, Generation, Spec, State},
+    generation::{Active, Counts, Generation, Spec, State},
+    ledger::Held,
     names::{AppName, GenerationId},
 };
 
@@ -25,8 +26,10 @@ pub(super) struct App {
     pub(super) limits: Option<Arc<Limits>>,
     /// What is remembered of it over restarts.
     pub(super) saved: Arc<Saved>,
-    /// The id of the operation that may change what is live.
-    busy: Mutex<Option<String>>,
+    /// What is counted of it for the metrics.
+    pub(super) tally: Tally,
+    /// Which operation may change what is live.
+    pub(super) turns: Arc<Turns>,
     running: Mutex<Running>,
     /// The dropped artifact that waits because too many generations drain, so that it is said once.
     waiting: Mutex<Option<Sha256>>,
@@ -39,6 +42,32 @@ pub(super) struct Running {
     pub(super) live: Option<Live>,
     /// What was replaced and is not unloaded, oldest first.
     pub(super) old: Vec<Old>,
+    /// What did not start and could not be unmapped, oldest first.
+    pub(super) unstarted: Vec<Unstarted>,
+    /// What was counted on those that are unloaded.
+    pub(super) gone: Gone,
+}
+
+/// What was counted on generations that are unloaded.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Gone {
+    /// Requests they were given.
+    pub(super) requests: u64,
+    /// Panics caught in them.
+    pub(super) panics: u64,
+    /// Calls that held a worker for too long.
+    pub(super) stalls: u64,
+}
+
+/// A generation that did not start, and whose library stays mapped.
+#[derive(Clone, Debug)]
+pub(super) struct Unstarted {
+    /// Who it would have been.
+    pub(super) spec: Spec,
+    /// When it was loaded.
+    pub(super) loaded_at: Instant,
+    /// What keeps its library mapped.
+    pub(super) held: Held,
 }
 
 /// The generation that answers new requests.
@@ -65,17 +94,56 @@ pub(super) struct Old {
     pub(super) artifact: Artifact,
     /// Asks the task that watches its drain to end it now, jobs included.
     pub(super) end: Arc<Notify>,
-    /// Why its library stays mapped.
-    pub(super) retained_because: Option<String>,
+    /// What keeps its library mapped.
+    pub(super) held: Option<Held>,
 }
 
-/// The right to change what is live. Dropping it gives it back.
+/// What was just replaced, or is to leave without a successor.
 #[derive(Debug)]
-pub(super) struct Busy(Arc<App>);
+pub(super) struct Replaced {
+    /// The generation.
+    pub(super) active: Active,
+    /// [`Old::end`]
+    pub(super) end: Arc<Notify>,
+}
 
-impl Drop for Busy {
-    fn drop(&mut self) {
-        *self.0.busy.lock() = None;
+impl Running {
+    /// Puts `next` in the place of what is live, which is listed among the old ones from this moment on: nobody who looks misses it.
+    pub(super) fn replace(&mut self, next: Option<Live>) -> Option<Replaced> {
+        let live = std::mem::replace(&mut self.live, next)?;
+        let end = Arc::new(Notify::new());
+        self.old.push(Old {
+            generation: Arc::clone(live.active.generation()),
+            artifact: live.artifact,
+            end: Arc::clone(&end),
+            held: None,
+        });
+        Some(Replaced {
+            active: live.active,
+            end,
+        })
+    }
+
+    /// The generations, oldest first, each with what keeps its library mapped.
+    pub(super) fn generations(&self) -> Vec<(Arc<Generation>, Option<Held>)> {
+        let old = self
+            .old
+            .iter()
+            .map(|old| (Arc::clone(&old.generation), old.held.clone()));
+        let live = self
+            .live
+            .iter()
+            .map(|live| (Arc::clone(live.active.generation()), None));
+        old.chain(live).collect()
+    }
+}
+
+impl Gone {
+    /// Adds what was counted on a generation.
+    pub(super) fn add(&mut self, counts: &Counts) {
+        self.requests += counts.requests;
+        self.panics += counts.panics;
+        self.stalls += counts.stalls;
     }
 }
 
@@ -87,32 +155,27 @@ impl App {
             name,
             settings,
             saved,
-            busy: Mutex::default(),
+            tally: Tally::default(),
+            turns: Turns::new(),
             running: Mutex::default(),
             waiting: Mutex::default(),
         }
     }
 
-    /// Takes the right to change what is live for `operation`, or gives the id of the operation that has it.
-    pub(super) fn claim(self: &Arc<Self>, operation: &str) -> Result<Busy, String> {
-        let mut busy = self.busy.lock();
-        match &*busy {
-            Some(other) => Err(other.clone()),
-            None => {
-                *busy = Some(operation.to_owned());
-                Ok(Busy(Arc::clone(self)))
-            }
-        }
-    }
-
-    /// The operation that is under way.
-    pub(super) fn under_way(&self) -> Option<String> {
-        self.busy.lock().clone()
-    }
-
     /// Looks at the generations, or changes them. Not for calls into them.
     pub(super) fn running<R>(&self, look: impl FnOnce(&mut Running) -> R) -> R {
         look(&mut self.running.lock())
+    }
+
+    /// Whether there is more of it than the memory of deploys that failed.
+    pub(super) fn has_anything(&self) -> bool {
+        let runs = self.running(|running| {
+            running.live.is_some() || !running.old.is_empty() || !running.unstarted.is_empty()
+        });
+        runs || self.turns.under_way(false).is_some()
+            || self
+                .saved
+                .read(|record| record.head.is_some() || record.staged.is_some())
     }
 
     /// Who is live.
@@ -140,25 +203,32 @@ impl App {
         self.draining().len() >= self.settings.max_old_generations.max(1)
     }
 
-    /// Sets why the library of a replaced generation stays mapped. Whether that is news.
-    pub(super) fn retained(&self, id: GenerationId, because: &str) -> bool {
+    /// Sets what keeps the library of a generation mapped that is not live. Whether that is news.
+    pub(super) fn retained(&self, id: GenerationId, held: &Held) -> bool {
         self.running(|running| {
-            let Some(old) = running
-                .old
-                .iter_mut()
-                .find(|old| old.generation.spec().id == id)
-            else {
-                return false;
-            };
-            let news = old.retained_because.as_deref() != Some(because);
-            old.retained_because = Some(because.to_owned());
-            news
+            if let Some(unstarted) = running.unstarted.iter_mut().find(|one| one.spec.id == id) {
+                return std::mem::replace(&mut unstarted.held, held.clone()) != *held;
+            }
+            let old = running.old.iter_mut();
+            let mut old = old.filter(|old| old.generation.spec().id == id);
+            old.next()
+                .is_some_and(|old| old.held.replace(held.clone()).as_ref() != Some(held))
         })
     }
 
-    /// Forgets a replaced generation: its library is unmapped.
+    /// Forgets a generation that is not live: its library is unmapped.
     pub(super) fn unloaded(&self, id: GenerationId) {
-        self.running(|running| running.old.retain(|old| old.generation.spec().id != id));
+        self.running(|running| {
+            running.unstarted.retain(|one| one.spec.id != id);
+            let Running { old, gone, .. } = running;
+            old.retain(|old| {
+                let stays = old.generation.spec().id != id;
+                if !stays {
+                    gone.add(&old.generation.counts());
+                }
+                stays
+            });
+        });
     }
 
     /// Whether it is news that `artifact` has to wait.

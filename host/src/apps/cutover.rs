@@ -6,7 +6,7 @@ use parking_lot::MutexGuard;
 
 use super::{
     Apps,
-    app::{App, Live},
+    app::{App, Live, Replaced},
     saved::Assigned,
 };
 use crate::{config::RoutePrefix, dispatch::Route, generation::Generation, names::AppName};
@@ -16,8 +16,8 @@ impl Apps {
     ///
     /// The one that is given back still takes requests until it is drained, so those that chose it before the
     /// routes changed are answered.
-    pub(super) fn cut_over(&self, app: &App, live: Live) -> Option<Live> {
-        let replaced = app.running(|running| running.live.replace(live));
+    pub(super) fn cut_over(&self, app: &App, live: Live) -> Option<Replaced> {
+        let replaced = app.running(|running| running.replace(Some(live)));
         let publishing = self.0.publishing.lock();
         if app.settings.routes.is_empty() && app.saved.read(|record| record.assigned.is_none()) {
             let at = self.assign(app);

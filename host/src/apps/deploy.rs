@@ -5,24 +5,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
 use super::{
-    Apps, Cause,
-    app::{App, Live, Old},
+    Apps, Cause, Wait,
+    app::{App, Live, Unstarted},
     crash,
     drain::{self, Leaving},
     events::Kind,
     history::Entry,
-    operation::{Operation, Speaker},
+    operation::{self, Operation, Speaker, Wanted},
     result,
     saved::Head,
+    turns::{Closed, Place, Turn},
 };
 use crate::{
     artifact::{Artifact, trust::Untrusted},
     config::WhenFull,
-    control::api::{OperationResult, Outcome, Progress},
-    generation::{self, Spec, Started},
+    control::api::{OperationResult, OperationStatus, Outcome, Progress},
+    generation::{self, Spec, StartError, Started},
+    ledger::Held,
     loader::{Layouts, Library},
     names::GenerationId,
     preflight::{self, Verdict},
@@ -43,8 +45,59 @@ pub(super) struct Plan {
     pub(super) preflight: bool,
     /// Whether they only wait for `handover reload` after that.
     pub(super) stage: bool,
-    /// How long preflight and start may take together.
-    pub(super) timeout: Option<Duration>,
+    /// When preflight and start must have ended.
+    pub(super) deadline: Option<Deadline>,
+}
+
+/// When a deploy is given up.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadline {
+    by: Instant,
+    /// What was asked for.
+    timeout: Duration,
+}
+
+impl Deadline {
+    /// From now.
+    pub(super) fn after(timeout: Duration) -> Self {
+        Self {
+            by: Instant::now() + timeout,
+            timeout,
+        }
+    }
+}
+
+/// How a plan comes to its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entrance {
+    /// Now, or it is a conflict.
+    Now,
+    /// The same, in the turn of the reload that caused it.
+    OfReload,
+    /// In order; given up when its caller leaves.
+    Queue,
+    /// In order.
+    DetachedQueue,
+}
+
+impl From<Wait> for Entrance {
+    fn from(wait: Wait) -> Self {
+        match wait {
+            Wait::No => Self::Now,
+            Wait::WhileWanted => Self::Queue,
+            Wait::Detached => Self::DetachedQueue,
+        }
+    }
+}
+
+/// A plan in the making.
+pub(super) struct Asked<F> {
+    /// What it is, for people: `deploy of 1.2.0`.
+    pub(super) what: String,
+    /// When its wait is given up.
+    pub(super) deadline: Option<Deadline>,
+    /// The plan, made when its turn has come. An error is the result.
+    pub(super) plan: F,
 }
 
 /// A deploy that was taken, or that ended at once.
@@ -75,38 +128,82 @@ enum Ended {
 }
 
 /// Begins to carry out `plan`; the rest happens on a task of its own.
-pub(super) fn begin(apps: &Apps, app: Arc<App>, plan: Plan) -> Begun {
-    begin_with(apps, app, async { Ok(plan) })
+pub(super) fn begin(apps: &Apps, app: Arc<App>, plan: Plan, entrance: Entrance) -> Begun {
+    let asked = Asked {
+        what: format!("deploy of {}", plan.artifact.manifest.version),
+        deadline: plan.deadline,
+        plan: async { Ok(plan) },
+    };
+    begin_with(apps, app, asked, entrance)
 }
 
-/// [`begin`] with a plan that is yet to be made; an error is the result.
-pub(super) fn begin_with(
+/// [`begin`] with a plan that is made when its turn has come.
+pub(super) fn begin_with<F>(
     apps: &Apps,
     app: Arc<App>,
-    plan: impl Future<Output = Result<Plan, OperationResult>> + Send + 'static,
-) -> Begun {
+    asked: Asked<F>,
+    entrance: Entrance,
+) -> Begun
+where
+    F: Future<Output = Result<Plan, OperationResult>> + Send + 'static,
+{
     let speaker = apps.0.operations.begin();
-    let operation = speaker.listen();
+    let mut operation = speaker.listen();
     let (tell, at_cutover) = oneshot::channel();
-    match app.claim(speaker.id()) {
+    let Asked {
+        what,
+        deadline,
+        plan,
+    } = asked;
+    let own = OperationStatus {
+        id: speaker.id().to_owned(),
+        what,
+    };
+    let (interest, wanted) = match entrance {
+        Entrance::Queue => {
+            let (interest, wanted) = operation::interest();
+            (Some(interest), wanted)
+        }
+        Entrance::Now | Entrance::OfReload | Entrance::DetachedQueue => (None, Wanted::ALWAYS),
+    };
+    operation.interest = interest;
+    let turn = match entrance {
+        Entrance::Now => app.turns.take(own, false).map(Ok),
+        Entrance::OfReload => app.turns.take(own, true).map(Ok),
+        // In the order of asking, so before the task begins.
+        Entrance::Queue | Entrance::DetachedQueue => Ok(Err(app.turns.queue(own))),
+    };
+    match turn {
         Err(other) => {
-            let message = format!(
-                "{} is under way for {}: wait for it, or hear it with GET /v1/operations/{other}",
-                other, app.name
-            );
-            let conflict = result(Outcome::Conflict, &app, message);
+            let conflict = conflict(&app, &other);
+            app.tally.ended(conflict.outcome);
             speaker.finish(conflict.clone());
             let _ = tell.send(conflict);
         }
-        Ok(busy) => {
+        Ok(turn) => {
             let apps = apps.clone();
             tokio::spawn(async move {
-                let ended = match plan.await {
-                    Ok(plan) => carry_out(&apps, &app, plan, &speaker).await,
-                    Err(result) => Ended::Otherwise(result),
+                let turn = match turn {
+                    Ok(turn) => Ok(turn),
+                    Err(place) => queued(&app, place, deadline, wanted, &speaker).await,
                 };
+                let (turn, ended) = match turn {
+                    Ok(turn) => {
+                        let ended = match plan.await {
+                            Ok(plan) => carry_out(&apps, &app, plan, &speaker).await,
+                            Err(result) => Ended::Otherwise(result),
+                        };
+                        (Some(turn), ended)
+                    }
+                    Err(reason) => {
+                        let ended = give_up(&apps, &app, plan.await, reason).await;
+                        (None, Ended::Otherwise(ended))
+                    }
+                };
+                let (Ended::Live(result, _) | Ended::Otherwise(result)) = &ended;
+                app.tally.ended(result.outcome);
                 // Given back before anybody hears the result, so that who hears it can begin the next operation.
-                drop(busy);
+                drop(turn);
                 match ended {
                     Ended::Otherwise(result) => {
                         let _ = tell.send(result.clone());
@@ -132,6 +229,74 @@ pub(super) fn begin_with(
     }
 }
 
+/// The result of an operation that does not wait for `other`.
+pub(super) fn conflict(app: &App, other: &OperationStatus) -> OperationResult {
+    let message = format!(
+        "{other} is under way for {}: wait for it (--queue does), or hear it with GET /v1/operations/{}",
+        app.name, other.id
+    );
+    result(Outcome::Conflict, app, message)
+}
+
+/// Waits for the turn, and says what for.
+///
+/// # Errors
+/// Why it is given up.
+pub(super) async fn queued(
+    app: &App,
+    place: Place,
+    deadline: Option<Deadline>,
+    wanted: Wanted,
+    speaker: &Speaker,
+) -> Result<Turn, String> {
+    let mut behind = None;
+    let waits = |other: &OperationStatus, ahead: usize| {
+        behind = Some(other.clone());
+        speaker.say(Progress::Queued {
+            app: app.name.clone(),
+            behind: other.clone(),
+            ahead: ahead as u64,
+        });
+    };
+    let timeout = async {
+        match deadline {
+            Some(deadline) => {
+                tokio::time::sleep_until(deadline.by.into()).await;
+                deadline.timeout
+            }
+            None => std::future::pending().await,
+        }
+    };
+    let passed = tokio::select! {
+        biased;
+        turn = place.turn(waits) => {
+            return turn.map_err(|Closed| "the host is shutting down".to_owned());
+        }
+        () = wanted.no_more() => {
+            return Err("whoever asked for it left while it waited for its turn".to_owned());
+        }
+        timeout = timeout => timeout,
+    };
+    let behind = behind.map_or_else(String::new, |other| format!(" for {other}"));
+    Err(late(passed, &format!("its wait{behind}")))
+}
+
+/// Records that a plan's turn never came.
+async fn give_up(
+    apps: &Apps,
+    app: &App,
+    plan: Result<Plan, OperationResult>,
+    reason: String,
+) -> OperationResult {
+    match plan {
+        Ok(plan) => {
+            let failure = Failure::host(reason);
+            record_failure(apps, app, &plan.artifact, plan.cause, plan.source, failure).await
+        }
+        Err(result) => result,
+    }
+}
+
 /// Carries out `plan` and records how it ended.
 async fn carry_out(apps: &Apps, app: &Arc<App>, plan: Plan, speaker: &Speaker) -> Ended {
     let (artifact, cause, source) = (plan.artifact.clone(), plan.cause, plan.source.clone());
@@ -149,7 +314,7 @@ async fn try_plan(
     plan: Plan,
     speaker: &Speaker,
 ) -> Result<Ended, Failure> {
-    let deadline = plan.timeout.map(|timeout| Instant::now() + timeout);
+    let deadline = plan.deadline.map(|deadline| deadline.by);
     if apps.0.closing.load(Ordering::Acquire) {
         return Err(Failure::host("the host is shutting down"));
     }
@@ -180,7 +345,7 @@ async fn try_plan(
     if plan.stage {
         return stage(apps, app, &plan).await.map(Ended::Otherwise);
     }
-    let started = load_and_start(app, &plan, deadline, speaker).await?;
+    let started = load_and_start(apps, app, &plan, deadline, speaker).await?;
     go_live(apps, app, plan, started, speaker).await
 }
 
@@ -349,7 +514,8 @@ async fn stage(apps: &Apps, app: &App, plan: &Plan) -> Result<OperationResult, F
 
 /// Maps the library and runs the constructor.
 async fn load_and_start(
-    app: &App,
+    apps: &Apps,
+    app: &Arc<App>,
     plan: &Plan,
     deadline: Option<Instant>,
     speaker: &Speaker,
@@ -392,14 +558,25 @@ async fn load_and_start(
         start_deadline: left.map_or(longest, |left| left.min(longest)),
         preflight: false,
     };
-    let started = match generation::start(library, spec).await {
+    let started = match generation::start(library, spec.clone()).await {
         Ok(started) => started,
-        Err(_) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
-            return Err(Failure::late(plan, "its constructor").of(id));
-        }
-        Err(error) => {
-            let reason = format!("it did not start: {error}");
-            return Err(Failure::own(Outcome::Rejected, reason, Some(id)));
+        Err(StartError { reason, retained }) => {
+            if let Some(retained) = retained {
+                let unstarted = Unstarted {
+                    spec,
+                    loaded_at: began,
+                    held: Held::default(),
+                };
+                app.running(|running| running.unstarted.push(unstarted));
+                drain::put_away(apps, app, id, generation::Ended::Retained(*retained));
+            }
+            return Err(match deadline {
+                Some(by) if Instant::now() >= by => Failure::late(plan, "its constructor").of(id),
+                _ => {
+                    let reason = format!("it did not start: {reason}");
+                    Failure::own(Outcome::Rejected, reason, Some(id))
+                }
+            });
         }
     };
     speaker.step(
@@ -443,8 +620,8 @@ async fn go_live(
             spec.id, spec.version
         ),
     );
-    let instead = replaced.as_ref().map(|live| {
-        let old = live.active.generation().spec();
+    let instead = replaced.as_ref().map(|replaced| {
+        let old = replaced.active.generation().spec();
         format!(", replacing generation {} ({})", old.id, old.version)
     });
     let mut message = format!(
@@ -503,21 +680,8 @@ async fn go_live(
         message = format!("{message}; but {trouble}");
     }
 
-    let leaving = replaced.map(|replaced| leave(apps, app, replaced));
+    let leaving = replaced.map(|replaced| Leaving::new(apps, replaced));
     Ok(Ended::Live(result(Outcome::Done, app, message), leaving))
-}
-
-/// Begins the drain of a generation that was replaced.
-pub(super) fn leave(apps: &Apps, app: &App, replaced: Live) -> Leaving {
-    let end = Arc::new(Notify::new());
-    let old = Old {
-        generation: Arc::clone(replaced.active.generation()),
-        artifact: replaced.artifact,
-        end: Arc::clone(&end),
-        retained_because: None,
-    };
-    app.running(|running| running.old.push(old));
-    Leaving::new(apps, replaced.active.drain(), end)
 }
 
 async fn record_failure(
@@ -627,11 +791,10 @@ impl Failure {
 
     /// The deploy's own timeout passed.
     fn late(plan: &Plan, during: &str) -> Self {
-        let timeout = plan.timeout.unwrap_or_default();
-        Self::host(format!(
-            "it was not live within {} (--timeout), which passed during {during}",
-            humantime::format_duration(timeout)
-        ))
+        let timeout = plan
+            .deadline
+            .map_or(Duration::ZERO, |deadline| deadline.timeout);
+        Self::host(late(timeout, during))
     }
 
     fn of(mut self, id: GenerationId) -> Self {
@@ -640,9 +803,17 @@ impl Failure {
     }
 }
 
+fn late(timeout: Duration, during: &str) -> String {
+    format!(
+        "it was not live within {} (--timeout), which passed during {during}",
+        humantime::format_duration(timeout)
+    )
+}
+
 impl Speaker {
     /// Says that a step ended well.
-    fn step(&self, step: &str, app: &App, took: Duration, message: String) {
+    fn step(&self, step: &'static str, app: &App, took: Duration, message: String) {
+        app.tally.step(step, took);
         self.say(Progress::Step {
             step: step.to_owned(),
             app: app.name.clone(),
@@ -671,7 +842,7 @@ impl Apps {
                     stored_in: None,
                     preflight: false,
                     stage: false,
-                    timeout: None,
+                    deadline: None,
                 });
             }
             Ok(Err(error)) => error.to_string(),

@@ -14,7 +14,14 @@ use tokio::{
 };
 
 use super::{
-    Apps, Inner, app::App, counted, events::Kind, leaks, operation::Speaker, people, status::millis,
+    Apps, Inner,
+    app::{App, Replaced},
+    counted,
+    events::Kind,
+    leaks,
+    operation::Speaker,
+    people,
+    status::millis,
 };
 use crate::{
     control::api::{OperationResult, Outcome, Progress},
@@ -49,12 +56,12 @@ impl Drop for Counted {
 }
 
 impl Leaving {
-    /// `end` asks for its end at once.
-    pub(super) fn new(apps: &Apps, draining: Draining, end: Arc<Notify>) -> Self {
+    /// Begins the drain.
+    pub(super) fn new(apps: &Apps, replaced: Replaced) -> Self {
         apps.0.leaving.send_modify(|leaving| *leaving += 1);
         Self {
-            draining,
-            end,
+            draining: replaced.active.drain(),
+            end: replaced.end,
             _counted: Counted(apps.0.leaving.clone()),
         }
     }
@@ -155,6 +162,7 @@ pub(super) async fn see_out(
     }
     drain.stuck = 0;
     let took = began.elapsed();
+    app.tally.drained(took, drain.cancelled > 0);
     apps.tell(
         Kind::Drained,
         app,
@@ -274,14 +282,14 @@ pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: End
             apps.0.attic.changed.notify_one();
         }
         Ended::Retained(retained) => {
-            let reason = retained.reason().to_owned();
+            let held = retained.held().clone();
             apps.0.leaks.retained(&app.name, id, retained.holds());
-            if app.retained(id, &reason) {
+            if app.retained(id, &held) {
                 apps.tell(
                     Kind::Retained,
                     app,
                     Some(id),
-                    format!("generation {id} stays mapped: {reason}"),
+                    format!("generation {id} stays mapped: {held}"),
                 );
             }
             apps.0
@@ -340,15 +348,7 @@ async fn retry(apps: &Apps) {
 fn tell_panics(apps: &Apps, known: &mut HashMap<(AppName, GenerationId), u64>) {
     let mut seen = HashMap::new();
     for app in apps.all() {
-        let generations = app.running(|running| {
-            let live = running
-                .live
-                .iter()
-                .map(|live| Arc::clone(live.active.generation()));
-            live.chain(running.old.iter().map(|old| Arc::clone(&old.generation)))
-                .collect::<Vec<_>>()
-        });
-        for generation in generations {
+        for (generation, _) in app.running(|running| running.generations()) {
             let (id, panics) = (generation.spec().id, generation.counts().panics);
             let key = (app.name.clone(), id);
             let more = panics.saturating_sub(known.get(&key).copied().unwrap_or(0));

@@ -63,6 +63,30 @@ pub(super) enum Kind {
 }
 
 impl Kind {
+    /// Every kind, in the order of their numbers.
+    pub(super) const ALL: [Self; 20] = [
+        Self::Active,
+        Self::Draining,
+        Self::Drained,
+        Self::DeadlinePassed,
+        Self::Unloaded,
+        Self::Retained,
+        Self::LeakBudget,
+        Self::Rejected,
+        Self::Unhealthy,
+        Self::Failed,
+        Self::Staged,
+        Self::Waiting,
+        Self::Crash,
+        Self::RolledBack,
+        Self::Proven,
+        Self::Stalled,
+        Self::StallEnded,
+        Self::Panic,
+        Self::State,
+        Self::Host,
+    ];
+
     /// The word.
     pub(super) fn as_str(self) -> &'static str {
         match self {
@@ -100,6 +124,7 @@ pub(super) struct Events {
 #[derive(Debug, Default)]
 struct Ring {
     seq: u64,
+    counts: [u64; Kind::ALL.len()],
     events: VecDeque<Event>,
 }
 
@@ -193,6 +218,7 @@ impl Events {
         }
         // Sent under the lock, so that a follower who subscribes under it misses none and sees none twice.
         let mut ring = self.ring.lock();
+        ring.counts[kind as usize] += 1;
         ring.seq += 1;
         let event = Event {
             seq: ring.seq,
@@ -210,6 +236,11 @@ impl Events {
         ring.events.push_back(event.clone());
         // An error means that nobody follows.
         let _ = self.followers.send(event);
+    }
+
+    /// How many there were of each of [`Kind::ALL`].
+    pub(super) fn counts(&self) -> [u64; Kind::ALL.len()] {
+        self.ring.lock().counts
     }
 
     /// The events so far, and those to come, without a gap between them.
@@ -237,6 +268,16 @@ mod tests {
         assert_eq!(past.iter().map(|e| e.seq).collect::<Vec<_>>(), [1]);
         assert_eq!(future.try_recv().unwrap().seq, 2);
         assert!(future.try_recv().is_err());
+    }
+
+    #[test]
+    fn each_kind_is_counted_as_itself() {
+        let events = Events::new();
+        for (at, kind) in Kind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, at);
+            (0..=at).for_each(|_| events.tell(kind, None, None, "again"));
+        }
+        assert!(events.counts().into_iter().eq(1..=Kind::ALL.len() as u64));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! - [`app`]: what the host holds of one app while it runs
 //! - [`saved`]: what it remembers of it over restarts
+//! - [`turns`]: whose turn it is to change what is live
 //! - [`deploy`]: an artifact's way to being live, step by step
 //! - [`cutover`]: the instant new requests go to the new generation, and where apps answer
 //! - [`crash`]: who is to blame when the host crashed, and what is trusted
@@ -13,6 +14,7 @@
 //! - [`stall`]: requests that hold their worker, and who serves the others meanwhile
 //! - [`shutdown`]: the end of all generations
 //! - [`operation`], [`events`], [`status`]: what people are told
+//! - [`tally`], [`metrics`]: what is counted, and what machines are told
 //!
 //! No lock is held across an await, nor while a plugin's code may run.
 
@@ -24,6 +26,7 @@ mod drain;
 mod events;
 mod history;
 mod leaks;
+mod metrics;
 mod offer;
 mod operation;
 mod reload;
@@ -33,6 +36,8 @@ mod saved;
 mod shutdown;
 mod stall;
 mod status;
+mod tally;
+mod turns;
 
 use std::{
     collections::BTreeMap,
@@ -46,11 +51,12 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 
-pub use self::operation::Operation;
-pub(crate) use self::stall::{park_spares, wake_spares};
+pub use self::operation::{Interest, Operation};
+pub(crate) use self::stall::{park_spares, sleeping_spares, wake_spares};
 use self::{
     app::App,
     crash::Journal,
+    deploy::Deadline,
     drain::Attic,
     events::{Events, Kind},
     leaks::Leaks,
@@ -64,6 +70,7 @@ use crate::{
     control::api::{Event, HistoryEntry, OperationResult, Outcome, Status},
     dispatch::Routes,
     names::AppName,
+    process,
     watch::WatcherHandle,
 };
 
@@ -93,7 +100,30 @@ struct Inner {
     closing: AtomicBool,
     started: Instant,
     listen: OnceLock<Vec<SocketAddr>>,
+    metrics_at: OnceLock<SocketAddr>,
     watcher: OnceLock<WatcherHandle>,
+}
+
+/// What an operation does while another one of the app is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// It ends as a conflict.
+    No,
+    /// It waits for its turn, as long as whoever asked for it keeps the [`Interest`] in it.
+    WhileWanted,
+    /// It waits for its turn.
+    Detached,
+}
+
+impl Wait {
+    /// As the command line and the control socket have it: `queue`, and `detach` for whoever does not stay to see it.
+    pub fn asked(queue: bool, detach: bool) -> Self {
+        match (queue, detach) {
+            (false, _) => Self::No,
+            (true, false) => Self::WhileWanted,
+            (true, true) => Self::Detached,
+        }
+    }
 }
 
 /// Why an operation is asked for.
@@ -160,6 +190,7 @@ impl Apps {
             closing: AtomicBool::new(false),
             started: Instant::now(),
             listen: OnceLock::new(),
+            metrics_at: OnceLock::new(),
             watcher: OnceLock::new(),
             records,
             config,
@@ -176,6 +207,11 @@ impl Apps {
     /// Says where the host serves, for the status. Once.
     pub fn serves_at(&self, addresses: Vec<SocketAddr>) {
         let _ = self.0.listen.set(addresses);
+    }
+
+    /// Says where the metrics can be had over TCP, for the status. Once.
+    pub fn tells_metrics_at(&self, address: SocketAddr) {
+        let _ = self.0.metrics_at.set(address);
     }
 
     /// Says who scans the drop folders, for reloads. Once.
@@ -221,7 +257,7 @@ impl Apps {
     /// Deploys a stored artifact to `app`, or to the app that its manifest names. Goes on when nobody listens.
     ///
     /// `stored_in` is how long it took to be stored, which is the first step that listeners hear of.
-    /// `timeout` bounds the checks and the start; passing it, the deploy fails and what is live stays live.
+    /// `timeout` bounds the waiting, the checks and the start; passing it, the deploy fails and what is live stays live.
     pub fn deploy(
         &self,
         artifact: Artifact,
@@ -229,6 +265,7 @@ impl Apps {
         app: Option<AppName>,
         cause: Cause,
         timeout: Option<Duration>,
+        wait: Wait,
     ) -> Operation {
         let app = self.app(app.as_ref().unwrap_or(&artifact.manifest.app));
         let plan = deploy::Plan {
@@ -238,19 +275,19 @@ impl Apps {
             stored_in: Some(stored_in),
             preflight: true,
             stage: false,
-            timeout,
+            deadline: timeout.map(Deadline::after),
         };
-        deploy::begin(self, app, plan).operation
+        deploy::begin(self, app, plan, wait.into()).operation
     }
 
     /// Activates what is staged and re-scans the drop folder, of one app or of all.
-    pub fn reload(&self, app: Option<AppName>) -> Operation {
-        reload::begin(self, app)
+    pub fn reload(&self, app: Option<AppName>, wait: Wait) -> Operation {
+        reload::begin(self, app, wait)
     }
 
     /// Goes back to the previous artifact, or to the one that `to` names (a version or a generation's number).
-    pub fn rollback(&self, app: Option<AppName>, to: Option<String>) -> Operation {
-        rollback::begin(self, app, to)
+    pub fn rollback(&self, app: Option<AppName>, to: Option<String>, wait: Wait) -> Operation {
+        rollback::begin(self, app, to, wait)
     }
 
     /// A running or recent operation by its id, from its beginning.
@@ -298,9 +335,16 @@ impl Apps {
         self.0.apps.lock().get(name).cloned()
     }
 
-    /// Every app, by name.
+    /// Every app, by name, those included whose first deploy was refused.
     fn all(&self) -> Vec<Arc<App>> {
         self.0.apps.lock().values().cloned().collect()
+    }
+
+    /// Every app that people are to see, by name.
+    fn shown(&self) -> Vec<Arc<App>> {
+        let mut all = self.all();
+        all.retain(|app| self.0.config.apps.contains_key(&app.name) || app.has_anything());
+        all
     }
 
     fn tell(

@@ -7,7 +7,7 @@ use semver::Version;
 use super::{
     Apps, Cause,
     app::App,
-    deploy::{self, Plan},
+    deploy::{self, Entrance, Plan},
     events::Kind,
     reload::Caused,
     result,
@@ -143,13 +143,9 @@ impl DropTarget for Apps {
             offer.artifact.sha256,
             offer.artifact.manifest.version.clone(),
         );
-        if let Some(other) = app.under_way() {
+        if let Some(other) = app.turns.under_way(offer.again) {
             if offer.again {
-                let message = format!(
-                    "{other} is under way for {}: reload when it has ended",
-                    app.name
-                );
-                self.caused(&app, Caused::Said(result(Outcome::Conflict, &app, message)));
+                self.caused(&app, Caused::Said(deploy::conflict(&app, &other)));
             }
             return Answer::Later;
         }
@@ -263,9 +259,14 @@ impl Apps {
             stored_in: None,
             preflight: true,
             stage,
-            timeout: None,
+            deadline: None,
         };
-        let begun = deploy::begin(self, std::sync::Arc::clone(app), plan);
+        let entrance = if offer.again {
+            Entrance::OfReload
+        } else {
+            Entrance::Now
+        };
+        let begun = deploy::begin(self, std::sync::Arc::clone(app), plan, entrance);
         if offer.again {
             self.caused(app, Caused::Operation(begun.operation.id.clone()));
         }

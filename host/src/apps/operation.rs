@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    convert::Infallible,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -9,7 +10,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::control::api::{OperationResult, Outcome, Progress};
 
@@ -25,6 +26,36 @@ pub struct Operation {
     pub id: String,
     /// Its lines.
     pub lines: mpsc::UnboundedReceiver<Progress>,
+    /// Held by whoever asked for it, while it may wait for its turn.
+    pub interest: Option<Interest>,
+}
+
+/// That somebody wants an operation. One that waits for its turn is given up when this is dropped.
+#[derive(Debug)]
+pub struct Interest(#[expect(dead_code, reason = "held for its drop")] oneshot::Sender<Infallible>);
+
+/// Tells when the interest in an operation is lost.
+#[derive(Debug)]
+pub(super) struct Wanted(Option<oneshot::Receiver<Infallible>>);
+
+/// An operation that is given up when the interest is lost.
+pub(super) fn interest() -> (Interest, Wanted) {
+    let (interest, wanted) = oneshot::channel();
+    (Interest(interest), Wanted(Some(wanted)))
+}
+
+impl Wanted {
+    /// One that is wanted whoever leaves.
+    pub(super) const ALWAYS: Self = Self(None);
+
+    /// Ends when the interest is lost.
+    pub(super) async fn no_more(self) {
+        match self.0 {
+            // Nothing is ever sent.
+            Some(wanted) => drop(wanted.await),
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// The operations of this run of the host.
@@ -114,6 +145,7 @@ impl Record {
         Operation {
             id: self.id.clone(),
             lines,
+            interest: None,
         }
     }
 }

@@ -8,20 +8,28 @@ use parking_lot::Mutex;
 use tokio::{sync::mpsc, task::JoinSet};
 
 use super::{
-    Apps, Cause,
+    Apps, Cause, Wait,
     app::App,
-    deploy, no_app,
-    operation::{Operation, Speaker},
-    result,
+    deploy::{self, Asked, Entrance},
+    no_app,
+    operation::{self, Operation, Speaker, Wanted},
+    turns::{Place, Turn},
 };
 use crate::{
-    control::api::{OperationResult, Outcome, Progress},
+    control::api::{OperationResult, OperationStatus, Outcome, Progress},
     names::AppName,
 };
 
 /// The reloads under way: whoever answers an offer that a reload asked for tells them.
 #[derive(Debug, Default)]
-pub(super) struct Reloads(Mutex<Vec<Listener>>);
+pub(super) struct Reloads {
+    listeners: Mutex<Vec<Listener>>,
+    /// Held while a reload of all apps enters their queues.
+    queueing: Mutex<()>,
+}
+
+/// Why a reload that waited does not wait any more.
+const LEFT: &str = "whoever asked for it left while it waited for its turn";
 
 #[derive(Debug)]
 struct Listener {
@@ -42,7 +50,7 @@ pub(super) enum Caused {
 impl Reloads {
     /// Tells the reloads of `app` what they caused.
     pub(super) fn tell(&self, app: &AppName, caused: &Caused) {
-        self.0.lock().retain(|listener| {
+        self.listeners.lock().retain(|listener| {
             // Those of other apps stay; those that have ended go.
             listener.app.as_ref().is_some_and(|only| only != app)
                 || listener.tell.send(caused.clone()).is_ok()
@@ -51,39 +59,98 @@ impl Reloads {
 
     fn listen(&self, app: Option<AppName>) -> mpsc::UnboundedReceiver<Caused> {
         let (tell, caused) = mpsc::unbounded_channel();
-        self.0.lock().push(Listener { app, tell });
+        self.listeners.lock().push(Listener { app, tell });
         caused
     }
 }
 
-/// Begins a reload.
-pub(super) fn begin(apps: &Apps, app: Option<AppName>) -> Operation {
+/// Begins a reload. One of a single app has its turn like a deploy, and lends it to the operations that it causes; one of all apps waits
+/// for the turns of all of them where it is to wait, and has none otherwise: where something is under way, its operations conflict.
+pub(super) fn begin(apps: &Apps, app: Option<AppName>, wait: Wait) -> Operation {
     let speaker = apps.0.operations.begin();
-    let operation = speaker.listen();
+    let mut operation = speaker.listen();
     let chosen = match &app {
         None => Ok(apps.all()),
-        Some(name) => apps
-            .known_or_fail(name)
-            .and_then(|app| match app.under_way() {
-                None => Ok(vec![app]),
-                Some(other) => {
-                    let message =
-                        format!("{other} is under way for {name}: reload when it has ended");
-                    Err(Box::new(result(Outcome::Conflict, &app, message)))
-                }
-            }),
+        Some(name) => apps.known_or_fail(name).map(|app| vec![app]),
     };
-    match chosen {
+    let own = || OperationStatus {
+        id: speaker.id().to_owned(),
+        what: "reload".to_owned(),
+    };
+    let entered = chosen.and_then(|chosen| {
+        let turns = match (wait, chosen.as_slice()) {
+            (Wait::No, [only]) if app.is_some() => {
+                let turn = only.turns.take(own(), false);
+                let turn = turn.map_err(|other| Box::new(deploy::conflict(only, &other)))?;
+                Entered::Now(vec![turn])
+            }
+            (Wait::No, _) => Entered::Now(Vec::new()),
+            (Wait::WhileWanted | Wait::Detached, all) => {
+                // All at once, so that no two reloads wait for each other.
+                let _in_turn = apps.0.reloads.queueing.lock();
+                Entered::Waits(all.iter().map(|app| app.turns.queue(own())).collect())
+            }
+        };
+        Ok((chosen, turns))
+    });
+    match entered {
         Err(result) => speaker.finish(*result),
-        Ok(chosen) => {
+        Ok((chosen, entered)) => {
+            let mut wanted = Wanted::ALWAYS;
+            if wait == Wait::WhileWanted {
+                let (interest, while_wanted) = operation::interest();
+                operation.interest = Some(interest);
+                wanted = while_wanted;
+            }
             let apps = apps.clone();
-            tokio::spawn(async move { run(&apps, app, chosen, speaker).await });
+            tokio::spawn(async move {
+                let turns = match entered {
+                    Entered::Now(turns) => Ok(turns),
+                    Entered::Waits(places) => {
+                        let mut turns = Vec::new();
+                        let all = async {
+                            for (app, place) in chosen.iter().zip(places) {
+                                let always = Wanted::ALWAYS;
+                                turns.push(
+                                    deploy::queued(app, place, None, always, &speaker).await?,
+                                );
+                            }
+                            Ok(())
+                        };
+                        let waited = tokio::select! {
+                            waited = all => waited,
+                            () = wanted.no_more() => Err(LEFT.to_owned()),
+                        };
+                        waited.map(|()| turns)
+                    }
+                };
+                match turns {
+                    Ok(turns) => run(&apps, app, chosen, turns, speaker).await,
+                    Err(reason) => {
+                        let message = format!("nothing was reloaded: {reason}");
+                        speaker.finish(no_app(Outcome::Failed, message));
+                    }
+                }
+            });
         }
     }
     operation
 }
 
-async fn run(apps: &Apps, app: Option<AppName>, chosen: Vec<Arc<App>>, speaker: Speaker) {
+/// How a reload came to its turns.
+enum Entered {
+    Now(Vec<Turn>),
+    Waits(Vec<Place>),
+}
+
+async fn run(
+    apps: &Apps,
+    app: Option<AppName>,
+    chosen: Vec<Arc<App>>,
+    turns: Vec<Turn>,
+    speaker: Speaker,
+) {
+    turns.iter().for_each(Turn::lend);
     let speaker = Arc::new(speaker);
     let mut caused = apps.0.reloads.listen(app.clone());
     let mut following = JoinSet::new();
@@ -118,15 +185,27 @@ async fn run(apps: &Apps, app: Option<AppName>, chosen: Vec<Arc<App>>, speaker: 
             Caused::Said(result) => results.push(result),
         }
     }
+    let mut cutovers = Vec::new();
     for app in chosen {
         let Some(staged) = app.saved.read(|record| record.staged.clone()) else {
             continue;
         };
         let (stored, of) = (apps.clone(), Arc::clone(&app));
-        let plan = async move { stored.plan_stored(&of, staged, Cause::Reload).await };
-        let begun = deploy::begin_with(apps, app, plan);
+        let asked = Asked {
+            what: format!("activation of {}", staged.version),
+            deadline: None,
+            plan: async move { stored.plan_stored(&of, staged, Cause::Reload).await },
+        };
+        let begun = deploy::begin_with(apps, app, asked, Entrance::OfReload);
+        cutovers.push(begun.at_cutover);
         following.spawn(follow(begun.operation, Arc::clone(&speaker)));
     }
+    for cutover in cutovers {
+        // An error means that it broke off, which its listeners hear.
+        let _ = cutover.await;
+    }
+    // What drains now is in nobody's way.
+    drop(turns);
     while let Some(ended) = following.join_next().await {
         results.extend(ended.ok().flatten());
     }
@@ -139,7 +218,10 @@ async fn follow(mut operation: Operation, speaker: Arc<Speaker>) -> Option<Opera
         match line {
             Progress::Accepted { .. } => {}
             Progress::Result(result) => return Some(result),
-            line @ (Progress::Step { .. } | Progress::Draining { .. }) => speaker.say(line),
+            line
+            @ (Progress::Queued { .. } | Progress::Step { .. } | Progress::Draining { .. }) => {
+                speaker.say(line)
+            }
         }
     }
     None
@@ -245,6 +327,6 @@ mod tests {
         assert_eq!((heard(&mut one), heard(&mut all)), (1, 2));
         drop((one, all));
         reloads.tell(&name("a"), &Caused::Operation("late".into()));
-        assert!(reloads.0.lock().is_empty());
+        assert!(reloads.listeners.lock().is_empty());
     }
 }

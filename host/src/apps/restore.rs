@@ -8,7 +8,7 @@ use super::{
     Apps, Cause,
     app::App,
     crash::{self, Blame},
-    deploy,
+    deploy::{self, Asked, Entrance},
     events::Kind,
     history::{self, Entry},
     saved::Head,
@@ -72,6 +72,7 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
             app.name, head.version
         );
         apps.tell(Kind::RolledBack, app, Some(generation), message.as_str());
+        app.tally.ended(Outcome::RolledBack);
         let entry = Entry {
             at_ms: taken_back_at_ms,
             generation: Some(generation),
@@ -141,7 +142,11 @@ async fn restore_app(apps: &Apps, app: &Arc<App>) {
 /// Whether it came up. If not, that was told.
 async fn start(apps: &Apps, app: &Arc<App>, head: Head, cause: Cause) -> bool {
     let (stored, of) = (apps.clone(), Arc::clone(app));
-    let plan = async move { stored.plan_stored(&of, head, cause).await };
-    let begun = deploy::begin_with(apps, Arc::clone(app), plan);
+    let asked = Asked {
+        what: format!("start of {}", head.version),
+        deadline: None,
+        plan: async move { stored.plan_stored(&of, head, cause).await },
+    };
+    let begun = deploy::begin_with(apps, Arc::clone(app), asked, Entrance::Now);
     matches!(begun.at_cutover.await, Ok(result) if result.outcome == Outcome::Done)
 }

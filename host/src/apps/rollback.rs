@@ -3,36 +3,41 @@
 use std::sync::Arc;
 
 use super::{
-    Apps, Cause, app::App, deploy, history, no_app, operation::Operation, result, saved::Head,
+    Apps, Cause, Wait,
+    app::App,
+    deploy::{self, Asked},
+    history, no_app,
+    operation::Operation,
+    result,
+    saved::Head,
 };
 use crate::{
     control::api::{OperationResult, Outcome},
     names::AppName,
 };
 
-/// Begins a rollback.
-pub(super) fn begin(apps: &Apps, app: Option<AppName>, to: Option<String>) -> Operation {
-    let found = find_app(apps, app).and_then(|app| {
-        let live = app.live().map(|live| live.artifact);
-        let target = app.saved.read(|record| {
-            history::rollback_target(&app.name, &record.history, live, to.as_deref()).map(|entry| {
-                Head {
-                    artifact: entry.artifact,
-                    version: entry.version.clone(),
-                    source: entry.source.clone(),
-                }
-            })
-        });
-        match target {
-            Ok(head) => Ok((app, head)),
-            Err(message) => Err(Box::new(result(Outcome::Failed, &app, message))),
-        }
-    });
-    match found {
-        Ok((app, head)) => {
+/// Begins a rollback. What it goes back to is decided when its turn has come.
+pub(super) fn begin(
+    apps: &Apps,
+    app: Option<AppName>,
+    to: Option<String>,
+    wait: Wait,
+) -> Operation {
+    match find_app(apps, app) {
+        Ok(app) => {
             let (stored, of) = (apps.clone(), Arc::clone(&app));
-            let plan = async move { stored.plan_stored(&of, head, Cause::Rollback).await };
-            deploy::begin_with(apps, app, plan).operation
+            let asked = Asked {
+                what: to
+                    .as_ref()
+                    .map_or_else(|| "rollback".to_owned(), |to| format!("rollback to {to}")),
+                deadline: None,
+                plan: async move {
+                    let head = target(&of, to.as_deref())
+                        .map_err(|message| result(Outcome::Failed, &of, message))?;
+                    stored.plan_stored(&of, head, Cause::Rollback).await
+                },
+            };
+            deploy::begin_with(apps, app, asked, wait.into()).operation
         }
         Err(result) => {
             let speaker = apps.0.operations.begin();
@@ -42,13 +47,24 @@ pub(super) fn begin(apps: &Apps, app: Option<AppName>, to: Option<String>) -> Op
     }
 }
 
+fn target(app: &App, to: Option<&str>) -> Result<Head, String> {
+    let live = app.live().map(|live| live.artifact);
+    app.saved.read(|record| {
+        history::rollback_target(&app.name, &record.history, live, to).map(|entry| Head {
+            artifact: entry.artifact,
+            version: entry.version.clone(),
+            source: entry.source.clone(),
+        })
+    })
+}
+
 /// The app of that name, or the only one.
 fn find_app(apps: &Apps, app: Option<AppName>) -> Result<Arc<App>, Box<OperationResult>> {
     if let Some(name) = app {
         return apps.known_or_fail(&name);
     }
-    let mut all = apps.all();
-    match (all.pop(), all.is_empty()) {
+    let mut shown = apps.shown();
+    match (shown.pop(), shown.is_empty()) {
         (Some(only), true) => Ok(only),
         (None, _) => Err(Box::new(no_app(
             Outcome::Failed,
@@ -74,7 +90,11 @@ impl Apps {
     }
 
     fn names(&self) -> String {
-        let names: Vec<String> = self.all().iter().map(|app| app.name.to_string()).collect();
+        let names: Vec<String> = self
+            .shown()
+            .iter()
+            .map(|app| app.name.to_string())
+            .collect();
         names.join(", ")
     }
 }

@@ -5,7 +5,13 @@ use std::{
     time::Duration,
 };
 
-use super::{Apps, app::App, counted, deploy, drain, events::Kind};
+use super::{
+    Apps,
+    app::App,
+    counted,
+    drain::{self, Leaving},
+    events::Kind,
+};
 
 /// How long cancelled work has to end, past the deadline.
 const CANCELLED_WITHIN: Duration = Duration::from_secs(5);
@@ -13,6 +19,9 @@ const CANCELLED_WITHIN: Duration = Duration::from_secs(5);
 /// Drains every app up to `deadline`, cancels what runs on, and unloads.
 pub(super) async fn shutdown(apps: &Apps, deadline: Duration) {
     apps.0.closing.store(true, Ordering::Release);
+    for app in apps.all() {
+        app.turns.close();
+    }
     let by = tokio::time::Instant::now() + deadline;
     loop {
         // Again after the wait: a cutover may have been under way when the door was closed.
@@ -48,12 +57,12 @@ pub(super) async fn shutdown(apps: &Apps, deadline: Duration) {
 fn take_leave(apps: &Apps) -> bool {
     let mut any = false;
     for app in apps.all() {
-        let Some(live) = app.running(|running| running.live.take()) else {
+        let Some(live) = app.running(|running| running.replace(None)) else {
             continue;
         };
         any = true;
         apps.publish();
-        let leaving = deploy::leave(apps, &app, live);
+        let leaving = Leaving::new(apps, live);
         let (apps, app): (Apps, Arc<App>) = (apps.clone(), app);
         tokio::spawn(async move { drain::see_out(&apps, &app, leaving, None).await });
     }

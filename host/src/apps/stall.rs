@@ -94,6 +94,11 @@ pub(crate) fn wake_spares() {
     SPARES.wake(usize::MAX);
 }
 
+/// How many spare workers sleep.
+pub(crate) fn sleeping_spares() -> usize {
+    SPARES.asleep.lock().number
+}
+
 /// A call that goes on and on.
 struct Long {
     call: u64,

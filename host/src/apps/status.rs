@@ -1,25 +1,32 @@
 //! What `handover status` shows.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{Apps, app::App, cutover};
+use super::{
+    Apps,
+    app::{App, Unstarted},
+    cutover, process,
+};
 use crate::{
     artifact::manifest::HOST_ABI,
     control::api::{
-        ActiveStatus, AppStatus, GenerationStatus, HostStatus, LimitsStatus, StagedStatus, Status,
+        ActiveStatus, AppStatus, GenerationStatus, HostStatus, LeakStatus, LimitsStatus,
+        StagedStatus, Status,
     },
     generation::{Generation, State},
+    ledger::Held,
 };
 
 /// The status of everything, now.
 pub(super) fn status(apps: &Apps) -> Status {
+    let budget = &apps.0.config.server.leak_budget;
     Status {
-        apps: apps.all().iter().map(|app| app_status(app)).collect(),
+        apps: apps.shown().iter().map(|app| app_status(app)).collect(),
         host: HostStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_ms: millis(apps.0.started.elapsed()),
-            rss_bytes: resident_bytes(),
+            rss_bytes: process::resident_bytes(),
             listen: apps
                 .0
                 .listen
@@ -28,33 +35,39 @@ pub(super) fn status(apps: &Apps) -> Status {
                 .flatten()
                 .map(ToString::to_string)
                 .collect(),
+            metrics: apps.0.metrics_at.get().map(ToString::to_string),
             abi: HOST_ABI.to_string(),
             leaks: apps.0.leaks.status(),
+            leak_budget: LeakStatus {
+                bytes: budget.bytes,
+                descriptors: budget.descriptors,
+                retained: budget.retained,
+            },
         },
     }
 }
 
-fn app_status(app: &App) -> AppStatus {
-    let (active, mut generations) = app.running(|running| {
+/// The status of one app, now.
+pub(super) fn app_status(app: &App) -> AppStatus {
+    let (active, generations, unstarted) = app.running(|running| {
         let active = running.live.as_ref().map(|live| live.active.generation());
-        let old = running.old.iter().map(|old| {
-            (
-                std::sync::Arc::clone(&old.generation),
-                old.retained_because.clone(),
-            )
-        });
-        let generations: Vec<_> = old
-            .chain(active.map(|active| (active.clone(), None)))
-            .collect();
         (
             active.map(|generation| generation.spec().clone()),
-            generations,
+            running.generations(),
+            running.unstarted.clone(),
         )
     });
-    generations.sort_by_key(|(generation, _)| generation.spec().id);
+    let started = generations
+        .iter()
+        .filter(|(generation, _)| generation.state() != State::Unloaded)
+        .map(|(generation, held)| generation_status(generation, held.as_ref()));
+    let unstarted = unstarted.iter().map(unstarted_status);
+    let mut generations: Vec<_> = started.chain(unstarted).collect();
+    generations.sort_by_key(|generation| generation.generation);
+    let (operation, queue) = app.turns.seen();
     AppStatus {
         name: app.name.clone(),
-        state: match (app.under_way(), &active) {
+        state: match (&operation, &active) {
             (Some(_), _) => "deploying",
             (None, Some(_)) => "serving",
             (None, None) => "empty",
@@ -69,6 +82,8 @@ fn app_status(app: &App) -> AppStatus {
             version: spec.version,
             artifact: spec.artifact.to_string(),
         }),
+        operation,
+        queue,
         staged: app
             .saved
             .read(|record| record.staged.clone())
@@ -77,26 +92,22 @@ fn app_status(app: &App) -> AppStatus {
                 artifact: staged.artifact.to_string(),
             }),
         limits: app.limits.as_ref().map(|limits| {
-            let counts = limits.counts();
+            let (counts, settings) = (limits.counts(), &app.settings);
             LimitsStatus {
+                max_concurrent: settings.max_concurrent.map(|most| most.get() as u64),
+                queue: settings.queue as u64,
+                request_timeout_ms: settings.request_timeout.map(millis),
                 running: counts.running,
                 waiting: counts.waiting,
                 refused: counts.refused,
                 timed_out: counts.timed_out,
             }
         }),
-        generations: generations
-            .into_iter()
-            .filter(|(generation, _)| generation.state() != State::Unloaded)
-            .map(|(generation, because)| generation_status(&generation, because))
-            .collect(),
+        generations,
     }
 }
 
-fn generation_status(
-    generation: &Generation,
-    retained_because: Option<String>,
-) -> GenerationStatus {
+fn generation_status(generation: &Generation, held: Option<&Held>) -> GenerationStatus {
     let spec = generation.spec();
     let counts = generation.counts();
     GenerationStatus {
@@ -109,32 +120,33 @@ fn generation_status(
         requests: counts.requests,
         panics: counts.panics,
         stalls: counts.stalls,
-        age_ms: millis(Instant::now().saturating_duration_since(generation.loaded_at())),
-        retained_because,
+        age_ms: millis(generation.loaded_at().elapsed()),
+        retained_because: held.map(Held::to_string),
+    }
+}
+
+/// A generation whose constructor failed or goes on for too long, and whose library stays mapped.
+fn unstarted_status(unstarted: &Unstarted) -> GenerationStatus {
+    let Unstarted {
+        spec,
+        loaded_at,
+        held,
+    } = unstarted;
+    GenerationStatus {
+        generation: spec.id,
+        version: spec.version.clone(),
+        artifact: spec.artifact.to_string(),
+        state: State::Retained.as_str().to_owned(),
+        in_flight: 0,
+        jobs: 0,
+        requests: 0,
+        panics: 0,
+        stalls: 0,
+        age_ms: millis(loaded_at.elapsed()),
+        retained_because: Some(held.to_string()),
     }
 }
 
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The resident memory of this process, zero if the kernel does not say.
-fn resident_bytes() -> u64 {
-    // `status` gives kilobytes; `statm` would give pages of a size one has to ask for.
-    let Ok(text) = std::fs::read_to_string("/proc/self/status") else {
-        return 0;
-    };
-    text.lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .and_then(|rest| rest.split_whitespace().next())
-        .and_then(|kilobytes| kilobytes.parse::<u64>().ok())
-        .map_or(0, |kilobytes| kilobytes * 1024)
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn a_process_has_resident_memory() {
-        assert!(super::resident_bytes() > 100_000);
-    }
 }

@@ -18,7 +18,7 @@ Exit codes:
   7  done, but the old code had to be ended at its drain deadline
   8  another operation of this app is under way
   9  denied
-130  interrupted with Ctrl-C; what the host has accepted, it finishes
+130  interrupted with Ctrl-C; what the host has begun, it finishes
 
 Examples:
   handover new hello && handover dev hello     make a plugin and work on it
@@ -118,12 +118,14 @@ Example:
     Inspect(Inspect),
     /// Swap in a plugin file, and wait until the old code has left
     #[command(after_help = "\
-Ctrl-C stops the waiting, not the deploy: what the host has accepted, it finishes.
+Ctrl-C stops the watching, not the deploy: what the host has begun, it finishes. With --queue it waits its turn
+behind what is under way for the app, and Ctrl-C meanwhile takes it out of the queue, unless --detach was given.
 
 Examples:
   handover deploy target/release/libshop.so
   handover deploy libshop.so --app shop-eu --timeout 60s
   handover deploy libshop.so --signature keys/libshop.so.minisig
+  handover deploy libshop.so --queue --timeout 5m
   handover deploy libshop.so --detach")]
     Deploy(Deploy),
     /// Activate what is staged, and scan the drop folder again
@@ -274,6 +276,9 @@ pub(super) struct Deploy {
     /// Give up when it is not live by then, e.g. 60s; the old code stays live
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(super) timeout: Option<Duration>,
+    /// Wait for what is under way for the app, instead of ending with 8
+    #[arg(long)]
+    pub(super) queue: bool,
     /// Return as soon as the host has accepted it
     #[arg(long)]
     pub(super) detach: bool,
@@ -285,6 +290,9 @@ pub(super) struct Reload {
     /// The app [default: all]
     #[arg(value_name = "APP")]
     pub(super) app: Option<AppName>,
+    /// Wait for what is under way for the app, instead of ending with 8
+    #[arg(long)]
+    pub(super) queue: bool,
 }
 
 /// `handover rollback`
@@ -296,6 +304,9 @@ pub(super) struct Rollback {
     /// The version or generation to go back to [default: what was live before]
     #[arg(long, value_name = "VERSION|GEN")]
     pub(super) to: Option<String>,
+    /// Wait for what is under way for the app, instead of ending with 8
+    #[arg(long)]
+    pub(super) queue: bool,
 }
 
 /// `handover status`
@@ -357,7 +368,9 @@ mod tests {
             "handover dev example-plugin --listen 127.0.0.1:9000 -r --features a,b --package p",
             "handover new shop",
             "handover check a.so --json",
-            "handover deploy a.so --app shop --timeout 60s --detach",
+            "handover deploy a.so --app shop --timeout 60s --detach --queue",
+            "handover reload shop --queue",
+            "handover rollback --queue",
             "handover reload",
             "handover reload shop",
             "handover rollback shop --to 1.0.0",

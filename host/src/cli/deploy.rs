@@ -7,7 +7,7 @@ use super::{
     exit::Failure,
     operation::{How, show},
 };
-use crate::{artifact::Signature, control::Client};
+use crate::{apps::Wait, artifact::Signature, control::Client};
 
 /// `handover deploy`
 pub(super) async fn deploy(global: &Global, args: Deploy) -> Result<(), Failure> {
@@ -18,6 +18,7 @@ pub(super) async fn deploy(global: &Global, args: Deploy) -> Result<(), Failure>
         args.app.as_ref(),
         args.timeout,
         signature.as_ref(),
+        Wait::asked(args.queue, args.detach),
     );
     show(
         global,
@@ -54,7 +55,7 @@ pub(super) async fn reload(global: &Global, args: Reload) -> Result<(), Failure>
             detach: false,
             several: args.app.is_none(),
         },
-        client.reload(args.app.as_ref()),
+        client.reload(args.app.as_ref(), Wait::asked(args.queue, false)),
     )
     .await
 }
@@ -68,7 +69,11 @@ pub(super) async fn rollback(global: &Global, args: Rollback) -> Result<(), Fail
             detach: false,
             several: false,
         },
-        client.rollback(args.app.as_ref(), args.to.as_deref()),
+        client.rollback(
+            args.app.as_ref(),
+            args.to.as_deref(),
+            Wait::asked(args.queue, false),
+        ),
     )
     .await
 }

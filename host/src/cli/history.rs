@@ -24,12 +24,16 @@ pub(super) async fn history(global: &Global, args: args::History) -> Result<(), 
         // Our own type of strings and numbers: this cannot fail.
         serde_json::to_string(&history).unwrap_or_default()
     } else {
-        text(&history, output::colour(&io::stdout(), global))
+        text(
+            &history,
+            output::colour(&io::stdout(), global),
+            output::width(),
+        )
     });
     Ok(())
 }
 
-fn text(history: &History, colour: bool) -> String {
+fn text(history: &History, colour: bool, width: Option<usize>) -> String {
     if history.history.is_empty() {
         return "Nothing has been deployed.".to_owned();
     }
@@ -40,6 +44,7 @@ fn text(history: &History, colour: bool) -> String {
         ],
         &rows,
         colour,
+        width,
     )
 }
 
@@ -98,6 +103,6 @@ TIME                  APP   GEN  VERSION  ARTIFACT      CAUSE     OUTCOME
 2026-09-21T14:13:20Z  shop    7  1.1.0    0123456789ab  deploy    done
 2026-09-21T14:14:20Z  shop    -  1.2.0    fedcba987654  rollback  rejected
   the constructor panicked: no database";
-        assert_eq!(text(&history, false), expected);
+        assert_eq!(text(&history, false, Some(80)), expected);
     }
 }

@@ -131,7 +131,7 @@ fn text(report: &Report<'_>, colour: bool) -> String {
         .map(|(name, value)| Row::Cells(vec![Cell::painted(name, Paint::Dim), value]))
         .collect();
     // A list of facts has no headings.
-    output::table(&["", ""], &rows, colour)
+    output::table(&["", ""], &rows, colour, None)
         .trim_start_matches('\n')
         .to_owned()
 }

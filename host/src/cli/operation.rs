@@ -16,7 +16,7 @@ use super::{
 use crate::{
     control::{
         ClientError,
-        api::{OperationResult, Outcome, Progress},
+        api::{OperationResult, OperationStatus, Outcome, Progress},
         client::Lines,
     },
     names::{AppName, GenerationId},
@@ -36,33 +36,48 @@ pub(super) struct How {
 
 /// Calls the host, shows what it tells, and ends as the operation ends.
 ///
-/// Ctrl-C ends the showing. What the host has accepted, it finishes.
+/// Ctrl-C ends the showing. What the host has begun, it finishes; what waits for its turn, it drops.
 pub(super) async fn show(
     global: &Global,
     how: How,
     call: impl Future<Output = Result<Lines<Progress>, ClientError>>,
 ) -> Result<(), Failure> {
-    let mut operation = None;
-    let ended = tokio::select! {
-        ended = follow(global, how, call, &mut operation) => return ended,
-        _ = tokio::signal::ctrl_c() => operation,
+    let mut at = At::Sending;
+    let at = tokio::select! {
+        ended = follow(global, how, call, &mut at) => return ended,
+        _ = tokio::signal::ctrl_c() => at,
     };
     Err(Failure::with_code(
         exit::INTERRUPTED,
-        match ended {
-            Some(id) => format!(
+        match at {
+            At::Sending => {
+                "interrupted: what the host has not wholly received, it drops".to_owned()
+            }
+            At::Queued(id) => {
+                format!("interrupted: operation {id} leaves the queue, and nothing was changed")
+            }
+            At::Begun(id) => format!(
                 "interrupted: the host goes on with operation {id}, `handover events -f` shows how it ends"
             ),
-            None => "interrupted: what the host has not wholly received, it drops".to_owned(),
         },
     ))
+}
+
+/// How far an operation is.
+enum At {
+    /// The host may not have all of it.
+    Sending,
+    /// It waits for its turn.
+    Queued(String),
+    /// The host does it.
+    Begun(String),
 }
 
 async fn follow(
     global: &Global,
     how: How,
     call: impl Future<Output = Result<Lines<Progress>, ClientError>>,
-    operation: &mut Option<String>,
+    at: &mut At,
 ) -> Result<(), Failure> {
     let mut lines = call.await?;
     let mut display = Display::new(global, how.several);
@@ -79,6 +94,11 @@ async fn follow(
         if global.json {
             output::line(&line.text);
         }
+        if !matches!(line.value, Progress::Queued { .. })
+            && let At::Queued(id) = at
+        {
+            *at = At::Begun(std::mem::take(id));
+        }
         match line.value {
             Progress::Accepted { operation: id } => {
                 if how.detach {
@@ -87,7 +107,15 @@ async fn follow(
                     }
                     return Ok(());
                 }
-                *operation = Some(id);
+                *at = At::Begun(id);
+            }
+            Progress::Queued { app, behind, ahead } => {
+                if let At::Begun(id) = at {
+                    *at = At::Queued(std::mem::take(id));
+                }
+                if !global.json {
+                    display.queued(&app, &behind, ahead);
+                }
             }
             Progress::Result(result) if global.json => return code(result.outcome),
             Progress::Result(result) => return display.end(&result),
@@ -197,6 +225,20 @@ impl Display {
 
     fn say(&self, text: &str) {
         self.bars.suspend(|| output::line(text));
+    }
+
+    fn queued(&self, app: &AppName, behind: &OperationStatus, ahead: u64) {
+        let app = if self.several {
+            format!("{app} ")
+        } else {
+            String::new()
+        };
+        let more = match ahead {
+            0 | 1 => String::new(),
+            _ => format!(" ({ahead} ahead)"),
+        };
+        let text = format!("{app}queue: waits for {behind}{more}");
+        self.say(&paint(self.colour, Paint::Yellow, &text));
     }
 
     fn step(&self, step: &str, app: &AppName, message: &str, took: Duration) {

@@ -23,6 +23,40 @@ pub(super) fn colour(stream: &impl IsTerminal, global: &Global) -> bool {
     stream.is_terminal() && !said_no && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
+/// How many columns the terminal has that is standard output; none when it is no terminal.
+pub(super) fn width() -> Option<usize> {
+    let stdout = io::stdout();
+    if !stdout.is_terminal() {
+        return None;
+    }
+    let size = rustix::termios::tcgetwinsize(&stdout).ok()?;
+    // Some terminals do not know, and nothing fits into very few.
+    (size.ws_col >= 40).then_some(usize::from(size.ws_col))
+}
+
+/// Sentences in lines of at most `width` columns, the second and further ones behind `indent`. Words that are longer stay whole.
+pub(super) fn wrapped(text: &str, width: Option<usize>, indent: &str) -> String {
+    let Some(width) = width else {
+        return text.to_owned();
+    };
+    let words = text.trim_start_matches(' ');
+    let mut column = text.len() - words.len();
+    let mut out = text[..column].to_owned();
+    for (at, word) in words.split(' ').enumerate() {
+        let long = word.chars().count();
+        if at > 0 && column + 1 + long > width {
+            let _ = write!(out, "\n{indent}");
+            column = indent.chars().count();
+        } else if at > 0 {
+            out.push(' ');
+            column += 1;
+        }
+        out.push_str(word);
+        column += long;
+    }
+    out
+}
+
 /// A line about something that ended well: with a mark on a terminal, as it is elsewhere.
 pub(super) fn done(text: &str, colour: bool) -> String {
     if io::stdout().is_terminal() {
@@ -102,8 +136,9 @@ pub(super) enum Row {
     Note(Cell),
 }
 
-/// Lines in columns that are as wide as their content. A heading that ends with `>` makes a column of numbers, to the right.
-pub(super) fn table(headings: &[&str], rows: &[Row], colour: bool) -> String {
+/// Lines in columns that are as wide as their content. A heading that ends with `>` makes a column of numbers, to the right. Sentences are
+/// wrapped to `width`.
+pub(super) fn table(headings: &[&str], rows: &[Row], colour: bool, width: Option<usize>) -> String {
     let right: Vec<bool> = headings
         .iter()
         .map(|heading| heading.ends_with('>'))
@@ -147,7 +182,12 @@ pub(super) fn table(headings: &[&str], rows: &[Row], colour: bool) -> String {
         match row {
             Row::Cells(cells) => out.push_str(&line(cells)),
             Row::Note(note) => {
-                let _ = write!(out, "  {}", note.shown(colour));
+                let text = wrapped(&format!("  {}", note.text), width, "    ");
+                let wrapped = Cell {
+                    text,
+                    paint: note.paint,
+                };
+                out.push_str(&wrapped.shown(colour));
             }
         }
     }
@@ -178,18 +218,27 @@ pub(super) fn age(age: Duration) -> String {
 
 /// A size as people say it: `532 B`, `1.4 MB`.
 pub(super) fn size(bytes: u64) -> String {
-    const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
-    if bytes < 1000 {
+    scaled(bytes, 1000.0, ["kB", "MB", "GB", "TB"])
+}
+
+/// A size of memory, in the units that it is configured in: `532 B`, `1.4 MiB`, `64 MiB`.
+pub(super) fn memory(bytes: u64) -> String {
+    scaled(bytes, 1024.0, ["KiB", "MiB", "GiB", "TiB"]).replace(".0 ", " ")
+}
+
+fn scaled(bytes: u64, step: f64, units: [&str; 4]) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+    let mut value = bytes as f64;
+    if value < step {
         return format!("{bytes} B");
     }
-    #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
-    let mut value = bytes as f64 / 1000.0;
+    value /= step;
     let mut unit = 0;
-    while value >= 999.95 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
+    while value >= step - 0.05 && unit + 1 < units.len() {
+        value /= step;
         unit += 1;
     }
-    format!("{value:.1} {}", UNITS[unit])
+    format!("{value:.1} {}", units[unit])
 }
 
 /// Milliseconds since 1970 as a time of UTC, to the second.
@@ -198,6 +247,14 @@ pub(super) fn instant(at_ms: u64) -> String {
         .checked_add(Duration::from_millis(at_ms))
         .unwrap_or(SystemTime::UNIX_EPOCH);
     humantime::format_rfc3339_seconds(at).to_string()
+}
+
+/// `1 panic`, `2 panics`.
+pub(super) fn counted(number: u64, one: &str) -> String {
+    match number {
+        1 => format!("1 {one}"),
+        _ => format!("{number} {one}s"),
+    }
 }
 
 /// The first 12 digits of a hash: enough to tell artifacts apart.
@@ -238,6 +295,23 @@ mod tests {
         ] {
             assert_eq!(size(bytes), text);
         }
+        for (bytes, text) in [(1_023, "1023 B"), (1_536, "1.5 KiB"), (64 << 20, "64 MiB")] {
+            assert_eq!(memory(bytes), text);
+        }
+    }
+
+    #[test]
+    fn sentences_are_wrapped_between_words() {
+        let text = "  kept mapped: 3 threads that it started still live";
+        assert_eq!(wrapped(text, None, "    "), text);
+        assert_eq!(
+            wrapped(text, Some(26), "    "),
+            "  kept mapped: 3 threads\n    that it started still\n    live"
+        );
+        assert_eq!(
+            wrapped("a-very-long-word b", Some(5), " "),
+            "a-very-long-word\n b"
+        );
     }
 
     #[test]
@@ -251,12 +325,12 @@ mod tests {
             Row::Note("a note".into()),
             Row::Cells(vec!["a-long-name".into(), "3".into(), "".into()]),
         ];
-        let plain = table(&["APP", "GEN>", "STATE"], &rows, false);
+        let plain = table(&["APP", "GEN>", "STATE"], &rows, false, None);
         assert_eq!(
             plain,
             "APP          GEN  STATE\nshop          12  live\n  a note\na-long-name    3"
         );
-        let painted = table(&["APP", "GEN>", "STATE"], &rows, true);
+        let painted = table(&["APP", "GEN>", "STATE"], &rows, true, Some(80));
         let stripped = painted
             .replace("\x1b[0m", "")
             .replace("\x1b[1m", "")

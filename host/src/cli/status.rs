@@ -13,7 +13,7 @@ use super::{
 use crate::{
     control::{
         Client, ClientError,
-        api::{AppStatus, GenerationStatus, HostStatus, Status},
+        api::{AppStatus, GenerationStatus, HostStatus, LeakStatus, LimitsStatus, Status},
     },
     names::AppName,
 };
@@ -31,7 +31,11 @@ pub(super) async fn status(global: &Global, args: args::Status) -> Result<(), Fa
     output::line(&if global.json {
         json(&status)
     } else {
-        text(&status, output::colour(&io::stdout(), global))
+        text(
+            &status,
+            output::colour(&io::stdout(), global),
+            output::width(),
+        )
     });
     Ok(())
 }
@@ -51,7 +55,7 @@ async fn watch(global: &Global, client: &Client, app: Option<&AppName>) -> Resul
     }
     let colour = output::colour(&io::stdout(), global);
     // The first answer must come, so that a wrong socket or name is told at once.
-    let mut shown = text(&only(client.status().await?, app)?, colour);
+    let mut shown = text(&only(client.status().await?, app)?, colour, output::width());
     loop {
         // Line by line over the old screen, clearing what is left of it: no flicker.
         output::line(&format!(
@@ -64,7 +68,7 @@ async fn watch(global: &Global, client: &Client, app: Option<&AppName>) -> Resul
             _ = tokio::signal::ctrl_c() => return Ok(()),
         }
         shown = match client.status().await {
-            Ok(status) => text(&only(status, app)?, colour),
+            Ok(status) => text(&only(status, app)?, colour, output::width()),
             Err(error @ ClientError::Unreachable { .. }) => {
                 paint(colour, Paint::Yellow, &error.to_string())
             }
@@ -95,19 +99,18 @@ pub(super) fn check_known(status: &Status, app: &AppName) -> Result<(), Failure>
 }
 
 /// The status for people.
-fn text(status: &Status, colour: bool) -> String {
+fn text(status: &Status, colour: bool, width: Option<usize>) -> String {
     let host = host(&status.host, colour);
-    if status.apps.is_empty() {
-        return format!(
+    let mut text = if status.apps.is_empty() {
+        format!(
             "{host}\n\nNothing has been deployed: put a plugin file into the drop folder, or `handover deploy FILE.so`."
-        );
-    }
-    let mut rows = Vec::new();
-    for app in &status.apps {
-        app_rows(app, &mut rows);
-    }
-    let table = output::table(
-        &[
+        )
+    } else {
+        let mut rows = Vec::new();
+        for app in &status.apps {
+            app_rows(app, &mut rows);
+        }
+        let headings = [
             "APP",
             "STATE",
             "VERSION",
@@ -115,13 +118,16 @@ fn text(status: &Status, colour: bool) -> String {
             "IN FLIGHT>",
             "JOBS>",
             "REQUESTS>",
-            "PANICS>",
             "AGE>",
-        ],
-        &rows,
-        colour,
-    );
-    format!("{host}\n\n{table}")
+        ];
+        let table = output::table(&headings, &rows, colour, width);
+        format!("{host}\n\n{table}")
+    };
+    if let Some(leaks) = leaks(&status.host) {
+        text.push_str("\n\n");
+        text.push_str(&leaks.shown(colour, width));
+    }
+    text
 }
 
 fn host(host: &HostStatus, colour: bool) -> String {
@@ -140,6 +146,52 @@ fn host(host: &HostStatus, colour: bool) -> String {
     )
 }
 
+/// What replaced generations hold, if they hold anything, each beside what is tolerated of it.
+fn leaks(host: &HostStatus) -> Option<Sentence> {
+    let (is, may) = (&host.leaks, &host.leak_budget);
+    if *is == LeakStatus::default() {
+        return None;
+    }
+    let libraries = match is.retained {
+        1 => "1 library".to_owned(),
+        number => format!("{number} libraries"),
+    };
+    let over =
+        is.retained > may.retained || is.descriptors > may.descriptors || is.bytes > may.bytes;
+    let text = format!(
+        "Replaced generations hold {libraries} (of {}), {} (of {}) and {} of heap (of {}){}",
+        may.retained,
+        output::counted(is.descriptors, "descriptor"),
+        may.descriptors,
+        output::memory(is.bytes),
+        output::memory(may.bytes),
+        if over {
+            ": more than the leak budget; `handover events` says whose, a restart gives it back"
+        } else {
+            ""
+        }
+    );
+    let paint = if over { Paint::Red } else { Paint::Yellow };
+    Some(Sentence { text, paint })
+}
+
+/// A line of its own that wants to be seen.
+struct Sentence {
+    text: String,
+    paint: Paint,
+}
+
+impl Sentence {
+    fn shown(&self, colour: bool, width: Option<usize>) -> String {
+        paint(
+            colour,
+            self.paint,
+            &output::wrapped(&self.text, width, "  "),
+        )
+    }
+}
+
+/// The app: a row for each generation, the live one first, and below them what there is to say.
 fn app_rows(app: &AppStatus, rows: &mut Vec<Row>) {
     let active = app.active.as_ref().map(|active| active.generation);
     let live = app
@@ -157,29 +209,8 @@ fn app_rows(app: &AppStatus, rows: &mut Vec<Row>) {
     ];
     cells.extend(live.map(numbers).unwrap_or_default());
     rows.push(Row::Cells(cells));
-    if !app.routes.is_empty() {
-        rows.push(Row::Note(Cell::painted(
-            format!("at {}", app.routes.join(", ")),
-            Paint::Dim,
-        )));
-    }
-    if let Some(staged) = &app.staged {
-        rows.push(Row::Note(
-            format!(
-                "staged {} ({}): `handover reload {}` activates it",
-                staged.version,
-                output::short(&staged.artifact),
-                app.name
-            )
-            .into(),
-        ));
-    }
-    for generation in app
-        .generations
-        .iter()
-        .rev()
-        .filter(|generation| Some(generation.generation) != active)
-    {
+    let old = app.generations.iter().rev();
+    for generation in old.filter(|generation| Some(generation.generation) != active) {
         let paint = match generation.state.as_str() {
             "retained" | "rejected" | "failed" => Paint::Red,
             _ => Paint::Yellow,
@@ -187,28 +218,89 @@ fn app_rows(app: &AppStatus, rows: &mut Vec<Row>) {
         let mut cells = vec![Cell::from(""), Cell::painted(&generation.state, paint)];
         cells.extend(numbers(generation));
         rows.push(Row::Cells(cells));
+    }
+    notes(app, &mut |text, paint| {
+        rows.push(Row::Note(Cell::painted(text, paint)));
+    });
+}
+
+/// What there is to say of an app.
+fn notes(app: &AppStatus, say: &mut dyn FnMut(String, Paint)) {
+    if !app.routes.is_empty() {
+        say(format!("at {}", app.routes.join(", ")), Paint::Dim);
+    }
+    if let Some(operation) = &app.operation {
+        say(format!("{operation} is under way"), Paint::Yellow);
+    }
+    if !app.queue.is_empty() {
+        let queue: Vec<_> = app.queue.iter().map(ToString::to_string).collect();
+        say(format!("in the queue: {}", queue.join(", ")), Paint::Yellow);
+    }
+    if let Some(staged) = &app.staged {
+        let text = format!(
+            "staged {} ({}): `handover reload {}` activates it",
+            staged.version,
+            output::short(&staged.artifact),
+            app.name
+        );
+        say(text, Paint::Yellow);
+    }
+    if let Some((text, paint)) = app.limits.as_ref().and_then(limits) {
+        say(text, paint);
+    }
+    for generation in app.generations.iter().rev() {
+        let id = generation.generation;
+        if generation.panics > 0 {
+            let panics = output::counted(generation.panics, "panic");
+            say(format!("generation {id}: {panics}"), Paint::Red);
+        }
+        if generation.stalls > 0 {
+            let stalls = output::counted(generation.stalls, "stall");
+            say(
+                format!("generation {id}: {stalls}, requests that held a worker for too long"),
+                Paint::Red,
+            );
+        }
         if let Some(reason) = &generation.retained_because {
-            rows.push(Row::Note(Cell::painted(
-                format!("kept mapped: {reason}"),
-                Paint::Dim,
-            )));
+            say(
+                format!("generation {id} stays mapped: {reason}"),
+                Paint::Red,
+            );
         }
     }
 }
 
+/// The limits in force, and what they did.
+fn limits(limits: &LimitsStatus) -> Option<(String, Paint)> {
+    let mut parts = Vec::new();
+    if let Some(most) = limits.max_concurrent {
+        parts.push(format!("{} of {most} running", limits.running));
+        if limits.queue > 0 {
+            parts.push(format!("{} of {} waiting", limits.waiting, limits.queue));
+        }
+        parts.push(format!("{} refused (503)", limits.refused));
+    }
+    if let Some(timeout) = limits.request_timeout_ms {
+        parts.push(format!(
+            "{} over {} (504)",
+            limits.timed_out,
+            humantime::format_duration(Duration::from_millis(timeout))
+        ));
+    }
+    let paint = match limits.refused + limits.timed_out {
+        0 => Paint::Dim,
+        _ => Paint::Yellow,
+    };
+    (!parts.is_empty()).then(|| (format!("limits: {}", parts.join(", ")), paint))
+}
+
 fn numbers(generation: &GenerationStatus) -> Vec<Cell> {
-    let panics = generation.panics.to_string();
     vec![
         generation.version.to_string().into(),
         generation.generation.to_string().into(),
         generation.in_flight.to_string().into(),
         generation.jobs.to_string().into(),
         generation.requests.to_string().into(),
-        if generation.panics > 0 {
-            Cell::painted(panics, Paint::Red)
-        } else {
-            panics.into()
-        },
         output::age(Duration::from_millis(generation.age_ms)).into(),
     ]
 }
@@ -222,37 +314,61 @@ mod tests {
     fn example() -> Status {
         serde_json::from_str(
             r#"{"apps":[
-              {"name":"shop","state":"serving","routes":["/","api.example.org/v1"],
+              {"name":"shop","state":"deploying","routes":["/","api.example.org/v1"],
                "active":{"generation":7,"version":"1.1.0","artifact":"a1b2"},
+               "operation":{"id":"op-12","what":"deploy of 1.3.0"},
+               "queue":[{"id":"op-13","what":"rollback"},{"id":"op-14","what":"reload"}],
                "staged":{"version":"1.2.0","artifact":"0123456789abcdef"},
+               "limits":{"max_concurrent":50,"queue":20,"request_timeout_ms":2000,"running":50,"waiting":3,"refused":12,"timed_out":1},
                "generations":[
                 {"generation":5,"version":"0.9.0","artifact":"c","state":"retained","in_flight":0,"jobs":0,"requests":12,"panics":0,
-                 "age_ms":90000000,"retained_because":"thread `worker` still runs"},
+                 "age_ms":90000000,"retained_because":"2 threads that it started still live: tid 4713 `pool`, tid 4714 `pool`"},
                 {"generation":6,"version":"1.0.0","artifact":"b","state":"draining","in_flight":2,"jobs":1,"requests":900,"panics":3,
                  "age_ms":3720000,"retained_because":null},
                 {"generation":7,"version":"1.1.0","artifact":"a1b2","state":"active","in_flight":3,"jobs":0,"requests":12034,"panics":0,
-                 "age_ms":123000,"retained_because":null}]},
+                 "stalls":1,"age_ms":123000,"retained_because":null}]},
               {"name":"example-plugin","state":"empty","routes":[],"active":null,"staged":null,"generations":[]}],
-             "host":{"version":"0.1.0","pid":4711,"uptime_ms":7260000,"rss_bytes":34100000,"listen":["127.0.0.1:8080"],"abi":"1.1"}}"#,
+             "host":{"version":"0.1.0","pid":4711,"uptime_ms":7260000,"rss_bytes":34100000,"listen":["127.0.0.1:8080"],"abi":"1.1",
+              "leaks":{"bytes":1300000,"descriptors":1,"retained":1},
+              "leak_budget":{"bytes":67108864,"descriptors":64,"retained":8}}}"#,
         )
         .unwrap()
     }
 
     #[test]
-    fn people_see_what_is_live_what_leaves_and_what_stays_and_why() {
+    fn people_see_what_is_live_what_leaves_and_what_is_wrong() {
         let expected = "\
 handover 0.1.0 pid 4711, up 2h 1m, 34.1 MB, http://127.0.0.1:8080
 
-APP             STATE     VERSION  GEN  IN FLIGHT  JOBS  REQUESTS  PANICS    AGE
-shop            serving   1.1.0      7          3     0     12034       0  2m 3s
+APP             STATE      VERSION  GEN  IN FLIGHT  JOBS  REQUESTS    AGE
+shop            deploying  1.1.0      7          3     0     12034  2m 3s
+                draining   1.0.0      6          2     1       900  1h 2m
+                retained   0.9.0      5          0     0        12  1d 1h
   at /, api.example.org/v1
+  op-12 (deploy of 1.3.0) is under way
+  in the queue: op-13 (rollback), op-14 (reload)
   staged 1.2.0 (0123456789ab): `handover reload shop` activates it
-                draining  1.0.0      6          2     1       900       3  1h 2m
-                retained  0.9.0      5          0     0        12       0  1d 1h
-  kept mapped: thread `worker` still runs
-example-plugin  empty";
-        assert_eq!(text(&example(), false), expected);
+  limits: 50 of 50 running, 3 of 20 waiting, 12 refused (503), 1 over 2s (504)
+  generation 7: 1 stall, requests that held a worker for too long
+  generation 6: 3 panics
+  generation 5 stays mapped: 2 threads that it started still live: tid 4713
+    `pool`, tid 4714 `pool`
+example-plugin  empty
+
+Replaced generations hold 1 library (of 8), 1 descriptor (of 64) and 1.2 MiB of
+  heap (of 64 MiB)";
+        assert_eq!(text(&example(), false, Some(80)), expected);
         assert!(expected.lines().all(|line| line.chars().count() <= 80));
+    }
+
+    #[test]
+    fn an_overdrawn_budget_is_said() {
+        let mut status = example();
+        status.host.leaks.retained = 9;
+        let text = text(&status, true, None);
+        let last = text.lines().last().unwrap();
+        assert!(last.starts_with("\x1b[31mReplaced generations hold 9 libraries (of 8)"));
+        assert!(last.contains("more than the leak budget"), "{last}");
     }
 
     #[test]

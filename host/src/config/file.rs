@@ -15,8 +15,8 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use toml::Spanned;
 
 use super::{
-    App, Check, Config, ConfigError, Control, Execution, LeakBudget, Log, LogFormat, RoutePrefix,
-    Server, SmokeRequest, Trust, Watch, WhenFull, Who,
+    App, Check, Config, ConfigError, Control, Execution, LeakBudget, Log, LogFormat, Metrics,
+    RoutePrefix, Server, SmokeRequest, Trust, Watch, WhenFull, Who,
 };
 use crate::{artifact::Key, names::AppName};
 
@@ -25,6 +25,7 @@ use crate::{artifact::Key, names::AppName};
 struct ConfigFile {
     server: ServerTable,
     control: ControlTable,
+    metrics: MetricsTable,
     trust: TrustTable,
     log: LogTable,
     app: BTreeMap<AppName, AppTable>,
@@ -62,6 +63,12 @@ struct ControlTable {
     operate: Vec<Spanned<String>>,
     observe: Vec<Spanned<String>>,
     group: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct MetricsTable {
+    listen: Option<Text<SocketAddr>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -318,6 +325,9 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
     Ok(Config {
         server: server(file.server, folder),
         control,
+        metrics: Metrics {
+            listen: file.metrics.listen.map(|address| address.0),
+        },
         trust,
         log: log(file.log),
         apps,
@@ -760,7 +770,7 @@ mod tests {
         assert!(text.contains("did you mean `stage`?"), "{text}");
         let text = error("[zzz]\n");
         assert!(
-            text.contains("use one of server, control, trust, log, app"),
+            text.contains("use one of server, control, metrics, trust, log, app"),
             "{text}"
         );
     }

@@ -5,14 +5,18 @@
 //! | `GET /v1/status` | [`Status`] |
 //! | `GET /v1/history?app=A` | [`History`] |
 //! | `GET /v1/events?follow=true` | one [`Event`] a line; with `follow` it never ends |
-//! | `POST /v1/deploy?name=FILE&app=A&timeout_ms=N`, body = the artifact's bytes | one [`Progress`] a line |
-//! | `POST /v1/reload?app=A` | one [`Progress`] a line |
-//! | `POST /v1/rollback?app=A&to=VERSION-OR-GENERATION` | one [`Progress`] a line |
+//! | `POST /v1/deploy?name=FILE&app=A&timeout_ms=N&queue=true&detach=true`, body = the artifact's bytes | one [`Progress`] a line |
+//! | `POST /v1/reload?app=A&queue=true` | one [`Progress`] a line |
+//! | `POST /v1/rollback?app=A&to=VERSION-OR-GENERATION&queue=true` | one [`Progress`] a line |
 //! | `GET /v1/operations/ID` | the [`Progress`] lines of that operation, from its beginning |
+//! | `GET /metrics` | the metrics, as the text that Prometheus reads |
 //! | `POST /v1/shutdown?now=true` | [`ShuttingDown`], then the host ends |
 //!
+//! While another operation of the app is under way, the three that change something end as a conflict; with `queue` they wait for their turn.
+//! What waits is given up when its caller leaves, unless `detach` was said; what has begun goes on anyway.
+//!
 //! A deploy may carry a header [`SIGNATURE`]: the base64 of the text that minisign writes. Who has the role of an observer only may make
-//! the first three calls.
+//! the first three calls and the one for metrics.
 //!
 //! A call that cannot be taken answers a 4xx or 5xx status with [`Problem`].
 
@@ -44,6 +48,12 @@ pub struct AppStatus {
     pub routes: Vec<String>,
     /// What answers new requests, if anything does.
     pub active: Option<ActiveStatus>,
+    /// The operation that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<OperationStatus>,
+    /// Those that wait for their turn, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub queue: Vec<OperationStatus>,
     /// A checked artifact that waits for `handover reload`.
     pub staged: Option<StagedStatus>,
     /// What its limits hold and did, if it has any.
@@ -64,6 +74,21 @@ pub struct ActiveStatus {
     pub artifact: String,
 }
 
+/// An operation that is under way, or waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationStatus {
+    /// Its id, for `GET /v1/operations/ID`.
+    pub id: String,
+    /// What it is, for people: `deploy of 1.2.0`.
+    pub what: String,
+}
+
+impl std::fmt::Display for OperationStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.id, self.what)
+    }
+}
+
 /// An artifact that waits for `handover reload`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StagedStatus {
@@ -76,6 +101,15 @@ pub struct StagedStatus {
 /// The limits of an app: `request_timeout`, `max_concurrent`, `queue`.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct LimitsStatus {
+    /// `max_concurrent`, if it is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_concurrent: Option<u64>,
+    /// `queue`
+    #[serde(default)]
+    pub queue: u64,
+    /// `request_timeout` in milliseconds, if it is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_timeout_ms: Option<u64>,
     /// Requests that count against `max_concurrent`.
     pub running: u64,
     /// Requests that wait for their turn.
@@ -127,11 +161,17 @@ pub struct HostStatus {
     pub rss_bytes: u64,
     /// The addresses it listens on.
     pub listen: Vec<String>,
+    /// Where it tells its metrics over TCP, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<String>,
     /// The ABI it offers, as `major.minor`.
     pub abi: String,
     /// What replaced generations hold.
     #[serde(default)]
     pub leaks: LeakStatus,
+    /// How much of that is tolerated: `server.leak_budget`.
+    #[serde(default)]
+    pub leak_budget: LeakStatus,
 }
 
 /// What replaced generations hold that they should have given back.
@@ -206,6 +246,15 @@ pub enum Progress {
         /// Its id, for `GET /v1/operations/ID`.
         operation: String,
     },
+    /// It waits for its turn. Said again whenever what it waits for has changed.
+    Queued {
+        /// The app.
+        app: AppName,
+        /// The operation right ahead.
+        behind: OperationStatus,
+        /// How many are ahead.
+        ahead: u64,
+    },
     /// A step ended well.
     Step {
         /// `store`, `trust`, `preflight`, `load`, `start` or `cutover`.
@@ -252,7 +301,7 @@ pub struct OperationResult {
 }
 
 /// The kinds of ending, each with its exit code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Done; 0.
@@ -278,6 +327,36 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Every kind.
+    pub const ALL: [Self; 10] = [
+        Self::Done,
+        Self::Unchanged,
+        Self::Staged,
+        Self::Failed,
+        Self::Rejected,
+        Self::Unhealthy,
+        Self::RolledBack,
+        Self::DeadlinePassed,
+        Self::Conflict,
+        Self::Denied,
+    ];
+
+    /// The word for it, which is that of the JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Unchanged => "unchanged",
+            Self::Staged => "staged",
+            Self::Failed => "failed",
+            Self::Rejected => "rejected",
+            Self::Unhealthy => "unhealthy",
+            Self::RolledBack => "rolled_back",
+            Self::DeadlinePassed => "deadline_passed",
+            Self::Conflict => "conflict",
+            Self::Denied => "denied",
+        }
+    }
+
     /// The exit code of the command line for this ending.
     pub fn exit_code(self) -> u8 {
         match self {
@@ -307,4 +386,21 @@ pub struct Problem {
     pub error: String,
     /// The exit code a command line should end with.
     pub exit_code: u8,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+
+    #[test]
+    fn an_outcome_has_one_word() {
+        for outcome in Outcome::ALL {
+            assert_eq!(
+                serde_json::to_value(outcome).unwrap(),
+                serde_json::Value::from(outcome.as_str())
+            );
+        }
+    }
 }

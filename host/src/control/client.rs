@@ -21,7 +21,7 @@ use super::{
     body::ChannelBody,
     socket,
 };
-use crate::{artifact::Signature, names::AppName};
+use crate::{apps::Wait, artifact::Signature, names::AppName};
 
 /// How much of an artifact travels at once.
 const PIECE: usize = 64 * 1024;
@@ -103,6 +103,10 @@ struct Query<'a> {
     timeout_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     to: Option<&'a str>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    queue: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    detach: bool,
 }
 
 impl Query<'_> {
@@ -111,7 +115,17 @@ impl Query<'_> {
         app: None,
         timeout_ms: None,
         to: None,
+        queue: false,
+        detach: false,
     };
+
+    fn waiting(self, wait: Wait) -> Self {
+        Self {
+            queue: wait != Wait::No,
+            detach: wait == Wait::Detached,
+            ..self
+        }
+    }
 
     fn on(&self, path: &str) -> String {
         // Strings and numbers only: this cannot fail.
@@ -163,6 +177,7 @@ impl Client {
         app: Option<&AppName>,
         timeout: Option<Duration>,
         signature: Option<&Signature>,
+        wait: Wait,
     ) -> Result<Lines<Progress>, ClientError> {
         let unreadable = |source| ClientError::File {
             path: file.to_owned(),
@@ -182,8 +197,9 @@ impl Client {
             app,
             timeout_ms: timeout
                 .map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
-            to: None,
+            ..Query::NONE
         }
+        .waiting(wait)
         .on("/v1/deploy");
         let reading = tokio::task::spawn_blocking(move || {
             loop {
@@ -218,9 +234,13 @@ impl Client {
     }
 
     /// `POST /v1/reload`
-    pub async fn reload(&self, app: Option<&AppName>) -> Result<Lines<Progress>, ClientError> {
-        self.lines(Method::POST, &Query { app, ..Query::NONE }.on("/v1/reload"))
-            .await
+    pub async fn reload(
+        &self,
+        app: Option<&AppName>,
+        wait: Wait,
+    ) -> Result<Lines<Progress>, ClientError> {
+        let query = Query { app, ..Query::NONE }.waiting(wait);
+        self.lines(Method::POST, &query.on("/v1/reload")).await
     }
 
     /// `POST /v1/rollback`; `to` is a version or the number of a generation.
@@ -228,6 +248,7 @@ impl Client {
         &self,
         app: Option<&AppName>,
         to: Option<&str>,
+        wait: Wait,
     ) -> Result<Lines<Progress>, ClientError> {
         self.lines(
             Method::POST,
@@ -236,6 +257,7 @@ impl Client {
                 to,
                 ..Query::NONE
             }
+            .waiting(wait)
             .on("/v1/rollback"),
         )
         .await

@@ -31,9 +31,10 @@ use super::{
     shutdown::{Shutdown, ShutdownHandle},
 };
 use crate::{
-    apps::{Apps, Cause, Operation},
+    apps::{Apps, Cause, Operation, Wait},
     artifact::{Artifact, Signature, Store, StoreError, store::Writer},
     names::AppName,
+    telemetry::{Gather, exposition},
 };
 
 /// How many lines or pieces may wait for a slow other side.
@@ -65,13 +66,16 @@ pub trait Backend: Clone + Send + Sync + 'static {
         stored_in: Duration,
         app: Option<AppName>,
         timeout: Option<Duration>,
+        wait: Wait,
     ) -> Operation;
     /// For `POST /v1/reload`.
-    fn reload(&self, app: Option<AppName>) -> Operation;
+    fn reload(&self, app: Option<AppName>, wait: Wait) -> Operation;
     /// For `POST /v1/rollback`.
-    fn rollback(&self, app: Option<AppName>, to: Option<String>) -> Operation;
+    fn rollback(&self, app: Option<AppName>, to: Option<String>, wait: Wait) -> Operation;
     /// For `GET /v1/operations/ID`.
     fn operation(&self, id: &str) -> Option<Operation>;
+    /// For `GET /metrics`.
+    fn metrics(&self) -> Gather;
 }
 
 /// Bytes on their way in. Dropping it forgets them. Every method blocks on the file system.
@@ -101,6 +105,7 @@ impl Upload for Writer {
 struct Host {
     apps: Apps,
     store: Store,
+    metrics: Gather,
 }
 
 impl Backend for Host {
@@ -130,22 +135,27 @@ impl Backend for Host {
         stored_in: Duration,
         app: Option<AppName>,
         timeout: Option<Duration>,
+        wait: Wait,
     ) -> Operation {
         artifact.signature = signature;
         self.apps
-            .deploy(artifact, stored_in, app, Cause::Deploy, timeout)
+            .deploy(artifact, stored_in, app, Cause::Deploy, timeout, wait)
     }
 
-    fn reload(&self, app: Option<AppName>) -> Operation {
-        self.apps.reload(app)
+    fn reload(&self, app: Option<AppName>, wait: Wait) -> Operation {
+        self.apps.reload(app, wait)
     }
 
-    fn rollback(&self, app: Option<AppName>, to: Option<String>) -> Operation {
-        self.apps.rollback(app, to)
+    fn rollback(&self, app: Option<AppName>, to: Option<String>, wait: Wait) -> Operation {
+        self.apps.rollback(app, to, wait)
     }
 
     fn operation(&self, id: &str) -> Option<Operation> {
         self.apps.operation(id)
+    }
+
+    fn metrics(&self) -> Gather {
+        self.metrics.clone()
     }
 }
 
@@ -157,9 +167,15 @@ pub async fn serve(
     access: Access,
     apps: Apps,
     store: Store,
+    metrics: Gather,
     shutdown: ShutdownHandle,
 ) {
-    serve_backend(listener, access, Host { apps, store }, shutdown).await;
+    let host = Host {
+        apps,
+        store,
+        metrics,
+    };
+    serve_backend(listener, access, host, shutdown).await;
 }
 
 /// [`serve`] for any backend.
@@ -227,7 +243,7 @@ impl Caller {
             Role::Operate => Ok(()),
             Role::Observe if OBSERVING.contains(&path) => Ok(()),
             Role::Observe => Err(Refusal::denied(format!(
-                "user {uid} may observe this host (status, history, events) and not operate it: run as user {own} or root, or have \
+                "user {uid} may observe this host (status, history, events, metrics) and not operate it: run as user {own} or root, or have \
                  control.operate name you"
             ))),
             Role::None => Err(Refusal::denied(format!(
@@ -309,7 +325,7 @@ impl Refusal {
 }
 
 /// The calls, by path, each with its method.
-const CALLS: [(&str, &str); 7] = [
+const CALLS: [(&str, &str); 8] = [
     ("/v1/status", "GET"),
     ("/v1/history", "GET"),
     ("/v1/events", "GET"),
@@ -317,10 +333,11 @@ const CALLS: [(&str, &str); 7] = [
     ("/v1/reload", "POST"),
     ("/v1/rollback", "POST"),
     ("/v1/shutdown", "POST"),
+    ("/metrics", "GET"),
 ];
 const OPERATIONS: &str = "/v1/operations/";
 /// Those that change nothing: open to observers.
-const OBSERVING: [&str; 3] = ["/v1/status", "/v1/history", "/v1/events"];
+const OBSERVING: [&str; 4] = ["/v1/status", "/v1/history", "/v1/events", "/metrics"];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -345,6 +362,20 @@ struct DeployQuery {
     name: Option<String>,
     app: Option<AppName>,
     timeout_ms: Option<u64>,
+    #[serde(default)]
+    queue: bool,
+    #[serde(default)]
+    detach: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReloadQuery {
+    app: Option<AppName>,
+    #[serde(default)]
+    queue: bool,
+    #[serde(default)]
+    detach: bool,
 }
 
 #[derive(Deserialize)]
@@ -352,6 +383,10 @@ struct DeployQuery {
 struct RollbackQuery {
     app: Option<AppName>,
     to: Option<String>,
+    #[serde(default)]
+    queue: bool,
+    #[serde(default)]
+    detach: bool,
 }
 
 #[derive(Deserialize)]
@@ -413,6 +448,10 @@ async fn answer<B: Backend>(
             let EventsQuery { follow } = query(&request)?;
             Ok(events(backend.events(), follow))
         }
+        "/metrics" => {
+            let NoQuery {} = query(&request)?;
+            metrics(backend.metrics()).await
+        }
         "/v1/deploy" => {
             let asked = query(&request).and_then(|query| Ok((query, signature(&request)?)));
             match asked {
@@ -426,12 +465,21 @@ async fn answer<B: Backend>(
             }
         }
         "/v1/reload" => {
-            let AppQuery { app } = query(&request)?;
-            Ok(progress(backend.reload(app)))
+            let ReloadQuery { app, queue, detach } = query(&request)?;
+            Ok(progress(backend.reload(app, Wait::asked(queue, detach))))
         }
         "/v1/rollback" => {
-            let RollbackQuery { app, to } = query(&request)?;
-            Ok(progress(backend.rollback(app, to)))
+            let RollbackQuery {
+                app,
+                to,
+                queue,
+                detach,
+            } = query(&request)?;
+            Ok(progress(backend.rollback(
+                app,
+                to,
+                Wait::asked(queue, detach),
+            )))
         }
         "/v1/shutdown" => {
             let ShutdownQuery { now } = query(&request)?;
@@ -516,6 +564,22 @@ fn line(value: &impl Serialize) -> Bytes {
     text.into()
 }
 
+async fn metrics(gather: Gather) -> Result<Answer, Refusal> {
+    let text = gather.text().await.map_err(|error| {
+        Refusal::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            1,
+            format_args!("the metrics could not be gathered: {error}"),
+        )
+    })?;
+    let mut response = Response::new(Either::Left(Full::new(text.into())));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static(exposition::CONTENT_TYPE),
+    );
+    Ok(response)
+}
+
 fn lines(lines: mpsc::Receiver<Result<Bytes, Infallible>>) -> Answer {
     let mut response = Response::new(Either::Right(ChannelBody(lines)));
     response.headers_mut().insert(
@@ -525,13 +589,20 @@ fn lines(lines: mpsc::Receiver<Result<Bytes, Infallible>>) -> Answer {
     response
 }
 
-/// The lines of an operation until its end. The operation does not depend on anybody reading them.
-fn progress(mut operation: Operation) -> Answer {
+/// The lines of an operation until its end. Only one that waits for its turn depends on somebody reading them: with the task its interest
+/// is dropped.
+fn progress(operation: Operation) -> Answer {
+    let Operation {
+        lines: mut said,
+        interest,
+        ..
+    } = operation;
     let (tx, rx) = mpsc::channel(WAITING);
     tokio::spawn(async move {
+        let _interest = interest;
         loop {
             tokio::select! {
-                next = operation.lines.recv() => match next {
+                next = said.recv() => match next {
                     Some(next) => if tx.send(Ok(line(&next))).await.is_err() { break },
                     None => break,
                 },
@@ -604,7 +675,14 @@ async fn deploy<B: Backend>(
     let deploying = tokio::spawn(async move {
         let began = Instant::now();
         let artifact = receive(body, backend.clone()).await?;
-        Ok(backend.deploy(artifact, signature, began.elapsed(), query.app, timeout))
+        Ok(backend.deploy(
+            artifact,
+            signature,
+            began.elapsed(),
+            query.app,
+            timeout,
+            Wait::asked(query.queue, query.detach),
+        ))
     });
     let error = match deploying.await {
         Ok(Ok(operation)) => return Ok(progress(operation)),
@@ -760,6 +838,7 @@ mod tests {
             Operation {
                 id: "op-1".into(),
                 lines,
+                interest: None,
             }
         }
     }
@@ -812,8 +891,10 @@ mod tests {
                     uptime_ms: 0,
                     rss_bytes: 0,
                     listen: Vec::new(),
+                    metrics: None,
                     abi: "1.1".into(),
                     leaks: Default::default(),
+                    leak_budget: Default::default(),
                 },
             }
         }
@@ -838,26 +919,32 @@ mod tests {
             _stored_in: Duration,
             app: Option<AppName>,
             timeout: Option<Duration>,
+            wait: Wait,
         ) -> Operation {
             let app = app.map(String::from).unwrap_or_default();
             if let Some(signature) = signature {
                 self.call(format!("signed {}", signature.as_str()));
             }
-            self.call(format!("deploy {} {app} {timeout:?}", artifact.len()));
+            let length = artifact.len();
+            self.call(format!("deploy {length} {app} {timeout:?} {wait:?}"));
             self.operation()
         }
 
-        fn reload(&self, _app: Option<AppName>) -> Operation {
+        fn reload(&self, _app: Option<AppName>, _wait: Wait) -> Operation {
             self.operation()
         }
 
-        fn rollback(&self, _app: Option<AppName>, to: Option<String>) -> Operation {
-            self.call(format!("rollback {}", to.unwrap_or_default()));
+        fn rollback(&self, _app: Option<AppName>, to: Option<String>, wait: Wait) -> Operation {
+            self.call(format!("rollback {} {wait:?}", to.unwrap_or_default()));
             self.operation()
         }
 
         fn operation(&self, id: &str) -> Option<Operation> {
             (id == "op-1").then(|| self.operation())
+        }
+
+        fn metrics(&self) -> Gather {
+            Gather::new(|to| to.one("up", exposition::Kind::Gauge, "It is.", 1))
         }
     }
 
@@ -1018,12 +1105,15 @@ mod tests {
                 Some(&app),
                 Some(Duration::from_secs(60)),
                 Some(&signature),
+                Wait::Detached,
             )
             .await
             .unwrap();
         assert_eq!(outcome(lines).await.message, "it is live");
         host.fake.wait_for(&format!("signed {text}")).await;
-        host.fake.wait_for("deploy 300004 shop Some(60s)").await;
+        host.fake
+            .wait_for("deploy 300004 shop Some(60s) Detached")
+            .await;
     }
 
     #[tokio::test]
@@ -1031,7 +1121,13 @@ mod tests {
         let host = Running::start();
         let file = host.path.with_file_name("notes.txt");
         std::fs::write(&file, "hello").unwrap();
-        let result = outcome(host.client().deploy(&file, None, None, None).await.unwrap()).await;
+        let result = outcome(
+            host.client()
+                .deploy(&file, None, None, None, Wait::No)
+                .await
+                .unwrap(),
+        )
+        .await;
         assert_eq!(result.outcome, Outcome::Rejected);
         assert_eq!(
             result.message,
@@ -1044,7 +1140,13 @@ mod tests {
         let host = Running::start();
         let file = host.path.with_file_name("big.so");
         std::fs::write(&file, b"full".repeat(1 << 18)).unwrap();
-        let result = outcome(host.client().deploy(&file, None, None, None).await.unwrap()).await;
+        let result = outcome(
+            host.client()
+                .deploy(&file, None, None, None, Wait::No)
+                .await
+                .unwrap(),
+        )
+        .await;
         assert_eq!(result.outcome, Outcome::Failed);
     }
 
@@ -1087,10 +1189,14 @@ mod tests {
             operation: "op-1".into(),
         })
         .unwrap();
-        let mut lines = host.client().rollback(None, Some("1.0.0")).await.unwrap();
+        let mut lines = host
+            .client()
+            .rollback(None, Some("1.0.0"), Wait::WhileWanted)
+            .await
+            .unwrap();
         let first = lines.next().await.unwrap().unwrap();
         assert_eq!(first.text, r#"{"type":"accepted","operation":"op-1"}"#);
-        host.fake.wait_for("rollback 1.0.0").await;
+        host.fake.wait_for("rollback 1.0.0 WhileWanted").await;
         drop(lines);
         tx.closed().await;
         // The host lives on, and the operation can be heard again from its beginning.
@@ -1147,6 +1253,19 @@ mod tests {
         }
         let refusal = caller(Role::Observe).may("/v1/operations/1").unwrap_err();
         assert!(refusal.problem.error.contains("may observe"));
+    }
+
+    #[tokio::test]
+    async fn metrics_are_the_text_of_prometheus() {
+        let host = Running::start();
+        let answer = host
+            .raw("GET /metrics HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n")
+            .await;
+        assert!(answer.contains("text/plain; version=0.0.4"), "{answer}");
+        assert!(
+            answer.ends_with("# HELP up It is.\n# TYPE up gauge\nup 1\n"),
+            "{answer}"
+        );
     }
 
     #[tokio::test]

@@ -9,13 +9,31 @@ use tokio::sync::oneshot;
 
 /// Why there is no outcome.
 #[derive(Debug)]
-pub(super) enum Unfinished {
+pub(super) enum Unfinished<T> {
     /// The thread could not be started.
     NoThread(io::Error),
     /// It did not end in time, and goes on.
-    Late,
+    Late(Late<T>),
     /// It panicked, which the host's own code never should.
     Panicked,
+}
+
+/// A thread that goes on past its deadline.
+#[derive(Debug)]
+pub(super) struct Late<T>(oneshot::Receiver<io::Result<std::thread::Result<T>>>);
+
+impl<T> Late<T> {
+    /// What it came to, if it has ended by now; else it is given back.
+    pub(super) fn ended(mut self) -> Result<Result<T, Unfinished<T>>, Self> {
+        match self.0.try_recv() {
+            Ok(Ok(Ok(outcome))) => Ok(Ok(outcome)),
+            Ok(Err(error)) => Ok(Err(Unfinished::NoThread(error))),
+            Err(oneshot::error::TryRecvError::Empty) => Err(self),
+            Ok(Ok(Err(_))) | Err(oneshot::error::TryRecvError::Closed) => {
+                Ok(Err(Unfinished::Panicked))
+            }
+        }
+    }
 }
 
 /// Runs `work` on a thread called `name`, and waits until that thread has ended, at most for `deadline`.
@@ -23,23 +41,23 @@ pub(super) async fn run<T: Send + 'static>(
     name: &str,
     deadline: Duration,
     work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Unfinished> {
-    let (done, ended) = oneshot::channel();
-    let thread = std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(work)
-        .map_err(Unfinished::NoThread)?;
-    // A second thread only joins the first: when it is through, the first has run its thread-local destructors as well.
+) -> Result<T, Unfinished<T>> {
+    let (done, mut ended) = oneshot::channel();
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    // Another thread starts it and only joins it: when that is through, it has run its thread-local destructors as well. In this order, so
+    // that a thread that cannot be started leaves none behind that nobody joins.
     std::thread::Builder::new()
         .name("join".to_owned())
         .spawn(move || {
-            // The receiver is gone when the deadline passed, and then nobody wants to know.
-            let _ = done.send(thread.join());
+            let outcome = thread.spawn(work).map(std::thread::JoinHandle::join);
+            // The receiver is gone when nobody wants to know any more.
+            let _ = done.send(outcome);
         })
         .map_err(Unfinished::NoThread)?;
-    match tokio::time::timeout(deadline, ended).await {
-        Ok(Ok(Ok(outcome))) => Ok(outcome),
+    match tokio::time::timeout(deadline, &mut ended).await {
+        Ok(Ok(Ok(Ok(outcome)))) => Ok(outcome),
+        Ok(Ok(Err(error))) => Err(Unfinished::NoThread(error)),
         Ok(_) => Err(Unfinished::Panicked),
-        Err(_) => Err(Unfinished::Late),
+        Err(_) => Err(Unfinished::Late(Late(ended))),
     }
 }

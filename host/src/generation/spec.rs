@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use semver::Version;
 
+use super::states::Retained;
 use crate::{
     artifact::Sha256,
     names::{AppName, GenerationId},
@@ -34,5 +35,10 @@ pub struct Spec {
 
 /// Why a generation did not start.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct StartError(pub String);
+#[error("{reason}")]
+pub struct StartError {
+    /// The reason, as the operator should read it.
+    pub reason: String,
+    /// Its library, where it could not be unmapped.
+    pub retained: Option<Box<Retained>>,
+}

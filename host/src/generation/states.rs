@@ -4,17 +4,18 @@ use std::{sync::Arc, time::Duration};
 
 use handover_plugin::abi::{
     host::Pair,
+    import::AppHandle,
     root::{RootRef, Settings},
 };
 
 use super::{
     core::{Generation, State},
-    lifecycle::{self, Unfinished},
+    lifecycle::{self, Late, Unfinished},
     offer::PluginOffer,
     spec::{Spec, StartError},
 };
 use crate::{
-    ledger::Left,
+    ledger::{Held, Holder, Left},
     loader::{self, Library},
 };
 
@@ -55,9 +56,19 @@ pub struct Retained {
     /// None when it was never started to the end.
     generation: Option<Arc<Generation>>,
     library: Library,
-    reason: String,
-    /// A host thread is still inside the plugin, which the ledger cannot see: never unmapped.
-    inside: bool,
+    held: Held,
+    inside: Option<Inside>,
+}
+
+/// A thread of the host that did not come back from the plugin in time. The ledger does not see it, so nothing is unmapped before it has.
+#[derive(Debug)]
+enum Inside {
+    /// It runs the constructor.
+    Constructor(Late<Result<AppHandle<PluginOffer>, String>>),
+    /// It runs the destructors.
+    Destructors(Late<()>),
+    /// Where it is nobody knows.
+    Unknown,
 }
 
 /// Runs the constructor of the app in `library`, on a thread of its own. When it fails, the library is unmapped again, or kept where that
@@ -66,9 +77,10 @@ pub struct Retained {
 /// # Errors
 /// The reason, as the operator should read it.
 pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> {
-    let root = library
-        .root::<RootRef>()
-        .map_err(|error| StartError(error.to_string()))?;
+    let root = library.root::<RootRef>().map_err(|error| StartError {
+        reason: error.to_string(),
+        retained: None,
+    })?;
     let deadline = spec.start_deadline;
     let constructing = spec.clone();
     let offer = Arc::new(PluginOffer::new(spec.app.clone(), spec.id));
@@ -104,13 +116,20 @@ pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> 
             }));
         }
         Ok(Err(reason)) => reason,
-        Err(Unfinished::Late) => {
-            // Its thread is inside the plugin: the library stays mapped for ever.
-            drop(library);
-            return Err(StartError(format!(
-                "the constructor did not end within {}, and is left running: its library stays mapped",
-                humantime::format_duration(deadline)
-            )));
+        Err(Unfinished::Late(late)) => {
+            let deadline = humantime::format_duration(deadline);
+            let sentence = format!("its constructor did not end within {deadline}, and goes on");
+            return Err(StartError {
+                reason: format!(
+                    "the constructor did not end within {deadline}, and is left running: its library stays mapped"
+                ),
+                retained: Some(Box::new(Retained {
+                    generation: None,
+                    library,
+                    held: Held::by(Holder::Constructor, sentence),
+                    inside: Some(Inside::Constructor(late)),
+                })),
+            });
         }
         Err(Unfinished::NoThread(error)) => {
             format!("no thread could be started for the constructor: {error}")
@@ -119,10 +138,40 @@ pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> 
             "the host panicked while it started the app: this is a fault of handover".to_owned()
         }
     };
-    if let Ended::Retained(retained) = unload(None, library).await {
-        tracing::warn!(app = %spec.app, generation = %spec.id, "an app that did not start stays mapped: {}", retained.reason);
-    }
-    Err(StartError(reason))
+    let retained = match unload(None, library).await {
+        Ended::Retained(retained) => Some(Box::new(retained)),
+        Ended::Unloaded(_) => None,
+    };
+    Err(StartError { reason, retained })
+}
+
+/// Drops the app value of a generation, on a thread of its own. What is left inside of it when that failed.
+async fn stop(stop: impl FnOnce(u64) + Send + 'static) -> Result<(), (Held, Inside)> {
+    let deadline = u64::try_from(STOP_DEADLINE.as_millis()).unwrap_or(u64::MAX);
+    let stopped = lifecycle::run("stop", STOP_DEADLINE * 2, move || stop(deadline)).await;
+    stopped.map_err(|unfinished| match unfinished {
+        Unfinished::Late(late) => (
+            Held::by(
+                Holder::Destructors,
+                "its destructors did not end: a thread is still inside it",
+            ),
+            Inside::Destructors(late),
+        ),
+        Unfinished::NoThread(error) => (
+            Held::by(
+                Holder::Host,
+                format!("no thread could be started to drop it: {error}"),
+            ),
+            Inside::Unknown,
+        ),
+        Unfinished::Panicked => (
+            Held::by(
+                Holder::Host,
+                "the host panicked while it dropped the app: this is a fault of handover",
+            ),
+            Inside::Unknown,
+        ),
+    })
 }
 
 /// Unmaps a library whose app is dropped, if it is proven quiet.
@@ -137,8 +186,8 @@ async fn unload(generation: Option<Arc<Generation>>, library: Library) -> Ended 
         return Ended::Retained(Retained {
             generation,
             library,
-            reason: unsettled.to_string(),
-            inside: false,
+            held: unsettled.held,
+            inside: None,
         });
     }
     match tokio::task::spawn_blocking(move || library.close()).await {
@@ -146,13 +195,13 @@ async fn unload(generation: Option<Arc<Generation>>, library: Library) -> Ended 
             end(State::Unloaded);
             Ended::Unloaded(left)
         }
-        Ok(Err((library, reason))) => {
+        Ok(Err((library, held))) => {
             end(State::Retained);
             Ended::Retained(Retained {
                 generation,
                 library,
-                reason,
-                inside: false,
+                held,
+                inside: None,
             })
         }
         Err(error) => std::panic::resume_unwind(error.into_panic()),
@@ -224,28 +273,13 @@ impl Draining {
         } = self.0;
         generation.set_state(State::Retired);
         let core = Arc::clone(generation.core());
-        let deadline = u64::try_from(STOP_DEADLINE.as_millis()).unwrap_or(u64::MAX);
-        let stopped =
-            lifecycle::run("stop", STOP_DEADLINE * 2, move || core.app().stop(deadline)).await;
-        if let Err(unfinished) = stopped {
+        if let Err((held, inside)) = stop(move |deadline| core.app().stop(deadline)).await {
             generation.set_state(State::Retained);
-            let reason = match unfinished {
-                Unfinished::Late => {
-                    "its destructors did not end: a thread is still inside it".to_owned()
-                }
-                Unfinished::NoThread(error) => {
-                    format!("no thread could be started to drop it: {error}")
-                }
-                Unfinished::Panicked => {
-                    "the host panicked while it dropped the app: this is a fault of handover"
-                        .to_owned()
-                }
-            };
             return Ended::Retained(Retained {
                 generation: Some(generation),
                 library,
-                reason,
-                inside: true,
+                held,
+                inside: Some(inside),
             });
         }
         unload(Some(generation), library).await
@@ -254,8 +288,8 @@ impl Draining {
 
 impl Retained {
     /// What held it.
-    pub fn reason(&self) -> &str {
-        &self.reason
+    pub fn held(&self) -> &Held {
+        &self.held
     }
 
     /// Bytes of its heap, none when it was built without one of its own, and how many descriptors it has open.
@@ -266,12 +300,30 @@ impl Retained {
         )
     }
 
-    /// Tries again.
-    pub async fn retry(self) -> Ended {
-        if self.inside {
-            Ended::Retained(self)
-        } else {
-            unload(self.generation, self.library).await
+    /// Tries again. An app whose constructor came back too late is stopped: nobody waits for it any more.
+    pub async fn retry(mut self) -> Ended {
+        let left = match self.inside.take() {
+            None => Ok(()),
+            Some(Inside::Constructor(late)) => match late.ended() {
+                Err(late) => Err((self.held.clone(), Inside::Constructor(late))),
+                Ok(Ok(Ok(app))) => stop(move |deadline| app.stop(deadline)).await,
+                Ok(Ok(Err(_))) => Ok(()),
+                Ok(Err(_)) => Err((self.held.clone(), Inside::Unknown)),
+            },
+            Some(Inside::Destructors(late)) => match late.ended() {
+                Err(late) => Err((self.held.clone(), Inside::Destructors(late))),
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(_)) => Err((self.held.clone(), Inside::Unknown)),
+            },
+            Some(Inside::Unknown) => Err((self.held.clone(), Inside::Unknown)),
+        };
+        match left {
+            Ok(()) => unload(self.generation, self.library).await,
+            Err((held, inside)) => Ended::Retained(Self {
+                held,
+                inside: Some(inside),
+                ..self
+            }),
         }
     }
 }

@@ -12,7 +12,9 @@ use std::{
 
 use tokio::runtime::Handle;
 
-use super::{AccountId, descriptors, interpose, keys, openers, ranges, signals, threads, visit};
+use super::{
+    AccountId, Held, Holder, descriptors, interpose, keys, openers, ranges, signals, threads, visit,
+};
 
 /// The next account. Never given out twice, so that nothing of an old library is ever taken for a new one's.
 static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -109,10 +111,10 @@ pub struct Left {
 
 /// The library is not quiet: it must stay mapped.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}", held.join("; "))]
+#[error("{held}")]
 pub struct Unsettled {
-    /// What holds it, each a sentence for people. Never empty.
-    pub held: Vec<String>,
+    /// What holds it. Never empty.
+    pub held: Held,
 }
 
 /// Runtimes whose workers call plugins too.
@@ -207,13 +209,13 @@ impl Account {
             && visit::held(self.0.id).is_empty()
     }
 
-    /// What holds the library now, each a sentence for people. Empty when it is quiet.
-    pub fn holds(&self) -> Vec<String> {
+    /// What holds the library now. Empty when it is quiet.
+    pub fn holds(&self) -> Held {
         self.held_for(None)
     }
 
-    fn held_for(&self, waited: Option<Duration>) -> Vec<String> {
-        let mut sentences = Vec::new();
+    fn held_for(&self, waited: Option<Duration>) -> Held {
+        let mut held = Held::default();
         let alive = threads::alive(&self.0.ranges);
         if !alive.is_empty() {
             let names: Vec<_> = alive.iter().map(|tid| threads::describe(*tid)).collect();
@@ -222,11 +224,14 @@ impl Account {
             } else {
                 "threads"
             };
-            sentences.push(format!(
-                "{} {threads} that it started still live: {}",
-                alive.len(),
-                names.join(", ")
-            ));
+            held.add(
+                Holder::Threads,
+                format!(
+                    "{} {threads} that it started still live: {}",
+                    alive.len(),
+                    names.join(", ")
+                ),
+            );
         }
         for holder in visit::held(self.0.id) {
             let thread = threads::describe(holder.tid);
@@ -243,19 +248,23 @@ impl Account {
             let waited = waited
                 .map(|waited| format!(" and {busy} for {} ms", waited.as_millis()))
                 .unwrap_or_default();
-            sentences.push(if holder.running {
+            let sentence = if holder.running {
                 format!("{who} is running a thread-local destructor of it")
             } else if holder.waiting > 0 {
                 let many = holder.waiting;
                 format!("{who} has {many} thread-local destructors of it to run{waited}")
             } else {
                 format!("{who} ran code of it and is ending")
-            });
+            };
+            held.add(Holder::ThreadLocals, sentence);
         }
         for signal in signals::held(&self.0.ranges) {
-            sentences.push(format!("it handles {}", signals::name(signal)));
+            held.add(
+                Holder::Signals,
+                format!("it handles {}", signals::name(signal)),
+            );
         }
-        sentences
+        held
     }
 
     /// How many descriptors it has open, as far as they can be followed.

@@ -16,6 +16,7 @@
 //! - [`signals`]: the signal handlers that a library installed
 //! - [`inside`]: which call into a library each thread is inside of, for those who look for calls that do not come back
 //! - [`account`]: all of that for one library, and the proof that nothing is left
+//! - [`held`]: what there is when that proof fails
 //!
 //! Invariant: no lock of the ledger is held while code of a plugin runs.
 #![allow(
@@ -25,6 +26,7 @@
 
 mod account;
 mod descriptors;
+mod held;
 mod inside;
 mod interpose;
 mod keys;
@@ -36,6 +38,7 @@ mod visit;
 
 pub use self::{
     account::{Account, Left, Loading, Report, Unsettled, loading, others, visit_as_well},
+    held::{Held, Holder},
     inside::{Call, SHARED_WORKER, inside, slots},
     interpose::armed,
     visit::mark_worker,

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     artifact::Artifact,
-    ledger::{self, Account, Left, Report, Unsettled},
+    ledger::{self, Account, Held, Holder, Left, Report, Unsettled},
 };
 
 /// Whether the layouts of the root module are compared.
@@ -296,22 +296,20 @@ impl Library {
     /// # Errors
     /// Gives it back, mapped and usable, with what holds it: it was not settled, layouts were compared in this process, or the
     /// dynamic linker keeps it. Trying again is allowed.
-    pub fn close(self) -> Result<Left, (Self, String)> {
+    pub fn close(self) -> Result<Left, (Self, Held)> {
         if self.layouts == Layouts::Check {
-            return Err((
-                self,
-                "its layouts were compared in this process, and abi_stable keeps references to them".into(),
-            ));
+            let reason = "its layouts were compared in this process, and abi_stable keeps references to them";
+            return Err((self, Held::by(Holder::Host, reason)));
         }
         let held = self.account.holds();
         if !held.is_empty() {
-            return Err((self, held.join("; ")));
+            return Err((self, held));
         }
         let _loader = LOADER.lock().unwrap_or_else(PoisonError::into_inner);
         self.unmap()
     }
 
-    fn unmap(self) -> Result<Left, (Self, String)> {
+    fn unmap(self) -> Result<Left, (Self, Held)> {
         // The thread may fail to start; the library comes back then, so it is handed over through this.
         let slot = Mutex::new(Some(self));
         let take = || slot.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -319,19 +317,19 @@ impl Library {
             Ok(Some(answer)) => answer,
             Ok(None) => unreachable!("the slot is emptied once"),
             Err(LoadError(reason)) => match take() {
-                Some(library) => Err((library, reason)),
+                Some(library) => Err((library, Held::by(Holder::Host, reason))),
                 None => panic!("{reason}"), // a panic of `unmap_here`, which has none
             },
         }
     }
 
-    fn unmap_here(mut self) -> Result<Left, (Self, String)> {
+    fn unmap_here(mut self) -> Result<Left, (Self, Held)> {
         let inode = self.image.inode();
         if let Err(error) = mapped::of_inode(inode) {
             let reason = format!(
                 "cannot read /proc/self/maps to see it go: {error}; mount /proc for this service"
             );
-            return Err((self, reason));
+            return Err((self, Held::by(Holder::Host, reason)));
         }
         let mut said = String::new();
         if let Some(handle) = self.handle.take()
@@ -348,12 +346,10 @@ impl Library {
                 )
             };
             self.handle = again.ok().map(ManuallyDrop::new);
-            return Err((
-                self,
-                format!(
-                    "the dynamic linker keeps it{said}: a thread that is no worker of the host has thread-locals of it, another library uses it, or it was linked to stay (NODELETE, or C++ symbols that are unique)"
-                ),
-            ));
+            let reason = format!(
+                "the dynamic linker keeps it{said}: a thread that is no worker of the host has thread-locals of it, another library uses it, or it was linked to stay (NODELETE, or C++ symbols that are unique)"
+            );
+            return Err((self, Held::by(Holder::Linker, reason)));
         }
         if let Ok(places) = mapped::of_inode(inode)
             && let Some(place) = places.first()
@@ -362,7 +358,7 @@ impl Library {
                 "the dynamic linker let it go, but the kernel still has it at {:#x}{said}",
                 place.start
             );
-            return Err((self, reason));
+            return Err((self, Held::by(Holder::Linker, reason)));
         }
         let left = self.account.close();
         let heap_bytes = self.heap.map(|heap| {

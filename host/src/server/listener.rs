@@ -8,7 +8,7 @@ use hyper_util::{
 };
 use tokio::net::TcpListener;
 
-use super::connection::Requests;
+use super::{connection::Requests, count::Connections};
 use crate::{dispatch::Routes, generation::Cut};
 
 /// How connections are served.
@@ -23,6 +23,7 @@ pub async fn serve(
     listener: TcpListener,
     routes: Arc<Routes>,
     settings: Settings,
+    counted: Connections,
     stop: impl Future<Output = ()>,
 ) {
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -55,7 +56,9 @@ pub async fn serve(
             .serve_connection_with_upgrades(TokioIo::new(stream), requests)
             .into_owned();
         let connection = connections.watch(connection);
+        let open = counted.accepted();
         tokio::spawn(async move {
+            let _open = open;
             let mut connection = std::pin::pin!(connection);
             let ended = poll_fn(|cx| match connection.as_mut().poll(cx) {
                 Poll::Ready(ended) => Poll::Ready(ended.map_err(|error| error.to_string())),

@@ -2,10 +2,15 @@
 //!
 //! - [`listener`]: accepts, and keeps accepting whatever happens
 //! - [`socket`]: bound here, or handed over by whoever started this process
+//! - [`count`]: how many connections there are
 //! - [`connection`]: one connection, whose requests each find their own generation
 
 pub mod connection;
+pub mod count;
 pub mod listener;
 pub mod socket;
 
-pub use self::listener::{Settings, serve};
+pub use self::{
+    count::Connections,
+    listener::{Settings, serve},
+};

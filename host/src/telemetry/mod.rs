@@ -1,62 +1,45 @@
-//! What the host tells: its log.
+//! What the host tells machines: its log, its metrics.
+//!
+//! - [`log`]: where its lines go, and which of them
+//! - [`exposition`]: the text that Prometheus reads
+//! - [`endpoint`]: that text over TCP
 
-use std::io;
+pub mod endpoint;
+pub mod exposition;
+pub mod log;
 
-use tracing_subscriber::EnvFilter;
+use std::{fmt, sync::Arc};
 
-use crate::config::{Log, LogFormat};
+use self::exposition::Exposition;
+pub use self::log::{LogError, init};
 
-/// A log that could not be set up, and what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum LogError {
-    /// The level is not a filter.
-    #[error(
-        "log level `{level}` is not understood: {source}; write e.g. `info` or `info,handover=debug`"
-    )]
-    Level {
-        /// What was written.
-        level: String,
-        /// What is wrong in it.
-        source: tracing_subscriber::filter::ParseError,
-    },
-    /// Two logs in one process.
-    #[error("this process has a log already: {0}")]
-    Twice(#[source] Box<dyn std::error::Error + Send + Sync>),
-}
+/// Gathers the metrics of the host when somebody asks.
+#[derive(Clone)]
+pub struct Gather(Arc<dyn Fn(&mut Exposition) + Send + Sync>);
 
-/// Sends the log of this process to its standard error, as `log` says. `colour` is for text only.
-///
-/// Called once, before anything is told.
-pub fn init(log: &Log, colour: bool) -> Result<(), LogError> {
-    let filter = EnvFilter::builder()
-        .parse(&log.level)
-        .map_err(|source| LogError::Level {
-            level: log.level.clone(),
-            source,
-        })?;
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr);
-    match log.format {
-        LogFormat::Text => lines.with_ansi(colour).with_target(false).try_init(),
-        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+impl Gather {
+    /// By calling `gather`, which may block.
+    pub fn new(gather: impl Fn(&mut Exposition) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(gather))
     }
-    .map_err(LogError::Twice)
+
+    /// All of them, as text. Gathered on a thread that serves no requests.
+    ///
+    /// # Errors
+    /// When gathering panicked.
+    pub async fn text(&self) -> Result<String, tokio::task::JoinError> {
+        let gather = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || {
+            let mut exposition = Exposition::default();
+            gather(&mut exposition);
+            exposition.into_text()
+        })
+        .await
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_level_that_is_none_is_named() {
-        let log = Log {
-            level: "loud=very".to_owned(),
-            format: LogFormat::Text,
-        };
-        let error = init(&log, false).map_err(|error| error.to_string());
-        assert!(
-            error.is_err_and(|error| error.starts_with("log level `loud=very` is not understood"))
-        );
+impl fmt::Debug for Gather {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Gather")
     }
 }

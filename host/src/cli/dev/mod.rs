@@ -24,7 +24,7 @@ use super::{
     output::{self, Paint, paint},
 };
 use crate::{
-    apps::{Apps, Cause},
+    apps::{Apps, Cause, Wait},
     artifact::{Artifact, Sha256, Store, StoreError},
     config::{Config, Watch, WhenFull},
     control::{
@@ -326,13 +326,14 @@ to look inside: handover --control {} status -w",
             Some(self.app.clone()),
             Cause::Dev,
             None,
+            Wait::No,
         );
         while let Some(line) = operation.lines.recv().await {
             match line {
                 Progress::Step { step, .. } if step == "cutover" => break,
                 Progress::Draining { .. } => break,
                 Progress::Result(result) => return Deployed::Ended(result),
-                Progress::Accepted { .. } | Progress::Step { .. } => {}
+                Progress::Accepted { .. } | Progress::Queued { .. } | Progress::Step { .. } => {}
             }
         }
         self.operation = Some(tokio::spawn(async move {

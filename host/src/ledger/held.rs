@@ -1,0 +1,87 @@
+//! What keeps a library mapped: the kind of it for programs, the sentence for people.
+
+use std::fmt;
+
+/// What keeps a library mapped, as one of a few kinds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Holder {
+    /// Threads that it started.
+    Threads,
+    /// Thread-locals of it on threads of the host.
+    ThreadLocals,
+    /// Signals that it handles.
+    Signals,
+    /// Its constructor, which has not returned.
+    Constructor,
+    /// Its destructors, which have not returned.
+    Destructors,
+    /// The dynamic linker.
+    Linker,
+    /// Something that the host itself could not do.
+    Host,
+}
+
+impl Holder {
+    /// Every kind.
+    pub const ALL: [Self; 7] = [
+        Self::Threads,
+        Self::ThreadLocals,
+        Self::Signals,
+        Self::Constructor,
+        Self::Destructors,
+        Self::Linker,
+        Self::Host,
+    ];
+
+    /// The word for programs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Threads => "threads",
+            Self::ThreadLocals => "thread_locals",
+            Self::Signals => "signals",
+            Self::Constructor => "constructor",
+            Self::Destructors => "destructors",
+            Self::Linker => "linker",
+            Self::Host => "host",
+        }
+    }
+}
+
+/// All that keeps one library mapped, each with its sentence.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held(Vec<(Holder, String)>);
+
+impl Held {
+    /// By one thing.
+    pub fn by(holder: Holder, sentence: impl Into<String>) -> Self {
+        Self(vec![(holder, sentence.into())])
+    }
+
+    /// By one thing more.
+    pub fn add(&mut self, holder: Holder, sentence: impl Into<String>) {
+        self.0.push((holder, sentence.into()));
+    }
+
+    /// Whether nothing holds it.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The kinds, each once.
+    pub fn holders(&self) -> Vec<Holder> {
+        let mut holders: Vec<_> = self.0.iter().map(|(holder, _)| *holder).collect();
+        holders.sort();
+        holders.dedup();
+        holders
+    }
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (_, sentence)) in self.0.iter().enumerate() {
+            let gap = if at == 0 { "" } else { "; " };
+            write!(f, "{gap}{sentence}")?;
+        }
+        Ok(())
+    }
+}

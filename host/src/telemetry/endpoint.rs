@@ -1,0 +1,111 @@
+//! `GET /metrics` over TCP, for a Prometheus that cannot reach the control socket. It knows this one path and takes no command.
+
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+
+use super::{Gather, exposition::CONTENT_TYPE};
+
+/// How many connections there may be; who comes then waits to be accepted.
+const CONNECTIONS: usize = 16;
+
+/// How long a connection may take to send a request's head, or lie idle before the next one.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Answers for as long as the future lives.
+pub async fn serve(listener: TcpListener, gather: Gather) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return; // nobody closes it
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let gather = gather.clone();
+                tokio::spawn(async move {
+                    connection(stream, gather).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!("the metrics cannot be asked for: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, gather: Gather) {
+    let service = service_fn(|request| {
+        let gather = gather.clone();
+        async move { Ok::<_, Infallible>(answer(&request, &gather).await) }
+    });
+    // A client that leaves is its own affair.
+    let _: Result<(), hyper::Error> = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .max_buf_size(16 * 1024)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
+
+async fn answer<B>(request: &Request<B>, gather: &Gather) -> Response<Full<Bytes>> {
+    let refused = |status, text: &'static str| {
+        let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+        *response.status_mut() = status;
+        response
+    };
+    if request.uri().path() != "/metrics" {
+        return refused(
+            StatusCode::NOT_FOUND,
+            "there is /metrics here, and nothing else\n",
+        );
+    }
+    // hyper leaves the body out for HEAD.
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let mut response = refused(StatusCode::METHOD_NOT_ALLOWED, "/metrics takes GET\n");
+        response
+            .headers_mut()
+            .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    match gather.text().await {
+        Ok(text) => {
+            let mut response = Response::new(Full::new(text.into()));
+            response
+                .headers_mut()
+                .insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
+            response
+        }
+        Err(error) => {
+            tracing::error!("the metrics could not be gathered: {error}");
+            refused(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the metrics could not be gathered: the log of the host says why\n",
+            )
+        }
+    }
+}
+
+/// Binds the address that `[metrics]` names.
+///
+/// # Errors
+/// What is in the way, and what to do.
+pub async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).await.map_err(|cause| {
+        let advice = match cause.kind() {
+            io::ErrorKind::AddrInUse => "another process has it: choose another address",
+            io::ErrorKind::AddrNotAvailable => "it is no address of this machine",
+            _ => "choose another address",
+        };
+        format!("metrics.listen: {address} cannot be listened at: {cause}; {advice}")
+    })
+}
