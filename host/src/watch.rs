@@ -149,7 +149,7 @@ impl Default for Timing {
             rescan: Duration::from_secs(2),
             settle: Duration::from_secs(2),
             stale: Duration::from_secs(10),
-            quiet: Duration::from_millis(2),
+            quiet: Duration::from_micros(500),
             gather: Duration::from_millis(250),
             tick: Duration::from_millis(50),
         }
