@@ -65,7 +65,7 @@ pub struct Offer {
     pub app: AppName,
     /// The file in the drop folder.
     pub path: PathBuf,
-    /// Its bytes, already in the store.
+    /// Its bytes, written to the store and not yet kept there.
     pub artifact: Artifact,
     /// The bytes that this path held before, when the file was replaced.
     pub replaces: Option<Sha256>,
@@ -73,6 +73,10 @@ pub struct Offer {
     pub again: bool,
     /// It lay there, as it is, when the host was started; else it was put there since.
     pub lay_there: bool,
+    /// How long it took from the event that told of it until it was read.
+    pub noticed_in: Duration,
+    /// How long reading and storing it took.
+    pub stored_in: Duration,
 }
 
 /// What became of an offer.
@@ -145,7 +149,7 @@ impl Default for Timing {
             rescan: Duration::from_secs(2),
             settle: Duration::from_secs(2),
             stale: Duration::from_secs(10),
-            quiet: Duration::from_millis(2),
+            quiet: Duration::from_micros(500),
             gather: Duration::from_millis(250),
             tick: Duration::from_millis(50),
         }

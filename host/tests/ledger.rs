@@ -90,6 +90,8 @@ fn artifact(path: PathBuf) -> Artifact {
         },
         signature: None,
         lease: Default::default(),
+        image: Default::default(),
+        pending: Default::default(),
     }
 }
 

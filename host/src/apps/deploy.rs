@@ -39,7 +39,9 @@ pub(super) struct Plan {
     pub(super) cause: Cause,
     /// The file of the drop folder that they came from.
     pub(super) source: Option<String>,
-    /// How long it took to store them, if that was part of it.
+    /// How long it took to notice them, if somebody had to.
+    pub(super) noticed_in: Option<Duration>,
+    /// How long it took to read and store them, if that was part of it.
     pub(super) stored_in: Option<Duration>,
     /// Whether they are checked in a child process first. Not for what passed before.
     pub(super) preflight: bool,
@@ -318,6 +320,9 @@ async fn try_plan(
     if apps.0.closing.load(Ordering::Acquire) {
         return Err(Failure::host("the host is shutting down"));
     }
+    if let Some(took) = plan.noticed_in {
+        speaker.step("notice", app, took, "found in the drop folder".to_owned());
+    }
     if let Some(took) = plan.stored_in {
         let (size, sha256) = (bytes(plan.artifact.size), plan.artifact.sha256.short());
         speaker.step("store", app, took, format!("{size} stored as {sha256}"));
@@ -339,13 +344,22 @@ async fn try_plan(
     if !plan.stage {
         make_room(apps, app)?;
     }
-    if plan.preflight {
-        check(app, &plan, deadline, speaker).await?;
+    // What has to be on disk before it is used gets there while the artifact is checked.
+    let (checked, kept, id) = tokio::join!(
+        check(app, &plan, deadline, speaker),
+        keep(apps, &plan),
+        reserve(app, &plan),
+    );
+    if let Err(failure) = checked.and(kept) {
+        if let Ok(Some(id)) = id {
+            app.saved.edit(|record| record.give_back(id));
+        }
+        return Err(failure);
     }
-    if plan.stage {
+    let Some(id) = id? else {
         return stage(apps, app, &plan).await.map(Ended::Otherwise);
-    }
-    let started = load_and_start(apps, app, &plan, deadline, speaker).await?;
+    };
+    let started = load_and_start(apps, app, &plan, id, deadline, speaker).await?;
     go_live(apps, app, plan, started, speaker).await
 }
 
@@ -445,13 +459,45 @@ fn make_room(apps: &Apps, app: &App) -> Result<(), Failure> {
     }
 }
 
-/// Preflight.
+/// Keeps the artifact for good: HEAD may name it from then on.
+async fn keep(apps: &Apps, plan: &Plan) -> Result<(), Failure> {
+    let (store, artifact) = (apps.0.store.clone(), plan.artifact.clone());
+    tokio::task::spawn_blocking(move || store.keep(&artifact))
+        .await
+        .map_err(|broken| Failure::host(format!("it could not be stored: {broken}")))?
+        .map_err(|error| Failure::host(format!("it could not be stored: {error}")))
+}
+
+/// The number of the generation that it will be, if it will be one. On disk before it is used: the number of a generation never comes
+/// back, whatever ends the host.
+async fn reserve(app: &App, plan: &Plan) -> Result<Option<GenerationId>, Failure> {
+    if plan.stage {
+        return Ok(None);
+    }
+    let (id, saved) = app
+        .saved
+        .change(super::saved::Record::next_generation)
+        .await;
+    match saved {
+        Ok(()) => Ok(Some(id)),
+        Err(cause) => {
+            app.saved.edit(|record| record.give_back(id));
+            let reason = format!("the host cannot write its records: {cause}");
+            Err(Failure::host(reason))
+        }
+    }
+}
+
+/// Preflight, where it is wanted.
 async fn check(
     app: &App,
     plan: &Plan,
     deadline: Option<Instant>,
     speaker: &Speaker,
 ) -> Result<(), Failure> {
+    if !plan.preflight {
+        return Ok(());
+    }
     let began = Instant::now();
     let checked = preflight::check(&plan.artifact, &app.name, &app.settings);
     let verdict = match deadline {
@@ -517,16 +563,10 @@ async fn load_and_start(
     apps: &Apps,
     app: &Arc<App>,
     plan: &Plan,
+    id: GenerationId,
     deadline: Option<Instant>,
     speaker: &Speaker,
 ) -> Result<Started, Failure> {
-    // On disk before it is used: the number of a generation never comes back, whatever ends the host.
-    let (id, saved) = app
-        .saved
-        .change(super::saved::Record::next_generation)
-        .await;
-    saved.map_err(|cause| Failure::host(format!("the host cannot write its records: {cause}")))?;
-
     let began = Instant::now();
     let artifact = plan.artifact.clone();
     let library = tokio::task::spawn_blocking(move || Library::open(&artifact, Layouts::Trust))
@@ -839,6 +879,7 @@ impl Apps {
                     artifact,
                     cause,
                     source: head.source,
+                    noticed_in: None,
                     stored_in: None,
                     preflight: false,
                     stage: false,

@@ -272,6 +272,7 @@ impl Apps {
             artifact,
             cause,
             source: None,
+            noticed_in: None,
             stored_in: Some(stored_in),
             preflight: true,
             stage: false,

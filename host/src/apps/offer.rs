@@ -256,7 +256,8 @@ impl Apps {
                 Cause::Drop
             },
             source: Some(path),
-            stored_in: None,
+            noticed_in: Some(offer.noticed_in),
+            stored_in: Some(offer.stored_in),
             preflight: true,
             stage,
             deadline: None,

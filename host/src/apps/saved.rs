@@ -157,6 +157,13 @@ impl Record {
         GenerationId(self.last_generation)
     }
 
+    /// Gives back the last number, which no generation was given.
+    pub(super) fn give_back(&mut self, id: GenerationId) {
+        if self.last_generation == id.0 {
+            self.last_generation -= 1;
+        }
+    }
+
     /// The artifacts that must stay in the store: HEAD, staged, and the last `keep` that were active.
     pub(super) fn wanted(&self, keep: usize) -> Vec<Sha256> {
         let chosen = self

@@ -3,11 +3,13 @@
 //! - [`digest`]: the identity of bytes
 //! - [`manifest`]: what an artifact says of itself, read from its own ELF section without loading it
 //! - [`elf`]: the facts of the file (architecture, completeness, build id)
+//! - [`image`]: their bytes in memory, sealed, which are what is mapped
 //! - [`store`]: immutable copies under their SHA-256
 //! - [`trust`]: who must have signed them
 
 pub mod digest;
 pub mod elf;
+pub mod image;
 pub mod manifest;
 pub mod store;
 #[cfg(test)]
@@ -19,8 +21,9 @@ use std::path::PathBuf;
 pub use self::{
     digest::Sha256,
     elf::ElfFacts,
+    image::{Image, ImageError, Shelf},
     manifest::{AbiVersion, BuildFacts, Manifest},
-    store::{Lease, Store, StoreError, inspect},
+    store::{Lease, Pending, Store, StoreError, inspect},
     trust::{Key, KeyId, Keys, Signature},
 };
 
@@ -31,7 +34,7 @@ pub struct Artifact {
     pub sha256: Sha256,
     /// Its size in bytes.
     pub size: u64,
-    /// Where it lies in the store.
+    /// Where it lies in the store, once [`Store::keep`] has put it there.
     pub path: PathBuf,
     /// What it says of itself.
     pub manifest: Manifest,
@@ -41,6 +44,10 @@ pub struct Artifact {
     pub signature: Option<Signature>,
     /// Keeps its file in the store for as long as anybody holds this value.
     pub lease: Lease,
+    /// Its bytes in memory, until they are mapped.
+    pub image: Shelf,
+    /// Its file, while it is not kept.
+    pub pending: Pending,
 }
 
 impl Artifact {

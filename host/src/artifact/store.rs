@@ -4,11 +4,14 @@
 //! did. `<dir>/.incoming-<pid>-<n>` is one on its way, locked by its writer; an unlocked one is what a crash left, and is swept when the
 //! store is opened, as is a signature without its artifact. The hash is of the bytes copied, so a source that changes meanwhile gives an
 //! artifact with the identity of what was really read.
+//!
+//! Bytes are written at once, so that a full disk is found before anything is done with them, and synced and named by [`Store::keep`],
+//! which takes long and has to come before anything on disk names them, not before they are checked.
 
 use std::{
     collections::HashMap,
     fs::{self, File, OpenOptions},
-    io::{self, Read},
+    io::{self, Read, Seek},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
@@ -23,6 +26,7 @@ use super::{
     Artifact, Sha256,
     digest::{CHUNK, Hasher},
     elf::{self, ElfError},
+    image::{Draft, Image, ImageError, Shelf},
     manifest::{Manifest, ManifestError},
     trust::{self, Signature},
 };
@@ -70,11 +74,23 @@ pub enum StoreError {
 /// Bytes on their way into the store. Dropped unfinished, it leaves nothing.
 #[derive(Debug)]
 pub struct Writer {
+    written: Written,
+    hasher: Hasher,
+    /// The same bytes in memory, where it was known from the start what they are.
+    draft: Option<Draft>,
+}
+
+/// A file that is written, but neither synced nor under its name. Dropped, it leaves nothing.
+#[derive(Debug)]
+struct Written {
     store: Store,
     file: File,
     temp: Temp,
-    hasher: Hasher,
 }
+
+/// The file of an artifact until it is kept: see [`Store::keep`]. Clones are the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Pending(Arc<Mutex<Option<Written>>>);
 
 /// A temporary file that is deleted unless it was renamed away.
 #[derive(Debug)]
@@ -118,13 +134,18 @@ impl Store {
         &self.0.dir
     }
 
-    /// Copies the file at `path` in: hashed while copying, synced, read-only, renamed into place. Symlinks are followed.
+    /// Copies the file at `path` in, to the disk and into memory, hashed while copying. Symlinks are followed. It is in the store when
+    /// [`Store::keep`] has been called.
     ///
     /// # Errors
     /// [`StoreError::Refused`] when it is no artifact that this host could run, else what could not be read or written.
     pub fn add_file(&self, path: &Path) -> Result<Artifact, StoreError> {
         let mut source = open_source(path)?;
         let mut writer = self.writer()?;
+        if let Some(manifest) = manifest_of(&source) {
+            writer.draft = Some(Draft::new(&manifest).map_err(without_image(path))?);
+        }
+        source.rewind().map_err(at(path, "cannot read it"))?;
         let mut buffer = vec![0; CHUNK];
         loop {
             match source.read(&mut buffer) {
@@ -167,14 +188,31 @@ impl Store {
         let temp = Temp(path);
         file.lock().map_err(|error| self.unwritable(error))?; // says that it is no leftover
         Ok(Writer {
-            store: self.clone(),
-            file,
-            temp,
+            written: Written {
+                store: self.clone(),
+                file,
+                temp,
+            },
             hasher: Hasher::default(),
+            draft: None,
         })
     }
 
-    /// The artifact with this identity, its bytes verified.
+    /// Keeps an artifact for good: its file is synced, read-only, and under its name when this returns. To be called before anything on
+    /// disk names it. Nothing to do when it is in the store already.
+    ///
+    /// # Errors
+    /// When the store cannot be written. It can be called again then.
+    pub fn keep(&self, artifact: &Artifact) -> Result<(), StoreError> {
+        let mut pending = artifact.pending.0.lock();
+        if let Some(written) = &*pending {
+            written.place(&artifact.path)?;
+            *pending = None;
+        }
+        Ok(())
+    }
+
+    /// The artifact with this identity, its bytes verified and in memory.
     ///
     /// # Errors
     /// When it is not there (`NotFound`), or is not what it was (`InvalidData`).
@@ -189,14 +227,18 @@ impl Store {
                 format!("the stored copy is damaged ({what}): deploy it again"),
             ),
         };
-        let (found, size) = Sha256::of_reader(&file).map_err(at(&path, "cannot read it"))?;
-        if found != sha256 {
-            return Err(damaged(format!("its SHA-256 is {found}")));
-        }
-        let mut artifact = describe(&file, sha256, size, path.clone()).map_err(|e| match e {
+        let undescribed = |undescribed| match undescribed {
             Undescribed::Reason(reason) => damaged(reason),
             Undescribed::Io(source) => at(&path, "cannot read it")(source),
-        })?;
+        };
+        let mut artifact = describe(&file, sha256, 0, path.clone()).map_err(undescribed)?;
+        let image =
+            Image::copy(&file, &path, sha256, &artifact.manifest).map_err(|error| match error {
+                ImageError::Changed { found, .. } => damaged(format!("its SHA-256 is {found}")),
+                error => without_image(&path)(error),
+            })?;
+        artifact.size = image.size().map_err(at(&path, "cannot read it back"))?;
+        artifact.image = Shelf::with(image);
         artifact.lease = lease;
         let signature = Signature::beside(&path);
         // Without one it is unsigned, which matters only where keys are set.
@@ -221,7 +263,7 @@ impl Store {
         }
         let mut writer = self.writer()?;
         writer.write(signature.as_str().as_bytes())?;
-        writer.place(&path)
+        writer.written.place(&path)
     }
 
     /// Whether an artifact with this identity is there. Its bytes are not looked at.
@@ -310,40 +352,54 @@ impl Writer {
     /// When the store cannot be written.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         self.hasher.update(bytes);
-        io::Write::write_all(&mut self.file, bytes).map_err(|error| self.store.unwritable(error))
+        let Written { store, file, .. } = &mut self.written;
+        io::Write::write_all(file, bytes).map_err(|error| store.unwritable(error))?;
+        match &mut self.draft {
+            None => Ok(()),
+            Some(draft) => draft.write(bytes).map_err(without_image(&store.0.dir)),
+        }
     }
 
-    /// Ends the file: checks what it is, syncs and renames it into place. Bytes that are there already are verified and used.
+    /// Ends the file and checks what it is. Bytes that are in the store already are verified and used.
     ///
     /// # Errors
     /// [`StoreError::Refused`] when it is no artifact that this host could run, else what could not be written.
     pub fn finish(self) -> Result<Artifact, StoreError> {
-        let (sha256, size) = self.hasher.clone().finish();
         let Self {
-            store, file, temp, ..
-        } = &self;
-        let path = store.path(sha256);
+            written,
+            hasher,
+            draft,
+        } = self;
+        let (sha256, size) = hasher.finish();
+        let path = written.store.path(sha256);
         let refused = |reason| StoreError::Refused {
             reason,
             sha256: Some(sha256),
         };
+        let Written { store, file, temp } = &written;
         let mut artifact = describe(file, sha256, size, path.clone()).map_err(|e| match e {
             Undescribed::Reason(reason) => refused(reason),
             Undescribed::Io(source) => at(&temp.0, "cannot read it back")(source),
         })?;
         artifact.acceptable().map_err(refused)?;
+        // What came in pieces from somebody is in memory only when it is known to be worth it.
+        let image = match draft {
+            Some(draft) => draft.seal(),
+            None => Image::copy(file, &temp.0, sha256, &artifact.manifest),
+        };
+        artifact.image = Shelf::with(image.map_err(without_image(&store.0.dir))?);
         artifact.lease = store.lease(sha256); // before it can be seen, so that nobody collects it
         if !holds(&path, sha256) {
-            self.place(&path)?;
+            artifact.pending = Pending(Arc::new(Mutex::new(Some(written))));
         }
         Ok(artifact)
     }
+}
 
+impl Written {
     /// Read-only, synced, and under its name in one step.
-    fn place(self, path: &Path) -> Result<(), StoreError> {
-        let Self {
-            store, file, temp, ..
-        } = self;
+    fn place(&self, path: &Path) -> Result<(), StoreError> {
+        let Self { store, file, temp } = self;
         let unwritable = |error| store.unwritable(error);
         file.set_permissions(fs::Permissions::from_mode(0o444))
             .map_err(unwritable)?;
@@ -408,13 +464,39 @@ fn describe(
         elf: elf.facts,
         signature: None,
         lease: Lease::default(),
+        image: Shelf::default(),
+        pending: Pending::default(),
     })
+}
+
+/// What an image says of itself that was verified as `sha256` by another process, and whose file lies at `path`.
+///
+/// # Errors
+/// The sentence for a person.
+pub(crate) fn describe_image(
+    image: Image,
+    sha256: Sha256,
+    path: PathBuf,
+) -> Result<Artifact, String> {
+    let described = image
+        .size()
+        .map_err(Undescribed::Io)
+        .and_then(|size| describe(image.file(), sha256, size, path));
+    let artifact = described.map_err(|undescribed| match undescribed {
+        Undescribed::Reason(reason) => reason,
+        Undescribed::Io(error) => format!("its copy in memory cannot be read: {error}"),
+    })?;
+    artifact.image.put(image);
+    Ok(artifact)
 }
 
 /// Reads only the manifest of the file at `path`: no hash, some few reads. Blocks.
 pub(crate) fn peek(path: &Path) -> Option<Manifest> {
-    let file = open_source(path).ok()?;
-    Manifest::from_section(&elf::read(&file).ok()?.manifest?).ok()
+    manifest_of(&open_source(path).ok()?)
+}
+
+fn manifest_of(file: &File) -> Option<Manifest> {
+    Manifest::from_section(&elf::read(file).ok()?.manifest?).ok()
 }
 
 fn open_source(path: &Path) -> Result<File, StoreError> {
@@ -464,6 +546,15 @@ fn sweep(path: &Path) {
     }
 }
 
+/// Adds the file to what is wrong with its copy in memory.
+fn without_image(path: &Path) -> impl FnOnce(ImageError) -> StoreError {
+    let path = path.to_owned();
+    move |error| StoreError::Io {
+        path,
+        source: io::Error::other(error),
+    }
+}
+
 /// Adds the file and what was tried to an error, keeping its kind.
 fn at(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();
@@ -501,7 +592,9 @@ mod tests {
         for piece in bytes.chunks(100) {
             writer.write(piece).unwrap();
         }
-        writer.finish()
+        let artifact = writer.finish()?;
+        store.keep(&artifact)?;
+        Ok(artifact)
     }
 
     fn reason(store: &Store, bytes: &[u8]) -> String {
@@ -522,6 +615,7 @@ mod tests {
         let link = dir.path().join("link.so");
         std::os::unix::fs::symlink(&source, &link).unwrap();
         let artifact = store.add_file(&link).unwrap();
+        store.keep(&artifact).unwrap();
         assert_eq!(artifact.sha256, Sha256::of(&elf.bytes()));
         assert_eq!(artifact.size, elf.bytes().len() as u64);
         assert_eq!(artifact.manifest, elf.manifest.unwrap());
@@ -587,6 +681,22 @@ mod tests {
             Err(StoreError::Refused { .. })
         ));
         assert_eq!(names(&store), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_not_kept_is_not_in_the_store_and_leaves_nothing() {
+        let (dir, store) = store();
+        let file = TestElf::new("shop", "1.0.0").write(dir.path().join("shop.so"));
+        let artifact = store.add_file(&file).unwrap();
+        assert!(!store.contains(artifact.sha256) && names(&store).len() == 1);
+        store.collect(&[]).unwrap();
+        store.keep(&artifact.clone()).unwrap();
+        store.keep(&artifact).unwrap();
+        assert!(store.contains(artifact.sha256));
+        drop(artifact);
+        fs::write(&file, TestElf::new("shop", "2.0.0").bytes()).unwrap();
+        drop(store.add_file(&file).unwrap());
+        assert_eq!(names(&store).len(), 1);
     }
 
     #[test]

@@ -215,7 +215,7 @@ impl Keys {
         !self.0.is_empty()
     }
 
-    /// Verifies the stored bytes of `artifact` against the signature that came with it. Gives who signed it, or none when no keys are set.
+    /// Verifies the bytes of `artifact` (those in memory, which will be mapped, else the stored ones) against the signature that came with it. Gives who signed it, or none when no keys are set.
     /// Blocks on the disk.
     ///
     /// # Errors
@@ -239,7 +239,7 @@ impl Keys {
                 Err(Error::UnsupportedLegacyMode) => return Err(Untrusted::Legacy { id }),
                 Err(_) => continue,
             };
-            let found = read(&artifact.path, |bytes| verifier.update(bytes))?;
+            let found = read(artifact, |bytes| verifier.update(bytes))?;
             if found != artifact.sha256 {
                 return Err(Untrusted::Damaged { found });
             }
@@ -271,13 +271,16 @@ impl From<Vec<Key>> for Keys {
     }
 }
 
-/// Reads the file once, for `take` and for its identity.
-fn read(path: &Path, mut take: impl FnMut(&[u8])) -> io::Result<Sha256> {
-    let mut file = File::open(path)?;
+/// Reads the bytes once, for `take` and for their identity.
+fn read(artifact: &Artifact, mut take: impl FnMut(&[u8])) -> io::Result<Sha256> {
+    let mut from: Box<dyn Read> = match artifact.image.reader()? {
+        Some(image) => Box::new(image),
+        None => Box::new(File::open(&artifact.path)?),
+    };
     let mut hasher = Hasher::default();
     let mut buffer = vec![0; CHUNK];
     loop {
-        match file.read(&mut buffer) {
+        match from.read(&mut buffer) {
             Ok(0) => return Ok(hasher.finish().0),
             Ok(n) => {
                 hasher.update(&buffer[..n]);
@@ -326,6 +329,7 @@ mod tests {
         let file = dir.path().join("shop.so");
         fs::write(&file, bytes).unwrap();
         let artifact = store.add_file(&file).unwrap();
+        store.keep(&artifact).unwrap();
         (dir, store, artifact)
     }
 
@@ -391,6 +395,9 @@ mod tests {
         let other = TestElf::new("shop", "6.6.6").bytes();
         fs::remove_file(&artifact.path).unwrap();
         fs::write(&artifact.path, other).unwrap();
+        // It matters once what was verified is no longer in memory.
+        assert!(keys(&[&pair]).verify(&artifact).is_ok());
+        artifact.take_image().unwrap();
         assert!(matches!(
             keys(&[&pair]).verify(&artifact),
             Err(Untrusted::Damaged { .. })

@@ -15,12 +15,9 @@ use handover_plugin::abi::heap::{self, Heap, HeapRoot};
 use libloading::os::unix as dl;
 use object::{Object as _, ObjectSymbol as _};
 
-use super::{
-    image::Image,
-    mapped::{self, Object},
-};
+use super::mapped::{self, Object};
 use crate::{
-    artifact::Artifact,
+    artifact::{Artifact, Image},
     ledger::{self, Account, Held, Holder, Left, Report, Unsettled},
 };
 
@@ -65,7 +62,7 @@ impl Library {
     /// Maps the bytes of `artifact` and asserts that they are what is mapped. Constructors of the library run, on a thread
     /// of their own.
     ///
-    /// Blocks: copies the file, and runs constructors. A constructor that does not end holds this and every later load;
+    /// Blocks: copies the file when its image was mapped before, and runs constructors. A constructor that does not end holds this and every later load;
     /// preflight sees that first.
     ///
     /// # Errors
@@ -76,7 +73,9 @@ impl Library {
                 "this executable does not export the functions of the ledger, so what it loads could never be unloaded: link it with the arguments of host/build.rs".into(),
             ));
         }
-        let image = Image::copy(artifact)?;
+        let image = artifact
+            .take_image()
+            .map_err(|error| LoadError(error.to_string()))?;
         let _loader = LOADER.lock().unwrap_or_else(PoisonError::into_inner);
         let library = on_own_thread("load", || Self::map(image, layouts))??;
         match library.verify(artifact) {
@@ -265,7 +264,7 @@ impl Library {
         if self.layouts == Layouts::Check {
             fits::<M>(header)?;
         }
-        // SAFETY: the layout was compared just now, or by preflight on the very same bytes (`Image` verified the SHA-256). In
+        // SAFETY: the layout was compared just now, or by preflight on the very same bytes (`Image`: sealed, and verified against their SHA-256). In
         // abi_stable 0.11.3 this compares the version strings, calls the library's constructor, and keeps the result in
         // the header, which lies in the library; `RootModule::load_from` and `load_module_with`, which would keep it in
         // the host's statics, and the layout checker, which caches layouts, are not on this way. An error of the

@@ -1,7 +1,6 @@
 //! dlopen and dlclose of artifacts, and the root table in them.
 //!
 //! - [`library`]: a mapped library, from the artifact to the proof that it is gone
-//! - [`image`]: the bytes that are mapped: verified, and changed by nobody
 //! - [`mod@start`]: the constructor of a plugin
 //! - [`mapped`]: what the dynamic linker and the kernel say about what is mapped
 //!
@@ -16,7 +15,6 @@
     reason = "dlopen, dlsym and dlclose, and the program headers of what they map"
 )]
 
-mod image;
 mod library;
 mod mapped;
 mod start;

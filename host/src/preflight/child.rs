@@ -1,11 +1,12 @@
 //! The child's side of preflight: `handover preflight-child`.
 //!
-//! It opens the very bytes that the host would, compares their layouts, runs the constructor and the smoke requests, says each step
+//! It maps the very image that the host would, compares the layouts, runs the constructor and the smoke requests, says each step
 //! before it takes it, and kills itself at the end: nothing of the plugin's runs after the verdict.
 
 use std::{
     fs::File,
-    io::{self, BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, IoSliceMut, Read, Write},
+    mem::MaybeUninit,
     os::unix::net::UnixStream,
     process::ExitCode,
     sync::Arc,
@@ -13,14 +14,17 @@ use std::{
 };
 
 use handover_plugin::abi::root::RootRef;
-use rustix::process::{
-    Resource, Rlimit, Signal, getpid, getppid, kill_process_group, set_parent_process_death_signal,
-    setrlimit,
+use rustix::{
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
+    process::{
+        Resource, Rlimit, Signal, getpid, getppid, kill_process_group,
+        set_parent_process_death_signal, setrlimit,
+    },
 };
 
 use super::report::{Line, Stage, Task};
 use crate::{
-    artifact::{self, Artifact, StoreError},
+    artifact::{Artifact, Image, store::describe_image},
     config::SmokeRequest,
     daemon, dispatch,
     generation::{self, Generation, Spec},
@@ -30,7 +34,7 @@ use crate::{
 
 /// Reads the task from standard input, does it, reports on it, and ends.
 pub fn main() -> ExitCode {
-    let (mouth, task) = match prepare() {
+    let (mouth, image, task) = match prepare() {
         Ok(prepared) => prepared,
         Err(error) => {
             eprintln!(
@@ -39,7 +43,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let last = check(&mouth, task).unwrap_or_else(|last| last);
+    let last = check(&mouth, image, task).unwrap_or_else(|last| last);
     mouth.say(&last);
     end()
 }
@@ -52,7 +56,7 @@ fn end() -> ! {
 }
 
 /// Makes this process safe to crash in, and takes its task.
-fn prepare() -> io::Result<(Mouth, Task)> {
+fn prepare() -> io::Result<(Mouth, Image, Task)> {
     // Before anything can go wrong: the host's death is ours, a crash writes no core.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     setrlimit(
@@ -67,6 +71,7 @@ fn prepare() -> io::Result<(Mouth, Task)> {
     let socket = UnixStream::from(rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?);
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
 
+    let image = receive(&socket)?;
     let mut ear = BufReader::new(socket.try_clone()?);
     let mut line = Vec::new();
     ear.read_until(b'\n', &mut line)?;
@@ -82,7 +87,24 @@ fn prepare() -> io::Result<(Mouth, Task)> {
             let _ = ear.read(&mut [0]);
             end()
         })?;
-    Ok((Mouth(Arc::new(socket)), task))
+    Ok((Mouth(Arc::new(socket)), image, task))
+}
+
+/// Takes the image, which comes with the first byte.
+fn receive(socket: &UnixStream) -> io::Result<Image> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut with = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let byte = &mut [IoSliceMut::new(&mut byte)];
+    recvmsg(socket, byte, &mut with, RecvFlags::CMSG_CLOEXEC)?;
+    let image = with
+        .drain()
+        .find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+            _ => None,
+        })
+        .ok_or_else(|| io::Error::other("no image came"))?;
+    Image::received(image).map_err(io::Error::other)
 }
 
 /// Says lines to the host.
@@ -109,9 +131,9 @@ impl Mouth {
 }
 
 /// Does the task. Both results are the last line; an error is one that came early.
-fn check(mouth: &Mouth, task: Task) -> Result<Line, Line> {
+fn check(mouth: &Mouth, image: Image, task: Task) -> Result<Line, Line> {
     mouth.begin(Stage::Reading);
-    let artifact = read(&task)?;
+    let artifact = read(image, &task)?;
     mouth.checked(format!(
         "{} {} for {}, ABI {}",
         artifact.manifest.app,
@@ -143,19 +165,9 @@ fn check(mouth: &Mouth, task: Task) -> Result<Line, Line> {
     })
 }
 
-fn read(task: &Task) -> Result<Artifact, Line> {
-    let artifact = artifact::inspect(&task.artifact).map_err(|error| match error {
-        StoreError::Refused { reason, .. } => Line::Rejected { reason },
-        error @ StoreError::Io { .. } => broken(error),
-    })?;
-    if artifact.sha256 != task.sha256 {
-        return Err(broken(format!(
-            "{} does not hold what was stored there: expected {}, found {}",
-            task.artifact.display(),
-            task.sha256,
-            artifact.sha256
-        )));
-    }
+fn read(image: Image, task: &Task) -> Result<Artifact, Line> {
+    let artifact = describe_image(image, task.sha256, task.artifact.clone())
+        .map_err(|reason| Line::Rejected { reason })?;
     artifact
         .acceptable()
         .map_err(|reason| Line::Rejected { reason })?;

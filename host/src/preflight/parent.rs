@@ -2,9 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    io,
+    io::{self, IoSlice},
+    mem::MaybeUninit,
     os::{
-        fd::OwnedFd,
+        fd::{AsFd, OwnedFd},
         unix::{net::UnixStream as StdUnixStream, process::ExitStatusExt},
     },
     process::{ExitStatus, Stdio},
@@ -13,9 +14,12 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use rustix::{
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
+    process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid},
+};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader, Interest},
     net::UnixStream,
     process::{Child, Command},
     sync::Semaphore,
@@ -68,7 +72,12 @@ pub async fn check(
         start: settings.check.start,
         requests: settings.check.requests.clone(),
     };
+    let lender = artifact.clone();
+    let image = tokio::task::spawn_blocking(move || lender.lend_image())
+        .await?
+        .map_err(io::Error::other)?;
     let mut running = Running::spawn()?;
+    running.hand_over(image).await?;
     let mut heard = Heard::default();
     let ended = running.listen(&task, &mut heard, deadline).await?;
     let status = running.end().await?;
@@ -143,6 +152,31 @@ impl Running {
             report,
             output,
         })
+    }
+
+    /// Gives the child the bytes that it is to check: those that the host will map.
+    async fn hand_over(&self, image: OwnedFd) -> io::Result<()> {
+        let image = [image.as_fd()];
+        let sent = self
+            .report
+            .async_io(Interest::WRITABLE, || {
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                let mut with = SendAncillaryBuffer::new(&mut space);
+                with.push(SendAncillaryMessage::ScmRights(&image));
+                let byte = [IoSlice::new(&[0])];
+                Ok(sendmsg(
+                    &self.report,
+                    &byte,
+                    &mut with,
+                    SendFlags::NOSIGNAL,
+                )?)
+            })
+            .await;
+        match sent {
+            // A child that died before is found by its end.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            sent => sent.map(|_| ()),
+        }
     }
 
     /// Gives the child its task and hears it until its last line, its end, or the deadline.

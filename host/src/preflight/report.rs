@@ -1,4 +1,4 @@
-//! What the host and a preflight child say to each other: one task, then lines of JSON.
+//! What the host and a preflight child say to each other: one byte with the image of the artifact, one task, then lines of JSON.
 
 use std::path::PathBuf;
 
@@ -11,9 +11,9 @@ use crate::{artifact::Sha256, config::SmokeRequest, names::AppName};
 pub(super) struct Task {
     /// The process that asked. The child ends when it is gone.
     pub(super) parent: u32,
-    /// The file.
+    /// The file that it will have, for people.
     pub(super) artifact: PathBuf,
-    /// What it must hold.
+    /// The identity of the image.
     pub(super) sha256: Sha256,
     /// As which app.
     pub(super) app: AppName,

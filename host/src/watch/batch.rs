@@ -4,7 +4,7 @@ use std::{
     fs::File,
     path::{Path, PathBuf},
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::{sync::Semaphore, task};
@@ -37,6 +37,8 @@ pub(super) struct Candidate {
     pub(super) rewritten: bool,
     /// Nobody has touched it since the host was started.
     pub(super) lay_there: bool,
+    /// When an event told of it, or a scan found it.
+    pub(super) noticed: Instant,
 }
 
 /// What became of a candidate.
@@ -70,6 +72,10 @@ struct Fresh {
     artifact: Artifact,
     replaces: Option<Sha256>,
     stored: bool,
+    /// From the event to the begin of reading.
+    noticed_in: Duration,
+    /// How long reading and storing took.
+    stored_in: Duration,
 }
 
 /// What is known after reading.
@@ -138,6 +144,8 @@ pub(super) async fn run<T: DropTarget>(
         replaces: best.replaces,
         again: best.candidate.again,
         lay_there: best.candidate.lay_there,
+        noticed_in: best.noticed_in,
+        stored_in: best.stored_in,
     };
     // On a task of its own, so that a panic is an answer and not the end of this app's queue.
     let answer = match task::spawn(async move { target.offer(offer).await }).await {
@@ -207,6 +215,7 @@ fn take_in(
         // One file with new bytes, the usual case, is read once. All others are hashed first and stored only when chosen.
         let surely_new = previous.is_none() || candidate.known.is_some() && !candidate.touched_only;
         let stored = alone && surely_new;
+        let (noticed_in, began) = (candidate.noticed.elapsed(), Instant::now());
         let read = if let Err(reason) = admits(&candidate.path) {
             refuse(&candidate.path, reason)
         } else if stored {
@@ -248,6 +257,8 @@ fn take_in(
                     artifact,
                     replaces,
                     stored,
+                    noticed_in,
+                    stored_in: began.elapsed(),
                 });
             }
             Err(StoreError::Refused {
@@ -295,7 +306,10 @@ fn choose(mut fresh: Vec<Fresh>, store: &Store, intake: &mut Intake) {
         return;
     };
     if !best.stored {
-        match store.add_file(&best.candidate.path) {
+        let began = Instant::now();
+        let added = store.add_file(&best.candidate.path);
+        best.stored_in += began.elapsed();
+        match added {
             Ok(artifact) if artifact.sha256 == best.artifact.sha256 => best.artifact = artifact,
             // It is not what was compared with the others any more.
             Ok(_) | Err(StoreError::Refused { .. }) => {

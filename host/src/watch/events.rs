@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::mpsc,
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use notify::{
@@ -88,6 +88,8 @@ impl Folders {
 pub(super) struct Hints {
     /// Something happened that a rescan could see.
     pub(super) look: bool,
+    /// When the first of it was told.
+    pub(super) since: Option<Instant>,
     /// Files closed after writing, or renamed in.
     closed: HashSet<PathBuf>,
     /// Whatever was made: links matter.
@@ -168,6 +170,7 @@ impl Hints {
                 _ => {}
             }
             self.look = true;
+            self.since.get_or_insert_with(Instant::now);
         }
     }
 

@@ -98,6 +98,8 @@ struct Seen {
     stamp: Stamp,
     /// Since when it has had this stamp.
     since: Instant,
+    /// When an event told of it, or a scan found it.
+    noticed: Instant,
     /// An event told that it is whole.
     whole: bool,
     /// Found by the first scan, and not touched since.
@@ -384,6 +386,7 @@ impl<T: DropTarget> Scanner<T> {
         let seen = self.files.entry(found.path.clone()).or_insert(Seen {
             stamp,
             since: now,
+            noticed: now,
             whole: false,
             lay_there: self.first,
             signature: found.signature,
@@ -463,6 +466,7 @@ impl<T: DropTarget> Scanner<T> {
             return None; // not what was asked for
         }
         (seen.busy, seen.whole) = (true, false);
+        seen.noticed = hints.since.unwrap_or(now);
         seen.signature = found.signature;
         let queue = self.queues.entry(key.clone()).or_default();
         queue.pending.insert(found.path.clone(), (stamp, again));
@@ -504,6 +508,7 @@ impl<T: DropTarget> Scanner<T> {
                 touched_only: (seen.known.as_ref()).is_some_and(|k| k.stamp == stamp),
                 rewritten: (seen.known.as_ref()).is_some_and(|k| stamp.rewritten_since(&k.stamp)),
                 lay_there: seen.lay_there && stamp == decided,
+                noticed: seen.noticed,
                 path,
             });
         }

@@ -51,6 +51,7 @@ struct Target {
     offers: mpsc::UnboundedSender<Offer>,
     refused: mpsc::UnboundedSender<(PathBuf, String)>,
     reply: Box<Reply>,
+    store: Store,
     /// Something else than what was offered has been made live since.
     changed_since: AtomicBool,
     /// Each offer takes one; those of the app `slow` only.
@@ -75,6 +76,9 @@ impl DropTarget for Target {
 
     async fn offer(&self, offer: Offer) -> Answer {
         let answer = (self.reply)(&offer);
+        if matches!(answer, Answer::Deployed(_)) {
+            self.store.keep(&offer.artifact).unwrap();
+        }
         let slow = offer.app.as_str() == "slow";
         self.offers.send(offer).unwrap();
         if slow {
@@ -113,6 +117,7 @@ impl Host {
             offers: offers_in,
             refused: refused_in,
             reply,
+            store: store.clone(),
             changed_since: AtomicBool::new(false),
             slow: Semaphore::new(0),
         });

@@ -51,6 +51,8 @@ pub struct Load {
     pub requests: Option<u64>,
     /// Whether each answer is noted down.
     pub samples: bool,
+    /// Whether its thread goes before others, where the system lets it: what it waits for is the server then, not its turn.
+    pub urgent: bool,
 }
 
 /// A load that runs.
@@ -217,6 +219,7 @@ impl Load {
             pause: Duration::ZERO,
             requests: None,
             samples: false,
+            urgent: false,
         }
     }
 
@@ -238,6 +241,10 @@ impl Load {
         let thread = std::thread::Builder::new()
             .name("generator".to_owned())
             .spawn(|| {
+                if ours.load.urgent {
+                    // It takes a right that not everybody has; without it the figures are only noisier.
+                    let _ = rustix::process::setpriority_process(None, -15);
+                }
                 let runtime = tokio::runtime::Builder::new_current_thread()
                     .enable_all()
                     .build();

@@ -144,6 +144,25 @@ impl Server {
         Spent(spent)
     }
 
+    /// The processor time that all its processes have taken, those that have ended and were waited for included. To the hundredth of a
+    /// second that the kernel tells.
+    pub fn spent_with_ended(&self) -> Duration {
+        let hundredths: u64 = self
+            .processes()
+            .into_iter()
+            .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/stat")).ok())
+            .map(|stat| {
+                let (_, fields) = stat.rsplit_once(')').unwrap_or_default();
+                // utime, stime, cutime, cstime
+                let fields = fields.split_whitespace().skip(11).take(4);
+                fields
+                    .filter_map(|field| field.parse::<u64>().ok())
+                    .sum::<u64>()
+            })
+            .sum();
+        Duration::from_millis(10 * hundredths)
+    }
+
     /// What it holds now.
     pub fn footprint(&self) -> Footprint {
         let mut sum = Footprint {
