@@ -1,12 +1,13 @@
 //! The programs that are measured, always as release builds.
 
 use std::{
-    fs,
-    path::PathBuf,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use crate::plugins::workspace;
+use crate::{elf, plugins::workspace};
 
 /// What is measured.
 #[derive(Debug, Clone)]
@@ -15,7 +16,7 @@ pub struct Builds {
     pub handover: PathBuf,
     /// The server without plugins.
     pub twin: PathBuf,
-    /// The hello fixture in versions 1.0.0 and 2.0.0.
+    /// The hello fixture in version 1.0.0, and the same that calls itself 2.0.0.
     pub hello: [PathBuf; 2],
 }
 
@@ -27,16 +28,12 @@ impl Builds {
     pub fn new() -> Self {
         let dir = target().join("release").join("benches");
         fs::create_dir_all(&dir).expect("the target folder can be written");
-        let build = |package: &str, file: &str, version: &str| {
-            let mut command = Command::new(env!("CARGO"));
-            command.args(["build", "--quiet", "--release", "-p", package]);
-            command.arg("--target-dir").arg(target());
-            if version.is_empty() {
-                command.env_remove("HANDOVER_VERSION")
-            } else {
-                command.env("HANDOVER_VERSION", version)
-            };
-            let status = command
+        let build = |package: &str, file: &str| {
+            let status = Command::new(env!("CARGO"))
+                .args(["build", "--quiet", "--release", "-p", package])
+                .arg("--target-dir")
+                .arg(target())
+                .env_remove("HANDOVER_VERSION")
                 .current_dir(workspace())
                 .stdin(Stdio::null())
                 .status();
@@ -44,19 +41,29 @@ impl Builds {
                 status.expect("cargo can be run").success(),
                 "{package} does not build"
             );
-            // Copied, so that builds to come do not change what is being measured; and renamed, so that no copy of it that runs is changed.
-            let (fresh, kept) = (dir.join("fresh"), dir.join(format!("{version}{file}")));
-            fs::copy(target().join("release").join(file), &fresh)
-                .and_then(|_| fs::rename(fresh, &kept))
-                .expect("cargo has built the file");
-            kept
+            // Copied, so that builds to come do not change what is being measured.
+            let bytes = fs::read(target().join("release").join(file));
+            keep(&dir, file, &bytes.expect("cargo has built the file"))
         };
+        let hello = build("hello", "libhello.so");
+        let mut second = fs::read(&hello).expect("it was just written");
+        elf::set_version(&mut second, "2.0.0");
         Self {
-            handover: build("handover", "handover", ""),
-            twin: build("twin", "twin", ""),
-            hello: ["1.0.0", "2.0.0"].map(|version| build("hello", "libhello.so", version)),
+            handover: build("handover", "handover"),
+            twin: build("twin", "twin"),
+            hello: [hello, keep(&dir, "libhello-2.0.0.so", &second)],
         }
     }
+}
+
+/// Writes a program or a library beside and renames it, so that no copy that runs is changed.
+fn keep(dir: &Path, file: &str, bytes: &[u8]) -> PathBuf {
+    let (fresh, kept) = (dir.join("fresh"), dir.join(file));
+    fs::write(&fresh, bytes)
+        .and_then(|()| fs::set_permissions(&fresh, Permissions::from_mode(0o755)))
+        .and_then(|()| fs::rename(fresh, &kept))
+        .expect("the target folder can be written");
+    kept
 }
 
 impl Default for Builds {

@@ -15,9 +15,6 @@ use super::{
     server::{Server, program},
 };
 
-/// How many connections ask at once.
-const CONNECTIONS: usize = 10;
-
 /// What allocates. Each is one allocation, a `realloc` too.
 const ALLOCATORS: [&str; 6] = [
     "malloc",
@@ -47,21 +44,33 @@ pub fn is_there() -> bool {
 }
 
 /// A command under callgrind, which writes to `out`. Give it the program and its arguments.
+///
+/// It knows nothing of the environment of whoever counts: the same program does the same, wherever that is.
 pub fn command(out: &Path) -> Command {
+    const KEPT: [&str; 3] = ["PATH", "HOME", "VALGRIND_LIB"];
     let mut command = Command::new("valgrind");
+    command.env_clear();
+    command.envs(
+        KEPT.iter()
+            .filter_map(|name| Some((name, std::env::var_os(name)?))),
+    );
     command
         .arg("--tool=callgrind")
         .arg(format!("--callgrind-out-file={}", out.display()));
     command
 }
 
-/// Counts what a request costs. `start` runs the server, under [`command`] with the given file.
+/// Counts what a request costs when so many connections ask at once. `start` runs the server, under [`command`] with the given file.
+///
+/// The more connections, the more answers a server gives before it asks the kernel again, unless the generator was too late: with one
+/// connection it always asks, and the count is the same on a busy machine.
 ///
 /// # Panics
 /// When a request is lost, or callgrind writes nothing.
 pub fn count(
     ask: &Ask,
     h2: bool,
+    connections: usize,
     lengths: Lengths,
     mut start: impl FnMut(PathBuf) -> Server,
 ) -> Cost {
@@ -69,7 +78,7 @@ pub fn count(
         let dir = Server::home();
         let out = dir.path().join("callgrind.out");
         let server = start(out.clone());
-        let mut load = Load::kept(ask.clone(), CONNECTIONS);
+        let mut load = Load::kept(ask.clone(), connections);
         load.h2 = h2;
         load.requests = Some(requests);
         load.run(server.address).expect_all_answered();

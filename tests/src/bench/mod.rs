@@ -6,6 +6,7 @@
 //! - [`reloader`]: servers that reload, each in its own way
 //! - [`generate`]: connections that ask as fast as they are answered, or at a pace, and miss nothing
 //! - [`callgrind`]: instructions and allocations, counted instead of timed
+//! - [`limits`]: what a request may cost, wherever it is counted
 //! - [`operation`]: swaps as the host tells them
 //! - [`figures`]: medians, percentiles and how they are printed
 //! - [`report`]: `docs/benchmarks`, the JSON and the tables
@@ -15,6 +16,7 @@ pub mod callgrind;
 pub mod contender;
 pub mod figures;
 pub mod generate;
+pub mod limits;
 pub mod operation;
 pub mod reloader;
 pub mod report;
