@@ -2,7 +2,10 @@
 //!
 //! Names that HTTP registers cross as an index into [`STANDARD`]; its order is part of the ABI, and it only grows at its end.
 
-use std::sync::OnceLock;
+use std::{
+    hash::{Hash, Hasher},
+    sync::LazyLock,
+};
 
 use abi_stable::{
     StableAbi,
@@ -11,6 +14,8 @@ use abi_stable::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use smallvec::SmallVec;
+
+use super::keep;
 
 /// The fields that most heads do with; also what fits in the smallest map but one.
 const USUAL_FIELDS: usize = 6;
@@ -35,14 +40,13 @@ pub type Fields<'a> = SmallVec<[Field<'a>; 24]>;
 /// Lists the fields of `map` in `fields`, in its order. The list is filled where it lies, as it is large.
 #[inline]
 pub fn borrow<'a>(map: &'a HeaderMap, fields: &mut Fields<'a>) {
-    let names = Names::get();
+    let indices = Indices::get();
     for (name, value) in map {
-        let name = name.as_str();
-        let index = names.index(name);
+        let index = indices.of(name);
         fields.push(Field {
             value: value.as_bytes().into(),
             name: if index == CUSTOM {
-                name.into()
+                name.as_str().into()
             } else {
                 "".into()
             },
@@ -52,72 +56,30 @@ pub fn borrow<'a>(map: &'a HeaderMap, fields: &mut Fields<'a>) {
     }
 }
 
-/// One buffer for everything that a head carries as text, and the slices cut from it.
-///
-/// Up to 384 bytes it takes one allocation, beyond that two.
-pub(super) struct Buffer {
-    bytes: Bytes,
-    cut: usize,
-}
-
-/// Bytes that lie within the allocation that counts their references.
-struct Inline<const N: usize> {
-    length: usize,
-    bytes: [u8; N],
-}
-
-impl<const N: usize> AsRef<[u8]> for Inline<N> {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes[..self.length]
-    }
-}
-
-impl<const N: usize> Inline<N> {
-    fn copy<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Bytes {
-        let mut inline = Self {
-            length: 0,
-            bytes: [0; N],
-        };
-        for part in parts {
-            let end = inline.length + part.len();
-            inline.bytes[inline.length..end].copy_from_slice(part);
-            inline.length = end;
-        }
-        Bytes::from_owner(inline)
-    }
-}
+/// The values of a head in one buffer, and the slices cut from it.
+pub(super) struct Buffer(Bytes);
 
 impl Buffer {
     /// Copies `first` and then all values of `fields`, in order.
+    #[inline]
     pub(super) fn copy(first: &[u8], fields: &[Field<'_>]) -> Self {
-        let parts = std::iter::once(first).chain(fields.iter().map(|field| field.value.as_slice()));
-        let bytes = match first.len() + fields.iter().map(|field| field.value.len()).sum::<usize>()
-        {
-            0 => Bytes::new(),
-            1..=96 => Inline::<96>::copy(parts),
-            97..=384 => Inline::<384>::copy(parts),
-            length => {
-                let mut vec = Vec::with_capacity(length);
-                parts.for_each(|part| vec.extend_from_slice(part));
-                vec.into()
-            }
-        };
-        Self { bytes, cut: 0 }
+        let length = first.len() + fields.iter().map(|field| field.value.len()).sum::<usize>();
+        let values = fields.iter().map(|field| field.value.as_slice());
+        Self(keep::copy(length, std::iter::once(first).chain(values)))
     }
 
     /// The next `length` bytes.
     #[inline]
     pub(super) fn next(&mut self, length: usize) -> Bytes {
-        let from = self.cut;
-        self.cut += length;
-        self.bytes.slice(from..self.cut)
+        self.0.split_to(length)
     }
 
     /// Puts `fields` into `map`. `first` must have been taken.
     ///
     /// A name that HTTP does not allow is left out: the other side took its names from a `HeaderMap`, so there is none.
+    #[inline]
     pub(super) fn fields(mut self, fields: &[Field<'_>], map: &mut HeaderMap) {
-        // Hyper takes the map of a response for the next request of the connection, if that fits.
+        // Maps go round, from one head to the next (`keep`): one that fits the usual head fits all of those.
         map.reserve(fields.len().max(USUAL_FIELDS));
         for field in fields {
             let value = self.next(field.value.len());
@@ -138,51 +100,73 @@ impl Buffer {
     }
 }
 
-/// From the text of a standard name to its index: a hash table with open addressing, made once.
-struct Names {
-    slots: [u8; Self::SLOTS],
+impl Field<'_> {
+    /// Whether it says that the body has `length` bytes, as everybody writes that.
+    pub(super) fn is_length(&self, length: usize) -> bool {
+        let digits = self.value.as_slice();
+        let says = || {
+            digits.iter().try_fold(0_usize, |number, digit| {
+                let digit = char::from(*digit).to_digit(10)? as usize;
+                number.checked_mul(10)?.checked_add(digit)
+            })
+        };
+        STANDARD.get(usize::from(self.index)) == Some(&header::CONTENT_LENGTH)
+            && !digits.is_empty()
+            && (digits[0] != b'0' || digits.len() == 1)
+            && says() == Some(length)
+    }
 }
 
-impl Names {
-    const SLOTS: usize = 512;
-    const FREE: u8 = u8::MAX;
+/// From a standard name to its index.
+///
+/// `http` numbers these names itself, but tells their numbers only by the way that a name hashes. So the number is what a hasher finds
+/// out, and the index that stands there is believed only if its name is the one that was asked for.
+struct Indices([u8; 256]);
 
+/// The last number that was hashed.
+#[derive(Default)]
+struct LastNumber(u8);
+
+impl Hasher for LastNumber {
+    #[inline]
+    fn write(&mut self, _: &[u8]) {}
+
+    #[inline]
+    fn write_isize(&mut self, number: isize) {
+        self.0 = number as u8;
+    }
+
+    #[inline]
+    fn finish(&self) -> u64 {
+        self.0.into()
+    }
+}
+
+impl Indices {
     fn get() -> &'static Self {
-        static NAMES: OnceLock<Names> = OnceLock::new();
-        NAMES.get_or_init(|| {
-            let mut slots = [Self::FREE; Self::SLOTS];
+        static INDICES: LazyLock<Indices> = LazyLock::new(|| {
+            let mut indices = [u8::MAX; 256];
             for (index, name) in (0..).zip(&STANDARD) {
-                let mut slot = Self::slot(name.as_str());
-                while slots[slot] != Self::FREE {
-                    slot = (slot + 1) % Self::SLOTS;
-                }
-                slots[slot] = index;
+                indices[Indices::slot(name)] = index;
             }
-            Self { slots }
-        })
-    }
-
-    /// Length, first, middle and last byte tell the standard names apart almost always.
-    #[inline]
-    fn slot(name: &str) -> usize {
-        let bytes = name.as_bytes();
-        let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else {
-            return 0;
-        };
-        let word = u32::from_le_bytes([bytes.len() as u8, *first, bytes[bytes.len() / 2], *last]);
-        // Fibonacci hashing: the high bits of the product are well mixed.
-        (word.wrapping_mul(0x9E37_79B9) >> 23) as usize % Self::SLOTS
+            Indices(indices)
+        });
+        &INDICES
     }
 
     #[inline]
-    fn index(&self, name: &str) -> u16 {
-        let mut slot = Self::slot(name);
-        loop {
-            match self.slots[slot] {
-                Self::FREE => return CUSTOM,
-                index if STANDARD[usize::from(index)].as_str() == name => return index.into(),
-                _ => slot = (slot + 1) % Self::SLOTS,
-            }
+    fn slot(name: &HeaderName) -> usize {
+        let mut number = LastNumber::default();
+        name.hash(&mut number);
+        usize::from(number.0)
+    }
+
+    #[inline]
+    fn of(&self, name: &HeaderName) -> u16 {
+        let index = u16::from(self.0[Self::slot(name)]);
+        match STANDARD.get(usize::from(index)) {
+            Some(standard) if standard == name => index,
+            _ => CUSTOM,
         }
     }
 }
@@ -271,3 +255,18 @@ static STANDARD: [HeaderName; 81] = [
     header::X_FRAME_OPTIONS,
     header::X_XSS_PROTECTION,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_standard_name_crosses_by_its_index() {
+        for (index, name) in STANDARD.iter().enumerate() {
+            assert_eq!(usize::from(Indices::get().of(name)), index, "{name}");
+        }
+        for name in ["x-custom", "a", "cookie2"] {
+            assert_eq!(Indices::get().of(&HeaderName::from_static(name)), CUSTOM);
+        }
+    }
+}

@@ -38,8 +38,8 @@ pub(super) fn call<A: App>(
     app: A,
     request: Request<Body>,
     runtime: Handle,
-) -> Pin<Box<dyn Answering>> {
-    Box::pin(Upgrading(Box::pin(ask(app, request, runtime))))
+) -> impl Answering {
+    Upgrading(Box::pin(ask(app, request, runtime)))
 }
 
 type Asked = Result<(Response<Incoming>, Option<Upgraded>), String>;
@@ -62,7 +62,7 @@ impl Answering for Upgrading {
                 }
                 Some((response, Some(upgraded))) => {
                     let io = IoStream::new(Stream(TokioIo::new(upgraded)));
-                    responder.respond(&response.into_parts().0, Payload::Upgrade(io));
+                    responder.respond(response, Payload::Upgrade(io));
                     PollState::Ready
                 }
             },
