@@ -113,25 +113,26 @@ struct Slot<'a> {
 impl TakeAnswer for Slot<'_> {
     fn take(&mut self, head: &ResponseHead<'_>, body: Crossing<'_>) {
         let in_flight = &self.answer.in_flight;
-        *self.response = Some(match body {
-            Crossing::Empty => head.to_response(AnswerBody::empty()),
+        let response = self.response.insert(Response::new(AnswerBody::empty()));
+        match body {
             Crossing::Full(Chunk::Borrowed(bytes)) => {
-                head.to_full_response(bytes.as_slice(), AnswerBody::full)
+                return head.fill_whole(response, bytes.as_slice(), AnswerBody::full);
             }
             Crossing::Full(owned) => {
-                head.to_response(AnswerBody::full(owned.into_bytes(|| in_flight.hold())))
+                *response.body_mut() = AnswerBody::full(owned.into_bytes(|| in_flight.hold()));
             }
             Crossing::Stream(stream) => {
-                let body = AnswerBody::stream(stream, in_flight.clone(), self.answer.cut.clone());
-                head.to_response(body)
+                let cut = self.answer.cut.clone();
+                *response.body_mut() = AnswerBody::stream(stream, in_flight.clone(), cut);
             }
             Crossing::Upgrade(io) => {
                 if let Some(on_upgrade) = self.on_upgrade.take() {
                     upgrade::join(on_upgrade, io, in_flight.clone());
                 }
-                head.to_response(AnswerBody::empty())
             }
-        });
+            Crossing::Empty => {}
+        }
+        head.fill(response);
     }
 }
 
@@ -157,9 +158,11 @@ impl Answer {
     }
 }
 
-/// Whether the client asks for another protocol on this connection.
+/// Whether the client asks for another protocol on this connection. Hyper has put down how it is upgraded, then.
 fn asks_for_upgrade<B>(request: &Request<B>) -> bool {
-    request.version() == Version::HTTP_11 && request.headers().contains_key(header::UPGRADE)
+    request.extensions().get::<OnUpgrade>().is_some()
+        && request.version() == Version::HTTP_11
+        && request.headers().contains_key(header::UPGRADE)
 }
 
 impl<B> Dispatched<B>
@@ -287,18 +290,14 @@ where
         };
         let uri = self.request.uri();
         let core = in_flight.core();
-        let called = RequestHead::lend(
-            &self.request,
-            &target(uri, self.strip),
-            self.peer,
-            |head| {
+        let called =
+            RequestHead::lend(&self.request, &target(uri, self.strip), self.peer, |head| {
                 ledger::inside(&core.call_of(uri.path()), || {
                     core.call(head, body, upgrade, cx.waker(), &mut slot)
                 })
-            },
-        );
+            });
         // The plugin has its copy.
-        keep_map(std::mem::take(self.request.headers_mut()));
+        keep_map(self.request.headers_mut());
         called
     }
 }

@@ -75,7 +75,7 @@ impl Responder<'_> {
             // SAFETY: the slot is live during the poll that lent this responder.
             unsafe { (self.respond)(self.slot, head, body) }
         });
-        keep::keep_map(std::mem::take(response.headers_mut()));
+        keep::keep_map(response.headers_mut());
     }
 }
 

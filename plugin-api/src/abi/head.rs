@@ -9,10 +9,7 @@ use abi_stable::{
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, Uri, Version, uri};
 
-use super::{
-    headers::{self, Buffer, Field},
-    keep,
-};
+use super::headers::{self, Buffer, Field};
 
 /// The head of a request, borrowed for the length of a call.
 #[repr(C)]
@@ -96,17 +93,17 @@ impl RequestHead<'_> {
         peer: Option<SocketAddr>,
         f: impl FnOnce(&RequestHead<'_>) -> R,
     ) -> R {
-        let mut fields = headers::Fields::new();
-        headers::borrow(request.headers(), &mut fields);
         let uri = request.uri();
-        f(&RequestHead {
-            target: target.into(),
-            method: request.method().as_str().into(),
-            scheme: uri.scheme_str().unwrap_or_default().into(),
-            authority: uri.authority().map_or("", uri::Authority::as_str).into(),
-            fields: fields[..].into(),
-            peer: Peer::of(peer),
-            version: version_number(request.version()),
+        headers::lend(request.headers(), None, |fields| {
+            f(&RequestHead {
+                target: target.into(),
+                method: request.method().as_str().into(),
+                scheme: uri.scheme_str().unwrap_or_default().into(),
+                authority: uri.authority().map_or("", uri::Authority::as_str).into(),
+                fields: fields.into(),
+                peer: Peer::of(peer),
+                version: version_number(request.version()),
+            })
         })
     }
 
@@ -143,7 +140,6 @@ impl RequestHead<'_> {
             *request.method_mut() = Method::from_bytes(self.method.as_bytes())?;
         }
         *request.version_mut() = version_of(self.version);
-        *request.headers_mut() = keep::map();
         buffer.fields(fields, request.headers_mut());
         Ok(())
     }
@@ -166,39 +162,40 @@ impl ResponseHead<'_> {
         whole: Option<usize>,
         f: impl FnOnce(&ResponseHead<'_>) -> R,
     ) -> R {
-        let mut fields = headers::Fields::new();
-        headers::borrow(response.headers(), &mut fields);
-        if let Some(whole) = whole {
-            fields.retain(|field| !field.is_length(whole));
-        }
-        f(&ResponseHead {
-            fields: fields[..].into(),
-            status: response.status().as_u16(),
+        headers::lend(response.headers(), whole, |fields| {
+            f(&ResponseHead {
+                fields: fields.into(),
+                status: response.status().as_u16(),
+            })
         })
     }
 
-    /// Takes the head in as the owner of a copy, with a body that came by itself. A status that is none becomes 500.
+    /// Takes the head in as the owner of a copy, into a response that is new. It is filled where it lies, as it is large. A status that
+    /// is none becomes 500.
     #[inline]
-    pub fn to_response<B>(&self, body: B) -> Response<B> {
-        self.filled(body, Buffer::copy(&[], self.fields.as_slice()), &self.fields)
+    pub fn fill<B>(&self, response: &mut Response<B>) {
+        let fields = self.fields.as_slice();
+        self.put(response, Buffer::copy(&[], fields), fields);
     }
 
     /// The same, together with a body of bytes that are borrowed as well.
     #[inline]
-    pub fn to_full_response<B>(&self, bytes: &[u8], body: impl FnOnce(Bytes) -> B) -> Response<B> {
+    pub fn fill_whole<B>(
+        &self,
+        response: &mut Response<B>,
+        body: &[u8],
+        of: impl FnOnce(Bytes) -> B,
+    ) {
         let fields = self.fields.as_slice();
-        let mut buffer = Buffer::copy(bytes, fields);
-        let body = body(buffer.next(bytes.len()));
-        self.filled(body, buffer, fields)
+        let mut buffer = Buffer::copy(body, fields);
+        *response.body_mut() = of(buffer.next(body.len()));
+        self.put(response, buffer, fields);
     }
 
     #[inline]
-    fn filled<B>(&self, body: B, buffer: Buffer, fields: &[Field<'_>]) -> Response<B> {
-        let mut response = Response::new(body);
+    fn put<B>(&self, response: &mut Response<B>, buffer: Buffer, fields: &[Field<'_>]) {
         *response.status_mut() =
             StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        *response.headers_mut() = keep::map();
         buffer.fields(fields, response.headers_mut());
-        response
     }
 }

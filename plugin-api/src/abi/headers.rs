@@ -4,6 +4,7 @@
 
 use std::{
     hash::{Hash, Hasher},
+    mem::MaybeUninit,
     sync::LazyLock,
 };
 
@@ -13,15 +14,14 @@ use abi_stable::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use smallvec::SmallVec;
 
 use super::keep;
 
-/// The fields that most heads do with; also what fits in the smallest map but one.
-const USUAL_FIELDS: usize = 6;
-
 /// The index of a name that is not in [`STANDARD`].
 const CUSTOM: u16 = u16::MAX;
+
+/// The index of `content-length`.
+const CONTENT_LENGTH: u16 = 24;
 
 /// One header field.
 #[repr(C)]
@@ -34,17 +34,27 @@ pub struct Field<'a> {
     sensitive: bool,
 }
 
-/// The fields of one head, borrowed from a `HeaderMap`.
-pub type Fields<'a> = SmallVec<[Field<'a>; 24]>;
+/// Up to so many fields are listed on the stack.
+const ON_STACK: usize = 24;
 
-/// Lists the fields of `map` in `fields`, in its order. The list is filled where it lies, as it is large.
+/// Lends the fields of `map` to `f`, in their order. With `whole`, a `content-length` that says just that is left out.
 #[inline]
-pub fn borrow<'a>(map: &'a HeaderMap, fields: &mut Fields<'a>) {
+pub fn lend<R>(map: &HeaderMap, whole: Option<usize>, f: impl FnOnce(&[Field<'_>]) -> R) -> R {
     let indices = Indices::get();
+    let mut stack = [const { MaybeUninit::<Field<'_>>::uninit() }; ON_STACK];
+    let mut listed = 0;
+    let mut heap = Vec::new();
+    if map.len() > ON_STACK {
+        heap.reserve_exact(map.len());
+    }
     for (name, value) in map {
+        let value_bytes = value.as_bytes();
         let index = indices.of(name);
-        fields.push(Field {
-            value: value.as_bytes().into(),
+        if index == CONTENT_LENGTH && whole.is_some_and(|whole| is_number(value_bytes, whole)) {
+            continue;
+        }
+        let field = Field {
+            value: value_bytes.into(),
             name: if index == CUSTOM {
                 name.as_str().into()
             } else {
@@ -52,8 +62,35 @@ pub fn borrow<'a>(map: &'a HeaderMap, fields: &mut Fields<'a>) {
             },
             index,
             sensitive: value.is_sensitive(),
-        });
+        };
+        if heap.capacity() > 0 {
+            heap.push(field);
+        } else {
+            stack[listed].write(field);
+            listed += 1;
+        }
     }
+    if heap.capacity() > 0 {
+        f(&heap)
+    } else {
+        // SAFETY: so many were written.
+        f(unsafe { stack[..listed].assume_init_ref() })
+    }
+}
+
+/// Whether `digits` is how everybody writes `number`.
+#[inline]
+fn is_number(digits: &[u8], mut number: usize) -> bool {
+    for (place, digit) in digits.iter().enumerate().rev() {
+        if usize::from(*digit) != usize::from(b'0') + number % 10 {
+            return false;
+        }
+        number /= 10;
+        if number == 0 {
+            return place == 0;
+        }
+    }
+    false
 }
 
 /// The values of a head in one buffer, and the slices cut from it.
@@ -63,9 +100,16 @@ impl Buffer {
     /// Copies `first` and then all values of `fields`, in order.
     #[inline]
     pub(super) fn copy(first: &[u8], fields: &[Field<'_>]) -> Self {
-        let length = first.len() + fields.iter().map(|field| field.value.len()).sum::<usize>();
-        let values = fields.iter().map(|field| field.value.as_slice());
-        Self(keep::copy(length, std::iter::once(first).chain(values)))
+        let mut length = first.len();
+        for field in fields {
+            length += field.value.len();
+        }
+        Self(keep::text(length, |room| {
+            room.put(first);
+            for field in fields {
+                room.put(field.value.as_slice());
+            }
+        }))
     }
 
     /// The next `length` bytes.
@@ -74,13 +118,12 @@ impl Buffer {
         self.0.split_to(length)
     }
 
-    /// Puts `fields` into `map`. `first` must have been taken.
+    /// Puts `fields` into `map`, which is new. `first` must have been taken.
     ///
     /// A name that HTTP does not allow is left out: the other side took its names from a `HeaderMap`, so there is none.
     #[inline]
     pub(super) fn fields(mut self, fields: &[Field<'_>], map: &mut HeaderMap) {
-        // Maps go round, from one head to the next (`keep`): one that fits the usual head fits all of those.
-        map.reserve(fields.len().max(USUAL_FIELDS));
+        keep::reuse_map(map, fields.len());
         for field in fields {
             let value = self.next(field.value.len());
             let name = match STANDARD.get(usize::from(field.index)) {
@@ -97,23 +140,6 @@ impl Buffer {
             }
             map.append(name, value);
         }
-    }
-}
-
-impl Field<'_> {
-    /// Whether it says that the body has `length` bytes, as everybody writes that.
-    pub(super) fn is_length(&self, length: usize) -> bool {
-        let digits = self.value.as_slice();
-        let says = || {
-            digits.iter().try_fold(0_usize, |number, digit| {
-                let digit = char::from(*digit).to_digit(10)? as usize;
-                number.checked_mul(10)?.checked_add(digit)
-            })
-        };
-        STANDARD.get(usize::from(self.index)) == Some(&header::CONTENT_LENGTH)
-            && !digits.is_empty()
-            && (digits[0] != b'0' || digits.len() == 1)
-            && says() == Some(length)
     }
 }
 
@@ -259,6 +285,32 @@ static STANDARD: [HeaderName; 81] = [
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_length_that_says_nothing_new_does_not_cross() {
+        assert_eq!(
+            STANDARD[usize::from(CONTENT_LENGTH)],
+            header::CONTENT_LENGTH
+        );
+        for (digits, number, is) in [
+            ("0", 0, true),
+            ("11", 11, true),
+            ("1048576", 1 << 20, true),
+            ("", 0, false),
+            ("00", 0, false),
+            ("011", 11, false),
+            ("12", 11, false),
+            ("111", 11, false),
+            ("1", 11, false),
+            ("+1", 1, false),
+        ] {
+            assert_eq!(
+                is_number(digits.as_bytes(), number),
+                is,
+                "{digits} {number}"
+            );
+        }
+    }
 
     #[test]
     fn every_standard_name_crosses_by_its_index() {

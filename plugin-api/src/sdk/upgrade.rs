@@ -34,11 +34,7 @@ use crate::abi::{
 const BUFFER: usize = 64 * 1024;
 
 /// Asks `app` through a connection in memory.
-pub(super) fn call<A: App>(
-    app: A,
-    request: Request<Body>,
-    runtime: Handle,
-) -> impl Answering {
+pub(super) fn call<A: App>(app: A, request: Request<Body>, runtime: Handle) -> impl Answering {
     Upgrading(Box::pin(ask(app, request, runtime)))
 }
 
