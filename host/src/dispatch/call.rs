@@ -14,9 +14,10 @@ use handover_plugin::abi::{
     call::{AnswerBody as Crossing, TakeAnswer},
     head::{RequestHead, ResponseHead},
     import::RunningCall,
+    keep::keep_map,
     poll::PollState,
 };
-use http::{HeaderValue, Request, Response, Uri, Version, header, request};
+use http::{HeaderValue, Request, Response, Uri, Version, header};
 use http_body::Body;
 use hyper::upgrade::OnUpgrade;
 
@@ -67,8 +68,7 @@ pub struct Origin<'a> {
 
 #[derive(Debug)]
 struct New<B> {
-    parts: request::Parts,
-    body: Option<B>,
+    request: Request<Option<B>>,
     on_upgrade: Option<OnUpgrade>,
     /// Bytes of the path that the app does not see.
     strip: usize,
@@ -113,25 +113,26 @@ struct Slot<'a> {
 impl TakeAnswer for Slot<'_> {
     fn take(&mut self, head: &ResponseHead<'_>, body: Crossing<'_>) {
         let in_flight = &self.answer.in_flight;
-        *self.response = Some(match body {
-            Crossing::Empty => head.to_response(&[], |_| AnswerBody::empty()),
+        let response = self.response.insert(Response::new(AnswerBody::empty()));
+        match body {
             Crossing::Full(Chunk::Borrowed(bytes)) => {
-                head.to_response(bytes.as_slice(), AnswerBody::full)
+                return head.fill_whole(response, bytes.as_slice(), AnswerBody::full);
             }
-            Crossing::Full(owned) => head.to_response(&[], |_| {
-                AnswerBody::full(owned.into_bytes(|| in_flight.hold()))
-            }),
+            Crossing::Full(owned) => {
+                *response.body_mut() = AnswerBody::full(owned.into_bytes(|| in_flight.hold()));
+            }
             Crossing::Stream(stream) => {
-                let body = AnswerBody::stream(stream, in_flight.clone(), self.answer.cut.clone());
-                head.to_response(&[], |_| body)
+                let cut = self.answer.cut.clone();
+                *response.body_mut() = AnswerBody::stream(stream, in_flight.clone(), cut);
             }
             Crossing::Upgrade(io) => {
                 if let Some(on_upgrade) = self.on_upgrade.take() {
                     upgrade::join(on_upgrade, io, in_flight.clone());
                 }
-                head.to_response(&[], |_| AnswerBody::empty())
             }
-        });
+            Crossing::Empty => {}
+        }
+        head.fill(response);
     }
 }
 
@@ -157,9 +158,11 @@ impl Answer {
     }
 }
 
-/// Whether the client asks for another protocol on this connection.
+/// Whether the client asks for another protocol on this connection. Hyper has put down how it is upgraded, then.
 fn asks_for_upgrade<B>(request: &Request<B>) -> bool {
-    request.version() == Version::HTTP_11 && request.headers().contains_key(header::UPGRADE)
+    request.extensions().get::<OnUpgrade>().is_some()
+        && request.version() == Version::HTTP_11
+        && request.headers().contains_key(header::UPGRADE)
 }
 
 impl<B> Dispatched<B>
@@ -202,11 +205,8 @@ where
         peer: Option<SocketAddr>,
         answer: Answer,
     ) -> Self {
-        let (parts, body) = request.into_parts();
-        let body = Some(body).filter(|body| !body.is_end_stream());
         Self(Step::New(New {
-            parts,
-            body,
+            request: request.map(Some),
             on_upgrade,
             strip,
             peer,
@@ -228,7 +228,7 @@ where
             Step::New(new) => match new.call(cx, &mut response) {
                 (PollState::Pending, Some(call)) => {
                     if let Step::New(New {
-                        parts,
+                        mut request,
                         on_upgrade,
                         answer,
                         ..
@@ -238,7 +238,7 @@ where
                             call,
                             expiry: Expiry::default(),
                             on_upgrade,
-                            uri: parts.uri,
+                            uri: std::mem::take(request.uri_mut()),
                             answer,
                         });
                         if !running.expired(cx, &mut response) {
@@ -278,9 +278,9 @@ where
         response: &mut Option<Response<AnswerBody>>,
     ) -> (PollState, Option<RunningCall>) {
         let in_flight = &self.answer.in_flight;
-        let body = self
-            .body
-            .take()
+        let body = self.request.body_mut().take();
+        let body = body
+            .filter(|body| !body.is_end_stream())
             .map(|body| BodyStream::new(RequestBody::new(body, in_flight.hold())));
         let upgrade = self.on_upgrade.is_some();
         let mut slot = Slot {
@@ -288,13 +288,17 @@ where
             on_upgrade: &mut self.on_upgrade,
             response,
         };
-        let target = target(&self.parts.uri, self.strip);
+        let uri = self.request.uri();
         let core = in_flight.core();
-        RequestHead::lend(&self.parts, &target, self.peer, |head| {
-            ledger::inside(&core.call_of(self.parts.uri.path()), || {
-                core.call(head, body, upgrade, cx.waker(), &mut slot)
-            })
-        })
+        let called =
+            RequestHead::lend(&self.request, &target(uri, self.strip), self.peer, |head| {
+                ledger::inside(&core.call_of(uri.path()), || {
+                    core.call(head, body, upgrade, cx.waker(), &mut slot)
+                })
+            });
+        // The plugin has its copy.
+        keep_map(self.request.headers_mut());
+        called
     }
 }
 

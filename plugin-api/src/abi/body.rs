@@ -166,10 +166,10 @@ impl FrameSink<'_> {
             Ok(data) => unsafe { (self.data)(self.slot, Chunk::of(&data)) },
             Err(frame) => {
                 if let Ok(trailers) = frame.into_trailers() {
-                    let mut fields = headers::Fields::new();
-                    headers::borrow(&trailers, &mut fields);
-                    // SAFETY: as above.
-                    unsafe { (self.trailers)(self.slot, fields[..].into()) }
+                    headers::lend(&trailers, None, |fields| {
+                        // SAFETY: as above.
+                        unsafe { (self.trailers)(self.slot, fields.into()) }
+                    });
                 }
             }
         }

@@ -2,10 +2,10 @@
 
 use abi_stable::StableAbi;
 use bytes::Bytes;
-use http::response;
+use http::Response;
 
 use super::{
-    body::BodyStream, bytes::Chunk, head::ResponseHead, poll::PollState, upgrade::IoStream,
+    body::BodyStream, bytes::Chunk, head::ResponseHead, keep, poll::PollState, upgrade::IoStream,
 };
 
 /// What a call gave at its first poll, which is done inside the call.
@@ -55,9 +55,13 @@ pub enum Payload {
 }
 
 impl Responder<'_> {
-    /// Gives an answer to the host.
-    pub fn respond(&self, parts: &response::Parts, body: Payload) {
-        ResponseHead::lend(parts, |head| {
+    /// Gives an answer to the host: the head of `response`, with `body`.
+    pub fn respond<B>(&self, mut response: Response<B>, body: Payload) {
+        let whole = match &body {
+            Payload::Full(bytes) => Some(bytes.len()),
+            _ => None,
+        };
+        ResponseHead::lend(&response, whole, |head| {
             let full;
             let body = match body {
                 Payload::Empty => AnswerBody::Empty,
@@ -71,6 +75,7 @@ impl Responder<'_> {
             // SAFETY: the slot is live during the poll that lent this responder.
             unsafe { (self.respond)(self.slot, head, body) }
         });
+        keep::keep_map(response.headers_mut());
     }
 }
 

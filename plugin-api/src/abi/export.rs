@@ -19,6 +19,7 @@ use super::{
     call::{Called, Responder},
     head::RequestHead,
     host::{Event, HostRef, Work},
+    keep,
     poll::PollState,
     root::{Root, RootRef, Settings, TextSink},
     waker::{WakerCache, WakerRef},
@@ -80,18 +81,57 @@ pub trait Answering: Send {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>, responder: &Responder<'_>) -> PollState;
 }
 
+/// The first poll of a request.
+#[derive(Debug)]
+pub struct FirstPoll<'a> {
+    waker: &'a Waker,
+    responder: &'a Responder<'a>,
+}
+
+/// What came of the first poll. The answering itself is there as long as it is pending.
+pub struct Polled(PollState, Option<Pin<Box<dyn Answering>>>);
+
+impl FirstPoll<'_> {
+    /// Polls `answering`, where it lies from now on. What ends at once, as most does, costs no allocation: it lies in memory that the one
+    /// before it has left.
+    #[inline]
+    pub fn poll<A: Answering + 'static>(self, answering: A) -> Polled {
+        let room = keep::room::<A>();
+        // SAFETY: the room is uninitialized, of this type, and ours.
+        unsafe { room.write(answering) };
+        let state = {
+            // SAFETY: it does not move from here until it is dropped: either below, or by the box that takes its very memory over.
+            let pinned = unsafe { Pin::new_unchecked(&mut *room.as_ptr()) };
+            let mut cx = Context::from_waker(self.waker);
+            catch_unwind(AssertUnwindSafe(|| pinned.poll(&mut cx, self.responder)))
+                .unwrap_or(PollState::Panicked)
+        };
+        if state == PollState::Pending {
+            // SAFETY: the room was allocated as a box does it, holds a value, and is ours alone.
+            let boxed = unsafe { Box::from_raw(room.as_ptr()) };
+            return Polled(state, Some(Box::into_pin(boxed)));
+        }
+        // SAFETY: the value is dropped once, here; what its destructors panic with was told by the panic hook, the answer stands.
+        let _ = catch_unwind(AssertUnwindSafe(|| unsafe { room.drop_in_place() }));
+        // SAFETY: it came from `room`, and nothing is in it any more.
+        unsafe { keep::keep_room(room) };
+        Polled(state, None)
+    }
+}
+
 /// A running app.
 pub trait Plugin: Send + Sync + 'static {
     /// Makes the calling thread one of the app's: its runtime's context is entered. Called before every poll, so it must be cheap, and it
     /// must not panic.
     fn enter(&self);
-    /// Begins to answer a request. None when the head is none that HTTP allows.
+    /// Begins to answer a request, and polls it once, by `first`. None when the head is none that HTTP allows.
     fn call(
         &self,
         head: &RequestHead<'_>,
         body: Option<BodyStream>,
         upgrade: bool,
-    ) -> Option<Pin<Box<dyn Answering>>>;
+        first: FirstPoll<'_>,
+    ) -> Option<Polled>;
     /// No new requests come.
     fn drain(&self);
     /// The drain deadline passed; gives how much spawned work was cancelled.
@@ -215,26 +255,22 @@ unsafe extern "C" fn call(
 ) -> Called {
     // SAFETY: the host calls between `start` and `stop`.
     let plugin = unsafe { app_of(app) };
-    let begun = catch_unwind(AssertUnwindSafe(|| {
+    let polled = catch_unwind(AssertUnwindSafe(|| {
         plugin.enter();
-        plugin.call(head, body.into_option(), upgrade)
+        waker.with(|waker| {
+            plugin.call(
+                head,
+                body.into_option(),
+                upgrade,
+                FirstPoll { waker, responder },
+            )
+        })
     }));
-    let mut future = match begun {
-        Ok(Some(future)) => Some(future),
-        Ok(None) => {
-            return Called {
-                state: PollState::Failed,
-                future: ptr::null_mut(),
-            };
-        }
-        Err(_) => {
-            return Called {
-                state: PollState::Panicked,
-                future: ptr::null_mut(),
-            };
-        }
+    let (state, future) = match polled {
+        Ok(Some(Polled(state, future))) => (state, future),
+        Ok(None) => (PollState::Failed, None),
+        Err(_) => (PollState::Panicked, None),
     };
-    let state = waker.with(|waker| poll_once(&mut future, waker, responder));
     let future = match future {
         Some(_) => Box::into_raw(Box::new(Call {
             future,

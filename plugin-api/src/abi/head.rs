@@ -10,7 +10,7 @@ use abi_stable::{
     std_types::{RSlice, RStr},
 };
 use bytes::Bytes;
-use http::{Method, StatusCode, Uri, Version, request, response, uri};
+use http::{Method, Request, Response, StatusCode, Uri, Version, uri};
 
 use super::headers::{self, Buffer, Field};
 
@@ -88,28 +88,25 @@ fn version_of(number: u8) -> Version {
 }
 
 impl RequestHead<'_> {
-    /// Lends `parts` to `f` in the shape that crosses. `target` is the path and query that the app is to see.
+    /// Lends the head of `request` to `f` in the shape that crosses. `target` is the path and query that the app is to see.
     #[inline]
-    pub fn lend<R>(
-        parts: &request::Parts,
+    pub fn lend<B, R>(
+        request: &Request<B>,
         target: &str,
         peer: Option<SocketAddr>,
         f: impl FnOnce(&RequestHead<'_>) -> R,
     ) -> R {
-        let mut fields = headers::Fields::new();
-        headers::borrow(&parts.headers, &mut fields);
-        f(&RequestHead {
-            target: target.into(),
-            method: parts.method.as_str().into(),
-            scheme: parts.uri.scheme_str().unwrap_or_default().into(),
-            authority: parts
-                .uri
-                .authority()
-                .map_or("", uri::Authority::as_str)
-                .into(),
-            fields: fields[..].into(),
-            peer: Peer::of(peer),
-            version: version_number(parts.version),
+        let uri = request.uri();
+        headers::lend(request.headers(), None, |fields| {
+            f(&RequestHead {
+                target: target.into(),
+                method: request.method().as_str().into(),
+                scheme: uri.scheme_str().unwrap_or_default().into(),
+                authority: uri.authority().map_or("", uri::Authority::as_str).into(),
+                fields: fields.into(),
+                peer: Peer::of(peer),
+                version: version_number(request.version()),
+            })
         })
     }
 
@@ -123,7 +120,7 @@ impl RequestHead<'_> {
     /// # Errors
     /// When the method or the target is not what HTTP allows, which a host that speaks HTTP never sends.
     #[inline]
-    pub fn fill<B>(&self, request: &mut http::Request<B>) -> Result<(), http::Error> {
+    pub fn fill<B>(&self, request: &mut Request<B>) -> Result<(), http::Error> {
         let fields = self.fields.as_slice();
         let mut buffer = Buffer::copy(self.target.as_bytes(), fields);
         let target = uri::PathAndQuery::from_maybe_shared(buffer.next(self.target.len()))?;
@@ -160,27 +157,48 @@ pub struct ResponseHead<'a> {
 }
 
 impl ResponseHead<'_> {
-    /// Lends `parts` to `f` in the shape that crosses.
+    /// Lends the head of `response` to `f` in the shape that crosses. `whole` is the length of a body that crosses with it: a
+    /// `content-length` that says no more than that is left to whoever writes the answer, who says it anyway.
     #[inline]
-    pub fn lend<R>(parts: &response::Parts, f: impl FnOnce(&ResponseHead<'_>) -> R) -> R {
-        let mut fields = headers::Fields::new();
-        headers::borrow(&parts.headers, &mut fields);
-        f(&ResponseHead {
-            fields: fields[..].into(),
-            status: parts.status.as_u16(),
+    pub fn lend<B, R>(
+        response: &Response<B>,
+        whole: Option<usize>,
+        f: impl FnOnce(&ResponseHead<'_>) -> R,
+    ) -> R {
+        headers::lend(response.headers(), whole, |fields| {
+            f(&ResponseHead {
+                fields: fields.into(),
+                status: response.status().as_u16(),
+            })
         })
     }
 
-    /// Takes the head in as the owner of a copy, together with a body of bytes that are borrowed as well. A status that is none
-    /// becomes 500.
+    /// Takes the head in as the owner of a copy, into a response that is new. It is filled where it lies, as it is large. A status that
+    /// is none becomes 500.
     #[inline]
-    pub fn to_response<B>(&self, bytes: &[u8], body: impl FnOnce(Bytes) -> B) -> http::Response<B> {
+    pub fn fill<B>(&self, response: &mut Response<B>) {
         let fields = self.fields.as_slice();
-        let mut buffer = Buffer::copy(bytes, fields);
-        let mut response = http::Response::new(body(buffer.next(bytes.len())));
+        self.put(response, Buffer::copy(&[], fields), fields);
+    }
+
+    /// The same, together with a body of bytes that are borrowed as well.
+    #[inline]
+    pub fn fill_whole<B>(
+        &self,
+        response: &mut Response<B>,
+        body: &[u8],
+        of: impl FnOnce(Bytes) -> B,
+    ) {
+        let fields = self.fields.as_slice();
+        let mut buffer = Buffer::copy(body, fields);
+        *response.body_mut() = of(buffer.next(body.len()));
+        self.put(response, buffer, fields);
+    }
+
+    #[inline]
+    fn put<B>(&self, response: &mut Response<B>, buffer: Buffer, fields: &[Field<'_>]) {
         *response.status_mut() =
             StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         buffer.fields(fields, response.headers_mut());
-        response
     }
 }

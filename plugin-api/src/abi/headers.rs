@@ -2,7 +2,11 @@
 //!
 //! Names that HTTP registers cross as an index into [`STANDARD`]; its order is part of the ABI, and it only grows at its end.
 
-use std::sync::OnceLock;
+use std::{
+    hash::{Hash, Hasher},
+    mem::MaybeUninit,
+    sync::LazyLock,
+};
 
 use abi_stable::{
     StableAbi,
@@ -10,13 +14,14 @@ use abi_stable::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use smallvec::SmallVec;
 
-/// The fields that most heads do with; also what fits in the smallest map but one.
-const USUAL_FIELDS: usize = 6;
+use super::keep;
 
 /// The index of a name that is not in [`STANDARD`].
 const CUSTOM: u16 = u16::MAX;
+
+/// The index of `content-length`.
+const CONTENT_LENGTH: u16 = 24;
 
 /// One header field.
 #[repr(C)]
@@ -29,98 +34,97 @@ pub struct Field<'a> {
     pub(super) sensitive: bool,
 }
 
-/// The fields of one head, borrowed from a `HeaderMap`.
-pub type Fields<'a> = SmallVec<[Field<'a>; 24]>;
+/// Up to so many fields are listed on the stack.
+const ON_STACK: usize = 24;
 
-/// Lists the fields of `map` in `fields`, in its order. The list is filled where it lies, as it is large.
+/// Lends the fields of `map` to `f`, in their order. With `whole`, a `content-length` that says just that is left out.
 #[inline]
-pub fn borrow<'a>(map: &'a HeaderMap, fields: &mut Fields<'a>) {
-    let names = Names::get();
+pub fn lend<R>(map: &HeaderMap, whole: Option<usize>, f: impl FnOnce(&[Field<'_>]) -> R) -> R {
+    let indices = Indices::get();
+    let mut stack = [const { MaybeUninit::<Field<'_>>::uninit() }; ON_STACK];
+    let mut listed = 0;
+    let mut heap = Vec::new();
+    if map.len() > ON_STACK {
+        heap.reserve_exact(map.len());
+    }
     for (name, value) in map {
-        let name = name.as_str();
-        let index = names.index(name);
-        fields.push(Field {
-            value: value.as_bytes().into(),
+        let value_bytes = value.as_bytes();
+        let index = indices.of(name);
+        if index == CONTENT_LENGTH && whole.is_some_and(|whole| is_number(value_bytes, whole)) {
+            continue;
+        }
+        let field = Field {
+            value: value_bytes.into(),
             name: if index == CUSTOM {
-                name.into()
+                name.as_str().into()
             } else {
                 "".into()
             },
             index,
             sensitive: value.is_sensitive(),
-        });
-    }
-}
-
-/// One buffer for everything that a head carries as text, and the slices cut from it.
-///
-/// Up to 384 bytes it takes one allocation, beyond that two.
-pub(super) struct Buffer {
-    bytes: Bytes,
-    cut: usize,
-}
-
-/// Bytes that lie within the allocation that counts their references.
-struct Inline<const N: usize> {
-    length: usize,
-    bytes: [u8; N],
-}
-
-impl<const N: usize> AsRef<[u8]> for Inline<N> {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes[..self.length]
-    }
-}
-
-impl<const N: usize> Inline<N> {
-    fn copy<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Bytes {
-        let mut inline = Self {
-            length: 0,
-            bytes: [0; N],
         };
-        for part in parts {
-            let end = inline.length + part.len();
-            inline.bytes[inline.length..end].copy_from_slice(part);
-            inline.length = end;
+        if heap.capacity() > 0 {
+            heap.push(field);
+        } else {
+            stack[listed].write(field);
+            listed += 1;
         }
-        Bytes::from_owner(inline)
+    }
+    if heap.capacity() > 0 {
+        f(&heap)
+    } else {
+        // SAFETY: so many were written.
+        f(unsafe { stack[..listed].assume_init_ref() })
     }
 }
+
+/// Whether `digits` is how everybody writes `number`.
+#[inline]
+fn is_number(digits: &[u8], mut number: usize) -> bool {
+    for (place, digit) in digits.iter().enumerate().rev() {
+        if usize::from(*digit) != usize::from(b'0') + number % 10 {
+            return false;
+        }
+        number /= 10;
+        if number == 0 {
+            return place == 0;
+        }
+    }
+    false
+}
+
+/// The values of a head in one buffer, and the slices cut from it.
+pub(super) struct Buffer(Bytes);
 
 impl Buffer {
     /// Copies `first` and then all values of `fields`, in order.
+    #[inline]
     pub(super) fn copy(first: &[u8], fields: &[Field<'_>]) -> Self {
-        let parts = std::iter::once(first).chain(fields.iter().map(|field| field.value.as_slice()));
-        let bytes = match first.len() + fields.iter().map(|field| field.value.len()).sum::<usize>()
-        {
-            0 => Bytes::new(),
-            1..=96 => Inline::<96>::copy(parts),
-            97..=384 => Inline::<384>::copy(parts),
-            length => {
-                let mut vec = Vec::with_capacity(length);
-                parts.for_each(|part| vec.extend_from_slice(part));
-                vec.into()
+        let mut length = first.len();
+        for field in fields {
+            length += field.value.len();
+        }
+        Self(keep::text(length, |room| {
+            room.put(first);
+            for field in fields {
+                room.put(field.value.as_slice());
             }
-        };
-        Self { bytes, cut: 0 }
+        }))
     }
 
     /// The next `length` bytes.
     #[inline]
     pub(super) fn next(&mut self, length: usize) -> Bytes {
-        let from = self.cut;
-        self.cut += length;
-        self.bytes.slice(from..self.cut)
+        self.0.split_to(length)
     }
 
-    /// Puts `fields` into `map`. `first` must have been taken.
+    /// Puts `fields` into `map`, which is new. `first` must have been taken.
     ///
     /// A name that HTTP does not allow is left out, and one more than a map can hold: the other side took its names from a `HeaderMap`,
     /// so there is none.
+    #[inline]
     pub(super) fn fields(mut self, fields: &[Field<'_>], map: &mut HeaderMap) {
-        // Hyper takes the map of a response for the next request of the connection, if that fits.
-        // An error means more fields than a map can have names: they are values of fewer names then.
-        let _ = map.try_reserve(fields.len().max(USUAL_FIELDS));
+        keep::reuse_map(map, fields.len());
         for field in fields {
             let value = self.next(field.value.len());
             let name = match STANDARD.get(usize::from(field.index)) {
@@ -140,51 +144,56 @@ impl Buffer {
     }
 }
 
-/// From the text of a standard name to its index: a hash table with open addressing, made once.
-struct Names {
-    slots: [u8; Self::SLOTS],
+/// From a standard name to its index.
+///
+/// `http` numbers these names itself, but tells their numbers only by the way that a name hashes. So the number is what a hasher finds
+/// out, and the index that stands there is believed only if its name is the one that was asked for.
+struct Indices([u8; 256]);
+
+/// The last number that was hashed.
+#[derive(Default)]
+struct LastNumber(u8);
+
+impl Hasher for LastNumber {
+    #[inline]
+    fn write(&mut self, _: &[u8]) {}
+
+    #[inline]
+    fn write_isize(&mut self, number: isize) {
+        self.0 = number as u8;
+    }
+
+    #[inline]
+    fn finish(&self) -> u64 {
+        self.0.into()
+    }
 }
 
-impl Names {
-    const SLOTS: usize = 512;
-    const FREE: u8 = u8::MAX;
-
+impl Indices {
     fn get() -> &'static Self {
-        static NAMES: OnceLock<Names> = OnceLock::new();
-        NAMES.get_or_init(|| {
-            let mut slots = [Self::FREE; Self::SLOTS];
+        static INDICES: LazyLock<Indices> = LazyLock::new(|| {
+            let mut indices = [u8::MAX; 256];
             for (index, name) in (0..).zip(&STANDARD) {
-                let mut slot = Self::slot(name.as_str());
-                while slots[slot] != Self::FREE {
-                    slot = (slot + 1) % Self::SLOTS;
-                }
-                slots[slot] = index;
+                indices[Indices::slot(name)] = index;
             }
-            Self { slots }
-        })
-    }
-
-    /// Length, first, middle and last byte tell the standard names apart almost always.
-    #[inline]
-    fn slot(name: &str) -> usize {
-        let bytes = name.as_bytes();
-        let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else {
-            return 0;
-        };
-        let word = u32::from_le_bytes([bytes.len() as u8, *first, bytes[bytes.len() / 2], *last]);
-        // Fibonacci hashing: the high bits of the product are well mixed.
-        (word.wrapping_mul(0x9E37_79B9) >> 23) as usize % Self::SLOTS
+            Indices(indices)
+        });
+        &INDICES
     }
 
     #[inline]
-    fn index(&self, name: &str) -> u16 {
-        let mut slot = Self::slot(name);
-        loop {
-            match self.slots[slot] {
-                Self::FREE => return CUSTOM,
-                index if STANDARD[usize::from(index)].as_str() == name => return index.into(),
-                _ => slot = (slot + 1) % Self::SLOTS,
-            }
+    fn slot(name: &HeaderName) -> usize {
+        let mut number = LastNumber::default();
+        name.hash(&mut number);
+        usize::from(number.0)
+    }
+
+    #[inline]
+    fn of(&self, name: &HeaderName) -> u16 {
+        let index = u16::from(self.0[Self::slot(name)]);
+        match STANDARD.get(usize::from(index)) {
+            Some(standard) if standard == name => index,
+            _ => CUSTOM,
         }
     }
 }
@@ -273,3 +282,44 @@ static STANDARD: [HeaderName; 81] = [
     header::X_FRAME_OPTIONS,
     header::X_XSS_PROTECTION,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_that_says_nothing_new_does_not_cross() {
+        assert_eq!(
+            STANDARD[usize::from(CONTENT_LENGTH)],
+            header::CONTENT_LENGTH
+        );
+        for (digits, number, is) in [
+            ("0", 0, true),
+            ("11", 11, true),
+            ("1048576", 1 << 20, true),
+            ("", 0, false),
+            ("00", 0, false),
+            ("011", 11, false),
+            ("12", 11, false),
+            ("111", 11, false),
+            ("1", 11, false),
+            ("+1", 1, false),
+        ] {
+            assert_eq!(
+                is_number(digits.as_bytes(), number),
+                is,
+                "{digits} {number}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_standard_name_crosses_by_its_index() {
+        for (index, name) in STANDARD.iter().enumerate() {
+            assert_eq!(usize::from(Indices::get().of(name)), index, "{name}");
+        }
+        for name in ["x-custom", "a", "cookie2"] {
+            assert_eq!(Indices::get().of(&HeaderName::from_static(name)), CUSTOM);
+        }
+    }
+}

@@ -10,6 +10,7 @@
 //! - [`upgrade`]: the byte stream of an upgraded connection
 //! - [`waker`], [`poll`]: asynchrony
 //! - [`heap`]: a heap that leaves with its plugin
+//! - [`keep`]: memory that goes round from one head to the next
 //! - [`export`], [`import`]: the two halves over these tables, as safe traits and values
 //!
 //! Rules that hold for every function that crosses: no panic leaves it (the side that implements it catches), no
@@ -28,6 +29,7 @@ pub mod headers;
 pub mod heap;
 pub mod host;
 pub mod import;
+pub mod keep;
 pub mod manifest;
 pub mod poll;
 pub mod root;

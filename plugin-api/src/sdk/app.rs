@@ -26,7 +26,7 @@ use super::{
 use crate::abi::{
     body::BodyStream,
     call::{Payload, Responder},
-    export::{Answering, HostHandle, Plugin},
+    export::{Answering, FirstPoll, HostHandle, Plugin, Polled},
     head::RequestHead,
     poll::PollState,
     root::Settings,
@@ -108,12 +108,14 @@ impl<A: App> Plugin for Running<A> {
         head: &RequestHead<'_>,
         body: Option<BodyStream>,
         upgrade: bool,
-    ) -> Option<Pin<Box<dyn Answering>>> {
+        first: FirstPoll<'_>,
+    ) -> Option<Polled> {
         let mut request = Request::new(Body::of(body));
         told(head.fill(&mut request))?;
         let mut app = self.app.clone();
         if upgrade {
-            return Some(upgrade::call(app, request, self.runtime.handle().clone()));
+            let runtime = self.runtime.handle().clone();
+            return Some(first.poll(upgrade::call(app, request, runtime)));
         }
         // Almost every service is ready at once, and then needs no state to wait in. One that is not is asked again, with a waker.
         let step = match app.poll_ready(&mut task::Context::from_waker(Waker::noop())) {
@@ -125,7 +127,7 @@ impl<A: App> Plugin for Running<A> {
                 request: Some(request),
             },
         };
-        Some(Box::pin(step))
+        Some(first.poll(step))
     }
 
     fn drain(&self) {
@@ -212,8 +214,9 @@ pub(super) fn answer<B>(
 ) where
     B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static,
 {
-    let (parts, body) = response.into_parts();
-    responder.respond(&parts, payload(body, cx));
+    let mut body = None;
+    let head = response.map(|whole| body = Some(payload(whole, cx)));
+    responder.respond(head, body.unwrap_or(Payload::Empty));
 }
 
 fn payload<B>(mut body: B, cx: &mut task::Context<'_>) -> Payload

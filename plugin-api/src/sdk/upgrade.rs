@@ -34,12 +34,8 @@ use crate::abi::{
 const BUFFER: usize = 64 * 1024;
 
 /// Asks `app` through a connection in memory.
-pub(super) fn call<A: App>(
-    app: A,
-    request: Request<Body>,
-    runtime: Handle,
-) -> Pin<Box<dyn Answering>> {
-    Box::pin(Upgrading(Box::pin(ask(app, request, runtime))))
+pub(super) fn call<A: App>(app: A, request: Request<Body>, runtime: Handle) -> impl Answering {
+    Upgrading(Box::pin(ask(app, request, runtime)))
 }
 
 type Asked = Result<(Response<Incoming>, Option<Upgraded>), String>;
@@ -62,7 +58,7 @@ impl Answering for Upgrading {
                 }
                 Some((response, Some(upgraded))) => {
                     let io = IoStream::new(Stream(TokioIo::new(upgraded)));
-                    responder.respond(&response.into_parts().0, Payload::Upgrade(io));
+                    responder.respond(response, Payload::Upgrade(io));
                     PollState::Ready
                 }
             },

@@ -48,13 +48,14 @@ fn whatever_crosses_comes_out_as_it_went_in() {
 /// The receiver made room for as many names as there are values, which is more than a map may have: it panicked, and the host with it.
 #[test]
 fn a_name_with_more_values_than_a_map_may_have_names_crosses() {
-    let (mut parts, ()) = http::Response::new(()).into_parts();
+    let mut sent = http::Response::new(());
     for _ in 0..if cfg!(miri) { 100 } else { 30_000 } {
         let value = http::HeaderValue::from_static("a=b");
-        parts.headers.append(http::header::SET_COOKIE, value);
+        sent.headers_mut().append(http::header::SET_COOKIE, value);
     }
-    let came = ResponseHead::lend(&parts, |head| head.to_response(&[], |_| ()));
-    assert_eq!(*came.headers(), parts.headers);
+    let mut came = http::Response::new(());
+    ResponseHead::lend(&sent, None, |head| head.fill(&mut came));
+    assert_eq!(came.headers(), sent.headers());
 }
 
 /// Xorshift: the same numbers in each run.

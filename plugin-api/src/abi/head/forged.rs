@@ -3,6 +3,7 @@
 //! What no receiver could find out is sound even here: slices point to memory, and the values of fields are such.
 
 use abi_stable::std_types::RStr;
+use bytes::Bytes;
 
 use super::{super::headers::Field, Peer, RequestHead, ResponseHead};
 
@@ -68,27 +69,35 @@ impl Forged<'_> {
     pub fn take_in(&self) {
         let mut request = http::Request::new(());
         if self.request(|head| head.fill(&mut request)).is_ok() {
-            let (parts, ()) = request.into_parts();
-            let target = parts
-                .uri
+            let target = request
+                .uri()
                 .path_and_query()
                 .map_or("/", |target| target.as_str());
             let mut again = http::Request::new(());
-            RequestHead::lend(&parts, target, None, |head| head.fill(&mut again))
+            RequestHead::lend(&request, target, None, |head| head.fill(&mut again))
                 .expect("what was taken in can be sent");
-            let (again, ()) = again.into_parts();
             assert_eq!(
-                (parts.method, parts.uri, parts.version, parts.headers),
-                (again.method, again.uri, again.version, again.headers)
+                (
+                    request.method(),
+                    request.uri(),
+                    request.version(),
+                    request.headers()
+                ),
+                (
+                    again.method(),
+                    again.uri(),
+                    again.version(),
+                    again.headers()
+                )
             );
         }
-        let (parts, body) = self
-            .response(|head| head.to_response(self.target, |bytes| bytes))
-            .into_parts();
-        assert_eq!(body, self.target);
-        let again = ResponseHead::lend(&parts, |head| head.to_response(&[], |_| ()));
+        let mut response = http::Response::new(Bytes::new());
+        self.response(|head| head.fill_whole(&mut response, self.target, |bytes| bytes));
+        assert_eq!(response.body(), self.target);
+        let mut again = http::Response::new(());
+        ResponseHead::lend(&response, None, |head| head.fill(&mut again));
         assert_eq!(
-            (parts.status, &parts.headers),
+            (response.status(), response.headers()),
             (again.status(), again.headers())
         );
     }
@@ -171,7 +180,8 @@ mod tests {
         };
         forged.take_in();
         assert!(forged.request(|head| head.peer()).is_none());
-        let response = forged.response(|head| head.to_response(&[], |_| ()));
+        let mut response = http::Response::new(());
+        forged.response(|head| head.fill(&mut response));
         assert_eq!(response.status(), 500);
         let names: Vec<_> = response.headers().keys().collect();
         assert_eq!(names, ["x-xss-protection", "x-name"]);

@@ -20,7 +20,7 @@ use super::{
 use crate::theirs::{
     body::{BodyError, BodyStream, Imported},
     call::{Payload, Responder},
-    export::{Answering, Entry, HostHandle, Plugin, header},
+    export::{Answering, Entry, FirstPoll, HostHandle, Plugin, Polled, header},
     head::RequestHead,
     poll::PollState,
     root::Settings,
@@ -106,7 +106,8 @@ impl Plugin for Scripted {
         head: &RequestHead<'_>,
         body: Option<BodyStream>,
         upgrade: bool,
-    ) -> Option<Pin<Box<dyn Answering>>> {
+        first: FirstPoll<'_>,
+    ) -> Option<Polled> {
         let given = GIVEN.take().unwrap();
         assert_eq!(upgrade, matches!(given.task.answer, Answer::Upgrade(..)));
         let mut request = http::Request::new(());
@@ -115,7 +116,7 @@ impl Plugin for Scripted {
             request: (request.into_parts().0, head.peer()),
             body: body.as_ref().map(|_| Vec::new()),
         });
-        Some(Box::pin(Working {
+        Some(first.poll(Working {
             body: body.map(|body| body.import(())),
             given,
             waits: 0,
@@ -195,7 +196,7 @@ impl Answering for Working {
             }
             Answer::Upgrade(head, io) => (head, Payload::Upgrade(IoStream::new(io.play()))),
         };
-        responder.respond(&head.0, body);
+        responder.respond(http::Response::from_parts(head.0.clone(), ()), body);
         PollState::Ready
     }
 }

@@ -71,6 +71,16 @@ impl ResponseHead {
         assert_eq!(self.0.status, came.status);
         same(&self.0.headers, &came.headers);
     }
+
+    /// The same with a body of `length` bytes, for which the host says so.
+    pub(super) fn came_with(&self, length: usize, came: &response::Parts) {
+        assert_eq!(self.0.status, came.status);
+        let length = length.to_string();
+        let sent = self.0.headers.iter();
+        let sent =
+            sent.filter(|(name, value)| *name != header::CONTENT_LENGTH || **value != *length);
+        assert!(sent.eq(came.headers.iter()));
+    }
 }
 
 /// Header fields.

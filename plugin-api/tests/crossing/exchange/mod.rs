@@ -54,13 +54,17 @@ pub(crate) fn run(bytes: &[u8]) -> Result<()> {
     let seen = task.give();
     let mut slot = Slot::default();
     let handle = app();
-    let (mut state, mut running) =
-        RequestHead::lend(&request.parts, &request.target, request.peer, |head| {
+    let (mut state, mut running) = RequestHead::lend(
+        &http::Request::from_parts(request.parts.clone(), ()),
+        &request.target,
+        request.peer,
+        |head| {
             let body = body
                 .as_ref()
                 .map(|body| BodyStream::new(body.play(Arc::clone(&slot.guards))));
             handle.call(head, body, upgrade, &waker, &mut slot)
-        });
+        },
+    );
     while state == PollState::Pending {
         bell.rang();
         state = running
@@ -108,7 +112,7 @@ fn answered(answer: &Answer, parts: &http::response::Parts, got: Got, waker: &Wa
     match (answer, got) {
         (Answer::Empty(head), Got::Empty) => head.came_as(parts),
         (Answer::Full(head, sent), Got::Full(came)) => {
-            head.came_as(parts);
+            head.came_with(sent.len(), parts);
             assert_eq!(*sent, came);
         }
         (Answer::Stream(head, sent), Got::Stream(mut came)) => {
@@ -210,20 +214,17 @@ impl TakeAnswer for Slot {
     fn take(&mut self, head: &ResponseHead<'_>, body: AnswerBody<'_>) {
         let guard = Counted(Arc::clone(&self.guards));
         assert!(self.response.is_none(), "it answers twice");
-        self.response = Some(match body {
-            AnswerBody::Empty => head.to_response(&[], |_| Got::Empty),
+        let response = self.response.insert(http::Response::new(Got::Empty));
+        *response.body_mut() = match body {
             AnswerBody::Full(handover_plugin::abi::bytes::Chunk::Borrowed(bytes)) => {
-                head.to_response(bytes.as_slice(), Got::Full)
+                return head.fill_whole(response, bytes.as_slice(), Got::Full);
             }
-            AnswerBody::Full(owned) => {
-                let bytes = owned.into_bytes(|| guard);
-                head.to_response(&[], |_| Got::Full(bytes))
-            }
-            AnswerBody::Stream(stream) => {
-                head.to_response(&[], |_| Got::Stream(stream.import(guard)))
-            }
-            AnswerBody::Upgrade(io) => head.to_response(&[], |_| Got::Upgrade(io)),
-        });
+            AnswerBody::Full(owned) => Got::Full(owned.into_bytes(|| guard)),
+            AnswerBody::Empty => Got::Empty,
+            AnswerBody::Stream(stream) => Got::Stream(stream.import(guard)),
+            AnswerBody::Upgrade(io) => Got::Upgrade(io),
+        };
+        head.fill(response);
     }
 }
 

@@ -1,0 +1,238 @@
+//! Memory that a thread keeps from one head to the next, so that a head in the usual size takes none of its own.
+//!
+//! Both sides have it, each its own, as each frees what it made. It is three things: a buffer that the text of heads is copied into,
+//! a header map that the next head is filled into, and a block that the next call's future lies in.
+
+use std::{
+    alloc::{Layout, alloc, dealloc, handle_alloc_error},
+    cell::RefCell,
+    mem::MaybeUninit,
+    ptr::NonNull,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+
+/// The size of the buffer. What is kept of one head keeps all of it, so it is small; hyper's own is four times as large.
+const BUFFER: usize = 2 * 1024;
+
+/// What is longer gets an allocation of its own.
+const MOST_TEXT: usize = BUFFER / 4;
+
+/// The fields that most heads do with; also what fits in the smallest map but one.
+const USUAL_FIELDS: usize = 6;
+
+/// A map that grew beyond this many fields is not kept.
+const MOST_FIELDS: usize = 64;
+
+/// A future that is larger is not kept room for.
+const MOST_ROOM: usize = 16 * 1024;
+
+struct Kept {
+    buffer: Option<BytesMut>,
+    map: Option<HeaderMap>,
+    block: Option<Block>,
+}
+
+thread_local! {
+    static KEPT: RefCell<Kept> = const {
+        RefCell::new(Kept {
+            buffer: None,
+            map: None,
+            block: None,
+        })
+    };
+}
+
+/// Runs `f` on what this thread keeps; none when the thread is about to end.
+#[inline]
+fn kept<R>(f: impl FnOnce(&mut Kept) -> R) -> Option<R> {
+    KEPT.try_with(|kept| f(&mut kept.borrow_mut())).ok()
+}
+
+/// Room for a text, filled from its begin.
+pub(super) struct Room<'a>(&'a mut [MaybeUninit<u8>]);
+
+impl Room<'_> {
+    /// Puts `part` behind what is there.
+    ///
+    /// # Panics
+    /// When there is no room for it.
+    #[inline]
+    pub(super) fn put(&mut self, part: &[u8]) {
+        let (now, later) = std::mem::take(&mut self.0).split_at_mut(part.len());
+        now.write_copy_of_slice(part);
+        self.0 = later;
+    }
+}
+
+/// A text of `length` bytes, which `fill` puts into its room.
+///
+/// # Panics
+/// When those are fewer or more.
+#[inline]
+pub(super) fn text(length: usize, fill: impl Fn(&mut Room<'_>)) -> Bytes {
+    if length == 0 {
+        return Bytes::new();
+    }
+    let write = |buffer: &mut BytesMut| {
+        let mut room = Room(&mut buffer.spare_capacity_mut()[..length]);
+        fill(&mut room);
+        assert!(room.0.is_empty(), "a text has the length that was said");
+        // SAFETY: all of it was written, as nothing is left of the room.
+        unsafe { buffer.set_len(length) };
+        buffer.split().freeze()
+    };
+    let kept = if length <= MOST_TEXT {
+        kept(|kept| {
+            let buffer = kept.buffer.get_or_insert_with(BytesMut::new);
+            if buffer.capacity() < length {
+                // Begins anew in the same memory, if nothing of it is in use any more.
+                buffer.reserve(BUFFER);
+            }
+            write(buffer)
+        })
+    } else {
+        None
+    };
+    kept.unwrap_or_else(|| write(&mut BytesMut::with_capacity(length)))
+}
+
+/// Gives `map`, which is new, the room of one that is kept.
+#[inline]
+pub(super) fn reuse_map(map: &mut HeaderMap, fields: usize) {
+    kept(|kept| {
+        if let Some(kept) = &mut kept.map {
+            std::mem::swap(kept, map);
+        }
+    });
+    if map.capacity() < fields {
+        // One that fits the usual head fits all of those. An error means more fields than a map can have names: they are values of
+        // fewer names then.
+        let _ = map.try_reserve(fields.max(USUAL_FIELDS));
+    }
+}
+
+/// Keeps `map` for the next head, without what is in it.
+#[inline]
+pub fn keep_map(map: &mut HeaderMap) {
+    if !(1..=MOST_FIELDS).contains(&map.capacity()) {
+        return;
+    }
+    map.clear();
+    kept(|kept| {
+        let kept = kept.map.get_or_insert_with(HeaderMap::new);
+        if kept.capacity() < map.capacity() {
+            std::mem::swap(kept, map);
+        }
+    });
+}
+
+/// Memory of a layout.
+struct Block {
+    at: NonNull<u8>,
+    layout: Layout,
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: `at` came from `alloc` with this layout (`room`, or the box of `keep_room`), and this is its only owner.
+        unsafe { dealloc(self.at.as_ptr(), self.layout) }
+    }
+}
+
+/// Room for a `T`, uninitialized, as `Box` would allocate it.
+#[inline]
+pub(super) fn room<T>() -> NonNull<T> {
+    let layout = Layout::new::<T>();
+    if layout.size() == 0 {
+        return NonNull::dangling();
+    }
+    let block = kept(|kept| kept.block.take_if(|block| block.layout == layout)).flatten();
+    if let Some(block) = block {
+        return std::mem::ManuallyDrop::new(block).at.cast();
+    }
+    // SAFETY: the size is not 0.
+    let at = unsafe { alloc(layout) };
+    NonNull::new(at.cast()).unwrap_or_else(|| handle_alloc_error(layout))
+}
+
+/// Keeps room for the next call.
+///
+/// # Safety
+/// `room` is of [`room`], nobody else's any more, and what was in it is dropped.
+#[inline]
+pub(super) unsafe fn keep_room<T>(room: NonNull<T>) {
+    let layout = Layout::new::<T>();
+    if layout.size() == 0 {
+        return;
+    }
+    let block = Block {
+        at: room.cast(),
+        layout,
+    };
+    if layout.size() <= MOST_ROOM {
+        let left = kept(|kept| kept.block.replace(block));
+        drop(left);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderValue, header};
+
+    use super::*;
+
+    fn text_of(part: &'static [u8]) -> Bytes {
+        text(part.len(), |room| room.put(part))
+    }
+
+    #[test]
+    fn texts_of_several_heads_share_a_buffer_and_none_is_overwritten() {
+        let kept: Vec<Bytes> = (0..200).map(|_| text_of(b"a text that stays")).collect();
+        let others: Vec<Bytes> = (0..200)
+            .map(|_| text_of(b"another, that follows"))
+            .collect();
+        assert!(kept.iter().all(|text| text == "a text that stays"));
+        drop(kept);
+        let third: Vec<Bytes> = (0..200).map(|_| text_of(b"and the third")).collect();
+        assert!(others.iter().all(|text| text == "another, that follows"));
+        assert!(third.iter().all(|text| text == "and the third"));
+        assert_eq!(text_of(&[b'.'; 4 * BUFFER]).len(), 4 * BUFFER);
+    }
+
+    #[test]
+    #[should_panic(expected = "the length that was said")]
+    fn a_text_that_is_shorter_than_said_is_none() {
+        text(2, |room| room.put(b"1"));
+    }
+
+    #[test]
+    fn a_map_comes_back_empty() {
+        let mut map = HeaderMap::new();
+        map.insert(header::COOKIE, HeaderValue::from_static("secret"));
+        let room = map.capacity();
+        keep_map(&mut map);
+        let mut next = HeaderMap::new();
+        reuse_map(&mut next, 1);
+        assert!(next.is_empty());
+        assert_eq!(next.capacity(), room);
+    }
+
+    #[test]
+    fn room_that_is_kept_is_given_to_the_same_size_only() {
+        let first = room::<[u64; 8]>();
+        // SAFETY: it is of `room`, and empty.
+        unsafe { keep_room(first) };
+        let other = room::<[u64; 9]>();
+        let again = room::<[u64; 8]>();
+        assert_ne!(first.cast::<u8>(), other.cast::<u8>());
+        assert_eq!(first, again);
+        // SAFETY: both are of `room`, and empty.
+        unsafe {
+            keep_room(other);
+            keep_room(again);
+            keep_room(room::<()>());
+        }
+    }
+}
