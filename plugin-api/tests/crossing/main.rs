@@ -24,7 +24,7 @@ mod theirs;
 use handover_plugin::abi as theirs;
 
 /// As many as take about a second.
-const EXCHANGES: usize = if cfg!(miri) { 20 } else { 1_000 };
+const EXCHANGES: usize = if cfg!(miri) { 20 } else { 4_000 };
 
 #[test]
 fn whatever_crosses_comes_out_as_it_went_in() {

@@ -380,7 +380,7 @@ impl PlayedIo {
 /// Bytes of a body or a connection: mostly few, sometimes more than are copied.
 fn data(u: &mut Unstructured<'_>) -> Result<Bytes> {
     Ok(match u.arbitrary::<u8>()? {
-        0..8 => vec![u.arbitrary()?; usize::from(u.arbitrary::<u16>()?)].into(),
+        0..4 => vec![u.arbitrary()?; usize::from(u.arbitrary::<u16>()?)].into(),
         _ => Bytes::copy_from_slice(head::bytes(u)?),
     })
 }

@@ -1,0 +1,164 @@
+//! What somebody may send to the control socket: bytes of a connection, to a whole host but for its plugins.
+//!
+//! The host's clock stands still as long as anything happens and jumps when nothing does, so nobody waits for what does not come; but for
+//! the store, which waits on a thread of its own for the rest of an upload, and for that there is a little patience. A preflight child is this
+//! program again, and ends at once, so artifacts that are sound are rejected there. Every so many inputs the host is a new one.
+#![no_main]
+
+use std::{
+    cell::RefCell,
+    path::PathBuf,
+    process,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use handover::{
+    apps::Apps,
+    artifact::Store,
+    config::Config,
+    control::{self, Access, ControlSocket, ShutdownHandle, api},
+    dispatch::Routes,
+};
+use libfuzzer_sys::{Corpus, fuzz_target};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+
+/// Longer than the host waits for anything that a caller sends.
+const GIVES_UP: Duration = Duration::from_secs(15);
+/// How long somebody is waited for who waits outside of that clock, in ticks.
+const PATIENCE: u32 = 5;
+/// How many inputs one host is given.
+const INPUTS: u32 = 500;
+
+struct Host {
+    runtime: Runtime,
+    path: PathBuf,
+    inputs: u32,
+    ticks: watch::Receiver<u32>,
+    _socket: ControlSocket,
+    _folder: tempfile::TempDir,
+}
+
+impl Host {
+    fn start() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .expect("a runtime");
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("control.sock");
+        let socket = runtime.block_on(async {
+            // Else whoever writes to a connection that was closed ends this program, whose `main` is not Rust's.
+            let _ = signal(SignalKind::pipe()).expect("a handler of SIGPIPE");
+            let mut config = Config::without_file();
+            config.server.state = folder.path().to_owned();
+            config.server.plugins = folder.path().join("plugins");
+            let store = Store::open(&folder.path().join("artifacts")).expect("a store");
+            let routes = Arc::new(Routes::default());
+            let apps = Apps::open(config, folder.path(), store.clone(), routes).expect("apps");
+            let (listener, socket) = ControlSocket::bind(&path, None).expect("a socket");
+            tokio::spawn(control::serve(
+                listener,
+                Access::default(),
+                apps,
+                store,
+                ShutdownHandle::new(),
+            ));
+            socket
+        });
+        Self {
+            runtime,
+            path,
+            inputs: 0,
+            ticks: ticks(),
+            _socket: socket,
+            _folder: folder,
+        }
+    }
+
+    /// Sends `input`, and gives what came back until nothing more did.
+    fn send(&self, input: &[u8]) -> Vec<u8> {
+        self.runtime.block_on(async {
+            let (mut from, mut to) = UnixStream::connect(&self.path)
+                .await
+                .expect("the host listens")
+                .into_split();
+            let mut answer = Vec::new();
+            let talk = async {
+                let writing = async {
+                    // It may stop reading what it has refused.
+                    let _ = to.write_all(input).await;
+                };
+                // An answer that breaks off is told by what came of it.
+                let reading = async { from.read_to_end(&mut answer).await };
+                let (_, _) = tokio::join!(writing, reading);
+            };
+            let mut ticks = self.ticks.clone();
+            let patience = async {
+                let from = *ticks.borrow_and_update();
+                let _ = ticks.wait_for(|now| *now > from + PATIENCE).await;
+            };
+            tokio::select! {
+                () = talk => {}
+                () = tokio::time::sleep(GIVES_UP) => {}
+                () = patience => {}
+            }
+            answer
+        })
+    }
+}
+
+/// A clock that does not stand still, with a tick each ten milliseconds.
+fn ticks() -> watch::Receiver<u32> {
+    static TICKS: OnceLock<watch::Receiver<u32>> = OnceLock::new();
+    let ticks = TICKS.get_or_init(|| {
+        let (tick, ticks) = watch::channel(0);
+        std::thread::spawn(move || {
+            loop {
+                std::thread::sleep(Duration::from_millis(10));
+                tick.send_modify(|now| *now += 1);
+            }
+        });
+        ticks
+    });
+    ticks.clone()
+}
+
+thread_local! {
+    static HOST: RefCell<Option<Host>> = const { RefCell::new(None) };
+}
+
+fuzz_target!(
+    init: {
+        if std::env::args().nth(1).as_deref() == Some("preflight-child") {
+            process::exit(1);
+        }
+    },
+    |input: &[u8]| -> Corpus {
+        HOST.with_borrow_mut(|slot| {
+            let host = slot.get_or_insert_with(Host::start);
+            let answer = host.send(input);
+            if !answer.is_empty() {
+                let text = String::from_utf8_lossy(&answer);
+                assert!(text.starts_with("HTTP/1."), "{text}");
+                assert!(!text.contains("HTTP/1.1 500"), "{text}");
+            }
+            let status = host.send(b"GET /v1/status HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n");
+            let json = status.splitn(2, |byte| *byte == b'{').nth(1).expect("a status");
+            let json = [b"{", json].concat();
+            serde_json::from_slice::<api::Status>(&json).expect("a status");
+            host.inputs += 1;
+            if host.inputs == INPUTS {
+                *slot = None;
+            }
+        });
+        Corpus::Keep
+    }
+);
