@@ -207,3 +207,79 @@ impl WakerCache {
         &self.0.insert(entry).1
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        task::Wake,
+    };
+
+    use super::*;
+
+    struct Bell(AtomicUsize);
+
+    impl Wake for Bell {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The functions of another side, by their address.
+    static OTHER: WakerOps = WakerOps {
+        clone: clone_other,
+        wake_by_ref: wake_words,
+        drop: drop_words,
+    };
+
+    fn of_other(words: WakerWords) -> WakerWords {
+        WakerWords {
+            ops: &raw const OTHER,
+            ..words
+        }
+    }
+
+    unsafe extern "C" fn clone_other(data: *const (), vtable: *const ()) -> WakerWords {
+        // SAFETY: the caller's promise.
+        of_other(unsafe { clone_words(data, vtable) })
+    }
+
+    #[test]
+    fn a_waker_of_the_other_side_can_be_kept_woken_anywhere_and_sent_back() {
+        let bell = Arc::new(Bell(AtomicUsize::new(0)));
+        let rings = || bell.0.load(Ordering::Relaxed);
+        let theirs = Waker::from(Arc::clone(&bell));
+        let lent = WakerRef {
+            words: of_other(words_of(&theirs)),
+            _lent: std::marker::PhantomData,
+        };
+        lent.with(|waker| {
+            assert!(is_foreign(waker));
+            waker.wake_by_ref();
+            assert_eq!(WakerRef::of(waker).words(), lent.words());
+        });
+        assert_eq!((rings(), Arc::strong_count(&bell)), (1, 2));
+
+        let mut cache = WakerCache::default();
+        let kept = cache.get(&lent).clone();
+        assert!(kept.will_wake(cache.get(&lent)));
+        assert!(is_foreign(&kept));
+        assert_eq!(WakerRef::of(&kept).words().ops, &raw const OTHER);
+        assert_eq!(
+            Arc::strong_count(&bell),
+            3,
+            "cloned once for all who keep it"
+        );
+        let again = kept.clone();
+        let elsewhere = std::thread::spawn(move || again.wake());
+        elsewhere.join().expect("it does not panic");
+        kept.wake_by_ref();
+        kept.wake();
+        assert_eq!(rings(), 4);
+        drop(cache);
+        assert_eq!(Arc::strong_count(&bell), 2);
+        drop(theirs);
+        assert_eq!(Arc::strong_count(&bell), 1);
+        assert!(!is_foreign(Waker::noop()));
+    }
+}
