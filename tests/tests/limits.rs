@@ -5,7 +5,7 @@
 )]
 
 use handover_tests::{
-    client::{Answer, Http1},
+    client::{Answer, Http1, WebSocket, websocket::Message},
     host::{Host, Setup},
     plugins::fixture,
 };
@@ -121,4 +121,36 @@ async fn a_stream_counts_until_it_has_ended() {
     })
     .await;
     assert_eq!(host.get("/version").await.status, 200);
+}
+
+#[tokio::test]
+async fn an_upgraded_connection_counts_until_it_has_ended() {
+    for more in ["", "execution = \"own\"\nexecution_threads = 1\n"] {
+        let host = host_with(&format!("max_concurrent = 2\n{more}")).await;
+        let mut sockets = Vec::new();
+        for n in 1..=2 {
+            sockets.push(WebSocket::connect(host.address, "/ws").await.unwrap());
+            host.until("it to count", async || {
+                (counted(&host, "running").await == n).then_some(())
+            })
+            .await;
+        }
+        for socket in &mut sockets {
+            socket.send("still there?").await.unwrap();
+            assert!(matches!(socket.receive().await.unwrap(), Message::Text(_)));
+        }
+        assert_eq!(host.get("/version").await.status, 503);
+        // One is closed as the protocol has it, the other just leaves.
+        sockets.pop().unwrap().close(1000).await.unwrap();
+        host.until("one place to be free", async || {
+            (counted(&host, "running").await == 1).then_some(())
+        })
+        .await;
+        assert_eq!(host.get("/version").await.status, 200);
+        drop(sockets);
+        host.until("both places to be free", async || {
+            (counted(&host, "running").await == 0).then_some(())
+        })
+        .await;
+    }
 }

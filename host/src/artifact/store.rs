@@ -56,6 +56,8 @@ pub enum StoreError {
         reason: String,
         /// The identity of the refused bytes.
         sha256: Option<Sha256>,
+        /// What they say of themselves, if they can be read that far.
+        manifest: Option<Box<Manifest>>,
     },
     /// The file or the store could not be read or written: exit code 1.
     #[error("{}: {source}", path.display())]
@@ -323,15 +325,18 @@ impl Writer {
             store, file, temp, ..
         } = &self;
         let path = store.path(sha256);
-        let refused = |reason| StoreError::Refused {
+        let refused = |reason, manifest| StoreError::Refused {
             reason,
             sha256: Some(sha256),
+            manifest,
         };
         let mut artifact = describe(file, sha256, size, path.clone()).map_err(|e| match e {
-            Undescribed::Reason(reason) => refused(reason),
+            Undescribed::Reason(reason) => refused(reason, None),
             Undescribed::Io(source) => at(&temp.0, "cannot read it back")(source),
         })?;
-        artifact.acceptable().map_err(refused)?;
+        artifact
+            .acceptable()
+            .map_err(|reason| refused(reason, Some(Box::new(artifact.manifest.clone()))))?;
         artifact.lease = store.lease(sha256); // before it can be seen, so that nobody collects it
         if !holds(&path, sha256) {
             self.place(&path)?;
@@ -367,6 +372,7 @@ pub fn inspect(path: &Path) -> Result<Artifact, StoreError> {
         Undescribed::Reason(reason) => StoreError::Refused {
             reason,
             sha256: Some(sha256),
+            manifest: None,
         },
         Undescribed::Io(source) => at(path, "cannot read it")(source),
     })
@@ -429,6 +435,7 @@ fn open_source(path: &Path) -> Result<File, StoreError> {
                 path.display()
             ),
             sha256: None,
+            manifest: None,
         });
     }
     File::open(path).map_err(at(path, "cannot read it"))
@@ -506,7 +513,7 @@ mod tests {
 
     fn reason(store: &Store, bytes: &[u8]) -> String {
         match add(store, bytes) {
-            Err(StoreError::Refused { reason, sha256 }) => {
+            Err(StoreError::Refused { reason, sha256, .. }) => {
                 assert_eq!(sha256, Some(Sha256::of(bytes)));
                 reason
             }

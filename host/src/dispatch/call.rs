@@ -126,10 +126,12 @@ impl TakeAnswer for Slot<'_> {
                 head.to_response(&[], |_| body)
             }
             Crossing::Upgrade(io) => {
+                let mut response = head.to_response(&[], |_| AnswerBody::empty());
                 if let Some(on_upgrade) = self.on_upgrade.take() {
-                    upgrade::join(on_upgrade, io, in_flight.clone());
+                    let seat = upgrade::join(on_upgrade, io, in_flight.clone());
+                    response.extensions_mut().insert(seat);
                 }
-                head.to_response(&[], |_| AnswerBody::empty())
+                response
             }
         });
     }
