@@ -7,6 +7,7 @@
 use handover_tests::{
     elf,
     host::{Host, Setup},
+    load::Load,
     plugins::{fixture, misfit, rewritten},
 };
 use serde_json::Value;
@@ -168,4 +169,56 @@ async fn a_constructor_that_comes_back_too_late_is_stopped_and_unmapped() {
     assert!(host.app("misfit").await.generations.is_empty());
     assert_eq!(host.mapped_plugins(), 0);
     assert_eq!(host.status().await.host.leaks.retained, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_is_refused_nobody_notices() {
+    let host = Setup::new()
+        .config("[app.probe.check]\ndeadline = \"3s\"\n")
+        .start()
+        .await;
+    host.deploy(&fixture("probe", "1.0.0")).await.expect_code(0);
+    let load = Load {
+        keep_alive: 2,
+        closing: 1,
+        streams: 2,
+        pause: std::time::Duration::from_millis(5),
+    };
+    let load = load.start(host.address);
+    load.more(20).await;
+    let before = host.app("probe").await;
+    let habits = [
+        "load-segv",
+        "start-error",
+        "start-panic",
+        "start-segv",
+        "start-abort",
+        "start-exit",
+        "start-hang",
+        "start-spin",
+    ];
+    let mut files: Vec<Vec<u8>> = habits.into_iter().map(misfit).collect();
+    files.push(b"no plugin".to_vec());
+    files.push(std::fs::read(fixture("no-manifest", "1.0.0")).unwrap());
+    files.push(rewritten("probe", |bytes| elf::set_abi(bytes, 9, 0)));
+    files.push(rewritten("probe", |bytes| elf::set_machine(bytes, 183)));
+    // Cut off in the middle.
+    files.push(rewritten("probe", |bytes| bytes.truncate(bytes.len() / 2)));
+    let path = host.scratch("refused.so");
+    for file in &files {
+        std::fs::write(&path, file).unwrap();
+        host.cli(["deploy", path.to_str().unwrap(), "--app", "probe"])
+            .await
+            .expect_code(4);
+    }
+    let after = host.app("probe").await;
+    assert_eq!(
+        after.active.unwrap().generation,
+        before.active.unwrap().generation
+    );
+    assert_eq!(after.generations.len(), 1);
+    let entries = history(&host, "probe").await;
+    assert_eq!(entries.len(), 1 + files.len());
+    load.more(20).await;
+    load.stop().await.expect_unnoticed();
 }
