@@ -275,6 +275,17 @@ impl Daemon {
                     &cause,
                 )
             })?;
+        for app in apps.with_drop_folders() {
+            // Watched from the start, so that the first file in it is seen at once. Without it the host serves on, and finds it later.
+            let folder = settings.plugins.join(app.as_str());
+            if let Err(cause) = DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(&folder)
+            {
+                tracing::warn!(folder = %folder.display(), "the drop folder cannot be made: {cause}");
+            }
+        }
         if !insecure_paths && let Err(cause) = ownership::check(&settings.plugins) {
             tracing::warn!(
                 "nothing is taken from the drop folder, since others could put it there: {cause}"

@@ -40,6 +40,8 @@ pub struct Running {
 /// What was counted.
 #[derive(Debug, Default, Clone)]
 pub struct Report {
+    /// Requests that were begun, their connections included.
+    pub sent: u64,
     /// Whole and right answers.
     pub ok: u64,
     /// Answers of a status other than 200, or of another body than asked for; why.
@@ -63,6 +65,7 @@ struct Shared {
     address: SocketAddr,
     pause: Duration,
     stop: AtomicBool,
+    sent: AtomicU64,
     /// The newest generation seen by anybody.
     newest: AtomicU64,
     report: Mutex<Report>,
@@ -134,6 +137,7 @@ impl Load {
             address,
             pause: self.pause,
             stop: AtomicBool::new(false),
+            sent: AtomicU64::new(0),
             newest: AtomicU64::new(0),
             report: Mutex::default(),
         });
@@ -172,14 +176,20 @@ impl Running {
     }
 
     /// Ends it: every client gets the answer it waits for first.
+    ///
+    /// # Panics
+    /// When a request was neither answered nor lost, which would be a fault of this load.
     pub async fn stop(self) -> Report {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.clients.join_all().await;
-        self.shared
-            .report
-            .lock()
-            .expect("nobody panics with it")
-            .clone()
+        let report = self.shared.report.lock().expect("nobody panics with it");
+        let report = Report {
+            sent: self.shared.sent.load(Ordering::Relaxed),
+            ..report.clone()
+        };
+        let ended = report.ok + (report.failed.len() + report.cut.len()) as u64;
+        assert_eq!(report.sent, ended, "{report:?}");
+        report
     }
 }
 
@@ -208,6 +218,27 @@ impl Report {
             self.stale.len(),
             some(&self.stale),
             some(&self.mixed),
+        );
+        self.tell();
+    }
+
+    /// # Panics
+    /// When a request was lost: it got no answer, half of one, or another than it asked for. Order and versions do not matter.
+    #[track_caller]
+    pub fn expect_none_lost(&self) {
+        assert!(self.failed.is_empty() && self.cut.is_empty(), "{self:?}");
+        self.tell();
+    }
+
+    /// Says what was counted, beside the name of the test.
+    fn tell(&self) {
+        let thread = std::thread::current();
+        println!(
+            "{}: {} sent, {} answered, {} lost",
+            thread.name().unwrap_or_default(),
+            self.sent,
+            self.ok,
+            self.failed.len() + self.cut.len()
         );
     }
 }
@@ -272,6 +303,11 @@ impl Shared {
         report.ok += 1;
     }
 
+    /// A request is begun.
+    fn send(&self) {
+        self.sent.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn cut(&self, fault: Fault) {
         self.report
             .lock()
@@ -288,6 +324,7 @@ async fn keep_alive(shared: Arc<Shared>) {
         if shared.stopped() {
             return;
         }
+        shared.send();
         let mut http = match connection.take() {
             Some(http) => http,
             None => match Http1::connect(shared.address).await {
@@ -319,6 +356,7 @@ async fn closing(shared: Arc<Shared>) {
         }
         let ask = Ask::nth(n);
         let newest_before = shared.newest();
+        shared.send();
         let asked = async {
             let mut http = Http1::connect(shared.address).await?;
             let answer = exchange(&mut http, ask, &[("connection", "close")]).await?;
@@ -341,7 +379,10 @@ async fn exchange(http: &mut Http1, ask: Ask, headers: &[(&str, &str)]) -> Resul
 async fn one_h2_connection(shared: Arc<Shared>, streams: usize) {
     let (http, connection) = match Http2::connect(shared.address).await {
         Ok(connected) => connected,
-        Err(fault) => return shared.cut(fault),
+        Err(fault) => {
+            shared.send();
+            return shared.cut(fault);
+        }
     };
     let own = Arc::new(AtomicU64::new(0));
     let mut clients = JoinSet::new();
@@ -354,6 +395,7 @@ async fn one_h2_connection(shared: Arc<Shared>, streams: usize) {
                 }
                 let ask = Ask::nth(n);
                 let (own_before, newest_before) = (own.load(Ordering::SeqCst), shared.newest());
+                shared.send();
                 let answer = match ask.body() {
                     Some(body) => http.post(ask.path(), &body).await,
                     None => http.get(ask.path()).await,

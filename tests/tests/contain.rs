@@ -196,6 +196,7 @@ fn hold(host: &Host, paths: &[&'static str]) -> JoinSet<Answer> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handler_that_spins_is_told_and_two_hundred_others_are_answered_meanwhile() {
     let host = host_with(2, "").await;
+    let others = Others::of(&host);
     let mut held = hold(&host, &["/spin?ms=3000"]);
     let event = host
         .event("the stall", |event| event.kind == "stalled")
@@ -210,11 +211,13 @@ async fn a_handler_that_spins_is_told_and_two_hundred_others_are_answered_meanwh
         .event("its end", |event| event.kind == "stall_ended")
         .await;
     assert!(event.message.contains("/spin"), "{event:?}");
+    others.noticed_nothing().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_all_workers_blocked_spare_ones_answer() {
     let host = host_with(2, "spare_workers = 1").await;
+    let others = Others::of(&host);
     let mut held = hold(&host, &["/block?ms=5000", "/block?ms=5000"]);
     assert_eq!(answered_while(&mut held, &host, 50).await, 50);
     host.app_when("probe", "both to be counted", |app| {
@@ -224,6 +227,7 @@ async fn with_all_workers_blocked_spare_ones_answer() {
     while let Some(answer) = held.join_next().await {
         assert_eq!(answer.unwrap().status, 200);
     }
+    others.noticed_nothing().await;
     // And the generation leaves, though a spare worker ran its code.
     host.deploy(&fixture("probe", "2.0.0")).await.expect_code(0);
     host.settled("probe").await;

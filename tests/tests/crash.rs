@@ -97,9 +97,34 @@ async fn trusted() -> Host {
     host
 }
 
+impl Seen {
+    /// No connect was refused, and lost is at most what was in flight in the processes that died: one request of each client.
+    #[track_caller]
+    fn expect_lost_in_flight_only(&self, deaths: usize, what: &str) {
+        println!(
+            "{what}: {} sent, {} answered, {} lost with the process",
+            self.sent,
+            self.answered,
+            self.lost.len()
+        );
+        assert!(self.refused.is_empty(), "{what}: {self:?}");
+        assert_eq!(self.sent, self.answered + self.lost.len() as u64);
+        assert!(self.lost.len() <= deaths * CLIENTS, "{what}: {self:?}");
+        let cut = |fault: &Fault| matches!(fault, Fault::Cut(_));
+        assert!(self.lost.iter().all(cut), "{what}: {self:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_kills_the_process_it_comes_back_and_connects_wait_for_it() {
-    let mut host = trusted().await;
+    // Four crashes in a minute, none of which is to take anything back.
+    let mut host = Setup::new()
+        .config("[server]\nversion_header = true\nmax_crashes = 100\n[app.probe]\nbake = \"1ms\"\n")
+        .start()
+        .await;
+    host.deploy(&fixture("probe", "1.0.0")).await.expect_code(0);
+    host.event("1.0.0 to be trusted", |event| event.kind == "proven")
+        .await;
     let address = host.address;
     for path in ["/segfault", "/abort", "/overflow", "/exit"] {
         let clients = Clients::ask(&host);
@@ -109,43 +134,28 @@ async fn whatever_kills_the_process_it_comes_back_and_connects_wait_for_it() {
         clients.more(20).await;
         let seen = clients.stop().await;
         assert_eq!(host.address, address);
-        assert!(seen.refused.is_empty(), "{path}: {seen:?}");
-        assert_eq!(seen.sent, seen.answered + seen.lost.len() as u64);
-        // At most what was in flight in the process that died: one request of each client.
-        assert!(seen.lost.len() <= CLIENTS, "{path}: {seen:?}");
-        println!(
-            "{path}: {} sent, {} answered, {} lost",
-            seen.sent,
-            seen.answered,
-            seen.lost.len()
-        );
+        seen.expect_lost_in_flight_only(1, path);
         host.event("the crash to be told", |event| event.kind == "crash")
             .await;
-        // A crash of its own each: three in a minute would be another matter.
-        if path == "/abort" {
-            host.cli(["shutdown"]).await.expect_code(0);
-            assert_eq!(host.ended().await, Some(0));
-            host = trusted().await;
-            break;
-        }
-    }
-    for path in ["/overflow", "/exit"] {
-        deadly(&host, path).await;
-        host.came_back().await;
     }
     assert_eq!(host.active("probe").await.version, "1.0.0");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_version_that_crashes_the_host_is_rolled_back_loudly() {
     let mut host = Host::serving(&fixture("probe", "1.0.0")).await;
     let good = host.active("probe").await;
     host.deploy(&fixture("probe", "2.0.0")).await.expect_code(0);
     let bad = host.active("probe").await;
+    let clients = Clients::ask(&host);
+    clients.more(20).await;
     deadly(&host, "/segfault").await;
     host.came_back().await;
 
     let back = host.live("probe", "1.0.0").await;
+    clients.more(20).await;
+    let seen = clients.stop().await;
+    seen.expect_lost_in_flight_only(1, "a crash on probation");
     assert_eq!(back.artifact, good.artifact);
     assert_eq!(host.get("/version").await.text(), "1.0.0");
     let event = host
@@ -193,7 +203,7 @@ async fn a_new_version_that_crashes_the_host_is_rolled_back_loudly() {
     host.deploy(&fixture("probe", "2.0.0")).await.expect_code(0);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proven_version_stays_unless_it_crashes_again_and_again() {
     let mut host = trusted().await;
     host.deploy(&fixture("probe", "2.0.0")).await.expect_code(0);
@@ -201,6 +211,8 @@ async fn a_proven_version_stays_unless_it_crashes_again_and_again() {
         event.kind == "proven" && event.message.contains("2.0.0")
     })
     .await;
+    let clients = Clients::ask(&host);
+    clients.more(20).await;
     for _ in 0..2 {
         deadly(&host, "/abort").await;
         host.came_back().await;
@@ -209,21 +221,29 @@ async fn a_proven_version_stays_unless_it_crashes_again_and_again() {
     deadly(&host, "/abort").await;
     host.came_back().await;
     host.live("probe", "1.0.0").await;
+    clients.more(20).await;
+    let seen = clients.stop().await;
+    seen.expect_lost_in_flight_only(3, "a crash loop");
     let event = host
         .event("the rollback", |event| event.kind == "rolled_back")
         .await;
     assert!(event.message.contains("3 times"), "{event:?}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_killed_from_outside_is_not_to_blame() {
     let mut host = Host::serving(&fixture("probe", "1.0.0")).await;
     host.deploy(&fixture("probe", "2.0.0")).await.expect_code(0);
+    let clients = Clients::ask(&host);
+    clients.more(20).await;
     for _ in 0..4 {
         host.signal_inner(Signal::KILL);
         host.came_back().await;
         host.live("probe", "2.0.0").await;
     }
+    clients.more(20).await;
+    let seen = clients.stop().await;
+    seen.expect_lost_in_flight_only(4, "kill -9 of the host");
 }
 
 #[tokio::test]

@@ -383,3 +383,19 @@ async fn a_storm_of_drops_ends_in_the_last_one() {
     let settled = host.settled("hello").await;
     assert_eq!(settled.active.unwrap().version, "1.9.3");
 }
+
+#[tokio::test]
+async fn folders_of_configured_apps_are_there_from_the_start() {
+    let host = Setup::new()
+        .config("[app.hello]\n[app.other]\nwatch = \"off\"\n")
+        .start()
+        .await;
+    let folder = host.plugins().join("hello");
+    host.until("the folder to be made", async || {
+        folder.is_dir().then_some(())
+    })
+    .await;
+    fs::copy(fixture("hello", "1.0.0"), folder.join("hello.so")).unwrap();
+    host.verdict("hello/hello.so", "deployed").await;
+    assert!(!host.plugins().join("other").exists());
+}

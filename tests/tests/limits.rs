@@ -5,7 +5,7 @@
 )]
 
 use handover_tests::{
-    client::{Answer, Http1},
+    client::{Answer, Http1, WebSocket, websocket::Message},
     host::{Host, Setup},
     plugins::fixture,
 };
@@ -121,4 +121,88 @@ async fn a_stream_counts_until_it_has_ended() {
     })
     .await;
     assert_eq!(host.get("/version").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_than_an_app_may_take_is_refused_in_time_and_none_is_lost() {
+    const CLIENTS: u64 = 24;
+    const EACH: u64 = 25;
+    let host = host_with("max_concurrent = 2\nqueue = 4\nrequest_timeout = \"300ms\"").await;
+    let mut clients = JoinSet::new();
+    for client in 0..CLIENTS {
+        let address = host.address;
+        clients.spawn(async move {
+            let mut http = Http1::connect(address).await.unwrap();
+            let mut seen = std::collections::BTreeMap::<u16, u64>::new();
+            for n in 0..EACH {
+                // Most are short, some take longer than they may, and hold one of the two places meanwhile.
+                let path = if (client + n) % 8 == 0 {
+                    "/slow?ms=60000"
+                } else {
+                    "/slow?ms=5"
+                };
+                *seen
+                    .entry(http.get(path).await.unwrap().status)
+                    .or_default() += 1;
+            }
+            seen
+        });
+    }
+    // A swap in the middle of it changes nothing.
+    host.deploy(&fixture("probe", "2.0.0")).await.expect_code(0);
+    let mut seen = std::collections::BTreeMap::<u16, u64>::new();
+    while let Some(of_one) = clients.join_next().await {
+        for (status, number) in of_one.unwrap() {
+            *seen.entry(status).or_default() += number;
+        }
+    }
+    println!(
+        "an app beyond its limits: {} sent, answered {seen:?}, 0 lost",
+        CLIENTS * EACH
+    );
+    assert_eq!(seen.values().sum::<u64>(), CLIENTS * EACH);
+    assert!(
+        seen.keys().all(|status| [200, 503, 504].contains(status)),
+        "{seen:?}"
+    );
+    assert!(seen.len() == 3, "all of it happened: {seen:?}");
+    assert_eq!(counted(&host, "refused").await, seen[&503]);
+    assert_eq!(counted(&host, "timed_out").await, seen[&504]);
+    host.until("nothing to run or wait", async || {
+        let left = counted(&host, "running").await + counted(&host, "waiting").await;
+        (left == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_upgraded_connection_counts_until_it_has_ended() {
+    for more in ["", "execution = \"own\"\nexecution_threads = 1\n"] {
+        let host = host_with(&format!("max_concurrent = 2\n{more}")).await;
+        let mut sockets = Vec::new();
+        for n in 1..=2 {
+            sockets.push(WebSocket::connect(host.address, "/ws").await.unwrap());
+            host.until("it to count", async || {
+                (counted(&host, "running").await == n).then_some(())
+            })
+            .await;
+        }
+        for socket in &mut sockets {
+            socket.send("still there?").await.unwrap();
+            assert!(matches!(socket.receive().await.unwrap(), Message::Text(_)));
+        }
+        assert_eq!(host.get("/version").await.status, 503);
+        // One is closed as the protocol has it, the other just leaves.
+        sockets.pop().unwrap().close(1000).await.unwrap();
+        host.until("one place to be free", async || {
+            (counted(&host, "running").await == 1).then_some(())
+        })
+        .await;
+        assert_eq!(host.get("/version").await.status, 200);
+        drop(sockets);
+        host.until("both places to be free", async || {
+            (counted(&host, "running").await == 0).then_some(())
+        })
+        .await;
+    }
 }

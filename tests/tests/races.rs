@@ -22,7 +22,7 @@ use handover_tests::{
     elf,
     host::{Host, Setup},
     load::Load,
-    plugins::{self, fixture, hello_as, misfit, rewritten},
+    plugins::{self, fixture, misfit, rewritten},
 };
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
@@ -153,20 +153,20 @@ async fn a_reload_during_a_drain_leaves_the_draining_alone() {
     load.more(50).await;
     let report = load.stop().await;
     // 2.1.0 and 2.2.0 are 1.0.0 by their own word: only the losses count here.
-    assert!(
-        report.failed.is_empty() && report.cut.is_empty() && report.stale.is_empty(),
-        "{report:?}"
-    );
+    report.expect_none_lost();
+    assert!(report.stale.is_empty(), "{report:?}");
 }
 
 #[tokio::test]
 async fn a_control_client_that_is_killed_in_its_upload_leaves_nothing() {
     let host = Setup::new()
-        .config("[app.hello]\nkeep_artifacts = 0\n")
+        .config("[app.probe]\nkeep_artifacts = 0\n")
         .start()
         .await;
-    host.deploy_bytes(&hello_as("1.1.0")).await.expect_code(0);
-    let bytes = hello_as("1.2.0");
+    host.deploy_bytes(&probe_as("1.1.0")).await.expect_code(0);
+    let load = BUSY.start(host.address);
+    load.more(20).await;
+    let bytes = probe_as("1.2.0");
     let length = bytes.len().to_string();
     for part in [0, 1, bytes.len() / 2, bytes.len() - 1] {
         let mut http = Http1::connect_unix(&host.control()).await.unwrap();
@@ -179,29 +179,35 @@ async fn a_control_client_that_is_killed_in_its_upload_leaves_nothing() {
         })
         .await;
         drop(http);
-        clean(&host, "hello").await;
+        clean(&host, "probe").await;
     }
-    assert_eq!(host.active("hello").await.version, "1.1.0");
+    assert_eq!(host.active("probe").await.version, "1.1.0");
     host.deploy_bytes(&bytes).await.expect_code(0);
-    clean(&host, "hello").await;
+    clean(&host, "probe").await;
+    load.more(20).await;
+    load.stop().await.expect_none_lost();
 }
 
 #[tokio::test]
 async fn a_control_client_that_is_killed_in_its_deploy_stops_nothing() {
-    let host = Host::serving(&fixture("hello", "1.0.0")).await;
-    let slow = host.scratch("hello.so");
+    let host = Host::serving(&fixture("probe", "1.0.0")).await;
+    let load = BUSY.start(host.address);
+    load.more(20).await;
+    let slow = host.scratch("probe.so");
     for version in ["1.1.0", "1.2.0", "1.3.0"] {
-        fs::write(&slow, hello_as(version)).unwrap();
+        fs::write(&slow, probe_as(version)).unwrap();
         let mut client = deploying(&host, &slow);
-        under_way(&host, "hello").await;
+        under_way(&host, "probe").await;
         client.kill().await.unwrap();
-        host.live("hello", version).await;
+        host.live("probe", version).await;
         // Somebody else hears how it ended.
         host.event("its end", |event| {
             event.kind == "active" && event.message.contains(version)
         })
         .await;
     }
+    load.more(20).await;
+    load.stop().await.expect_none_lost();
 }
 
 #[tokio::test]
@@ -242,16 +248,8 @@ async fn a_storm_of_five_hundred_files_in_five_seconds_ends_in_the_newest() {
     clean(&host, "probe").await;
     load.more(50).await;
     let report = load.stop().await;
-    eprintln!(
-        "{} answered, {} failed, {} cut",
-        report.ok,
-        report.failed.len(),
-        report.cut.len()
-    );
-    assert!(
-        report.failed.is_empty() && report.cut.is_empty() && report.stale.is_empty(),
-        "{report:?}"
-    );
+    report.expect_none_lost();
+    assert!(report.stale.is_empty(), "{report:?}");
 }
 
 /// What must hold when the store cannot take an artifact: told, nothing left, and good again when there is room.
@@ -282,11 +280,7 @@ async fn survives_a_full_store(host: &Host, make_room: impl FnOnce()) {
     host.live("probe", "1.1.9").await;
     host.deploy(&path).await.expect_code(0);
     load.more(20).await;
-    let report = load.stop().await;
-    assert!(
-        report.failed.is_empty() && report.cut.is_empty(),
-        "{report:?}"
-    );
+    load.stop().await.expect_none_lost();
 }
 
 #[tokio::test]
@@ -467,4 +461,168 @@ async fn kill_9_at_any_moment_of_a_deploy_leaves_the_last_good_artifact_and_a_cl
     // Nothing that happened hinders the next one.
     host.deploy_bytes(&probe_as("1.2.0")).await.expect_code(0);
     clean(&host, "probe").await;
+}
+
+/// Reads the lines of a deploy that is begun on the control socket, until `step` has been said or the deploy has ended.
+async fn deploy_until(host: &Host, bytes: &[u8], step: &str) -> Http1<tokio::net::UnixStream> {
+    let mut http = Http1::connect_unix(&host.control()).await.unwrap();
+    let length = bytes.len().to_string();
+    http.send_head(
+        "POST",
+        "/v1/deploy?name=probe.so",
+        &[("content-length", &length)],
+    )
+    .await
+    .unwrap();
+    http.send(bytes).await.unwrap();
+    if step == "upload" {
+        return http;
+    }
+    assert_eq!(http.head("POST").await.unwrap().status, 200);
+    let mut text = String::new();
+    loop {
+        let piece = http.chunk(&mut Vec::new()).await.unwrap();
+        let piece = piece.unwrap_or_else(|| panic!("no {step} in {text}"));
+        text.push_str(&String::from_utf8_lossy(&piece));
+        for line in text.lines() {
+            // The last line may not be whole yet.
+            let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else {
+                continue;
+            };
+            if line["step"] == step || line["type"] == step {
+                return http;
+            }
+        }
+    }
+}
+
+/// What the host will serve after a restart, by its own record.
+fn head(host: &Host) -> (String, String) {
+    let record = fs::read(host.state().join("apps").join("probe.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let head = &record["head"];
+    (text(&head["version"]), text(&head["artifact"]))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_right_after_each_step_leaves_a_head_that_is_right() {
+    const CLIENTS: u64 = 4;
+    let mut host = Setup::new()
+        .config("[app.probe]\nkeep_artifacts = 0\n")
+        .start()
+        .await;
+    host.deploy_bytes(&probe_as("1.0.0")).await.expect_code(0);
+    let counts = Arc::new(Counts::default());
+    let mut before = "1.0.0".to_owned();
+    let mut deaths = 0;
+    for round in 0..2 {
+        for (n, step) in [
+            "upload",
+            "accepted",
+            "store",
+            "preflight",
+            "load",
+            "start",
+            "cutover",
+            "result",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let next = format!("1.{}.{round}", n + 1);
+            let clients: Vec<_> = (0..CLIENTS)
+                .map(|_| ask_until_it_dies(&counts, host.address))
+                .collect();
+            let heard = deploy_until(&host, &probe_as(&next), step).await;
+            let mut recorded = None;
+            host.crash(|host| recorded = Some(head(host))).await;
+            deaths += 1;
+            drop(heard);
+            for client in clients {
+                client.await.unwrap();
+            }
+            // What was on the disk when it died is what is live now, bytes and all.
+            let live = host.active("probe").await;
+            assert_eq!(
+                recorded,
+                Some((live.version.clone(), live.artifact.clone())),
+                "after {step}"
+            );
+            match step {
+                // HEAD is written after the cutover is told, and before the result is.
+                "cutover" => assert!([&before, &next].contains(&&live.version), "{live:?}"),
+                "result" => assert_eq!(live.version, next, "after {step}"),
+                // Killed by then, or it went on for a moment after it was heard.
+                _ => assert!([&before, &next].contains(&&live.version), "{live:?}"),
+            }
+            assert_eq!(host.get("/version").await.version(), Some(&*live.version));
+            clean(&host, "probe").await;
+            before = live.version;
+        }
+    }
+    let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    println!(
+        "kill -9 after each step: {} sent, {} answered, {} lost with the process",
+        of(&counts.sent),
+        of(&counts.answered),
+        of(&counts.lost)
+    );
+    assert_eq!(of(&counts.wrong), 0);
+    assert_eq!(of(&counts.sent), of(&counts.answered) + of(&counts.lost));
+    assert!(of(&counts.lost) <= CLIENTS * deaths);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_leave_in_the_middle_cost_nobody_anything() {
+    let host = Host::serving(&fixture("probe", "1.0.0")).await;
+    let load = BUSY.start(host.address);
+    load.more(50).await;
+    let mut left = 0;
+    for round in 0..4 {
+        for n in 0..25 {
+            let mut http = Http1::connect(host.address).await.unwrap();
+            match n % 5 {
+                // In the head, which is no request yet.
+                0 => http
+                    .send(b"GET /version HTTP/1.1\r\nhost: h")
+                    .await
+                    .unwrap(),
+                // In the body of the request.
+                1 => {
+                    http.send_head("POST", "/echo", &[("content-length", "100000")])
+                        .await
+                        .unwrap();
+                    http.send(&[7; 5000]).await.unwrap();
+                }
+                // While the app works.
+                2 => http.send_head("GET", "/slow?ms=60000", &[]).await.unwrap(),
+                // In the body of the answer.
+                3 => {
+                    http.send_head("GET", "/stream?n=100000&every_ms=1", &[])
+                        .await
+                        .unwrap();
+                    assert_eq!(http.head("GET").await.unwrap().status, 200);
+                    http.chunk(&mut Vec::new()).await.unwrap();
+                }
+                // Without reading what it asked for.
+                _ => http
+                    .send_head("GET", "/download?bytes=3000000", &[])
+                    .await
+                    .unwrap(),
+            }
+            drop(http);
+            left += 1;
+        }
+        // In the middle of a swap as well.
+        let version = if round % 2 == 0 { "2.0.0" } else { "1.0.0" };
+        host.deploy(&fixture("probe", version)).await.expect_code(0);
+    }
+    load.more(50).await;
+    let report = load.stop().await;
+    report.expect_unnoticed();
+    println!("{left} clients left in the middle");
+    let app = host.settled("probe").await;
+    assert_eq!(app.generations[0].in_flight, 0, "{app:?}");
+    assert_eq!(app.generations[0].panics, 0);
 }

@@ -229,16 +229,17 @@ async fn the_leak_budget_is_told_once_when_it_is_crossed() {
     assert_eq!(events.iter().filter(|event| told(event)).count(), 1);
 }
 
-/// Has one worker of four do its habit for good, and replaces the generation under load.
-async fn stuck(habit: &str) -> Zoo {
+/// Has one worker of four do its habit for good, and replaces the generation under load, which goes on.
+async fn stuck(habit: &str) -> (Zoo, Running) {
     let zoo = Zoo::configured(habit, "[server]\nworkers = 4\nversion_header = true").await;
+    let running = load(&zoo.host);
+    running.more(20).await;
     let mut http = Http1::connect(zoo.host.address).await.unwrap();
     let asking = tokio::spawn(async move { http.get("/habit").await });
     zoo.host
-        .app_when("zoo", "the habit to begin", |app| {
-            app.generations[0].in_flight == 1
-        })
+        .event("the habit to be told", |event| event.kind == "stalled")
         .await;
+    running.more(20).await;
     let deployed = zoo.host.deploy(&fixture("zoo", "2.0.0")).await;
     assert!([Some(0), Some(7)].contains(&deployed.code), "{deployed:?}");
     let told = zoo
@@ -255,22 +256,26 @@ async fn stuck(habit: &str) -> Zoo {
     assert_eq!(app.generations[0].state, "draining");
     assert_eq!(app.active.unwrap().version, "2.0.0");
     asking.abort();
-    zoo
+    running.more(20).await;
+    (zoo, running)
 }
 
 #[tokio::test]
 async fn a_spinning_handler_holds_its_generation_until_it_returns() {
-    let zoo = stuck("spin").await;
+    let (zoo, running) = stuck("spin").await;
     std::fs::write(zoo.host.state().parent().unwrap().join("until"), "").unwrap();
     let end = zoo.end_of_first().await;
     assert_eq!(end.kind, "unloaded", "{}", end.message);
     zoo.mapped_when(1);
+    running.more(20).await;
+    running.stop().await.expect_unnoticed();
 }
 
 #[tokio::test]
 async fn a_deadlock_holds_its_generation_and_nobody_else() {
-    let zoo = stuck("deadlock").await;
+    let (zoo, running) = stuck("deadlock").await;
     let answer = zoo.host.get("/version").await;
     assert_eq!(answer.text(), "2.0.0");
     zoo.mapped_when(2);
+    running.stop().await.expect_unnoticed();
 }

@@ -799,7 +799,7 @@ fn entry(
     Entry {
         at_ms: super::now_ms(),
         generation,
-        version: artifact.manifest.version.clone(),
+        version: Some(artifact.manifest.version.clone()),
         artifact: artifact.sha256,
         cause: cause.as_str().to_owned(),
         outcome,

@@ -3,6 +3,7 @@
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
+use super::saved::Head;
 use crate::{
     artifact::Sha256,
     control::api::{HistoryEntry, Outcome},
@@ -16,8 +17,8 @@ pub(super) struct Entry {
     pub(super) at_ms: u64,
     /// The generation, if it came to be loaded.
     pub(super) generation: Option<GenerationId>,
-    /// The version its manifest names.
-    pub(super) version: Version,
+    /// The version its manifest names, if it could be read.
+    pub(super) version: Option<Version>,
     /// Its artifact.
     pub(super) artifact: Sha256,
     /// What asked for it.
@@ -44,6 +45,15 @@ impl Entry {
             | Outcome::Conflict
             | Outcome::Denied => false,
         }
+    }
+
+    /// The artifact, to be made live again; none where nothing of it could be read, which was never live.
+    pub(super) fn head(&self) -> Option<Head> {
+        Some(Head {
+            artifact: self.artifact,
+            version: self.version.clone()?,
+            source: self.source.clone(),
+        })
     }
 
     /// As the control socket shows it.
@@ -107,7 +117,10 @@ pub(super) fn rollback_target<'h>(
                 choices(&known)
             )
         })?;
-        known.iter().copied().find(|entry| entry.version == version)
+        known
+            .iter()
+            .copied()
+            .find(|entry| entry.version.as_ref() == Some(&version))
     };
     found.ok_or_else(|| format!("{app} was never live as {to}; {}", choices(&known)))
 }
@@ -118,9 +131,12 @@ fn choices(known: &[&Entry]) -> String {
     }
     let names: Vec<String> = known
         .iter()
-        .map(|entry| match entry.generation {
-            Some(id) => format!("{} (generation {id})", entry.version),
-            None => entry.version.to_string(),
+        .filter_map(|entry| {
+            let version = entry.version.as_ref()?;
+            Some(match entry.generation {
+                Some(id) => format!("{version} (generation {id})"),
+                None => version.to_string(),
+            })
         })
         .collect();
     format!("choose one of {}", names.join(", "))
@@ -136,7 +152,7 @@ mod tests {
         Entry {
             at_ms: generation,
             generation: Some(GenerationId(generation)),
-            version: version.parse().unwrap(),
+            version: Some(version.parse().unwrap()),
             artifact: Sha256([byte; 32]),
             cause: "deploy".into(),
             outcome,

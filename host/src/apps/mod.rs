@@ -10,6 +10,7 @@
 //! - [`leaks`]: what generations leave behind, and the budget for it
 //! - [`history`]: what was deployed, and what a rollback goes back to
 //! - [`rollback`], [`reload`], [`offer`]: the other ways in
+//! - [`refused`]: uploads that were not taken
 //! - [`restore`]: what was live is live again after a restart
 //! - [`stall`]: requests that hold their worker, and who serves the others meanwhile
 //! - [`shutdown`]: the end of all generations
@@ -29,6 +30,7 @@ mod leaks;
 mod metrics;
 mod offer;
 mod operation;
+mod refused;
 mod reload;
 mod restore;
 mod rollback;
@@ -66,7 +68,7 @@ use self::{
 };
 use crate::{
     artifact::{Artifact, Store},
-    config::Config,
+    config::{Config, Watch},
     control::api::{Event, HistoryEntry, OperationResult, Outcome, Status},
     dispatch::Routes,
     names::AppName,
@@ -313,6 +315,13 @@ impl Apps {
             tracing::error!(%error, "the apps could not be ended in order");
         }
         self.0.journal.end();
+    }
+
+    /// The apps of the configuration whose drop folders are watched.
+    pub fn with_drop_folders(&self) -> impl Iterator<Item = &AppName> {
+        let apps = self.0.config.apps.iter();
+        apps.filter(|(_, settings)| settings.watch != Watch::Off)
+            .map(|(name, _)| name)
     }
 
     /// The app of that name, new if nobody knew it. A new one reads its record from the disk.

@@ -34,14 +34,6 @@ pub(super) async fn restore(apps: &Apps, crashed: Option<String>) {
     while starting.join_next().await.is_some() {}
 }
 
-fn as_head(entry: &Entry) -> Head {
-    Head {
-        artifact: entry.artifact,
-        version: entry.version.clone(),
-        source: entry.source.clone(),
-    }
-}
-
 /// Takes HEAD back, because it crashed the host. Whether anything before it came up instead.
 async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
     let Blame { generation, reason } = blame;
@@ -57,7 +49,7 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
                         .as_ref()
                         .is_none_or(|head| head.artifact != entry.artifact)
             })
-            .map(as_head)
+            .filter_map(Entry::head)
             .collect();
         (head, before)
     });
@@ -76,7 +68,7 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
         let entry = Entry {
             at_ms: taken_back_at_ms,
             generation: Some(generation),
-            version: head.version,
+            version: Some(head.version),
             artifact: head.artifact,
             cause: Cause::Crash.as_str().to_owned(),
             outcome: Outcome::RolledBack,
@@ -112,7 +104,7 @@ async fn restore_app(apps: &Apps, app: &Arc<App>) {
         let before: Vec<Head> = history::once_active(&record.history)
             .into_iter()
             .filter(|entry| Some(entry.artifact) != record.head.as_ref().map(|head| head.artifact))
-            .map(as_head)
+            .filter_map(Entry::head)
             .collect();
         (record.head.clone(), before)
     });

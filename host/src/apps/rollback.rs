@@ -50,11 +50,9 @@ pub(super) fn begin(
 fn target(app: &App, to: Option<&str>) -> Result<Head, String> {
     let live = app.live().map(|live| live.artifact);
     app.saved.read(|record| {
-        history::rollback_target(&app.name, &record.history, live, to).map(|entry| Head {
-            artifact: entry.artifact,
-            version: entry.version.clone(),
-            source: entry.source.clone(),
-        })
+        history::rollback_target(&app.name, &record.history, live, to)?
+            .head()
+            .ok_or_else(|| format!("{} has nothing to go back to", app.name))
     })
 }
 

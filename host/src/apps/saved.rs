@@ -304,7 +304,7 @@ mod tests {
         Entry {
             at_ms: 1,
             generation: Some(GenerationId(generation)),
-            version: "1.0.0".parse().unwrap(),
+            version: Some("1.0.0".parse().unwrap()),
             artifact: Sha256([byte; 32]),
             cause: "deploy".into(),
             outcome,

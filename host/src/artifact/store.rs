@@ -60,6 +60,8 @@ pub enum StoreError {
         reason: String,
         /// The identity of the refused bytes.
         sha256: Option<Sha256>,
+        /// What they say of themselves, if they can be read that far.
+        manifest: Option<Box<Manifest>>,
     },
     /// The file or the store could not be read or written: exit code 1.
     #[error("{}: {source}", path.display())]
@@ -372,16 +374,19 @@ impl Writer {
         } = self;
         let (sha256, size) = hasher.finish();
         let path = written.store.path(sha256);
-        let refused = |reason| StoreError::Refused {
+        let refused = |reason, manifest| StoreError::Refused {
             reason,
             sha256: Some(sha256),
+            manifest,
         };
         let Written { store, file, temp } = &written;
         let mut artifact = describe(file, sha256, size, path.clone()).map_err(|e| match e {
-            Undescribed::Reason(reason) => refused(reason),
+            Undescribed::Reason(reason) => refused(reason, None),
             Undescribed::Io(source) => at(&temp.0, "cannot read it back")(source),
         })?;
-        artifact.acceptable().map_err(refused)?;
+        artifact
+            .acceptable()
+            .map_err(|reason| refused(reason, Some(Box::new(artifact.manifest.clone()))))?;
         // What came in pieces from somebody is in memory only when it is known to be worth it.
         let image = match draft {
             Some(draft) => draft.seal(),
@@ -423,6 +428,7 @@ pub fn inspect(path: &Path) -> Result<Artifact, StoreError> {
         Undescribed::Reason(reason) => StoreError::Refused {
             reason,
             sha256: Some(sha256),
+            manifest: None,
         },
         Undescribed::Io(source) => at(path, "cannot read it")(source),
     })
@@ -511,6 +517,7 @@ fn open_source(path: &Path) -> Result<File, StoreError> {
                 path.display()
             ),
             sha256: None,
+            manifest: None,
         });
     }
     File::open(path).map_err(at(path, "cannot read it"))
@@ -599,7 +606,7 @@ mod tests {
 
     fn reason(store: &Store, bytes: &[u8]) -> String {
         match add(store, bytes) {
-            Err(StoreError::Refused { reason, sha256 }) => {
+            Err(StoreError::Refused { reason, sha256, .. }) => {
                 assert_eq!(sha256, Some(Sha256::of(bytes)));
                 reason
             }

@@ -68,7 +68,11 @@ fn rows(entry: &HistoryEntry) -> Vec<Row> {
             .generation
             .map_or_else(|| "-".to_owned(), |generation| generation.to_string())
             .into(),
-        entry.version.to_string().into(),
+        entry
+            .version
+            .as_ref()
+            .map_or_else(|| "-".to_owned(), ToString::to_string)
+            .into(),
         output::short(&entry.artifact).into(),
         entry.cause.as_str().into(),
         Cell::painted(word, paint),

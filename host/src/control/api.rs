@@ -201,8 +201,8 @@ pub struct HistoryEntry {
     pub app: AppName,
     /// The generation, if it came to be loaded.
     pub generation: Option<GenerationId>,
-    /// The version its manifest names.
-    pub version: Version,
+    /// The version its manifest names, if it could be read.
+    pub version: Option<Version>,
     /// The SHA-256 of the artifact, in hexadecimal.
     pub artifact: String,
     /// What asked for it: `deploy`, `drop`, `reload`, `rollback`, `start` or `dev`.

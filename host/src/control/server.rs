@@ -68,6 +68,13 @@ pub trait Backend: Clone + Send + Sync + 'static {
         timeout: Option<Duration>,
         wait: Wait,
     ) -> Operation;
+    /// For `POST /v1/deploy`, with an upload that the store did not take.
+    fn not_taken(
+        &self,
+        file: &str,
+        app: Option<AppName>,
+        error: &StoreError,
+    ) -> impl Future<Output = OperationResult> + Send;
     /// For `POST /v1/reload`.
     fn reload(&self, app: Option<AppName>, wait: Wait) -> Operation;
     /// For `POST /v1/rollback`.
@@ -140,6 +147,15 @@ impl Backend for Host {
         artifact.signature = signature;
         self.apps
             .deploy(artifact, stored_in, app, Cause::Deploy, timeout, wait)
+    }
+
+    async fn not_taken(
+        &self,
+        file: &str,
+        app: Option<AppName>,
+        error: &StoreError,
+    ) -> OperationResult {
+        self.apps.not_taken(file, app, error).await
     }
 
     fn reload(&self, app: Option<AppName>, wait: Wait) -> Operation {
@@ -671,6 +687,7 @@ async fn deploy<B: Backend>(
     backend: B,
 ) -> Result<Answer, Refusal> {
     let timeout = query.timeout_ms.map(Duration::from_millis);
+    let (told, app) = (backend.clone(), query.app.clone());
     // On a task of its own: when the last byte is in, the deploy happens, even if the client dies in that moment.
     let deploying = tokio::spawn(async move {
         let began = Instant::now();
@@ -705,21 +722,7 @@ async fn deploy<B: Backend>(
         }
     };
     let name = query.name.as_deref().unwrap_or("the upload");
-    let (outcome, artifact) = match &error {
-        StoreError::Refused { sha256, .. } => {
-            (Outcome::Rejected, sha256.map(|sha256| sha256.to_string()))
-        }
-        StoreError::Io { .. } => (Outcome::Failed, None),
-    };
-    tracing::warn!(artifact, "{name} was not taken: {error}");
-    Ok(ended(OperationResult {
-        outcome,
-        message: format!("{name} was not taken: {error}"),
-        app: None,
-        generation: None,
-        version: None,
-        artifact,
-    }))
+    Ok(ended(told.not_taken(name, app, &error).await))
 }
 
 /// Reads what a refused caller still sends, for a while: closing on it would take the answer away from it.
@@ -873,6 +876,7 @@ mod tests {
                 Err(StoreError::Refused {
                     reason: "it is not an ELF file".into(),
                     sha256: None,
+                    manifest: None,
                 })
             }
         }
@@ -928,6 +932,25 @@ mod tests {
             let length = artifact.len();
             self.call(format!("deploy {length} {app} {timeout:?} {wait:?}"));
             self.operation()
+        }
+
+        async fn not_taken(
+            &self,
+            file: &str,
+            app: Option<AppName>,
+            error: &StoreError,
+        ) -> OperationResult {
+            OperationResult {
+                outcome: match error {
+                    StoreError::Refused { .. } => Outcome::Rejected,
+                    StoreError::Io { .. } => Outcome::Failed,
+                },
+                message: format!("{file} was not taken: {error}"),
+                app,
+                generation: None,
+                version: None,
+                artifact: None,
+            }
         }
 
         fn reload(&self, _app: Option<AppName>, _wait: Wait) -> Operation {

@@ -127,7 +127,8 @@ impl TakeAnswer for Slot<'_> {
             }
             Crossing::Upgrade(io) => {
                 if let Some(on_upgrade) = self.on_upgrade.take() {
-                    upgrade::join(on_upgrade, io, in_flight.clone());
+                    let seat = upgrade::join(on_upgrade, io, in_flight.clone());
+                    response.extensions_mut().insert(seat);
                 }
             }
             Crossing::Empty => {}

@@ -29,6 +29,7 @@ use super::{
     execution::{Elsewhere, Threads},
     own,
     route::Routes,
+    upgrade::Seat,
 };
 use crate::{config, generation::Cut, names::AppName};
 
@@ -250,15 +251,13 @@ where
             Stage::Waiting(_) => {}
             Stage::Running(dispatched) => {
                 if let Poll::Ready(response) = Pin::new(dispatched).poll(cx) {
-                    let permit = self.permit.take();
-                    return Poll::Ready(response.map(|body| body.with_permit(permit)));
+                    return Poll::Ready(hand_on(self.permit.take(), response));
                 }
             }
             Stage::Elsewhere(elsewhere) => {
                 if let Poll::Ready(response) = elsewhere.poll(cx) {
-                    let permit = self.permit.take();
                     let response = response.unwrap_or_else(|| own::ends(&self.limits.app));
-                    return Poll::Ready(response.map(|body| body.with_permit(permit)));
+                    return Poll::Ready(hand_on(self.permit.take(), response));
                 }
             }
         }
@@ -275,6 +274,21 @@ where
         self.permit = None;
         Poll::Ready(own::timed_out(&self.limits.app))
     }
+}
+
+/// Gives the permit to what goes on after the head of the answer: the upgraded connection, or the body.
+fn hand_on(
+    permit: Option<OwnedSemaphorePermit>,
+    mut response: Response<AnswerBody>,
+) -> Response<AnswerBody> {
+    let Some(permit) = permit else {
+        return response;
+    };
+    if let Some(seat) = response.extensions_mut().remove::<Seat>() {
+        seat.take(permit);
+        return response;
+    }
+    response.map(|body| body.with_permit(Some(permit)))
 }
 
 #[cfg(test)]

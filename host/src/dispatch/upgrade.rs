@@ -6,6 +6,7 @@
 use std::{
     io,
     pin::Pin,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
 };
 
@@ -15,16 +16,35 @@ use handover_plugin::abi::{
 };
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    sync::OwnedSemaphorePermit,
+};
 
 use crate::generation::{Hold, InFlight};
 
 /// A close frame from the server: code 1012, no reason.
 const SERVICE_RESTART: [u8; 4] = [0x88, 0x02, 0x03, 0xF4];
 
-/// Joins both ends once hyper has given up the connection, on a task of its own, which is counted as in flight.
-pub(super) fn join(on_upgrade: OnUpgrade, io: IoStream, in_flight: InFlight) {
+/// The place of an upgraded connection among the requests that its app may have at a time. It travels on the response, since the connection
+/// is joined before the limits hear of the answer, and lies there until the connection has ended.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seat(Arc<OnceLock<OwnedSemaphorePermit>>);
+
+impl Seat {
+    /// Takes the place.
+    pub(super) fn take(&self, permit: OwnedSemaphorePermit) {
+        // Taken once: a response has one request.
+        let _ = self.0.set(permit);
+    }
+}
+
+/// Joins both ends once hyper has given up the connection, on a task of its own, which is counted as in flight, and gives its place.
+pub(super) fn join(on_upgrade: OnUpgrade, io: IoStream, in_flight: InFlight) -> Seat {
+    let seat = Seat::default();
+    let held = seat.clone();
     tokio::spawn(async move {
+        let _held = held;
         let plugin = PluginIo {
             io,
             _hold: in_flight.hold(),
@@ -75,6 +95,7 @@ pub(super) fn join(on_upgrade: OnUpgrade, io: IoStream, in_flight: InFlight) {
             () = give_up => {}
         }
     });
+    seat
 }
 
 /// Ends when the drain deadline has passed.

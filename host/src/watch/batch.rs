@@ -226,6 +226,7 @@ fn take_in(
                 Err(reason) => Err(StoreError::Refused {
                     reason,
                     sha256: Some(artifact.sha256),
+                    manifest: None,
                 }),
             })
         };
@@ -264,6 +265,7 @@ fn take_in(
             Err(StoreError::Refused {
                 reason,
                 sha256: Some(sha256),
+                ..
             }) => {
                 answer::write(&candidate.path, &Verdict::Failed, &reason, sha256);
                 let end = End::Answered(sha256, Verdict::Failed);
@@ -290,6 +292,7 @@ fn refuse(path: &Path, reason: String) -> Result<Artifact, StoreError> {
     Err(StoreError::Refused {
         reason,
         sha256: Some(sha256),
+        manifest: None,
     })
 }
 

@@ -6,6 +6,7 @@
 //! | `load-segv` | crashes while it is loaded, before anything of it is called |
 //! | `start-error`, `start-panic`, `start-segv`, `start-abort`, `start-exit`, `start-hang`, `start-spin` | its constructor does |
 //! | `live-error`, `live-panic`, `live-hang` | its constructor does, but not in preflight |
+//! | `live-late` | its constructor takes four seconds, but not in preflight |
 //! | `unhealthy` | starts, and answers everything with 500 |
 //! | `leak-thread` | starts a thread that never ends |
 
@@ -51,6 +52,7 @@ async fn app(cx: Context) -> Result<Router, Error> {
         "abort" => std::process::abort(),
         "exit" => std::process::exit(0),
         "hang" => std::future::pending().await,
+        "late" => tokio::time::sleep(std::time::Duration::from_secs(4)).await,
         "spin" => loop {
             std::hint::spin_loop();
         },

@@ -1,0 +1,62 @@
+//! Uploads that the store did not take: told as an event, and remembered in the history of the app that they name.
+
+use super::{Apps, Cause, events::Kind, history::Entry};
+use crate::{
+    artifact::StoreError,
+    control::api::{OperationResult, Outcome},
+    names::AppName,
+};
+
+impl Apps {
+    /// Tells that the upload of `file` was not taken, and remembers it: for `app`, or for the app that its manifest names if it can be read
+    /// that far. What names no app has no history.
+    pub async fn not_taken(
+        &self,
+        file: &str,
+        app: Option<AppName>,
+        error: &StoreError,
+    ) -> OperationResult {
+        let (outcome, kind) = match error {
+            StoreError::Refused { .. } => (Outcome::Rejected, Kind::Rejected),
+            StoreError::Io { .. } => (Outcome::Failed, Kind::Failed),
+        };
+        let (sha256, manifest) = match error {
+            StoreError::Refused {
+                sha256, manifest, ..
+            } => (*sha256, manifest.as_deref()),
+            StoreError::Io { .. } => (None, None),
+        };
+        let app = app.or_else(|| manifest.map(|manifest| manifest.app.clone()));
+        let message = format!("{file} was not taken: {error}");
+        self.0
+            .events
+            .tell(kind, app.as_ref(), None, message.as_str());
+        if let (Some(name), Some(artifact)) = (&app, sha256) {
+            let app = self.app(name);
+            app.tally.ended(outcome);
+            let entry = Entry {
+                at_ms: super::now_ms(),
+                generation: None,
+                version: manifest.map(|manifest| manifest.version.clone()),
+                artifact,
+                cause: Cause::Deploy.as_str().to_owned(),
+                outcome,
+                reason: Some(error.to_string()),
+                source: None,
+            };
+            let (_, saved) = app.saved.change(|record| record.remember(entry)).await;
+            if let Err(cause) = saved {
+                let trouble = format!("the failure could not be recorded: {cause}");
+                self.tell(Kind::State, &app, None, trouble);
+            }
+        }
+        OperationResult {
+            outcome,
+            message,
+            app,
+            generation: None,
+            version: None,
+            artifact: sha256.map(|sha256| sha256.to_string()),
+        }
+    }
+}
