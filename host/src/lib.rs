@@ -3,6 +3,7 @@
 
 pub mod apps;
 pub mod artifact;
+mod background;
 pub mod cli;
 pub mod config;
 pub mod control;

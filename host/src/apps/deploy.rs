@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, trust::Untrusted},
+    background,
     config::WhenFull,
     control::api::{OperationResult, OperationStatus, Outcome, Progress},
     generation::{self, Spec, StartError, Started},
@@ -462,7 +463,7 @@ fn make_room(apps: &Apps, app: &App) -> Result<(), Failure> {
 /// Keeps the artifact for good: HEAD may name it from then on.
 async fn keep(apps: &Apps, plan: &Plan) -> Result<(), Failure> {
     let (store, artifact) = (apps.0.store.clone(), plan.artifact.clone());
-    tokio::task::spawn_blocking(move || store.keep(&artifact))
+    background::run("keep", move || store.keep(&artifact))
         .await
         .map_err(|broken| Failure::host(format!("it could not be stored: {broken}")))?
         .map_err(|error| Failure::host(format!("it could not be stored: {error}")))

@@ -33,6 +33,7 @@ use super::{
 use crate::{
     apps::{Apps, Cause, Operation, Wait},
     artifact::{Artifact, Signature, Store, StoreError, store::Writer},
+    background,
     names::AppName,
     telemetry::{Gather, exposition},
 };
@@ -756,7 +757,7 @@ enum Piece {
 /// Streams `body` into the store: never more than a few pieces are in memory.
 async fn receive<B: Backend>(mut body: Incoming, backend: B) -> Result<B::Artifact, ReceiveError> {
     let (tx, mut rx) = mpsc::channel(WAITING);
-    let writing = tokio::task::spawn_blocking(move || {
+    let writing = tokio::spawn(background::run("upload", move || {
         let mut upload = backend.upload()?;
         loop {
             match rx.blocking_recv() {
@@ -765,7 +766,7 @@ async fn receive<B: Backend>(mut body: Incoming, backend: B) -> Result<B::Artifa
                 None => return Ok(None),
             }
         }
-    });
+    }));
     while let Some(frame) = body.frame().await {
         // Read to its end even when the writer gave up: a client that still writes could not read why.
         if let Ok(bytes) = frame.map_err(ReceiveError::Cut)?.into_data() {
@@ -775,9 +776,9 @@ async fn receive<B: Backend>(mut body: Incoming, backend: B) -> Result<B::Artifa
     let _ = tx.send(Piece::End).await;
     drop(tx);
     match writing.await {
-        Ok(Ok(Some(artifact))) => Ok(artifact),
-        Ok(Err(error)) => Err(ReceiveError::Store(error)),
-        Ok(Ok(None)) | Err(_) => Err(ReceiveError::Store(StoreError::Io {
+        Ok(Ok(Ok(Some(artifact)))) => Ok(artifact),
+        Ok(Ok(Err(error))) => Err(ReceiveError::Store(error)),
+        Ok(Ok(Ok(None)) | Err(_)) | Err(_) => Err(ReceiveError::Store(StoreError::Io {
             path: "the upload".into(),
             source: std::io::Error::other("the writer of the store failed"),
         })),

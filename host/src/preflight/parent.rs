@@ -22,8 +22,9 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader, Interest},
     net::UnixStream,
     process::{Child, Command},
-    sync::Semaphore,
-    task::{JoinHandle, JoinSet},
+    runtime::Handle,
+    sync::{Semaphore, oneshot},
+    task::JoinSet,
 };
 
 use super::{
@@ -32,7 +33,7 @@ use super::{
 };
 use crate::{
     artifact::Artifact,
-    config,
+    background, config,
     names::{self, AppName},
 };
 
@@ -73,10 +74,10 @@ pub async fn check(
         requests: settings.check.requests.clone(),
     };
     let lender = artifact.clone();
-    let image = tokio::task::spawn_blocking(move || lender.lend_image())
+    let image = background::run("lend", move || lender.lend_image())
         .await?
         .map_err(io::Error::other)?;
-    let mut running = Running::spawn()?;
+    let mut running = Running::spawn().await?;
     running.hand_over(image).await?;
     let mut heard = Heard::default();
     let ended = running.listen(&task, &mut heard, deadline).await?;
@@ -98,10 +99,23 @@ pub async fn check(
 struct Running {
     child: Child,
     group: Group,
-    /// Ends when the child has ended, and leaves its exit status and with it its process id.
-    ended: JoinHandle<()>,
+    /// Comes when the child has ended, and leaves its exit status and with it its process id.
+    ended: oneshot::Receiver<()>,
     report: UnixStream,
     output: Output,
+}
+
+fn spawn_child(report: StdUnixStream) -> io::Result<(Child, Option<Pid>)> {
+    let child = Command::new("/proc/self/exe")
+        .arg("preflight-child")
+        .stdin(OwnedFd::from(report))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()?;
+    let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+    Ok((child, pid))
 }
 
 /// The process group of a child. Dropping it kills all that is in it: the child is not waited for before, so its
@@ -118,30 +132,32 @@ impl Drop for Group {
 }
 
 impl Running {
-    fn spawn() -> io::Result<Self> {
+    async fn spawn() -> io::Result<Self> {
         let (ours, theirs) = StdUnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let report = UnixStream::from_std(ours)?;
-        let mut child = Command::new("/proc/self/exe")
-            .arg("preflight-child")
-            .stdin(OwnedFd::from(theirs))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .kill_on_drop(true)
-            .spawn()?;
-        let pid = child
-            .id()
-            .and_then(|id| Pid::from_raw(id.cast_signed()))
-            .ok_or_else(|| io::Error::other("the preflight child has no process id"))?;
-        let group = Group(Some(pid));
-        let ended = tokio::task::spawn_blocking(move || {
-            // An error means that somebody took its status already, so it has ended.
-            let _ = waitid(
-                WaitId::Pid(pid),
-                WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
-            );
-        });
+        let (tell, started) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
+        let runtime = Handle::current();
+        // Starting a process holds up the thread that does it, so it is none that serves; and the child ends with that thread, so it
+        // stays until then.
+        background::start("preflight", move || {
+            let _runtime = runtime.enter();
+            let child = spawn_child(theirs);
+            let pid = child.as_ref().ok().and_then(|(_, pid)| *pid);
+            // Dropped when nobody wants it any more, and killed by that.
+            let _ = tell.send(child);
+            if let Some(pid) = pid {
+                // An error means that somebody took its status already, so it has ended.
+                let _ = waitid(
+                    WaitId::Pid(pid),
+                    WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
+                );
+            }
+            let _ = end.send(()); // nobody waits any more
+        })?;
+        let (mut child, pid) = started.await.map_err(io::Error::other)??;
+        let group = Group(pid);
         let mut output = Output::default();
         output.read(child.stdout.take());
         output.read(child.stderr.take());

@@ -14,7 +14,10 @@ use super::{
     answer::{self, Verdict},
     scan::{Key, Stamp},
 };
-use crate::artifact::{Artifact, Sha256, Signature, Store, StoreError, inspect};
+use crate::{
+    artifact::{Artifact, Sha256, Signature, Store, StoreError, inspect},
+    background,
+};
 
 /// A file that is worth hashing.
 pub(super) struct Candidate {
@@ -104,7 +107,7 @@ pub(super) async fn run<T: DropTarget>(
     let permit = readers.acquire().await;
     let reading = {
         let (key, target) = (key.clone(), Arc::clone(&target));
-        task::spawn_blocking(move || {
+        background::run("read", move || {
             let has = |sha256| key.as_ref().is_some_and(|app| target.has(app, sha256));
             let admits = |path: &Path| target.admits(path);
             take_in(&key, candidates, fresh_state, &store, has, admits)

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::process::Signal;
@@ -15,6 +15,12 @@ use super::{
     contender::{HandoverHost, nginx, nginx_server},
     server::{Server, first_line, free_address, program},
 };
+
+/// The file that uWSGI watches.
+const CHAIN: &str = "chain";
+
+/// How long a command that reloads may take.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A server that reloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,11 +33,11 @@ pub enum Reloader {
     HaProxy,
     /// SIGHUP to the master, threaded workers so that connections are kept.
     Gunicorn,
-    /// SIGHUP to the master.
+    /// A touched file: a chain reload, worker by worker, behind its HTTP router.
     Uwsgi,
     /// SIGUSR1 to the cluster: a phased restart, worker by worker.
     Puma,
-    /// SIGHUP to `start_server`, which starts a new Starman on the same socket.
+    /// SIGHUP to `start_server`, which starts a new Starman on the same socket and then sends SIGQUIT to the old one.
     Starman,
     /// `pm2 reload` of a node cluster.
     Pm2,
@@ -79,19 +85,24 @@ impl Reloader {
             Self::Nginx => "SIGHUP (`nginx -s reload`)",
             Self::HaProxy => "SIGUSR2 to the master (`-W`)",
             Self::Gunicorn => "SIGHUP, `gthread` workers",
-            Self::Uwsgi => "SIGHUP, `--http11-socket`",
+            Self::Uwsgi => {
+                "chain reload behind its HTTP router (`--lazy-apps --touch-chain-reload`)"
+            }
             Self::Puma => "SIGUSR1, phased restart",
-            Self::Starman => "SIGHUP to `start_server`",
-            Self::Pm2 => "`pm2 reload`",
+            Self::Starman => "SIGHUP to `start_server --signal-on-hup=QUIT`",
+            Self::Pm2 => "`pm2 reload`, an app that closes on SIGINT and tells when it is ready",
         }
     }
 
-    /// How long it gets between two reloads: interpreters take long to start.
+    /// How long it gets between two reloads: about what one takes here. Interpreters take long to start, and some start one worker
+    /// after the other.
     pub fn gap(self) -> Duration {
-        match self {
-            Self::Handover | Self::Nginx | Self::HaProxy => Duration::from_millis(500),
-            _ => Duration::from_secs(3),
-        }
+        Duration::from_millis(match self {
+            Self::Handover | Self::Nginx | Self::HaProxy => 500,
+            Self::Gunicorn => 1200,
+            Self::Uwsgi | Self::Starman => 2500,
+            Self::Puma | Self::Pm2 => 3000,
+        })
     }
 
     fn source(self) -> Source {
@@ -117,7 +128,7 @@ impl Reloader {
             Self::Gunicorn => in_tools("python/bin/gunicorn").or_else(|| program("gunicorn")),
             Self::Uwsgi => in_tools("python/bin/uwsgi"),
             Self::Puma => program("puma"),
-            Self::Starman => program("starman").and(program("start_server")),
+            Self::Starman => program("start_server").and(program("starman")),
             Self::Pm2 => in_tools("node/node_modules/.bin/pm2").or_else(|| program("pm2")),
         }
     }
@@ -234,8 +245,9 @@ impl Reloader {
             }
             Self::Uwsgi => {
                 let file = write("app.py", wsgi);
-                command.arg("--http11-socket").arg(address.to_string());
+                command.arg("--http").arg(address.to_string());
                 command.args([
+                    "--http-keepalive=60",
                     "--master",
                     "--workers",
                     "2",
@@ -243,7 +255,10 @@ impl Reloader {
                     "16",
                     "--disable-logging",
                     "--die-on-term",
+                    "--lazy-apps",
+                    "--touch-chain-reload",
                 ]);
+                command.arg(write(CHAIN, ""));
                 command.args(["--callable", "app", "--wsgi-file"]).arg(file);
             }
             Self::Puma => {
@@ -264,7 +279,9 @@ impl Reloader {
                 command
                     .current_dir(home)
                     .arg("--port")
-                    .arg(address.to_string());
+                    .arg(address.to_string())
+                    .args(["--interval", "1"])
+                    .args(["--signal-on-hup=QUIT", "--signal-on-term=QUIT"]);
                 // Starman works on one connection at a time in each worker, so there are as many as connections.
                 command
                     .arg("--")
@@ -274,14 +291,17 @@ impl Reloader {
             }
             Self::Pm2 => {
                 let text = format!(
-                    "require('http').createServer((q, s) => {{ s.setHeader('content-type', 'text/plain'); s.end('hello 1.0.0') }})\
-                     .listen({}, '127.0.0.1')\n",
+                    "const server = require('http').createServer((q, s) => {{\n  s.setHeader('content-type', 'text/plain'); \
+                     s.end('hello 1.0.0')\n}})\nserver.keepAliveTimeout = 60000\n\
+                     server.listen({}, '127.0.0.1', () => process.send && process.send('ready'))\n\
+                     process.on('SIGINT', () => server.close(() => process.exit(0)))\n",
                     address.port()
                 );
                 let file = write("app.js", &text);
                 command.env("PM2_HOME", home.join("pm2"));
                 command
-                    .args(["start", "--no-daemon", "--instances", "2"])
+                    .args(["start", "--no-daemon", "--instances", "2", "--wait-ready"])
+                    .args(["--kill-timeout", "5000"])
                     .arg(file);
             }
         }
@@ -292,17 +312,24 @@ impl Reloader {
     pub fn reload(self, server: &Server) {
         match self {
             Self::Handover => {}
-            Self::Nginx | Self::Gunicorn | Self::Uwsgi | Self::Starman => {
-                server.signal(Signal::HUP)
-            }
+            Self::Nginx | Self::Gunicorn | Self::Starman => server.signal(Signal::HUP),
+            Self::Uwsgi => fs::write(server.dir().join(CHAIN), "").expect("the folder is ours"),
             Self::HaProxy => server.signal(Signal::USR2),
             Self::Puma => server.signal(Signal::USR1),
             Self::Pm2 => {
                 let mut command = Command::new(self.program().expect("it runs"));
                 command.env("PM2_HOME", server.dir().join("pm2"));
                 command.args(["reload", "all"]).stdin(Stdio::null());
+                command.stdout(Stdio::null()).stderr(Stdio::null());
+                let mut child = command.spawn().expect("it runs");
                 // What it has to say is counted by the clients.
-                let _ = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+                let deadline = Instant::now() + PATIENCE;
+                while matches!(child.try_wait(), Ok(None)) {
+                    if Instant::now() > deadline {
+                        let _ = child.kill(); // ended just now
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
             }
         }
     }
