@@ -28,7 +28,7 @@ use crate::{
     dispatch::Routes,
     ledger,
     notify::Notifier,
-    ownership,
+    open_files, ownership,
     server::{self, socket},
     watch,
 };
@@ -154,6 +154,7 @@ impl Daemon {
             notifier,
             crashed,
         } = given;
+        open_files::raise();
         let settings = config.server.clone();
         let (access, group) = admit(&config.control, &settings)?;
         let lock = take_state(&settings.state, STILL_ENDING)?;

@@ -13,6 +13,7 @@ pub mod ledger;
 pub mod loader;
 pub mod names;
 pub mod notify;
+mod open_files;
 pub mod ownership;
 pub mod preflight;
 pub mod server;

@@ -9,6 +9,7 @@ use crate::{
         ActiveStatus, AppStatus, GenerationStatus, HostStatus, LimitsStatus, StagedStatus, Status,
     },
     generation::{Generation, State},
+    open_files,
 };
 
 /// The status of everything, now.
@@ -20,6 +21,7 @@ pub(super) fn status(apps: &Apps) -> Status {
             pid: std::process::id(),
             uptime_ms: millis(apps.0.started.elapsed()),
             rss_bytes: resident_bytes(),
+            max_open_files: open_files::limit(),
             listen: apps
                 .0
                 .listen

@@ -811,6 +811,7 @@ mod tests {
                     pid: 7,
                     uptime_ms: 0,
                     rss_bytes: 0,
+                    max_open_files: None,
                     listen: Vec::new(),
                     abi: "1.1".into(),
                     leaks: Default::default(),
