@@ -28,7 +28,7 @@ use crate::{
     dispatch::Routes,
     ledger,
     notify::Notifier,
-    ownership,
+    open_files, ownership,
     server::{self, Connections, socket},
     telemetry::{
         Gather, endpoint,
@@ -159,6 +159,7 @@ impl Daemon {
             notifier,
             crashed,
         } = given;
+        open_files::raise();
         let settings = config.server.clone();
         let config_metrics = config.metrics;
         let (access, group) = admit(&config.control, &settings)?;

@@ -14,6 +14,7 @@ pub mod ledger;
 pub mod loader;
 pub mod names;
 pub mod notify;
+mod open_files;
 pub mod ownership;
 pub mod preflight;
 pub mod process;

@@ -376,12 +376,7 @@ fn dropped(swaps: &[Swap], level: Level, tallies: Vec<Tally>) -> Dropped {
         list.sort_unstable();
         list
     };
-    let nothing = Footprint {
-        resident: 0,
-        threads: 0,
-        descriptors: 0,
-        mappings: 0,
-    };
+    let nothing = Footprint::default();
     Dropped {
         level,
         swaps: swaps.len() as u64,

@@ -15,6 +15,7 @@ use crate::{
     },
     generation::{Generation, State},
     ledger::Held,
+    open_files,
 };
 
 /// The status of everything, now.
@@ -27,6 +28,7 @@ pub(super) fn status(apps: &Apps) -> Status {
             pid: std::process::id(),
             uptime_ms: millis(apps.0.started.elapsed()),
             rss_bytes: process::resident_bytes(),
+            max_open_files: open_files::limit(),
             listen: apps
                 .0
                 .listen

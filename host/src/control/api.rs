@@ -159,6 +159,9 @@ pub struct HostStatus {
     pub uptime_ms: u64,
     /// Its resident memory.
     pub rss_bytes: u64,
+    /// How many files and connections it may have open at a time; null = any number.
+    #[serde(default)]
+    pub max_open_files: Option<u64>,
     /// The addresses it listens on.
     pub listen: Vec<String>,
     /// Where it tells its metrics over TCP, if it does.

@@ -895,6 +895,7 @@ mod tests {
                     pid: 7,
                     uptime_ms: 0,
                     rss_bytes: 0,
+                    max_open_files: None,
                     listen: Vec::new(),
                     metrics: None,
                     abi: "1.1".into(),

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, Permissions},
     os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
 };
 
@@ -26,40 +26,45 @@ impl Builds {
     /// # Panics
     /// When one does not build.
     pub fn new() -> Self {
-        let dir = target().join("release").join("benches");
-        fs::create_dir_all(&dir).expect("the target folder can be written");
-        let build = |package: &str, file: &str| {
-            let status = Command::new(env!("CARGO"))
-                .args(["build", "--quiet", "--release", "-p", package])
-                .arg("--target-dir")
-                .arg(target())
-                .env_remove("HANDOVER_VERSION")
-                .current_dir(workspace())
-                .stdin(Stdio::null())
-                .status();
-            assert!(
-                status.expect("cargo can be run").success(),
-                "{package} does not build"
-            );
-            // Copied, so that builds to come do not change what is being measured.
-            let bytes = fs::read(target().join("release").join(file));
-            keep(&dir, file, &bytes.expect("cargo has built the file"))
-        };
         let hello = build("hello", "libhello.so");
         let mut second = fs::read(&hello).expect("it was just written");
         elf::set_version(&mut second, "2.0.0");
         Self {
             handover: build("handover", "handover"),
             twin: build("twin", "twin"),
-            hello: [hello, keep(&dir, "libhello-2.0.0.so", &second)],
+            hello: [hello, keep("libhello-2.0.0.so", &second)],
         }
     }
 }
 
+/// Builds a package of the workspace, and gives a copy of the file that comes of it.
+///
+/// # Panics
+/// When it does not build.
+pub fn build(package: &str, file: &str) -> PathBuf {
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--release", "-p", package])
+        .arg("--target-dir")
+        .arg(target())
+        .env_remove("HANDOVER_VERSION")
+        .current_dir(workspace())
+        .stdin(Stdio::null())
+        .status();
+    assert!(
+        status.expect("cargo can be run").success(),
+        "{package} does not build"
+    );
+    // Copied, so that builds to come do not change what is being measured.
+    let bytes = fs::read(target().join("release").join(file));
+    keep(file, &bytes.expect("cargo has built the file"))
+}
+
 /// Writes a program or a library beside and renames it, so that no copy that runs is changed.
-fn keep(dir: &Path, file: &str, bytes: &[u8]) -> PathBuf {
+fn keep(file: &str, bytes: &[u8]) -> PathBuf {
+    let dir = target().join("release").join("benches");
     let (fresh, kept) = (dir.join("fresh"), dir.join(file));
-    fs::write(&fresh, bytes)
+    fs::create_dir_all(&dir)
+        .and_then(|()| fs::write(&fresh, bytes))
         .and_then(|()| fs::set_permissions(&fresh, Permissions::from_mode(0o755)))
         .and_then(|()| fs::rename(fresh, &kept))
         .expect("the target folder can be written");

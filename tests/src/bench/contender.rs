@@ -134,29 +134,52 @@ impl Contender {
 pub struct HandoverHost<'a> {
     builds: &'a Builds,
     workers: usize,
+    /// More of the configuration file.
+    config: String,
+    /// What lies in the drop folder.
+    plugins: Vec<(String, Vec<u8>)>,
     home: Option<tempfile::TempDir>,
 }
 
 impl<'a> HandoverHost<'a> {
     /// With the hello plugin.
     pub fn new(builds: &'a Builds, workers: usize) -> Self {
+        let hello = fs::read(&builds.hello[0]).expect("it was built");
         Self {
             builds,
             workers,
+            config: "[app.hello]\nmax_old_generations = 1000\n".to_owned(),
+            plugins: vec![("hello.so".to_owned(), hello)],
             home: None,
         }
+    }
+
+    /// With this configuration behind `[server]`, and these plugins, by their path in the drop folder.
+    pub fn with(mut self, config: &str, plugins: Vec<(String, Vec<u8>)>) -> Self {
+        self.config = config.to_owned();
+        self.plugins = plugins;
+        self
+    }
+
+    /// In the folder of one that has ended, whose state it takes over.
+    pub fn again(mut self, home: tempfile::TempDir) -> Self {
+        self.home = Some(home);
+        self
     }
 
     /// Runs it; under another program, if one is given.
     pub fn start(&mut self, address: SocketAddr, under: Option<Command>) -> Server {
         let home = self.home.take().unwrap_or_else(Server::home);
         let workers = self.workers;
-        let config =
-            format!("[server]\nworkers = {workers}\n[app.hello]\nmax_old_generations = 1000\n");
+        let config = format!("[server]\nworkers = {workers}\n{}", self.config);
         fs::write(home.path().join("handover.toml"), config).expect("the folder is ours");
-        fs::create_dir_all(home.path().join("plugins")).expect("the folder is ours");
-        fs::copy(&self.builds.hello[0], home.path().join("plugins/hello.so"))
-            .expect("the folder is ours");
+        let plugins = home.path().join("plugins");
+        fs::create_dir_all(&plugins).expect("the folder is ours");
+        for (path, bytes) in &self.plugins {
+            let file = plugins.join(path);
+            fs::create_dir_all(file.parent().unwrap_or(&plugins)).expect("the folder is ours");
+            fs::write(file, bytes).expect("the folder is ours");
+        }
         let run = |command: &mut Command, home: &std::path::Path| {
             command.env_remove("HANDOVER_CONTROL").arg("run");
             command.arg("--config").arg(home.join("handover.toml"));
@@ -173,7 +196,9 @@ impl<'a> HandoverHost<'a> {
         // Its child that checks artifacts does not live under another program: so it has been checked before, and is restored.
         // And nothing lies in the drop folder, so that looking there costs next to nothing.
         let home = server.end();
-        fs::remove_file(home.path().join("plugins/hello.so")).expect("the folder is ours");
+        for (path, _) in &self.plugins {
+            fs::remove_file(home.path().join("plugins").join(path)).expect("the folder is ours");
+        }
         under.arg(&self.builds.handover);
         run(&mut under, home.path());
         // What is counted is the process that serves, not a parent that waits for it.

@@ -5,6 +5,7 @@
 //! - [`contender`]: who they are and how each is configured, started and reloaded
 //! - [`reloader`]: servers that reload, each in its own way
 //! - [`generate`]: connections that ask as fast as they are answered, or at a pace, and miss nothing
+//! - [`crowd`]: many clients that mostly wait
 //! - [`callgrind`]: instructions and allocations, counted instead of timed
 //! - [`limits`]: what a request may cost, wherever it is counted
 //! - [`operation`]: swaps as the host tells them
@@ -14,6 +15,7 @@
 pub mod builds;
 pub mod callgrind;
 pub mod contender;
+pub mod crowd;
 pub mod figures;
 pub mod generate;
 pub mod limits;

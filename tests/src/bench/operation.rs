@@ -1,6 +1,10 @@
 //! Swaps as the host tells them: by its control socket, step by step.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 
@@ -11,7 +15,7 @@ use crate::client::{Answer, Fault, Http1};
 #[derive(Debug)]
 pub struct Control {
     runtime: tokio::runtime::Runtime,
-    socket: std::path::PathBuf,
+    socket: PathBuf,
 }
 
 /// One step of a deploy.
@@ -29,12 +33,16 @@ impl Control {
     /// # Panics
     /// When there is no poller.
     pub fn of(server: &Server) -> Self {
+        Self::at(server.dir().join("state").join("control.sock"))
+    }
+
+    fn at(socket: PathBuf) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build();
         Self {
             runtime: runtime.expect("there is a poller"),
-            socket: server.dir().join("state").join("control.sock"),
+            socket,
         }
     }
 
@@ -61,6 +69,34 @@ impl Control {
         steps(&answer)
     }
 
+    /// Deploys on a thread of its own, which ends when all is done: with what drains, that may take long.
+    pub fn deploy_beside(&self, bytes: Vec<u8>) -> JoinHandle<Result<Vec<Step>, String>> {
+        let socket = self.socket.clone();
+        std::thread::spawn(move || Self::at(socket).deploy(&bytes))
+    }
+
+    /// Waits until the status says what is waited for.
+    ///
+    /// # Panics
+    /// When it does not within a minute.
+    pub fn until(&self, wanted: impl Fn(&Value) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let status = self.status();
+            if wanted(&status) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "it did not come: {status:#}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// What the host says of itself; null when it says nothing.
+    pub fn status(&self) -> Value {
+        let answer = self.ask("GET", "/v1/status", None).unwrap_or_default();
+        serde_json::from_slice(&answer.body).unwrap_or_default()
+    }
+
     /// The steps of operation `number`, once it has ended; none when there is no such operation.
     ///
     /// # Errors
@@ -74,9 +110,7 @@ impl Control {
 
     /// How many generations are mapped.
     pub fn generations(&self) -> usize {
-        let answer = self.ask("GET", "/v1/status", None).unwrap_or_default();
-        let status: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-        status["apps"][0]["generations"]
+        self.status()["apps"][0]["generations"]
             .as_array()
             .map_or(0, Vec::len)
     }

@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -31,10 +32,14 @@ pub struct Server {
 pub struct Spent(BTreeMap<u32, u64>);
 
 /// What a server holds at a moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Footprint {
     /// Resident memory of all its processes, in bytes.
     pub resident: u64,
+    /// Of that, what is of no file: heaps, stacks, and what libraries had written to.
+    pub anonymous: u64,
+    /// Files in memory, whole, mapped or not: the host keeps a copy of each library in one.
+    pub copies: u64,
     /// Threads.
     pub threads: usize,
     /// Open descriptors.
@@ -167,19 +172,33 @@ impl Server {
     pub fn footprint(&self) -> Footprint {
         let mut sum = Footprint {
             resident: 0,
+            anonymous: 0,
+            copies: 0,
             threads: 0,
             descriptors: 0,
             mappings: 0,
         };
         for pid in self.processes() {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            let resident = status
-                .lines()
-                .find_map(|line| line.strip_prefix("VmRSS:"))
-                .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
-            sum.resident += resident.unwrap_or_default() * 1024;
+            let field = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name));
+                let kilobytes =
+                    line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+                kilobytes.unwrap_or_default() * 1024
+            };
+            sum.resident += field("VmRSS:");
+            sum.anonymous += field("RssAnon:");
             sum.threads += entries(&format!("/proc/{pid}/task")).len();
-            sum.descriptors += entries(&format!("/proc/{pid}/fd")).len();
+            let descriptors = entries(&format!("/proc/{pid}/fd"));
+            sum.descriptors += descriptors.len();
+            sum.copies += descriptors
+                .iter()
+                .map(|fd| format!("/proc/{pid}/fd/{fd}"))
+                .filter(|link| {
+                    fs::read_link(link).is_ok_and(|to| to.to_string_lossy().starts_with("/memfd:"))
+                })
+                .filter_map(|link| Some(fs::metadata(link).ok()?.blocks() * 512))
+                .sum::<u64>();
             sum.mappings += fs::read_to_string(format!("/proc/{pid}/maps"))
                 .unwrap_or_default()
                 .lines()

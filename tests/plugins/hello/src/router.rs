@@ -1,11 +1,11 @@
 //! What it answers. The benches link this very file into a server without plugins.
 
-use std::{convert::Infallible, task::Poll};
+use std::{convert::Infallible, task::Poll, time::Duration};
 
 use axum::{
     Json, Router,
     body::Bytes,
-    response::sse::{Event, Sse},
+    response::sse::{Event, KeepAlive, Sse},
     routing::{get, post},
 };
 use futures_util::stream::{self, Stream};
@@ -41,6 +41,15 @@ pub(crate) fn router(version: &str) -> Router {
         .route("/echo", post(async |body: Bytes| body))
         .route("/json", post(async |Json(order): Json<Order>| Json(order)))
         .route("/events", get(async || events()))
+        .route("/ticks", get(async || ticks()))
+}
+
+/// One that never ends, and says a word twice a second so that its client knows that it is there.
+fn ticks() -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let word = KeepAlive::new()
+        .interval(Duration::from_millis(500))
+        .text("tick");
+    Sse::new(stream::pending()).keep_alive(word)
 }
 
 /// Each frame takes a poll of its own, as those of a source that waits for something do.

@@ -1,0 +1,46 @@
+//! How many files and connections this process may have open: as many as the system grants it.
+//!
+//! The soft limit is 1,024 nearly everywhere, for the sake of programs that use `select`; a connection takes one, and a generation four. A
+//! process may raise it to the hard limit by itself, and whoever means to limit it sets that one.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Below this an operator should know: a host with some apps and a thousand clients is beyond it.
+const FEW: u64 = 4096;
+
+/// Raises the limit as far as it goes, and tells what it is.
+pub(crate) fn raise() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    if current != maximum
+        && let Err(error) = setrlimit(Resource::Nofile, raised)
+    {
+        tracing::warn!("the limit of open files stays what it is: {error}");
+    }
+    match limit() {
+        Some(limit) if limit < FEW => tracing::warn!(
+            limit,
+            "few files and connections can be open at a time: raise the hard limit (ulimit -Hn, LimitNOFILE= in a systemd unit)"
+        ),
+        limit => tracing::debug!(limit, "files and connections that can be open at a time"),
+    }
+}
+
+/// How many can be open at a time; none = any number.
+pub(crate) fn limit() -> Option<u64> {
+    getrlimit(Resource::Nofile).current
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_is_raised_to_what_the_system_grants() {
+        raise();
+        assert_eq!(limit(), getrlimit(Resource::Nofile).maximum);
+    }
+}
