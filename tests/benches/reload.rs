@@ -17,7 +17,7 @@ use std::{
 use handover_tests::{
     bench::{
         self,
-        builds::Builds,
+        builds::{Builds, Profile},
         figures::{rounded, thousands},
         generate::{Ask, Load, Tally},
         operation::Control,
@@ -47,7 +47,7 @@ fn main() {
         return;
     }
     let only = bench::option("--only");
-    let builds = Builds::new();
+    let builds = Builds::new(Profile::Dist);
     let reloads = match bench::option("--reloads") {
         Some(number) => number.parse().expect("a number of reloads"),
         None if bench::flag("--quick") => 5,

@@ -20,7 +20,7 @@ use std::{
 
 use handover_tests::bench::{
     self,
-    builds::Builds,
+    builds::{Builds, Profile},
     callgrind::{self, Cost, Lengths},
     contender::Contender,
     figures::{Spread, rounded, thousands},
@@ -85,7 +85,7 @@ fn cases() -> Vec<Case> {
             everyone: true,
             ..case(
                 "hello",
-                "`GET /` with two headers beside Host",
+                "`GET /` with two headers, Host among them",
                 Ask::get("/").answered_with(11),
                 Lengths(1000, 6000),
             )
@@ -144,7 +144,12 @@ fn main() {
         );
         std::process::exit(1);
     }
-    let builds = Builds::new();
+    // What is only compared with itself need not take so long to build.
+    let builds = Builds::new(if check || bless {
+        Profile::Release
+    } else {
+        Profile::Dist
+    });
     let wanted = bench::option("--case");
     let cases = cases()
         .into_iter()

@@ -20,7 +20,7 @@ use std::{
 use handover_tests::{
     bench::{
         self,
-        builds::Builds,
+        builds::{Builds, Profile},
         contender::HandoverHost,
         figures::{Spread, percentile, rounded, thousands},
         generate::{Ask, Load, Running, Sample, Tally},
@@ -149,7 +149,7 @@ fn main() {
         return;
     }
     let quick = bench::flag("--quick");
-    let builds = Builds::new();
+    let builds = Builds::new(Profile::Dist);
     let mut artifacts = Artifacts::new(&builds);
     let server = HandoverHost::new(&builds, WORKERS).start(free_address(), None);
     let control = Control::of(&server);

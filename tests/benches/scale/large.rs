@@ -22,7 +22,12 @@ const WORKERS: usize = 2;
 
 pub(super) fn run(builds: &Builds, quick: bool) -> Section {
     let swaps: u32 = if quick { 3 } else { 15 };
-    let mut bytes = fs::read(builds::build("large", "liblarge.so")).expect("it was just built");
+    let mut bytes = fs::read(builds::build(
+        "large",
+        "liblarge.so",
+        builds::Profile::Release,
+    ))
+    .expect("it was just built");
     let mut host = HandoverHost::new(builds, WORKERS).with(
         "[app.large]\nroutes = [\"/\"]\nkeep_artifacts = 2\n",
         vec![("large.so".to_owned(), bytes.clone())],

@@ -12,7 +12,12 @@ mod draining;
 mod large;
 mod workers;
 
-use handover_tests::bench::{self, builds::Builds, crowd, report, server::Footprint};
+use handover_tests::bench::{
+    self,
+    builds::{Builds, Profile},
+    crowd, report,
+    server::Footprint,
+};
 use serde_json::{Map, Value, json};
 
 /// What came of one case.
@@ -37,7 +42,7 @@ fn main() {
     }
     let (quick, wanted) = (bench::flag("--quick"), bench::option("--case"));
     let open_files = crowd::raise_open_files();
-    let builds = Builds::new();
+    let builds = Builds::new(Profile::Dist);
     let (mut text, mut json) = (String::new(), Map::new());
     for (name, run) in CASES {
         if wanted.as_deref().is_some_and(|wanted| wanted != name) {

@@ -1,4 +1,4 @@
-//! The programs that are measured, always as release builds.
+//! The programs that are measured: with the profile that is for production, or a quicker one for what is only compared with itself.
 
 use std::{
     fs::{self, Permissions},
@@ -20,19 +20,37 @@ pub struct Builds {
     pub hello: [PathBuf; 2],
 }
 
+/// How it is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// As cargo does it.
+    Release,
+    /// As what runs for months is built.
+    Dist,
+}
+
+impl Profile {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Dist => "dist",
+        }
+    }
+}
+
 impl Builds {
     /// Builds each apart, so that none gets features that only another wants of a common dependency.
     ///
     /// # Panics
     /// When one does not build.
-    pub fn new() -> Self {
-        let hello = build("hello", "libhello.so");
+    pub fn new(profile: Profile) -> Self {
+        let hello = build("hello", "libhello.so", profile);
         let mut second = fs::read(&hello).expect("it was just written");
         elf::set_version(&mut second, "2.0.0");
         Self {
-            handover: build("handover", "handover"),
-            twin: build("twin", "twin"),
-            hello: [hello, keep("libhello-2.0.0.so", &second)],
+            handover: build("handover", "handover", profile),
+            twin: build("twin", "twin", profile),
+            hello: [hello, keep("libhello-2.0.0.so", profile, &second)],
         }
     }
 }
@@ -41,9 +59,16 @@ impl Builds {
 ///
 /// # Panics
 /// When it does not build.
-pub fn build(package: &str, file: &str) -> PathBuf {
+pub fn build(package: &str, file: &str, profile: Profile) -> PathBuf {
     let status = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--release", "-p", package])
+        .args([
+            "build",
+            "--quiet",
+            "--profile",
+            profile.name(),
+            "-p",
+            package,
+        ])
         .arg("--target-dir")
         .arg(target())
         .env_remove("HANDOVER_VERSION")
@@ -55,13 +80,13 @@ pub fn build(package: &str, file: &str) -> PathBuf {
         "{package} does not build"
     );
     // Copied, so that builds to come do not change what is being measured.
-    let bytes = fs::read(target().join("release").join(file));
-    keep(file, &bytes.expect("cargo has built the file"))
+    let bytes = fs::read(target().join(profile.name()).join(file));
+    keep(file, profile, &bytes.expect("cargo has built the file"))
 }
 
 /// Writes a program or a library beside and renames it, so that no copy that runs is changed.
-fn keep(file: &str, bytes: &[u8]) -> PathBuf {
-    let dir = target().join("release").join("benches");
+fn keep(file: &str, profile: Profile, bytes: &[u8]) -> PathBuf {
+    let dir = target().join(profile.name()).join("benches");
     let (fresh, kept) = (dir.join("fresh"), dir.join(file));
     fs::create_dir_all(&dir)
         .and_then(|()| fs::write(&fresh, bytes))
@@ -69,12 +94,6 @@ fn keep(file: &str, bytes: &[u8]) -> PathBuf {
         .and_then(|()| fs::rename(fresh, &kept))
         .expect("the target folder can be written");
     kept
-}
-
-impl Default for Builds {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 /// The target folder that this program lies in.

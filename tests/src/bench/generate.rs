@@ -122,9 +122,9 @@ struct Whole {
 }
 
 impl Ask {
-    /// `GET path` with two headers beside Host, as the smallest clients send.
+    /// `GET path` with two headers, Host among them, as the smallest clients send.
     pub fn get(path: &'static str) -> Self {
-        let headers = [("user-agent", "bench"), ("accept", "*/*")];
+        let headers = [("user-agent", "bench")];
         let own = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
         Self {
             method: "GET",
