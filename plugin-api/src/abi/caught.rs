@@ -1,0 +1,26 @@
+//! Where panics end: in the half that is called, as no panic crosses.
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+/// What `f` gives; none when it panicked, which the panic hook has told.
+#[inline]
+pub(super) fn caught<R>(f: impl FnOnce() -> R) -> Option<R> {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(value) => Some(value),
+        Err(payload) => {
+            let_go(payload);
+            None
+        }
+    }
+}
+
+/// Drops what somebody panicked with: a destructor of theirs, which may panic as well. What that one panics with is leaked, so that it ends.
+#[cold]
+pub(super) fn let_go(payload: Box<dyn Any + Send>) {
+    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(again);
+    }
+}
