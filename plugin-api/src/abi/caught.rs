@@ -17,10 +17,15 @@ pub(super) fn caught<R>(f: impl FnOnce() -> R) -> Option<R> {
     }
 }
 
-/// Drops what somebody panicked with: a destructor of theirs, which may panic as well. What that one panics with is leaked, so that it ends.
+/// Drops what somebody panicked with: a destructor of theirs, which may panic as well, with something that has another one. Who never ends
+/// with that is leaked in the end.
 #[cold]
-pub(super) fn let_go(payload: Box<dyn Any + Send>) {
-    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        std::mem::forget(again);
+pub(super) fn let_go(mut payload: Box<dyn Any + Send>) {
+    for _ in 0..8 {
+        match catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+            Ok(()) => return,
+            Err(again) => payload = again,
+        }
     }
+    std::mem::forget(payload);
 }
