@@ -77,6 +77,30 @@ async fn a_handler_that_panics_answers_500_on_a_connection_that_lives_on() {
 }
 
 #[tokio::test]
+async fn a_handler_that_panics_with_something_that_panics_answers_500_too() {
+    let host = host_with(2, "").await;
+    let others = Others::of(&host);
+    for n in [2, 4] {
+        let answer = get(&host, "/panic-with-panic").await.unwrap();
+        assert_eq!(answer.status, 500);
+        counted(&host, n).await;
+    }
+    others.noticed_nothing().await;
+}
+
+/// The host made room for as many names, which was more than a map may have: it panicked where it may not, and ended.
+#[tokio::test]
+async fn a_name_with_more_values_than_a_map_may_have_names_is_an_answer() {
+    let host = host_with(2, "").await;
+    let others = Others::of(&host);
+    let answer = get(&host, "/fields?n=30000").await.unwrap();
+    assert_eq!((answer.status, answer.text()), (200, "1.0.0".into()));
+    let many = answer.headers.iter().filter(|(name, _)| name == "x-many");
+    assert_eq!(many.count(), 30_000);
+    others.noticed_nothing().await;
+}
+
+#[tokio::test]
 async fn a_body_that_panics_resets_its_stream_and_no_other() {
     let host = host_with(2, "").await;
     let others = Others::of(&host);

@@ -65,6 +65,11 @@ impl FromStr for RoutePrefix {
         {
             return Err(invalid("that is no host name"));
         }
+        let host = bare_host(host);
+        // A dot at the end is the root; between others it is a name that nobody can have.
+        if !text.starts_with('/') && host.split('.').any(str::is_empty) {
+            return Err(invalid("that is no host name"));
+        }
         if !path
             .bytes()
             .all(|b| b.is_ascii_graphic() && !b"?#*\"<>\\^`{|}".contains(&b))
@@ -82,7 +87,7 @@ impl FromStr for RoutePrefix {
             return Err(invalid("it has an empty, `.` or `..` segment"));
         }
         Ok(Self {
-            host: (!host.is_empty()).then(|| bare_host(host).to_ascii_lowercase()),
+            host: (!host.is_empty()).then(|| host.to_ascii_lowercase()),
             path: if path.is_empty() { "/" } else { path }.to_owned(),
         })
     }
@@ -130,6 +135,11 @@ mod tests {
             "/a*",
             "/a b",
             "ex ample/",
+            "./",
+            "../",
+            "a../",
+            ".a/",
+            "a..b/",
         ] {
             assert!(text.parse::<RoutePrefix>().is_err(), "{text}");
         }

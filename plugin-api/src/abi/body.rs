@@ -5,7 +5,6 @@ pub mod forged;
 
 use std::{
     fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     task::{Context, Poll},
 };
@@ -20,6 +19,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::{
     bytes::Chunk,
+    caught::caught,
     headers::{self, Buffer, Field},
     poll::PollState,
     waker::{WakerCache, WakerRef},
@@ -133,7 +133,7 @@ where
 {
     // SAFETY: `body` is the box of `BodyStream::new`; the other side polls it from one place at a time, as it owns it exclusively.
     let exported = unsafe { &mut *body.cast::<Exported<B>>() };
-    catch_unwind(AssertUnwindSafe(|| {
+    caught(|| {
         // SAFETY: the box never moves until `drop_exported`.
         let body = unsafe { Pin::new_unchecked(&mut exported.body) };
         match body.poll_frame(&mut Context::from_waker(exported.waker.get(waker))) {
@@ -148,7 +148,7 @@ where
                 PollState::Ready
             }
         }
-    }))
+    })
     .unwrap_or(PollState::Panicked)
 }
 
@@ -156,7 +156,7 @@ unsafe extern "C" fn drop_exported<B>(body: *mut ()) {
     // SAFETY: `body` is the box of `BodyStream::new`, given up by its only owner.
     let exported = unsafe { Box::from_raw(body.cast::<Exported<B>>()) };
     // A destructor that panics ends here: its panic was told by the panic hook, and the other side cannot do more.
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(exported)));
+    caught(|| drop(exported));
 }
 
 impl FrameSink<'_> {

@@ -17,6 +17,7 @@ use abi_stable::{
 use super::{
     body::BodyStream,
     call::{Called, Responder},
+    caught::{caught, let_go},
     head::RequestHead,
     host::{Event, HostRef, Work},
     keep,
@@ -103,8 +104,7 @@ impl FirstPoll<'_> {
             // SAFETY: it does not move from here until it is dropped: either below, or by the box that takes its very memory over.
             let pinned = unsafe { Pin::new_unchecked(&mut *room.as_ptr()) };
             let mut cx = Context::from_waker(self.waker);
-            catch_unwind(AssertUnwindSafe(|| pinned.poll(&mut cx, self.responder)))
-                .unwrap_or(PollState::Panicked)
+            caught(|| pinned.poll(&mut cx, self.responder)).unwrap_or(PollState::Panicked)
         };
         if state == PollState::Pending {
             // SAFETY: the room was allocated as a box does it, holds a value, and is ours alone.
@@ -112,7 +112,7 @@ impl FirstPoll<'_> {
             return Polled(state, Some(Box::into_pin(boxed)));
         }
         // SAFETY: the value is dropped once, here; what its destructors panic with was told by the panic hook, the answer stands.
-        let _ = catch_unwind(AssertUnwindSafe(|| unsafe { room.drop_in_place() }));
+        caught(|| unsafe { room.drop_in_place() });
         // SAFETY: it came from `room`, and nothing is in it any more.
         unsafe { keep::keep_room(room) };
         Polled(state, None)
@@ -210,6 +210,7 @@ unsafe extern "C" fn start<E: Entry>(
         Err(payload) => {
             failed.put("the constructor panicked: ");
             failed.put(panic_message(&*payload));
+            let_go(payload);
             ptr::null_mut()
         }
     }
@@ -230,17 +231,17 @@ fn poll_once(
     waker: &Waker,
     responder: &Responder<'_>,
 ) -> PollState {
-    let polled = catch_unwind(AssertUnwindSafe(|| match future {
+    let polled = caught(|| match future {
         Some(future) => future
             .as_mut()
             .poll(&mut Context::from_waker(waker), responder),
         None => PollState::Ended,
-    }));
+    });
     let state = polled.unwrap_or(PollState::Panicked);
     if state != PollState::Pending {
         let ended = future.take();
         // What its destructors panic with was told by the panic hook; the answer stands.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(ended)));
+        caught(|| drop(ended));
     }
     state
 }
@@ -255,7 +256,7 @@ unsafe extern "C" fn call(
 ) -> Called {
     // SAFETY: the host calls between `start` and `stop`.
     let plugin = unsafe { app_of(app) };
-    let polled = catch_unwind(AssertUnwindSafe(|| {
+    let polled = caught(|| {
         plugin.enter();
         waker.with(|waker| {
             plugin.call(
@@ -265,11 +266,11 @@ unsafe extern "C" fn call(
                 FirstPoll { waker, responder },
             )
         })
-    }));
+    });
     let (state, future) = match polled {
-        Ok(Some(Polled(state, future))) => (state, future),
-        Ok(None) => (PollState::Failed, None),
-        Err(_) => (PollState::Panicked, None),
+        Some(Some(Polled(state, future))) => (state, future),
+        Some(None) => (PollState::Failed, None),
+        None => (PollState::Panicked, None),
     };
     let future = match future {
         Some(_) => Box::into_raw(Box::new(Call {
@@ -307,29 +308,27 @@ unsafe extern "C" fn drop_call(call: *mut ()) {
     // SAFETY: an app outlives its calls.
     let app = unsafe { &*call.app };
     // A destructor that panics ends here; the panic hook told it.
-    let _ = catch_unwind(AssertUnwindSafe(|| {
+    caught(|| {
         app.enter();
         drop(call);
-    }));
+    });
 }
 
 unsafe extern "C" fn drain(app: *mut ()) {
     // SAFETY: the host calls between `start` and `stop`.
     let plugin = unsafe { app_of(app) };
-    let _ = catch_unwind(AssertUnwindSafe(|| plugin.drain()));
+    caught(|| plugin.drain());
 }
 
 unsafe extern "C" fn stop(app: *mut (), deadline_ms: u64) {
     // SAFETY: `app` is the box that `start` made, given up by the host, with nothing in flight.
     let plugin = *unsafe { Box::from_raw(app.cast::<App>()) };
-    let _ = catch_unwind(AssertUnwindSafe(|| {
-        plugin.stop(Duration::from_millis(deadline_ms))
-    }));
+    caught(|| plugin.stop(Duration::from_millis(deadline_ms)));
 }
 
 #[cfg(not(feature = "abi-1-0"))]
 unsafe extern "C" fn expire(app: *mut (), jobs: bool) -> u64 {
     // SAFETY: the host calls between `start` and `stop`.
     let plugin = unsafe { app_of(app) };
-    catch_unwind(AssertUnwindSafe(|| plugin.expire(jobs))).unwrap_or(0)
+    caught(|| plugin.expire(jobs)).unwrap_or(0)
 }

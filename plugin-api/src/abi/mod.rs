@@ -11,6 +11,7 @@
 //! - [`waker`], [`poll`]: asynchrony
 //! - [`heap`]: a heap that leaves with its plugin
 //! - [`keep`]: memory that goes round from one head to the next
+//! - `caught`: where panics end
 //! - [`export`], [`import`]: the two halves over these tables, as safe traits and values
 //!
 //! Rules that hold for every function that crosses: no panic leaves it (the side that implements it catches), no
@@ -23,6 +24,7 @@
 pub mod body;
 pub mod bytes;
 pub mod call;
+mod caught;
 pub mod export;
 pub mod head;
 pub mod headers;

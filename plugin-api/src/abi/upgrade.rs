@@ -2,13 +2,12 @@
 
 use std::{
     io,
-    panic::{AssertUnwindSafe, catch_unwind},
     task::{Context, Poll},
 };
 
 use abi_stable::StableAbi;
 
-use super::{poll::PollState, waker::WakerRef};
+use super::{caught::caught, poll::PollState, waker::WakerRef};
 
 /// Bytes both ways. Dropping it closes it.
 #[repr(C)]
@@ -38,14 +37,14 @@ pub trait PollIo: Send + Unpin + 'static {
 }
 
 fn guarded<T>(poll: impl FnOnce() -> Poll<io::Result<T>>, done: impl FnOnce(T)) -> PollState {
-    match catch_unwind(AssertUnwindSafe(poll)) {
-        Ok(Poll::Pending) => PollState::Pending,
-        Ok(Poll::Ready(Ok(value))) => {
+    match caught(poll) {
+        Some(Poll::Pending) => PollState::Pending,
+        Some(Poll::Ready(Ok(value))) => {
             done(value);
             PollState::Ready
         }
-        Ok(Poll::Ready(Err(_))) => PollState::Failed,
-        Err(_) => PollState::Panicked,
+        Some(Poll::Ready(Err(_))) => PollState::Failed,
+        None => PollState::Panicked,
     }
 }
 
@@ -112,7 +111,7 @@ impl IoStream {
             // SAFETY: the caller owned `io` and gives it up.
             let io = unsafe { Box::from_raw(io.cast::<T>()) };
             // A destructor that panics ends here; the panic hook told it.
-            let _ = catch_unwind(AssertUnwindSafe(|| drop(io)));
+            caught(|| drop(io));
         }
         Self {
             io: Box::into_raw(Box::new(io)).cast(),

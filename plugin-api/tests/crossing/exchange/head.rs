@@ -64,6 +64,13 @@ impl ResponseHead {
         let (mut parts, ()) = Response::new(()).into_parts();
         parts.status = StatusCode::from_u16(u.int_in_range(100..=999)?).unwrap_or_default();
         parts.headers = map(u)?;
+        // What it says of its body's length, true or not.
+        if u.ratio(1, 4)? {
+            let length = u.int_in_range(0..=40)?;
+            parts
+                .headers
+                .append(header::CONTENT_LENGTH, HeaderValue::from(length));
+        }
         Ok(Self(parts))
     }
 

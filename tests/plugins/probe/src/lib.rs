@@ -49,7 +49,9 @@ async fn app(cx: Context) -> Result<Router, Error> {
         .route("/trailers", get(trailers))
         .route("/about", get(about))
         .route("/env", get(env))
+        .route("/fields", get(fields))
         .route("/panic", get(panics))
+        .route("/panic-with-panic", get(panics_with_panic))
         .route("/panic-in-body", get(panics_in_body))
         .route("/panic-in-spawn", get(panics_in_spawn))
         .route("/spawn", get(spawn))
@@ -229,6 +231,16 @@ async fn trailers(State(cx): State<Context>) -> Response {
     response
 }
 
+/// A name with `n` values.
+async fn fields(Query(told): Query<Told>) -> Response {
+    let mut response = VERSION.into_response();
+    for _ in 0..told.n {
+        let field = HeaderValue::from_static("v");
+        response.headers_mut().append("x-many", field);
+    }
+    response
+}
+
 /// What the plugin knows of itself.
 async fn about(State(cx): State<Context>) -> Json<serde_json::Value> {
     let config = cx.config::<serde_json::Value>();
@@ -252,6 +264,11 @@ async fn env(State(cx): State<Context>, Query(told): Query<Told>) -> Json<serde_
 
 async fn panics() -> &'static str {
     panic!("the handler panics");
+}
+
+/// Panics with something that panics.
+async fn panics_with_panic() -> &'static str {
+    std::panic::panic_any(Mine)
 }
 
 /// One piece, then a panic.
