@@ -26,7 +26,6 @@ use crate::{
     config::{self, Config, Server},
     control::{self, Access, ControlSocket, Shutdown, ShutdownHandle, access},
     dispatch::Routes,
-    ledger,
     notify::Notifier,
     open_files, ownership,
     server::{self, Connections, socket},
@@ -34,7 +33,7 @@ use crate::{
         Gather, endpoint,
         exposition::{Exposition, Kind},
     },
-    watch,
+    watch, workers,
 };
 
 /// How long requests that were on their way when the host stopped listening have to be read.
@@ -126,25 +125,12 @@ pub fn runtime(config: &Config) -> io::Result<HostRuntime> {
     let number = number.map_or(1, NonZeroUsize::get);
     // Who is not looked for is not replaced.
     let spare = server.stall_after.map_or(0, |_| server.spare_workers);
-    let runtime = workers(NonZeroUsize::new(number + spare))?;
+    let runtime = workers::runtime(NonZeroUsize::new(number + spare))?;
     apps::park_spares(&runtime, spare);
     Ok(HostRuntime {
         wake: WakeSpares,
         runtime,
     })
-}
-
-/// A runtime with so many workers, one for each core if it is left open.
-pub(crate) fn workers(number: Option<NonZeroUsize>) -> io::Result<Runtime> {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    if let Some(number) = number {
-        builder.worker_threads(number.get());
-    }
-    builder
-        .thread_name(ledger::SHARED_WORKER)
-        .on_thread_start(ledger::mark_worker)
-        .enable_all()
-        .build()
 }
 
 impl Daemon {

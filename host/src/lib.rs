@@ -22,3 +22,4 @@ pub mod server;
 pub mod supervisor;
 pub mod telemetry;
 pub mod watch;
+pub(crate) mod workers;

@@ -221,7 +221,7 @@ fn hold(host: &Host, paths: &[&'static str]) -> JoinSet<Answer> {
 async fn a_handler_that_spins_is_told_and_two_hundred_others_are_answered_meanwhile() {
     let host = host_with(2, "").await;
     let others = Others::of(&host);
-    let mut held = hold(&host, &["/spin?ms=3000"]);
+    let mut held = hold(&host, &["/spin?ms=8000"]);
     let event = host
         .event("the stall", |event| event.kind == "stalled")
         .await;
@@ -242,7 +242,7 @@ async fn a_handler_that_spins_is_told_and_two_hundred_others_are_answered_meanwh
 async fn with_all_workers_blocked_spare_ones_answer() {
     let host = host_with(2, "spare_workers = 1").await;
     let others = Others::of(&host);
-    let mut held = hold(&host, &["/block?ms=5000", "/block?ms=5000"]);
+    let mut held = hold(&host, &["/block?ms=8000", "/block?ms=8000"]);
     assert_eq!(answered_while(&mut held, &host, 50).await, 50);
     host.app_when("probe", "both to be counted", |app| {
         app.generations[0].stalls == 2

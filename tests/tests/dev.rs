@@ -209,3 +209,41 @@ async fn it_waits_for_code_that_compiles() {
     write_source(&crate_dir, "\"at last\"");
     dev.answers("at last").await;
 }
+
+#[tokio::test]
+async fn a_build_script_that_writes_its_own_sources_anew_is_no_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let crate_dir = dir.path().join("generated");
+    crate_in(&crate_dir, "generated");
+    // As many do: the same content each time, beside the sources that are watched.
+    let script = r#"fn main() {
+    std::fs::create_dir_all("src/made").unwrap();
+    std::fs::write("src/made/mod.rs", "pub const MARK: &str = \"made\";\n").unwrap();
+}
+"#;
+    fs::write(crate_dir.join("build.rs"), script).unwrap();
+    let write = |text: &str| {
+        write_source(&crate_dir, &format!("concat!(\"{text}\", \" \")"));
+        let path = crate_dir.join("src/lib.rs");
+        let source = fs::read_to_string(&path).unwrap();
+        fs::write(path, format!("mod made;\npub use made::MARK;\n{source}")).unwrap();
+    };
+    write("one");
+    let dev = Dev::start(&crate_dir);
+    dev.answers("one ").await;
+    let of_script = || {
+        let said = dev.said.lock().unwrap();
+        let building = said.iter().filter(|line| line.contains("building"));
+        building.filter(|line| line.contains("src/made")).count()
+    };
+    // What it made is new once, its folder too; then it is known.
+    let mut before = 0;
+    for text in ["two", "three", "four", "five"] {
+        write(text);
+        dev.answers(&format!("{text} ")).await;
+        if text == "three" {
+            before = of_script();
+        }
+    }
+    assert_eq!(of_script(), before, "{:#?}", dev.said.lock().unwrap());
+}

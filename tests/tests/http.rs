@@ -625,3 +625,18 @@ async fn many_versions_later_the_same_connection_is_served() {
         );
     }
 }
+
+#[tokio::test]
+async fn an_app_that_wants_it_is_told_the_address_of_its_client() {
+    let host = Host::serving(&fixture("probe", "1.0.0")).await;
+    let stream = tokio::net::TcpStream::connect(host.address).await.unwrap();
+    let own = stream.local_addr().unwrap();
+    let mut http = Http1::from_stream(stream);
+    for _ in 0..2 {
+        assert_eq!(http.get("/client").await.unwrap().text(), own.to_string());
+    }
+    let (h2, _connection) = Http2::connect(host.address).await.unwrap();
+    let text = h2.get("/client").await.unwrap().text();
+    let address: std::net::SocketAddr = text.parse().unwrap();
+    assert!(address.ip().is_loopback() && address != own, "{text}");
+}

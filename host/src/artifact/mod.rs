@@ -19,7 +19,7 @@ pub mod trust;
 use std::path::PathBuf;
 
 pub use self::{
-    digest::Sha256,
+    digest::{Hasher, Sha256},
     elf::ElfFacts,
     image::{Image, ImageError, Shelf},
     manifest::{AbiVersion, BuildFacts, Manifest},

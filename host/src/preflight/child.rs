@@ -26,10 +26,11 @@ use super::report::{Line, Stage, Task};
 use crate::{
     artifact::{Artifact, Image, store::describe_image},
     config::SmokeRequest,
-    daemon, dispatch,
+    dispatch,
     generation::{self, Generation, Spec},
     loader::{Layouts, Library},
     names::GenerationId,
+    workers,
 };
 
 /// Reads the task from standard input, does it, reports on it, and ends.
@@ -155,7 +156,7 @@ fn check(mouth: &Mouth, image: Image, task: Task) -> Result<Line, Line> {
     }
 
     mouth.begin(Stage::Starting);
-    let runtime = daemon::workers(Some(1.try_into().map_err(broken)?)).map_err(broken)?;
+    let runtime = workers::runtime(Some(1.try_into().map_err(broken)?)).map_err(broken)?;
     runtime.block_on(async {
         // On a worker, as in the host.
         let mouth = mouth.clone();

@@ -1,12 +1,19 @@
 //! What an app knows of itself and of the host.
 
-use std::{collections::HashMap, future::Future, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt,
+    future::Future,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
 
+use http::{Extensions, Request};
 use serde::de::DeserializeOwned;
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 
 use super::{error::Error, work::Works};
-use crate::abi::{export::HostHandle, root::Settings};
+use crate::abi::{export::HostHandle, head::RequestHead, root::Settings};
 
 /// What an app knows of itself and of the host. Cheap to clone; keep it in the state of your router.
 #[derive(Clone, Debug)]
@@ -23,6 +30,18 @@ struct Inner {
     runtime: Handle,
     works: Arc<Works>,
     draining: watch::Sender<bool>,
+    client: OnceLock<TellClient>,
+}
+
+/// Puts the address of a client into the extensions of its request.
+struct TellClient(Box<Tell>);
+
+type Tell = dyn Fn(SocketAddr, &mut Extensions) + Send + Sync;
+
+impl fmt::Debug for TellClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TellClient")
+    }
 }
 
 impl Context {
@@ -42,6 +61,7 @@ impl Context {
             runtime,
             works: Arc::new(Works::new(host)),
             draining: watch::Sender::new(false),
+            client: OnceLock::new(),
         }))
     }
 
@@ -111,6 +131,31 @@ impl Context {
     /// Jobs: work that no deploy interrupts.
     pub fn jobs(&self) -> Jobs<'_> {
         Jobs(self)
+    }
+
+    /// Puts the address of the client into the extensions of each request, as what `into` makes of it; to be called in the constructor, once.
+    /// With axum, `cx.client_address_as(ConnectInfo)` is what the extractor `ConnectInfo<SocketAddr>` looks for.
+    ///
+    /// It is the address of the connection: behind a proxy that of the proxy. Without this call, requests pay nothing for it.
+    pub fn client_address_as<T: Clone + Send + Sync + 'static>(
+        &self,
+        into: impl Fn(SocketAddr) -> T + Send + Sync + 'static,
+    ) {
+        let tell = move |address, extensions: &mut Extensions| {
+            extensions.insert(into(address));
+        };
+        // The first one counts: requests may have been told by it already.
+        let _ = self.0.client.set(TellClient(Box::new(tell)));
+    }
+
+    /// Tells a request who its client is, if the app wants that.
+    #[inline]
+    pub(super) fn tell_client<B>(&self, head: &RequestHead<'_>, request: &mut Request<B>) {
+        if let Some(TellClient(tell)) = self.0.client.get()
+            && let Some(address) = head.peer()
+        {
+            tell(address, request.extensions_mut());
+        }
     }
 
     pub(super) fn start_draining(&self) {

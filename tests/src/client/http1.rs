@@ -39,6 +39,11 @@ impl Http1 {
             .map_err(|error| Fault::Connect(error.to_string()))?;
         Ok(Self::over(stream))
     }
+
+    /// Over a connection that was made.
+    pub fn from_stream(stream: TcpStream) -> Self {
+        Self::over(stream)
+    }
 }
 
 impl Http1<UnixStream> {

@@ -1,7 +1,7 @@
 //! What is watched: the folders that a crate is built from, and when they have changed.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     ffi::OsStr,
     fs,
     path::{Path, PathBuf},
@@ -10,6 +10,8 @@ use std::{
 
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
+
+use crate::artifact::{Hasher, Sha256};
 
 /// How long it must be quiet after a change: an editor that saves all files makes one build.
 const QUIET: Duration = Duration::from_millis(50);
@@ -24,6 +26,8 @@ pub(super) struct Sources {
     /// Covered with all that is in them.
     trees: BTreeSet<PathBuf>,
     watched: BTreeSet<PathBuf>,
+    /// What there was at each path that changed, when it was told last. The build that followed has read that or something newer.
+    told: HashMap<PathBuf, Option<Sha256>>,
     target: PathBuf,
 }
 
@@ -55,6 +59,7 @@ impl Sources {
             changes,
             trees: BTreeSet::new(),
             watched: BTreeSet::new(),
+            told: HashMap::new(),
             target: target.to_owned(),
         })
     }
@@ -80,23 +85,42 @@ impl Sources {
 
     /// Waits for a change, and for the quiet after it. Gives the paths that changed, in their order.
     ///
-    /// Changes since the last call count, so none during a build is missed.
+    /// Changes since the last call count, so none during a build is missed. What was written anew with the same content has not changed:
+    /// else a build script that writes beside its sources would cause the next build, for ever.
     pub(super) async fn changed(&mut self) -> Vec<PathBuf> {
+        loop {
+            let mut changed = self.touched().await;
+            self.cover_new();
+            changed.retain(|path| self.is_news(path));
+            if !changed.is_empty() {
+                return changed;
+            }
+        }
+    }
+
+    /// Waits until something is touched, and for the quiet after it.
+    async fn touched(&mut self) -> Vec<PathBuf> {
         let Some(first) = self.changes.recv().await else {
             // The watcher is ours and keeps the sender.
             return std::future::pending().await;
         };
-        let mut changed = vec![first];
+        let mut touched = vec![first];
         let quiet = async {
             while let Ok(Some(path)) = tokio::time::timeout(QUIET, self.changes.recv()).await {
-                if !changed.contains(&path) {
-                    changed.push(path);
+                if !touched.contains(&path) {
+                    touched.push(path);
                 }
             }
         };
         let _ = tokio::time::timeout(IMPATIENCE, quiet).await;
-        self.cover_new();
-        changed
+        touched
+    }
+
+    /// Whether there is something else at `path` than was told last. Remembers it as told.
+    fn is_news(&mut self, path: &Path) -> bool {
+        let mut hasher = Hasher::default();
+        let there = digest(path, &self.target, &mut hasher).then(|| hasher.finish().0);
+        self.told.insert(path.to_owned(), there) != Some(there)
     }
 
     /// Folders that were made since.
@@ -128,6 +152,29 @@ impl Sources {
             Err(error) => tracing::warn!("changes in {} are not seen: {error}", folder.display()),
         }
     }
+}
+
+/// Feeds what is at `path` to `hasher`: the bytes of a file, or all sources of a folder with their names. False when nothing can be read
+/// there.
+fn digest(path: &Path, target: &Path, hasher: &mut Hasher) -> bool {
+    if let Ok(entries) = fs::read_dir(path) {
+        let mut sources: Vec<_> = entries
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| is_source(path, target))
+            .collect();
+        sources.sort();
+        for source in sources {
+            hasher.update(source.as_os_str().as_encoded_bytes());
+            digest(&source, target, hasher);
+        }
+        return true;
+    }
+    fs::read(path).is_ok_and(|bytes| {
+        hasher.update(&bytes.len().to_le_bytes());
+        hasher.update(&bytes);
+        true
+    })
 }
 
 /// Whether a change of `path`, which lies in a watched folder, can change the build.
@@ -199,6 +246,30 @@ mod tests {
         seen(&mut sources, &root.join("pages")).await;
         fs::write(root.join("pages/deep/index.html"), "").unwrap();
         seen(&mut sources, &root.join("pages/deep/index.html")).await;
+    }
+
+    #[tokio::test]
+    async fn what_is_written_anew_as_it_was_has_not_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        let mut sources = Sources::new(&root.join("target")).unwrap();
+        sources.cover(&[root.clone()].into());
+        let (made, other) = (root.join("made.rs"), root.join("other.rs"));
+        fs::write(&made, "1").unwrap();
+        seen(&mut sources, &made).await;
+        for n in 0..3 {
+            fs::write(&made, "1").unwrap();
+            fs::write(&other, format!("{n}")).unwrap();
+            // It may come in two bursts, and none of them is about the first one.
+            let changed = sources.changed().await;
+            assert_eq!(changed, std::slice::from_ref(&other));
+        }
+        fs::write(&made, "2").unwrap();
+        seen(&mut sources, &made).await;
+        fs::remove_file(&made).unwrap();
+        seen(&mut sources, &made).await;
+        fs::write(&made, "2").unwrap();
+        seen(&mut sources, &made).await;
     }
 
     async fn seen(sources: &mut Sources, path: &Path) {

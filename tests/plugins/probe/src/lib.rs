@@ -1,12 +1,12 @@
 //! One route for each thing that a plugin can do with a request.
 
-use std::{convert::Infallible, path::PathBuf, task::Poll, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, path::PathBuf, task::Poll, time::Duration};
 
 use axum::{
     Json, Router,
     body::Body,
     extract::{
-        Query, Request, State, WebSocketUpgrade,
+        ConnectInfo, Query, Request, State, WebSocketUpgrade,
         ws::{Message, WebSocket},
     },
     response::{IntoResponse, Response, Sse, sse::Event},
@@ -37,8 +37,10 @@ async fn app(cx: Context) -> Result<Router, Error> {
             gate.display()
         )));
     }
+    cx.client_address_as(ConnectInfo);
     Ok(Router::new()
         .route("/version", get(async || VERSION))
+        .route("/client", get(client))
         .route("/slow", get(slow))
         .route("/stream", get(stream))
         .route("/echo", post(echo))
@@ -143,6 +145,11 @@ async fn stream(State(cx): State<Context>, Query(told): Query<Told>) -> Body {
             tokio::time::sleep(Duration::from_millis(told.every_ms)).await;
         }
     })
+}
+
+/// Who asks.
+async fn client(ConnectInfo(address): ConnectInfo<SocketAddr>) -> String {
+    address.to_string()
 }
 
 /// The body and the trailers that came, as they come.
