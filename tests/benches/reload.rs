@@ -89,6 +89,7 @@ fn main() {
     }
     if only.is_none() && !bench::flag("--quick") {
         let mut text = table(&outcomes);
+        text += &lossless(&outcomes);
         if !missing.is_empty() {
             text += &format!(
                 "\nNot installed, or does not run on this machine: {}.\n",
@@ -150,6 +151,23 @@ fn deploy(control: &Control, builds: &Builds, n: u32) {
     control
         .deploy(&bytes)
         .unwrap_or_else(|text| panic!("a swap did not end well: {text}"));
+}
+
+/// Who lost nothing, and who did not even close a kept connection.
+fn lossless(outcomes: &[Outcome]) -> String {
+    let names = |keep: fn(&Tally) -> bool| {
+        let kept = outcomes.iter().filter(|outcome| keep(&outcome.tally));
+        let names: Vec<_> = kept.map(|outcome| outcome.reloader.name()).collect();
+        match names.as_slice() {
+            [] => "nobody".to_owned(),
+            names => names.join(", "),
+        }
+    };
+    format!(
+        "\nNothing was lost by: {}. No kept connection was closed by: {}.\n",
+        names(|tally| tally.lost() == 0),
+        names(|tally| tally.lost() == 0 && tally.closed == 0)
+    )
 }
 
 fn table(outcomes: &[Outcome]) -> String {

@@ -14,6 +14,10 @@
 use std::{
     collections::BTreeMap,
     fs,
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -40,6 +44,9 @@ const FULL: usize = 32;
 
 /// Swaps before anything is compared: the first ones warm up what every later one uses.
 const WARM: u64 = 5;
+
+/// How many swaps are under way in a storm: the next ones are read while one is checked.
+const IN_FLIGHT: usize = 3;
 
 /// How long after the rename requests count as those around a swap; as long again is quiet.
 const AROUND: Duration = Duration::from_secs(1);
@@ -129,7 +136,7 @@ struct Dropped {
 
 /// Swaps at a rate, by the control socket.
 struct Storm {
-    wanted: u64,
+    wanted: u32,
     /// Swaps a second that came to be.
     rate: Spread,
     /// Answers a second against those of the quiet windows before and after.
@@ -402,7 +409,7 @@ fn storm(
     server: &Server,
     control: &Control,
     artifacts: &mut Artifacts,
-    wanted: u64,
+    wanted: u32,
     rounds: usize,
     lasts: Duration,
 ) -> Storm {
@@ -431,19 +438,31 @@ fn storm(
     let (mut rates, mut ratios, mut swaps) = (Vec::new(), Vec::new(), 0);
     let (mut quiets, mut storms) = (vec![measured(&mut |_| {})], Vec::new());
     for _ in 0..rounds {
-        let mut here = 0u32;
+        let here = AtomicU32::new(0);
         storms.push(measured(&mut |began| {
-            while began.elapsed() < lasts {
-                let (bytes, _) = artifacts.next();
-                control
-                    .deploy(&bytes)
-                    .unwrap_or_else(|text| panic!("a swap did not end well: {text}"));
-                here += 1;
-                let next =
-                    began + Duration::from_secs(here.into()) / u32::try_from(wanted).unwrap_or(1);
-                std::thread::sleep(next.saturating_duration_since(Instant::now()));
-            }
+            let (artifacts, turn) = (Mutex::new(&mut *artifacts), AtomicU32::new(0));
+            std::thread::scope(|scope| {
+                for _ in 0..IN_FLIGHT {
+                    scope.spawn(|| {
+                        let control = Control::of(server);
+                        loop {
+                            let turn = turn.fetch_add(1, Ordering::Relaxed);
+                            let due = began + Duration::from_secs(turn.into()) / wanted;
+                            if due.max(Instant::now()) >= began + lasts {
+                                return;
+                            }
+                            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                            let (bytes, _) = artifacts.lock().expect("nobody panics").next();
+                            control
+                                .deploy(&bytes)
+                                .unwrap_or_else(|text| panic!("a swap did not end well: {text}"));
+                            here.fetch_add(1, Ordering::Relaxed);
+                        }
+                    });
+                }
+            });
         }));
+        let here = here.into_inner();
         // What the last swaps leave behind is not the next quiet window's.
         settled(server, control);
         quiets.push(measured(&mut |_| {}));

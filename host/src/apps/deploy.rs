@@ -643,9 +643,13 @@ async fn go_live(
         drain::put_away(apps, app, spec.id, ended);
         return Err(Failure::host("the host is shutting down").of(spec.id));
     }
+    // Before the first request can crash it, and not on a worker: it is a file.
+    let (journal, named) = (apps.clone(), spec.clone());
+    let written = tokio::task::spawn_blocking(move || journal.0.journal.live(&named));
+    if let Err(broken) = written.await {
+        tracing::warn!(%broken, "the crash journal was not written");
+    }
     let began = Instant::now();
-    // Before the first request can crash it.
-    apps.0.journal.live(&spec);
     let live = Live {
         active: started.activate(),
         artifact: plan.artifact.clone(),

@@ -58,13 +58,13 @@ impl Control {
         })
     }
 
-    /// Deploys an artifact, and gives the steps once all is done, the drain of the old generation included.
+    /// Deploys an artifact, after those that are under way, and gives the steps once all is done, the drain of the old generation included.
     ///
     /// # Errors
     /// When it is refused; what the host says.
     pub fn deploy(&self, bytes: &[u8]) -> Result<Vec<Step>, String> {
         let answer = self
-            .ask("POST", "/v1/deploy?name=hello.so", Some(bytes))
+            .ask("POST", "/v1/deploy?name=hello.so&queue=true", Some(bytes))
             .map_err(|fault| fault.to_string())?;
         steps(&answer)
     }
