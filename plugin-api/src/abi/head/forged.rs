@@ -76,12 +76,13 @@ impl Forged<'_> {
             let mut again = http::Request::new(());
             RequestHead::lend(&request, target, None, |head| head.fill(&mut again))
                 .expect("what was taken in can be sent");
-            // By its parts: no target at all is a path as well, and `/` afterwards.
             let (one, two) = (request.uri(), again.uri());
             assert_eq!(
-                (one.scheme(), one.authority(), one.path(), one.query()),
-                (two.scheme(), two.authority(), two.path(), two.query())
+                (one.scheme(), one.authority(), one.query()),
+                (two.scheme(), two.authority(), two.query())
             );
+            // No path at all is `/` on the other side.
+            assert!(one.path() == two.path() || one.path().is_empty() && two.path() == "/");
             assert_eq!(
                 (request.method(), request.version(), request.headers()),
                 (again.method(), again.version(), again.headers())
@@ -129,7 +130,7 @@ mod tests {
         };
         honest.take_in();
         let no_target = Forged {
-            target: b"",
+            target: b"#",
             ..honest.clone()
         };
         no_target.take_in();
