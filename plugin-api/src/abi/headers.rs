@@ -129,9 +129,9 @@ impl Buffer {
             let value = self.next(field.value.len());
             let name = match STANDARD.get(usize::from(field.index)) {
                 Some(name) => name.clone(),
-                None => match HeaderName::from_bytes(field.name.as_bytes()) {
-                    Ok(name) => name,
-                    Err(_) => continue,
+                None => match keep::name(field.name.as_bytes()) {
+                    Some(name) => name,
+                    None => continue,
                 },
             };
             // SAFETY: the bytes are those of a `HeaderValue` of the other side (`borrow`), so they are a valid value.

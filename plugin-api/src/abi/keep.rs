@@ -1,7 +1,8 @@
 //! Memory that a thread keeps from one head to the next, so that a head in the usual size takes none of its own.
 //!
-//! Both sides have it, each its own, as each frees what it made. It is three things: a buffer that the text of heads is copied into,
-//! a header map that the next head is filled into, and a block that the next call's future lies in.
+//! Both sides have it, each its own, as each frees what it made. It is four things: a buffer that the text of heads is copied into,
+//! a header map that the next head is filled into, the names of fields that `http` has no number for, and a block that the next
+//! call's future lies in.
 
 use std::{
     alloc::{Layout, alloc, dealloc, handle_alloc_error},
@@ -11,7 +12,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 
 /// The size of the buffer. What is kept of one head keeps all of it, so it is small; hyper's own is four times as large.
 const BUFFER: usize = 2 * 1024;
@@ -25,12 +26,19 @@ const USUAL_FIELDS: usize = 6;
 /// A map that grew beyond this many fields is not kept.
 const MOST_FIELDS: usize = 64;
 
+/// So many names are kept. Browsers and proxies have about a dozen of their own.
+const NAMES: usize = 64;
+
+/// A name that is longer is not kept.
+const MOST_NAME: usize = 64;
+
 /// A future that is larger is not kept room for.
 const MOST_ROOM: usize = 16 * 1024;
 
 struct Kept {
     buffer: Option<BytesMut>,
     map: Option<HeaderMap>,
+    names: Option<Box<[Option<HeaderName>; NAMES]>>,
     block: Option<Block>,
 }
 
@@ -39,6 +47,7 @@ thread_local! {
         RefCell::new(Kept {
             buffer: None,
             map: None,
+            names: None,
             block: None,
         })
     };
@@ -128,6 +137,43 @@ pub fn keep_map(map: &mut HeaderMap) {
     });
 }
 
+/// The name of this text; none if HTTP does not allow it.
+///
+/// The same few come with every request, and each would be an allocation and a look at every byte.
+#[inline]
+pub(super) fn name(text: &[u8]) -> Option<HeaderName> {
+    let new = || HeaderName::from_bytes(text).ok();
+    if text.len() > MOST_NAME {
+        return new();
+    }
+    kept(|kept| {
+        let names = kept
+            .names
+            .get_or_insert_with(|| Box::new([const { None }; NAMES]));
+        let place = &mut names[place(text)];
+        match place {
+            Some(name) if name.as_str().as_bytes() == text => Some(name.clone()),
+            _ => {
+                let name = new()?;
+                *place = Some(name.clone());
+                Some(name)
+            }
+        }
+    })
+    .unwrap_or_else(new)
+}
+
+/// Where a name is kept: its length and its last bytes tell names apart that begin alike.
+#[inline]
+fn place(text: &[u8]) -> usize {
+    let mut last = [0; 8];
+    let tail = &text[text.len().saturating_sub(8)..];
+    last[..tail.len()].copy_from_slice(tail);
+    // Fibonacci hashing: the high bits of the product are well mixed.
+    let mixed = (u64::from_le_bytes(last) ^ text.len() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    (mixed >> (u64::BITS - NAMES.ilog2())) as usize
+}
+
 /// Memory of a layout.
 struct Block {
     at: NonNull<u8>,
@@ -179,6 +225,8 @@ pub(super) unsafe fn keep_room<T>(room: NonNull<T>) {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
     use http::{HeaderValue, header};
 
     use super::*;
@@ -217,6 +265,22 @@ mod tests {
         reuse_map(&mut next, 1);
         assert!(next.is_empty());
         assert_eq!(next.capacity(), room);
+    }
+
+    #[test]
+    fn a_name_is_what_its_text_says_also_where_another_was_kept() {
+        for _ in 0..2 {
+            for number in 0..4 * NAMES {
+                let text = format!("x-name-{number}");
+                assert_eq!(name(text.as_bytes()).unwrap().as_str(), text);
+            }
+        }
+        assert_eq!(name(b"X-Upper").unwrap().as_str(), "x-upper");
+        assert_eq!(name(b"accept").unwrap(), header::ACCEPT);
+        let long = "x".repeat(MOST_NAME + 1);
+        assert_eq!(name(long.as_bytes()).unwrap().as_str(), long);
+        assert!(name(b"").is_none());
+        assert!(name(b"no name").is_none());
     }
 
     #[test]
