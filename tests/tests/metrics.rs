@@ -107,6 +107,9 @@ async fn metrics_agree_with_what_happened_over_swaps() {
     assert!(metrics.get("handover_connections_total", &[]).unwrap() >= 10.0);
     assert!(metrics.get("process_resident_memory_bytes", &[]).unwrap() > 1e6);
     assert!(metrics.get("process_cpu_seconds_total", &[]).unwrap() > 0.0);
+    let open = metrics.get("process_open_fds", &[]).unwrap();
+    let most = metrics.get("process_max_fds", &[]);
+    assert!(open > 3.0 && most.is_none_or(|most| open < most), "{open}");
     assert!(
         metrics
             .get("handover_build_info", &[("abi", "1.1")])

@@ -20,6 +20,7 @@ use crate::{
     control::api::{AppStatus, GenerationStatus, LimitsStatus, Outcome},
     ledger::Held,
     names::GenerationId,
+    open_files,
     telemetry::exposition::{Exposition, Kind},
 };
 
@@ -99,6 +100,14 @@ impl Apps {
             "The open descriptors of the host.",
             process::descriptors(),
         );
+        if let Some(most) = open_files::limit() {
+            to.one(
+                "process_max_fds",
+                Kind::Gauge,
+                "How many descriptors there may be.",
+                most,
+            );
+        }
         let mut family = to.family(
             "handover_events_total",
             Kind::Counter,

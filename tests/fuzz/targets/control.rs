@@ -19,6 +19,7 @@ use handover::{
     config::Config,
     control::{self, Access, ControlSocket, ShutdownHandle, api},
     dispatch::Routes,
+    telemetry::Gather,
 };
 use libfuzzer_sys::{Corpus, fuzz_target};
 use tokio::{
@@ -68,11 +69,16 @@ impl Host {
             let routes = Arc::new(Routes::default());
             let apps = Apps::open(config, folder.path(), store.clone(), routes).expect("apps");
             let (listener, socket) = ControlSocket::bind(&path, None).expect("a socket");
+            let metrics = {
+                let apps = apps.clone();
+                Gather::new(move |to| apps.write_metrics(to))
+            };
             tokio::spawn(control::serve(
                 listener,
                 Access::default(),
                 apps,
                 store,
+                metrics,
                 ShutdownHandle::new(),
             ));
             socket
