@@ -19,6 +19,7 @@ use handover::{
     config::Config,
     control::{self, Access, ControlSocket, ShutdownHandle, api},
     dispatch::Routes,
+    telemetry::Gather,
 };
 use libfuzzer_sys::{Corpus, fuzz_target};
 use tokio::{
@@ -67,12 +68,15 @@ impl Host {
             let store = Store::open(&folder.path().join("artifacts")).expect("a store");
             let routes = Arc::new(Routes::default());
             let apps = Apps::open(config, folder.path(), store.clone(), routes).expect("apps");
+            let gathered = apps.clone();
+            let gather = Gather::new(move |to| gathered.write_metrics(to));
             let (listener, socket) = ControlSocket::bind(&path, None).expect("a socket");
             tokio::spawn(control::serve(
                 listener,
                 Access::default(),
                 apps,
                 store,
+                gather,
                 ShutdownHandle::new(),
             ));
             socket
