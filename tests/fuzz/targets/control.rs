@@ -68,17 +68,15 @@ impl Host {
             let store = Store::open(&folder.path().join("artifacts")).expect("a store");
             let routes = Arc::new(Routes::default());
             let apps = Apps::open(config, folder.path(), store.clone(), routes).expect("apps");
+            let gathered = apps.clone();
+            let gather = Gather::new(move |to| gathered.write_metrics(to));
             let (listener, socket) = ControlSocket::bind(&path, None).expect("a socket");
-            let metrics = {
-                let apps = apps.clone();
-                Gather::new(move |to| apps.write_metrics(to))
-            };
             tokio::spawn(control::serve(
                 listener,
                 Access::default(),
                 apps,
                 store,
-                metrics,
+                gather,
                 ShutdownHandle::new(),
             ));
             socket
