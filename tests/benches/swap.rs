@@ -1,7 +1,7 @@
 //! What a swap costs: from the rename of the file to the first answer of the new version, what requests notice, and storms of swaps.
 //!
 //! ```text
-//! cargo bench -p handover-tests --bench swap             # all, about 9 minutes; writes docs/benchmarks
+//! cargo bench -p handover-tests --bench swap             # all, about 10 minutes; writes docs/benchmarks
 //! cargo bench -p handover-tests --bench swap -- --quick   # the same with fewer swaps; writes nothing
 //! ```
 //!
@@ -179,7 +179,7 @@ fn main() {
         println!("{}", dropped.text(full));
         dropped
     });
-    let (rounds, lasts) = if quick { (1, 2) } else { (6, 4) };
+    let (rounds, lasts) = if quick { (1, 2) } else { (8, 4) };
     let storms = [1, 10, 50].map(|rate| {
         let lasts = Duration::from_secs(lasts);
         let storm = storm(&server, &control, &mut artifacts, rate, rounds, lasts);
