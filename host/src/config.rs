@@ -121,7 +121,7 @@ pub struct Trust {
 /// `[log]`
 #[derive(Clone, Debug)]
 pub struct Log {
-    /// A filter as `tracing-subscriber` reads it. Default `info`.
+    /// Levels by target, as `tracing_subscriber::filter::Targets` reads them. Default `info`.
     pub level: String,
     /// `text` or `json`. Default `text`.
     pub format: LogFormat,

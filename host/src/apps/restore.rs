@@ -1,8 +1,12 @@
 //! What was live when the host ended is live again after its start, whatever ended it.
 
-use std::sync::Arc;
+use std::{
+    num::NonZeroUsize,
+    sync::{Arc, LazyLock},
+    thread,
+};
 
-use tokio::task::JoinSet;
+use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{
     Apps, Cause,
@@ -15,7 +19,11 @@ use super::{
 };
 use crate::control::api::Outcome;
 
-/// Makes the HEAD of every app live, all apps at once.
+/// Reading and hashing an artifact takes a processor and a thread, so it is done for as many at a time as there are processors.
+static READING: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(thread::available_parallelism().map_or(1, NonZeroUsize::get)));
+
+/// Makes the HEAD of every app live, all apps at once: one that waits in its constructor keeps no other.
 pub(super) async fn restore(apps: &Apps, crashed: Option<String>) {
     let mut blamed = crash::begin(apps, crashed);
     let mut starting = JoinSet::new();
@@ -137,7 +145,11 @@ async fn start(apps: &Apps, app: &Arc<App>, head: Head, cause: Cause) -> bool {
     let asked = Asked {
         what: format!("start of {}", head.version),
         deadline: None,
-        plan: async move { stored.plan_stored(&of, head, cause).await },
+        plan: async move {
+            // Never closed: without a turn it would only be less considerate.
+            let _turn = READING.acquire().await;
+            stored.plan_stored(&of, head, cause).await
+        },
     };
     let begun = deploy::begin_with(apps, Arc::clone(app), asked, Entrance::Now);
     matches!(begun.at_cutover.await, Ok(result) if result.outcome == Outcome::Done)

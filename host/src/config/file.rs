@@ -238,7 +238,7 @@ struct Filter(String);
 impl<'de> Deserialize<'de> for Filter {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = String::deserialize(from)?;
-        match tracing_subscriber::EnvFilter::builder().parse(&text) {
+        match text.parse::<tracing_subscriber::filter::Targets>() {
             Ok(_) => Ok(Self(text)),
             Err(error) => Err(D::Error::custom(format!(
                 "`{text}` is not a log filter ({error}): write e.g. \"info\" or \"info,handover=debug\""

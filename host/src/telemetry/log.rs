@@ -2,7 +2,8 @@
 
 use std::io;
 
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::config::{Log, LogFormat};
 
@@ -28,20 +29,24 @@ pub enum LogError {
 ///
 /// Called once, before anything is told.
 pub fn init(log: &Log, colour: bool) -> Result<(), LogError> {
-    let filter = EnvFilter::builder()
-        .parse(&log.level)
-        .map_err(|source| LogError::Level {
-            level: log.level.clone(),
-            source,
-        })?;
+    let filter: Targets = log.level.parse().map_err(|source| LogError::Level {
+        level: log.level.clone(),
+        source,
+    })?;
     let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_max_level(LevelFilter::TRACE)
         .with_writer(io::stderr);
     match log.format {
-        LogFormat::Text => lines.with_ansi(colour).with_target(false).try_init(),
-        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+        LogFormat::Text => {
+            let lines = lines.with_ansi(colour).with_target(false).finish();
+            lines.with(filter).try_init()
+        }
+        LogFormat::Json => {
+            let lines = lines.json().flatten_event(true).finish();
+            lines.with(filter).try_init()
+        }
     }
-    .map_err(LogError::Twice)
+    .map_err(|error| LogError::Twice(Box::new(error)))
 }
 
 #[cfg(test)]

@@ -1,0 +1,239 @@
+//! What an author waits for: the builds of a new plugin, their size, and the time from a saved file to its first answer.
+//!
+//! ```text
+//! cargo bench -p handover-tests --bench compile             # writes docs/benchmarks
+//! cargo bench -p handover-tests --bench compile -- --quick  # debug builds only, fewer rounds; writes nothing
+//! ```
+//!
+//! The plugin is what `handover new` makes, built in a folder of its own with the versions of this workspace.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use handover_tests::{
+    bench::{
+        self,
+        builds::{Profile, build},
+        figures::Spread,
+        report,
+        server::{Server, free_address, program},
+    },
+    plugins::workspace,
+};
+use serde_json::json;
+
+/// What the scaffold answers, with another word each time.
+const WORD: &str = "Hello from ";
+
+/// One build.
+struct Built {
+    took: Duration,
+    /// Of cargo, its compilers and linkers.
+    processor: Duration,
+    /// Crates that were compiled.
+    crates: usize,
+}
+
+/// A plugin crate outside of the workspace.
+struct Project {
+    folder: PathBuf,
+    target: PathBuf,
+    source: String,
+    words: u32,
+}
+
+fn main() {
+    if !bench::asked_for() {
+        return;
+    }
+    let quick = bench::flag("--quick");
+    let home = Server::home();
+    let handover = build("handover", "handover", Profile::Release);
+    let mut project = Project::new(&handover, home.path());
+    let (mut rows, mut figures) = (Vec::new(), Vec::new());
+    let profiles: &[&str] = if quick { &["dev"] } else { &["dev", "release"] };
+    for profile in profiles {
+        let clean = project.build(profile);
+        let again: Vec<_> = (0..if quick { 1 } else { 5 })
+            .map(|_| {
+                project.change();
+                project.build(profile)
+            })
+            .collect();
+        let seconds = |built: &Built| built.took.as_secs_f64();
+        let incremental = Spread::of(again.iter().map(seconds));
+        let library = project.library(profile);
+        let size = fs::metadata(&library).map_or(0, |file| file.len());
+        let stripped = stripped(&library, home.path());
+        let mb = |bytes: u64| format!("{:.2}", bytes as f64 / 1e6);
+        rows.push(vec![
+            (*profile).to_owned(),
+            format!("{:.1}", seconds(&clean)),
+            format!("{:.1}", clean.processor.as_secs_f64()),
+            clean.crates.to_string(),
+            incremental.text(2),
+            mb(size),
+            stripped.map_or_else(|| "–".to_owned(), mb),
+        ]);
+        figures.push(json!({
+            "profile": profile,
+            "clean_s": seconds(&clean),
+            "clean_processor_s": clean.processor.as_secs_f64(),
+            "crates": clean.crates,
+            "incremental_s": incremental.json(),
+            "library_bytes": size,
+            "stripped_bytes": stripped,
+        }));
+    }
+    let saved = project.dev(&handover, if quick { 2 } else { 9 });
+    let head = [
+        "profile",
+        "from clean, s",
+        "processor time, s",
+        "crates",
+        "after a change, s",
+        "library, MB",
+        "stripped, MB",
+    ];
+    let text = format!(
+        "The plugin that `handover new` makes:\n\n{}\nFrom a saved file to the first new answer in `handover dev`: {} s, build included.\n",
+        report::table(&head, &rows),
+        saved.text(2)
+    );
+    println!("{text}");
+    if !quick {
+        let value = json!({ "builds": figures, "saved_to_served_s": saved.json() });
+        report::write("compile", value, &[("compile", text)]);
+    }
+}
+
+impl Project {
+    fn new(handover: &Path, home: &Path) -> Self {
+        let folder = home.join("fresh");
+        let made = Command::new(handover).arg("new").arg(&folder).output();
+        let made = made.expect("it was built");
+        assert!(made.status.success(), "{made:?}");
+        // Or the newest versions of the day would be compared with those of another.
+        fs::copy(workspace().join("Cargo.lock"), folder.join("Cargo.lock"))
+            .expect("the folder is ours");
+        let source = fs::read_to_string(folder.join("src/lib.rs")).expect("it was made");
+        assert!(source.contains(WORD), "the scaffold greets");
+        Self {
+            target: home.join("target"),
+            folder,
+            source,
+            words: 0,
+        }
+    }
+
+    /// Has it answer something else; gives what.
+    fn change(&mut self) -> String {
+        self.words += 1;
+        let word = format!("Hello number {} from ", self.words);
+        let source = self.source.replace(WORD, &word);
+        fs::write(self.folder.join("src/lib.rs"), source).expect("the folder is ours");
+        word
+    }
+
+    fn build(&self, profile: &str) -> Built {
+        let (began, spent) = (Instant::now(), spent_by_children());
+        let output = Command::new(env!("CARGO"))
+            .args(["build", "--profile", profile])
+            .env("CARGO_TARGET_DIR", &self.target)
+            .env("CARGO_TERM_COLOR", "never")
+            .env_remove("HANDOVER_VERSION")
+            // As an author has it, whatever whoever measures set.
+            .env_remove("CARGO_INCREMENTAL")
+            .current_dir(&self.folder)
+            .stdin(Stdio::null())
+            .output()
+            .expect("cargo can be run");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            output.status.success(),
+            "the scaffold does not build: {told}"
+        );
+        Built {
+            took: began.elapsed(),
+            processor: spent_by_children().saturating_sub(spent),
+            crates: told.matches("Compiling ").count(),
+        }
+    }
+
+    fn library(&self, profile: &str) -> PathBuf {
+        let folder = if profile == "dev" { "debug" } else { profile };
+        self.target.join(folder).join("libfresh.so")
+    }
+
+    /// Seconds from a saved file to its first answer.
+    fn dev(&mut self, handover: &Path, rounds: usize) -> Spread {
+        let address = free_address();
+        let mut command = Command::new(handover);
+        command
+            .arg("dev")
+            .arg(&self.folder)
+            .args(["--listen", &address.to_string()])
+            .env("CARGO_TARGET_DIR", &self.target)
+            .env_remove("HANDOVER_VERSION")
+            .env_remove("HANDOVER_CONTROL");
+        let _dev = Server::start(Server::home(), address, vec![command]);
+        let measured = (0..rounds).map(|_| {
+            let began = Instant::now();
+            let word = self.change();
+            let deadline = began + Duration::from_secs(300);
+            while !answers(address, &word) {
+                assert!(Instant::now() < deadline, "`{word}` was never answered");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            began.elapsed().as_secs_f64()
+        });
+        Spread::of(measured.collect::<Vec<_>>())
+    }
+}
+
+/// The size without symbols, if there is a program that takes them out.
+fn stripped(library: &Path, home: &Path) -> Option<u64> {
+    let copy = home.join("stripped.so");
+    let done = Command::new(program("strip")?)
+        .arg("--strip-all")
+        .arg("-o")
+        .arg(&copy)
+        .arg(library)
+        .status()
+        .ok()?;
+    done.success()
+        .then(|| fs::metadata(copy).ok())?
+        .map(|file| file.len())
+}
+
+fn answers(address: SocketAddr, word: &str) -> bool {
+    let asked = || {
+        let mut stream = TcpStream::connect(address)?;
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok::<_, std::io::Error>(answer.contains(word))
+    };
+    asked().unwrap_or(false)
+}
+
+/// The processor time of all children that have ended and were waited for, and of theirs.
+fn spent_by_children() -> Duration {
+    /// `USER_HZ`, the same on every Linux.
+    const TICK: Duration = Duration::from_millis(10);
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    // cutime and cstime are the 16th and 17th fields, the first behind the name is the third.
+    let ticks = fields
+        .split_whitespace()
+        .skip(13)
+        .take(2)
+        .filter_map(|field| field.parse::<u32>().ok());
+    ticks.map(|ticks| TICK * ticks).sum()
+}
