@@ -3,6 +3,8 @@
 use abi_stable::{StableAbi, std_types::RSlice};
 use bytes::Bytes;
 
+use super::keep;
+
 /// Up to here copying is cheaper than an owner that travels: an allocation for the handle, a call back to free it.
 pub const COPY_UP_TO: usize = 16 * 1024;
 
@@ -85,7 +87,7 @@ impl<'a> Chunk<'a> {
             }
         }
         match self {
-            Self::Borrowed(slice) => Bytes::copy_from_slice(slice.as_slice()),
+            Self::Borrowed(slice) => keep::text(slice.len(), |room| room.put(slice.as_slice())),
             Self::Owned(owned) => Bytes::from_owner(Guarded(owned, guard())),
         }
     }

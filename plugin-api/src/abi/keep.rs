@@ -90,7 +90,6 @@ pub(super) fn text(length: usize, fill: impl Fn(&mut Room<'_>)) -> Bytes {
         assert!(room.0.is_empty(), "a text has the length that was said");
         // SAFETY: all of it was written, as nothing is left of the room.
         unsafe { buffer.set_len(length) };
-        buffer.split().freeze()
     };
     let kept = if length <= MOST_TEXT {
         kept(|kept| {
@@ -99,12 +98,17 @@ pub(super) fn text(length: usize, fill: impl Fn(&mut Room<'_>)) -> Bytes {
                 // Begins anew in the same memory, if nothing of it is in use any more.
                 buffer.reserve(BUFFER);
             }
-            write(buffer)
+            write(buffer);
+            buffer.split().freeze()
         })
     } else {
         None
     };
-    kept.unwrap_or_else(|| write(&mut BytesMut::with_capacity(length)))
+    kept.unwrap_or_else(|| {
+        let mut buffer = BytesMut::with_capacity(length);
+        write(&mut buffer);
+        buffer.freeze()
+    })
 }
 
 /// Gives `map`, which is new, the room of one that is kept.
