@@ -12,6 +12,8 @@ use std::{
         unix::fs::{FileExt, MetadataExt},
     },
     sync::Arc,
+    thread,
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -30,6 +32,12 @@ const SEALS: SealFlags = SealFlags::SHRINK
     .union(SealFlags::GROW)
     .union(SealFlags::WRITE)
     .union(SealFlags::SEAL);
+
+/// How often sealing is tried again. The kernel itself waits each time.
+const BUSY_ATTEMPTS: usize = 20;
+
+/// How long before each.
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 /// A sealed copy of an artifact's bytes. Must stay open as long as it is mapped: its number is the name under which the dynamic
 /// linker knows the library, and must not be another's meanwhile.
@@ -105,10 +113,25 @@ impl Draft {
     /// Ends it.
     pub(super) fn seal(self) -> Result<Image, ImageError> {
         let Self { file } = self;
-        fcntl_add_seals(&file, SEALS).map_err(|error| ImageError::Memory(error.into()))?;
+        when_not_busy(|| fcntl_add_seals(&file, SEALS))
+            .map_err(|error| ImageError::Memory(error.into()))?;
         let inode = file.metadata().map_err(ImageError::Memory)?.ino();
         Ok(Image { file, inode })
     }
+}
+
+/// Tries `seal` again while the kernel is busy with the file. Blocks.
+///
+/// It seals no file of which it holds a page itself, which it does for a moment when it moves or watches memory. It waits for that, gives up
+/// after a tenth of a second, and says that the file is busy: one deploy in ten thousand on a machine under load.
+fn when_not_busy(mut seal: impl FnMut() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
+    for _ in 0..BUSY_ATTEMPTS {
+        match seal() {
+            Err(Errno::BUSY) => thread::sleep(BUSY_PAUSE),
+            answer => return answer,
+        }
+    }
+    seal()
 }
 
 impl Image {
@@ -285,6 +308,28 @@ mod tests {
 
     use super::*;
     use crate::artifact::{Store, testing::TestElf};
+
+    #[test]
+    fn a_file_that_the_kernel_is_busy_with_is_sealed_when_it_is_not() {
+        let answers = |busy: usize, last: rustix::io::Result<()>| {
+            let mut asked = 0;
+            let sealed = when_not_busy(|| {
+                asked += 1;
+                if asked <= busy {
+                    Err(Errno::BUSY)
+                } else {
+                    last
+                }
+            });
+            (sealed, asked)
+        };
+        assert_eq!(answers(3, Ok(())), (Ok(()), 4));
+        assert_eq!(answers(0, Err(Errno::PERM)), (Err(Errno::PERM), 1));
+        assert_eq!(
+            answers(usize::MAX, Ok(())),
+            (Err(Errno::BUSY), BUSY_ATTEMPTS + 1)
+        );
+    }
 
     #[test]
     fn a_file_that_was_replaced_after_it_was_verified_is_not_mapped() {
