@@ -30,6 +30,16 @@ pub struct Load {
     pub pause: Duration,
 }
 
+impl Load {
+    /// A little of everything, for tests in which something else is hard.
+    pub const LIGHT: Self = Self {
+        keep_alive: 2,
+        closing: 1,
+        streams: 2,
+        pause: Duration::from_millis(5),
+    };
+}
+
 /// A load that runs.
 #[derive(Debug)]
 pub struct Running {

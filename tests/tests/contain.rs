@@ -4,8 +4,6 @@
     reason = "a test has nobody to return an error to"
 )]
 
-use std::time::Duration;
-
 use handover_tests::{
     client::{Answer, Fault, Http1, Http2},
     host::{Host, Setup},
@@ -44,13 +42,7 @@ struct Others(handover_tests::load::Running);
 
 impl Others {
     fn of(host: &Host) -> Self {
-        let load = Load {
-            keep_alive: 2,
-            closing: 1,
-            streams: 2,
-            pause: Duration::from_millis(5),
-        };
-        Self(load.start(host.address))
+        Self(Load::LIGHT.start(host.address))
     }
 
     async fn noticed_nothing(self) {

@@ -9,7 +9,6 @@ use std::{
     fs,
     path::PathBuf,
     process::Stdio,
-    time::Duration,
 };
 
 use handover_tests::{
@@ -20,13 +19,6 @@ use handover_tests::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
-
-const BUSY: Load = Load {
-    keep_alive: 2,
-    closing: 1,
-    streams: 2,
-    pause: Duration::from_millis(5),
-};
 
 /// `probe` saying that it is `version`, in a file.
 fn probe_as(host: &Host, version: &str) -> PathBuf {
@@ -149,7 +141,7 @@ fn entry(version: &str, cause: &str, outcome: &str) -> (String, String, String) 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waits_is_done_in_order_and_nobody_notices() {
     let host = host_with("").await;
-    let load = BUSY.start(host.address);
+    let load = Load::LIGHT.start(host.address);
     load.more(30).await;
     let first = hanging(&host).await;
     let second = Client::of(&host, deploy(&fixture("probe", "2.0.0"), &["--queue"]));

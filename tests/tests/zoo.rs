@@ -6,8 +6,6 @@
     reason = "a test has nobody to return an error to"
 )]
 
-use std::time::Duration;
-
 use handover_tests::{
     client::Http1,
     host::{Event, Host, Setup},
@@ -17,13 +15,7 @@ use handover_tests::{
 
 /// Light: the habits are what is hard.
 fn load(host: &Host) -> Running {
-    let load = Load {
-        keep_alive: 2,
-        closing: 1,
-        streams: 2,
-        pause: Duration::from_millis(5),
-    };
-    load.start(host.address)
+    Load::LIGHT.start(host.address)
 }
 
 /// A host on which the first generation has `habit`, and did it under load before it was replaced.

@@ -134,7 +134,7 @@ impl Buffer {
                     None => continue,
                 },
             };
-            // SAFETY: the bytes are those of a `HeaderValue` of the other side (`borrow`), so they are a valid value.
+            // SAFETY: the bytes are those of a `HeaderValue` of the other side (`lend`), so they are a valid value.
             let mut value = unsafe { HeaderValue::from_maybe_shared_unchecked(value) };
             if field.sensitive {
                 value.set_sensitive(true);

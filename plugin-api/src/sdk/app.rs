@@ -215,9 +215,8 @@ pub(super) fn answer<B>(
 ) where
     B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static,
 {
-    let mut body = None;
-    let head = response.map(|whole| body = Some(payload(whole, cx)));
-    responder.respond(head, body.unwrap_or(Payload::Empty));
+    let (parts, body) = response.into_parts();
+    responder.respond(Response::from_parts(parts, ()), payload(body, cx));
 }
 
 fn payload<B>(mut body: B, cx: &mut task::Context<'_>) -> Payload
