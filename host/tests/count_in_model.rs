@@ -24,6 +24,11 @@ mod sync {
     use loom::sync::atomic::AtomicUsize;
     pub(super) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
+    /// What the update and the processor make of it, where that needs an instruction of its own.
+    pub(super) fn fence_after_update() {
+        fence(Ordering::SeqCst);
+    }
+
     /// An `Arc` as std has it, with the same orderings. The one of loom knows its count without reading it as others would.
     #[derive(Debug)]
     pub(super) struct Arc<T>(NonNull<Counted<T>>);

@@ -16,7 +16,7 @@ use handover_plugin::abi::body::Guard;
 
 use super::{
     core::Core,
-    sync::{Arc, AtomicBool, AtomicU64, Ordering, fence},
+    sync::{Arc, AtomicBool, AtomicU64, Ordering, fence, fence_after_update},
     worker,
 };
 
@@ -88,7 +88,7 @@ impl Shards {
     pub(super) fn enter(&self) -> Option<InFlight> {
         let shard = &self.0[worker::number() & (self.0.len() - 1)];
         let in_flight = InFlight(Arc::clone(shard));
-        fence(Ordering::SeqCst);
+        fence_after_update();
         if shard.core.gate().is_closed() {
             return None;
         }
