@@ -1,8 +1,8 @@
 //! Which app a request is for, and its active generation: one table, replaced as a whole at each cutover, read without a lock.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, cell::RefCell, ptr, sync::Arc};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Cache};
 use http::{HeaderMap, Uri, header::HOST};
 
 use super::limits::Limits;
@@ -29,11 +29,19 @@ pub struct Route {
 
 /// The routes of all apps.
 #[derive(Debug, Default)]
-pub struct Routes(ArcSwap<Table>);
+pub struct Routes(Arc<ArcSwap<Table>>);
+
+type Seen = Cache<Arc<ArcSwap<Table>>, Arc<Table>>;
+
+thread_local! {
+    /// The table that this thread looked at last, which costs no reference to look at again as long as it is the newest. A thread that
+    /// is asked nothing keeps an old one, and the few words that are left of its generations.
+    static SEEN: RefCell<Option<Seen>> = const { RefCell::new(None) };
+}
 
 #[derive(Debug, Default)]
 struct Table {
-    /// The most specific first.
+    /// The most specific first, their prefixes without slashes at the end.
     routes: Vec<Route>,
     /// Whether any of them asks for a host name, which then has to be looked for in each request.
     by_host: bool,
@@ -55,11 +63,13 @@ pub enum Chosen {
 impl Routes {
     /// Replaces all routes at once. The longest prefix wins, one with a host name before one without.
     pub fn publish(&self, mut routes: Vec<Route>) {
-        routes.sort_by_key(|route| {
-            std::cmp::Reverse((
-                route.prefix.host.is_some(),
-                route.prefix.path.trim_end_matches('/').len(),
-            ))
+        for Route { prefix, .. } in &mut routes {
+            prefix
+                .path
+                .truncate(prefix.path.trim_end_matches('/').len());
+        }
+        routes.sort_by_key(|Route { prefix, .. }| {
+            std::cmp::Reverse((prefix.host.is_some(), prefix.path.len()))
         });
         let by_host = routes.iter().any(|route| route.prefix.host.is_some());
         self.0.store(Arc::new(Table { routes, by_host }));
@@ -67,40 +77,67 @@ impl Routes {
 
     /// Chooses for a request, and counts it in. `admitted`: the limits of its app were asked.
     pub fn choose(&self, uri: &Uri, headers: &HeaderMap, admitted: bool) -> Chosen {
+        let mut chosen = None;
         loop {
-            let table = self.0.load();
-            let host = if table.by_host {
-                host_of(uri, headers)
-            } else {
-                None
-            };
-            let path = uri.path();
-            let Some(route) = table
-                .routes
-                .iter()
-                .find(|route| matches(&route.prefix, host.as_deref(), path))
-            else {
-                return Chosen::NoApp;
-            };
-            let Some(generation) = &route.active else {
-                return Chosen::Empty(route.app.clone());
-            };
-            if let Some(limits) = &route.limits
-                && !admitted
-            {
-                return Chosen::Limited(Arc::clone(limits));
-            }
-            if let Some(in_flight) = generation.enter() {
-                let strip = if route.strip {
-                    route.prefix.path.trim_end_matches('/').len()
-                } else {
-                    0
-                };
-                return Chosen::Generation(in_flight, strip);
+            self.look(|table| chosen = table.choose(uri, headers, admitted));
+            if let Some(chosen) = chosen {
+                return chosen;
             }
             // It was replaced between our look at the table and at its gate, so a newer table is there already.
             std::hint::spin_loop();
         }
+    }
+
+    /// Shows the newest table to `look`.
+    #[inline]
+    fn look(&self, mut look: impl FnMut(&Table)) {
+        let seen = SEEN.try_with(|seen| {
+            let mut seen = seen.borrow_mut();
+            let cache = match &mut *seen {
+                Some(cache) if ptr::eq(cache.arc_swap(), &*self.0) => cache,
+                other => other.insert(Cache::new(Arc::clone(&self.0))),
+            };
+            look(cache.load());
+        });
+        if seen.is_err() {
+            // A thread that is about to end keeps nothing any more.
+            look(&self.0.load());
+        }
+    }
+}
+
+impl Table {
+    /// None when what it names is no longer active.
+    #[inline]
+    fn choose(&self, uri: &Uri, headers: &HeaderMap, admitted: bool) -> Option<Chosen> {
+        let host = if self.by_host {
+            host_of(uri, headers)
+        } else {
+            None
+        };
+        let path = uri.path();
+        let Some(route) = self
+            .routes
+            .iter()
+            .find(|route| matches(&route.prefix, host.as_deref(), path))
+        else {
+            return Some(Chosen::NoApp);
+        };
+        let Some(generation) = &route.active else {
+            return Some(Chosen::Empty(route.app.clone()));
+        };
+        if let Some(limits) = &route.limits
+            && !admitted
+        {
+            return Some(Chosen::Limited(Arc::clone(limits)));
+        }
+        let in_flight = generation.enter()?;
+        let strip = if route.strip {
+            route.prefix.path.len()
+        } else {
+            0
+        };
+        Some(Chosen::Generation(in_flight, strip))
     }
 }
 
@@ -123,6 +160,7 @@ fn host_of<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<Cow<'a, str>> {
     })
 }
 
+/// `prefix` is without slashes at its end.
 fn matches(prefix: &RoutePrefix, host: Option<&str>, path: &str) -> bool {
     if prefix
         .host
@@ -131,11 +169,10 @@ fn matches(prefix: &RoutePrefix, host: Option<&str>, path: &str) -> bool {
     {
         return false;
     }
-    let prefix = prefix.path.trim_end_matches('/');
     // At the root there are targets that are no path, such as `*`.
-    prefix.is_empty()
+    prefix.path.is_empty()
         || path
-            .strip_prefix(prefix)
+            .strip_prefix(&prefix.path)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
@@ -165,10 +202,10 @@ mod tests {
         assert!(matches(&prefix(None, "/shop"), None, "/shop"));
         assert!(matches(&prefix(None, "/shop"), None, "/shop/cart"));
         assert!(!matches(&prefix(None, "/shop"), None, "/shopping"));
-        assert!(matches(&prefix(None, "/"), None, "/anything"));
-        assert!(matches(&prefix(None, "/"), None, "*"));
+        assert!(matches(&prefix(None, ""), None, "/anything"));
+        assert!(matches(&prefix(None, ""), None, "*"));
         assert!(!matches(
-            &prefix(Some("a.example"), "/"),
+            &prefix(Some("a.example"), ""),
             Some("b.example"),
             "/"
         ));
