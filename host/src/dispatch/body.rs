@@ -163,11 +163,8 @@ impl AnswerBody {
         })))
     }
 
-    pub(super) fn stream(
-        stream: BodyStream,
-        in_flight: InFlight,
-        connection: Option<Arc<Cut>>,
-    ) -> Self {
+    pub(super) fn stream(stream: BodyStream, in_flight: InFlight) -> Self {
+        let connection = Cut::own();
         if let Some(cut) = &connection {
             in_flight.core().streams(cut);
         }

@@ -17,7 +17,7 @@ use handover_plugin::abi::{
     keep::keep_map,
     poll::PollState,
 };
-use http::{HeaderValue, Request, Response, Uri, Version, header};
+use http::{HeaderValue, Request, Response, Uri, Version, header, request};
 use http_body::Body;
 use hyper::upgrade::OnUpgrade;
 
@@ -29,7 +29,7 @@ use super::{
     upgrade,
 };
 use crate::{
-    generation::{Cut, Generation, InFlight},
+    generation::{Generation, InFlight},
     ledger,
 };
 
@@ -57,18 +57,17 @@ enum Step<B> {
 
 /// What a request needs to know of the connection that it came on.
 #[derive(Clone, Copy, Debug)]
-pub struct Origin<'a> {
+pub struct Origin {
     /// The address of the client.
     pub peer: Option<SocketAddr>,
-    /// The connection's switch.
-    pub cut: Option<&'a Arc<Cut>>,
     /// Whether answers name the version that they are from.
     pub name_version: bool,
 }
 
 #[derive(Debug)]
 struct New<B> {
-    request: Request<Option<B>>,
+    head: request::Parts,
+    body: Option<B>,
     on_upgrade: Option<OnUpgrade>,
     /// Bytes of the path that the app does not see.
     strip: usize,
@@ -90,13 +89,12 @@ struct Running {
 /// What the answer is made with.
 #[derive(Debug)]
 struct Answer {
-    cut: Option<Arc<Cut>>,
     name_version: bool,
     in_flight: InFlight,
 }
 
 /// Chooses where `request` goes, and counts it in there.
-pub fn dispatch<B>(routes: &Arc<Routes>, request: Request<B>, origin: Origin<'_>) -> Dispatched<B>
+pub fn dispatch<B>(routes: &Arc<Routes>, request: Request<B>, origin: Origin) -> Dispatched<B>
 where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
@@ -122,8 +120,7 @@ impl TakeAnswer for Slot<'_> {
                 *response.body_mut() = AnswerBody::full(owned.into_bytes(|| in_flight.hold()));
             }
             Crossing::Stream(stream) => {
-                let cut = self.answer.cut.clone();
-                *response.body_mut() = AnswerBody::stream(stream, in_flight.clone(), cut);
+                *response.body_mut() = AnswerBody::stream(stream, in_flight.clone());
             }
             Crossing::Upgrade(io) => {
                 if let Some(on_upgrade) = self.on_upgrade.take() {
@@ -171,14 +168,14 @@ where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
     /// [`dispatch`] when the limits of the app have admitted it.
-    pub(super) fn admitted(routes: &Arc<Routes>, request: Request<B>, origin: Origin<'_>) -> Self {
+    pub(super) fn admitted(routes: &Arc<Routes>, request: Request<B>, origin: Origin) -> Self {
         Self::choose(routes, request, origin, true)
     }
 
     fn choose(
         routes: &Arc<Routes>,
         mut request: Request<B>,
-        origin: Origin<'_>,
+        origin: Origin,
         admitted: bool,
     ) -> Self {
         let (in_flight, strip) = match routes.choose(request.uri(), request.headers(), admitted) {
@@ -192,7 +189,6 @@ where
         };
         let on_upgrade = asks_for_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
         let answer = Answer {
-            cut: origin.cut.cloned(),
             name_version: origin.name_version,
             in_flight,
         };
@@ -206,8 +202,10 @@ where
         peer: Option<SocketAddr>,
         answer: Answer,
     ) -> Self {
+        let (head, body) = request.into_parts();
         Self(Step::New(New {
-            request: request.map(Some),
+            head,
+            body: Some(body),
             on_upgrade,
             strip,
             peer,
@@ -229,7 +227,7 @@ where
             Step::New(new) => match new.call(cx, &mut response) {
                 (PollState::Pending, Some(call)) => {
                     if let Step::New(New {
-                        mut request,
+                        head,
                         on_upgrade,
                         answer,
                         ..
@@ -239,7 +237,7 @@ where
                             call,
                             expiry: Expiry::default(),
                             on_upgrade,
-                            uri: std::mem::take(request.uri_mut()),
+                            uri: head.uri,
                             answer,
                         });
                         if !running.expired(cx, &mut response) {
@@ -279,9 +277,9 @@ where
         response: &mut Option<Response<AnswerBody>>,
     ) -> (PollState, Option<RunningCall>) {
         let in_flight = &self.answer.in_flight;
-        let body = self.request.body_mut().take();
-        let body = body
-            .filter(|body| !body.is_end_stream())
+        let body = self
+            .body
+            .take_if(|body| !body.is_end_stream())
             .map(|body| BodyStream::new(RequestBody::new(body, in_flight.hold())));
         let upgrade = self.on_upgrade.is_some();
         let mut slot = Slot {
@@ -289,16 +287,15 @@ where
             on_upgrade: &mut self.on_upgrade,
             response,
         };
-        let uri = self.request.uri();
+        let uri = &self.head.uri;
         let core = in_flight.core();
-        let called =
-            RequestHead::lend(&self.request, &target(uri, self.strip), self.peer, |head| {
-                ledger::inside(&core.call_of(uri.path()), || {
-                    core.call(head, body, upgrade, cx.waker(), &mut slot)
-                })
-            });
+        let called = RequestHead::lend(&self.head, &target(uri, self.strip), self.peer, |head| {
+            ledger::inside(&core.call_of(uri.path()), || {
+                core.call(head, body, upgrade, cx.waker(), &mut slot)
+            })
+        });
         // The plugin has its copy.
-        keep_map(self.request.headers_mut());
+        keep_map(&mut self.head.headers);
         called
     }
 }
@@ -351,7 +348,6 @@ pub async fn smoke(generation: &Arc<Generation>, path: &str) -> Result<http::Sta
         .enter()
         .ok_or("the generation takes no requests")?;
     let answer = Answer {
-        cut: None,
         name_version: false,
         in_flight,
     };

@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{body::AnswerBody, call::Dispatched};
-use crate::{config, ledger, names::AppName};
+use crate::{config, generation::Cut, ledger, names::AppName};
 
 /// The threads of an app.
 #[derive(Debug)]
@@ -59,10 +59,11 @@ impl Threads {
     where
         B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
     {
-        Elsewhere(
-            self.handle
-                .spawn(async move { dispatched.await.map(AnswerBody::pumped) }),
-        )
+        let answering = async move { dispatched.await.map(AnswerBody::pumped) };
+        Elsewhere(match Cut::own() {
+            Some(cut) => self.handle.spawn(Cut::scope(cut, answering)),
+            None => self.handle.spawn(answering),
+        })
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::{
     fmt,
-    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -31,7 +30,7 @@ use super::{
     route::Routes,
     upgrade::Seat,
 };
-use crate::{config, generation::Cut, names::AppName};
+use crate::{config, names::AppName};
 
 /// The limits of one app, over all its generations.
 #[derive(Debug)]
@@ -172,9 +171,7 @@ struct Waiting<B> {
     turn: Turn,
     request: Request<B>,
     routes: Arc<Routes>,
-    peer: Option<SocketAddr>,
-    cut: Option<Arc<Cut>>,
-    name_version: bool,
+    origin: Origin,
 }
 
 impl<B> fmt::Debug for Limited<B> {
@@ -200,7 +197,7 @@ where
         limits: Arc<Limits>,
         routes: &Arc<Routes>,
         request: Request<B>,
-        origin: Origin<'_>,
+        origin: Origin,
     ) -> Self {
         let deadline = limits
             .timeout
@@ -215,9 +212,7 @@ where
                     turn,
                     request,
                     routes: Arc::clone(routes),
-                    peer: origin.peer,
-                    cut: origin.cut.cloned(),
-                    name_version: origin.name_version,
+                    origin,
                 };
                 (Stage::Waiting(Some(waiting)), None)
             }
@@ -238,12 +233,7 @@ where
             && let Some(waiting) = waiting.take()
         {
             self.permit = permit;
-            let origin = Origin {
-                peer: waiting.peer,
-                cut: waiting.cut.as_ref(),
-                name_version: waiting.name_version,
-            };
-            let dispatched = Dispatched::admitted(&waiting.routes, waiting.request, origin);
+            let dispatched = Dispatched::admitted(&waiting.routes, waiting.request, waiting.origin);
             self.stage = Self::begin(&self.limits, dispatched);
         }
         match &mut self.stage {

@@ -2,56 +2,86 @@
 //!
 //! A connection whose client does not read is not polled, so what it streams would hold its generation for as long as the client
 //! likes. Everything that is streamed therefore leaves the switch of its connection with its generation, which throws it some time
-//! after the drain deadline.
+//! after the drain deadline. When the host ends, the same switch asks a connection to finish what it has.
+//!
+//! Whatever works on requests of a connection has its switch at hand as a task-local: most answers are no streams and never look.
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU8, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::Waker,
 };
 
 use parking_lot::Mutex;
 
+tokio::task_local! {
+    /// The switch of the connection that this task works for.
+    static OWN: Arc<Cut>;
+}
+
 /// The switch of one connection.
 #[derive(Debug, Default)]
 pub struct Cut {
-    /// Whether anybody may throw it, which only then costs the connection more than one look.
-    armed: AtomicBool,
-    thrown: AtomicBool,
+    /// An [`Order`].
+    order: AtomicU8,
     waker: Mutex<Option<Waker>>,
 }
 
+/// What a connection is to do. Each goes further than the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Order {
+    /// Go on.
+    GoOn,
+    /// Finish what it has, take nothing more, and close.
+    Finish,
+    /// End at once.
+    End,
+}
+
 impl Cut {
-    /// From now on it may be thrown.
-    pub(super) fn arm(&self) {
-        self.armed.store(true, Ordering::Release);
+    /// Runs `work` for the connection of `cut`.
+    pub fn scope<F: Future>(cut: Arc<Self>, work: F) -> impl Future<Output = F::Output> {
+        OWN.scope(cut, work)
+    }
+
+    /// The switch of the connection that the current task works for; none if it works for none.
+    pub fn own() -> Option<Arc<Self>> {
+        OWN.try_with(Arc::clone).ok()
+    }
+
+    /// Wakes `waker`, the connection's, at each order from now on. To be called before the first look at [`order`](Self::order).
+    pub fn wakes(&self, waker: &Waker) {
+        *self.waker.lock() = Some(waker.clone());
+    }
+
+    /// What the connection is to do.
+    #[inline]
+    pub fn order(&self) -> Order {
+        match self.order.load(Ordering::Acquire) {
+            0 => Order::GoOn,
+            1 => Order::Finish,
+            _ => Order::End,
+        }
+    }
+
+    /// Asks the connection to finish.
+    pub fn finish(&self) {
+        self.give(Order::Finish);
     }
 
     /// Ends the connection.
     pub(super) fn throw(&self) {
-        self.thrown.store(true, Ordering::Release);
-        let waker = self.waker.lock().take();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.give(Order::End);
     }
 
-    /// Ends when it was thrown.
-    pub fn poll(&self, cx: &Context<'_>) -> Poll<()> {
-        if !self.armed.load(Ordering::Acquire) {
-            return Poll::Pending;
+    fn give(&self, order: Order) {
+        self.order.fetch_max(order as u8, Ordering::Release);
+        if let Some(waker) = &*self.waker.lock() {
+            waker.wake_by_ref();
         }
-        let mut waker = self.waker.lock();
-        if self.thrown.load(Ordering::Acquire) {
-            return Poll::Ready(());
-        }
-        match &mut *waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            None => *waker = Some(cx.waker().clone()),
-        }
-        Poll::Pending
     }
 }
 
@@ -61,7 +91,6 @@ pub(super) struct Streams(Mutex<Vec<Arc<Cut>>>);
 
 impl Streams {
     pub(super) fn add(&self, cut: &Arc<Cut>) {
-        cut.arm();
         self.0.lock().push(Arc::clone(cut));
     }
 

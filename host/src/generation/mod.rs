@@ -20,7 +20,7 @@ mod worker;
 
 pub use self::{
     core::{Counts, Generation, State},
-    cut::Cut,
+    cut::{Cut, Order},
     in_flight::{Hold, InFlight},
     spec::{Spec, StartError},
     states::{Active, Draining, Ended, Retained, Started, start},

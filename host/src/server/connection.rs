@@ -1,22 +1,17 @@
 //! One connection. It belongs to no generation: each of its requests finds its own.
 
-use std::{convert::Infallible, net::SocketAddr, pin::Pin, sync::Arc, task};
+use std::{convert::Infallible, pin::Pin, sync::Arc, task};
 
 use http::{Request, Response};
 use hyper::{body::Incoming, service::Service};
 
-use crate::{
-    dispatch::{AnswerBody, Dispatched, Origin, Routes, dispatch},
-    generation::Cut,
-};
+use crate::dispatch::{AnswerBody, Dispatched, Origin, Routes, dispatch};
 
 /// Answers the requests of one connection.
 #[derive(Clone, Debug)]
 pub(super) struct Requests {
     pub(super) routes: Arc<Routes>,
-    pub(super) peer: Option<SocketAddr>,
-    pub(super) cut: Arc<Cut>,
-    pub(super) name_version: bool,
+    pub(super) origin: Origin,
 }
 
 impl Service<Request<Incoming>> for Requests {
@@ -25,12 +20,7 @@ impl Service<Request<Incoming>> for Requests {
     type Future = Answering;
 
     fn call(&self, request: Request<Incoming>) -> Answering {
-        let origin = Origin {
-            peer: self.peer,
-            cut: Some(&self.cut),
-            name_version: self.name_version,
-        };
-        Answering(dispatch(&self.routes, request, origin))
+        Answering(dispatch(&self.routes, request, self.origin))
     }
 }
 

@@ -3,13 +3,29 @@
 use std::{future::poll_fn, io, sync::Arc, task::Poll, time::Duration};
 
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    rt::{TokioIo, TokioTimer},
+    server::conn::auto,
 };
 use tokio::net::TcpListener;
 
-use super::{connection::Requests, count::Connections};
-use crate::{dispatch::Routes, generation::Cut};
+use super::{connection::Requests, count::Connections, open::OpenConnections};
+use crate::{
+    dispatch::{Origin, Routes},
+    generation::{Cut, Order},
+};
+
+/// Runs the requests of an HTTP/2 connection, each as a task of its own, for that connection.
+#[derive(Clone, Copy, Debug)]
+struct Streams;
+
+impl<F: Future<Output: Send + 'static> + Send + 'static> hyper::rt::Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        match Cut::own() {
+            Some(cut) => tokio::spawn(Cut::scope(cut, stream)),
+            None => tokio::spawn(stream),
+        };
+    }
+}
 
 /// How connections are served.
 #[derive(Clone, Copy, Debug)]
@@ -26,10 +42,10 @@ pub async fn serve(
     counted: Connections,
     stop: impl Future<Output = ()>,
 ) {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+    let mut builder = auto::Builder::new(Streams);
     builder.http1().timer(TokioTimer::new());
     builder.http2().timer(TokioTimer::new());
-    let connections = GracefulShutdown::new();
+    let connections = OpenConnections::default();
     let mut stop = std::pin::pin!(stop);
     loop {
         let (stream, peer) = tokio::select! {
@@ -45,34 +61,51 @@ pub async fn serve(
         };
         // A socket whose peer is gone already fails here, and is found gone when it is read.
         let _ = stream.set_nodelay(true);
-        let cut = Arc::new(Cut::default());
         let requests = Requests {
             routes: Arc::clone(&routes),
-            peer: Some(peer),
-            cut: Arc::clone(&cut),
-            name_version: settings.version_header,
+            origin: Origin {
+                peer: Some(peer),
+                name_version: settings.version_header,
+            },
         };
         let connection = builder
             .serve_connection_with_upgrades(TokioIo::new(stream), requests)
             .into_owned();
-        let connection = connections.watch(connection);
-        let open = counted.accepted();
-        tokio::spawn(async move {
-            let _open = open;
+        let counted = counted.accepted();
+        let open = connections.add();
+        tokio::spawn(Cut::scope(Arc::clone(open.cut()), async move {
+            let _counted = counted;
             let mut connection = std::pin::pin!(connection);
-            let ended = poll_fn(|cx| match connection.as_mut().poll(cx) {
-                Poll::Ready(ended) => Poll::Ready(ended.map_err(|error| error.to_string())),
-                Poll::Pending => cut
+            let mut followed = None;
+            let ended = poll_fn(|cx| {
+                if followed.is_none() {
+                    // Once: a task has one waker for all its life.
+                    open.cut().wakes(cx.waker());
+                }
+                let order = open.cut().order();
+                if followed != Some(order) {
+                    followed = Some(order);
+                    match order {
+                        Order::GoOn => {}
+                        Order::Finish => connection.as_mut().graceful_shutdown(),
+                        Order::End => {
+                            let reason = "it streamed what had reached its drain deadline";
+                            return Poll::Ready(Err(reason.to_owned()));
+                        }
+                    }
+                }
+                connection
+                    .as_mut()
                     .poll(cx)
-                    .map(|()| Err("it streamed what had reached its drain deadline".to_owned())),
+                    .map_err(|error| error.to_string())
             });
             if let Err(reason) = ended.await {
                 tracing::debug!(%peer, "a connection ended: {reason}");
             }
-        });
+        }));
     }
     drop(listener);
-    connections.shutdown().await;
+    connections.finish().await;
 }
 
 /// What to do when a connection could not be accepted.

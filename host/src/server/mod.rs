@@ -3,11 +3,13 @@
 //! - [`listener`]: accepts, and keeps accepting whatever happens
 //! - [`socket`]: bound here, or handed over by whoever started this process
 //! - [`count`]: how many connections there are
+//! - [`open`]: those of one listener that are open, which finish what they have when it closes
 //! - [`connection`]: one connection, whose requests each find their own generation
 
 pub mod connection;
 pub mod count;
 pub mod listener;
+mod open;
 pub mod socket;
 
 pub use self::{

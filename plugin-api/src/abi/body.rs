@@ -231,7 +231,7 @@ impl<G: Guard> Imported<G> {
             let slot = unsafe { &mut *slot.cast::<Slot<'_, G>>() };
             let fields = fields.as_slice();
             let mut trailers = HeaderMap::new();
-            Buffer::copy(&[], fields).fields(fields, &mut trailers);
+            Buffer::copy(&[], fields, &mut trailers).fields(fields, &mut trailers);
             slot.frame = Some(Frame::trailers(trailers));
         }
         unsafe extern "C" fn failed<G>(slot: *mut (), message: RStr<'_>) {

@@ -2,7 +2,7 @@
 
 use abi_stable::StableAbi;
 use bytes::Bytes;
-use http::Response;
+use http::response;
 
 use super::{
     body::BodyStream, bytes::Chunk, head::ResponseHead, keep, poll::PollState, upgrade::IoStream,
@@ -55,8 +55,8 @@ pub enum Payload {
 }
 
 impl Responder<'_> {
-    /// Gives an answer to the host: the head of `response`, with `body`.
-    pub fn respond<B>(&self, mut response: Response<B>, body: Payload) {
+    /// Gives an answer to the host: the head `response`, with `body`.
+    pub fn respond(&self, mut response: response::Parts, body: Payload) {
         let whole = match &body {
             Payload::Full(bytes) => Some(bytes.len()),
             _ => None,
@@ -75,7 +75,7 @@ impl Responder<'_> {
             // SAFETY: the slot is live during the poll that lent this responder.
             unsafe { (self.respond)(self.slot, head, body) }
         });
-        keep::keep_map(response.headers_mut());
+        keep::keep_map(&mut response.headers);
     }
 }
 

@@ -93,10 +93,12 @@ pub struct FirstPoll<'a> {
 pub struct Polled(PollState, Option<Pin<Box<dyn Answering>>>);
 
 impl FirstPoll<'_> {
-    /// Polls `answering`, where it lies from now on. What ends at once, as most does, costs no allocation: it lies in memory that the one
-    /// before it has left.
+    /// Polls what `begin` gives, where it lies from now on. What ends at once, as most does, costs no allocation: it lies in memory that
+    /// the one before it has left.
     #[inline]
-    pub fn poll<A: Answering + 'static>(self, answering: A) -> Polled {
+    pub fn poll<A: Answering + 'static>(self, begin: impl FnOnce() -> A) -> Polled {
+        // Made here, so that it moves once.
+        let answering = begin();
         let room = keep::room::<A>();
         // SAFETY: the room is uninitialized, of this type, and ours.
         unsafe { room.write(answering) };

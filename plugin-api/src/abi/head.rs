@@ -10,7 +10,7 @@ use abi_stable::{
     std_types::{RSlice, RStr},
 };
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, Uri, Version, uri};
+use http::{Method, Request, Response, StatusCode, Uri, Version, request, response, uri};
 
 use super::headers::{self, Buffer, Field};
 
@@ -88,24 +88,24 @@ fn version_of(number: u8) -> Version {
 }
 
 impl RequestHead<'_> {
-    /// Lends the head of `request` to `f` in the shape that crosses. `target` is the path and query that the app is to see.
+    /// Lends the head `request` to `f` in the shape that crosses. `target` is the path and query that the app is to see.
     #[inline]
-    pub fn lend<B, R>(
-        request: &Request<B>,
+    pub fn lend<R>(
+        request: &request::Parts,
         target: &str,
         peer: Option<SocketAddr>,
         f: impl FnOnce(&RequestHead<'_>) -> R,
     ) -> R {
-        let uri = request.uri();
-        headers::lend(request.headers(), None, |fields| {
+        let uri = &request.uri;
+        headers::lend(&request.headers, None, |fields| {
             f(&RequestHead {
                 target: target.into(),
-                method: request.method().as_str().into(),
+                method: request.method.as_str().into(),
                 scheme: uri.scheme_str().unwrap_or_default().into(),
                 authority: uri.authority().map_or("", uri::Authority::as_str).into(),
                 fields: fields.into(),
                 peer: Peer::of(peer),
-                version: version_number(request.version()),
+                version: version_number(request.version),
             })
         })
     }
@@ -122,29 +122,36 @@ impl RequestHead<'_> {
     #[inline]
     pub fn fill<B>(&self, request: &mut Request<B>) -> Result<(), http::Error> {
         let fields = self.fields.as_slice();
-        let mut buffer = Buffer::copy(self.target.as_bytes(), fields);
-        let target = uri::PathAndQuery::from_maybe_shared(buffer.next(self.target.len()))?;
-        *request.uri_mut() = if self.authority.is_empty() {
-            Uri::from(target)
-        } else {
-            let scheme = if self.scheme.is_empty() {
-                "http"
-            } else {
-                self.scheme.as_str()
-            };
-            Uri::builder()
-                .scheme(scheme)
-                .authority(self.authority.as_str())
-                .path_and_query(target)
-                .build()?
-        };
-        // A new request is a GET.
+        // A new request is a GET of `/`.
+        let is_root = self.target.as_bytes() == b"/" && self.authority.is_empty();
+        let target = if is_root { &[] } else { self.target.as_bytes() };
+        let mut buffer = Buffer::copy(target, fields, request.headers_mut());
+        if !is_root {
+            let target = uri::PathAndQuery::from_maybe_shared(buffer.next(target.len()))?;
+            *request.uri_mut() = self.uri(target)?;
+        }
         if self.method.as_bytes() != b"GET" {
             *request.method_mut() = Method::from_bytes(self.method.as_bytes())?;
         }
         *request.version_mut() = version_of(self.version);
         buffer.fields(fields, request.headers_mut());
         Ok(())
+    }
+
+    fn uri(&self, target: uri::PathAndQuery) -> Result<Uri, http::Error> {
+        if self.authority.is_empty() {
+            return Ok(Uri::from(target));
+        }
+        let scheme = if self.scheme.is_empty() {
+            "http"
+        } else {
+            self.scheme.as_str()
+        };
+        Uri::builder()
+            .scheme(scheme)
+            .authority(self.authority.as_str())
+            .path_and_query(target)
+            .build()
     }
 }
 
@@ -157,18 +164,18 @@ pub struct ResponseHead<'a> {
 }
 
 impl ResponseHead<'_> {
-    /// Lends the head of `response` to `f` in the shape that crosses. `whole` is the length of a body that crosses with it: a
+    /// Lends the head `response` to `f` in the shape that crosses. `whole` is the length of a body that crosses with it: a
     /// `content-length` that says no more than that is left to whoever writes the answer, who says it anyway.
     #[inline]
-    pub fn lend<B, R>(
-        response: &Response<B>,
+    pub fn lend<R>(
+        response: &response::Parts,
         whole: Option<usize>,
         f: impl FnOnce(&ResponseHead<'_>) -> R,
     ) -> R {
-        headers::lend(response.headers(), whole, |fields| {
+        headers::lend(&response.headers, whole, |fields| {
             f(&ResponseHead {
                 fields: fields.into(),
-                status: response.status().as_u16(),
+                status: response.status.as_u16(),
             })
         })
     }
@@ -178,7 +185,8 @@ impl ResponseHead<'_> {
     #[inline]
     pub fn fill<B>(&self, response: &mut Response<B>) {
         let fields = self.fields.as_slice();
-        self.put(response, Buffer::copy(&[], fields), fields);
+        let buffer = Buffer::copy(&[], fields, response.headers_mut());
+        self.put(response, buffer, fields);
     }
 
     /// The same, together with a body of bytes that are borrowed as well.
@@ -190,7 +198,7 @@ impl ResponseHead<'_> {
         of: impl FnOnce(Bytes) -> B,
     ) {
         let fields = self.fields.as_slice();
-        let mut buffer = Buffer::copy(body, fields);
+        let mut buffer = Buffer::copy(body, fields, response.headers_mut());
         *response.body_mut() = of(buffer.next(body.len()));
         self.put(response, buffer, fields);
     }

@@ -97,14 +97,14 @@ fn is_number(digits: &[u8], mut number: usize) -> bool {
 pub(super) struct Buffer(Bytes);
 
 impl Buffer {
-    /// Copies `first` and then all values of `fields`, in order.
+    /// Copies `first` and then all values of `fields`, in order, and gives `map`, which is new, room for the fields.
     #[inline]
-    pub(super) fn copy(first: &[u8], fields: &[Field<'_>]) -> Self {
+    pub(super) fn copy(first: &[u8], fields: &[Field<'_>], map: &mut HeaderMap) -> Self {
         let mut length = first.len();
         for field in fields {
             length += field.value.len();
         }
-        Self(keep::text(length, |room| {
+        Self(keep::head(length, fields.len(), map, |room| {
             room.put(first);
             for field in fields {
                 room.put(field.value.as_slice());
@@ -118,13 +118,12 @@ impl Buffer {
         self.0.split_to(length)
     }
 
-    /// Puts `fields` into `map`, which is new. `first` must have been taken.
+    /// Puts `fields` into `map`, in which there is nothing yet. `first` must have been taken.
     ///
     /// A name that HTTP does not allow is left out, and one more than a map can hold: the other side took its names from a `HeaderMap`,
     /// so there is none.
     #[inline]
     pub(super) fn fields(mut self, fields: &[Field<'_>], map: &mut HeaderMap) {
-        keep::reuse_map(map, fields.len());
         for field in fields {
             let value = self.next(field.value.len());
             let name = match STANDARD.get(usize::from(field.index)) {
@@ -146,55 +145,62 @@ impl Buffer {
 
 /// From a standard name to its index.
 ///
-/// `http` numbers these names itself, but tells their numbers only by the way that a name hashes. So the number is what a hasher finds
-/// out, and the index that stands there is believed only if its name is the one that was asked for.
-struct Indices([u8; 256]);
+/// `http` numbers these names itself, but tells their numbers only by the way that a name hashes: as numbers alone, of which the last is
+/// the name's, while any other name hashes its bytes. Did it not, names would cross by their text.
+struct Indices([u16; 256]);
 
-/// The last number that was hashed.
+/// What a name hashes.
 #[derive(Default)]
-struct LastNumber(u8);
+struct Hashed {
+    last_number: isize,
+    has_bytes: bool,
+}
 
-impl Hasher for LastNumber {
+impl Hasher for Hashed {
     #[inline]
-    fn write(&mut self, _: &[u8]) {}
-
-    #[inline]
-    fn write_isize(&mut self, number: isize) {
-        self.0 = number as u8;
+    fn write(&mut self, _: &[u8]) {
+        self.has_bytes = true;
     }
 
     #[inline]
+    fn write_isize(&mut self, number: isize) {
+        self.last_number = number;
+    }
+
     fn finish(&self) -> u64 {
-        self.0.into()
+        0
     }
 }
 
 impl Indices {
     fn get() -> &'static Self {
         static INDICES: LazyLock<Indices> = LazyLock::new(|| {
-            let mut indices = [u8::MAX; 256];
+            let mut indices = [CUSTOM; 256];
             for (index, name) in (0..).zip(&STANDARD) {
-                indices[Indices::slot(name)] = index;
+                match Indices::number(name).and_then(|number| indices.get_mut(number)) {
+                    Some(free) if *free == CUSTOM => *free = index,
+                    // Its number does not tell it from another one.
+                    _ => return Indices([CUSTOM; 256]),
+                }
             }
             Indices(indices)
         });
         &INDICES
     }
 
+    /// The number of a name that has one.
     #[inline]
-    fn slot(name: &HeaderName) -> usize {
-        let mut number = LastNumber::default();
-        name.hash(&mut number);
-        usize::from(number.0)
+    fn number(name: &HeaderName) -> Option<usize> {
+        let mut hashed = Hashed::default();
+        name.hash(&mut hashed);
+        (!hashed.has_bytes).then_some(hashed.last_number as usize)
     }
 
     #[inline]
     fn of(&self, name: &HeaderName) -> u16 {
-        let index = u16::from(self.0[Self::slot(name)]);
-        match STANDARD.get(usize::from(index)) {
-            Some(standard) if standard == name => index,
-            _ => CUSTOM,
-        }
+        Self::number(name)
+            .and_then(|number| self.0.get(number).copied())
+            .unwrap_or(CUSTOM)
     }
 }
 

@@ -81,49 +81,70 @@ impl Room<'_> {
 /// When those are fewer or more.
 #[inline]
 pub(super) fn text(length: usize, fill: impl Fn(&mut Room<'_>)) -> Bytes {
-    if length == 0 {
-        return Bytes::new();
-    }
-    let write = |buffer: &mut BytesMut| {
-        let mut room = Room(&mut buffer.spare_capacity_mut()[..length]);
-        fill(&mut room);
-        assert!(room.0.is_empty(), "a text has the length that was said");
-        // SAFETY: all of it was written, as nothing is left of the room.
-        unsafe { buffer.set_len(length) };
-    };
-    let kept = if length <= MOST_TEXT {
-        kept(|kept| {
-            let buffer = kept.buffer.get_or_insert_with(BytesMut::new);
-            if buffer.capacity() < length {
-                // Begins anew in the same memory, if nothing of it is in use any more.
-                buffer.reserve(BUFFER);
-            }
-            write(buffer);
-            buffer.split().freeze()
-        })
-    } else {
-        None
-    };
-    kept.unwrap_or_else(|| {
-        let mut buffer = BytesMut::with_capacity(length);
-        write(&mut buffer);
-        buffer.freeze()
-    })
+    let text = kept(|kept| kept.text(length, &fill)).flatten();
+    text.unwrap_or_else(|| own_text(length, fill))
 }
 
-/// Gives `map`, which is new, the room of one that is kept.
+/// The same for the text of a head of so many `fields`, which `map`, which is new, gets room for.
+///
+/// # Panics
+/// As [`text`] does.
 #[inline]
-pub(super) fn reuse_map(map: &mut HeaderMap, fields: usize) {
-    kept(|kept| {
+pub(super) fn head(
+    length: usize,
+    fields: usize,
+    map: &mut HeaderMap,
+    fill: impl Fn(&mut Room<'_>),
+) -> Bytes {
+    let text = kept(|kept| {
         if let Some(kept) = &mut kept.map {
             std::mem::swap(kept, map);
         }
+        kept.text(length, &fill)
     });
     if map.capacity() < fields {
         // One that fits the usual head fits all of those. An error means more fields than a map can have names: they are values of
         // fewer names then.
         let _ = map.try_reserve(fields.max(USUAL_FIELDS));
     }
+    text.flatten().unwrap_or_else(|| own_text(length, fill))
+}
+
+impl Kept {
+    /// A text in the buffer, if it is none that needs memory of its own.
+    #[inline]
+    fn text(&mut self, length: usize, fill: impl Fn(&mut Room<'_>)) -> Option<Bytes> {
+        if length > MOST_TEXT {
+            return None;
+        }
+        if length == 0 {
+            return Some(Bytes::new());
+        }
+        let buffer = self.buffer.get_or_insert_with(BytesMut::new);
+        if buffer.capacity() < length {
+            // Begins anew in the same memory, if nothing of it is in use any more.
+            buffer.reserve(BUFFER);
+        }
+        write(buffer, length, fill);
+        Some(buffer.split().freeze())
+    }
+}
+
+/// A text in memory of its own.
+#[cold]
+fn own_text(length: usize, fill: impl Fn(&mut Room<'_>)) -> Bytes {
+    let mut buffer = BytesMut::with_capacity(length);
+    write(&mut buffer, length, fill);
+    buffer.freeze()
+}
+
+#[inline]
+fn write(buffer: &mut BytesMut, length: usize, fill: impl Fn(&mut Room<'_>)) {
+    let mut room = Room(&mut buffer.spare_capacity_mut()[..length]);
+    fill(&mut room);
+    assert!(room.0.is_empty(), "a text has the length that was said");
+    // SAFETY: all of it was written, as nothing is left of the room.
+    unsafe { buffer.set_len(length) };
 }
 
 /// Keeps `map` for the next head, without what is in it.
@@ -266,7 +287,7 @@ mod tests {
         let room = map.capacity();
         keep_map(&mut map);
         let mut next = HeaderMap::new();
-        reuse_map(&mut next, 1);
+        head(0, 1, &mut next, |_| {});
         assert!(next.is_empty());
         assert_eq!(next.capacity(), room);
     }

@@ -116,19 +116,19 @@ impl<A: App> Plugin for Running<A> {
         let mut app = self.app.clone();
         if upgrade {
             let runtime = self.runtime.handle().clone();
-            return Some(first.poll(upgrade::call(app, request, runtime)));
+            return Some(first.poll(|| upgrade::call(app, request, runtime)));
         }
         // Almost every service is ready at once, and then needs no state to wait in. One that is not is asked again, with a waker.
-        let step = match app.poll_ready(&mut task::Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => Step::Calling {
+        let ready = app.poll_ready(&mut task::Context::from_waker(Waker::noop()));
+        Some(match ready {
+            Poll::Ready(Ok(())) => first.poll(|| Calling {
                 future: app.call(request),
-            },
-            Poll::Ready(Err(_)) | Poll::Pending => Step::Waiting {
+            }),
+            Poll::Ready(Err(_)) | Poll::Pending => first.poll(|| Waiting::Ready {
                 app,
                 request: Some(request),
-            },
-        };
-        Some(first.poll(step))
+            }),
+        })
     }
 
     fn drain(&self) {
@@ -155,46 +155,67 @@ impl<A: App> Plugin for Running<A> {
 }
 
 pin_project! {
-    /// A request on its way through the app.
-    #[project = StepProjection]
-    enum Step<A: App> {
-        Waiting { app: A, request: Option<Request<Body>> },
-        Calling { #[pin] future: A::Future },
+    /// A request that the app answers.
+    struct Calling<F> {
+        #[pin]
+        future: F,
     }
 }
 
-impl<A: App> Answering for Step<A> {
+impl<F, B, E> Answering for Calling<F>
+where
+    F: Future<Output = Result<Response<B>, E>> + Send,
+    B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static,
+    E: fmt::Display,
+{
+    fn poll(
+        self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+        responder: &Responder<'_>,
+    ) -> PollState {
+        match self.project().future.poll(cx) {
+            Poll::Pending => PollState::Pending,
+            Poll::Ready(outcome) => match told(outcome) {
+                Some(response) => {
+                    answer(response, cx, responder);
+                    PollState::Ready
+                }
+                None => PollState::Failed,
+            },
+        }
+    }
+}
+
+pin_project! {
+    /// A request that waits until the app is ready for it.
+    #[project = WaitingProjection]
+    enum Waiting<A: App> {
+        Ready { app: A, request: Option<Request<Body>> },
+        Answer { #[pin] calling: Calling<A::Future> },
+    }
+}
+
+impl<A: App> Answering for Waiting<A> {
     fn poll(
         mut self: Pin<&mut Self>,
         cx: &mut task::Context<'_>,
         responder: &Responder<'_>,
     ) -> PollState {
         loop {
-            let outcome = match self.as_mut().project() {
-                StepProjection::Calling { future } => future.poll(cx),
-                StepProjection::Waiting { app, request } => match app.poll_ready(cx) {
-                    Poll::Ready(Ok(())) => {
-                        let Some(request) = request.take() else {
-                            return PollState::Failed;
-                        };
-                        let future = app.call(request);
-                        self.set(Self::Calling { future });
-                        continue;
-                    }
-                    Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-                    Poll::Pending => Poll::Pending,
-                },
+            let (app, request) = match self.as_mut().project() {
+                WaitingProjection::Answer { calling } => return calling.poll(cx, responder),
+                WaitingProjection::Ready { app, request } => (app, request),
             };
-            return match outcome {
-                Poll::Pending => PollState::Pending,
-                Poll::Ready(outcome) => match told(outcome) {
-                    Some(response) => {
-                        answer(response, cx, responder);
-                        PollState::Ready
-                    }
-                    None => PollState::Failed,
-                },
+            let ready = match app.poll_ready(cx) {
+                Poll::Pending => return PollState::Pending,
+                Poll::Ready(ready) => told(ready),
             };
+            let Some(request) = ready.and_then(|()| request.take()) else {
+                return PollState::Failed;
+            };
+            let future = app.call(request);
+            let calling = Calling { future };
+            self.set(Self::Answer { calling });
         }
     }
 }
@@ -216,7 +237,7 @@ pub(super) fn answer<B>(
     B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static,
 {
     let (parts, body) = response.into_parts();
-    responder.respond(Response::from_parts(parts, ()), payload(body, cx));
+    responder.respond(parts, payload(body, cx));
 }
 
 fn payload<B>(mut body: B, cx: &mut task::Context<'_>) -> Payload

@@ -58,7 +58,7 @@ impl Answering for Upgrading {
                 }
                 Some((response, Some(upgraded))) => {
                     let io = IoStream::new(Stream(TokioIo::new(upgraded)));
-                    responder.respond(response, Payload::Upgrade(io));
+                    responder.respond(response.into_parts().0, Payload::Upgrade(io));
                     PollState::Ready
                 }
             },

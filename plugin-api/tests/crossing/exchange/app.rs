@@ -116,7 +116,7 @@ impl Plugin for Scripted {
             request: (request.into_parts().0, head.peer()),
             body: body.as_ref().map(|_| Vec::new()),
         });
-        Some(first.poll(Working {
+        Some(first.poll(|| Working {
             body: body.map(|body| body.import(())),
             given,
             waits: 0,
@@ -196,7 +196,7 @@ impl Answering for Working {
             }
             Answer::Upgrade(head, io) => (head, Payload::Upgrade(IoStream::new(io.play()))),
         };
-        responder.respond(http::Response::from_parts(head.0.clone(), ()), body);
+        responder.respond(head.0.clone(), body);
         PollState::Ready
     }
 }

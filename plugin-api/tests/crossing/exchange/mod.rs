@@ -54,17 +54,13 @@ pub(crate) fn run(bytes: &[u8]) -> Result<()> {
     let seen = task.give();
     let mut slot = Slot::default();
     let handle = app();
-    let (mut state, mut running) = RequestHead::lend(
-        &http::Request::from_parts(request.parts.clone(), ()),
-        &request.target,
-        request.peer,
-        |head| {
+    let (mut state, mut running) =
+        RequestHead::lend(&request.parts, &request.target, request.peer, |head| {
             let body = body
                 .as_ref()
                 .map(|body| BodyStream::new(body.play(Arc::clone(&slot.guards))));
             handle.call(head, body, upgrade, &waker, &mut slot)
-        },
-    );
+        });
     while state == PollState::Pending {
         bell.rang();
         state = running
