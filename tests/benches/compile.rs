@@ -8,9 +8,11 @@
 //! The plugin is what `handover new` makes, built in a folder of its own with the versions of this workspace.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -31,6 +33,17 @@ use serde_json::json;
 /// What the scaffold answers, with another word each time.
 const WORD: &str = "Hello from ";
 
+/// Runs the compiler as cargo asked for it, and writes down what processor time it took for which crate.
+const METER: &str = r#"#!/bin/sh
+"$@"
+status=$?
+echo "${CARGO_PKG_NAME:-} ${CARGO_PKG_VERSION:-}" $(times | tail -n 1) >> "$METER_LOG"
+exit $status
+"#;
+
+/// How many crates are named as those that take the most.
+const NAMED: usize = 8;
+
 /// One build.
 struct Built {
     took: Duration,
@@ -38,12 +51,15 @@ struct Built {
     processor: Duration,
     /// Crates that were compiled.
     crates: usize,
+    /// Seconds of processor time that the compiler took for each, by name and version.
+    by_crate: BTreeMap<String, f64>,
 }
 
 /// A plugin crate outside of the workspace.
 struct Project {
     folder: PathBuf,
     target: PathBuf,
+    meter: PathBuf,
     source: String,
     words: u32,
 }
@@ -56,7 +72,9 @@ fn main() {
     let home = Server::home();
     let handover = build("handover", "handover", Profile::Release);
     let mut project = Project::new(&handover, home.path());
-    let (mut rows, mut figures) = (Vec::new(), Vec::new());
+    let (mut rows, mut figures, mut shares) = (Vec::new(), Vec::new(), Vec::new());
+    let (all, without_abi_stable) = (project.crates(&[]), project.crates(&["--prune=abi_stable"]));
+    let abi_stable: BTreeSet<_> = all.difference(&without_abi_stable).collect();
     let profiles: &[&str] = if quick { &["dev"] } else { &["dev", "release"] };
     for profile in profiles {
         let clean = project.build(profile);
@@ -81,8 +99,29 @@ fn main() {
             mb(size),
             stripped.map_or_else(|| "–".to_owned(), mb),
         ]);
+        let whole: f64 = clean.by_crate.values().sum();
+        let its: f64 = clean
+            .by_crate
+            .iter()
+            .filter(|(name, _)| abi_stable.contains(name))
+            .map(|(_, seconds)| seconds)
+            .sum();
+        let mut most: Vec<_> = clean.by_crate.iter().collect();
+        most.sort_by(|one, other| other.1.total_cmp(one.1));
+        let most: Vec<_> = most
+            .iter()
+            .take(NAMED)
+            .map(|(name, seconds)| format!("{name} {seconds:.1}"))
+            .collect();
+        shares.push(format!(
+            "In the profile {profile}, abi_stable and the {} crates that only it needs take {its:.1} s of the compiler's {whole:.1} s. The most take: {}.\n",
+            abi_stable.len() - 1,
+            most.join(", ")
+        ));
         figures.push(json!({
             "profile": profile,
+            "abi_stable_processor_s": its,
+            "compiler_processor_s": whole,
             "clean_s": seconds(&clean),
             "clean_processor_s": clean.processor.as_secs_f64(),
             "crates": clean.crates,
@@ -102,8 +141,9 @@ fn main() {
         "stripped, MB",
     ];
     let text = format!(
-        "The plugin that `handover new` makes:\n\n{}\nFrom a saved file to the first new answer in `handover dev`: {} s, build included.\n",
+        "The plugin that `handover new` makes:\n\n{}\n{}\nFrom a saved file to the first new answer in `handover dev`: {} s, build included.\n",
         report::table(&head, &rows),
+        shares.join("\n"),
         saved.text(2)
     );
     println!("{text}");
@@ -124,8 +164,12 @@ impl Project {
             .expect("the folder is ours");
         let source = fs::read_to_string(folder.join("src/lib.rs")).expect("it was made");
         assert!(source.contains(WORD), "the scaffold greets");
+        let meter = home.join("meter");
+        fs::write(&meter, METER).expect("the folder is ours");
+        fs::set_permissions(&meter, fs::Permissions::from_mode(0o755)).expect("the folder is ours");
         Self {
             target: home.join("target"),
+            meter,
             folder,
             source,
             words: 0,
@@ -141,11 +185,33 @@ impl Project {
         word
     }
 
+    /// The crates that it is built from, by name and version. `only` narrows it down, in the words of `cargo tree`.
+    fn crates(&self, only: &[&str]) -> BTreeSet<String> {
+        let output = Command::new(env!("CARGO"))
+            .args(["tree", "--prefix=none", "--edges=normal,build"])
+            .args(only)
+            .current_dir(&self.folder)
+            .output()
+            .expect("cargo can be run");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .filter_map(|line| {
+                let (name, version) = line.split_once(" v")?;
+                Some(format!("{name} {}", version.split(' ').next()?))
+            })
+            .collect()
+    }
+
     fn build(&self, profile: &str) -> Built {
+        let log = self.meter.with_extension("log");
+        let _ = fs::remove_file(&log); // there is none before the first build
         let (began, spent) = (Instant::now(), spent_by_children());
         let output = Command::new(env!("CARGO"))
             .args(["build", "--profile", profile])
             .env("CARGO_TARGET_DIR", &self.target)
+            .env("RUSTC_WRAPPER", &self.meter)
+            .env("METER_LOG", &log)
             .env("CARGO_TERM_COLOR", "never")
             .env_remove("HANDOVER_VERSION")
             // As an author has it, whatever whoever measures set.
@@ -163,6 +229,7 @@ impl Project {
             took: began.elapsed(),
             processor: spent_by_children().saturating_sub(spent),
             crates: told.matches("Compiling ").count(),
+            by_crate: metered(&fs::read_to_string(&log).expect("the compiler was run")),
         }
     }
 
@@ -195,6 +262,26 @@ impl Project {
         });
         Spread::of(measured.collect::<Vec<_>>())
     }
+}
+
+/// What the meter wrote down: the name, the version, and the times of user and system as `times` prints them, such as `0m1.250000s`.
+fn metered(log: &str) -> BTreeMap<String, f64> {
+    let seconds = |time: &str| {
+        let (minutes, seconds) = time.strip_suffix('s')?.split_once('m')?;
+        Some(minutes.parse::<f64>().ok()? * 60.0 + seconds.parse::<f64>().ok()?)
+    };
+    let mut by_crate = BTreeMap::new();
+    for line in log.lines() {
+        let [name, version, user, system] = line.split(' ').collect::<Vec<_>>()[..] else {
+            panic!("the meter wrote {line}");
+        };
+        if name.is_empty() {
+            continue; // cargo asked the compiler about itself
+        }
+        let took = seconds(user).zip(seconds(system)).expect("sh tells times");
+        *by_crate.entry(format!("{name} {version}")).or_default() += took.0 + took.1;
+    }
+    by_crate
 }
 
 /// The size without symbols, if there is a program that takes them out.
