@@ -8,7 +8,12 @@ use hyper_util::{
 };
 use tokio::net::TcpListener;
 
-use super::{connection::Requests, count::Connections, open::OpenConnections};
+use super::{
+    connection::Requests,
+    count::Connections,
+    head_timer::{HeadTimer, HeadWatch},
+    open::OpenConnections,
+};
 use crate::{
     dispatch::{Origin, Routes},
     generation::{Cut, Order},
@@ -43,7 +48,6 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) {
     let mut builder = auto::Builder::new(Streams);
-    builder.http1().timer(TokioTimer::new());
     builder.http2().timer(TokioTimer::new());
     let connections = OpenConnections::default();
     let mut stop = std::pin::pin!(stop);
@@ -68,7 +72,8 @@ pub async fn serve(
                 name_version: settings.version_header,
             },
         };
-        let connection = builder
+        let (timer, mut heads) = HeadWatch::new();
+        let connection = timed(&builder, timer)
             .serve_connection_with_upgrades(TokioIo::new(stream), requests)
             .into_owned();
         let counted = counted.accepted();
@@ -94,9 +99,8 @@ pub async fn serve(
                         }
                     }
                 }
-                connection
-                    .as_mut()
-                    .poll(cx)
+                heads
+                    .poll(connection.as_mut(), cx)
                     .map_err(|error| error.to_string())
             });
             if let Err(reason) = ended.await {
@@ -106,6 +110,13 @@ pub async fn serve(
     }
     drop(listener);
     connections.finish().await;
+}
+
+/// The same with the timer of one connection.
+fn timed(builder: &auto::Builder<Streams>, timer: HeadTimer) -> auto::Builder<Streams> {
+    let mut builder = builder.clone();
+    builder.http1().timer(timer);
+    builder
 }
 
 /// What to do when a connection could not be accepted.

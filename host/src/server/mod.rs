@@ -4,10 +4,12 @@
 //! - [`socket`]: bound here, or handed over by whoever started this process
 //! - [`count`]: how many connections there are
 //! - [`open`]: those of one listener that are open, which finish what they have when it closes
+//! - [`head_timer`]: how long a client may take for the head of a request
 //! - [`connection`]: one connection, whose requests each find their own generation
 
 pub mod connection;
 pub mod count;
+mod head_timer;
 pub mod listener;
 mod open;
 pub mod socket;
