@@ -44,7 +44,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     })
 }
 
-/// Serves as the host does: the same builder, the same timers, the same watch over each connection, spawned just so.
+/// Serves as the host does: the same builder, with timeouts and a graceful end, spawned just so. Timers and the watch over connections are
+/// those of hyper-util, as anybody takes them; the host has its own, which is said where the two are compared.
 async fn serve<S, B>(
     listener: TcpListener,
     service: impl Fn() -> S,
