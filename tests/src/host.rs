@@ -323,6 +323,14 @@ impl Host {
         self.log.lock().expect("nobody panics with it").clone()
     }
 
+    /// Waits for a line of its log, which comes through a pipe and so a moment after what it tells of.
+    pub async fn logged(&self, what: &str, is_it: impl Fn(&str) -> bool) {
+        self.until(what, async || {
+            self.log().iter().any(|line| is_it(line)).then_some(())
+        })
+        .await;
+    }
+
     /// Writes `bytes` beside the drop folder and renames them in as `name` (which may name a folder in it).
     pub fn drop_in(&self, name: &str, bytes: &[u8]) {
         let waiting = self.scratch("arriving.so");

@@ -174,11 +174,8 @@ async fn a_goodbye_that_panics_does_not_hold_up_the_drain() {
     get(&host, "/panic-when-draining").await.unwrap();
     host.deploy(&fixture("probe", "2.0.0")).await.expect_code(0);
     host.settled("probe").await;
-    host.until("the panic to be logged", async || {
-        host.log()
-            .iter()
-            .any(|line| line.contains("the goodbye panics"))
-            .then_some(())
+    host.logged("the panic to be logged", |line| {
+        line.contains("the goodbye panics")
     })
     .await;
     others.noticed_nothing().await;

@@ -163,11 +163,8 @@ async fn a_new_version_that_crashes_the_host_is_rolled_back_loudly() {
         .await;
     assert_eq!(event.generation, Some(bad.generation));
     assert!(event.message.contains("SIGSEGV"), "{event:?}");
-    host.until("the log to say so loudly", async || {
-        host.log()
-            .iter()
-            .any(|line| line.contains("ERROR") && line.contains("is rolled back to 1.0.0"))
-            .then_some(())
+    host.logged("the log to say so loudly", |line| {
+        line.contains("ERROR") && line.contains("is rolled back to 1.0.0")
     })
     .await;
     let history = host.cli(["history", "--json"]).await.expect_code(0).json();
@@ -263,13 +260,8 @@ async fn the_host_ends_with_its_supervisor_and_signals_reach_it() {
     let mut host = Host::serving(&fixture("probe", "1.0.0")).await;
     assert_ne!(host.pid(), host.outer_pid());
     host.signal(Signal::HUP);
-    host.until("the reload to be logged", async || {
-        host.log()
-            .iter()
-            .any(|line| line.contains("SIGHUP"))
-            .then_some(())
-    })
-    .await;
+    host.logged("the reload to be logged", |line| line.contains("SIGHUP"))
+        .await;
     // Which waits until the host has gone with it.
     host.crash(|_| ()).await;
     host.live("probe", "1.0.0").await;

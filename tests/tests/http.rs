@@ -369,12 +369,10 @@ async fn a_panic_is_a_500_for_that_request_alone() {
         app.generations[0].panics == 2
     })
     .await;
-    assert!(
-        host.log()
-            .iter()
-            .any(|line| line.contains("the handler panics")),
-        "the log has the message"
-    );
+    host.logged("the message to be logged", |line| {
+        line.contains("the handler panics")
+    })
+    .await;
     host.event("an event for it", |event| event.kind == "panic")
         .await;
 }
@@ -601,14 +599,10 @@ async fn the_app_gets_its_config_and_the_variables_it_may_have() {
         host.get("/env?name=SECRET").await.json(),
         serde_json::Value::Null
     );
-    let told = |line: &String| {
+    host.logged("an event of the plugin in the host's log", |line| {
         line.contains("probe starts") && line.contains("probe") && line.contains("1.0.0")
-    };
-    assert!(
-        host.log().iter().any(told),
-        "events of a plugin are in the host's log: {:#?}",
-        host.log()
-    );
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -268,11 +268,8 @@ async fn survives_a_full_store(host: &Host, make_room: impl FnOnce()) {
     }
     host.drop_in("probe/probe.so", &probe_as("1.1.9"));
     // It is tried again at each scan, so there is no verdict; the log says why.
-    host.until("the log to say so", async || {
-        host.log()
-            .iter()
-            .any(|line| line.contains("cannot take a file"))
-            .then_some(())
+    host.logged("the log to say so", |line| {
+        line.contains("cannot take a file")
     })
     .await;
     assert_eq!(host.active("probe").await.version, "1.0.0");
