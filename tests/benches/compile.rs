@@ -37,7 +37,9 @@ const WORD: &str = "Hello from ";
 const METER: &str = r#"#!/bin/sh
 "$@"
 status=$?
-echo "${CARGO_PKG_NAME:-} ${CARGO_PKG_VERSION:-}" $(times | tail -n 1) >> "$METER_LOG"
+times > "$METER_LOG.$$"
+echo "${CARGO_PKG_NAME:-} ${CARGO_PKG_VERSION:-} $(tail -n 1 "$METER_LOG.$$")" >> "$METER_LOG"
+rm "$METER_LOG.$$"
 exit $status
 "#;
 
@@ -100,6 +102,7 @@ fn main() {
             stripped.map_or_else(|| "–".to_owned(), mb),
         ]);
         let whole: f64 = clean.by_crate.values().sum();
+        assert!(whole > 1.0, "the meter says {:?}", clean.by_crate);
         let its: f64 = clean
             .by_crate
             .iter()
