@@ -131,7 +131,9 @@ impl HeadWatch {
             }
             self.timer.as_mut().reset(until.into());
             self.is_set = true;
-            ready!(self.timer.as_mut().poll(cx));
+            // A task that has used up its share of a turn would be told to come back, and this timer to wake nobody.
+            let timer = std::pin::pin!(tokio::task::unconstrained(self.timer.as_mut()));
+            ready!(timer.poll(cx));
         }
     }
 }
@@ -237,6 +239,25 @@ mod tests {
         ask(&mut client).await;
         let (seconds, timed_out) = ended(began, connection).await;
         assert_eq!((seconds, timed_out), (2 * TIMEOUT.as_secs(), true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_has_used_up_its_share_of_a_turn_is_woken_as_well() {
+        let (began, (timer, mut watch)) = (Instant::now(), HeadWatch::new());
+        let mut wait = None;
+        let mut connection = std::pin::pin!(poll_fn(|cx| {
+            let wait = wait.get_or_insert_with(|| {
+                while std::pin::pin!(tokio::task::consume_budget())
+                    .poll(cx)
+                    .is_ready()
+                {}
+                timer.sleep_until(timer.now() + TIMEOUT)
+            });
+            wait.as_mut().poll(cx)
+        }));
+        let ended = poll_fn(|cx| watch.poll(connection.as_mut(), cx));
+        tokio::time::timeout(2 * TIMEOUT, ended).await.unwrap();
+        assert_eq!(began.elapsed().as_secs(), TIMEOUT.as_secs());
     }
 
     #[tokio::test(start_paused = true)]
