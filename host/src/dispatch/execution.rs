@@ -60,10 +60,7 @@ impl Threads {
         B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
     {
         let answering = async move { dispatched.await.map(AnswerBody::pumped) };
-        Elsewhere(match Cut::own() {
-            Some(cut) => self.handle.spawn(Cut::scope(cut, answering)),
-            None => self.handle.spawn(answering),
-        })
+        Elsewhere(self.handle.spawn(Cut::pass_on(answering)))
     }
 }
 

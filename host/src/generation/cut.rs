@@ -17,8 +17,8 @@ use std::{
 use parking_lot::Mutex;
 
 tokio::task_local! {
-    /// The switch of the connection that this task works for.
-    static OWN: Arc<Cut>;
+    /// The switch of the connection that this task works for, if it works for one.
+    static OWN: Option<Arc<Cut>>;
 }
 
 /// The switch of one connection.
@@ -44,12 +44,17 @@ pub enum Order {
 impl Cut {
     /// Runs `work` for the connection of `cut`.
     pub fn scope<F: Future>(cut: Arc<Self>, work: F) -> impl Future<Output = F::Output> {
-        OWN.scope(cut, work)
+        OWN.scope(Some(cut), work)
+    }
+
+    /// Passes the switch of the current task on to `work`, which is for another task.
+    pub fn pass_on<F: Future>(work: F) -> impl Future<Output = F::Output> {
+        OWN.scope(Self::own(), work)
     }
 
     /// The switch of the connection that the current task works for; none if it works for none.
     pub fn own() -> Option<Arc<Self>> {
-        OWN.try_with(Arc::clone).ok()
+        OWN.try_with(Clone::clone).ok().flatten()
     }
 
     /// Wakes `waker`, the connection's, at each order from now on. To be called before the first look at [`order`](Self::order).
