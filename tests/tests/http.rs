@@ -490,6 +490,40 @@ async fn a_client_that_leaves_in_its_body_frees_the_plugin() {
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_ends_what_works_on_its_answer() {
+    let host = probe().await;
+    let mut http = connect(&host).await;
+    assert_eq!(http.get("/version").await.unwrap().text(), "1.0.0");
+    http.send_head("GET", "/slow?ms=600000", &[]).await.unwrap();
+    host.app_when("probe", "it to be in flight", |app| {
+        app.generations[0].in_flight == 1
+    })
+    .await;
+    drop(http);
+    host.app_when("probe", "it to be over", |app| {
+        app.generations[0].in_flight == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_wakes_itself_when_it_is_first_asked_is_asked_again() {
+    let host = probe().await;
+    let mut http = connect(&host).await;
+    for n in 1..4 {
+        let answer = http.get(&format!("/yield?n={n}")).await.unwrap();
+        assert_eq!(answer.text(), "1.0.0");
+    }
+    let twice = b"GET /yield HTTP/1.1\r\nhost: a\r\n\r\n".repeat(2);
+    http.send(&twice).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(http.answer("GET").await.unwrap().text(), "1.0.0");
+    }
+    let (h2, _connection) = Http2::connect(host.address).await.unwrap();
+    assert_eq!(h2.get("/yield?n=3").await.unwrap().text(), "1.0.0");
+}
+
+#[tokio::test]
 async fn events_come_as_they_happen() {
     let host = probe().await;
     let mut http = connect(&host).await;

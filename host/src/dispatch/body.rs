@@ -163,8 +163,12 @@ impl AnswerBody {
         })))
     }
 
-    pub(super) fn stream(stream: BodyStream, in_flight: InFlight) -> Self {
-        let connection = Cut::own();
+    /// What the plugin streams, over the connection of that switch if there is one.
+    pub(super) fn stream(
+        stream: BodyStream,
+        in_flight: InFlight,
+        connection: Option<Arc<Cut>>,
+    ) -> Self {
         if let Some(cut) = &connection {
             in_flight.core().streams(cut);
         }

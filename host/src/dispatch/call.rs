@@ -1,10 +1,9 @@
 //! A request as a future: through the table, polled on this worker.
 
 use std::{
-    net::SocketAddr,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
@@ -12,12 +11,12 @@ use handover_plugin::abi::{
     body::{BodyStream, Guard},
     bytes::Chunk,
     call::{AnswerBody as Crossing, TakeAnswer},
-    head::{RequestHead, ResponseHead},
+    head::{Peer, RequestHead, ResponseHead},
     import::RunningCall,
     keep::keep_map,
     poll::PollState,
 };
-use http::{HeaderValue, Request, Response, Uri, Version, header, request};
+use http::{HeaderValue, Request, Response, Uri, Version, header};
 use http_body::Body;
 use hyper::upgrade::OnUpgrade;
 
@@ -25,54 +24,57 @@ use super::{
     body::{AnswerBody, Expiry, RequestBody},
     limits::Limited,
     own,
-    route::{Chosen, Routes, target},
+    route::{Chosen, Routes, target, whole_target},
     upgrade,
 };
 use crate::{
-    generation::{Generation, InFlight},
+    generation::{Cut, Generation, InFlight},
     ledger,
 };
 
-/// A request on its way.
+/// A request on its way. What hyper moves it for is small.
 #[derive(Debug)]
 pub struct Dispatched<B>(Step<B>);
 
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "boxing the common case would cost each request an allocation"
-)]
 enum Step<B> {
+    /// It is answered already, by its app or by the host. None only once that was taken.
+    Answered(Option<Response<AnswerBody>>),
     /// Counted in, and not yet given to the app.
-    New(New<B>),
+    New(Box<New<B>>),
     /// The app works on it.
     Running(Box<Running>),
     /// The same, within the limits of its app.
     Limited(Box<Limited<B>>),
-    /// The host itself answers.
-    Own(Box<Option<Response<AnswerBody>>>),
-    /// It was answered.
-    Done,
 }
 
 /// What a request needs to know of the connection that it came on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Origin {
     /// The address of the client.
-    pub peer: Option<SocketAddr>,
+    pub peer: Peer,
     /// Whether answers name the version that they are from.
     pub name_version: bool,
+    /// The switch of the connection, for what is streamed over it.
+    pub cut: Option<Arc<Cut>>,
 }
 
+/// Counted in, and left to its first poll.
 #[derive(Debug)]
 struct New<B> {
-    head: request::Parts,
+    request: Request<()>,
     body: Option<B>,
+    call: Call,
+    origin: Origin,
+}
+
+/// What is needed to call the app, beside the request and its origin.
+#[derive(Debug)]
+struct Call {
     on_upgrade: Option<OnUpgrade>,
     /// Bytes of the path that the app does not see.
     strip: usize,
-    peer: Option<SocketAddr>,
-    answer: Answer,
+    in_flight: InFlight,
 }
 
 /// Field order is drop order: the call goes before the guard that keeps its code mapped.
@@ -83,44 +85,86 @@ struct Running {
     on_upgrade: Option<OnUpgrade>,
     /// For people, when it holds its worker for too long.
     uri: Uri,
-    answer: Answer,
+    in_flight: InFlight,
+    origin: Origin,
+    /// The waker that it was polled with when it was dispatched, by its words. The next poll with it has nothing to add.
+    polled_for: Option<WakerWords>,
 }
 
-/// What the answer is made with.
-#[derive(Debug)]
-struct Answer {
-    name_version: bool,
-    in_flight: InFlight,
+type WakerWords = (usize, usize);
+
+fn words(waker: &Waker) -> WakerWords {
+    (
+        waker.data().addr(),
+        std::ptr::from_ref(waker.vtable()).addr(),
+    )
 }
 
 /// Chooses where `request` goes, and counts it in there.
-pub fn dispatch<B>(routes: &Arc<Routes>, request: Request<B>, origin: Origin) -> Dispatched<B>
+///
+/// One of HTTP/1 without a body is given to its app at once. Hyper looks next whether the client is still there, and takes a new buffer for
+/// that as long as the head of this request is in use.
+pub fn dispatch<B>(routes: &Arc<Routes>, mut request: Request<B>, origin: &Origin) -> Dispatched<B>
 where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
-    Dispatched::choose(routes, request, origin, false)
+    // Request and response are large: the one moves only if it is kept, the other is made where it will be taken from.
+    let mut dispatched = Dispatched(Step::Answered(None));
+    let chosen = routes.choose(request.uri(), request.headers(), false);
+    match (chosen, origin.waker_of(&request)) {
+        (Chosen::Generation(in_flight, strip), Some(waker)) => {
+            let call = Call::new(&mut request, strip, in_flight);
+            dispatched.begin(call, &mut request, origin, waker);
+        }
+        (chosen, _) => dispatched.0 = Step::later(chosen, routes, request, origin),
+    }
+    dispatched
+}
+
+impl Origin {
+    /// The waker that `request` will be polled with, if it may be polled at once: with HTTP/1 that of the connection, with HTTP/2 each is a
+    /// task of its own. What has a body waits for some of it anyway.
+    fn waker_of<B: Body>(&self, request: &Request<B>) -> Option<&Waker> {
+        let cut = self.cut.as_deref()?;
+        let at_once = request.version() < Version::HTTP_2 && request.body().is_end_stream();
+        cut.waker().filter(|_| at_once)
+    }
 }
 
 /// Where the answer of the app arrives.
 struct Slot<'a> {
-    answer: &'a Answer,
+    answer: Answer<'a>,
     on_upgrade: &'a mut Option<OnUpgrade>,
     response: &'a mut Option<Response<AnswerBody>>,
 }
 
+/// What an answer is made with.
+#[derive(Clone, Copy)]
+struct Answer<'a> {
+    in_flight: &'a InFlight,
+    origin: &'a Origin,
+}
+
 impl TakeAnswer for Slot<'_> {
     fn take(&mut self, head: &ResponseHead<'_>, body: Crossing<'_>) {
-        let in_flight = &self.answer.in_flight;
+        let Answer { in_flight, origin } = self.answer;
+        if self.response.is_some() {
+            return; // its first answer counts
+        }
         let response = self.response.insert(Response::new(AnswerBody::empty()));
+        let borrowed = match &body {
+            Crossing::Full(Chunk::Borrowed(bytes)) => bytes.as_slice(),
+            _ => &[],
+        };
+        let copied = head.fill(response, borrowed);
         match body {
-            Crossing::Full(Chunk::Borrowed(bytes)) => {
-                return head.fill_whole(response, bytes.as_slice(), AnswerBody::full);
-            }
+            Crossing::Full(Chunk::Borrowed(_)) => *response.body_mut() = AnswerBody::full(copied),
             Crossing::Full(owned) => {
                 *response.body_mut() = AnswerBody::full(owned.into_bytes(|| in_flight.hold()));
             }
             Crossing::Stream(stream) => {
-                *response.body_mut() = AnswerBody::stream(stream, in_flight.clone());
+                *response.body_mut() =
+                    AnswerBody::stream(stream, in_flight.clone(), origin.cut.clone());
             }
             Crossing::Upgrade(io) => {
                 if let Some(on_upgrade) = self.on_upgrade.take() {
@@ -130,37 +174,86 @@ impl TakeAnswer for Slot<'_> {
             }
             Crossing::Empty => {}
         }
-        head.fill(response);
     }
 }
 
-impl Answer {
+impl Answer<'_> {
     /// Completes the response to a call that ended with `state`. It is left where it lies, as it is large.
-    fn ended(&self, state: PollState, response: &mut Option<Response<AnswerBody>>) {
+    #[inline]
+    fn ended(self, state: PollState, response: &mut Option<Response<AnswerBody>>) {
+        if state != PollState::Ready || response.is_none() {
+            *response = Some(self.instead(state));
+        }
+        if self.origin.name_version
+            && let Some(response) = response
+        {
+            self.name_version(response);
+        }
+    }
+
+    /// What the host answers where the app has not.
+    #[cold]
+    fn instead(self, state: PollState) -> Response<AnswerBody> {
         let core = self.in_flight.core();
-        let spec = core.spec();
         if state == PollState::Panicked {
             core.count_panic();
-            *response = Some(own::panicked(spec));
-        } else if state != PollState::Ready {
-            *response = Some(own::no_answer(spec));
+            own::panicked(core.spec())
+        } else {
+            own::no_answer(core.spec())
         }
-        let response = response.get_or_insert_with(|| own::no_answer(spec));
-        if self.name_version {
-            let headers = response.headers_mut();
-            if let Ok(version) = HeaderValue::from_str(&spec.version.to_string()) {
-                headers.insert("handover-version", version);
-            }
-            headers.insert("handover-generation", spec.id.0.into());
+    }
+
+    fn name_version(self, response: &mut Response<AnswerBody>) {
+        let spec = self.in_flight.core().spec();
+        let headers = response.headers_mut();
+        if let Ok(version) = HeaderValue::from_str(&spec.version.to_string()) {
+            headers.insert("handover-version", version);
         }
+        headers.insert("handover-generation", spec.id.0.into());
     }
 }
 
 /// Whether the client asks for another protocol on this connection. Hyper has put down how it is upgraded, then.
+#[inline]
 fn asks_for_upgrade<B>(request: &Request<B>) -> bool {
     request.extensions().get::<OnUpgrade>().is_some()
         && request.version() == Version::HTTP_11
         && request.headers().contains_key(header::UPGRADE)
+}
+
+impl<B> Step<B>
+where
+    B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
+{
+    /// The first step of `request` where it is not given to its app at once.
+    fn later(
+        chosen: Chosen,
+        routes: &Arc<Routes>,
+        mut request: Request<B>,
+        origin: &Origin,
+    ) -> Self {
+        match chosen {
+            Chosen::Generation(in_flight, strip) => {
+                let call = Call::new(&mut request, strip, in_flight);
+                Self::new(request, call, origin.clone())
+            }
+            Chosen::Limited(limits) => {
+                Self::Limited(Box::new(Limited::new(limits, routes, request, origin)))
+            }
+            Chosen::Empty(app) => Self::Answered(Some(own::empty(&app))),
+            Chosen::NoApp => Self::Answered(Some(own::no_app())),
+        }
+    }
+
+    fn new(request: Request<B>, call: Call, origin: Origin) -> Self {
+        let (head, body) = request.into_parts();
+        Self::New(Box::new(New {
+            request: Request::from_parts(head, ()),
+            body: Some(body),
+            call,
+            origin,
+        }))
+    }
 }
 
 impl<B> Dispatched<B>
@@ -168,49 +261,23 @@ where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
     /// [`dispatch`] when the limits of the app have admitted it.
-    pub(super) fn admitted(routes: &Arc<Routes>, request: Request<B>, origin: Origin) -> Self {
-        Self::choose(routes, request, origin, true)
+    pub(super) fn admitted(routes: &Arc<Routes>, request: Request<B>, origin: &Origin) -> Self {
+        let chosen = routes.choose(request.uri(), request.headers(), true);
+        Self(Step::later(chosen, routes, request, origin))
     }
 
-    fn choose(
-        routes: &Arc<Routes>,
-        mut request: Request<B>,
-        origin: Origin,
-        admitted: bool,
-    ) -> Self {
-        let (in_flight, strip) = match routes.choose(request.uri(), request.headers(), admitted) {
-            Chosen::Generation(in_flight, strip) => (in_flight, strip),
-            Chosen::Limited(limits) => {
-                let limited = Limited::new(limits, routes, request, origin);
-                return Self(Step::Limited(Box::new(limited)));
+    /// Gives `request`, which has no body, to the app now.
+    #[inline]
+    fn begin(&mut self, mut call: Call, request: &mut Request<B>, origin: &Origin, waker: &Waker) {
+        if let Step::Answered(response) = &mut self.0
+            && let Some(running) = call.begin(request, None, origin, waker, response)
+        {
+            let mut running = Box::new(call.running(running, request, origin.clone()));
+            if !running.expired(&mut Context::from_waker(waker), response) {
+                running.polled_for = Some(words(waker));
+                self.0 = Step::Running(running);
             }
-            Chosen::Empty(app) => return Self(Step::Own(Box::new(Some(own::empty(&app))))),
-            Chosen::NoApp => return Self(Step::Own(Box::new(Some(own::no_app())))),
-        };
-        let on_upgrade = asks_for_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
-        let answer = Answer {
-            name_version: origin.name_version,
-            in_flight,
-        };
-        Self::new(request, on_upgrade, strip, origin.peer, answer)
-    }
-
-    fn new(
-        request: Request<B>,
-        on_upgrade: Option<OnUpgrade>,
-        strip: usize,
-        peer: Option<SocketAddr>,
-        answer: Answer,
-    ) -> Self {
-        let (head, body) = request.into_parts();
-        Self(Step::New(New {
-            head,
-            body: Some(body),
-            on_upgrade,
-            strip,
-            peer,
-            answer,
-        }))
+        }
     }
 }
 
@@ -220,101 +287,143 @@ where
 {
     type Output = Response<AnswerBody>;
 
+    #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response<AnswerBody>> {
+        match &mut self.0 {
+            Step::Answered(response) => match response.take() {
+                Some(response) => Poll::Ready(response),
+                None => Poll::Pending, // it was polled again after its end
+            },
+            _ => self.work(cx),
+        }
+    }
+}
+
+impl<B> Dispatched<B>
+where
+    B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
+{
+    /// Polls what has not answered yet.
+    fn work(&mut self, cx: &mut Context<'_>) -> Poll<Response<AnswerBody>> {
         let step = &mut self.0;
         let mut response = None;
         match step {
-            Step::New(new) => match new.call(cx, &mut response) {
-                (PollState::Pending, Some(call)) => {
-                    if let Step::New(New {
-                        head,
-                        on_upgrade,
-                        answer,
-                        ..
-                    }) = std::mem::replace(step, Step::Done)
-                    {
-                        let mut running = Box::new(Running {
-                            call,
-                            expiry: Expiry::default(),
-                            on_upgrade,
-                            uri: head.uri,
-                            answer,
-                        });
-                        if !running.expired(cx, &mut response) {
-                            *step = Step::Running(running);
-                            return Poll::Pending;
-                        }
+            Step::Answered(_) => {}
+            Step::New(_) => {
+                let Step::New(new) = std::mem::replace(step, Step::Answered(None)) else {
+                    return Poll::Pending;
+                };
+                let New {
+                    mut request,
+                    body,
+                    mut call,
+                    origin,
+                } = *new;
+                let body = body
+                    .filter(|body| !body.is_end_stream())
+                    .map(|body| RequestBody::new(body, call.in_flight.hold()))
+                    .map(BodyStream::new);
+                let begun = call.begin(&mut request, body, &origin, cx.waker(), &mut response);
+                if let Some(running) = begun {
+                    let mut running = Box::new(call.running(running, &mut request, origin));
+                    if !running.expired(cx, &mut response) {
+                        *step = Step::Running(running);
+                        return Poll::Pending;
                     }
                 }
-                (state, _) => new.answer.ended(state, &mut response),
-            },
+            }
             Step::Running(running) => {
-                if !running.poll(cx, &mut response) {
+                let polled_for = running.polled_for.take();
+                if polled_for == Some(words(cx.waker())) || !running.poll(cx, &mut response) {
                     return Poll::Pending;
                 }
             }
-            Step::Limited(limited) => match limited.poll(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(answer) => response = Some(answer),
-            },
-            Step::Own(own) => response = own.take(),
-            Step::Done => {}
+            Step::Limited(limited) => response = Some(std::task::ready!(limited.poll(cx))),
         }
-        *step = Step::Done;
-        // None only if it is polled again after its end, which no caller does.
+        *step = Step::Answered(None);
         response.map_or(Poll::Pending, Poll::Ready)
     }
 }
 
-impl<B> New<B>
-where
-    B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
-{
-    /// Gives it to the app, and polls the app for the first time.
-    fn call(
+impl Call {
+    #[inline]
+    fn new<B: Body>(request: &mut Request<B>, strip: usize, in_flight: InFlight) -> Self {
+        Self {
+            on_upgrade: asks_for_upgrade(request).then(|| hyper::upgrade::on(request)),
+            strip,
+            in_flight,
+        }
+    }
+
+    /// Gives `request` to the app, and polls the app for the first time. There is a response then, or a call that goes on.
+    #[inline]
+    fn begin<B>(
         &mut self,
-        cx: &Context<'_>,
+        request: &mut Request<B>,
+        body: Option<BodyStream>,
+        origin: &Origin,
+        waker: &Waker,
         response: &mut Option<Response<AnswerBody>>,
-    ) -> (PollState, Option<RunningCall>) {
-        let in_flight = &self.answer.in_flight;
-        let body = self
-            .body
-            .take_if(|body| !body.is_end_stream())
-            .map(|body| BodyStream::new(RequestBody::new(body, in_flight.hold())));
+    ) -> Option<RunningCall> {
         let upgrade = self.on_upgrade.is_some();
+        let in_flight = &self.in_flight;
+        let answer = Answer { in_flight, origin };
         let mut slot = Slot {
-            answer: &self.answer,
+            answer,
             on_upgrade: &mut self.on_upgrade,
             response,
         };
-        let uri = &self.head.uri;
         let core = in_flight.core();
-        let called = RequestHead::lend(&self.head, &target(uri, self.strip), self.peer, |head| {
-            ledger::inside(&core.call_of(uri.path()), || {
-                core.call(head, body, upgrade, cx.waker(), &mut slot)
+        let whole = whole_target(request.uri());
+        let target = target(whole, self.strip);
+        let (state, running) = RequestHead::lend(request, &target, origin.peer, |head| {
+            ledger::inside(&core.call_of(whole), || {
+                core.call(head, body, upgrade, waker, &mut slot)
             })
         });
+        drop(target);
         // The plugin has its copy.
-        keep_map(&mut self.head.headers);
-        called
+        keep_map(request.headers_mut());
+        if state == PollState::Pending && running.is_some() {
+            return running;
+        }
+        answer.ended(state, response);
+        None
+    }
+
+    /// Goes on with `call`, which is for `request`.
+    fn running<B>(self, call: RunningCall, request: &mut Request<B>, origin: Origin) -> Running {
+        Running {
+            call,
+            expiry: Expiry::default(),
+            on_upgrade: self.on_upgrade,
+            uri: std::mem::take(request.uri_mut()),
+            in_flight: self.in_flight,
+            origin,
+            polled_for: None,
+        }
     }
 }
 
 impl Running {
     /// Whether it ended, with a response.
     fn poll(&mut self, cx: &mut Context<'_>, response: &mut Option<Response<AnswerBody>>) -> bool {
+        let answer = Answer {
+            in_flight: &self.in_flight,
+            origin: &self.origin,
+        };
         let mut slot = Slot {
-            answer: &self.answer,
+            answer,
             on_upgrade: &mut self.on_upgrade,
             response,
         };
-        let what = self.answer.in_flight.core().call_of(self.uri.path());
+        let what = self.in_flight.core().call_of(whole_target(&self.uri));
         let call = &mut self.call;
         let state = ledger::inside(&what, || call.poll(cx.waker(), &mut slot));
         if state == PollState::Pending {
             return self.expired(cx, response);
         }
-        self.answer.ended(state, response);
+        answer.ended(state, response);
         true
     }
 
@@ -324,7 +433,7 @@ impl Running {
         cx: &mut Context<'_>,
         response: &mut Option<Response<AnswerBody>>,
     ) -> bool {
-        let in_flight = &self.answer.in_flight;
+        let in_flight = &self.in_flight;
         let expired = self.expiry.poll(in_flight, cx);
         if expired {
             in_flight.core().count_cut();
@@ -347,11 +456,17 @@ pub async fn smoke(generation: &Arc<Generation>, path: &str) -> Result<http::Sta
     let in_flight = generation
         .enter()
         .ok_or("the generation takes no requests")?;
-    let answer = Answer {
-        name_version: false,
+    let call = Call {
+        on_upgrade: None,
+        strip: 0,
         in_flight,
     };
-    let response = Dispatched::new(request, None, 0, None, answer).await;
+    let origin = Origin {
+        peer: Peer::from(None),
+        name_version: false,
+        cut: None,
+    };
+    let response = Dispatched(Step::new(request, call, origin)).await;
     let status = response.status();
     // An answer that breaks off is no good answer.
     http_body_util::BodyExt::collect(response.into_body())

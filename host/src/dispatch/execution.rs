@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{body::AnswerBody, call::Dispatched};
-use crate::{config, generation::Cut, ledger, names::AppName};
+use crate::{config, ledger, names::AppName};
 
 /// The threads of an app.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl Threads {
         B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
     {
         let answering = async move { dispatched.await.map(AnswerBody::pumped) };
-        Elsewhere(self.handle.spawn(Cut::pass_on(answering)))
+        Elsewhere(self.handle.spawn(answering))
     }
 }
 

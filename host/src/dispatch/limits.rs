@@ -197,7 +197,7 @@ where
         limits: Arc<Limits>,
         routes: &Arc<Routes>,
         request: Request<B>,
-        origin: Origin,
+        origin: &Origin,
     ) -> Self {
         let deadline = limits
             .timeout
@@ -212,7 +212,7 @@ where
                     turn,
                     request,
                     routes: Arc::clone(routes),
-                    origin,
+                    origin: origin.clone(),
                 };
                 (Stage::Waiting(Some(waiting)), None)
             }
@@ -233,7 +233,8 @@ where
             && let Some(waiting) = waiting.take()
         {
             self.permit = permit;
-            let dispatched = Dispatched::admitted(&waiting.routes, waiting.request, waiting.origin);
+            let dispatched =
+                Dispatched::admitted(&waiting.routes, waiting.request, &waiting.origin);
             self.stage = Self::begin(&self.limits, dispatched);
         }
         match &mut self.stage {

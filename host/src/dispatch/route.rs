@@ -77,9 +77,16 @@ impl Routes {
 
     /// Chooses for a request, and counts it in. `admitted`: the limits of its app were asked.
     pub fn choose(&self, uri: &Uri, headers: &HeaderMap, admitted: bool) -> Chosen {
-        let mut chosen = None;
         loop {
-            self.look(|table| chosen = table.choose(uri, headers, admitted));
+            let chosen = SEEN.try_with(|seen| {
+                let mut seen = seen.borrow_mut();
+                let cache = match &mut *seen {
+                    Some(cache) if ptr::eq(cache.arc_swap(), &*self.0) => cache,
+                    other => other.insert(Cache::new(Arc::clone(&self.0))),
+                };
+                cache.load().choose(uri, headers, admitted)
+            });
+            let chosen = chosen.unwrap_or_else(|_| self.choose_at_end(uri, headers, admitted));
             if let Some(chosen) = chosen {
                 return chosen;
             }
@@ -88,21 +95,10 @@ impl Routes {
         }
     }
 
-    /// Shows the newest table to `look`.
-    #[inline]
-    fn look(&self, mut look: impl FnMut(&Table)) {
-        let seen = SEEN.try_with(|seen| {
-            let mut seen = seen.borrow_mut();
-            let cache = match &mut *seen {
-                Some(cache) if ptr::eq(cache.arc_swap(), &*self.0) => cache,
-                other => other.insert(Cache::new(Arc::clone(&self.0))),
-            };
-            look(cache.load());
-        });
-        if seen.is_err() {
-            // A thread that is about to end keeps nothing any more.
-            look(&self.0.load());
-        }
+    /// The same on a thread that is about to end, and keeps nothing any more.
+    #[cold]
+    fn choose_at_end(&self, uri: &Uri, headers: &HeaderMap, admitted: bool) -> Option<Chosen> {
+        self.0.load().choose(uri, headers, admitted)
     }
 }
 
@@ -176,13 +172,22 @@ fn matches(prefix: &RoutePrefix, host: Option<&str>, path: &str) -> bool {
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// The path and query that an app is to see: without the first `strip` bytes, and never without a slash.
-pub fn target(uri: &Uri, strip: usize) -> Cow<'_, str> {
-    let whole = uri.path_and_query().map_or("/", |target| target.as_str());
+/// The path and query of a request.
+#[inline]
+pub fn whole_target(uri: &Uri) -> &str {
+    uri.path_and_query().map_or("/", |target| target.as_str())
+}
+
+/// The path and query that an app is to see of `whole`: without the first `strip` bytes, and never without a slash.
+#[inline]
+pub fn target(whole: &str, strip: usize) -> Cow<'_, str> {
+    if strip == 0 {
+        return Cow::Borrowed(whole);
+    }
     match whole.get(strip..) {
         Some(rest) if rest.starts_with('/') => Cow::Borrowed(rest),
-        Some(rest) if strip > 0 => Cow::Owned(format!("/{rest}")),
-        _ => Cow::Borrowed(whole),
+        Some(rest) => Cow::Owned(format!("/{rest}")),
+        None => Cow::Borrowed(whole),
     }
 }
 
@@ -213,10 +218,10 @@ mod tests {
 
     #[test]
     fn a_stripped_path_begins_with_a_slash() {
-        let uri = |text: &'static str| Uri::from_static(text);
-        assert_eq!(target(&uri("/shop/cart?x=1"), 5), "/cart?x=1");
-        assert_eq!(target(&uri("/shop"), 5), "/");
-        assert_eq!(target(&uri("/shop?x=1"), 5), "/?x=1");
-        assert_eq!(target(&uri("/shop/cart"), 0), "/shop/cart");
+        let seen = |text, strip| target(whole_target(&Uri::from_static(text)), strip).into_owned();
+        assert_eq!(seen("/shop/cart?x=1", 5), "/cart?x=1");
+        assert_eq!(seen("/shop", 5), "/");
+        assert_eq!(seen("/shop?x=1", 5), "/?x=1");
+        assert_eq!(seen("/shop/cart", 0), "/shop/cart");
     }
 }

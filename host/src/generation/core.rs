@@ -143,11 +143,11 @@ impl Core {
 
     /// What a call into it is to the watchdog.
     #[inline]
-    pub fn call_of<'a>(&'a self, path: &'a str) -> Call<'a> {
+    pub fn call_of<'a>(&'a self, target: &'a str) -> Call<'a> {
         Call {
             app: &self.spec.app,
             generation: self.spec.id,
-            path,
+            target,
             stalls: &self.stalls,
         }
     }

@@ -3,30 +3,23 @@
 //! A connection whose client does not read is not polled, so what it streams would hold its generation for as long as the client
 //! likes. Everything that is streamed therefore leaves the switch of its connection with its generation, which throws it some time
 //! after the drain deadline. When the host ends, the same switch asks a connection to finish what it has.
-//!
-//! Whatever works on requests of a connection has its switch at hand as a task-local: most answers are no streams and never look.
 
 use std::{
     sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicU8, Ordering, fence},
     },
     task::Waker,
 };
 
 use parking_lot::Mutex;
 
-tokio::task_local! {
-    /// The switch of the connection that this task works for, if it works for one.
-    static OWN: Option<Arc<Cut>>;
-}
-
 /// The switch of one connection.
 #[derive(Debug, Default)]
 pub struct Cut {
     /// An [`Order`].
     order: AtomicU8,
-    waker: Mutex<Option<Waker>>,
+    waker: OnceLock<Waker>,
 }
 
 /// What a connection is to do. Each goes further than the one before it.
@@ -42,24 +35,18 @@ pub enum Order {
 }
 
 impl Cut {
-    /// Runs `work` for the connection of `cut`.
-    pub fn scope<F: Future>(cut: Arc<Self>, work: F) -> impl Future<Output = F::Output> {
-        OWN.scope(Some(cut), work)
-    }
-
-    /// Passes the switch of the current task on to `work`, which is for another task.
-    pub fn pass_on<F: Future>(work: F) -> impl Future<Output = F::Output> {
-        OWN.scope(Self::own(), work)
-    }
-
-    /// The switch of the connection that the current task works for; none if it works for none.
-    pub fn own() -> Option<Arc<Self>> {
-        OWN.try_with(Clone::clone).ok().flatten()
-    }
-
-    /// Wakes `waker`, the connection's, at each order from now on. To be called before the first look at [`order`](Self::order).
+    /// Wakes `waker`, the connection's, at each order from now on. To be called before the first look at [`order`](Self::order), and
+    /// once: a task has one waker for all its life.
     pub fn wakes(&self, waker: &Waker) {
-        *self.waker.lock() = Some(waker.clone());
+        self.waker.get_or_init(|| waker.clone());
+        // With the one of `give`: either the order is seen when it is looked for next, or it is given to this waker.
+        fence(Ordering::SeqCst);
+    }
+
+    /// The waker of the connection's task, if that was polled before.
+    #[inline]
+    pub fn waker(&self) -> Option<&Waker> {
+        self.waker.get()
     }
 
     /// What the connection is to do.
@@ -84,7 +71,8 @@ impl Cut {
 
     fn give(&self, order: Order) {
         self.order.fetch_max(order as u8, Ordering::Release);
-        if let Some(waker) = &*self.waker.lock() {
+        fence(Ordering::SeqCst);
+        if let Some(waker) = self.waker.get() {
             waker.wake_by_ref();
         }
     }

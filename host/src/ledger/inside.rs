@@ -23,10 +23,17 @@ pub struct Call<'a> {
     pub app: &'a AppName,
     /// The generation.
     pub generation: GenerationId,
-    /// What was asked for.
-    pub path: &'a str,
+    /// What was asked for: a path, and maybe a query.
+    pub target: &'a str,
     /// Counts the calls that did not come back in time.
     pub stalls: &'a AtomicU64,
+}
+
+impl Call<'_> {
+    /// What was asked for, without the query, which may be nobody else's business.
+    pub fn path(&self) -> &str {
+        self.target.split('?').next().unwrap_or_default()
+    }
 }
 
 /// One thread that calls plugins.
@@ -184,20 +191,20 @@ mod tests {
     use super::*;
 
     fn own_path() -> Option<String> {
-        own().read(|call| call.path.to_owned())
+        own().read(|call| call.path().to_owned())
     }
 
     #[test]
     fn a_call_is_seen_while_it_is_inside_and_the_outer_one_after_it() {
         let (app, stalls) = ("shop".parse().unwrap(), AtomicU64::new(0));
-        let call = |path| Call {
+        let call = |target| Call {
             app: &app,
             generation: GenerationId(7),
-            path,
+            target,
             stalls: &stalls,
         };
         assert_eq!(own_path(), None);
-        inside(&call("/outer"), || {
+        inside(&call("/outer?token=x"), || {
             let first = own().call().unwrap();
             inside(&call("/inner"), || {
                 assert_eq!(own_path().as_deref(), Some("/inner"));
@@ -225,7 +232,7 @@ mod tests {
                     let call = Call {
                         app: &app,
                         generation,
-                        path: &path,
+                        target: &path,
                         stalls: &stalls,
                     };
                     inside(&call, || std::hint::black_box(&path).len());
@@ -237,7 +244,7 @@ mod tests {
         let slot = slot.recv().unwrap();
         let mut seen = 0;
         while seen < 2_000 {
-            let read = slot.read(|call| (call.generation.0, call.path.to_owned()));
+            let read = slot.read(|call| (call.generation.0, call.path().to_owned()));
             if let Some((number, path)) = read {
                 assert_eq!(path, format!("{number} {number}"));
                 seen += 1;

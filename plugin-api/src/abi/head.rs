@@ -10,7 +10,7 @@ use abi_stable::{
     std_types::{RSlice, RStr},
 };
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, Uri, Version, request, response, uri};
+use http::{Method, Request, Response, StatusCode, Uri, Version, response, uri};
 
 use super::headers::{self, Buffer, Field};
 
@@ -27,17 +27,17 @@ pub struct RequestHead<'a> {
     version: u8,
 }
 
-/// The address of the client. `family` is 0 when it has none (a unix socket), 4 or 6 otherwise.
+/// The address of the client, as it crosses. `family` is 0 when it has none (a unix socket), 4 or 6 otherwise.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
-struct Peer {
+pub struct Peer {
     address: [u8; 16],
     port: u16,
     family: u8,
 }
 
-impl Peer {
-    fn of(address: Option<SocketAddr>) -> Self {
+impl From<Option<SocketAddr>> for Peer {
+    fn from(address: Option<SocketAddr>) -> Self {
         let mut peer = Self {
             address: [0; 16],
             port: address.map_or(0, |address| address.port()),
@@ -56,7 +56,9 @@ impl Peer {
         }
         peer
     }
+}
 
+impl Peer {
     fn address(self) -> Option<SocketAddr> {
         let ip = match (self.family, self.address) {
             (4, [a, b, c, d, ..]) => IpAddr::from([a, b, c, d]),
@@ -88,24 +90,24 @@ fn version_of(number: u8) -> Version {
 }
 
 impl RequestHead<'_> {
-    /// Lends the head `request` to `f` in the shape that crosses. `target` is the path and query that the app is to see.
+    /// Lends the head of `request` to `f` in the shape that crosses. `target` is the path and query that the app is to see.
     #[inline]
-    pub fn lend<R>(
-        request: &request::Parts,
+    pub fn lend<B, R>(
+        request: &Request<B>,
         target: &str,
-        peer: Option<SocketAddr>,
+        peer: Peer,
         f: impl FnOnce(&RequestHead<'_>) -> R,
     ) -> R {
-        let uri = &request.uri;
-        headers::lend(&request.headers, None, |fields| {
+        let uri = request.uri();
+        headers::lend(request.headers(), None, |fields| {
             f(&RequestHead {
                 target: target.into(),
-                method: request.method.as_str().into(),
+                method: request.method().as_str().into(),
                 scheme: uri.scheme_str().unwrap_or_default().into(),
                 authority: uri.authority().map_or("", uri::Authority::as_str).into(),
                 fields: fields.into(),
-                peer: Peer::of(peer),
-                version: version_number(request.version),
+                peer,
+                version: version_number(request.version()),
             })
         })
     }
@@ -180,33 +182,16 @@ impl ResponseHead<'_> {
         })
     }
 
-    /// Takes the head in as the owner of a copy, into a response that is new. It is filled where it lies, as it is large. A status that
-    /// is none becomes 500.
+    /// Takes the head in as the owner of a copy, into a response that is new, and gives a copy of `body`, which is borrowed as well. It is
+    /// filled where it lies, as it is large. A status that is none becomes 500.
     #[inline]
-    pub fn fill<B>(&self, response: &mut Response<B>) {
-        let fields = self.fields.as_slice();
-        let buffer = Buffer::copy(&[], fields, response.headers_mut());
-        self.put(response, buffer, fields);
-    }
-
-    /// The same, together with a body of bytes that are borrowed as well.
-    #[inline]
-    pub fn fill_whole<B>(
-        &self,
-        response: &mut Response<B>,
-        body: &[u8],
-        of: impl FnOnce(Bytes) -> B,
-    ) {
+    pub fn fill<B>(&self, response: &mut Response<B>, body: &[u8]) -> Bytes {
         let fields = self.fields.as_slice();
         let mut buffer = Buffer::copy(body, fields, response.headers_mut());
-        *response.body_mut() = of(buffer.next(body.len()));
-        self.put(response, buffer, fields);
-    }
-
-    #[inline]
-    fn put<B>(&self, response: &mut Response<B>, buffer: Buffer, fields: &[Field<'_>]) {
+        let body = buffer.next(body.len());
         *response.status_mut() =
             StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         buffer.fields(fields, response.headers_mut());
+        body
     }
 }

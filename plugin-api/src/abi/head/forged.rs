@@ -3,7 +3,6 @@
 //! What no receiver could find out is sound even here: slices point to memory, and the values of fields are such.
 
 use abi_stable::std_types::RStr;
-use bytes::Bytes;
 
 use super::{super::headers::Field, Peer, RequestHead, ResponseHead};
 
@@ -74,7 +73,7 @@ impl Forged<'_> {
                 .path_and_query()
                 .map_or("/", |target| target.as_str());
             let mut again = http::Request::new(());
-            RequestHead::lend(&request.clone().into_parts().0, target, None, |head| {
+            RequestHead::lend(&request, target, Peer::from(None), |head| {
                 head.fill(&mut again)
             })
             .expect("what was taken in can be sent");
@@ -90,12 +89,12 @@ impl Forged<'_> {
                 (again.method(), again.version(), again.headers())
             );
         }
-        let mut response = http::Response::new(Bytes::new());
-        self.response(|head| head.fill_whole(&mut response, self.target, |bytes| bytes));
-        assert_eq!(response.body(), self.target);
+        let mut response = http::Response::new(());
+        let body = self.response(|head| head.fill(&mut response, self.target));
+        assert_eq!(body, self.target);
         let mut again = http::Response::new(());
         let parts = response.clone().into_parts().0;
-        ResponseHead::lend(&parts, None, |head| head.fill(&mut again));
+        ResponseHead::lend(&parts, None, |head| head.fill(&mut again, &[]));
         assert_eq!(
             (response.status(), response.headers()),
             (again.status(), again.headers())
@@ -186,7 +185,7 @@ mod tests {
         forged.take_in();
         assert!(forged.request(|head| head.peer()).is_none());
         let mut response = http::Response::new(());
-        forged.response(|head| head.fill(&mut response));
+        forged.response(|head| head.fill(&mut response, &[]));
         assert_eq!(response.status(), 500);
         let names: Vec<_> = response.headers().keys().collect();
         assert_eq!(names, ["x-xss-protection", "x-name"]);

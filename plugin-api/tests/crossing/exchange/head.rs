@@ -12,7 +12,7 @@ use http::{
 /// What is sent.
 #[derive(Debug)]
 pub(super) struct RequestHead {
-    pub(super) parts: request::Parts,
+    pub(super) whole: Request<()>,
     /// The path and query that the app is to see.
     pub(super) target: String,
     pub(super) peer: Option<SocketAddr>,
@@ -33,7 +33,7 @@ pub(super) fn request(u: &mut Unstructured<'_>) -> Result<RequestHead> {
     parts.version = version(u)?;
     parts.headers = map(u)?;
     Ok(RequestHead {
-        parts,
+        whole: Request::from_parts(parts, ()),
         target: target.to_string(),
         peer: peer(u)?,
     })
@@ -41,16 +41,16 @@ pub(super) fn request(u: &mut Unstructured<'_>) -> Result<RequestHead> {
 
 impl RequestHead {
     pub(super) fn came_as(&self, (came, peer): &CameRequest) {
-        let sent = &self.parts;
-        assert_eq!(sent.method, came.method);
-        assert_eq!(sent.version, came.version);
-        assert_eq!(sent.uri.authority(), came.uri.authority());
-        assert_eq!(sent.uri.scheme(), came.uri.scheme());
+        let sent = &self.whole;
+        assert_eq!(*sent.method(), came.method);
+        assert_eq!(sent.version(), came.version);
+        assert_eq!(sent.uri().authority(), came.uri.authority());
+        assert_eq!(sent.uri().scheme(), came.uri.scheme());
         assert_eq!(
             came.uri.path_and_query().map(PathAndQuery::as_str),
             Some(&*self.target)
         );
-        same(&sent.headers, &came.headers);
+        same(sent.headers(), &came.headers);
         assert_eq!(self.peer, *peer);
     }
 }

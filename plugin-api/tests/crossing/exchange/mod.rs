@@ -17,6 +17,7 @@ use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
 use handover_plugin::abi::{
     body::{BodyError, BodyStream, Guard},
+    bytes::Chunk,
     call::{AnswerBody, TakeAnswer},
     head::{RequestHead, ResponseHead},
     host::{Event, Work},
@@ -54,13 +55,17 @@ pub(crate) fn run(bytes: &[u8]) -> Result<()> {
     let seen = task.give();
     let mut slot = Slot::default();
     let handle = app();
-    let (mut state, mut running) =
-        RequestHead::lend(&request.parts, &request.target, request.peer, |head| {
+    let (mut state, mut running) = RequestHead::lend(
+        &request.whole,
+        &request.target,
+        request.peer.into(),
+        |head| {
             let body = body
                 .as_ref()
                 .map(|body| BodyStream::new(body.play(Arc::clone(&slot.guards))));
             handle.call(head, body, upgrade, &waker, &mut slot)
-        });
+        },
+    );
     while state == PollState::Pending {
         bell.rang();
         state = running
@@ -211,16 +216,18 @@ impl TakeAnswer for Slot {
         let guard = Counted(Arc::clone(&self.guards));
         assert!(self.response.is_none(), "it answers twice");
         let response = self.response.insert(http::Response::new(Got::Empty));
+        let borrowed = match &body {
+            AnswerBody::Full(Chunk::Borrowed(bytes)) => bytes.as_slice(),
+            _ => &[],
+        };
+        let copied = head.fill(response, borrowed);
         *response.body_mut() = match body {
-            AnswerBody::Full(handover_plugin::abi::bytes::Chunk::Borrowed(bytes)) => {
-                return head.fill_whole(response, bytes.as_slice(), Got::Full);
-            }
+            AnswerBody::Full(Chunk::Borrowed(_)) => Got::Full(copied),
             AnswerBody::Full(owned) => Got::Full(owned.into_bytes(|| guard)),
             AnswerBody::Empty => Got::Empty,
             AnswerBody::Stream(stream) => Got::Stream(stream.import(guard)),
             AnswerBody::Upgrade(io) => Got::Upgrade(io),
         };
-        head.fill(response);
     }
 }
 

@@ -42,6 +42,7 @@ async fn app(cx: Context) -> Result<Router, Error> {
         .route("/version", get(async || VERSION))
         .route("/client", get(client))
         .route("/slow", get(slow))
+        .route("/yield", get(yields))
         .route("/stream", get(stream))
         .route("/echo", post(echo))
         .route("/tag", post(tag))
@@ -114,6 +115,20 @@ impl Default for Told {
 async fn slow(Query(told): Query<Told>) -> &'static str {
     tokio::time::sleep(Duration::from_millis(told.ms)).await;
     VERSION
+}
+
+/// Answers when it was polled `n` times more, which it wakes itself for.
+async fn yields(Query(told): Query<Told>) -> &'static str {
+    let mut left = told.n;
+    std::future::poll_fn(|task| {
+        if left == 0 {
+            return Poll::Ready(VERSION);
+        }
+        left -= 1;
+        task.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await
 }
 
 /// A body that a task writes.
