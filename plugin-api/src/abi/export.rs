@@ -102,20 +102,29 @@ impl FirstPoll<'_> {
         let room = keep::room::<A>();
         // SAFETY: the room is uninitialized, of this type, and ours.
         unsafe { room.write(answering) };
-        let state = {
+        let mut polled = None;
+        caught(|| {
             // SAFETY: it does not move from here until it is dropped: either below, or by the box that takes its very memory over.
             let pinned = unsafe { Pin::new_unchecked(&mut *room.as_ptr()) };
             let mut cx = Context::from_waker(self.waker);
-            caught(|| pinned.poll(&mut cx, self.responder)).unwrap_or(PollState::Panicked)
-        };
+            let state = pinned.poll(&mut cx, self.responder);
+            polled = Some(state);
+            if state != PollState::Pending {
+                // SAFETY: the value is dropped once, as `polled` says.
+                unsafe { room.drop_in_place() };
+            }
+        });
+        let state = polled.unwrap_or(PollState::Panicked);
+        if polled.is_none() {
+            // SAFETY: its poll panicked, so it was not dropped.
+            caught(|| unsafe { room.drop_in_place() });
+        }
         if state == PollState::Pending {
             // SAFETY: the room was allocated as a box does it, holds a value, and is ours alone.
             let boxed = unsafe { Box::from_raw(room.as_ptr()) };
             return Polled(state, Some(Box::into_pin(boxed)));
         }
-        // SAFETY: the value is dropped once, here; what its destructors panic with was told by the panic hook, the answer stands.
-        caught(|| unsafe { room.drop_in_place() });
-        // SAFETY: it came from `room`, and nothing is in it any more.
+        // SAFETY: it came from `room`, and nothing is in it any more. What destructors panic with was told by the panic hook.
         unsafe { keep::keep_room(room) };
         Polled(state, None)
     }

@@ -70,27 +70,28 @@ pub fn lend<R>(map: &HeaderMap, whole: Option<usize>, f: impl FnOnce(&[Field<'_>
             listed += 1;
         }
     }
-    if heap.capacity() > 0 {
-        f(&heap)
+    // In one place, so that it becomes part of this.
+    f(if heap.capacity() > 0 {
+        &heap
     } else {
         // SAFETY: so many were written.
-        f(unsafe { stack[..listed].assume_init_ref() })
-    }
+        unsafe { stack[..listed].assume_init_ref() }
+    })
 }
 
 /// Whether `digits` is how everybody writes `number`.
 #[inline]
-fn is_number(digits: &[u8], mut number: usize) -> bool {
-    for (place, digit) in digits.iter().enumerate().rev() {
-        if usize::from(*digit) != usize::from(b'0') + number % 10 {
+fn is_number(digits: &[u8], number: usize) -> bool {
+    let mut said = 0usize;
+    for digit in digits {
+        let digit = digit.wrapping_sub(b'0');
+        if digit > 9 {
             return false;
         }
-        number /= 10;
-        if number == 0 {
-            return place == 0;
-        }
+        said = said.wrapping_mul(10).wrapping_add(usize::from(digit));
     }
-    false
+    // So many digits do not wrap, and say a number only once if the first of them is no 0.
+    said == number && (1..=18).contains(&digits.len()) && (digits[0] != b'0' || digits.len() == 1)
 }
 
 /// The values of a head in one buffer, and the slices cut from it.
@@ -98,11 +99,14 @@ pub(super) struct Buffer(Bytes);
 
 impl Buffer {
     /// Copies `first` and then all values of `fields`, in order, and gives `map`, which is new, room for the fields.
-    #[inline]
+    #[inline(always)] // each side has one caller
     pub(super) fn copy(first: &[u8], fields: &[Field<'_>], map: &mut HeaderMap) -> Self {
         let mut length = first.len();
         for field in fields {
-            length += field.value.len();
+            // They are few: were the sum made four at a time, what is left over would cost more than all.
+            length = length
+                .checked_add(field.value.len())
+                .expect("all of it is in memory");
         }
         Self(keep::head(length, fields.len(), map, |room| {
             room.put(first);
@@ -122,7 +126,7 @@ impl Buffer {
     ///
     /// A name that HTTP does not allow is left out, and one more than a map can hold: the other side took its names from a `HeaderMap`,
     /// so there is none.
-    #[inline]
+    #[inline(always)] // each side has one caller
     pub(super) fn fields(mut self, fields: &[Field<'_>], map: &mut HeaderMap) {
         for field in fields {
             let value = self.next(field.value.len());

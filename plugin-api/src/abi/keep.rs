@@ -150,15 +150,16 @@ fn write(buffer: &mut BytesMut, length: usize, fill: impl Fn(&mut Room<'_>)) {
 /// Keeps `map` for the next head, without what is in it.
 #[inline]
 pub fn keep_map(map: &mut HeaderMap) {
-    if !(1..=MOST_FIELDS).contains(&map.capacity()) {
+    let capacity = map.capacity();
+    // Without any room, it wraps.
+    if capacity.wrapping_sub(1) >= MOST_FIELDS {
         return;
     }
     map.clear();
-    kept(|kept| {
-        let kept = kept.map.get_or_insert_with(HeaderMap::new);
-        if kept.capacity() < map.capacity() {
-            std::mem::swap(kept, map);
-        }
+    kept(|kept| match &mut kept.map {
+        Some(kept) if kept.capacity() >= capacity => {}
+        Some(kept) => std::mem::swap(kept, map),
+        none => *none = Some(std::mem::take(map)),
     });
 }
 
