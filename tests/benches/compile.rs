@@ -67,7 +67,7 @@ struct Project {
 }
 
 fn main() {
-    if !bench::asked_for() {
+    if !bench::asked_for(&["--quick"]) {
         return;
     }
     let quick = bench::flag("--quick");

@@ -43,7 +43,7 @@ struct Outcome {
 }
 
 fn main() {
-    if !bench::asked_for() {
+    if !bench::asked_for(&["--quick", "--install", "--only NAME", "--reloads NUMBER"]) {
         return;
     }
     let only = bench::option("--only");

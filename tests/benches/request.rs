@@ -133,7 +133,15 @@ fn cases() -> Vec<Case> {
 }
 
 fn main() {
-    if !bench::asked_for() {
+    if !bench::asked_for(&[
+        "--quick",
+        "--case NAME",
+        "--workers NUMBER",
+        "--no-time",
+        "--no-count",
+        "--check",
+        "--bless",
+    ]) {
         return;
     }
     let quick = bench::flag("--quick");

@@ -152,7 +152,7 @@ struct Storm {
 }
 
 fn main() {
-    if !bench::asked_for() {
+    if !bench::asked_for(&["--quick"]) {
         return;
     }
     let quick = bench::flag("--quick");

@@ -32,7 +32,7 @@ use crate::{
     ledger,
 };
 
-/// A request on its way. What hyper moves it for is small.
+/// A request on its way.
 #[derive(Debug)]
 pub struct Dispatched<B>(Step<B>);
 
@@ -41,7 +41,7 @@ enum Step<B> {
     /// It is answered already, by its app or by the host. None only once that was taken.
     Answered(Option<Response<AnswerBody>>),
     /// Counted in, and not yet given to the app.
-    New(Box<New<B>>),
+    New(New<B>),
     /// The app works on it.
     Running(Box<Running>),
     /// The same, within the limits of its app.
@@ -104,21 +104,11 @@ fn words(waker: &Waker) -> WakerWords {
 ///
 /// One of HTTP/1 without a body is given to its app at once. Hyper looks next whether the client is still there, and takes a new buffer for
 /// that as long as the head of this request is in use.
-pub fn dispatch<B>(routes: &Arc<Routes>, mut request: Request<B>, origin: &Origin) -> Dispatched<B>
+pub fn dispatch<B>(routes: &Arc<Routes>, request: Request<B>, origin: &Origin) -> Dispatched<B>
 where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
-    // Request and response are large: the one moves only if it is kept, the other is made where it will be taken from.
-    let mut dispatched = Dispatched(Step::Answered(None));
-    let chosen = routes.choose(request.uri(), request.headers(), false);
-    match (chosen, origin.waker_of(&request)) {
-        (Chosen::Generation(in_flight, strip), Some(waker)) => {
-            let call = Call::new(&mut request, strip, in_flight);
-            dispatched.begin(call, &mut request, origin, waker);
-        }
-        (chosen, _) => dispatched.0 = Step::later(chosen, routes, request, origin),
-    }
-    dispatched
+    Dispatched::choose(routes, request, origin, false)
 }
 
 impl Origin {
@@ -225,34 +215,14 @@ impl<B> Step<B>
 where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
-    /// The first step of `request` where it is not given to its app at once.
-    fn later(
-        chosen: Chosen,
-        routes: &Arc<Routes>,
-        mut request: Request<B>,
-        origin: &Origin,
-    ) -> Self {
-        match chosen {
-            Chosen::Generation(in_flight, strip) => {
-                let call = Call::new(&mut request, strip, in_flight);
-                Self::new(request, call, origin.clone())
-            }
-            Chosen::Limited(limits) => {
-                Self::Limited(Box::new(Limited::new(limits, routes, request, origin)))
-            }
-            Chosen::Empty(app) => Self::Answered(Some(own::empty(&app))),
-            Chosen::NoApp => Self::Answered(Some(own::no_app())),
-        }
-    }
-
     fn new(request: Request<B>, call: Call, origin: Origin) -> Self {
         let (head, body) = request.into_parts();
-        Self::New(Box::new(New {
+        Self::New(New {
             request: Request::from_parts(head, ()),
             body: Some(body),
             call,
             origin,
-        }))
+        })
     }
 }
 
@@ -262,8 +232,34 @@ where
 {
     /// [`dispatch`] when the limits of the app have admitted it.
     pub(super) fn admitted(routes: &Arc<Routes>, request: Request<B>, origin: &Origin) -> Self {
-        let chosen = routes.choose(request.uri(), request.headers(), true);
-        Self(Step::later(chosen, routes, request, origin))
+        Self::choose(routes, request, origin, true)
+    }
+
+    fn choose(
+        routes: &Arc<Routes>,
+        mut request: Request<B>,
+        origin: &Origin,
+        admitted: bool,
+    ) -> Self {
+        // Request and response are large: the one moves only if it is kept, the other is made where it will be taken from.
+        let mut this = Self(Step::Answered(None));
+        match routes.choose(request.uri(), request.headers(), admitted) {
+            Chosen::Generation(in_flight, strip) => {
+                let call = Call::new(&mut request, strip, in_flight);
+                match origin.waker_of(&request) {
+                    // What its limits have admitted may be polled on threads of its app.
+                    Some(waker) if !admitted => this.begin(call, &mut request, origin, waker),
+                    _ => this.0 = Step::new(request, call, origin.clone()),
+                }
+            }
+            Chosen::Limited(limits) => {
+                let limited = Limited::new(limits, routes, request, origin);
+                this.0 = Step::Limited(Box::new(limited));
+            }
+            Chosen::Empty(app) => this.0 = Step::Answered(Some(own::empty(&app))),
+            Chosen::NoApp => this.0 = Step::Answered(Some(own::no_app())),
+        }
+        this
     }
 
     /// Gives `request`, which has no body, to the app now.
@@ -309,23 +305,24 @@ where
         let mut response = None;
         match step {
             Step::Answered(_) => {}
-            Step::New(_) => {
-                let Step::New(new) = std::mem::replace(step, Step::Answered(None)) else {
-                    return Poll::Pending;
-                };
-                let New {
-                    mut request,
-                    body,
-                    mut call,
-                    origin,
-                } = *new;
-                let body = body
-                    .filter(|body| !body.is_end_stream())
-                    .map(|body| RequestBody::new(body, call.in_flight.hold()))
+            Step::New(new) => {
+                let body = new
+                    .body
+                    .take_if(|body| !body.is_end_stream())
+                    .map(|body| RequestBody::new(body, new.call.in_flight.hold()))
                     .map(BodyStream::new);
-                let begun = call.begin(&mut request, body, &origin, cx.waker(), &mut response);
-                if let Some(running) = begun {
-                    let mut running = Box::new(call.running(running, &mut request, origin));
+                let begun = new.call.begin(
+                    &mut new.request,
+                    body,
+                    &new.origin,
+                    cx.waker(),
+                    &mut response,
+                );
+                if let Some(running) = begun
+                    && let Step::New(mut new) = std::mem::replace(step, Step::Answered(None))
+                {
+                    let mut running =
+                        Box::new(new.call.running(running, &mut new.request, new.origin));
                     if !running.expired(cx, &mut response) {
                         *step = Step::Running(running);
                         return Poll::Pending;

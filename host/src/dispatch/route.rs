@@ -1,6 +1,6 @@
 //! Which app a request is for, and its active generation: one table, replaced as a whole at each cutover, read without a lock.
 
-use std::{borrow::Cow, cell::RefCell, ptr, sync::Arc};
+use std::{borrow::Cow, cell::RefCell, mem::ManuallyDrop, ptr, sync::Arc};
 
 use arc_swap::{ArcSwap, Cache};
 use http::{HeaderMap, Uri, header::HOST};
@@ -35,8 +35,9 @@ type Seen = Cache<Arc<ArcSwap<Table>>, Arc<Table>>;
 
 thread_local! {
     /// The table that this thread looked at last, which costs no reference to look at again as long as it is the newest. A thread that
-    /// is asked nothing keeps an old one, and the few words that are left of its generations.
-    static SEEN: RefCell<Option<Seen>> = const { RefCell::new(None) };
+    /// is asked nothing keeps an old one, and the few words that are left of its generations. It is not dropped, so it is there until the
+    /// very end of a thread: the threads that ask are the host's workers, which end with it.
+    static SEEN: RefCell<ManuallyDrop<Option<Seen>>> = const { RefCell::new(ManuallyDrop::new(None)) };
 }
 
 #[derive(Debug, Default)]
@@ -76,29 +77,21 @@ impl Routes {
     }
 
     /// Chooses for a request, and counts it in. `admitted`: the limits of its app were asked.
+    #[inline]
     pub fn choose(&self, uri: &Uri, headers: &HeaderMap, admitted: bool) -> Chosen {
-        loop {
-            let chosen = SEEN.try_with(|seen| {
-                let mut seen = seen.borrow_mut();
-                let cache = match &mut *seen {
-                    Some(cache) if ptr::eq(cache.arc_swap(), &*self.0) => cache,
-                    other => other.insert(Cache::new(Arc::clone(&self.0))),
-                };
-                cache.load().choose(uri, headers, admitted)
-            });
-            let chosen = chosen.unwrap_or_else(|_| self.choose_at_end(uri, headers, admitted));
-            if let Some(chosen) = chosen {
-                return chosen;
+        SEEN.with_borrow_mut(|seen| {
+            let cache = match &mut **seen {
+                Some(cache) if ptr::eq(cache.arc_swap(), &*self.0) => cache,
+                other => other.insert(Cache::new(Arc::clone(&self.0))),
+            };
+            loop {
+                if let Some(chosen) = cache.load().choose(uri, headers, admitted) {
+                    return chosen;
+                }
+                // It was replaced between our look at the table and at its gate, so a newer table is there already.
+                std::hint::spin_loop();
             }
-            // It was replaced between our look at the table and at its gate, so a newer table is there already.
-            std::hint::spin_loop();
-        }
-    }
-
-    /// The same on a thread that is about to end, and keeps nothing any more.
-    #[cold]
-    fn choose_at_end(&self, uri: &Uri, headers: &HeaderMap, admitted: bool) -> Option<Chosen> {
-        self.0.load().choose(uri, headers, admitted)
+        })
     }
 }
 

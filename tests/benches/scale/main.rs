@@ -37,7 +37,7 @@ const CASES: [(&str, Case); 5] = [
 ];
 
 fn main() {
-    if !bench::asked_for() {
+    if !bench::asked_for(&["--quick", "--case NAME"]) {
         return;
     }
     let (quick, wanted) = (bench::flag("--quick"), bench::option("--case"));

@@ -25,8 +25,36 @@ pub mod report;
 pub mod server;
 
 /// Whether `cargo bench` runs this program. `cargo test --all-targets` runs it too, and wants no figures.
-pub fn asked_for() -> bool {
-    std::env::args().any(|argument| argument == "--bench")
+///
+/// `flags` are those that it knows; one that wants a value has a word for it behind it, as in `--case NAME`. Any other ends the process: a
+/// bench takes minutes, and may write down what it has measured.
+pub fn asked_for(flags: &[&str]) -> bool {
+    let mut given = std::env::args().skip(1).collect::<Vec<_>>();
+    let bench = given.iter().any(|argument| argument == "--bench");
+    given.retain(|argument| argument != "--bench");
+    if !bench {
+        return false;
+    }
+    let mut given = given.into_iter();
+    while let Some(argument) = given.next() {
+        let is_it = |flag: &&&str| flag.split(' ').next() == Some(argument.as_str());
+        match flags.iter().find(is_it) {
+            Some(flag) if flag.contains(' ') && given.next().is_none() => {
+                eprintln!("{argument} wants a value: {flag}");
+                std::process::exit(2);
+            }
+            Some(_) => {}
+            None if argument == "--help" => {
+                println!("Flags: {}", flags.join(", "));
+                std::process::exit(0);
+            }
+            None => {
+                eprintln!("There is no flag {argument} here, but {}", flags.join(", "));
+                std::process::exit(2);
+            }
+        }
+    }
+    true
 }
 
 /// Whether a flag was given behind `--`.
