@@ -159,11 +159,16 @@ fn main() {
         Profile::Dist
     });
     let wanted = bench::option("--case");
-    let cases = cases()
+    let cases = cases();
+    let names = cases.iter().map(|case| case.name).collect::<Vec<_>>();
+    let cases = cases
         .into_iter()
         .filter(|case| wanted.as_deref().is_none_or(|name| name == case.name))
         .collect::<Vec<_>>();
-    assert!(!cases.is_empty(), "there is no such case");
+    if cases.is_empty() {
+        eprintln!("There is no such case, but {}", names.join(", "));
+        std::process::exit(2);
+    }
     if check || bless {
         return limits(&cases, &builds, bless);
     }

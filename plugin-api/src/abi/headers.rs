@@ -99,7 +99,7 @@ pub(super) struct Buffer(Bytes);
 
 impl Buffer {
     /// Copies `first` and then all values of `fields`, in order, and gives `map`, which is new, room for the fields.
-    #[inline(always)] // each side has one caller
+    #[inline(always)] // each side has one caller that is not for trailers
     pub(super) fn copy(first: &[u8], fields: &[Field<'_>], map: &mut HeaderMap) -> Self {
         let mut length = first.len();
         for field in fields {
@@ -126,7 +126,7 @@ impl Buffer {
     ///
     /// A name that HTTP does not allow is left out, and one more than a map can hold: the other side took its names from a `HeaderMap`,
     /// so there is none.
-    #[inline(always)] // each side has one caller
+    #[inline(always)] // each side has one caller that is not for trailers
     pub(super) fn fields(mut self, fields: &[Field<'_>], map: &mut HeaderMap) {
         for field in fields {
             let value = self.next(field.value.len());
