@@ -17,26 +17,32 @@ use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, futures::OwnedNotified, mpsc};
 
-use crate::{
-    generation::{Cut, Hold, InFlight},
-    ledger,
-};
+use crate::generation::{Cut, Hold, InFlight};
 
 /// Waits for the drain deadline of a generation.
 ///
-/// It registers only when something is pending, so what is answered at once never pays for it.
+/// It registers only when something is pending, so what is answered at once never pays for it, and once for each waker: what all of a
+/// generation register with has a lock.
 #[derive(Debug, Default)]
-pub(super) struct Expiry(Option<Pin<Box<OwnedNotified>>>);
+pub(super) struct Expiry(Option<(Pin<Box<OwnedNotified>>, Waker)>);
 
 impl Expiry {
     /// Whether the deadline has passed; if not, the task is woken when it does.
     pub(super) fn poll(&mut self, in_flight: &InFlight, cx: &mut Context<'_>) -> bool {
         let core = in_flight.core();
-        let notified = self
+        let is_registered = self
             .0
-            .get_or_insert_with(|| Box::pin(Arc::clone(core.expiry()).notified_owned()));
-        // Register first and look then, so that a deadline between the two is not missed.
-        let _ = notified.as_mut().poll(cx);
+            .as_ref()
+            .is_some_and(|(_, waker)| waker.will_wake(cx.waker()));
+        if !is_registered {
+            let (notified, waker) = self.0.get_or_insert_with(|| {
+                let notified = Arc::clone(core.expiry()).notified_owned();
+                (Box::pin(notified), cx.waker().clone())
+            });
+            waker.clone_from(cx.waker());
+            // Registers first and looks then, so that a deadline between the two is not missed.
+            let _ = notified.as_mut().poll(cx);
+        }
         core.is_expired()
     }
 }
@@ -228,9 +234,7 @@ impl Streaming {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
-        let in_flight = self.body.guard().clone();
-        let what = in_flight.core().call_of("the body of an answer");
-        match ledger::inside(&what, || Pin::new(&mut self.body).poll_frame(cx)) {
+        match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Err(error))) => {
                 if matches!(error, BodyError::Panicked) {
                     self.body.guard().core().count_panic();

@@ -27,10 +27,7 @@ use super::{
     route::{Chosen, Routes, target, whole_target},
     upgrade,
 };
-use crate::{
-    generation::{Cut, Generation, InFlight},
-    ledger,
-};
+use crate::generation::{Cut, Generation, InFlight};
 
 /// A request on its way.
 #[derive(Debug)]
@@ -374,9 +371,7 @@ impl Call {
         let whole = whole_target(request.uri());
         let target = target(whole, self.strip);
         let (state, running) = RequestHead::lend(request, &target, origin.peer, |head| {
-            ledger::inside(&core.call_of(whole), || {
-                core.call(head, body, upgrade, waker, &mut slot)
-            })
+            core.inside(whole, || core.call(head, body, upgrade, waker, &mut slot))
         });
         drop(target);
         // The plugin has its copy.
@@ -414,9 +409,11 @@ impl Running {
             on_upgrade: &mut self.on_upgrade,
             response,
         };
-        let what = self.in_flight.core().call_of(whole_target(&self.uri));
         let call = &mut self.call;
-        let state = ledger::inside(&what, || call.poll(cx.waker(), &mut slot));
+        let state = self
+            .in_flight
+            .core()
+            .inside(whole_target(&self.uri), || call.poll(cx.waker(), &mut slot));
         if state == PollState::Pending {
             return self.expired(cx, response);
         }

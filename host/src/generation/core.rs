@@ -17,7 +17,7 @@ use super::{
     offer::PluginOffer,
     spec::Spec,
 };
-use crate::ledger::Call;
+use crate::ledger::{self, Call};
 
 /// How long what is streamed has to end after the drain deadline, before its connection is cut.
 const GRACE: Duration = Duration::from_secs(1);
@@ -141,15 +141,16 @@ impl Core {
         self.streams.remove(cut);
     }
 
-    /// What a call into it is to the watchdog.
+    /// Runs `call`, which is one into its app, and is for `target` to the watchdog.
     #[inline]
-    pub fn call_of<'a>(&'a self, target: &'a str) -> Call<'a> {
-        Call {
+    pub fn inside<R>(&self, target: &str, call: impl FnOnce() -> R) -> R {
+        let what = Call {
             app: &self.spec.app,
             generation: self.spec.id,
             target,
             stalls: &self.stalls,
-        }
+        };
+        ledger::inside(&what, call)
     }
 
     /// One request, stream or connection was ended at the deadline.

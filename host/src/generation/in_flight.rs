@@ -130,6 +130,10 @@ impl Guard for InFlight {
     fn hold(&self) -> Hold {
         Hold(Arc::clone(&self.0.holds))
     }
+
+    fn inside<R>(&self, call: impl FnOnce() -> R) -> R {
+        self.core().inside("the body of an answer", call)
+    }
 }
 
 impl InFlight {

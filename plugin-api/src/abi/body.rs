@@ -196,6 +196,12 @@ pub trait Guard: Send + Unpin + 'static {
 
     /// A hold for some bytes.
     fn hold(&self) -> Self::Hold;
+
+    /// Runs `call`, which is one into the other side.
+    #[inline]
+    fn inside<R>(&self, call: impl FnOnce() -> R) -> R {
+        call()
+    }
 }
 
 /// Nothing to keep: a plugin is never there without its host.
@@ -266,14 +272,11 @@ impl<G: Guard> Body for Imported<G> {
             frame: None,
             failure: None,
         };
+        let sink = Self::sink(&raw mut slot);
+        let waker = WakerRef::of(cx.waker());
         // SAFETY: the stream is owned and polled here only; sink and waker are lent for the call.
-        let state = unsafe {
-            (stream.poll)(
-                stream.body,
-                &WakerRef::of(cx.waker()),
-                &Self::sink(&raw mut slot),
-            )
-        };
+        let poll = || unsafe { (stream.poll)(stream.body, &waker, &sink) };
+        let state = this.guard.inside(poll);
         let error = match state {
             PollState::Pending => return Poll::Pending,
             PollState::Ready => match slot.frame {
