@@ -74,30 +74,28 @@ impl Protocols {
         let connection = builder
             .serve_connection_with_upgrades(stream, requests)
             .into_owned();
-        async move {
-            let mut connection = std::pin::pin!(connection);
-            let mut followed = None;
-            poll_fn(|cx| {
-                if followed.is_none() {
-                    open.cut().wakes(cx.waker());
-                }
-                let order = open.cut().order();
-                if followed != Some(order) {
-                    followed = Some(order);
-                    match order {
-                        Order::GoOn => {}
-                        Order::Finish => connection.as_mut().graceful_shutdown(),
-                        Order::End => {
-                            let reason = "it streamed what had reached its drain deadline";
-                            return Poll::Ready(Err(reason.to_owned()));
-                        }
+        // In a box, so that no future that this one becomes part of has room for it twice.
+        let mut connection = Box::pin(connection);
+        let mut followed = None;
+        poll_fn(move |cx| {
+            if followed.is_none() {
+                open.cut().wakes(cx.waker());
+            }
+            let order = open.cut().order();
+            if followed != Some(order) {
+                followed = Some(order);
+                match order {
+                    Order::GoOn => {}
+                    Order::Finish => connection.as_mut().graceful_shutdown(),
+                    Order::End => {
+                        let reason = "it streamed what had reached its drain deadline";
+                        return Poll::Ready(Err(reason.to_owned()));
                     }
                 }
-                turn.take(cx, |cx| heads.poll(connection.as_mut(), cx))
-                    .map_err(|error| error.to_string())
-            })
-            .await
-        }
+            }
+            turn.take(cx, |cx| heads.poll(connection.as_mut(), cx))
+                .map_err(|error| error.to_string())
+        })
     }
 }
 
