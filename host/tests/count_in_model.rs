@@ -11,7 +11,6 @@ use self::{
     in_flight::{Gate, InFlight, Shards},
     sync::Arc,
 };
-use handover_plugin::abi::body::Guard as _;
 
 #[path = "../src/generation/in_flight.rs"]
 #[allow(unreachable_pub, reason = "it is part of another crate")]
@@ -123,10 +122,6 @@ mod core {
     impl Core {
         pub(super) fn gate(&self) -> &Gate {
             &self.gate
-        }
-
-        pub(super) fn inside<R>(&self, _target: &str, call: impl FnOnce() -> R) -> R {
-            call()
         }
     }
 }

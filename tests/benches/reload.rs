@@ -46,7 +46,7 @@ fn main() {
     if !bench::asked_for(&["--quick", "--install", "--only NAME", "--reloads NUMBER"]) {
         return;
     }
-    let only = bench::option("--only");
+    let only = bench::one_of("--only", &Reloader::ALL.map(Reloader::name));
     let builds = Builds::new(Profile::Dist);
     let reloads = match bench::option("--reloads") {
         Some(number) => number.parse().expect("a number of reloads"),

@@ -25,6 +25,13 @@ async fn connect(host: &Host) -> Http1 {
     Http1::connect(host.address).await.unwrap()
 }
 
+/// Waits until so many requests are in flight.
+async fn in_flight(host: &Host, number: u64) {
+    let what = format!("{number} requests in flight");
+    host.app_when("probe", &what, |app| app.generations[0].in_flight == number)
+        .await;
+}
+
 #[tokio::test]
 async fn both_versions_are_spoken_on_one_port() {
     let host = probe().await;
@@ -459,28 +466,16 @@ async fn a_client_that_leaves_in_its_body_frees_the_plugin() {
         .await
         .unwrap();
     http.send(&[0; 1000]).await.unwrap();
-    host.app_when("probe", "the upload to be in flight", |app| {
-        app.generations[0].in_flight == 1
-    })
-    .await;
+    in_flight(&host, 1).await;
     drop(http);
-    host.app_when("probe", "it to be over", |app| {
-        app.generations[0].in_flight == 0
-    })
-    .await;
+    in_flight(&host, 0).await;
 
     let (h2, connection) = Http2::connect(host.address).await.unwrap();
     let (_answer, mut sender) = h2.start(Method::POST, "/sink", false).await.unwrap();
     http2::send(&mut sender, &[0; 1000], false).await.unwrap();
-    host.app_when("probe", "the stream to be in flight", |app| {
-        app.generations[0].in_flight == 1
-    })
-    .await;
+    in_flight(&host, 1).await;
     sender.send_reset(h2::Reason::CANCEL);
-    host.app_when("probe", "it to be over", |app| {
-        app.generations[0].in_flight == 0
-    })
-    .await;
+    in_flight(&host, 0).await;
     assert_eq!(
         h2.get("/version").await.unwrap().text(),
         "1.0.0",
@@ -495,15 +490,9 @@ async fn a_client_that_leaves_ends_what_works_on_its_answer() {
     let mut http = connect(&host).await;
     assert_eq!(http.get("/version").await.unwrap().text(), "1.0.0");
     http.send_head("GET", "/slow?ms=600000", &[]).await.unwrap();
-    host.app_when("probe", "it to be in flight", |app| {
-        app.generations[0].in_flight == 1
-    })
-    .await;
+    in_flight(&host, 1).await;
     drop(http);
-    host.app_when("probe", "it to be over", |app| {
-        app.generations[0].in_flight == 0
-    })
-    .await;
+    in_flight(&host, 0).await;
 }
 
 #[tokio::test]

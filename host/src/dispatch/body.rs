@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use handover_plugin::abi::{
-    body::{BodyError, BodyStream, Imported},
+    body::{BodyError, BodyStream, Guard, Imported},
     waker,
 };
 use http_body::{Body, Frame, SizeHint};
@@ -30,11 +30,7 @@ impl Expiry {
     /// Whether the deadline has passed; if not, the task is woken when it does.
     pub(super) fn poll(&mut self, in_flight: &InFlight, cx: &mut Context<'_>) -> bool {
         let core = in_flight.core();
-        let is_registered = self
-            .0
-            .as_ref()
-            .is_some_and(|(_, waker)| waker.will_wake(cx.waker()));
-        if !is_registered {
+        if !self.wakes(cx.waker()) {
             let (notified, waker) = self.0.get_or_insert_with(|| {
                 let notified = Arc::clone(core.expiry()).notified_owned();
                 (Box::pin(notified), cx.waker().clone())
@@ -44,6 +40,12 @@ impl Expiry {
             let _ = notified.as_mut().poll(cx);
         }
         core.is_expired()
+    }
+
+    /// Whether it is `waker` that it has registered, so that this was there when it was polled last.
+    pub(super) fn wakes(&self, waker: &Waker) -> bool {
+        let registered = self.0.as_ref();
+        registered.is_some_and(|(_, registered)| registered.will_wake(waker))
     }
 }
 
@@ -98,6 +100,18 @@ struct Streaming {
     connection: Option<Arc<Cut>>,
     body: Imported<InFlight>,
     expiry: Expiry,
+}
+
+impl Guard for InFlight {
+    type Hold = Hold;
+
+    fn hold(&self) -> Hold {
+        Self::hold(self)
+    }
+
+    fn inside<R>(&self, call: impl FnOnce() -> R) -> R {
+        self.core().inside("the body of an answer", call)
+    }
 }
 
 /// Why the body of an answer ended before its end.

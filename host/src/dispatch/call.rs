@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use handover_plugin::abi::{
-    body::{BodyStream, Guard},
+    body::BodyStream,
     bytes::Chunk,
     call::{AnswerBody as Crossing, TakeAnswer},
     head::{Peer, RequestHead, ResponseHead},
@@ -84,17 +84,8 @@ struct Running {
     uri: Uri,
     in_flight: InFlight,
     origin: Origin,
-    /// The waker that it was polled with when it was dispatched, by its words. The next poll with it has nothing to add.
-    polled_for: Option<WakerWords>,
-}
-
-type WakerWords = (usize, usize);
-
-fn words(waker: &Waker) -> WakerWords {
-    (
-        waker.data().addr(),
-        std::ptr::from_ref(waker.vtable()).addr(),
-    )
+    /// Whether it was polled when it was dispatched. The next poll with the same waker has nothing to add.
+    just_polled: bool,
 }
 
 /// Chooses where `request` goes, and counts it in there.
@@ -267,7 +258,7 @@ where
         {
             let mut running = Box::new(call.running(running, request, origin.clone()));
             if !running.expired(&mut Context::from_waker(waker), response) {
-                running.polled_for = Some(words(waker));
+                running.just_polled = true;
                 self.0 = Step::Running(running);
             }
         }
@@ -327,8 +318,9 @@ where
                 }
             }
             Step::Running(running) => {
-                let polled_for = running.polled_for.take();
-                if polled_for == Some(words(cx.waker())) || !running.poll(cx, &mut response) {
+                let just_polled = std::mem::take(&mut running.just_polled);
+                let is_known = just_polled && running.expiry.wakes(cx.waker());
+                if is_known || !running.poll(cx, &mut response) {
                     return Poll::Pending;
                 }
             }
@@ -392,7 +384,7 @@ impl Call {
             uri: std::mem::take(request.uri_mut()),
             in_flight: self.in_flight,
             origin,
-            polled_for: None,
+            just_polled: false,
         }
     }
 }

@@ -10,10 +10,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use handover_plugin::abi::{
-    body::Guard,
-    upgrade::{IoStream, PollIo},
-};
+use handover_plugin::abi::upgrade::{IoStream, PollIo};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::{

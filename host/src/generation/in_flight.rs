@@ -12,8 +12,6 @@
 //! least one sees the other. Whoever counts in at a shard that was found empty behind a closed gate goes back out, and has called nothing.
 //! `tests/count_in_model.rs` runs this file in every order.
 
-use handover_plugin::abi::body::Guard;
-
 use super::{
     core::Core,
     sync::{Arc, AtomicBool, AtomicU64, Ordering, fence, fence_after_update},
@@ -124,19 +122,12 @@ impl Shards {
     }
 }
 
-impl Guard for InFlight {
-    type Hold = Hold;
-
-    fn hold(&self) -> Hold {
+impl InFlight {
+    /// A hold on the same generation.
+    pub fn hold(&self) -> Hold {
         Hold(Arc::clone(&self.0.holds))
     }
 
-    fn inside<R>(&self, call: impl FnOnce() -> R) -> R {
-        self.core().inside("the body of an answer", call)
-    }
-}
-
-impl InFlight {
     /// The generation.
     pub fn core(&self) -> &Core {
         &self.0.core

@@ -119,8 +119,6 @@ impl<T: Write + Unpin> Write for Stream<T> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
-
     use std::{mem::MaybeUninit, task::Wake};
 
     use hyper::rt::ReadBuf;

@@ -200,10 +200,8 @@ impl WakerCache {
     /// An owned waker of this side for `lent`.
     pub fn get(&mut self, lent: &WakerRef<'_>) -> &Waker {
         let words = lent.words();
-        if self.0.as_ref().is_none_or(|(known, _)| *known != words) {
-            self.0 = Some((words, lent.to_owned()));
-        }
-        self.0.as_ref().map_or(Waker::noop(), |(_, waker)| waker) // it is there
+        self.0.take_if(|(known, _)| *known != words);
+        &self.0.get_or_insert_with(|| (words, lent.to_owned())).1
     }
 }
 

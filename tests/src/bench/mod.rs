@@ -39,11 +39,13 @@ pub fn asked_for(flags: &[&str]) -> bool {
     while let Some(argument) = given.next() {
         let is_it = |flag: &&&str| flag.split(' ').next() == Some(argument.as_str());
         match flags.iter().find(is_it) {
-            Some(flag) if flag.contains(' ') && given.next().is_none() => {
-                eprintln!("{argument} wants a value: {flag}");
-                std::process::exit(2);
+            Some(flag) => {
+                let wants_value = flag.contains(' ');
+                if wants_value && given.next().is_none() {
+                    eprintln!("{argument} wants a value: {flag}");
+                    std::process::exit(2);
+                }
             }
-            Some(_) => {}
             None if argument == "--help" => {
                 println!("Flags: {}", flags.join(", "));
                 std::process::exit(0);
@@ -60,6 +62,18 @@ pub fn asked_for(flags: &[&str]) -> bool {
 /// Whether a flag was given behind `--`.
 pub fn flag(name: &str) -> bool {
     std::env::args().any(|argument| argument == name)
+}
+
+/// The value behind a flag, which is one of `names`. Any other ends the process.
+pub fn one_of(flag: &str, names: &[&str]) -> Option<String> {
+    let wanted = option(flag);
+    if let Some(wanted) = wanted.as_deref()
+        && !names.contains(&wanted)
+    {
+        eprintln!("{flag} {wanted} is none: there are {}", names.join(", "));
+        std::process::exit(2);
+    }
+    wanted
 }
 
 /// The value behind a flag.
