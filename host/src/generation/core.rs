@@ -17,7 +17,7 @@ use super::{
     offer::PluginOffer,
     spec::Spec,
 };
-use crate::ledger::{self, Call};
+use crate::ledger::{self, AccountId, Call};
 
 /// How long what is streamed has to end after the drain deadline, before its connection is cut.
 const GRACE: Duration = Duration::from_secs(1);
@@ -82,6 +82,7 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct Core {
     spec: Spec,
+    account: AccountId,
     app: AppHandle<PluginOffer>,
     gate: Gate,
     expired: AtomicBool,
@@ -104,6 +105,11 @@ impl Core {
     /// Who it is.
     pub fn spec(&self) -> &Spec {
         &self.spec
+    }
+
+    /// The account of its library.
+    pub(super) fn account(&self) -> AccountId {
+        self.account
     }
 
     /// Calls the app. The holder's `InFlight` keeps it there.
@@ -147,6 +153,7 @@ impl Core {
         let what = Call {
             app: &self.spec.app,
             generation: self.spec.id,
+            account: self.account,
             target,
             stalls: &self.stalls,
         };
@@ -174,9 +181,10 @@ pub struct Generation {
 }
 
 impl Generation {
-    pub(super) fn new(spec: Spec, app: AppHandle<PluginOffer>) -> Self {
+    pub(super) fn new(spec: Spec, account: AccountId, app: AppHandle<PluginOffer>) -> Self {
         let core = Arc::new(Core {
             spec,
+            account,
             app,
             gate: Gate::closed(),
             expired: AtomicBool::new(false),

@@ -15,7 +15,7 @@ use super::{
     spec::{Spec, StartError},
 };
 use crate::{
-    ledger::{Held, Holder, Left},
+    ledger::{self, AccountId, Held, Holder, Left},
     loader::{self, Library},
 };
 
@@ -84,7 +84,9 @@ pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> 
     let deadline = spec.start_deadline;
     let constructing = spec.clone();
     let offer = Arc::new(PluginOffer::new(spec.app.clone(), spec.id));
+    let account = library.account().id();
     let started = lifecycle::run("start", deadline, move || {
+        let _acting = ledger::act_for(account);
         let spec = constructing;
         let (version, config) = (spec.version.to_string(), spec.config.to_string());
         let env: Vec<Pair<'_>> = spec
@@ -109,7 +111,7 @@ pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> 
     .await;
     let reason = match started {
         Ok(Ok(app)) => {
-            let generation = Arc::new(Generation::new(spec, app));
+            let generation = Arc::new(Generation::new(spec, account, app));
             return Ok(Started(Loaded {
                 generation,
                 library,
@@ -146,9 +148,16 @@ pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> 
 }
 
 /// Drops the app value of a generation, on a thread of its own. What is left inside of it when that failed.
-async fn stop(stop: impl FnOnce(u64) + Send + 'static) -> Result<(), (Held, Inside)> {
+async fn stop(
+    account: AccountId,
+    stop: impl FnOnce(u64) + Send + 'static,
+) -> Result<(), (Held, Inside)> {
     let deadline = u64::try_from(STOP_DEADLINE.as_millis()).unwrap_or(u64::MAX);
-    let stopped = lifecycle::run("stop", STOP_DEADLINE * 2, move || stop(deadline)).await;
+    let stopped = lifecycle::run("stop", STOP_DEADLINE * 2, move || {
+        let _acting = ledger::act_for(account);
+        stop(deadline);
+    })
+    .await;
     stopped.map_err(|unfinished| match unfinished {
         Unfinished::Late(late) => (
             Held::by(
@@ -273,7 +282,9 @@ impl Draining {
         } = self.0;
         generation.set_state(State::Retired);
         let core = Arc::clone(generation.core());
-        if let Err((held, inside)) = stop(move |deadline| core.app().stop(deadline)).await {
+        if let Err((held, inside)) =
+            stop(core.account(), move |deadline| core.app().stop(deadline)).await
+        {
             generation.set_state(State::Retained);
             return Ended::Retained(Retained {
                 generation: Some(generation),
@@ -306,7 +317,12 @@ impl Retained {
             None => Ok(()),
             Some(Inside::Constructor(late)) => match late.ended() {
                 Err(late) => Err((self.held.clone(), Inside::Constructor(late))),
-                Ok(Ok(Ok(app))) => stop(move |deadline| app.stop(deadline)).await,
+                Ok(Ok(Ok(app))) => {
+                    stop(self.library.account().id(), move |deadline| {
+                        app.stop(deadline);
+                    })
+                    .await
+                }
                 Ok(Ok(Err(_))) => Ok(()),
                 Ok(Err(_)) => Err((self.held.clone(), Inside::Unknown)),
             },

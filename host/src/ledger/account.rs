@@ -1,7 +1,6 @@
 //! All that one library holds in the host, and the proof that nothing is left.
 
 use std::{
-    marker::PhantomData,
     ops::Range,
     sync::{
         Arc, Mutex, PoisonError,
@@ -13,7 +12,9 @@ use std::{
 use tokio::runtime::Handle;
 
 use super::{
-    AccountId, Held, Holder, descriptors, interpose, keys, openers, ranges, signals, threads, visit,
+    AccountId, Held, Holder, descriptors, interposed, keys,
+    owner::{self, Acting},
+    ranges, signals, threads, visit,
 };
 
 /// The next account. Never given out twice, so that nothing of an old library is ever taken for a new one's.
@@ -26,19 +27,21 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 #[derive(Debug)]
 pub struct Loading {
     account: AccountId,
-    /// Ends on the thread that it began on.
-    _here: PhantomData<*const ()>,
+    _acting: Acting,
 }
 
 /// Begins to write down what the library that this thread is about to load registers.
-pub fn loading() -> Loading {
-    openers::find();
+///
+/// `executable` is where this executable is mapped.
+pub fn loading(executable: &Range<usize>) -> Loading {
+    owner::note_host(executable);
+    interposed::find_all();
     signals::note_base();
     let account = NEXT.fetch_add(1, Ordering::Relaxed);
-    interpose::LOADING.set(account);
+    let acting = owner::act_for(account);
     Loading {
         account,
-        _here: PhantomData,
+        _acting: acting,
     }
 }
 
@@ -64,7 +67,6 @@ impl Loading {
 
 impl Drop for Loading {
     fn drop(&mut self) {
-        interpose::LOADING.set(0);
         if ranges::is_known(self.account) {
             return;
         }
@@ -136,6 +138,12 @@ pub fn others() -> Vec<Handle> {
         .clone()
 }
 
+/// Says that the current thread, one of the host, runs code of the library of `account` outside of a request, until what this
+/// returns is dropped.
+pub fn act_for(account: AccountId) -> Acting {
+    owner::act_for(account)
+}
+
 impl Account {
     /// Ends what the library holds in the host: restores its signal handlers, runs its destructors on the threads that
     /// owe them, and waits for its threads to end, for `deadline` at the longest. On `Ok` nothing is left.
@@ -204,7 +212,7 @@ impl Account {
         // Threads of the host first: what runs on them may start threads of the library. Then the threads of the library:
         // what they run may be registered on threads of the host no more than by a wrong plugin; looked at again anyway.
         visit::held(self.0.id).is_empty()
-            && threads::alive(&self.0.ranges).is_empty()
+            && threads::alive(self.0.id).is_empty()
             && signals::held(&self.0.ranges).is_empty()
             && visit::held(self.0.id).is_empty()
     }
@@ -216,7 +224,7 @@ impl Account {
 
     fn held_for(&self, waited: Option<Duration>) -> Held {
         let mut held = Held::default();
-        let alive = threads::alive(&self.0.ranges);
+        let alive = threads::alive(self.0.id);
         if !alive.is_empty() {
             let names: Vec<_> = alive.iter().map(|tid| threads::describe(*tid)).collect();
             let threads = if alive.len() == 1 {
@@ -265,6 +273,17 @@ impl Account {
             );
         }
         held
+    }
+
+    /// Its name in the tables of the ledger.
+    pub fn id(&self) -> AccountId {
+        self.0.id
+    }
+
+    /// Says that the current thread, one of the host, runs code of the library outside of a request, until what this returns is
+    /// dropped.
+    pub fn act(&self) -> Acting {
+        act_for(self.0.id)
     }
 
     /// How many descriptors it has open, as far as they can be followed.

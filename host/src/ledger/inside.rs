@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use super::threads;
+use super::{AccountId, threads};
 use crate::names::{AppName, GenerationId};
 
 /// A call into a plugin.
@@ -23,6 +23,8 @@ pub struct Call<'a> {
     pub app: &'a AppName,
     /// The generation.
     pub generation: GenerationId,
+    /// The account of its library.
+    pub account: AccountId,
     /// What was asked for: a path, and maybe a query.
     pub target: &'a str,
     /// Counts the calls that did not come back in time.
@@ -120,6 +122,14 @@ pub fn inside<R>(what: &Call<'_>, call: impl FnOnce() -> R) -> R {
     returned
 }
 
+/// The account of the library that the current thread is called into; none outside of a call.
+pub(super) fn current_account() -> Option<AccountId> {
+    let at = OWN.get()?.at.load(Ordering::Relaxed);
+    let at = at.map_addr(|address| address & !READ);
+    // SAFETY: null, or what `inside` published on this very thread and has not taken back; a mark is no part of the address.
+    unsafe { at.as_ref() }.map(|call| call.account)
+}
+
 /// Every thread that ever called a plugin.
 pub fn slots() -> Vec<&'static Slot> {
     SLOTS.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -200,6 +210,7 @@ mod tests {
         let call = |target| Call {
             app: &app,
             generation: GenerationId(7),
+            account: 7,
             target,
             stalls: &stalls,
         };
@@ -232,6 +243,7 @@ mod tests {
                     let call = Call {
                         app: &app,
                         generation,
+                        account: number,
                         target: &path,
                         stalls: &stalls,
                     };

@@ -9,80 +9,26 @@
     reason = "the dynamic linker reaches what Rust's modules do not"
 )]
 
-use std::{
-    cell::Cell,
-    ffi::{CStr, c_int, c_void},
-    sync::atomic::{AtomicUsize, Ordering},
-};
+use std::ffi::{c_int, c_void};
 
-use libc::{pthread_attr_t, pthread_key_t, pthread_t, sigaction as Sigaction};
+use libc::{pthread_key_t, sigaction as Sigaction};
 
 use super::{
-    AccountId, keys, openers, ranges, signals, threads,
+    interposed::{Real, Symbol},
+    keys, owner, ranges, signals, threads,
     visit::{self, Destructor},
 };
-
-/// libc's own function of a name that the executable defines.
-pub(super) struct Real {
-    name: &'static CStr,
-    address: AtomicUsize,
-}
-
-impl Real {
-    pub(super) const fn new(name: &'static CStr) -> Self {
-        Self {
-            name,
-            address: AtomicUsize::new(0),
-        }
-    }
-
-    pub(super) fn name(&self) -> &'static CStr {
-        self.name
-    }
-
-    pub(super) fn address(&self) -> usize {
-        match self.address.load(Ordering::Relaxed) {
-            0 => self.find(),
-            address => address,
-        }
-    }
-
-    #[cold]
-    fn find(&self) -> usize {
-        // SAFETY: the name is a C string; the next object after the executable that defines it is libc.
-        let address = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) } as usize;
-        if address == 0 {
-            // A panic would come back here for its thread-locals.
-            const TEXT: &[u8] =
-                b"handover: the C library lacks a function that the ledger stands before\n";
-            // SAFETY: writes a constant to standard error and ends the process.
-            unsafe {
-                libc::write(2, TEXT.as_ptr().cast(), TEXT.len());
-                libc::abort()
-            }
-        }
-        self.address.store(address, Ordering::Relaxed);
-        address
-    }
-}
 
 type ThreadAtexit = unsafe extern "C" fn(Destructor, *mut c_void, *mut c_void) -> c_int;
 type KeyCreate = unsafe extern "C" fn(*mut pthread_key_t, Option<Destructor>) -> c_int;
 type KeyDelete = unsafe extern "C" fn(pthread_key_t) -> c_int;
 type SetSpecific = unsafe extern "C" fn(pthread_key_t, *const c_void) -> c_int;
-type Create = unsafe extern "C" fn(
-    *mut pthread_t,
-    *const pthread_attr_t,
-    threads::Routine,
-    *mut c_void,
-) -> c_int;
 type SigactionFn = unsafe extern "C" fn(c_int, *const Sigaction, *mut Sigaction) -> c_int;
 
 static THREAD_ATEXIT: Real = Real::new(c"__cxa_thread_atexit_impl");
 static KEY_CREATE: Real = Real::new(c"pthread_key_create");
 static KEY_DELETE: Real = Real::new(c"pthread_key_delete");
 static SET_SPECIFIC: Real = Real::new(c"pthread_setspecific");
-static CREATE: Real = Real::new(c"pthread_create");
 static SIGACTION: Real = Real::new(c"sigaction");
 
 macro_rules! real {
@@ -126,45 +72,18 @@ pub(super) unsafe fn real_sigaction(
     unsafe { real(signal, new, old) }
 }
 
-thread_local! {
-    /// The account of the library that this thread is loading now, zero for none. Its address range is not known yet, so
-    /// what its constructors create on this thread is entered for it, and sorted out when the range is known.
-    pub(super) static LOADING: Cell<AccountId> = const { Cell::new(0) };
-}
-
-/// Whether libraries that are loaded are bound to the functions of the ledger. They are not in an executable that links
-/// this crate without the link arguments of its `build.rs`.
-pub fn armed() -> bool {
-    [
+/// What this file defines in place of libc's.
+pub(super) fn symbols() -> Vec<Symbol> {
+    vec![
         (
-            c"__cxa_thread_atexit_impl",
+            &THREAD_ATEXIT,
             __cxa_thread_atexit_impl as *const () as usize,
         ),
-        (
-            c"pthread_key_create",
-            pthread_key_create as *const () as usize,
-        ),
-        (
-            c"pthread_key_delete",
-            pthread_key_delete as *const () as usize,
-        ),
-        (
-            c"pthread_setspecific",
-            pthread_setspecific as *const () as usize,
-        ),
-        (c"pthread_create", pthread_create as *const () as usize),
-        (c"sigaction", sigaction as *const () as usize),
+        (&KEY_CREATE, pthread_key_create as *const () as usize),
+        (&KEY_DELETE, pthread_key_delete as *const () as usize),
+        (&SET_SPECIFIC, pthread_setspecific as *const () as usize),
+        (&SIGACTION, sigaction as *const () as usize),
     ]
-    .into_iter()
-    .all(|(name, own)| is_found(name, own))
-        && openers::are_found()
-}
-
-/// Whether a library that is loaded now would be bound to `own` for `name`.
-pub(super) fn is_found(name: &CStr, own: usize) -> bool {
-    // SAFETY: the name is a C string; looks up its address only.
-    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-    found as usize == own
 }
 
 /// Registers the destructor of a thread-local of the current thread.
@@ -208,7 +127,7 @@ pub unsafe extern "C" fn pthread_key_create(
         let destructor = destructor.map_or(0, |destructor| destructor as usize);
         let owner = ranges::lookup(destructor)
             .or_else(|| ranges::lookup(key as usize))
-            .unwrap_or_else(|| LOADING.get());
+            .unwrap_or_else(owner::acting_for);
         // SAFETY: libc has just written the key there.
         keys::created(unsafe { *key }, owner, destructor, key as usize);
     }
@@ -256,31 +175,6 @@ pub unsafe extern "C" fn pthread_setspecific(key: pthread_key_t, value: *const c
     unsafe { real_setspecific(key, value) }
 }
 
-/// Creates a thread.
-///
-/// # Safety
-/// As `pthread_create(3)`.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn pthread_create(
-    thread: *mut pthread_t,
-    attributes: *const pthread_attr_t,
-    routine: threads::Routine,
-    argument: *mut c_void,
-) -> c_int {
-    let real = real!(CREATE as Create);
-    if LOADING.get() == 0 && ranges::lookup(routine as usize).is_none() {
-        // SAFETY: the arguments of the caller, as they came.
-        return unsafe { real(thread, attributes, routine, argument) };
-    }
-    let starting = threads::starting(routine, argument);
-    // SAFETY: the caller's, but for the routine, which is ours with the argument made for it, once.
-    let answer = unsafe { real(thread, attributes, threads::first, starting.argument()) };
-    if answer != 0 {
-        starting.failed();
-    }
-    answer
-}
-
 /// What C11's threads answer.
 const THRD_SUCCESS: c_int = 0;
 const THRD_ERROR: c_int = 2;
@@ -292,42 +186,6 @@ fn c11(answer: c_int) -> c_int {
         libc::ENOMEM | libc::EAGAIN => THRD_NOMEM,
         _ => THRD_ERROR,
     }
-}
-
-/// What C11 calls the start routine of a thread.
-type C11Routine = unsafe extern "C-unwind" fn(*mut c_void) -> c_int;
-type C11Create = unsafe extern "C" fn(*mut pthread_t, C11Routine, *mut c_void) -> c_int;
-static C11_CREATE: Real = Real::new(c"thrd_create");
-
-/// Creates a thread, by its C11 name.
-///
-/// # Safety
-/// As `thrd_create(3)`.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn thrd_create(
-    thread: *mut pthread_t,
-    routine: C11Routine,
-    argument: *mut c_void,
-) -> c_int {
-    let real = real!(C11_CREATE as C11Create);
-    if LOADING.get() == 0 && ranges::lookup(routine as *const () as usize).is_none() {
-        // SAFETY: the arguments of the caller, as they came.
-        return unsafe { real(thread, routine, argument) };
-    }
-    // SAFETY: the routine's answer is an int in the register where the pointer is expected, and `first` hands that register
-    // on as it is; `thrd_create` is given `first` under C11's type, so it reads an int again.
-    let routine = unsafe { std::mem::transmute::<C11Routine, threads::Routine>(routine) };
-    let starting = threads::starting(routine, argument);
-    // SAFETY: as above.
-    let first = unsafe {
-        std::mem::transmute::<threads::Routine, C11Routine>(threads::first as threads::Routine)
-    };
-    // SAFETY: the caller's, but for the routine, which is ours with the argument made for it, once.
-    let answer = unsafe { real(thread, first, starting.argument()) };
-    if answer != THRD_SUCCESS {
-        starting.failed();
-    }
-    answer
 }
 
 /// Creates a thread-specific key, by its C11 name.

@@ -6,11 +6,13 @@
 //! never unmap it. Descriptors that it leaves open cost the process until it has none left. The host's executable therefore defines those functions itself ([`interpose`]); the dynamic linker
 //! binds every plugin to them. What is not of a plugin goes straight on to libc.
 //!
-//! - [`interpose`]: the C functions that plugins call instead of libc's
-//! - [`openers`]: those of them that give out descriptors
+//! - [`interposed`]: how a function stands before libc's, and learns who called
+//! - [`owner`]: whose code asks, by its address or by the thread it runs on
+//! - [`interpose`]: the C functions for thread-locals, keys and signals that plugins call instead of libc's
+//! - [`openers`]: those that give out descriptors
 //! - [`descriptors`]: the descriptors that a library opened and has not closed
 //! - [`ranges`]: whose address is this? Read on each of those calls, without a lock
-//! - [`threads`]: the threads that a library started, alive until the kernel says otherwise
+//! - [`threads`]: the threads that a library started, or that were started for it, alive until the kernel says otherwise
 //! - [`keys`]: the thread-specific keys that a library created
 //! - [`visit`]: the host's own threads, what each of them still has to run for whom, and the running of it
 //! - [`signals`]: the signal handlers that a library installed
@@ -29,20 +31,23 @@ mod descriptors;
 mod held;
 mod inside;
 mod interpose;
+mod interposed;
 mod keys;
 mod openers;
+mod owner;
 mod ranges;
 mod signals;
 mod threads;
 mod visit;
 
 pub use self::{
-    account::{Account, Left, Loading, Report, Unsettled, loading, others, visit_as_well},
+    account::{Account, Left, Loading, Report, Unsettled, act_for, loading, others, visit_as_well},
     held::{Held, Holder},
     inside::{Call, SHARED_WORKER, inside, slots},
-    interpose::armed,
+    interposed::armed,
+    owner::Acting,
     visit::mark_worker,
 };
 
 /// The name of an account in the tables of the ledger: never zero, never used twice.
-type AccountId = u64;
+pub type AccountId = u64;

@@ -1,70 +1,40 @@
 //! The C functions that give out descriptors, and the one that takes them back.
 //!
-//! They stand before libc's as those of [`super::interpose`] do, but nothing in their arguments tells who calls. The
-//! address that they return to does: each begins with two instructions that hand it on as one argument more. What is not
-//! of a plugin costs a look at the table of ranges on top of the system call, and nothing on the way of a request, which
+//! What is not of a plugin costs a look at the table of ranges on top of the system call, and nothing on the way of a request, which
 //! opens nothing.
 #![allow(
     unreachable_pub,
     reason = "the dynamic linker reaches what Rust's modules do not"
 )]
 
-use std::{
-    arch::naked_asm,
-    ffi::{CStr, c_char, c_int, c_long, c_uint, c_void},
+use std::ffi::{c_char, c_int, c_long, c_uint, c_void};
+
+use super::{
+    descriptors,
+    interposed::{Real, Symbol, interposed},
 };
 
-use super::{descriptors, interpose::Real};
-
-/// Defines functions that stand before libc's: `NAME(ARGUMENTS) -> REAL's TYPE, the register of the argument after the last on x86-64
-/// and on AArch64, what to do with the answer`.
+/// Defines functions that give out descriptors: [`interposed!`] with what to do with the answer.
 macro_rules! openers {
     ($($name:ident / $inner:ident / $real:ident ($($argument:ident: $type:ty),*) as $signature:ty,
         $x86_64:literal, $aarch64:literal, |$answer:ident, $caller:ident| $then:expr;)*) => {
-        $(
-            static $real: Real = Real::new(match CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
-                Ok(name) => name,
-                Err(_) => panic!(),
-            });
-
-            /// libc's function of this name, whose caller is noted.
-            ///
-            /// # Safety
-            /// As libc's.
-            #[unsafe(no_mangle)]
-            #[unsafe(naked)]
-            pub unsafe extern "C-unwind" fn $name($($argument: $type),*) -> c_int {
-                // The arguments stay where they are; the address to return to becomes the one after them.
-                #[cfg(target_arch = "x86_64")]
-                naked_asm!(concat!("mov ", $x86_64, ", [rsp]"), "jmp {inner}", inner = sym $inner);
-                #[cfg(target_arch = "aarch64")]
-                naked_asm!(concat!("mov ", $aarch64, ", x30"), "b {inner}", inner = sym $inner);
-            }
-
-            /// Unwinds: these are cancellation points. Nothing here waits to be dropped.
-            unsafe extern "C-unwind" fn $inner($($argument: $type,)* $caller: usize) -> c_int {
-                // SAFETY: the address is libc's function of that name, and the type is its signature.
-                let real = unsafe { std::mem::transmute::<usize, $signature>($real.address()) };
-                // SAFETY: the arguments of the caller, as they came.
-                let $answer = unsafe { real($($argument),*) };
-                $then;
-                $answer
-            }
-        )*
-
-        /// Finds libc's own functions: later it may be in a forked child, where looking for them can wait for ever.
-        pub(super) fn find() {
-            $($real.address();)*
-            CLOSE.address();
-        }
-
-        /// Whether what is loaded is bound to the functions of this file.
-        pub(super) fn are_found() -> bool {
-            [$(($real.name(), $name as *const () as usize),)* (CLOSE.name(), close as *const () as usize)]
-                .into_iter()
-                .all(|(name, own)| super::interpose::is_found(name, own))
+        interposed! {
+            $($name / $inner / $real ($($argument: $type),*) -> c_int as $signature,
+                $x86_64, $aarch64, |real, $caller| {
+                    // SAFETY: the arguments of the caller, as they came.
+                    let $answer = unsafe { real($($argument),*) };
+                    $then;
+                    $answer
+                };)*
         }
     };
+}
+
+/// What this file defines in place of libc's.
+pub(super) fn symbols() -> Vec<Symbol> {
+    let mut symbols = symbols_with_caller();
+    symbols.push((&CLOSE, close as *const () as usize));
+    symbols
 }
 
 openers! {

@@ -1,25 +1,38 @@
-//! The threads that libraries started: alive until the kernel says otherwise.
+//! The threads that libraries started, or that were started for them: alive until the kernel says otherwise.
+//!
+//! Whose a thread is depends on who made it, not on where its routine lies: C++ starts its threads in libstdc++, and a C library
+//! that a plugin brought along starts its own. So the caller of `pthread_create` is asked, and where that is neither the host
+//! nor a plugin, the thread that calls ([`super::owner`]); threads that such a thread makes are the library's as well.
 //!
 //! A thread's start routine returning is not its end: glibc then runs the destructors of its thread-locals, which are
 //! code of the library, and only then leaves to the kernel. Nothing that runs on the thread itself can say that it is
 //! past that point. So the only question asked is whether the kernel still knows the thread.
+#![allow(
+    unreachable_pub,
+    reason = "the dynamic linker reaches what Rust's modules do not"
+)]
 
 use std::{
     cell::Cell,
     ffi::c_void,
-    ops::Range,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicI32, Ordering},
     },
 };
 
-use super::{AccountId, ranges};
+use libc::{c_int, pthread_attr_t, pthread_t};
 
-/// One thread that was started with a routine of a library.
+use super::{
+    AccountId,
+    interposed::{Symbol, interposed},
+    owner, ranges,
+};
+
+/// One thread that a library started, or that was started for it.
 struct Started {
-    /// The address of the start routine.
-    routine: usize,
+    /// The account of the library.
+    owner: AccountId,
     /// The kernel's number for it; [`NOT_YET`] until its first instruction, [`NEVER`] when it could not be created.
     tid: AtomicI32,
 }
@@ -49,19 +62,76 @@ static LIST: Mutex<List> = Mutex::new(List {
 });
 
 thread_local! {
-    /// The start routine of this thread if a library started it, else zero.
-    static ROUTINE: Cell<usize> = const { Cell::new(0) };
+    /// The account of the library that started this thread, zero for none.
+    static OWNER: Cell<AccountId> = const { Cell::new(0) };
+}
+
+/// The account of the library that started the current thread, zero for none.
+pub(super) fn current_owner() -> AccountId {
+    OWNER.get()
 }
 
 /// Whether `account`'s library started the current thread. Everything registered on such a thread may go to libc: it
 /// runs when the thread ends, and the library is not quiet before that.
 pub(super) fn current_is_of(account: AccountId) -> bool {
-    let routine = ROUTINE.get();
-    routine != 0 && ranges::lookup(routine) == Some(account)
+    OWNER.get() == account
 }
 
 /// A start routine with its argument. Unwinds: `pthread_exit` and cancellation do.
-pub(super) type Routine = unsafe extern "C-unwind" fn(*mut c_void) -> *mut c_void;
+type Routine = unsafe extern "C-unwind" fn(*mut c_void) -> *mut c_void;
+
+/// What C11 calls the start routine of a thread.
+type C11Routine = unsafe extern "C-unwind" fn(*mut c_void) -> c_int;
+
+interposed! {
+    pthread_create / pthread_create_for / CREATE
+        (thread: *mut pthread_t, attributes: *const pthread_attr_t, routine: Routine, argument: *mut c_void) -> c_int
+        as unsafe extern "C-unwind" fn(*mut pthread_t, *const pthread_attr_t, Routine, *mut c_void) -> c_int,
+        "r8", "x4", |real, caller| {
+            let Some(owner) = owner_of(routine as usize, caller) else {
+                // SAFETY: the arguments of the caller, as they came.
+                return unsafe { real(thread, attributes, routine, argument) };
+            };
+            let starting = starting(owner, routine, argument);
+            // SAFETY: the caller's, but for the routine, which is ours with the argument made for it, once.
+            let answer = unsafe { real(thread, attributes, first, starting.argument()) };
+            if answer != 0 {
+                starting.failed();
+            }
+            answer
+        };
+    thrd_create / thrd_create_for / C11_CREATE
+        (thread: *mut pthread_t, routine: C11Routine, argument: *mut c_void) -> c_int
+        as unsafe extern "C-unwind" fn(*mut pthread_t, C11Routine, *mut c_void) -> c_int,
+        "rcx", "x3", |real, caller| {
+            let Some(owner) = owner_of(routine as *const () as usize, caller) else {
+                // SAFETY: the arguments of the caller, as they came.
+                return unsafe { real(thread, routine, argument) };
+            };
+            // SAFETY: the routine's answer is an int in the register where the pointer is expected, and `first` hands that
+            // register on as it is; `thrd_create` is given `first` under C11's type, so it reads an int again.
+            let routine = unsafe { std::mem::transmute::<C11Routine, Routine>(routine) };
+            let starting = starting(owner, routine, argument);
+            // SAFETY: as above.
+            let first = unsafe { std::mem::transmute::<Routine, C11Routine>(first as Routine) };
+            // SAFETY: the caller's, but for the routine, which is ours with the argument made for it, once.
+            let answer = unsafe { real(thread, first, starting.argument()) };
+            if answer != 0 {
+                starting.failed();
+            }
+            answer
+        };
+}
+
+/// What this file defines in place of libc's.
+pub(super) fn symbols() -> Vec<Symbol> {
+    symbols_with_caller()
+}
+
+/// Whose a thread is that begins with `routine` and is made by code at `caller`.
+fn owner_of(routine: usize, caller: usize) -> Option<AccountId> {
+    owner::of_caller(caller).or_else(|| ranges::lookup(routine))
+}
 
 /// What the first function of a thread of a library is given.
 struct First {
@@ -71,15 +141,15 @@ struct First {
 }
 
 /// A thread of a library that is about to be created.
-pub(super) struct Starting {
+struct Starting {
     first: *mut First,
     started: Arc<Started>,
 }
 
 /// Enters a thread that is about to be created: it counts from now on.
-pub(super) fn starting(routine: Routine, argument: *mut c_void) -> Starting {
+fn starting(owner: AccountId, routine: Routine, argument: *mut c_void) -> Starting {
     let started = Arc::new(Started {
-        routine: routine as usize,
+        owner,
         tid: AtomicI32::new(NOT_YET),
     });
     {
@@ -100,12 +170,12 @@ pub(super) fn starting(routine: Routine, argument: *mut c_void) -> Starting {
 
 impl Starting {
     /// The argument for [`first`].
-    pub(super) fn argument(&self) -> *mut c_void {
+    fn argument(&self) -> *mut c_void {
         self.first.cast()
     }
 
     /// The thread could not be created.
-    pub(super) fn failed(self) {
+    fn failed(self) {
         self.started.tid.store(NEVER, Ordering::Release);
         // SAFETY: made by `starting` with `Box::into_raw`; the thread that would have taken it does not exist.
         drop(unsafe { Box::from_raw(self.first) });
@@ -118,7 +188,7 @@ impl Starting {
 ///
 /// # Safety
 /// `argument` comes from [`Starting::argument`], once.
-pub(super) unsafe extern "C-unwind" fn first(argument: *mut c_void) -> *mut c_void {
+unsafe extern "C-unwind" fn first(argument: *mut c_void) -> *mut c_void {
     // SAFETY: the caller's promise; `pthread_create` calls this at most once.
     let (routine, argument) = unsafe { enter(argument.cast()) };
     // SAFETY: the routine and the argument that the library gave to `pthread_create`. The library is mapped: it counts
@@ -131,21 +201,21 @@ pub(super) unsafe extern "C-unwind" fn first(argument: *mut c_void) -> *mut c_vo
 unsafe fn enter(first: *mut First) -> (Routine, *mut c_void) {
     // SAFETY: the caller's promise.
     let first = unsafe { Box::from_raw(first) };
-    ROUTINE.set(first.routine as usize);
+    OWNER.set(first.started.owner);
     first.started.tid.store(own_tid(), Ordering::Release);
     (first.routine, first.argument)
 }
 
-/// The threads alive that were started with a routine in `ranges`: the kernel's numbers, zero where it has none yet.
-pub(super) fn alive(ranges: &[Range<usize>]) -> Vec<i32> {
+/// The threads alive that the library of `account` started: the kernel's numbers, zero where it has none yet.
+pub(super) fn alive(account: AccountId) -> Vec<i32> {
     let mut list = LIST.lock().unwrap_or_else(PoisonError::into_inner);
     list.started.retain(|started| {
         // Others are swept elsewhere: asking the kernel about each of them here would cost every settling library.
-        !ranges.iter().any(|range| range.contains(&started.routine)) || started.is_alive()
+        started.owner != account || started.is_alive()
     });
     list.started
         .iter()
-        .filter(|started| ranges.iter().any(|range| range.contains(&started.routine)))
+        .filter(|started| started.owner == account)
         .map(|started| started.tid.load(Ordering::Acquire))
         .collect()
 }

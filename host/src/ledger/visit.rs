@@ -16,7 +16,7 @@ use std::{
 
 use libc::pthread_key_t;
 
-use super::{AccountId, interpose, keys, openers, threads};
+use super::{AccountId, interpose, interposed, keys, threads};
 
 /// A destructor of a thread-local or of a key's value.
 pub(super) type Destructor = unsafe extern "C" fn(*mut c_void);
@@ -115,7 +115,7 @@ impl HostThread {
 /// Only gives the thread its number in what people read; threads that were not marked are known from the first thing that a
 /// library registers on them.
 pub fn mark_worker() {
-    openers::find();
+    interposed::find_all();
     if OWN.get().is_null() {
         adopt(Some(WORKERS.fetch_add(1, Ordering::Relaxed)));
     }

@@ -90,7 +90,8 @@ impl Library {
     fn map(image: Image, layouts: Layouts) -> Result<Self, LoadError> {
         let name = image.path();
         let before = mapped::objects();
-        let loading = ledger::loading();
+        let executable = before.first().map_or(0..0, |object| object.range.clone());
+        let loading = ledger::loading(&executable);
         // SAFETY: runs the constructors of the library, whatever they do: the operator deployed it, and preflight ran them
         // in another process. No symbol of it becomes visible to others (RTLD_LOCAL), none is resolved later (RTLD_NOW).
         let handle = unsafe { dl::Library::open(Some(&name), dl::RTLD_NOW | dl::RTLD_LOCAL) }
@@ -233,6 +234,7 @@ impl Library {
     }
 
     fn root_here<M: RootModule>(&self) -> Result<M, LoadError> {
+        let _acting = self.account.act();
         let handle = self
             .handle
             .as_ref()
@@ -323,6 +325,7 @@ impl Library {
     }
 
     fn unmap_here(mut self) -> Result<Left, (Self, Held)> {
+        let _acting = self.account.act();
         let inode = self.image.inode();
         if let Err(error) = mapped::of_inode(inode) {
             let reason = format!(
