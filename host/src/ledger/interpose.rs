@@ -127,7 +127,7 @@ pub unsafe extern "C" fn pthread_key_create(
         let destructor = destructor.map_or(0, |destructor| destructor as usize);
         let owner = ranges::lookup(destructor)
             .or_else(|| ranges::lookup(key as usize))
-            .unwrap_or_else(owner::acting_for);
+            .unwrap_or_else(owner::loading);
         // SAFETY: libc has just written the key there.
         keys::created(unsafe { *key }, owner, destructor, key as usize);
     }

@@ -50,9 +50,13 @@ impl Drop for Acting {
     }
 }
 
-/// The account that the current thread of the host acts for outside of a request; zero for none.
-pub(super) fn acting_for() -> AccountId {
-    ACTING_FOR.get()
+/// The account of the library that the current thread is loading; zero for none. Its ranges are not known yet.
+pub(super) fn loading() -> AccountId {
+    match ACTING_FOR.get() {
+        0 => 0,
+        account if ranges::is_known(account) => 0,
+        account => account,
+    }
 }
 
 /// The account that the current thread works for. Neither blocks nor allocates.
