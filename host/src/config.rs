@@ -125,6 +125,22 @@ pub struct Log {
     pub level: String,
     /// `text` or `json`. Default `text`.
     pub format: LogFormat,
+    /// Lines go to this file; none, the default: to standard error.
+    pub file: Option<PathBuf>,
+    /// When the file is renamed and made anew.
+    pub rotation: LogRotation,
+}
+
+/// When the file of the log is renamed and made anew. The host does that itself; where something else does, as `logrotate`, it
+/// notices, or is told by SIGUSR1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogRotation {
+    /// From how many bytes on. Default 64 MiB.
+    pub max_size: Option<u64>,
+    /// From what age on. Default none.
+    pub max_age: Option<Duration>,
+    /// How many old files are kept: `NAME.1` is the newest. Default 5.
+    pub keep: usize,
 }
 
 /// How log lines look.
@@ -317,6 +333,18 @@ impl Default for Log {
         Self {
             level: "info".to_owned(),
             format: LogFormat::Text,
+            file: None,
+            rotation: LogRotation::default(),
+        }
+    }
+}
+
+impl Default for LogRotation {
+    fn default() -> Self {
+        Self {
+            max_size: Some(64 << 20),
+            max_age: None,
+            keep: 5,
         }
     }
 }

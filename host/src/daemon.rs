@@ -29,8 +29,9 @@ use crate::{
     notify::Notifier,
     open_files, ownership,
     server::{self, Connections, socket},
+    signals,
     telemetry::{
-        Gather, endpoint,
+        self, Gather, endpoint,
         exposition::{Exposition, Kind},
     },
     watch, workers,
@@ -474,8 +475,8 @@ fn take_state(state: &Path, patience: Duration) -> Result<File, DaemonError> {
 
 /// The signals of a daemon.
 struct Signals {
-    /// Never read: to have a handler is enough for a write beyond the limit of file sizes to fail instead of ending the process.
-    _too_large: Signal,
+    /// The file of the log was renamed.
+    renamed: Signal,
     hangup: Signal,
     interrupt: Signal,
     terminate: Signal,
@@ -483,15 +484,16 @@ struct Signals {
 
 impl Signals {
     fn new() -> io::Result<Self> {
+        signals::outlive()?;
         Ok(Self {
-            _too_large: signal(SignalKind::from_raw(libc::SIGXFSZ))?,
+            renamed: signal(SignalKind::user_defined1())?,
             hangup: signal(SignalKind::hangup())?,
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
         })
     }
 
-    /// SIGHUP reloads, SIGINT and SIGTERM end the host, twice at once.
+    /// SIGHUP reloads, SIGUSR1 opens the log's file again, SIGINT and SIGTERM end the host, twice at once.
     async fn handle(mut self, apps: Apps, shutdown: ShutdownHandle) {
         loop {
             tokio::select! {
@@ -499,6 +501,10 @@ impl Signals {
                     tracing::info!("SIGHUP: all apps reload");
                     // It goes on without a listener, and its steps are events.
                     drop(apps.reload(None, Wait::No));
+                    continue;
+                }
+                Some(()) = self.renamed.recv() => {
+                    telemetry::reopen();
                     continue;
                 }
                 Some(()) = self.interrupt.recv() => {}

@@ -19,6 +19,7 @@ pub mod ownership;
 pub mod preflight;
 pub mod process;
 pub mod server;
+pub mod signals;
 pub mod supervisor;
 pub mod telemetry;
 pub mod watch;

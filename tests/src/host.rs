@@ -6,7 +6,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     net::SocketAddr,
-    os::unix::process::CommandExt,
+    os::{fd::OwnedFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
@@ -39,6 +39,8 @@ pub struct Setup {
     user: Option<u32>,
     environment: Vec<(String, String)>,
     alone: bool,
+    /// Its standard error, if not a pipe that is read.
+    stderr: Option<OwnedFd>,
 }
 
 /// A running host. It is killed when dropped, and its log is shown when the test failed.
@@ -178,6 +180,12 @@ impl Setup {
         self
     }
 
+    /// With this as its standard error, instead of a pipe that is read.
+    pub fn stderr(mut self, stderr: impl Into<OwnedFd>) -> Self {
+        self.stderr = Some(stderr.into());
+        self
+    }
+
     /// Without a supervisor.
     pub fn alone(mut self) -> Self {
         self.alone = true;
@@ -238,13 +246,19 @@ impl Setup {
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.env_remove("HANDOVER_CONTROL").current_dir(home);
+        let stderr = self.stderr.as_ref().map_or_else(Stdio::piped, |stderr| {
+            stderr.try_clone().expect("it is open").into()
+        });
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            .stderr(stderr)
             .spawn()
             .expect("the host can be run");
-        let lines = BufReader::new(child.stderr.take().expect("it is piped")).lines();
+        let Some(stderr) = child.stderr.take() else {
+            return child;
+        };
+        let lines = BufReader::new(stderr).lines();
         let log = Arc::clone(log);
         std::thread::spawn(move || {
             lines

@@ -16,8 +16,16 @@ pub(super) async fn events(global: &Global, args: args::Events) -> Result<(), Fa
     let over = || Failure::new("the host ended");
     loop {
         match lines.next().await {
-            Ok(Some(line)) if global.json => output::line(&line.text),
-            Ok(Some(line)) => output::line(&text(&line.value, colour)),
+            Ok(Some(line)) => {
+                let shown = if global.json {
+                    line.text
+                } else {
+                    text(&line.value, colour)
+                };
+                if !output::is_read(&shown) {
+                    return Ok(()); // the reader left, as `head` does
+                }
+            }
             Ok(None) if args.follow => return Err(over()),
             Ok(None) => return Ok(()),
             Err(ClientError::Broken(_)) => return Err(over()),

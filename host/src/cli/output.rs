@@ -8,12 +8,16 @@ use std::{
 
 use super::args::Global;
 
-/// Writes one line to standard output. A reader that left, as `head` does, ends the process quietly and not with a panic.
+/// Writes one line to standard output. Where that cannot be written the line is lost: what a command ends with is what happened,
+/// not who read of it.
 pub(super) fn line(text: &str) {
+    is_read(text);
+}
+
+/// [`line`] for a command that goes on until nobody reads it any more: whether somebody still does.
+pub(super) fn is_read(text: &str) -> bool {
     let mut out = io::stdout().lock();
-    if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() {
-        std::process::exit(0);
-    }
+    writeln!(out, "{text}").and_then(|()| out.flush()).is_ok()
 }
 
 /// Whether `stream` gets colour: a terminal whose user did not say no.

@@ -1,6 +1,6 @@
 //! `run`: this process becomes the host, or the parent that supervises it.
 
-use std::{io, time::Duration};
+use std::{io, net::TcpListener, time::Duration};
 
 use super::{
     args::{Global, Run},
@@ -13,7 +13,7 @@ use crate::{
     notify::Notifier,
     ownership,
     server::socket,
-    supervisor, telemetry,
+    signals, supervisor, telemetry,
 };
 
 /// How long tasks have to notice that the host has ended.
@@ -37,13 +37,35 @@ pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
     let crashed = args.crashed.clone();
     config.trust.insecure_paths |= args.insecure_paths;
     overrule(&mut config.server, global, args);
-    telemetry::init(&config.log, output::colour(&io::stderr(), global))
-        .map_err(|error| Failure::new(error.to_string()))?;
+    // Before any other thread is started, which all inherit it: a terminal that stops the output of background processes
+    // would stop this one at its first line.
+    signals::let_background_write();
     let listeners = socket::inherited().map_err(|error| Failure::new(error.to_string()))?;
+    let supervises = supervised.is_none() && !alone && listeners.is_empty();
+    let role = if supervises {
+        telemetry::Role::Supervisor
+    } else {
+        telemetry::Role::Host
+    };
+    telemetry::init(&config.log, output::colour(&io::stderr(), global), role)
+        .map_err(|error| Failure::new(error.to_string()))?;
+    let ended = serve(config, listeners, supervised, supervises, crashed);
+    telemetry::flush(LAST_MOMENT);
+    ended
+}
+
+/// Becomes the host, or the parent that supervises it, until the end.
+fn serve(
+    config: Config,
+    listeners: Vec<TcpListener>,
+    supervised: Option<u32>,
+    supervises: bool,
+    crashed: Option<String>,
+) -> Result<(), Failure> {
     let notifier = match supervised {
         Some(supervisor) => supervisor::attach(supervisor),
         // Whoever passes sockets holds them while there is no host, and starts it again.
-        None if alone || !listeners.is_empty() => Notifier::from_env(),
+        None if !supervises => Notifier::from_env(),
         None => {
             return match supervisor::run(&config.server) {
                 Ok(0) => Ok(()),

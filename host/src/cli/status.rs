@@ -58,10 +58,10 @@ async fn watch(global: &Global, client: &Client, app: Option<&AppName>) -> Resul
     let mut shown = text(&only(client.status().await?, app)?, colour, output::width());
     loop {
         // Line by line over the old screen, clearing what is left of it: no flicker.
-        output::line(&format!(
-            "\x1b[H{}\x1b[J",
-            shown.replace('\n', "\x1b[K\n") + "\x1b[K"
-        ));
+        let screen = shown.replace('\n', "\x1b[K\n") + "\x1b[K";
+        if !output::is_read(&format!("\x1b[H{screen}\x1b[J")) {
+            return Ok(()); // the terminal is gone
+        }
         tokio::select! {
             () = tokio::time::sleep(REDRAW) => {}
             // The way to end it, so not a failure.

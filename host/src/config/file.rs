@@ -15,8 +15,8 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use toml::Spanned;
 
 use super::{
-    App, Check, Config, ConfigError, Control, Execution, LeakBudget, Log, LogFormat, Metrics,
-    RoutePrefix, Server, SmokeRequest, Trust, Watch, WhenFull, Who,
+    App, Check, Config, ConfigError, Control, Execution, LeakBudget, Log, LogFormat, LogRotation,
+    Metrics, RoutePrefix, Server, SmokeRequest, Trust, Watch, WhenFull, Who,
 };
 use crate::{artifact::Key, names::AppName};
 
@@ -83,6 +83,10 @@ struct TrustTable {
 struct LogTable {
     level: Option<Filter>,
     format: Option<Format>,
+    file: Option<PathBuf>,
+    max_size: Option<SizeLimit>,
+    max_age: Option<Limit>,
+    keep: Option<usize>,
 }
 
 #[derive(Deserialize, Default)]
@@ -202,6 +206,22 @@ impl<'de> Deserialize<'de> for Size {
                 "`{text}` is not a size: write e.g. \"512KiB\", \"64MiB\", \"1GiB\""
             ))
         })
+    }
+}
+
+/// A number of bytes, or `none`.
+struct SizeLimit(Option<u64>);
+
+impl<'de> Deserialize<'de> for SizeLimit {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        match (text.as_str(), size(&text)) {
+            ("none", _) => Ok(Self(None)),
+            (_, Some(bytes @ 1..)) => Ok(Self(Some(bytes))),
+            _ => Err(D::Error::custom(format!(
+                "`{text}` is not a size, more than none: write e.g. \"64MiB\", \"1GiB\", or \"none\""
+            ))),
+        }
     }
 }
 
@@ -329,7 +349,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
             listen: file.metrics.listen.map(|address| address.0),
         },
         trust,
-        log: log(file.log),
+        log: log(file.log, folder),
         apps,
     })
 }
@@ -376,7 +396,7 @@ fn server(table: ServerTable, folder: &Path) -> Server {
     }
 }
 
-fn log(table: LogTable) -> Log {
+fn log(table: LogTable, folder: &Path) -> Log {
     let default = Log::default();
     Log {
         level: table.level.map_or(default.level, |filter| filter.0),
@@ -384,6 +404,16 @@ fn log(table: LogTable) -> Log {
             None => default.format,
             Some(Format::Text) => LogFormat::Text,
             Some(Format::Json) => LogFormat::Json,
+        },
+        file: table.file.map(|path| folder.join(path)),
+        rotation: LogRotation {
+            max_size: table
+                .max_size
+                .map_or(default.rotation.max_size, |limit| limit.0),
+            max_age: table
+                .max_age
+                .map_or(default.rotation.max_age, |limit| limit.0),
+            keep: table.keep.unwrap_or(default.rotation.keep),
         },
     }
 }
@@ -589,6 +619,10 @@ mod tests {
             [log]
             level = "info,handover=debug"
             format = "json"
+            file = "log/host.log"
+            max_size = "1MiB"
+            max_age = "1d"
+            keep = 2
             [app.shop]
             routes = ["/", "Example.org/", "/api/"]
             watch = "stage"
@@ -639,6 +673,18 @@ mod tests {
         assert_eq!(
             (config.log.level.as_str(), config.log.format),
             ("info,handover=debug", LogFormat::Json)
+        );
+        assert_eq!(
+            config.log.file.as_deref(),
+            Some(Path::new("/etc/log/host.log"))
+        );
+        assert_eq!(
+            config.log.rotation,
+            LogRotation {
+                max_size: Some(1 << 20),
+                max_age: Some(Duration::from_secs(86_400)),
+                keep: 2
+            }
         );
         let control = &config.control;
         assert_eq!(

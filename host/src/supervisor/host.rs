@@ -94,8 +94,12 @@ impl Host {
 
     /// Passes a signal on.
     pub(super) fn signal(&mut self, signal: Signal) {
+        // One that is so young that it would die of it has opened its log just now.
+        if signal == Signal::USR1 && !self.ready {
+            return;
+        }
         // It may be so young that it dies of it without a word.
-        self.stopping |= signal != Signal::HUP;
+        self.stopping |= signal != Signal::HUP && signal != Signal::USR1;
         let pid = self
             .child
             .id()

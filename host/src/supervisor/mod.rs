@@ -10,7 +10,7 @@
 //! those on to the `NOTIFY_SOCKET` it was started with itself. So the host does not care who started it, and a later
 //! upgrade of the host's binary needs nothing new here: start a second child with the same sockets, wait for its `READY=1`, end the first.
 //!
-//! It has one thread. That is not only cheap: the host asks the kernel to be killed when the *thread* that started it ends.
+//! It has one thread beside the one that writes its log. That is not only cheap: the host asks the kernel to be killed when the *thread* that started it ends.
 
 mod backoff;
 mod host;
@@ -37,6 +37,7 @@ use crate::{
     config::Server,
     notify::Notifier,
     server::socket::{self, SocketError},
+    signals, telemetry,
 };
 
 /// How long an address may still be in use: a host that was killed is gone, but the kernel may not have closed its sockets yet.
@@ -139,11 +140,14 @@ struct Signals {
     hangup: Stream,
     interrupt: Stream,
     terminate: Stream,
+    renamed: Stream,
 }
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
+        signals::outlive()?;
         Ok(Self {
+            renamed: signal(SignalKind::user_defined1())?,
             hangup: signal(SignalKind::hangup())?,
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
@@ -155,6 +159,10 @@ impl Signals {
             _ = self.hangup.recv() => Signal::HUP,
             _ = self.interrupt.recv() => Signal::INT,
             _ = self.terminate.recv() => Signal::TERM,
+            _ = self.renamed.recv() => {
+                telemetry::reopen();
+                Signal::USR1
+            }
         }
     }
 
@@ -164,7 +172,7 @@ impl Signals {
         loop {
             match tokio::time::timeout_at(by, self.next()).await {
                 // The next host reads everything anew anyway.
-                Ok(Signal::HUP) => {}
+                Ok(Signal::HUP | Signal::USR1) => {}
                 Ok(signal) => return Some(signal),
                 Err(_) => return None,
             }

@@ -1,6 +1,6 @@
 //! What the host tells machines: its log, its metrics.
 //!
-//! - [`log`]: where its lines go, and which of them
+//! - [`log`]: which lines there are, how they look, and where they go
 //! - [`exposition`]: the text that Prometheus reads
 //! - [`endpoint`]: that text over TCP
 
@@ -11,7 +11,7 @@ pub mod log;
 use std::{fmt, sync::Arc};
 
 use self::exposition::Exposition;
-pub use self::log::{LogError, init};
+pub use self::log::{LogError, Role, flush, init, reopen};
 
 /// Gathers the metrics of the host when somebody asks.
 #[derive(Clone)]

@@ -61,8 +61,12 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
             Failure::new(format!("the crate's name must name an app: {error}"))
         })?;
     let config = config(&krate, &app, global, args.listen)?;
-    telemetry::init(&config.log, output::colour(&io::stderr(), global))
-        .map_err(|error| Failure::new(error.to_string()))?;
+    telemetry::init(
+        &config.log,
+        output::colour(&io::stderr(), global),
+        telemetry::Role::Host,
+    )
+    .map_err(|error| Failure::new(error.to_string()))?;
     let runtime = daemon::runtime(&config)
         .map_err(|error| Failure::new(format!("the host has no runtime: {error}")))?;
     let control = near(&config.server.control);

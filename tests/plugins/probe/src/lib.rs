@@ -68,6 +68,7 @@ async fn app(cx: Context) -> Result<Router, Error> {
         .route("/panic-when-draining", get(panics_when_draining))
         .route("/spin", get(spin))
         .route("/block", get(block))
+        .route("/log-in-thread-local", get(logs_in_thread_local))
         .route("/segfault", get(segfault))
         .route("/abort", get(abort))
         .route("/overflow", get(overflow))
@@ -367,6 +368,30 @@ async fn spin(Query(told): Query<Told>) -> &'static str {
 /// Holds its worker for `ms`, asleep.
 async fn block(Query(told): Query<Told>) -> &'static str {
     std::thread::sleep(Duration::from_millis(told.ms));
+    VERSION
+}
+
+/// Logs as it is dropped.
+struct Flushes;
+
+impl Drop for Flushes {
+    fn drop(&mut self) {
+        tracing::info!("flushed");
+    }
+}
+
+thread_local! {
+    static SINK: Flushes = const { Flushes };
+}
+
+/// A thread whose thread-local logs in its destructor, as those of buffered sinks do.
+async fn logs_in_thread_local() -> &'static str {
+    let thread = std::thread::spawn(|| {
+        // Before the log has anything on this thread, so that it is dropped after that.
+        SINK.with(|_| ());
+        tracing::info!("a thread of the plugin works");
+    });
+    thread.join().expect("the destructor does not abort");
     VERSION
 }
 
