@@ -50,6 +50,8 @@ pub struct Given {
     pub listeners: Vec<TcpListener>,
     /// Who is told how it is.
     pub notifier: Notifier,
+    /// Whether a supervisor of our own started it, which passes signals on.
+    pub is_supervised: bool,
     /// How the host before it crashed.
     pub crashed: Option<String>,
 }
@@ -65,10 +67,9 @@ pub struct Daemon {
     /// Tells the connections to end when they are idle.
     stop_serving: channel::Sender<bool>,
     serving: JoinHandle<()>,
+    /// Its socket's file goes with it.
     control: JoinHandle<()>,
     metrics: Option<JoinHandle<()>>,
-    /// Its file goes when this is dropped.
-    socket: ControlSocket,
     signals: JoinHandle<()>,
     notifier: Notifier,
     alive: JoinHandle<()>,
@@ -144,6 +145,7 @@ impl Daemon {
         let Given {
             mut listeners,
             notifier,
+            is_supervised,
             crashed,
         } = given;
         open_files::raise();
@@ -204,7 +206,8 @@ impl Daemon {
             })?;
         }
         let shutdown = ShutdownHandle::new();
-        let signals = Signals::new().map_err(|cause| fail("signals cannot be handled", &cause))?;
+        let signals = Signals::new(is_supervised)
+            .map_err(|cause| fail("signals cannot be handled", &cause))?;
         apps.serves_at(listen.clone());
         let spare = settings.stall_after.map_or(0, |_| settings.spare_workers);
         let workers = Handle::current().metrics().num_workers();
@@ -242,7 +245,7 @@ impl Daemon {
             while serving.join_next().await.is_some() {}
         });
         let control = tokio::spawn(control::serve(
-            control,
+            (control, socket),
             access,
             apps.clone(),
             store.clone(),
@@ -297,7 +300,6 @@ impl Daemon {
             serving,
             control,
             metrics,
-            socket,
             signals,
             notifier,
             alive,
@@ -335,7 +337,6 @@ impl Daemon {
             mut serving,
             control,
             metrics,
-            socket,
             signals,
             notifier,
             alive,
@@ -376,7 +377,8 @@ impl Daemon {
         metrics.inspect(JoinHandle::abort);
         signals.abort();
         alive.abort();
-        drop(socket);
+        // Its file goes with it. An error is what it was cancelled for.
+        let _ = control.await;
         drop(lock);
         tracing::info!("the host has ended");
     }
@@ -480,20 +482,28 @@ struct Signals {
     hangup: Signal,
     interrupt: Signal,
     terminate: Signal,
+    /// From the supervisor, which counts how often it was asked.
+    at_once: Option<Signal>,
 }
 
 impl Signals {
-    fn new() -> io::Result<Self> {
+    fn new(is_supervised: bool) -> io::Result<Self> {
         signals::outlive()?;
         Ok(Self {
             renamed: signal(SignalKind::user_defined1())?,
             hangup: signal(SignalKind::hangup())?,
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            at_once: is_supervised
+                .then(|| signal(SignalKind::quit()))
+                .transpose()?,
         })
     }
 
-    /// SIGHUP reloads, SIGUSR1 opens the log's file again, SIGINT and SIGTERM end the host, twice at once.
+    /// SIGHUP reloads, SIGUSR1 opens the log's file again, SIGINT and SIGTERM end the host, a second one at once.
+    ///
+    /// Under a supervisor that one counts: who sends a signal to all processes of a group (systemd, `docker stop` with an init)
+    /// asks once, though it comes here twice.
     async fn handle(mut self, apps: Apps, shutdown: ShutdownHandle) {
         loop {
             tokio::select! {
@@ -509,13 +519,26 @@ impl Signals {
                 }
                 Some(()) = self.interrupt.recv() => {}
                 Some(()) = self.terminate.recv() => {}
+                Some(()) = next(&mut self.at_once) => {
+                    shutdown.request(Shutdown::Now);
+                    continue;
+                }
                 else => return,
             }
             shutdown.request(match shutdown.current() {
+                Shutdown::Drain if self.at_once.is_some() => Shutdown::Drain,
                 Shutdown::Running => Shutdown::Drain,
                 Shutdown::Drain | Shutdown::Now => Shutdown::Now,
             });
         }
+    }
+}
+
+/// The next signal of a stream that may not be there.
+async fn next(stream: &mut Option<Signal>) -> Option<()> {
+    match stream {
+        Some(stream) => stream.recv().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -48,14 +48,18 @@ impl Notifier {
         Ok(Self(Some(Arc::new(socket))))
     }
 
-    /// Tells the service manager that `NOTIFY_SOCKET` names, if it names one.
-    ///
-    /// # Errors
-    /// When it is named but cannot be reached.
-    pub fn from_env() -> io::Result<Self> {
+    /// Tells the service manager that `NOTIFY_SOCKET` names, if it names one that can be reached: a container inherits the
+    /// name from outside, and to serve matters more than to be heard.
+    pub fn from_env() -> Self {
         match env::var_os("NOTIFY_SOCKET") {
-            Some(name) if !name.is_empty() => Self::to(&name),
-            _ => Ok(Self::silent()),
+            Some(name) if !name.is_empty() => Self::to(&name).unwrap_or_else(|error| {
+                tracing::warn!(
+                    "the service manager at NOTIFY_SOCKET={} cannot be reached ({error}), so it is not told how the host is; unset the variable if there is none",
+                    name.display()
+                );
+                Self::silent()
+            }),
+            _ => Self::silent(),
         }
     }
 

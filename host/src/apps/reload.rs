@@ -59,7 +59,10 @@ impl Reloads {
 
     fn listen(&self, app: Option<AppName>) -> mpsc::UnboundedReceiver<Caused> {
         let (tell, caused) = mpsc::unbounded_channel();
-        self.listeners.lock().push(Listener { app, tell });
+        let mut listeners = self.listeners.lock();
+        // Those that nothing was told since they ended.
+        listeners.retain(|listener| !listener.tell.is_closed());
+        listeners.push(Listener { app, tell });
         caused
     }
 }

@@ -65,7 +65,7 @@ fn serve(
     let notifier = match supervised {
         Some(supervisor) => supervisor::attach(supervisor),
         // Whoever passes sockets holds them while there is no host, and starts it again.
-        None if !supervises => Notifier::from_env(),
+        None if !supervises => Ok(Notifier::from_env()),
         None => {
             return match supervisor::run(&config.server) {
                 Ok(0) => Ok(()),
@@ -78,8 +78,13 @@ fn serve(
     let given = Given {
         listeners,
         notifier,
+        is_supervised: supervised.is_some(),
         crashed,
     };
+    // The supervisor starts this file by a name of the kernel's, and people look for the one that they know.
+    if let Err(error) = rustix::thread::set_name(c"handover") {
+        tracing::debug!(%error, "the process keeps the name that it has");
+    }
     let runtime = daemon::runtime(&config)
         .map_err(|error| Failure::new(format!("the host has no runtime: {error}")))?;
     let server = config.server.clone();

@@ -19,6 +19,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
     sync::{broadcast, mpsc},
     task::JoinSet,
+    time::MissedTickBehavior,
 };
 
 use super::{
@@ -29,6 +30,7 @@ use super::{
     },
     body::ChannelBody,
     shutdown::{Shutdown, ShutdownHandle},
+    socket::ControlSocket,
 };
 use crate::{
     apps::{Apps, Cause, Operation, Wait},
@@ -40,6 +42,8 @@ use crate::{
 
 /// How many lines or pieces may wait for a slow other side.
 const WAITING: usize = 32;
+/// How often the file of the socket is looked for: whoever cleans up folders may delete it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// How long the bytes of a caller that is refused are read.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -180,7 +184,7 @@ impl Backend for Host {
 ///
 /// `shutdown` is asked for only when the caller's answer is out, so that even `handover shutdown --now` gets one.
 pub async fn serve(
-    listener: UnixListener,
+    listener: (UnixListener, ControlSocket),
     access: Access,
     apps: Apps,
     store: Store,
@@ -197,15 +201,35 @@ pub async fn serve(
 
 /// [`serve`] for any backend.
 pub async fn serve_backend<B: Backend>(
-    listener: UnixListener,
+    (mut listener, mut socket): (UnixListener, ControlSocket),
     access: Access,
     backend: B,
     shutdown: ShutdownHandle,
 ) {
     let access = Arc::new(access);
     let mut connections = JoinSet::new();
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut cannot_be_made = false;
     loop {
         tokio::select! {
+            _ = look.tick() => {
+                if !socket.is_gone() {
+                    continue;
+                }
+                match socket.bind_again() {
+                    Ok(again) => {
+                        tracing::warn!(path = %socket.path().display(), "the control socket was deleted, and is made again");
+                        listener = again;
+                        cannot_be_made = false;
+                    }
+                    Err(error) if !cannot_be_made => {
+                        tracing::error!("the control socket was deleted: {error}; it is tried again");
+                        cannot_be_made = true;
+                    }
+                    Err(_) => {}
+                }
+            }
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     connections.spawn(connection(
@@ -795,10 +819,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::{
-        control::{client::Client, socket::ControlSocket},
-        names::GenerationId,
-    };
+    use crate::{control::client::Client, names::GenerationId};
 
     /// A host that remembers what it was told.
     #[derive(Clone)]
@@ -1002,14 +1023,13 @@ mod tests {
         path: PathBuf,
         shutdown: ShutdownHandle,
         _folder: tempfile::TempDir,
-        _socket: ControlSocket,
     }
 
     impl Running {
         fn start() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("control.sock");
-            let (listener, socket) = ControlSocket::bind(&path, None).unwrap();
+            let socket = ControlSocket::bind(&path, None).unwrap();
             let fake = Fake(Arc::new(Inner {
                 calls: Mutex::default(),
                 called: tokio::sync::Notify::new(),
@@ -1019,7 +1039,7 @@ mod tests {
             }));
             let shutdown = ShutdownHandle::new();
             tokio::spawn(serve_backend(
-                listener,
+                socket,
                 Access::default(),
                 fake.clone(),
                 shutdown.clone(),
@@ -1029,7 +1049,6 @@ mod tests {
                 path,
                 shutdown,
                 _folder: folder,
-                _socket: socket,
             }
         }
 

@@ -53,6 +53,7 @@ pub enum SocketError {
 #[derive(Debug)]
 pub struct ControlSocket {
     path: PathBuf,
+    group: Option<u32>,
     /// Device and inode of our own file.
     identity: (u64, u64),
 }
@@ -131,9 +132,26 @@ impl ControlSocket {
             listener,
             Self {
                 path: path.to_owned(),
+                group,
                 identity: (found.dev(), found.ino()),
             },
         ))
+    }
+
+    /// Whether nothing lies at its path any more: somebody deleted it, so that nobody can connect.
+    pub fn is_gone(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// Makes the file anew, and returns what listens there from now on.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    pub fn bind_again(&mut self) -> Result<UnixListener, SocketError> {
+        let (listener, socket) = Self::bind(&self.path, self.group)?;
+        // What is dropped finds that the file at the path is not its own, and leaves it.
+        *self = socket;
+        Ok(listener)
     }
 
     /// Where it is.

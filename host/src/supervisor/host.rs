@@ -34,6 +34,8 @@ pub(super) struct Host {
     reports: UnixDatagram,
     ready: bool,
     stopping: bool,
+    /// By a signal to this process.
+    asked_to_end: bool,
 }
 
 /// What the end of a host means.
@@ -79,6 +81,7 @@ impl Host {
             reports: UnixDatagram::from_std(reports)?,
             ready: false,
             stopping: false,
+            asked_to_end: false,
         })
     }
 
@@ -99,7 +102,15 @@ impl Host {
             return;
         }
         // It may be so young that it dies of it without a word.
-        self.stopping |= signal != Signal::HUP && signal != Signal::USR1;
+        let ends = signal != Signal::HUP && signal != Signal::USR1;
+        // The host may have had the first one too, from whoever sent it to both, so it is told which one this is.
+        let signal = if ends && self.asked_to_end {
+            Signal::QUIT
+        } else {
+            signal
+        };
+        self.asked_to_end |= ends;
+        self.stopping |= ends;
         let pid = self
             .child
             .id()

@@ -5,6 +5,7 @@
 //!
 //! - [`host`]: one host process: its start, its end, and what that end means
 //! - [`backoff`]: how long the next start waits
+//! - [`orphans`]: what is left of other processes where this one is the first of a container
 //!
 //! To its child it is what systemd would be: it passes sockets by the protocol of `LISTEN_FDS`, hears `READY=1` and `STOPPING=1`, and passes
 //! those on to the `NOTIFY_SOCKET` it was started with itself. So the host does not care who started it, and a later
@@ -14,6 +15,7 @@
 
 mod backoff;
 mod host;
+mod orphans;
 
 use std::{
     net::TcpListener,
@@ -32,6 +34,7 @@ pub use self::host::attach;
 use self::{
     backoff::Backoff,
     host::{End, Host},
+    orphans::Orphans,
 };
 use crate::{
     config::Server,
@@ -82,7 +85,8 @@ fn bind(server: &Server) -> Result<TcpListener, SocketError> {
 
 async fn supervise(listener: &TcpListener) -> Result<u8, SupervisorError> {
     let mut signals = Signals::new()?;
-    let manager = Notifier::from_env()?;
+    let mut orphans = Orphans::new()?;
+    let manager = Notifier::from_env();
     let mut backoff = Backoff::default();
     let mut crashed = None;
     let mut once_ready = false;
@@ -102,6 +106,7 @@ async fn supervise(listener: &TcpListener) -> Result<u8, SupervisorError> {
         let end = loop {
             tokio::select! {
                 signal = signals.next() => host.signal(signal),
+                () = orphans.come() => orphans::reap(host.pid()),
                 end = host.ended(&manager) => break end?,
             }
         };

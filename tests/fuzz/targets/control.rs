@@ -46,7 +46,6 @@ struct Host {
     path: PathBuf,
     inputs: u32,
     ticks: watch::Receiver<u32>,
-    _socket: ControlSocket,
     _folder: tempfile::TempDir,
 }
 
@@ -59,7 +58,7 @@ impl Host {
             .expect("a runtime");
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("control.sock");
-        let socket = runtime.block_on(async {
+        runtime.block_on(async {
             // Else whoever writes to a connection that was closed ends this program, whose `main` is not Rust's.
             let _ = signal(SignalKind::pipe()).expect("a handler of SIGPIPE");
             let mut config = Config::without_file();
@@ -70,23 +69,21 @@ impl Host {
             let apps = Apps::open(config, folder.path(), store.clone(), routes).expect("apps");
             let gathered = apps.clone();
             let gather = Gather::new(move |to| gathered.write_metrics(to));
-            let (listener, socket) = ControlSocket::bind(&path, None).expect("a socket");
+            let socket = ControlSocket::bind(&path, None).expect("a socket");
             tokio::spawn(control::serve(
-                listener,
+                socket,
                 Access::default(),
                 apps,
                 store,
                 gather,
                 ShutdownHandle::new(),
             ));
-            socket
         });
         Self {
             runtime,
             path,
             inputs: 0,
             ticks: ticks(),
-            _socket: socket,
             _folder: folder,
         }
     }
