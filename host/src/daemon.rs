@@ -40,6 +40,9 @@ use crate::{
 /// How long requests that were on their way when the host stopped listening have to be read.
 const ON_THEIR_WAY: Duration = Duration::from_millis(250);
 
+/// How long apps that have come up again wait for those that have not.
+const SIDE_BY_SIDE: Duration = Duration::from_secs(2);
+
 /// How long a host that was killed may still hold the state directory: the kernel ends it after those who waited for it hear of it.
 const STILL_ENDING: Duration = Duration::from_secs(1);
 
@@ -221,7 +224,7 @@ impl Daemon {
                 write_workers(to, workers);
             })
         };
-        apps.restore(crashed).await;
+        restore(&apps, crashed).await;
 
         let (stop_serving, stop) = channel::channel(false);
         let server = server::Settings {
@@ -381,6 +384,27 @@ impl Daemon {
         let _ = control.await;
         drop(lock);
         tracing::info!("the host has ended");
+    }
+}
+
+/// Makes live again what was live before. Apps that have not come up after a while hold up no other that has; as long as nothing
+/// serves, connections wait.
+async fn restore(apps: &Apps, crashed: Option<String>) {
+    let restoring = {
+        let apps = apps.clone();
+        tokio::spawn(async move { apps.restore(crashed).await })
+    };
+    let mut restoring = restoring;
+    loop {
+        match tokio::time::timeout(SIDE_BY_SIDE, &mut restoring).await {
+            Ok(Ok(())) => return,
+            Ok(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
+            Err(_) if apps.any_serves() => {
+                tracing::warn!("some apps have not come up yet; the others serve meanwhile");
+                return;
+            }
+            Err(_) => {}
+        }
     }
 }
 

@@ -25,6 +25,8 @@ use rustix::process::getppid;
 pub const READY: &[u8] = b"READY=1";
 /// The host ends, and means to.
 pub const STOPPING: &[u8] = b"STOPPING=1";
+/// The host could not start, and has said why: only to our own supervisor, as everybody else sees the exit code.
+pub const FAILED: &[u8] = b"X_HANDOVER_FAILED=1";
 /// The host is alive.
 pub const WATCHDOG: &[u8] = b"WATCHDOG=1";
 
@@ -85,6 +87,11 @@ impl Notifier {
     /// Says that the host serves, and which process it is.
     pub fn ready(&self) {
         self.tell(&[READY, format!("\nMAINPID={}", process::id()).as_bytes()].concat());
+    }
+
+    /// Says that the host could not start, and that it has said why.
+    pub fn failed(&self) {
+        self.tell(FAILED);
     }
 
     /// Says that the host ends, and means to.

@@ -8,6 +8,11 @@
 //! - an artifact that has not yet served for the app's `bake` without a break is on probation, and one crash is enough
 //! - after `max_crashes` within `crash_window` the app that was changed last goes back, whatever it has proven
 //!
+//! But where an artifact was being loaded or constructed at that moment, that one is to blame and nobody else: the journal names it
+//! before any of its code runs. What was being deployed has failed. What was being started again is left out of the next start, which
+//! serves what was good before it, and is tried again after a pause that grows. Where several were in it, the next start
+//! begins them one after the other, so that a second crash names one.
+//!
 //! A process that was killed from outside (SIGKILL, a power cut) is nobody's fault.
 
 use std::{
@@ -21,7 +26,7 @@ use parking_lot::Mutex;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use super::{Apps, app::App, counted, events::Kind, now_ms, people, status::millis};
+use super::{Apps, Cause, app::App, counted, events::Kind, now_ms, people, status::millis};
 use crate::{
     artifact::Sha256,
     generation::Spec,
@@ -50,6 +55,87 @@ struct Written {
     live: BTreeMap<AppName, Lived>,
     /// Crashes that count, oldest first.
     crashes: Vec<Crash>,
+    /// What is being loaded or constructed.
+    trying: BTreeMap<AppName, Tried>,
+    /// What crashed the host when it was started again, and has not come up since.
+    left_out: BTreeMap<AppName, LeftOut>,
+}
+
+/// An artifact whose code runs for the first time in this process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Tried {
+    /// Its identity.
+    pub(super) artifact: Sha256,
+    /// The version of its manifest.
+    pub(super) version: Version,
+    /// The generation that it was to be.
+    pub(super) generation: GenerationId,
+    /// Why it was tried, as the history has it.
+    pub(super) cause: String,
+    /// Where it came from.
+    pub(super) source: Option<String>,
+}
+
+/// An artifact that crashed the host when it was started again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LeftOut {
+    /// Its identity.
+    pub(super) artifact: Sha256,
+    /// How often.
+    pub(super) crashes: u32,
+    /// Why, for people.
+    pub(super) reason: String,
+}
+
+/// Something is tried as long as this lives.
+#[derive(Debug)]
+pub(super) struct Trying {
+    apps: Apps,
+    app: AppName,
+}
+
+impl Drop for Trying {
+    fn drop(&mut self) {
+        let (apps, app) = (self.apps.clone(), self.app.clone());
+        // It is a file. Until that is written a crash is its fault as well, which has only just come up.
+        tokio::task::spawn_blocking(move || {
+            apps.0.journal.change(|written| {
+                written.trying.remove(&app);
+            });
+        });
+    }
+}
+
+/// Writes down that the code of `tried` is about to run in this process for the first time. Until what this returns is dropped, the
+/// end of the process is its fault.
+pub(super) async fn trying(apps: &Apps, app: &AppName, tried: Tried) -> Trying {
+    let trying = Trying {
+        apps: apps.clone(),
+        app: app.clone(),
+    };
+    let (apps, app) = (apps.clone(), app.clone());
+    let written = tokio::task::spawn_blocking(move || {
+        apps.0.journal.change(|written| {
+            written.trying.insert(app, tried);
+        });
+    });
+    if let Err(broken) = written.await {
+        tracing::warn!(%broken, "the crash journal was not written");
+    }
+    trying
+}
+
+/// What the end of the host before means for this start.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    /// Apps that go back to what they were before.
+    pub(super) blamed: BTreeMap<AppName, Blame>,
+    /// Artifacts that are left out.
+    pub(super) left_out: BTreeMap<AppName, LeftOut>,
+    /// Apps one of which crashed the host when it was started again: begun one after the other.
+    pub(super) suspects: Vec<AppName>,
+    /// What was being deployed, and why that has failed.
+    pub(super) failed: Vec<(AppName, Tried, String)>,
 }
 
 /// What was live of an app.
@@ -99,6 +185,10 @@ impl Journal {
                 .as_ref()
                 .map(|before| before.crashes.clone())
                 .unwrap_or_default();
+            written.left_out = before
+                .as_ref()
+                .map(|before| before.left_out.clone())
+                .unwrap_or_default();
         });
         before
     }
@@ -112,6 +202,10 @@ impl Journal {
             since_ms: now_ms(),
         };
         self.change(|written| {
+            let left_out = written.left_out.get(&spec.app);
+            if left_out.is_some_and(|left_out| left_out.artifact == spec.artifact) {
+                written.left_out.remove(&spec.app);
+            }
             written.live.insert(spec.app.clone(), lived);
         });
     }
@@ -151,24 +245,84 @@ fn write(path: &Path, written: &Written) -> io::Result<()> {
     fs::rename(&fresh, path)
 }
 
-/// Begins the journal, tells how the host before ended, and finds the apps that go back for it. `crashed` is
-/// what the supervisor saw.
-pub(super) fn begin(apps: &Apps, crashed: Option<String>) -> BTreeMap<AppName, Blame> {
+/// Begins the journal, tells how the host before ended, and finds what follows from it. `crashed` is what the supervisor saw.
+pub(super) fn begin(apps: &Apps, crashed: Option<String>) -> Findings {
     let said_by_systemd = apps.0.journal.said_by_systemd();
     let crashed = crashed.or(said_by_systemd);
     let Some(before) = apps.0.journal.begin() else {
-        return BTreeMap::new();
+        return Findings::default();
     };
     let lived = now_ms().saturating_sub(before.since_ms);
     let (pid, lived) = (before.pid, people(std::time::Duration::from_millis(lived)));
     let how = crashed.as_deref().unwrap_or("without notice");
-    let message =
-        format!("the host before this one (process {pid}, started {lived} ago) ended: {how}");
+    let during: Vec<_> = before
+        .trying
+        .iter()
+        .map(|(app, tried)| format!("{app} {} ({})", tried.version, tried.artifact.short()))
+        .collect();
+    let during = if during.is_empty() {
+        String::new()
+    } else {
+        format!(" while it started {}", during.join(", "))
+    };
+    let message = format!(
+        "the host before this one (process {pid}, started {lived} ago) ended: {how}{during}"
+    );
     apps.0.events.tell(Kind::Crash, None, None, message);
-    match crashed {
-        Some(how) if is_own_fault(&how) => blame(apps, &before, how),
-        _ => BTreeMap::new(),
+    let mut findings = match crashed {
+        Some(how) if is_own_fault(&how) && !before.trying.is_empty() => tried(apps, &before, &how),
+        Some(how) if is_own_fault(&how) => Findings {
+            blamed: blame(apps, &before, how),
+            ..Findings::default()
+        },
+        _ => Findings::default(),
+    };
+    // What was left out of the start before has not come up since.
+    for (app, known) in before.left_out {
+        findings.left_out.entry(app).or_insert(known);
     }
+    let left_out = findings.left_out.clone();
+    apps.0.journal.change(|written| written.left_out = left_out);
+    findings
+}
+
+/// What follows from a crash while artifacts were being started.
+fn tried(apps: &Apps, before: &Written, how: &str) -> Findings {
+    let mut findings = Findings::default();
+    let is_start = |tried: &Tried| {
+        [Cause::Start, Cause::Crash]
+            .map(Cause::as_str)
+            .contains(&tried.cause.as_str())
+    };
+    let started = before
+        .trying
+        .values()
+        .filter(|tried| is_start(tried))
+        .count();
+    for (app, tried) in before.trying.clone() {
+        let reason = format!("the host crashed ({how}) while it was loaded or constructed");
+        if !is_start(&tried) {
+            findings.failed.push((app, tried, reason));
+        } else if started > 1 {
+            findings.suspects.push(app);
+        } else {
+            let known = before.left_out.get(&app);
+            let crashes = known
+                .filter(|known| known.artifact == tried.artifact)
+                .map_or(0, |known| known.crashes);
+            let left_out = LeftOut {
+                artifact: tried.artifact,
+                crashes: crashes + 1,
+                reason,
+            };
+            findings.left_out.insert(app, left_out);
+        }
+    }
+    // They say nothing of what is live.
+    apps.0
+        .journal
+        .change(|written| written.crashes = before.crashes.clone());
+    findings
 }
 
 /// Whether a crash like this comes from inside. What the kernel or somebody else kills is not to blame.

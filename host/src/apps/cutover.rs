@@ -7,7 +7,7 @@ use parking_lot::MutexGuard;
 use super::{
     Apps,
     app::{App, Live, Replaced},
-    saved::Assigned,
+    saved::{Assigned, Record},
 };
 use crate::{config::RoutePrefix, dispatch::Route, generation::Generation, names::AppName};
 
@@ -86,11 +86,17 @@ pub(super) fn prefixes(app: &App) -> Vec<(RoutePrefix, bool)> {
 }
 
 fn routes_of(app: &App, active: Option<Arc<Generation>>) -> impl Iterator<Item = Route> {
+    let chosen = |record: &Record| record.head.as_ref().map(|head| head.version.clone());
+    let down = match active {
+        Some(_) => None,
+        None => app.saved.read(chosen),
+    };
     prefixes(app).into_iter().map(move |(prefix, strip)| Route {
         prefix,
         strip,
         app: app.name.clone(),
         active: active.clone(),
+        down: down.clone(),
         limits: app.limits.clone(),
     })
 }

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::{
     Apps, Cause, Wait,
     app::{App, Live, Unstarted},
-    crash,
+    crash::{self, Tried},
     drain::{self, Leaving},
     events::Kind,
     history::Entry,
@@ -568,6 +568,15 @@ async fn load_and_start(
     deadline: Option<Instant>,
     speaker: &Speaker,
 ) -> Result<Started, Failure> {
+    // From here on code of it runs in this process.
+    let tried = Tried {
+        artifact: plan.artifact.sha256,
+        version: plan.artifact.manifest.version.clone(),
+        generation: id,
+        cause: plan.cause.as_str().to_owned(),
+        source: plan.source.clone(),
+    };
+    let _trying = crash::trying(apps, &app.name, tried).await;
     let began = Instant::now();
     let artifact = plan.artifact.clone();
     let library = tokio::task::spawn_blocking(move || Library::open(&artifact, Layouts::Trust))

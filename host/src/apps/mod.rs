@@ -298,6 +298,11 @@ impl Apps {
         self.0.operations.listen(id)
     }
 
+    /// Whether any app serves.
+    pub fn any_serves(&self) -> bool {
+        self.all().iter().any(|app| app.live().is_some())
+    }
+
     /// Makes live again what was live when the host ended, or what was before it where that crashed the host, which `crashed` says.
     /// Ends when every app serves, or was found unable to.
     pub async fn restore(&self, crashed: Option<String>) {

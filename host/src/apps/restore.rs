@@ -4,6 +4,7 @@ use std::{
     num::NonZeroUsize,
     sync::{Arc, LazyLock},
     thread,
+    time::Duration,
 };
 
 use tokio::{sync::Semaphore, task::JoinSet};
@@ -11,35 +12,87 @@ use tokio::{sync::Semaphore, task::JoinSet};
 use super::{
     Apps, Cause,
     app::App,
-    crash::{self, Blame},
+    crash::{self, Blame, LeftOut, Tried},
     deploy::{self, Asked, Entrance},
     events::Kind,
     history::{self, Entry},
     saved::Head,
 };
-use crate::control::api::Outcome;
+use crate::{control::api::Outcome, names::AppName};
 
 /// Reading and hashing an artifact takes a processor and a thread, so it is done for as many at a time as there are processors.
 static READING: LazyLock<Semaphore> =
     LazyLock::new(|| Semaphore::new(thread::available_parallelism().map_or(1, NonZeroUsize::get)));
 
-/// Makes the HEAD of every app live, all apps at once: one that waits in its constructor keeps no other.
+/// How long what crashed the host at a start is left alone: doubled with each crash, up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+
+/// Makes the HEAD of every app live, all apps at once: one that waits in its constructor keeps no other. What crashed the host before
+/// is left out, and apps one of which crashed it come last, one after the other.
 pub(super) async fn restore(apps: &Apps, crashed: Option<String>) {
-    let mut blamed = crash::begin(apps, crashed);
+    let mut findings = crash::begin(apps, crashed);
+    for (app, tried, reason) in std::mem::take(&mut findings.failed) {
+        record_crash(apps, &app, tried, reason).await;
+    }
+    let (suspects, others): (Vec<_>, Vec<_>) = apps
+        .all()
+        .into_iter()
+        .partition(|app| findings.suspects.contains(&app.name));
     let mut starting = JoinSet::new();
-    for app in apps.all() {
-        let (apps, blame) = (apps.clone(), blamed.remove(&app.name));
-        starting.spawn(async move {
-            let rolled_back = match blame {
-                Some(blame) => roll_back(&apps, &app, blame).await,
-                None => false,
-            };
-            if !rolled_back {
-                restore_app(&apps, &app).await;
-            }
-        });
+    for app in others {
+        let blame = findings.blamed.remove(&app.name);
+        let left_out = findings.left_out.remove(&app.name);
+        starting.spawn(bring_back(apps.clone(), app, blame, left_out));
     }
     while starting.join_next().await.is_some() {}
+    for app in suspects {
+        let left_out = findings.left_out.remove(&app.name);
+        bring_back(apps.clone(), app, None, left_out).await;
+    }
+}
+
+async fn bring_back(apps: Apps, app: Arc<App>, blame: Option<Blame>, left_out: Option<LeftOut>) {
+    let rolled_back = match blame {
+        Some(blame) => roll_back(&apps, &app, blame).await,
+        None => false,
+    };
+    if !rolled_back {
+        restore_app(&apps, &app, left_out).await;
+    }
+}
+
+/// Writes down that an artifact crashed the host before it was live.
+async fn record_crash(apps: &Apps, name: &AppName, tried: Tried, reason: String) {
+    let app = apps.app(name);
+    let message = format!(
+        "{name} {} ({}) was not taken: {reason}",
+        tried.version,
+        tried.artifact.short()
+    );
+    apps.tell(Kind::Rejected, &app, Some(tried.generation), message);
+    app.tally.ended(Outcome::Rejected);
+    let entry = Entry {
+        at_ms: super::now_ms(),
+        generation: Some(tried.generation),
+        version: Some(tried.version),
+        artifact: tried.artifact,
+        cause: tried.cause,
+        outcome: Outcome::Rejected,
+        reason: Some(reason.clone()),
+        source: tried.source,
+    };
+    let (_, saved) = app
+        .saved
+        .change(|record| {
+            record.remember(entry);
+            record.failed(tried.artifact, reason);
+        })
+        .await;
+    if let Err(cause) = saved {
+        let trouble = format!("the crash could not be recorded: {cause}");
+        apps.tell(Kind::State, &app, Some(tried.generation), trouble);
+    }
 }
 
 /// Takes HEAD back, because it crashed the host. Whether anything before it came up instead.
@@ -106,8 +159,8 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
     false
 }
 
-/// HEAD, or the newest that was good before it and comes up.
-async fn restore_app(apps: &Apps, app: &Arc<App>) {
+/// HEAD, unless it is left out, or the newest that was good before it and comes up.
+async fn restore_app(apps: &Apps, app: &Arc<App>, left_out: Option<LeftOut>) {
     let (head, before) = app.saved.read(|record| {
         let before: Vec<Head> = history::once_active(&record.history)
             .into_iter()
@@ -117,26 +170,66 @@ async fn restore_app(apps: &Apps, app: &Arc<App>) {
         (record.head.clone(), before)
     });
     let Some(head) = head else { return };
-    if start(apps, app, head.clone(), Cause::Start).await {
-        return;
-    }
+    let left_out = left_out.filter(|left_out| left_out.artifact == head.artifact);
+    let why = match &left_out {
+        Some(left_out) => {
+            let pause = pause(left_out.crashes);
+            try_later(apps, app, head.clone(), pause);
+            let pause = humantime::format_duration(pause);
+            format!(
+                "is left out, since {}; it is tried again in {pause}",
+                left_out.reason
+            )
+        }
+        None => {
+            if start(apps, app, head.clone(), Cause::Start).await {
+                return;
+            }
+            "did not come up; the next start tries it again".to_owned()
+        }
+    };
     for older in before {
         let version = older.version.clone();
         if start(apps, app, older, Cause::Start).await {
             let message = format!(
-                "{version} serves in place of {}, which was live before the restart and did not come up: the next start tries \
-                 {} again, `handover deploy` replaces it",
-                head.version, head.version
+                "{version} serves in place of {}, which was live before the restart and {why}; `handover deploy` replaces it",
+                head.version
             );
             apps.tell(Kind::Failed, app, None, message);
             return;
         }
     }
     let message = format!(
-        "{} serves nothing: {} did not come up after the restart, nor did anything before it",
+        "{} serves nothing: {}, which was live before the restart, {why}; and nothing before it came up",
         app.name, head.version
     );
     apps.tell(Kind::Failed, app, None, message);
+}
+
+fn pause(crashes: u32) -> Duration {
+    FIRST_PAUSE
+        .saturating_mul(1 << crashes.saturating_sub(1).min(16))
+        .min(LONGEST_PAUSE)
+}
+
+/// Tries `head` again after `pause`, unless something else was chosen by then.
+fn try_later(apps: &Apps, app: &Arc<App>, head: Head, pause: Duration) {
+    let (apps, app) = (apps.clone(), Arc::clone(app));
+    tokio::spawn(async move {
+        tokio::time::sleep(pause).await;
+        let is_still = app.saved.read(|record| {
+            record
+                .head
+                .as_ref()
+                .is_some_and(|chosen| chosen.artifact == head.artifact)
+        });
+        let is_live = app
+            .live()
+            .is_some_and(|live| live.artifact == head.artifact);
+        if is_still && !is_live {
+            start(&apps, &app, head, Cause::Start).await;
+        }
+    });
 }
 
 /// Whether it came up. If not, that was told.

@@ -85,13 +85,17 @@ fn serve(
     if let Err(error) = rustix::thread::set_name(c"handover") {
         tracing::debug!(%error, "the process keeps the name that it has");
     }
-    let runtime = daemon::runtime(&config)
-        .map_err(|error| Failure::new(format!("the host has no runtime: {error}")))?;
+    let runtime = daemon::runtime(&config).map_err(|error| {
+        given.notifier.failed();
+        Failure::new(format!("the host has no runtime: {error}"))
+    })?;
     let server = config.server.clone();
     let ended = runtime.block_on(async {
-        let daemon = Daemon::start(config, given)
-            .await
-            .map_err(|error| Failure::new(error.to_string()))?;
+        let told = given.notifier.clone();
+        let daemon = Daemon::start(config, given).await.map_err(|error| {
+            told.failed();
+            Failure::new(error.to_string())
+        })?;
         for address in daemon.listen() {
             tracing::info!("serving at http://{address}");
         }

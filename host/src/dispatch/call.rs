@@ -244,7 +244,10 @@ where
                 let limited = Limited::new(limits, routes, request, origin);
                 this.0 = Step::Limited(Box::new(limited));
             }
-            Chosen::Empty(app) => this.0 = Step::Answered(Some(own::empty(&app))),
+            Chosen::Empty(what) => {
+                let (app, down) = *what;
+                this.0 = Step::Answered(Some(own::empty(&app, down.as_ref())));
+            }
             Chosen::NoApp => this.0 = Step::Answered(Some(own::no_app())),
         }
         this

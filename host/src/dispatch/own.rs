@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
+use semver::Version;
 
 use super::body::AnswerBody;
 use crate::{generation::Spec, names::AppName};
@@ -29,12 +30,13 @@ pub(super) fn no_app() -> Response<AnswerBody> {
     )
 }
 
-/// 503: nothing of the app has been deployed.
-pub(super) fn empty(app: &AppName) -> Response<AnswerBody> {
-    plain(
-        StatusCode::SERVICE_UNAVAILABLE,
-        format!("nothing of the app {app} has been deployed yet"),
-    )
+/// 503: nothing of the app has been deployed, or the version that was chosen is `down`.
+pub(super) fn empty(app: &AppName, down: Option<&Version>) -> Response<AnswerBody> {
+    let text = match down {
+        Some(version) => format!("the app {app} {version} has not come up"),
+        None => format!("nothing of the app {app} has been deployed yet"),
+    };
+    plain(StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
 /// 502: the app gave no answer.

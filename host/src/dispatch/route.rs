@@ -4,6 +4,7 @@ use std::{borrow::Cow, cell::RefCell, mem::ManuallyDrop, ptr, sync::Arc};
 
 use arc_swap::{ArcSwap, Cache};
 use http::{HeaderMap, Uri, header::HOST};
+use semver::Version;
 
 use super::limits::Limits;
 use crate::{
@@ -21,8 +22,10 @@ pub struct Route {
     pub strip: bool,
     /// The app.
     pub app: AppName,
-    /// What answers; none while nothing has been deployed.
+    /// What answers; none while nothing is up.
     pub active: Option<Arc<Generation>>,
+    /// The version that was chosen to answer and is not up; none while nothing has been deployed.
+    pub down: Option<Version>,
     /// What the app may take, if that is limited.
     pub limits: Option<Arc<Limits>>,
 }
@@ -55,8 +58,9 @@ pub enum Chosen {
     Generation(InFlight, usize),
     /// Its app has limits: ask again when they admit it.
     Limited(Arc<Limits>),
-    /// An app answers there, but nothing of it has been deployed.
-    Empty(AppName),
+    /// An app answers there, but nothing of it has been deployed, or the version that was chosen is not up. In a box, since every
+    /// request is given room for it.
+    Empty(Box<(AppName, Option<Version>)>),
     /// No app answers there.
     NoApp,
 }
@@ -113,7 +117,10 @@ impl Table {
             return Some(Chosen::NoApp);
         };
         let Some(generation) = &route.active else {
-            return Some(Chosen::Empty(route.app.clone()));
+            return Some(Chosen::Empty(Box::new((
+                route.app.clone(),
+                route.down.clone(),
+            ))));
         };
         if let Some(limits) = &route.limits
             && !admitted

@@ -19,7 +19,7 @@ use tokio::{
 use super::own_pid;
 use crate::{
     names,
-    notify::{Notifier, READY, STOPPING},
+    notify::{FAILED, Notifier, READY, STOPPING},
 };
 
 /// The longest message of a host.
@@ -34,6 +34,8 @@ pub(super) struct Host {
     reports: UnixDatagram,
     ready: bool,
     stopping: bool,
+    /// It could not start, and has said so.
+    failed: bool,
     /// By a signal to this process.
     asked_to_end: bool,
 }
@@ -81,6 +83,7 @@ impl Host {
             reports: UnixDatagram::from_std(reports)?,
             ready: false,
             stopping: false,
+            failed: false,
             asked_to_end: false,
         })
     }
@@ -135,7 +138,7 @@ impl Host {
                     while let Ok(length) = self.reports.try_recv(&mut message) {
                         self.heard(&message[..length], manager);
                     }
-                    return Ok(meaning(status, self.ready, self.stopping));
+                    return Ok(meaning(status, self.failed, self.stopping));
                 }
             }
         }
@@ -145,6 +148,7 @@ impl Host {
         for line in message.split(|byte| *byte == b'\n') {
             self.ready |= line == READY;
             self.stopping |= line == STOPPING;
+            self.failed |= line == FAILED;
             // The process to watch is this one: it is there when the host is not.
             if !line.starts_with(b"MAINPID=") {
                 manager.tell(line);
@@ -154,13 +158,13 @@ impl Host {
 }
 
 /// What an end means. A plugin may call `exit`, so an exit code alone says nothing.
-fn meaning(status: ExitStatus, ready: bool, stopping: bool) -> End {
+fn meaning(status: ExitStatus, failed: bool, stopping: bool) -> End {
     let code = status.code().map(|code| u8::try_from(code).unwrap_or(1));
     match code {
         Some(code) if stopping => End::Meant(code),
         // It crashed, but on its way out.
         None if stopping => End::Meant(1),
-        Some(code) if !ready => End::NotStarted(code),
+        Some(code) if failed => End::NotStarted(code),
         Some(code) => End::Crashed(format!("exit with code {code}")),
         None => End::Crashed(names::signal(status.signal().unwrap_or_default())),
     }
@@ -195,12 +199,12 @@ mod tests {
         let killed = |signal: Signal| ExitStatus::from_raw(signal.as_raw());
         let crashed = |how: &str| End::Crashed(how.to_owned());
 
-        assert_eq!(meaning(exit(0), true, true), End::Meant(0));
-        assert_eq!(meaning(killed(Signal::SEGV), true, true), End::Meant(1));
-        assert_eq!(meaning(exit(1), false, false), End::NotStarted(1));
-        assert_eq!(meaning(exit(0), true, false), crashed("exit with code 0"));
+        assert_eq!(meaning(exit(0), false, true), End::Meant(0));
+        assert_eq!(meaning(killed(Signal::SEGV), false, true), End::Meant(1));
+        assert_eq!(meaning(exit(1), true, false), End::NotStarted(1));
+        assert_eq!(meaning(exit(0), false, false), crashed("exit with code 0"));
         assert_eq!(
-            meaning(killed(Signal::SEGV), true, false),
+            meaning(killed(Signal::SEGV), false, false),
             crashed("SIGSEGV")
         );
         assert_eq!(

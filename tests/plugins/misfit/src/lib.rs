@@ -9,8 +9,9 @@
 //! | `live-late` | its constructor takes four seconds, but not in preflight |
 //! | `unhealthy` | starts, and answers everything with 500 |
 //! | `leak-thread` | starts a thread that never ends |
+//! | `later-segv`, `later-exit`, `later-hang` | its constructor does, but not in preflight, once the file `when` of its configuration is there |
 
-use std::hint::black_box;
+use std::{collections::BTreeMap, hint::black_box, path::PathBuf};
 
 use axum::{Router, http::StatusCode, routing::get};
 use handover_plugin::{Context, Error};
@@ -44,6 +45,14 @@ async fn app(cx: Context) -> Result<Router, Error> {
         Some(_) if cx.is_preflight() => "",
         Some(kind) => kind,
         None => habit.strip_prefix("start-").unwrap_or_default(),
+    };
+    let kind = match habit.strip_prefix("later-") {
+        Some(later) if !cx.is_preflight() => {
+            let config = cx.config::<BTreeMap<String, PathBuf>>()?;
+            let is_now = config.get("when").is_some_and(|file| file.exists());
+            if is_now { later } else { "" }
+        }
+        _ => kind,
     };
     match kind {
         "error" => return Err(Error::msg("the database of the misfit is not there")),
