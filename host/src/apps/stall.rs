@@ -165,7 +165,7 @@ impl Watchdog {
                         long.told = slot
                             .read(|at| {
                                 at.stalls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                                (at.app.clone(), at.generation, at.path().to_owned())
+                                (at.app.clone(), at.generation, at.place())
                             })
                             .filter(|_| slot.call() == Some(call));
                         if let Some((app, generation, path)) = &long.told {

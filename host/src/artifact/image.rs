@@ -206,6 +206,45 @@ impl Image {
         Ok(self.file.metadata()?.len())
     }
 
+    /// Fills `buffer` with what is at `offset`. Blocks.
+    ///
+    /// # Errors
+    /// Of the kind `UnexpectedEof` when it ends before.
+    pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+
+    /// A copy of it, sealed as well, in which each of `edits` is the eight bytes at its offset. Blocks.
+    ///
+    /// # Errors
+    /// When it does not fit into memory.
+    pub(crate) fn edited(
+        &self,
+        manifest: &Manifest,
+        edits: &[(u64, u64)],
+    ) -> Result<Self, ImageError> {
+        let mut draft = Draft::new(manifest)?;
+        let (mut buffer, mut at) = (vec![0; CHUNK], 0);
+        loop {
+            match self.file.read_at(&mut buffer, at) {
+                Ok(0) => break,
+                Ok(read) => {
+                    draft.write(&buffer[..read])?;
+                    at += read as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(ImageError::Memory(error)),
+            }
+        }
+        for (offset, word) in edits {
+            draft
+                .file
+                .write_all_at(&word.to_ne_bytes(), *offset)
+                .map_err(ImageError::Memory)?;
+        }
+        draft.seal()
+    }
+
     /// Its bytes. Blocks.
     pub(crate) fn bytes(&self) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; self.file.metadata()?.len() as usize];
