@@ -177,13 +177,7 @@ pub(super) async fn see_out(
 }
 
 /// Cancels what still runs on a generation, and tells how many that were.
-async fn cancel(
-    apps: &Apps,
-    app: &App,
-    draining: &Draining,
-    jobs: bool,
-    why: &str,
-) -> u64 {
+async fn cancel(apps: &Apps, app: &App, draining: &Draining, jobs: bool, why: &str) -> u64 {
     let cancelled = draining.expire(jobs).await;
     if cancelled > 0 {
         let id = draining.generation().spec().id;

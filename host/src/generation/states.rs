@@ -164,7 +164,9 @@ pub async fn load(artifact: Artifact, deadline: Duration) -> Result<Library, Sta
                 humantime::format_duration(deadline)
             );
             return Err(StartError {
-                reason: format!("{sentence}; nothing else can be loaded or unloaded before it does"),
+                reason: format!(
+                    "{sentence}; nothing else can be loaded or unloaded before it does"
+                ),
                 retained: Some(Box::new(Retained::new(
                     None,
                     Place::Mapping(late),
@@ -594,7 +596,9 @@ impl Retained {
                 Ok(Err(_)) => stays(generation, Place::Unknown, known),
             },
             Place::Hooks(library, hooks) => match generation {
-                Some(generation) => retire(generation, library, hooks, Duration::ZERO, settle).await,
+                Some(generation) => {
+                    retire(generation, library, hooks, Duration::ZERO, settle).await
+                }
                 None => stays(generation, Place::Unknown, known),
             },
             Place::Destructors(library, late) => match late.ended() {

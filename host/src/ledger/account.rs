@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::Notify};
 
 use super::{
     AccountId, Call, Held, Holder, Look, descriptors, interposed, keys,
@@ -64,6 +64,7 @@ impl Loading {
             destructors: AtomicUsize::new(0),
             name: OnceLock::new(),
             stalls: Arc::default(),
+            visited: Notify::new(),
         })))
     }
 }
@@ -92,6 +93,8 @@ struct Inner {
     name: OnceLock<(AppName, GenerationId)>,
     /// How many calls into it did not come back in time.
     stalls: Arc<AtomicU64>,
+    /// A visit has run something.
+    visited: Notify,
 }
 
 /// What settling an account took.
@@ -160,8 +163,8 @@ impl Account {
     /// owe them, and waits for its threads to end, for `deadline` at the longest. On `Ok` nothing is left.
     ///
     /// Nothing may call into the library any more when this is called, but the destructors that this runs. It cannot
-    /// contain a destructor that aborts. One that blocks holds its thread, where the watchdog finds it, and the library; it does not
-    /// hold this for longer than `deadline`, unless it is on the thread that this is polled on.
+    /// contain a destructor that aborts. One that blocks holds its worker, where the watchdog finds it, and the library; it does not
+    /// hold this for longer than `deadline` while there is another worker.
     ///
     /// To be awaited on the runtime whose workers called the library, with its timer enabled: workers can only be reached
     /// by tasks. A worker that is kept busy by something else holds the library. So does any other thread that called it,
@@ -185,7 +188,9 @@ impl Account {
             report
                 .signals
                 .extend(signals.into_iter().map(signals::name));
-            self.0.visit();
+            if !visit::on_worker() {
+                self.0.visit();
+            }
             if self.is_quiet() {
                 report.destructors = self.0.destructors.load(Ordering::Relaxed) - before;
                 return Ok(report);
@@ -200,12 +205,13 @@ impl Account {
             if self.look().can_be_visited() {
                 self.call_workers(&runtimes, report.rounds);
             }
-            match report.rounds {
-                0 => tokio::task::yield_now().await,
-                1..SOON => tokio::time::sleep(PAUSE).await,
+            let pause = match report.rounds {
+                0..SOON => PAUSE,
                 // What is not done by then waits for something else, and is not worth asking for all the time.
-                late => tokio::time::sleep(PAUSE * (late - SOON + 2).min(20) as u32).await,
-            }
+                late => PAUSE * (late - SOON + 2).min(20) as u32,
+            };
+            // Not by yielding: that would have this thread come back here, where a destructor may block.
+            let _ = tokio::time::timeout(pause, self.0.visited.notified()).await;
             report.rounds += 1;
         }
     }
@@ -360,7 +366,10 @@ impl Inner {
             stalls: &self.stalls,
         });
         let ran = visit::here(self.id, call.as_ref());
-        self.destructors.fetch_add(ran, Ordering::Relaxed);
+        if ran > 0 {
+            self.destructors.fetch_add(ran, Ordering::Relaxed);
+            self.visited.notify_one();
+        }
         ran > 0
     }
 }

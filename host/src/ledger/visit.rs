@@ -121,6 +121,11 @@ pub fn mark_worker() {
     }
 }
 
+/// Whether the current thread was marked as a worker.
+pub(super) fn on_worker() -> bool {
+    own().is_some_and(|thread| thread.worker.is_some())
+}
+
 fn own() -> Option<&'static HostThread> {
     // SAFETY: null, or the record of this thread, which `THREADS` keeps for as long as the kernel knows the thread.
     unsafe { OWN.get().as_ref() }

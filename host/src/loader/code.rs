@@ -121,7 +121,12 @@ impl Code {
     /// # Errors
     /// When they run on another thread, or the library was finalised.
     pub fn initialise(&self) -> Result<(), LoadError> {
-        let Inner { functions, account, stage, .. } = &*self.0;
+        let Inner {
+            functions,
+            account,
+            stage,
+            ..
+        } = &*self.0;
         if stage.goes_on(Running::Mapped, Running::Initialisers) {
             let _acting = ledger::act_for(*account);
             // SAFETY: mapped as long as there is a second reference to `Inner` (`Library::close`), and `goes_on` lets one pass, once.
@@ -147,7 +152,12 @@ impl Code {
     /// Runs the finalisers of the library on this thread, if it was initialised and they have not run. Blocks as long as they do. The thread is one
     /// that ends. Nothing is called in the library afterwards.
     pub(super) fn finalise(&self) {
-        let Inner { functions, account, stage, .. } = &*self.0;
+        let Inner {
+            functions,
+            account,
+            stage,
+            ..
+        } = &*self.0;
         if stage.goes_on(Running::Initialised, Running::Finalisers) {
             let _acting = ledger::act_for(*account);
             // SAFETY: the library is mapped: `Library::close`, the only caller, has it. It was initialised, and `goes_on` lets one pass, once.
@@ -167,7 +177,12 @@ impl Code {
     /// layout is another.
     pub fn root<M: RootModule>(&self) -> Result<M, LoadError> {
         self.initialise()?;
-        let Inner { handle, layouts, account, .. } = &*self.0;
+        let Inner {
+            handle,
+            layouts,
+            account,
+            ..
+        } = &*self.0;
         let _acting = ledger::act_for(*account);
         // SAFETY: the handle of a library that is mapped (see `Inner`), as it was initialised and not finalised; never dropped, so never closed.
         let handle = ManuallyDrop::new(unsafe { dl::Library::from_raw(handle.0) });
@@ -246,4 +261,3 @@ fn cause(error: &impl std::fmt::Display) -> String {
             .join("; "),
     }
 }
-

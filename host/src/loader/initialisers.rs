@@ -90,16 +90,23 @@ impl Places {
             return Ok(Self::default());
         };
         let segments = segments.as_chunks::<SEGMENT>().0;
-        let kind = |segment: &[u8; SEGMENT]| u32::from_ne_bytes([segment[0], segment[1], segment[2], segment[3]]);
+        let kind = |segment: &[u8; SEGMENT]| {
+            u32::from_ne_bytes([segment[0], segment[1], segment[2], segment[3]])
+        };
         // The dynamic linker reads it where it is mapped, so its offset is that of the segment which maps it.
-        let dynamic = segments.iter().find(|segment| kind(segment) == elf::PT_DYNAMIC);
+        let dynamic = segments
+            .iter()
+            .find(|segment| kind(segment) == elf::PT_DYNAMIC);
         let found = dynamic.and_then(|dynamic| {
             let (address, length) = (word(dynamic, 16), word(dynamic, 40));
-            segments.iter().filter(|segment| kind(segment) == elf::PT_LOAD).find_map(|segment| {
-                let into = address.checked_sub(word(segment, 16))?;
-                let is_inside = into.checked_add(length)? <= word(segment, 32);
-                Some((word(segment, 8).checked_add(into)?, length)).filter(|_| is_inside)
-            })
+            segments
+                .iter()
+                .filter(|segment| kind(segment) == elf::PT_LOAD)
+                .find_map(|segment| {
+                    let into = address.checked_sub(word(segment, 16))?;
+                    let is_inside = into.checked_add(length)? <= word(segment, 32);
+                    Some((word(segment, 8).checked_add(into)?, length)).filter(|_| is_inside)
+                })
         });
         let Some((offset, length)) = found else {
             return Ok(Self::default());
@@ -294,11 +301,26 @@ mod tests {
         assert!(hidden(good.clone()).unwrap().has_finalisers());
         assert!(!hidden(Places::default()).unwrap().has_finalisers());
         for bad in [
-            Places { init: Some(0x2000), ..good.clone() },
-            Places { fini: Some(u64::MAX), ..good.clone() },
-            Places { init_array: (0x1ff8, 16), ..good.clone() },
-            Places { init_array: (0x101, 16), ..good.clone() },
-            Places { fini_array: (0, u64::MAX), ..good },
+            Places {
+                init: Some(0x2000),
+                ..good.clone()
+            },
+            Places {
+                fini: Some(u64::MAX),
+                ..good.clone()
+            },
+            Places {
+                init_array: (0x1ff8, 16),
+                ..good.clone()
+            },
+            Places {
+                init_array: (0x101, 16),
+                ..good.clone()
+            },
+            Places {
+                fini_array: (0, u64::MAX),
+                ..good
+            },
         ] {
             assert!(hidden(bad.clone()).is_err(), "{bad:?}");
         }

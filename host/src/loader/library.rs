@@ -99,7 +99,8 @@ impl Library {
             manifest.version,
             artifact.sha256.short()
         );
-        let turn = Turn::take(format!("loading {what}")).map_err(|busy| LoadError(busy.to_string()))?;
+        let turn =
+            Turn::take(format!("loading {what}")).map_err(|busy| LoadError(busy.to_string()))?;
         let library = on_own_thread("load", || Self::map_image(image, hidden, what, layouts))??;
         match library.verify(artifact) {
             Ok(()) => Ok(library),
