@@ -285,6 +285,22 @@ async fn what_is_retained_leaves_the_workers_alone() {
     }
 }
 
+#[tokio::test]
+async fn what_is_retained_is_not_run_when_the_host_ends() {
+    let mut slow = Slow::serving().await;
+    slow.block("thread");
+    slow.host.get("/thread").await;
+    slow.comes_to("thread").await;
+    slow.deploy("2.0.0").await;
+    slow.event("retained", 1).await;
+    slow.host.signal(rustix::process::Signal::TERM);
+    assert_eq!(slow.host.ended().await, Some(0));
+    let told = slow.told();
+    let number = |what: &str| told.iter().filter(|line| *line == what).count();
+    // That of the generation that was live, and is unloaded.
+    assert_eq!((number("atexit"), number("fini 1")), (1, 1), "{told:?}");
+}
+
 /// How often the workers of a process have gone to sleep.
 fn switches(pid: u32) -> u64 {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();

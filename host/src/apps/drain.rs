@@ -265,6 +265,13 @@ pub(super) struct Attic {
     changed: Notify,
 }
 
+impl Attic {
+    /// Something changed that may have freed a library.
+    pub(super) fn stir(&self) {
+        self.changed.notify_one();
+    }
+}
+
 /// Records how a generation ended.
 pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: Ended) {
     match ended {
@@ -277,7 +284,7 @@ pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: End
                 &left,
                 format!("generation {id} is unloaded{}", leaks::sentence(&left)),
             );
-            apps.0.attic.changed.notify_one();
+            apps.0.attic.stir();
         }
         Ended::Retained(retained) => {
             let held = retained.held().clone();
@@ -315,8 +322,9 @@ pub(super) fn keep_tidy(apps: &Apps) {
     tokio::spawn(async move {
         while let Some(apps) = upgrade(&inner) {
             // Bounded, so that the task ends with the apps. What cannot have changed is only looked at.
-            let _ = tokio::time::timeout(LOOKED_AT_EVERY, apps.0.attic.changed.notified()).await;
-            retry(&apps).await;
+            let changed = tokio::time::timeout(LOOKED_AT_EVERY, apps.0.attic.changed.notified());
+            let changed = changed.await.is_ok();
+            retry(&apps, changed).await;
         }
     });
 }
@@ -326,10 +334,10 @@ fn upgrade(inner: &Weak<Inner>) -> Option<Apps> {
 }
 
 /// Tries once to unload each library that stays mapped and may be quiet by now.
-async fn retry(apps: &Apps) {
+async fn retry(apps: &Apps, eager: bool) {
     let retained = std::mem::take(&mut *apps.0.attic.retained.lock());
     for (app, id, retained) in retained {
-        put_away(apps, &app, id, retained.retry().await);
+        put_away(apps, &app, id, retained.retry(eager).await);
     }
 }
 

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     config::{Config, Server},
     daemon::{self, Daemon, Given},
+    loader,
     notify::Notifier,
     ownership,
     server::socket,
@@ -78,7 +79,7 @@ pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
     });
     // A worker that is stuck in a plugin's code would keep the process for ever.
     runtime.shutdown_timeout(LAST_MOMENT);
-    ended
+    ended.map(|()| loader::end_process())
 }
 
 /// Flags overrule the file. A state directory without a socket brings its own.

@@ -108,7 +108,7 @@ enum Place {
     /// A thread runs the destructors of its app.
     Destructors(Library, Late<()>),
     /// A thread runs its finalisers, or unmaps it.
-    Unmapping(Late<Result<Left, (Library, Held)>>),
+    Unmapping(Late<Option<Result<Left, (Library, Held)>>>),
     /// Where a thread is that was inside of it nobody knows.
     Unknown,
 }
@@ -343,15 +343,21 @@ async fn unload(generation: Option<Arc<Generation>>, library: Library, settle: D
         return retained(generation, Place::Here(library), unsettled.held);
     }
     let (what, stage) = (library.what().to_owned(), library.stage());
-    let closing = lifecycle::run("close", UNLOAD_DEADLINE, move || library.close());
+    // The thread may fail to start; the library comes back then, so it is handed over through this.
+    let slot = Arc::new(Mutex::new(Some(library)));
+    let handed = Arc::clone(&slot);
+    let closing = lifecycle::run("close", UNLOAD_DEADLINE, move || {
+        let library = handed.lock().take();
+        library.map(Library::close)
+    });
     let (place, held) = match closing.await {
-        Ok(Ok(left)) => {
+        Ok(Some(Ok(left))) => {
             if let Some(generation) = &generation {
                 generation.set_state(State::Unloaded);
             }
             return Ended::Unloaded(left);
         }
-        Ok(Err((library, held))) => (Place::Here(library), held),
+        Ok(Some(Err((library, held)))) => (Place::Here(library), held),
         Err(Unfinished::Late(late)) => {
             let deadline = humantime::format_duration(UNLOAD_DEADLINE);
             let held = match stage.running() {
@@ -369,13 +375,13 @@ async fn unload(generation: Option<Arc<Generation>>, library: Library, settle: D
             (Place::Unmapping(late), held)
         }
         Err(Unfinished::NoThread(error)) => (
-            Place::Unknown,
+            slot.lock().take().map_or(Place::Unknown, Place::Here),
             Held::by(
                 Holder::Host,
                 format!("no thread could be started to unmap it: {error}"),
             ),
         ),
-        Err(Unfinished::Panicked) => (
+        Ok(None) | Err(Unfinished::Panicked) => (
             Place::Unknown,
             Held::by(
                 Holder::Host,
@@ -552,8 +558,8 @@ impl Retained {
     }
 
     /// Tries again, if that can come to anything: the first look costs nothing that others would notice. An app whose constructor came back too
-    /// late is stopped: nobody waits for it any more.
-    pub async fn retry(self) -> Ended {
+    /// late is stopped: nobody waits for it any more. `eager` is for one who knows that something has changed.
+    pub async fn retry(self, eager: bool) -> Ended {
         let Self {
             generation,
             place,
@@ -566,7 +572,7 @@ impl Retained {
                 let (at, pause) = known.again;
                 let changed = known.seen.as_ref() != Some(&look);
                 let can_end = look.is_quiet() || look.can_be_visited();
-                if !changed && (!can_end || Instant::now() < at) {
+                if !changed && (!can_end || (Instant::now() < at && !eager)) {
                     return stays(generation, Place::Here(library), known);
                 }
                 let mut ended = unload(generation, library, settle).await;
@@ -608,14 +614,16 @@ impl Retained {
             },
             Place::Unmapping(late) => match late.ended() {
                 Err(late) => stays(generation, Place::Unmapping(late), known),
-                Ok(Ok(Ok(left))) => {
+                Ok(Ok(Some(Ok(left)))) => {
                     if let Some(generation) = &generation {
                         generation.set_state(State::Unloaded);
                     }
                     Ended::Unloaded(left)
                 }
-                Ok(Ok(Err((library, held)))) => retained(generation, Place::Here(library), held),
-                Ok(Err(_)) => stays(generation, Place::Unknown, known),
+                Ok(Ok(Some(Err((library, held))))) => {
+                    retained(generation, Place::Here(library), held)
+                }
+                Ok(Ok(None) | Err(_)) => stays(generation, Place::Unknown, known),
             },
             Place::Unknown => stays(generation, Place::Unknown, known),
         }

@@ -40,7 +40,10 @@ void slow_ends_wait(const char *name) {
     tell(line);
 }
 
-static void at_exit(void) { tell("atexit\n"); }
+static void at_exit(void) {
+    tell("atexit\n");
+    slow_ends_wait("atexit");
+}
 
 __attribute__((constructor(200))) static void first(int argc, char **argv, char **envp) {
     char line[256];
