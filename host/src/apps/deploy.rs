@@ -594,7 +594,7 @@ async fn load_and_start(
                 held: Held::default(),
             };
             app.running(|running| running.unstarted.push(unstarted));
-            drain::put_away(apps, app, id, generation::Ended::Retained(*retained));
+            drain::put_away(apps, app, id, generation::Ended::Retained(retained));
         }
     };
     let library = match generation::load(artifact, left(longest)).await {

@@ -257,10 +257,13 @@ async fn at(instant: Option<Instant>) {
     }
 }
 
+/// A generation whose library stays mapped.
+type Kept = (Arc<App>, GenerationId, Box<Retained>);
+
 /// The libraries that stay mapped.
 #[derive(Debug, Default)]
 pub(super) struct Attic {
-    retained: Mutex<Vec<(Arc<App>, GenerationId, Retained)>>,
+    retained: Mutex<Vec<Kept>>,
     /// Something changed that may have freed one.
     changed: Notify,
 }

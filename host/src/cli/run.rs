@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// How long tasks have to notice that the host has ended.
-const LAST_MOMENT: Duration = Duration::from_secs(1);
+pub(super) const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// `handover run`
 pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {

@@ -69,7 +69,7 @@ pub enum Ended {
     /// Its library is unmapped, which was verified; what it left behind.
     Unloaded(Left),
     /// Its library could not be proven quiet and stays mapped.
-    Retained(Retained),
+    Retained(Box<Retained>),
 }
 
 /// A retired generation whose library stays mapped.
@@ -270,7 +270,7 @@ pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> 
         }
     };
     let retained = match unload(None, library, SETTLE_DEADLINE).await {
-        Ended::Retained(retained) => Some(Box::new(retained)),
+        Ended::Retained(retained) => Some(retained),
         Ended::Unloaded(_) => None,
     };
     Err(StartError { reason, retained })
@@ -334,7 +334,7 @@ fn retained(generation: Option<Arc<Generation>>, place: Place, held: Held) -> En
     if let Some(generation) = &generation {
         generation.set_state(State::Retained);
     }
-    Ended::Retained(Retained::new(generation, place, held))
+    Ended::Retained(Box::new(Retained::new(generation, place, held)))
 }
 
 /// Unmaps a library whose app is dropped, if it is proven quiet within `settle`.
@@ -539,11 +539,11 @@ async fn retire(
 
 /// What was retained, as it was.
 fn stays(generation: Option<Arc<Generation>>, place: Place, known: Known) -> Ended {
-    Ended::Retained(Retained {
+    Ended::Retained(Box::new(Retained {
         generation,
         place,
         known,
-    })
+    }))
 }
 
 impl Retained {

@@ -30,6 +30,8 @@ pub struct Code(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    /// For people: `shop 1.2.0 (0123456789ab)`.
+    what: String,
     /// Of `dlopen`; the library stays mapped as long as there is a second reference to this.
     handle: Handle,
     functions: Functions,
@@ -93,18 +95,24 @@ impl Stage {
 
 impl Code {
     pub(super) fn new(
+        what: String,
         handle: *mut c_void,
         functions: Functions,
         layouts: Layouts,
         account: AccountId,
     ) -> Self {
         Self(Arc::new(Inner {
+            what,
             handle: Handle(handle),
             functions,
             layouts,
             account,
             stage: Stage(Arc::new(AtomicU8::new(Running::Mapped as u8))),
         }))
+    }
+
+    pub(super) fn what(&self) -> &str {
+        &self.0.what
     }
 
     pub(super) fn stage(&self) -> Stage {

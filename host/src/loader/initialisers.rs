@@ -118,7 +118,7 @@ impl Places {
         let mut places = Self::default();
         for (number, entry) in dynamic.as_chunks::<ENTRY>().0.iter().enumerate() {
             let (tag, value) = (word(entry, 0), word(entry, 8));
-            match u32::try_from(tag).unwrap_or(u32::MAX).into() {
+            match u32::try_from(tag).unwrap_or(u32::MAX) {
                 elf::DT_NULL => break,
                 elf::DT_INIT => places.init = Some(value),
                 elf::DT_INIT_ARRAY => places.init_array.0 = value,
@@ -184,7 +184,9 @@ impl Hidden {
         let array = |(address, length): &(u64, u64)| {
             *length == 0
                 || (is_inside(*address, *length)
-                    && functions.address(*address) % align_of::<usize>() == 0)
+                    && functions
+                        .address(*address)
+                        .is_multiple_of(align_of::<usize>()))
         };
         if one(init) && one(fini) && array(init_array) && array(fini_array) {
             Ok(functions)

@@ -41,8 +41,6 @@ pub struct LoadError(pub String);
 #[derive(Debug)]
 pub struct Library {
     layouts: Layouts,
-    /// For people: `shop 1.2.0 (0123456789ab)`.
-    what: String,
     /// What may be run of it.
     code: Code,
     /// The handle. Never dropped: that would unmap. None when the dynamic linker has let the library go, but the kernel has not.
@@ -178,8 +176,7 @@ impl Library {
         let handle = ManuallyDrop::new(unsafe { dl::Library::from_raw(raw) });
         Ok(Self {
             layouts,
-            what,
-            code: Code::new(raw, functions, layouts, account.id()),
+            code: Code::new(what, raw, functions, layouts, account.id()),
             handle: Some(handle),
             name,
             account,
@@ -283,7 +280,7 @@ impl Library {
 
     /// For people: `shop 1.2.0 (0123456789ab)`.
     pub fn what(&self) -> &str {
-        &self.what
+        self.code.what()
     }
 
     /// What it holds in the host.
@@ -333,7 +330,7 @@ impl Library {
                 return Err((self, held));
             }
         }
-        match Turn::take(format!("unloading {}", self.what)) {
+        match Turn::take(format!("unloading {}", self.what())) {
             Ok(turn) => self.unmap(turn),
             Err(busy) => Err((self, Held::by(Holder::Linker, busy.to_string()))),
         }
