@@ -14,7 +14,7 @@ use object::{Object as _, ObjectSymbol as _};
 
 use super::{
     code::{Code, Stage},
-    initialisers::{self, Hidden},
+    initialisers::Functions,
     mapped::{self, Object},
     turn::Turn,
 };
@@ -88,8 +88,6 @@ impl Library {
         let image = artifact
             .take_image()
             .map_err(|error| LoadError(error.to_string()))?;
-        let (image, hidden) = initialisers::hide(image, &artifact.manifest)
-            .map_err(|error| LoadError(error.to_string()))?;
         let manifest = &artifact.manifest;
         let what = format!(
             "{} {} ({})",
@@ -99,7 +97,7 @@ impl Library {
         );
         let turn =
             Turn::take(format!("loading {what}")).map_err(|busy| LoadError(busy.to_string()))?;
-        let library = on_own_thread("load", || Self::map_image(image, hidden, what, layouts))??;
+        let library = on_own_thread("load", || Self::map_image(image, what, layouts))??;
         match library.verify(artifact) {
             Ok(()) => Ok(library),
             Err(reason) => Err(LoadError(match library.unmap(turn) {
@@ -109,12 +107,7 @@ impl Library {
         }
     }
 
-    fn map_image(
-        image: Image,
-        hidden: Hidden,
-        what: String,
-        layouts: Layouts,
-    ) -> Result<Self, LoadError> {
+    fn map_image(image: Image, what: String, layouts: Layouts) -> Result<Self, LoadError> {
         let name = image.path();
         let before = mapped::objects();
         let executable = before.first().map_or(0..0, |object| object.range.clone());
@@ -162,14 +155,15 @@ impl Library {
                 "1024 libraries are mapped, more than the ledger can tell apart: restart the host (this one stays mapped, unused)".into(),
             ));
         };
-        let functions = match hidden.mapped(object.base, &object.range) {
-            Ok(functions) => functions,
-            Err(reason) => {
-                // It was never used, and is no library that anybody builds: not worth an unload.
-                std::mem::forget(image);
-                return Err(LoadError(format!("{reason}; it stays mapped, unused")));
-            }
-        };
+        let functions =
+            match Functions::mapped(image.initialisers().clone(), object.base, &object.range) {
+                Ok(functions) => functions,
+                Err(reason) => {
+                    // It was never used, and is no library that anybody builds: not worth an unload.
+                    std::mem::forget(image);
+                    return Err(LoadError(format!("{reason}; it stays mapped, unused")));
+                }
+            };
         let heap = own_heap(&handle, object);
         let raw = ManuallyDrop::into_inner(handle).into_raw();
         // SAFETY: of a library that is open, taken out of its value just now.
