@@ -1,4 +1,5 @@
-//! Code of a plugin that runs outside of requests, and blocks, holds up nobody but its own app, and is told.
+//! Code of a plugin that runs outside of requests, and blocks, holds up nobody but its own app, and
+//! is told.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"
@@ -13,7 +14,8 @@ use handover_tests::{
 };
 use tempfile::TempDir;
 
-/// A host with one worker, on which the app `slow-ends` does what the files of a folder say, and `hello` is somebody else.
+/// A host with one worker, on which the app `slow-ends` does what the files of a folder say, and
+/// `hello` is somebody else.
 struct Slow {
     host: Host,
     folder: TempDir,
@@ -274,7 +276,8 @@ async fn what_is_retained_leaves_the_workers_alone() {
     for number in 1..=3 {
         slow.event("retained", number).await;
     }
-    // One look at each of them, and more: they were tried again every three seconds, for one second each.
+    // One look at each of them, and more: they were tried again every three seconds, for one second
+    // each.
     let before = switches(slow.host.pid());
     tokio::time::sleep(std::time::Duration::from_secs(4)).await;
     let switches = switches(slow.host.pid()) - before;

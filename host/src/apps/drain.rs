@@ -324,7 +324,8 @@ pub(super) fn keep_tidy(apps: &Apps) {
     let inner = Arc::downgrade(&apps.0);
     tokio::spawn(async move {
         while let Some(apps) = upgrade(&inner) {
-            // Bounded, so that the task ends with the apps. What cannot have changed is only looked at.
+            // Bounded, so that the task ends with the apps. What cannot have changed is only looked
+            // at.
             let changed = tokio::time::timeout(LOOKED_AT_EVERY, apps.0.attic.changed.notified());
             let changed = changed.await.is_ok();
             retry(&apps, changed).await;

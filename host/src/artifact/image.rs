@@ -39,7 +39,8 @@ const BUSY_ATTEMPTS: usize = 20;
 /// How long before each.
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
-/// A sealed copy of an artifact's bytes, in which its initialisers are hidden from the dynamic linker. Must stay open as long as it is mapped: its number is the name under which the dynamic
+/// A sealed copy of an artifact's bytes, in which its initialisers are hidden from the dynamic
+/// linker. Must stay open as long as it is mapped: its number is the name under which the dynamic
 /// linker knows the library, and must not be another's meanwhile.
 #[derive(Debug)]
 pub struct Image {
@@ -238,7 +239,8 @@ impl AsFd for Image {
     }
 }
 
-/// Reads the artifact's bytes from an image, from its beginning, without moving the offset that all who have it share.
+/// Reads the artifact's bytes from an image, from its beginning, without moving the offset that all
+/// who have it share.
 #[derive(Debug)]
 pub(super) struct Reader {
     file: File,

@@ -1,8 +1,10 @@
-//! Where the initialisers and finalisers of a shared object are, and how they are hidden from the dynamic linker.
+//! Where the initialisers and finalisers of a shared object are, and how they are hidden from the
+//! dynamic linker.
 //!
-//! The dynamic linker finds them by entries of `.dynamic` (`DT_INIT_ARRAY` and its relatives). In an image these entries keep their values and have tags
-//! that no dynamic linker knows, so that it leaves them to the host, which runs them outside of the dynamic linker's lock. That is all that an
-//! image differs in from the artifact's bytes, and whoever reads the image gets those.
+//! The dynamic linker finds them by entries of `.dynamic` (`DT_INIT_ARRAY` and its relatives). In
+//! an image these entries keep their values and have tags that no dynamic linker knows, so that it
+//! leaves them to the host, which runs them outside of the dynamic linker's lock. That is all that
+//! an image differs in from the artifact's bytes, and whoever reads the image gets those.
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
@@ -13,10 +15,12 @@ const HEADER: usize = 64;
 const SEGMENT: usize = 56;
 const ENTRY: usize = 16;
 
-/// A longer `.dynamic`, or more program headers, are none of a linker's: such a file is left to the dynamic linker as it is.
+/// A longer `.dynamic`, or more program headers, are none of a linker's: such a file is left to the
+/// dynamic linker as it is.
 const MOST_BYTES: usize = 1 << 20;
 
-/// What is added to a tag so that nobody knows it: the sum lies where a system may have tags of its own, and none has.
+/// What is added to a tag so that nobody knows it: the sum lies where a system may have tags of its
+/// own, and none has.
 const HIDE: u32 = 0x6048_0000;
 
 /// Where the initialisers and finalisers of one file are, as addresses of that file.
@@ -35,7 +39,8 @@ pub(crate) struct Initialisers {
 }
 
 impl Initialisers {
-    /// What `file` says, whether they are hidden or not. Nothing for one whose headers make no sense, which the dynamic linker refuses.
+    /// What `file` says, whether they are hidden or not. Nothing for one whose headers make no
+    /// sense, which the dynamic linker refuses.
     pub(super) fn read(file: &File) -> io::Result<Self> {
         let Some(header) = read(file, 0, HEADER)? else {
             return Ok(Self::default());
@@ -51,7 +56,8 @@ impl Initialisers {
         let kind = |segment: &[u8; SEGMENT]| {
             u32::from_ne_bytes([segment[0], segment[1], segment[2], segment[3]])
         };
-        // The dynamic linker reads it where it is mapped, so its offset is that of the segment which maps it.
+        // The dynamic linker reads it where it is mapped, so its offset is that of the segment
+        // which maps it.
         let dynamic = segments
             .iter()
             .find(|segment| kind(segment) == elf::PT_DYNAMIC);
@@ -104,7 +110,8 @@ impl Initialisers {
         Ok(())
     }
 
-    /// Makes `bytes`, which were read at `offset` of a file that they are hidden in, what they were before.
+    /// Makes `bytes`, which were read at `offset` of a file that they are hidden in, what they were
+    /// before.
     pub(super) fn restore(&self, bytes: &mut [u8], offset: u64) {
         for (entry, tag) in &self.entries {
             for (number, byte) in u64::from(*tag).to_ne_bytes().into_iter().enumerate() {
@@ -159,7 +166,8 @@ mod tests {
         for kind in [elf::PT_LOAD, elf::PT_DYNAMIC] {
             bytes.extend(kind.to_ne_bytes());
             bytes.extend(6_u32.to_ne_bytes());
-            // Mapped a page after its offset in the file; the offset of the second one is not asked.
+            // Mapped a page after its offset in the file; the offset of the second one is not
+            // asked.
             let offset = if kind == elf::PT_LOAD { 176 } else { 0 };
             for word in [offset, 0x1000 + 176, 0, length, length, 8] {
                 bytes.extend(u64::to_ne_bytes(word));

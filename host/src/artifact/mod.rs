@@ -4,7 +4,8 @@
 //! - [`manifest`]: what an artifact says of itself, read from its own ELF section without loading it
 //! - [`elf`]: the facts of the file (architecture, completeness, build id)
 //! - [`image`]: their bytes in memory, sealed, which are what is mapped
-//! - [`initialisers`]: what runs before and after everything else of them, hidden from the dynamic linker in an image
+//! - [`initialisers`]: what runs before and after everything else of them, hidden from the dynamic
+//!   linker in an image
 //! - [`store`]: immutable copies under their SHA-256
 //! - [`trust`]: who must have signed them
 

@@ -305,7 +305,8 @@ impl<B> RequestBody<B> {
 
 /// Stands between a waker of the plugin and whoever keeps a waker for longer than this body lives.
 ///
-/// The waker has a hold with it, in this order: whoever wakes may be the last to have something of the plugin.
+/// The waker has a hold with it, in this order: whoever wakes may be the last to have something of
+/// the plugin.
 #[derive(Debug, Default)]
 struct Relay(Mutex<Option<(Waker, Hold)>>);
 

@@ -1,7 +1,8 @@
-//! The threads that code of a plugin outside of requests runs on: its constructors and destructors, its hooks.
+//! The threads that code of a plugin outside of requests runs on: its constructors and destructors,
+//! its hooks.
 //!
-//! All of it may block and leaves thread-locals behind. So each has a thread of its own that is waited for with a deadline, and has ended,
-//! and is joined, before the library may be unmapped.
+//! All of it may block and leaves thread-locals behind. So each has a thread of its own that is
+//! waited for with a deadline, and has ended, and is joined, before the library may be unmapped.
 
 use std::{io, time::Duration};
 
@@ -70,7 +71,8 @@ pub(super) fn begin<T: Send + 'static>(
     Ok(Late(ended))
 }
 
-/// Runs `work` on a thread called `name`, and waits until that thread has ended, at most for `deadline`.
+/// Runs `work` on a thread called `name`, and waits until that thread has ended, at most for
+/// `deadline`.
 pub(super) async fn run<T: Send + 'static>(
     name: &str,
     deadline: Duration,

@@ -29,9 +29,11 @@ use crate::{
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the workers of the host may take to run what a plugin registered on them.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(1);
-/// The same when it is tried again: what was in the way is known to be gone, or it is tried again later.
+/// The same when it is tried again: what was in the way is known to be gone, or it is tried again
+/// later.
 const SETTLE_AGAIN_DEADLINE: Duration = Duration::from_millis(100);
-/// How long the finalisers of a library may take, with its turn with the dynamic linker, and that to let it go.
+/// How long the finalisers of a library may take, with its turn with the dynamic linker, and that
+/// to let it go.
 const UNLOAD_DEADLINE: Duration = loader::LONGEST_TURN.saturating_mul(2);
 /// How long an app may take to hear that it is to drain, or that its deadline passed.
 const HOOK_DEADLINE: Duration = Duration::from_secs(1);
@@ -51,8 +53,8 @@ pub struct Draining {
     hooks: Mutex<Hooks>,
 }
 
-/// The calls that tell an app of its end, each on a thread of its own, as code of the plugin may run in them. They give how much work they
-/// cancelled.
+/// The calls that tell an app of its end, each on a thread of its own, as code of the plugin may
+/// run in them. They give how much work they cancelled.
 #[derive(Debug, Default)]
 struct Hooks(Vec<Late<u64>>);
 
@@ -89,12 +91,13 @@ struct Known {
     holds: (Option<u64>, usize),
     /// What there was when it was tried last.
     seen: Option<Look>,
-    /// When it is tried again, even if nothing that can be seen has changed, and how long that is after the last time.
+    /// When it is tried again, even if nothing that can be seen has changed, and how long that is
+    /// after the last time.
     again: (Instant, Duration),
 }
 
-/// Where a library is that stays mapped, and who is inside of it. The ledger does not see threads of the host, so nothing is unmapped before
-/// they have come back.
+/// Where a library is that stays mapped, and who is inside of it. The ledger does not see threads
+/// of the host, so nothing is unmapped before they have come back.
 #[derive(Debug)]
 enum Place {
     /// Nobody is inside.
@@ -139,12 +142,14 @@ impl Retained {
     }
 }
 
-/// Bytes of the heap of a library, none when it was built without one of its own, and how many descriptors it has open.
+/// Bytes of the heap of a library, none when it was built without one of its own, and how many
+/// descriptors it has open.
 fn holds(library: &Library) -> (Option<u64>, usize) {
     (library.heap_bytes(), library.account().descriptors())
 }
 
-/// Maps the library of `artifact`, which takes at most `deadline` and a turn with the dynamic linker.
+/// Maps the library of `artifact`, which takes at most `deadline` and a turn with the dynamic
+/// linker.
 ///
 /// # Errors
 /// The reason, as the operator should read it.
@@ -185,8 +190,8 @@ pub async fn load(artifact: Artifact, deadline: Duration) -> Result<Library, Sta
     })
 }
 
-/// Runs the initialisers of `library` and the constructor of the app in it, on a thread of its own. When it fails, the library is unmapped again,
-/// or kept where that would be unsafe.
+/// Runs the initialisers of `library` and the constructor of the app in it, on a thread of its own.
+/// When it fails, the library is unmapped again, or kept where that would be unsafe.
 ///
 /// # Errors
 /// The reason, as the operator should read it.
@@ -308,7 +313,8 @@ async fn stop(
     })
 }
 
-/// Drops the app value of a generation whose hooks have returned, and unmaps its library if it is proven quiet.
+/// Drops the app value of a generation whose hooks have returned, and unmaps its library if it is
+/// proven quiet.
 async fn stop_and_unload(
     generation: Option<Arc<Generation>>,
     library: Library,
@@ -393,7 +399,8 @@ async fn unload(generation: Option<Arc<Generation>>, library: Library, settle: D
 }
 
 impl Hooks {
-    /// Begins `hook`, a call into the app of `core`. One that cannot be begun is left out: the app is not told then.
+    /// Begins `hook`, a call into the app of `core`. One that cannot be begun is left out: the app
+    /// is not told then.
     fn begin(
         core: &Arc<Core>,
         name: &str,
@@ -454,7 +461,8 @@ impl Active {
         &self.0.generation
     }
 
-    /// Closes it for new requests and tells the app, on a thread of its own. The caller has published its replacement before.
+    /// Closes it for new requests and tells the app, on a thread of its own. The caller has
+    /// published its replacement before.
     pub fn drain(self) -> Draining {
         let generation = &self.0.generation;
         generation.set_state(State::Draining);
@@ -486,7 +494,8 @@ impl Draining {
     }
 
     /// The drain deadline passed: requests, streams and connections end now, and spawned tasks as well; jobs only if `jobs`.
-    /// Gives how many there were. Waits for the app to hear of it, on a thread of its own, for a second at most.
+    /// Gives how many there were. Waits for the app to hear of it, on a thread of its own, for a
+    /// second at most.
     pub async fn expire(&self, jobs: bool) -> u64 {
         let before = self.generation().expire();
         let told = Hooks::begin(self.generation().core(), "expire", move |core| {
@@ -516,7 +525,8 @@ impl Draining {
     }
 }
 
-/// Drops the app once `hooks` have returned, within `patience`, and unmaps the library if it is proven quiet within `settle`.
+/// Drops the app once `hooks` have returned, within `patience`, and unmaps the library if it is
+/// proven quiet within `settle`.
 async fn retire(
     generation: Arc<Generation>,
     library: Library,
@@ -557,8 +567,9 @@ impl Retained {
         self.known.holds
     }
 
-    /// Tries again, if that can come to anything: the first look costs nothing that others would notice. An app whose constructor came back too
-    /// late is stopped: nobody waits for it any more. `eager` is for one who knows that something has changed.
+    /// Tries again, if that can come to anything: the first look costs nothing that others would
+    /// notice. An app whose constructor came back too late is stopped: nobody waits for it any
+    /// more. `eager` is for one who knows that something has changed.
     pub async fn retry(self, eager: bool) -> Ended {
         let Self {
             generation,

@@ -163,8 +163,9 @@ impl Account {
     /// owe them, and waits for its threads to end, for `deadline` at the longest. On `Ok` nothing is left.
     ///
     /// Nothing may call into the library any more when this is called, but the destructors that this runs. It cannot
-    /// contain a destructor that aborts. One that blocks holds its worker, where the watchdog finds it, and the library; it does not
-    /// hold this for longer than `deadline` while there is another worker.
+    /// contain a destructor that aborts. One that blocks holds its worker, where the watchdog finds
+    /// it, and the library; it does not hold this for longer than `deadline` while there is another
+    /// worker.
     ///
     /// To be awaited on the runtime whose workers called the library, with its timer enabled: workers can only be reached
     /// by tasks. A worker that is kept busy by something else holds the library. So does any other thread that called it,
@@ -207,10 +208,12 @@ impl Account {
             }
             let pause = match report.rounds {
                 0..SOON => PAUSE,
-                // What is not done by then waits for something else, and is not worth asking for all the time.
+                // What is not done by then waits for something else, and is not worth asking for
+                // all the time.
                 late => PAUSE * (late - SOON + 2).min(20) as u32,
             };
-            // Not by yielding: that would have this thread come back here, where a destructor may block.
+            // Not by yielding: that would have this thread come back here, where a destructor may
+            // block.
             let _ = tokio::time::timeout(pause, self.0.visited.notified()).await;
             report.rounds += 1;
         }
@@ -218,8 +221,9 @@ impl Account {
 
     /// Asks the workers of `runtimes` to come by.
     fn call_workers(&self, runtimes: &[Handle], round: usize) {
-        // A worker that finds nothing to do takes tasks from the others. Each visit keeps its worker for a moment, longer
-        // each round, so that the tasks behind it are taken by the workers that have not been visited.
+        // A worker that finds nothing to do takes tasks from the others. Each visit keeps its
+        // worker for a moment, longer each round, so that the tasks behind it are taken by the
+        // workers that have not been visited.
         let stay = Duration::from_micros(10 * round.min(20) as u64);
         for runtime in runtimes {
             for _ in 0..2 * runtime.metrics().num_workers() {

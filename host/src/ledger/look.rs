@@ -1,11 +1,12 @@
 //! What holds a library, as far as can be seen without asking anybody to do anything.
 //!
-//! A library that is retained is looked at so again and again, for as long as the host lives; only when something has changed is it tried to
-//! unload it, which has the workers come by.
+//! A library that is retained is looked at so again and again, for as long as the host lives; only
+//! when something has changed is it tried to unload it, which has the workers come by.
 
 use super::visit;
 
-/// What holds a library at one moment. Two of them are equal when nothing has changed in between that can be seen.
+/// What holds a library at one moment. Two of them are equal when nothing has changed in between
+/// that can be seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Look {
     /// The threads that it started.

@@ -1,9 +1,10 @@
 //! Whose address is this? The table of the address ranges of all loaded plugins.
 //!
 //! It is read on every registration that any thread of the process makes, from the first instruction on and in forked
-//! children, so reading takes no lock and allocates nothing. It is sorted by address, so that a library which is retained costs the others
-//! nothing. There are two copies: one is read while the other is written, so that a signal handler which interrupts the writer reads a whole
-//! one as well.
+//! children, so reading takes no lock and allocates nothing. It is sorted by address, so that a
+//! library which is retained costs the others nothing. There are two copies: one is read while the
+//! other is written, so that a signal handler which interrupts the writer reads a whole one as
+//! well.
 
 use std::{
     ops::Range,
@@ -87,7 +88,8 @@ fn read<R>(look: impl Fn(&Table) -> R) -> R {
         let version = VERSION.load(Ordering::Acquire);
         let answer = look(&TABLES[version & 1]);
         fence(Ordering::Acquire);
-        // The table of this version is written for the one after the next, which begins when the next one is there.
+        // The table of this version is written for the one after the next, which begins when the
+        // next one is there.
         if VERSION.load(Ordering::Relaxed) == version {
             return answer;
         }
@@ -117,8 +119,9 @@ fn write(entries: impl Iterator<Item = (AccountId, Range<usize>)>) -> bool {
 
 /// The account whose library contains `address`.
 ///
-/// A library's own code only asks about its own addresses while it is mapped, and its entry does not change as long as it
-/// is, so an answer about one that changes under the reader is never an answer that somebody waits for.
+/// A library's own code only asks about its own addresses while it is mapped, and its entry does
+/// not change as long as it is, so an answer about one that changes under the reader is never an
+/// answer that somebody waits for.
 pub(super) fn lookup(address: usize) -> Option<AccountId> {
     read(|table| table.find(address))
 }

@@ -185,7 +185,8 @@ pub(super) fn value_set(owner: AccountId, key: pthread_key_t, some: bool) {
     }
 }
 
-/// Runs on the current thread what it has to run for `account`; gives how many destructors ran. Each is `call` to the watchdog.
+/// Runs on the current thread what it has to run for `account`; gives how many destructors ran.
+/// Each is `call` to the watchdog.
 pub(super) fn here(account: AccountId, call: Option<&Call<'_>>) -> usize {
     own().map_or(0, |thread| run(thread, Some(account), call))
 }

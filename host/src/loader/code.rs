@@ -1,7 +1,8 @@
 //! What may be run of a library besides its app: its initialisers, its root table, its finalisers.
 //!
-//! All of it is code of the plugin, which may block. None of it holds a lock of the host or of the dynamic linker, so whoever runs it on a thread of
-//! its own and waits with a deadline holds up nobody.
+//! All of it is code of the plugin, which may block. None of it holds a lock of the host or of the
+//! dynamic linker, so whoever runs it on a thread of its own and waits with a deadline holds up
+//! nobody.
 
 use std::{
     ffi::c_void,
@@ -24,7 +25,8 @@ use super::{
 };
 use crate::ledger::{self, AccountId};
 
-/// What may be run of a library. Clones are the same: a library is unmapped only when there is no clone besides its own.
+/// What may be run of a library. Clones are the same: a library is unmapped only when there is no
+/// clone besides its own.
 #[derive(Clone, Debug)]
 pub struct Code(Arc<Inner>);
 
@@ -124,7 +126,8 @@ impl Code {
         Arc::strong_count(&self.0) == 1
     }
 
-    /// Runs the initialisers of the library on this thread, if they have not run. Blocks as long as they do. The thread is one that ends.
+    /// Runs the initialisers of the library on this thread, if they have not run. Blocks as long as
+    /// they do. The thread is one that ends.
     ///
     /// # Errors
     /// When they run on another thread, or the library was finalised.
@@ -137,7 +140,8 @@ impl Code {
         } = &*self.0;
         if stage.goes_on(Running::Mapped, Running::Initialisers) {
             let _acting = ledger::act_for(*account);
-            // SAFETY: mapped as long as there is a second reference to `Inner` (`Library::close`), and `goes_on` lets one pass, once.
+            // SAFETY: mapped as long as there is a second reference to `Inner` (`Library::close`),
+            // and `goes_on` lets one pass, once.
             unsafe { functions.initialise() };
             stage.goes_on(Running::Initialisers, Running::Initialised);
         }
@@ -157,8 +161,9 @@ impl Code {
         self.0.functions.has_finalisers() && self.0.stage.running() == Running::Initialised
     }
 
-    /// Runs the finalisers of the library on this thread, if it was initialised and they have not run. Blocks as long as they do. The thread is one
-    /// that ends. Nothing is called in the library afterwards.
+    /// Runs the finalisers of the library on this thread, if it was initialised and they have not
+    /// run. Blocks as long as they do. The thread is one that ends. Nothing is called in the
+    /// library afterwards.
     pub(super) fn finalise(&self) {
         let Inner {
             functions,
@@ -168,17 +173,19 @@ impl Code {
         } = &*self.0;
         if stage.goes_on(Running::Initialised, Running::Finalisers) {
             let _acting = ledger::act_for(*account);
-            // SAFETY: the library is mapped: `Library::close`, the only caller, has it. It was initialised, and `goes_on` lets one pass, once.
+            // SAFETY: the library is mapped: `Library::close`, the only caller, has it. It was
+            // initialised, and `goes_on` lets one pass, once.
             unsafe { functions.finalise() };
             stage.goes_on(Running::Finalisers, Running::Finalised);
         }
     }
 
-    /// The root table. Runs code of the library on this thread, which is one that ends: its initialisers and the module's constructor, each once.
-    /// Blocks as long as they do.
+    /// The root table. Runs code of the library on this thread, which is one that ends: its
+    /// initialisers and the module's constructor, each once. Blocks as long as they do.
     ///
-    /// The table is a reference into the library without a lifetime: whoever keeps it drops all copies before
-    /// [`Library::close`](super::Library::close). Nothing of it is cached by the host when layouts are trusted.
+    /// The table is a reference into the library without a lifetime: whoever keeps it drops all
+    /// copies before [`Library::close`](super::Library::close). Nothing of it is cached by the host
+    /// when layouts are trusted.
     ///
     /// # Errors
     /// When it exports no table, one of another abi_stable or another major version, or (with [`Layouts::Check`]) one whose
@@ -192,7 +199,8 @@ impl Code {
             ..
         } = &*self.0;
         let _acting = ledger::act_for(*account);
-        // SAFETY: the handle of a library that is mapped (see `Inner`), as it was initialised and not finalised; never dropped, so never closed.
+        // SAFETY: the handle of a library that is mapped (see `Inner`), as it was initialised and
+        // not finalised; never dropped, so never closed.
         let handle = ManuallyDrop::new(unsafe { dl::Library::from_raw(handle.0) });
         let missing = || {
             LoadError(
@@ -206,12 +214,14 @@ impl Code {
         if address.is_null() {
             return Err(missing());
         }
-        // SAFETY: the symbol is abi_stable's; its address is not null, and what lies there begins with a magic string in every
-        // version of abi_stable, which is compared before anything else is looked at.
+        // SAFETY: the symbol is abi_stable's; its address is not null, and what lies there begins
+        // with a magic string in every version of abi_stable, which is compared before anything
+        // else is looked at.
         let header: AbiHeaderRef =
             unsafe { *handle.get::<AbiHeaderRef>(name).map_err(|_| missing())? };
-        // Compares the magic string and the version of abi_stable before it looks at anything else, tests the C ABI with
-        // functions of the library, and gives the library's copy of abi_stable the host's globals, which live for ever.
+        // Compares the magic string and the version of abi_stable before it looks at anything else,
+        // tests the C ABI with functions of the library, and gives the library's copy of abi_stable
+        // the host's globals, which live for ever.
         let header = header.upgrade().map_err(|error| {
             LoadError(format!(
                 "its root table is of another abi_stable: {}; build it with the same handover-plugin as the host",
@@ -221,18 +231,20 @@ impl Code {
         if *layouts == Layouts::Check {
             fits::<M>(header)?;
         }
-        // SAFETY: the layout was compared just now, or by preflight on the very same bytes (`Image`: sealed, and verified against their SHA-256). In
-        // abi_stable 0.11.3 this compares the version strings, calls the library's constructor, and keeps the result in
-        // the header, which lies in the library; `RootModule::load_from` and `load_module_with`, which would keep it in
-        // the host's statics, and the layout checker, which caches layouts, are not on this way. An error of the
-        // constructor is reallocated in the host before it is returned.
+        // SAFETY: the layout was compared just now, or by preflight on the very same bytes
+        // (`Image`: sealed, and verified against their SHA-256). In abi_stable 0.11.3 this compares
+        // the version strings, calls the library's constructor, and keeps the result in the header,
+        // which lies in the library; `RootModule::load_from` and `load_module_with`, which would
+        // keep it in the host's statics, and the layout checker, which caches layouts, are not on
+        // this way. An error of the constructor is reallocated in the host before it is returned.
         unsafe { header.init_root_module_with_unchecked_layout::<M>() }
             .map_err(|error| does_not_fit(&error))
     }
 }
 
-/// Compares the layouts. The plugin's is the one that is expected: it may be older, so that its tables end before the host's
-/// do, and abi_stable lets only the expected side be the shorter one. A newer one was refused by its manifest.
+/// Compares the layouts. The plugin's is the one that is expected: it may be older, so that its
+/// tables end before the host's do, and abi_stable lets only the expected side be the shorter one.
+/// A newer one was refused by its manifest.
 fn fits<M: RootModule>(header: &LibHeader) -> Result<(), LoadError> {
     let theirs = header
         .layout()

@@ -1,11 +1,14 @@
-//! The initialisers and finalisers of a library (ELF `.init_array` and `.fini_array`), which the host runs instead of the dynamic linker.
+//! The initialisers and finalisers of a library (ELF `.init_array` and `.fini_array`), which the
+//! host runs instead of the dynamic linker.
 //!
-//! The dynamic linker runs them within `dlopen` and `dlclose` and holds its own lock meanwhile, so that one which blocks would hold up
-//! every other load, unload and `dlsym` of the process. So the image does not name them ([`crate::artifact::Initialisers`]), and the host runs them as
-//! glibc would, in its order and with its arguments, outside of that lock, on a thread that somebody waits for with a deadline.
+//! The dynamic linker runs them within `dlopen` and `dlclose` and holds its own lock meanwhile, so
+//! that one which blocks would hold up every other load, unload and `dlsym` of the process. So the
+//! image does not name them ([`crate::artifact::Initialisers`]), and the host runs them as glibc
+//! would, in its order and with its arguments, outside of that lock, on a thread that somebody
+//! waits for with a deadline.
 //!
-//! What stays with the dynamic linker: the initialisers of libraries that a plugin brings along, and resolvers of ifuncs. A library that is still
-//! mapped when the process ends is not finalised.
+//! What stays with the dynamic linker: the initialisers of libraries that a plugin brings along,
+//! and resolvers of ifuncs. A library that is still mapped when the process ends is not finalised.
 
 use std::{
     ffi::{CString, OsString, c_char, c_int},
@@ -81,8 +84,8 @@ impl Functions {
             return Vec::new();
         }
         let start = self.address(address) as *const usize;
-        // SAFETY: `mapped` has seen that the array is aligned and lies in the library, which is mapped by the contract. It was relocated
-        // by `dlopen`, and nobody writes it afterwards.
+        // SAFETY: `mapped` has seen that the array is aligned and lies in the library, which is
+        // mapped by the contract. It was relocated by `dlopen`, and nobody writes it afterwards.
         unsafe { std::slice::from_raw_parts(start, number) }.to_vec()
     }
 
@@ -101,8 +104,9 @@ impl Functions {
         // SAFETY: the caller's promise.
         let others = unsafe { self.array(self.places.init_array) };
         for function in first.into_iter().chain(others).filter(|at| *at != 0) {
-            // SAFETY: an address that the file names as an initialiser: it has this signature in glibc, which passes all three. The vectors of
-            // arguments live for ever, and `environ` is what it is for everybody who calls `getenv` now.
+            // SAFETY: an address that the file names as an initialiser: it has this signature in
+            // glibc, which passes all three. The vectors of arguments live for ever, and `environ`
+            // is what it is for everybody who calls `getenv` now.
             unsafe {
                 let initialise = std::mem::transmute::<usize, Initialiser>(function);
                 initialise(arguments.number, arguments.pointers.as_ptr(), environ);
@@ -119,7 +123,8 @@ impl Functions {
         let others = unsafe { self.array(self.places.fini_array) };
         let last = self.places.fini.map(|address| self.address(address));
         for function in others.into_iter().rev().chain(last).filter(|at| *at != 0) {
-            // SAFETY: an address that the file names as a finaliser, called once, in the order of the dynamic linker.
+            // SAFETY: an address that the file names as a finaliser, called once, in the order of
+            // the dynamic linker.
             unsafe { std::mem::transmute::<usize, Finaliser>(function)() };
         }
     }
@@ -129,7 +134,8 @@ unsafe extern "C" {
     static environ: *const *const c_char;
 }
 
-/// The arguments of this process as initialisers get them. Rust's own takes `std::env::args` from there.
+/// The arguments of this process as initialisers get them. Rust's own takes `std::env::args` from
+/// there.
 struct Arguments {
     number: c_int,
     /// Ends with a null pointer. Each points to one that is never freed.

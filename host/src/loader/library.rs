@@ -60,8 +60,9 @@ unsafe impl Send for Library {}
 unsafe impl Sync for Library {}
 
 impl Library {
-    /// Maps the bytes of `artifact`, as [`Library::map`] does, and runs the initialisers of the library, on a thread of their own. Blocks as
-    /// long as they do: for one whom somebody else ends, such as a preflight child.
+    /// Maps the bytes of `artifact`, as [`Library::map`] does, and runs the initialisers of the
+    /// library, on a thread of their own. Blocks as long as they do: for one whom somebody else
+    /// ends, such as a preflight child.
     ///
     /// # Errors
     /// As [`Library::map`].
@@ -72,8 +73,9 @@ impl Library {
         Ok(library)
     }
 
-    /// Maps the bytes of `artifact` and asserts that they are what is mapped. Nothing of the library runs but its resolvers of ifuncs, and
-    /// the initialisers of libraries that it brings along: those within `dlopen`, on a thread of their own.
+    /// Maps the bytes of `artifact` and asserts that they are what is mapped. Nothing of the
+    /// library runs but its resolvers of ifuncs, and the initialisers of libraries that it brings
+    /// along: those within `dlopen`, on a thread of their own.
     ///
     /// Blocks: copies the file, and waits for its turn with the dynamic linker.
     ///
@@ -112,8 +114,9 @@ impl Library {
         let before = mapped::objects();
         let executable = before.first().map_or(0..0, |object| object.range.clone());
         let loading = ledger::loading(&executable);
-        // SAFETY: runs the initialisers of the libraries that it brings along, whatever they do: the operator deployed it, and preflight ran
-        // them in another process. No symbol of it becomes visible to others (RTLD_LOCAL), none is resolved later (RTLD_NOW).
+        // SAFETY: runs the initialisers of the libraries that it brings along, whatever they do:
+        // the operator deployed it, and preflight ran them in another process. No symbol of it
+        // becomes visible to others (RTLD_LOCAL), none is resolved later (RTLD_NOW).
         let handle = unsafe { dl::Library::open(Some(&name), dl::RTLD_NOW | dl::RTLD_LOCAL) }
             .map_err(|error| {
                 LoadError(format!(
@@ -159,7 +162,8 @@ impl Library {
             match Functions::mapped(image.initialisers().clone(), object.base, &object.range) {
                 Ok(functions) => functions,
                 Err(reason) => {
-                    // It was never used, and is no library that anybody builds: not worth an unload.
+                    // It was never used, and is no library that anybody builds: not worth an
+                    // unload.
                     std::mem::forget(image);
                     return Err(LoadError(format!("{reason}; it stays mapped, unused")));
                 }
@@ -262,7 +266,8 @@ impl Library {
         on_own_thread("root", || self.code.root())?
     }
 
-    /// What may be run of it, on any thread that ends. It is unmapped when all that this gave are dropped.
+    /// What may be run of it, on any thread that ends. It is unmapped when all that this gave are
+    /// dropped.
     pub fn code(&self) -> Code {
         self.code.clone()
     }
@@ -295,12 +300,13 @@ impl Library {
 
     /// Runs its finalisers, unmaps it, and verifies that it is gone. Gives what it left behind.
     ///
-    /// Blocks: the finalisers run on a thread of their own, and what a library does there it does as long as it likes; nobody else is held up
-    /// by that.
+    /// Blocks: the finalisers run on a thread of their own, and what a library does there it does
+    /// as long as it likes; nobody else is held up by that.
     ///
     /// # Errors
-    /// Gives it back, mapped, with what holds it: it was not settled, layouts were compared in this process, code of it may be running, or the
-    /// dynamic linker keeps it. Trying again is allowed: the finalisers have run then, and do not run again.
+    /// Gives it back, mapped, with what holds it: it was not settled, layouts were compared in this
+    /// process, code of it may be running, or the dynamic linker keeps it. Trying again is allowed:
+    /// the finalisers have run then, and do not run again.
     pub fn close(self) -> Result<Left, (Self, Held)> {
         if self.layouts == Layouts::Check {
             let reason = "its layouts were compared in this process, and abi_stable keeps references to them";

@@ -1,8 +1,9 @@
 //! Turns with the dynamic linker.
 //!
-//! One library is mapped or unmapped at a time, so that what the dynamic linker says before and after is about that one. It has a lock of its
-//! own besides, and holds it while initialisers of libraries that a plugin brings along run. Whoever waits for either waits with a deadline, and
-//! is told who has it.
+//! One library is mapped or unmapped at a time, so that what the dynamic linker says before and
+//! after is about that one. It has a lock of its own besides, and holds it while initialisers of
+//! libraries that a plugin brings along run. Whoever waits for either waits with a deadline, and is
+//! told who has it.
 
 use std::time::{Duration, Instant};
 

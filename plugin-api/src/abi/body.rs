@@ -292,7 +292,8 @@ impl<G: Guard> Body for Imported<G> {
             let Some(body) = stream.as_ref() else {
                 return PollState::Ended;
             };
-            // SAFETY: the stream is owned and polled here only; sink and waker are lent for the call.
+            // SAFETY: the stream is owned and polled here only; sink and waker are lent for the
+            // call.
             let state = unsafe { (body.poll)(body.body, &waker, &sink) };
             if !matches!(state, PollState::Pending | PollState::Ready) {
                 // Within the same call: its drop may block as well.

@@ -86,7 +86,8 @@ impl<'a> Chunk<'a> {
         }
     }
 
-    /// Takes the bytes in. `hold` is made only when they still belong to the other side, and is dropped after them.
+    /// Takes the bytes in. `hold` is made only when they still belong to the other side, and is
+    /// dropped after them.
     pub fn into_bytes<H: Hold>(self, hold: impl FnOnce() -> H) -> Bytes {
         struct Held<H: Hold> {
             /// None only while it is dropped, before the hold that keeps its code mapped.

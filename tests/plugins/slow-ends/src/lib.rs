@@ -1,5 +1,5 @@
-//! Code that runs outside of requests (initialisers, destructors, drops, wakers), each of which blocks as long as a file of its name is in the folder
-//! that `SLOW_ENDS` names.
+//! Code that runs outside of requests (initialisers, destructors, drops, wakers), each of which
+//! blocks as long as a file of its name is in the folder that `SLOW_ENDS` names.
 
 use std::{
     cell::RefCell,
