@@ -206,13 +206,11 @@ fn a_request_that_is_in_finds_the_library_mapped() {
 fn what_outlives_its_request_finds_the_library_mapped() {
     model(3, || {
         let generation = Generation::new();
-        let core = Arc::clone(&generation.core);
-        let request = request(&generation, 1, move |in_flight| {
+        let request = request(&generation, 1, |in_flight| {
             // Bytes of the answer.
             let hold = in_flight.hold();
             drop(in_flight);
-            call(&core);
-            drop(hold);
+            call(hold.core());
         });
         generation.retire();
         request.join().expect("it does not panic");

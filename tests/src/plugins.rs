@@ -62,6 +62,20 @@ const ZOO: &[Build] = &[
     },
 ];
 
+/// `slow-ends` is built by the tests that need it.
+const SLOW_ENDS: &[Build] = &[
+    Build {
+        packages: &["slow-ends"],
+        version: "1.0.0",
+        features: &[],
+    },
+    Build {
+        packages: &["slow-ends"],
+        version: "2.0.0",
+        features: &[],
+    },
+];
+
 /// The folder of the workspace.
 pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -90,7 +104,13 @@ pub fn handover() -> &'static Path {
 pub fn fixture(name: &str, version: &str) -> PathBuf {
     static BUILT: LazyLock<PathBuf> = LazyLock::new(|| build_all(BUILDS, "stamp"));
     static ZOO_BUILT: LazyLock<PathBuf> = LazyLock::new(|| build_all(ZOO, "stamp-zoo"));
-    let built = if name == "zoo" { &ZOO_BUILT } else { &BUILT };
+    static SLOW_ENDS_BUILT: LazyLock<PathBuf> =
+        LazyLock::new(|| build_all(SLOW_ENDS, "stamp-slow-ends"));
+    let built = match name {
+        "zoo" => &ZOO_BUILT,
+        "slow-ends" => &SLOW_ENDS_BUILT,
+        _ => &BUILT,
+    };
     let path = built.join(format!("{name}-{version}.so"));
     assert!(
         path.exists(),

@@ -26,7 +26,6 @@ use crate::{
     control::api::{OperationResult, OperationStatus, Outcome, Progress},
     generation::{self, Spec, StartError, Started},
     ledger::Held,
-    loader::{Layouts, Library},
     names::GenerationId,
     preflight::{self, Verdict},
 };
@@ -579,14 +578,42 @@ async fn load_and_start(
     let _trying = crash::trying(apps, &app.name, tried).await;
     let began = Instant::now();
     let artifact = plan.artifact.clone();
-    let library = tokio::task::spawn_blocking(move || Library::open(&artifact, Layouts::Trust))
-        .await
-        .map_err(|broken| {
-            Failure::host(format!("its library could not be loaded: {broken}")).of(id)
-        })?
-        .map_err(|cause| {
-            Failure::host(format!("its library could not be loaded: {cause}")).of(id)
-        })?;
+    let longest = app.settings.check.deadline;
+    let left = |within: Duration| {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        left.map_or(within, |left| left.min(within))
+    };
+    let mut spec = Spec {
+        app: app.name.clone(),
+        id,
+        version: plan.artifact.manifest.version.clone(),
+        artifact: plan.artifact.sha256,
+        config: app.settings.config.clone(),
+        env: app.settings.readable_env(),
+        runtime_threads: app.settings.runtime_threads.get(),
+        start_deadline: longest,
+        preflight: false,
+    };
+    // Keeps a library that cannot be unmapped now.
+    let keep = |spec: &Spec, retained: Option<Box<generation::Retained>>| {
+        if let Some(retained) = retained {
+            let unstarted = Unstarted {
+                spec: spec.clone(),
+                loaded_at: began,
+                held: Held::default(),
+            };
+            app.running(|running| running.unstarted.push(unstarted));
+            drain::put_away(apps, app, id, generation::Ended::Retained(retained));
+        }
+    };
+    let library = match generation::load(artifact, left(longest)).await {
+        Ok(library) => library,
+        Err(StartError { reason, retained }) => {
+            keep(&spec, retained);
+            let reason = format!("its library could not be loaded: {reason}");
+            return Err(Failure::host(reason).of(id));
+        }
+    };
     speaker.step(
         "load",
         app,
@@ -595,31 +622,11 @@ async fn load_and_start(
     );
 
     let began = Instant::now();
-    let longest = app.settings.check.deadline;
-    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-    let spec = Spec {
-        app: app.name.clone(),
-        id,
-        version: plan.artifact.manifest.version.clone(),
-        artifact: plan.artifact.sha256,
-        config: app.settings.config.clone(),
-        env: app.settings.readable_env(),
-        runtime_threads: app.settings.runtime_threads.get(),
-        start_deadline: left.map_or(longest, |left| left.min(longest)),
-        preflight: false,
-    };
+    spec.start_deadline = left(longest);
     let started = match generation::start(library, spec.clone()).await {
         Ok(started) => started,
         Err(StartError { reason, retained }) => {
-            if let Some(retained) = retained {
-                let unstarted = Unstarted {
-                    spec,
-                    loaded_at: began,
-                    held: Held::default(),
-                };
-                app.running(|running| running.unstarted.push(unstarted));
-                drain::put_away(apps, app, id, generation::Ended::Retained(*retained));
-            }
+            keep(&spec, retained);
             return Err(match deadline {
                 Some(by) if Instant::now() >= by => Failure::late(plan, "its constructor").of(id),
                 _ => {

@@ -33,9 +33,7 @@ use crate::{
 const TOLD_EVERY: Duration = Duration::from_millis(250);
 /// How long cancelled work has to notice before the operation ends without waiting for it.
 const CANCELLED_WITHIN: Duration = Duration::from_secs(5);
-/// How often libraries that stay mapped are tried again.
-const RETRY_EVERY: Duration = Duration::from_secs(3);
-/// How often panics are looked for.
+/// How often panics are looked for, and whether a library that stays mapped may be unloaded by now.
 const LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
 
 /// A generation on its way out, counted for the shutdown until it is put away.
@@ -122,17 +120,17 @@ pub(super) async fn see_out(
                 () = &mut quiet => break,
                 () = at(requests_by) => {
                     requests_by = None;
-                    drain.cancelled += cancel(apps, app, &draining, false, "drain deadline");
+                    drain.cancelled += cancel(apps, app, &draining, false, "drain deadline").await;
                     noticed_by = Some(Instant::now() + CANCELLED_WITHIN);
                 }
                 () = at(jobs_by) => {
                     (requests_by, jobs_by) = (None, None);
-                    drain.cancelled += cancel(apps, app, &draining, true, "job deadline");
+                    drain.cancelled += cancel(apps, app, &draining, true, "job deadline").await;
                     noticed_by = Some(Instant::now() + CANCELLED_WITHIN);
                 }
                 () = end.notified() => {
                     (requests_by, jobs_by) = (None, None);
-                    drain.cancelled += cancel(apps, app, &draining, true, "end");
+                    drain.cancelled += cancel(apps, app, &draining, true, "end").await;
                     noticed_by = Some(Instant::now() + CANCELLED_WITHIN);
                 }
                 () = at(noticed_by) => {
@@ -179,8 +177,8 @@ pub(super) async fn see_out(
 }
 
 /// Cancels what still runs on a generation, and tells how many that were.
-fn cancel(apps: &Apps, app: &App, draining: &Draining, jobs: bool, why: &str) -> u64 {
-    let cancelled = draining.expire(jobs);
+async fn cancel(apps: &Apps, app: &App, draining: &Draining, jobs: bool, why: &str) -> u64 {
+    let cancelled = draining.expire(jobs).await;
     if cancelled > 0 {
         let id = draining.generation().spec().id;
         let left = match draining.generation().counts().jobs {
@@ -259,12 +257,22 @@ async fn at(instant: Option<Instant>) {
     }
 }
 
+/// A generation whose library stays mapped.
+type Kept = (Arc<App>, GenerationId, Box<Retained>);
+
 /// The libraries that stay mapped.
 #[derive(Debug, Default)]
 pub(super) struct Attic {
-    retained: Mutex<Vec<(Arc<App>, GenerationId, Retained)>>,
+    retained: Mutex<Vec<Kept>>,
     /// Something changed that may have freed one.
     changed: Notify,
+}
+
+impl Attic {
+    /// Something changed that may have freed a library.
+    pub(super) fn stir(&self) {
+        self.changed.notify_one();
+    }
 }
 
 /// Records how a generation ended.
@@ -279,7 +287,7 @@ pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: End
                 &left,
                 format!("generation {id} is unloaded{}", leaks::sentence(&left)),
             );
-            apps.0.attic.changed.notify_one();
+            apps.0.attic.stir();
         }
         Ended::Retained(retained) => {
             let held = retained.held().clone();
@@ -307,13 +315,8 @@ pub(super) fn keep_tidy(apps: &Apps) {
     let inner = Arc::downgrade(&apps.0);
     tokio::spawn(async move {
         let mut panics = HashMap::new();
-        let mut retried = Instant::now();
         while let Some(apps) = upgrade(&inner) {
             tell_panics(&apps, &mut panics);
-            if retried.elapsed() >= RETRY_EVERY {
-                retry(&apps).await;
-                retried = Instant::now();
-            }
             drop(apps);
             tokio::time::sleep(LOOKED_AT_EVERY).await;
         }
@@ -321,13 +324,11 @@ pub(super) fn keep_tidy(apps: &Apps) {
     let inner = Arc::downgrade(&apps.0);
     tokio::spawn(async move {
         while let Some(apps) = upgrade(&inner) {
-            // Bounded, so that the task ends with the apps.
-            if tokio::time::timeout(RETRY_EVERY, apps.0.attic.changed.notified())
-                .await
-                .is_ok()
-            {
-                retry(&apps).await;
-            }
+            // Bounded, so that the task ends with the apps. What cannot have changed is only looked
+            // at.
+            let changed = tokio::time::timeout(LOOKED_AT_EVERY, apps.0.attic.changed.notified());
+            let changed = changed.await.is_ok();
+            retry(&apps, changed).await;
         }
     });
 }
@@ -336,11 +337,11 @@ fn upgrade(inner: &Weak<Inner>) -> Option<Apps> {
     inner.upgrade().map(Apps)
 }
 
-/// Tries once to unload each library that stays mapped.
-async fn retry(apps: &Apps) {
+/// Tries once to unload each library that stays mapped and may be quiet by now.
+async fn retry(apps: &Apps, eager: bool) {
     let retained = std::mem::take(&mut *apps.0.attic.retained.lock());
     for (app, id, retained) in retained {
-        put_away(apps, &app, id, retained.retry().await);
+        put_away(apps, &app, id, retained.retry(eager).await);
     }
 }
 

@@ -7,6 +7,9 @@
 //!   that finds a thread inside of a call wakes a worker, by a task that does nothing: then all 200 were, the slowest after 0.1 s.
 //! - One worker less is left. So there are spare ones ([`park_spares`]) which sleep, and cost nothing, until a call stalls or no worker is
 //!   left; then one of them takes part for good. They are not sent back to sleep: by then they may owe plugins their destructors.
+//! - Whatever runs code of a plugin on a worker is such a call: the polls of requests, bodies and
+//!   upgraded connections, their drops, wakers that a plugin gave away, and the destructors of its
+//!   thread-locals.
 //! - A task in the worker's LIFO slot is out of everybody's reach. tokio took the stealing of it back (1.51), and switching the slot
 //!   off is an unstable option. Only what the stalled call itself woke just before can lie there, or what had just come when one time in
 //!   61 the worker looked at the common queue first; that waits until the call comes back.
@@ -165,7 +168,7 @@ impl Watchdog {
                         long.told = slot
                             .read(|at| {
                                 at.stalls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                                (at.app.clone(), at.generation, at.path().to_owned())
+                                (at.app.clone(), at.generation, at.place())
                             })
                             .filter(|_| slot.call() == Some(call));
                         if let Some((app, generation, path)) = &long.told {
@@ -235,5 +238,7 @@ fn tell_end(apps: &Apps, ended: &Long, now: Instant) {
         apps.0
             .events
             .tell(Kind::StallEnded, Some(app), Some(*generation), message);
+        // The worker may owe something to a library that waits for that.
+        apps.0.attic.stir();
     }
 }

@@ -23,7 +23,7 @@ use rustix::{
 };
 
 use super::{
-    Artifact, Manifest, Sha256,
+    Artifact, Initialisers, Manifest, Sha256,
     digest::{CHUNK, Hasher},
 };
 
@@ -39,12 +39,14 @@ const BUSY_ATTEMPTS: usize = 20;
 /// How long before each.
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
-/// A sealed copy of an artifact's bytes. Must stay open as long as it is mapped: its number is the name under which the dynamic
+/// A sealed copy of an artifact's bytes, in which its initialisers are hidden from the dynamic
+/// linker. Must stay open as long as it is mapped: its number is the name under which the dynamic
 /// linker knows the library, and must not be another's meanwhile.
 #[derive(Debug)]
 pub struct Image {
     file: File,
     inode: u64,
+    initialisers: Initialisers,
 }
 
 /// Why there is no image.
@@ -113,10 +115,16 @@ impl Draft {
     /// Ends it.
     pub(super) fn seal(self) -> Result<Image, ImageError> {
         let Self { file } = self;
+        let initialisers = Initialisers::read(&file).map_err(ImageError::Memory)?;
+        initialisers.hide(&file).map_err(ImageError::Memory)?;
         when_not_busy(|| fcntl_add_seals(&file, SEALS))
             .map_err(|error| ImageError::Memory(error.into()))?;
         let inode = file.metadata().map_err(ImageError::Memory)?.ino();
-        Ok(Image { file, inode })
+        Ok(Image {
+            file,
+            inode,
+            initialisers,
+        })
     }
 }
 
@@ -183,10 +191,15 @@ impl Image {
         }
         let file = File::from(fd);
         let inode = file.metadata().map_err(ImageError::Memory)?.ino();
-        Ok(Self { file, inode })
+        let initialisers = Initialisers::read(&file).map_err(ImageError::Memory)?;
+        Ok(Self {
+            file,
+            inode,
+            initialisers,
+        })
     }
 
-    /// The file, whose offset is anywhere.
+    /// The file, whose offset is anywhere. Its initialisers are hidden.
     pub(super) fn file(&self) -> &File {
         &self.file
     }
@@ -206,10 +219,16 @@ impl Image {
         Ok(self.file.metadata()?.len())
     }
 
-    /// Its bytes. Blocks.
+    /// Its initialisers and finalisers, which the dynamic linker does not find.
+    pub(crate) fn initialisers(&self) -> &Initialisers {
+        &self.initialisers
+    }
+
+    /// The artifact's bytes. Blocks.
     pub(crate) fn bytes(&self) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; self.file.metadata()?.len() as usize];
         self.file.read_exact_at(&mut bytes, 0)?;
+        self.initialisers.restore(&mut bytes, 0);
         Ok(bytes)
     }
 }
@@ -220,16 +239,19 @@ impl AsFd for Image {
     }
 }
 
-/// Reads an image from its beginning, without moving the offset that all who have it share.
+/// Reads the artifact's bytes from an image, from its beginning, without moving the offset that all
+/// who have it share.
 #[derive(Debug)]
 pub(super) struct Reader {
     file: File,
     at: u64,
+    initialisers: Initialisers,
 }
 
 impl Read for Reader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read_at(buffer, self.at)?;
+        self.initialisers.restore(&mut buffer[..read], self.at);
         self.at += read as u64;
         Ok(read)
     }
@@ -260,6 +282,7 @@ impl Shelf {
                 Ok(Reader {
                     file: image.file.try_clone()?,
                     at: 0,
+                    initialisers: image.initialisers.clone(),
                 })
             })
             .transpose()

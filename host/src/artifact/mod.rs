@@ -4,12 +4,15 @@
 //! - [`manifest`]: what an artifact says of itself, read from its own ELF section without loading it
 //! - [`elf`]: the facts of the file (architecture, completeness, build id)
 //! - [`image`]: their bytes in memory, sealed, which are what is mapped
+//! - [`initialisers`]: what runs before and after everything else of them, hidden from the dynamic
+//!   linker in an image
 //! - [`store`]: immutable copies under their SHA-256
 //! - [`trust`]: who must have signed them
 
 pub mod digest;
 pub mod elf;
 pub mod image;
+mod initialisers;
 pub mod manifest;
 pub mod store;
 #[cfg(test)]
@@ -18,6 +21,7 @@ pub mod trust;
 
 use std::path::PathBuf;
 
+pub(crate) use self::initialisers::Initialisers;
 pub use self::{
     digest::{Hasher, Sha256},
     elf::ElfFacts,

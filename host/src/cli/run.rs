@@ -10,6 +10,7 @@ use super::{
 use crate::{
     config::{Config, Server},
     daemon::{self, Daemon, Given},
+    loader,
     notify::Notifier,
     ownership,
     server::socket,
@@ -17,7 +18,7 @@ use crate::{
 };
 
 /// How long tasks have to notice that the host has ended.
-const LAST_MOMENT: Duration = Duration::from_secs(1);
+pub(super) const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// `handover run`
 pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
@@ -109,7 +110,7 @@ fn serve(
     });
     // A worker that is stuck in a plugin's code would keep the process for ever.
     runtime.shutdown_timeout(LAST_MOMENT);
-    ended
+    ended.map(|()| loader::end_process())
 }
 
 /// Flags overrule the file. A state directory without a socket brings its own.

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use handover_plugin::abi::{
     body::{BodyError, BodyStream, Guard, Imported},
-    waker,
+    bytes as crossing, waker,
 };
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
@@ -110,9 +110,22 @@ impl Guard for InFlight {
     }
 
     fn inside<R>(&self, call: impl FnOnce() -> R) -> R {
-        self.core().inside("the body of an answer", call)
+        self.core().inside(ANSWER, call)
+    }
+
+    fn dropping(&self, drop: impl FnOnce()) {
+        self.core().dropping(ANSWER, drop);
     }
 }
+
+impl crossing::Hold for Hold {
+    fn dropping(&self, drop: impl FnOnce()) {
+        self.core().dropping("bytes of an answer", drop);
+    }
+}
+
+/// What the body of an answer is to the watchdog.
+const ANSWER: &str = "the body of an answer";
 
 /// Why the body of an answer ended before its end.
 #[derive(Debug)]
@@ -277,7 +290,7 @@ impl Streaming {
 pub(super) struct RequestBody<B> {
     body: B,
     relay: Option<(Arc<Relay>, Waker)>,
-    _hold: Hold,
+    hold: Hold,
 }
 
 impl<B> RequestBody<B> {
@@ -285,14 +298,17 @@ impl<B> RequestBody<B> {
         Self {
             body,
             relay: None,
-            _hold: hold,
+            hold,
         }
     }
 }
 
 /// Stands between a waker of the plugin and whoever keeps a waker for longer than this body lives.
+///
+/// The waker has a hold with it, in this order: whoever wakes may be the last to have something of
+/// the plugin.
 #[derive(Debug, Default)]
-struct Relay(Mutex<Option<Waker>>);
+struct Relay(Mutex<Option<(Waker, Hold)>>);
 
 impl Wake for Relay {
     fn wake(self: Arc<Self>) {
@@ -302,8 +318,8 @@ impl Wake for Relay {
     fn wake_by_ref(self: &Arc<Self>) {
         // Taken out first: no lock is held while code of the plugin runs. The body's next poll puts a waker back.
         let waker = self.0.lock().take();
-        if let Some(waker) = waker {
-            waker.wake();
+        if let Some((waker, hold)) = waker {
+            hold.core().inside("a waker of its own", || waker.wake());
         }
     }
 }
@@ -324,7 +340,8 @@ impl<B: Body<Data = Bytes> + Unpin> Body for RequestBody<B> {
             let relay = Arc::new(Relay::default());
             (Arc::clone(&relay), Waker::from(relay))
         });
-        let replaced = relay.0.lock().replace(cx.waker().clone());
+        let waker = (cx.waker().clone(), this.hold.clone());
+        let replaced = relay.0.lock().replace(waker);
         drop(replaced);
         Pin::new(&mut this.body).poll_frame(&mut Context::from_waker(relaying))
     }

@@ -74,10 +74,11 @@ struct Call {
     in_flight: InFlight,
 }
 
-/// Field order is drop order: the call goes before the guard that keeps its code mapped.
+/// The call goes before the guard that keeps its code mapped.
 #[derive(Debug)]
 struct Running {
-    call: RunningCall,
+    /// None once it has ended.
+    call: Option<RunningCall>,
     expiry: Expiry,
     on_upgrade: Option<OnUpgrade>,
     /// For people, when it holds its worker for too long.
@@ -381,13 +382,23 @@ impl Call {
     /// Goes on with `call`, which is for `request`.
     fn running<B>(self, call: RunningCall, request: &mut Request<B>, origin: Origin) -> Running {
         Running {
-            call,
+            call: Some(call),
             expiry: Expiry::default(),
             on_upgrade: self.on_upgrade,
             uri: std::mem::take(request.uri_mut()),
             in_flight: self.in_flight,
             origin,
             just_polled: false,
+        }
+    }
+}
+
+impl Drop for Running {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(call) = self.call.take() {
+            let core = self.in_flight.core();
+            core.dropping(whole_target(&self.uri), || drop(call));
         }
     }
 }
@@ -405,10 +416,19 @@ impl Running {
             response,
         };
         let call = &mut self.call;
-        let state = self
-            .in_flight
-            .core()
-            .inside(whole_target(&self.uri), || call.poll(cx.waker(), &mut slot));
+        let poll = || match call {
+            Some(running) => {
+                let state = running.poll(cx.waker(), &mut slot);
+                if state != PollState::Pending {
+                    // Within the same call: its drop may block as well.
+                    *call = None;
+                }
+                state
+            }
+            None => PollState::Pending, // it was polled again after its end
+        };
+        let core = self.in_flight.core();
+        let state = core.inside(whole_target(&self.uri), poll);
         if state == PollState::Pending {
             return self.expired(cx, response);
         }

@@ -43,8 +43,8 @@ pub(super) fn join(on_upgrade: OnUpgrade, io: IoStream, in_flight: InFlight) -> 
     tokio::spawn(async move {
         let _held = held;
         let plugin = PluginIo {
-            io,
-            _hold: in_flight.hold(),
+            io: Some(io),
+            hold: in_flight.hold(),
         };
         let client = match on_upgrade.await {
             Ok(upgraded) => TokioIo::new(upgraded),
@@ -153,11 +153,33 @@ impl Frames {
 }
 
 /// The plugin's end as a tokio stream.
-///
-/// Field order is drop order: the stream goes before the guard that keeps its code mapped.
 struct PluginIo {
-    io: IoStream,
-    _hold: Hold,
+    /// None only while it is dropped, before the hold that keeps its code mapped.
+    io: Option<IoStream>,
+    hold: Hold,
+}
+
+/// What it is to the watchdog.
+const CONNECTION: &str = "an upgraded connection";
+
+impl PluginIo {
+    /// Polls the plugin's end.
+    fn poll<R>(
+        &mut self,
+        poll: impl FnOnce(&mut IoStream) -> Poll<io::Result<R>>,
+    ) -> Poll<io::Result<R>> {
+        match &mut self.io {
+            Some(io) => self.hold.core().inside(CONNECTION, || poll(io)),
+            None => Poll::Pending, // it is not polled while it is dropped
+        }
+    }
+}
+
+impl Drop for PluginIo {
+    fn drop(&mut self) {
+        let io = self.io.take();
+        self.hold.core().dropping(CONNECTION, || drop(io));
+    }
 }
 
 impl AsyncRead for PluginIo {
@@ -166,7 +188,7 @@ impl AsyncRead for PluginIo {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = self.io.poll_read(cx, buffer.initialize_unfilled());
+        let read = self.poll(|io| io.poll_read(cx, buffer.initialize_unfilled()));
         read.map_ok(|read| buffer.advance(read))
     }
 }
@@ -177,15 +199,15 @@ impl AsyncWrite for PluginIo {
         cx: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.io.poll_write(cx, buffer)
+        self.poll(|io| io.poll_write(cx, buffer))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.io.poll_flush(cx)
+        self.poll(|io| io.poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.io.poll_shutdown(cx)
+        self.poll(|io| io.poll_shutdown(cx))
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
     offer::PluginOffer,
     spec::Spec,
 };
-use crate::ledger::{self, AccountId, Call};
+use crate::ledger::{self, Account, AccountId, Call};
 
 /// How long what is streamed has to end after the drain deadline, before its connection is cut.
 const GRACE: Duration = Duration::from_secs(1);
@@ -90,7 +90,7 @@ pub struct Core {
     cut: AtomicU64,
     streams: Streams,
     panics: AtomicU64,
-    stalls: AtomicU64,
+    stalls: Arc<AtomicU64>,
 }
 
 impl Core {
@@ -150,14 +150,25 @@ impl Core {
     /// Runs `call`, which is one into its app, and is for `target` to the watchdog.
     #[inline]
     pub fn inside<R>(&self, target: &str, call: impl FnOnce() -> R) -> R {
-        let what = Call {
+        ledger::inside(&self.what(target, false), call)
+    }
+
+    /// Runs `call`, which drops something of its app that was for `target`.
+    #[inline]
+    pub fn dropping<R>(&self, target: &str, call: impl FnOnce() -> R) -> R {
+        ledger::inside(&self.what(target, true), call)
+    }
+
+    #[inline]
+    fn what<'a>(&'a self, target: &'a str, dropped: bool) -> Call<'a> {
+        Call {
             app: &self.spec.app,
             generation: self.spec.id,
             account: self.account,
             target,
+            dropped,
             stalls: &self.stalls,
-        };
-        ledger::inside(&what, call)
+        }
     }
 
     /// One request, stream or connection was ended at the deadline.
@@ -181,10 +192,10 @@ pub struct Generation {
 }
 
 impl Generation {
-    pub(super) fn new(spec: Spec, account: AccountId, app: AppHandle<PluginOffer>) -> Self {
+    pub(super) fn new(spec: Spec, account: &Account, app: AppHandle<PluginOffer>) -> Self {
         let core = Arc::new(Core {
             spec,
-            account,
+            account: account.id(),
             app,
             gate: Gate::closed(),
             expired: AtomicBool::new(false),
@@ -192,7 +203,7 @@ impl Generation {
             cut: AtomicU64::new(0),
             streams: Streams::default(),
             panics: AtomicU64::new(0),
-            stalls: AtomicU64::new(0),
+            stalls: account.stalls(),
         });
         Self {
             shards: Shards::new(&core),
@@ -254,8 +265,8 @@ impl Generation {
         self.core.gate.close();
     }
 
-    /// Ends what is in flight, spawned work only if the app does; gives how much that was so far.
-    pub(super) fn expire(&self, jobs: bool) -> u64 {
+    /// Ends what is in flight but spawned work, which only the app can; gives how much that was.
+    pub(super) fn expire(&self) -> u64 {
         let before = self.shards.in_flight();
         self.core.expired.store(true, Ordering::Release);
         self.core.expiry.notify_waiters();
@@ -271,6 +282,6 @@ impl Generation {
                 );
             }
         });
-        before + self.core.app.expire(jobs).unwrap_or(0)
+        before
     }
 }

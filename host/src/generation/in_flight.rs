@@ -35,7 +35,9 @@ pub(super) struct Shard {
 /// One worker's share of what is held: as with the shard, its references are the count.
 #[derive(Debug)]
 #[repr(align(128))]
-struct Holds;
+struct Holds {
+    core: Arc<Core>,
+}
 
 /// The shards of a generation.
 #[derive(Debug)]
@@ -46,8 +48,8 @@ pub(super) struct Shards(Box<[Arc<Shard>]>);
 pub struct InFlight(Arc<Shard>);
 
 /// Something of a generation is still there, which is therefore neither retired nor unloaded.
-#[derive(Debug)]
-pub struct Hold(#[expect(dead_code, reason = "held for its drop")] Arc<Holds>);
+#[derive(Clone, Debug)]
+pub struct Hold(Arc<Holds>);
 
 impl Gate {
     pub(super) fn closed() -> Self {
@@ -75,7 +77,9 @@ impl Shards {
                     Arc::new(Shard {
                         requests: AtomicU64::new(0),
                         core: Arc::clone(core),
-                        holds: Arc::new(Holds),
+                        holds: Arc::new(Holds {
+                            core: Arc::clone(core),
+                        }),
                     })
                 })
                 .collect(),
@@ -119,6 +123,13 @@ impl Shards {
             .iter()
             .map(|shard| shard.requests.load(Ordering::Relaxed))
             .sum()
+    }
+}
+
+impl Hold {
+    /// The generation.
+    pub fn core(&self) -> &Core {
+        &self.0.core
     }
 }
 

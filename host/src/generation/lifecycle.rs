@@ -1,7 +1,8 @@
-//! The threads that constructors and destructors of apps run on.
+//! The threads that code of a plugin outside of requests runs on: its constructors and destructors,
+//! its hooks.
 //!
-//! Both may block and both run code of the plugin that leaves thread-locals behind. So each has a thread of its own that ends, and is
-//! joined, before the library may be unmapped.
+//! All of it may block and leaves thread-locals behind. So each has a thread of its own that is
+//! waited for with a deadline, and has ended, and is joined, before the library may be unmapped.
 
 use std::{io, time::Duration};
 
@@ -18,7 +19,7 @@ pub(super) enum Unfinished<T> {
     Panicked,
 }
 
-/// A thread that goes on past its deadline.
+/// A thread that may go on past its deadline.
 #[derive(Debug)]
 pub(super) struct Late<T>(oneshot::Receiver<io::Result<std::thread::Result<T>>>);
 
@@ -36,13 +37,27 @@ impl<T> Late<T> {
     }
 }
 
-/// Runs `work` on a thread called `name`, and waits until that thread has ended, at most for `deadline`.
-pub(super) async fn run<T: Send + 'static>(
+impl<T> Late<T> {
+    /// Waits until the thread has ended, at most for `deadline`.
+    pub(super) async fn within(mut self, deadline: Duration) -> Result<T, Unfinished<T>> {
+        match tokio::time::timeout(deadline, &mut self.0).await {
+            Ok(Ok(Ok(Ok(outcome)))) => Ok(outcome),
+            Ok(Ok(Err(error))) => Err(Unfinished::NoThread(error)),
+            Ok(_) => Err(Unfinished::Panicked),
+            Err(_) => Err(Unfinished::Late(self)),
+        }
+    }
+}
+
+/// Begins `work` on a thread called `name`. Dropping what this returns leaves it running.
+///
+/// # Errors
+/// When no thread can be started.
+pub(super) fn begin<T: Send + 'static>(
     name: &str,
-    deadline: Duration,
     work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Unfinished<T>> {
-    let (done, mut ended) = oneshot::channel();
+) -> io::Result<Late<T>> {
+    let (done, ended) = oneshot::channel();
     let thread = std::thread::Builder::new().name(name.to_owned());
     // Another thread starts it and only joins it: when that is through, it has run its thread-local destructors as well. In this order, so
     // that a thread that cannot be started leaves none behind that nobody joins.
@@ -52,12 +67,19 @@ pub(super) async fn run<T: Send + 'static>(
             let outcome = thread.spawn(work).map(std::thread::JoinHandle::join);
             // The receiver is gone when nobody wants to know any more.
             let _ = done.send(outcome);
-        })
-        .map_err(Unfinished::NoThread)?;
-    match tokio::time::timeout(deadline, &mut ended).await {
-        Ok(Ok(Ok(Ok(outcome)))) => Ok(outcome),
-        Ok(Ok(Err(error))) => Err(Unfinished::NoThread(error)),
-        Ok(_) => Err(Unfinished::Panicked),
-        Err(_) => Err(Unfinished::Late(Late(ended))),
+        })?;
+    Ok(Late(ended))
+}
+
+/// Runs `work` on a thread called `name`, and waits until that thread has ended, at most for
+/// `deadline`.
+pub(super) async fn run<T: Send + 'static>(
+    name: &str,
+    deadline: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Unfinished<T>> {
+    match begin(name, work) {
+        Ok(thread) => thread.within(deadline).await,
+        Err(error) => Err(Unfinished::NoThread(error)),
     }
 }

@@ -6,7 +6,7 @@
 //! - [`in_flight`]: counting in and out, with [`worker`] and [`sync`]
 //! - [`cut`]: the switch that ends a connection at the drain deadline
 //! - [`offer`]: what the host offers to its plugin: log, panics, work
-//! - [`lifecycle`]: the threads that constructors and destructors run on
+//! - [`lifecycle`]: the threads that constructors, destructors and hooks run on
 
 pub mod core;
 pub mod cut;
@@ -23,5 +23,5 @@ pub use self::{
     cut::{Cut, Order},
     in_flight::{Hold, InFlight},
     spec::{Spec, StartError},
-    states::{Active, Draining, Ended, Retained, Started, start},
+    states::{Active, Draining, Ended, Retained, Started, load, start},
 };

@@ -1,6 +1,9 @@
 //! `Started → Active → Draining → Unloaded | Retained`: each state is a type, and each transition takes the old one by value.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use handover_plugin::abi::{
     host::Pair,
@@ -8,21 +11,34 @@ use handover_plugin::abi::{
     root::{RootRef, Settings},
 };
 
+use parking_lot::Mutex;
+
 use super::{
-    core::{Generation, State},
+    core::{Core, Generation, State},
     lifecycle::{self, Late, Unfinished},
     offer::PluginOffer,
     spec::{Spec, StartError},
 };
 use crate::{
-    ledger::{self, AccountId, Held, Holder, Left},
-    loader::{self, Library},
+    artifact::Artifact,
+    ledger::{self, AccountId, Held, Holder, Left, Look},
+    loader::{self, Layouts, Library, LoadError, Running},
 };
 
 /// How long the threads of a plugin's runtime may take to end. What blocks longer shows as a thread that retains the library.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the workers of the host may take to run what a plugin registered on them.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(1);
+/// The same when it is tried again: what was in the way is known to be gone, or it is tried again
+/// later.
+const SETTLE_AGAIN_DEADLINE: Duration = Duration::from_millis(100);
+/// How long the finalisers of a library may take, with its turn with the dynamic linker, and that
+/// to let it go.
+const UNLOAD_DEADLINE: Duration = loader::LONGEST_TURN.saturating_mul(2);
+/// How long an app may take to hear that it is to drain, or that its deadline passed.
+const HOOK_DEADLINE: Duration = Duration::from_secs(1);
+/// How often what is retained is tried again at first, and at last.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(60));
 
 /// Started: its app is built, nobody asks it yet.
 #[derive(Debug)]
@@ -32,7 +48,15 @@ pub struct Started(Loaded);
 pub struct Active(Loaded);
 /// Draining: it finishes what it has.
 #[derive(Debug)]
-pub struct Draining(Loaded);
+pub struct Draining {
+    loaded: Loaded,
+    hooks: Mutex<Hooks>,
+}
+
+/// The calls that tell an app of its end, each on a thread of its own, as code of the plugin may
+/// run in them. They give how much work they cancelled.
+#[derive(Debug, Default)]
+struct Hooks(Vec<Late<u64>>);
 
 /// A generation and its library.
 #[derive(Debug)]
@@ -47,7 +71,7 @@ pub enum Ended {
     /// Its library is unmapped, which was verified; what it left behind.
     Unloaded(Left),
     /// Its library could not be proven quiet and stays mapped.
-    Retained(Retained),
+    Retained(Box<Retained>),
 }
 
 /// A retired generation whose library stays mapped.
@@ -55,37 +79,132 @@ pub enum Ended {
 pub struct Retained {
     /// None when it was never started to the end.
     generation: Option<Arc<Generation>>,
-    library: Library,
-    held: Held,
-    inside: Option<Inside>,
+    place: Place,
+    known: Known,
 }
 
-/// A thread of the host that did not come back from the plugin in time. The ledger does not see it, so nothing is unmapped before it has.
+/// What is known of a library that stays mapped.
 #[derive(Debug)]
-enum Inside {
-    /// It runs the constructor.
-    Constructor(Late<Result<AppHandle<PluginOffer>, String>>),
-    /// It runs the destructors.
-    Destructors(Late<()>),
-    /// Where it is nobody knows.
+struct Known {
+    held: Held,
+    /// Bytes of its heap, and descriptors, when that was looked at last.
+    holds: (Option<u64>, usize),
+    /// What there was when it was tried last.
+    seen: Option<Look>,
+    /// When it is tried again, even if nothing that can be seen has changed, and how long that is
+    /// after the last time.
+    again: (Instant, Duration),
+}
+
+/// Where a library is that stays mapped, and who is inside of it. The ledger does not see threads
+/// of the host, so nothing is unmapped before they have come back.
+#[derive(Debug)]
+enum Place {
+    /// Nobody is inside.
+    Here(Library),
+    /// A thread maps it.
+    Mapping(Late<Result<Library, LoadError>>),
+    /// A thread runs its initialisers, or the constructor of its app.
+    Constructor(Library, Late<Result<AppHandle<PluginOffer>, String>>),
+    /// Threads tell its app of the end.
+    Hooks(Library, Hooks),
+    /// A thread runs the destructors of its app.
+    Destructors(Library, Late<()>),
+    /// A thread runs its finalisers, or unmaps it.
+    Unmapping(Late<Option<Result<Left, (Library, Held)>>>),
+    /// Where a thread is that was inside of it nobody knows.
     Unknown,
 }
 
-/// Runs the constructor of the app in `library`, on a thread of its own. When it fails, the library is unmapped again, or kept where that
-/// would be unsafe.
+impl Retained {
+    fn new(generation: Option<Arc<Generation>>, place: Place, held: Held) -> Self {
+        let (holds, seen) = match &place {
+            Place::Here(library) | Place::Hooks(library, _) => {
+                (holds(library), Some(library.account().look()))
+            }
+            Place::Constructor(library, _) | Place::Destructors(library, _) => {
+                (holds(library), None)
+            }
+            Place::Mapping(_) | Place::Unmapping(_) | Place::Unknown => ((None, 0), None),
+        };
+        let again = (Instant::now() + AGAIN.0, AGAIN.0);
+        let known = Known {
+            held,
+            holds,
+            seen,
+            again,
+        };
+        Self {
+            generation,
+            place,
+            known,
+        }
+    }
+}
+
+/// Bytes of the heap of a library, none when it was built without one of its own, and how many
+/// descriptors it has open.
+fn holds(library: &Library) -> (Option<u64>, usize) {
+    (library.heap_bytes(), library.account().descriptors())
+}
+
+/// Maps the library of `artifact`, which takes at most `deadline` and a turn with the dynamic
+/// linker.
+///
+/// # Errors
+/// The reason, as the operator should read it.
+pub async fn load(artifact: Artifact, deadline: Duration) -> Result<Library, StartError> {
+    let deadline = deadline.saturating_add(loader::LONGEST_TURN);
+    let what = format!("{} {}", artifact.manifest.app, artifact.manifest.version);
+    let mapped = lifecycle::run("map", deadline, move || {
+        Library::map(&artifact, Layouts::Trust)
+    });
+    let reason = match mapped.await {
+        Ok(Ok(library)) => return Ok(library),
+        Ok(Err(error)) => error.to_string(),
+        Err(Unfinished::Late(late)) => {
+            let sentence = format!(
+                "the dynamic linker has not come back within {} from mapping {what}: an initialiser of a library that it brings along, or a \
+                 resolver of an ifunc, blocks",
+                humantime::format_duration(deadline)
+            );
+            return Err(StartError {
+                reason: format!(
+                    "{sentence}; nothing else can be loaded or unloaded before it does"
+                ),
+                retained: Some(Box::new(Retained::new(
+                    None,
+                    Place::Mapping(late),
+                    Held::by(Holder::Linker, sentence),
+                ))),
+            });
+        }
+        Err(Unfinished::NoThread(error)) => format!("no thread could be started: {error}"),
+        Err(Unfinished::Panicked) => {
+            "the host panicked while it mapped the library: this is a fault of handover".to_owned()
+        }
+    };
+    Err(StartError {
+        reason,
+        retained: None,
+    })
+}
+
+/// Runs the initialisers of `library` and the constructor of the app in it, on a thread of its own.
+/// When it fails, the library is unmapped again, or kept where that would be unsafe.
 ///
 /// # Errors
 /// The reason, as the operator should read it.
 pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> {
-    let root = library.root::<RootRef>().map_err(|error| StartError {
-        reason: error.to_string(),
-        retained: None,
-    })?;
     let deadline = spec.start_deadline;
     let constructing = spec.clone();
     let offer = Arc::new(PluginOffer::new(spec.app.clone(), spec.id));
     let account = library.account().id();
+    library.account().name(&spec.app, spec.id);
+    let (code, stage) = (library.code(), library.stage());
     let started = lifecycle::run("start", deadline, move || {
+        let code = code;
+        let root = code.root::<RootRef>().map_err(|error| error.to_string())?;
         let _acting = ledger::act_for(account);
         let spec = constructing;
         let (version, config) = (spec.version.to_string(), spec.config.to_string());
@@ -111,7 +230,7 @@ pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> 
     .await;
     let reason = match started {
         Ok(Ok(app)) => {
-            let generation = Arc::new(Generation::new(spec, account, app));
+            let generation = Arc::new(Generation::new(spec, library.account(), app));
             return Ok(Started(Loaded {
                 generation,
                 library,
@@ -120,17 +239,32 @@ pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> 
         Ok(Err(reason)) => reason,
         Err(Unfinished::Late(late)) => {
             let deadline = humantime::format_duration(deadline);
-            let sentence = format!("its constructor did not end within {deadline}, and goes on");
-            return Err(StartError {
-                reason: format!(
-                    "the constructor did not end within {deadline}, and is left running: its library stays mapped"
+            let (sentence, reason) = match stage.running() {
+                Running::Mapped | Running::Initialisers => {
+                    let what = library.what();
+                    (
+                        format!(
+                            "the static constructors (ELF initialisers) of {what} did not end within {deadline}, and go on"
+                        ),
+                        format!(
+                            "its static constructors (ELF initialisers) did not end within {deadline}, and are left running: its library stays mapped"
+                        ),
+                    )
+                }
+                _ => (
+                    format!("its constructor did not end within {deadline}, and goes on"),
+                    format!(
+                        "the constructor did not end within {deadline}, and is left running: its library stays mapped"
+                    ),
                 ),
-                retained: Some(Box::new(Retained {
-                    generation: None,
-                    library,
-                    held: Held::by(Holder::Constructor, sentence),
-                    inside: Some(Inside::Constructor(late)),
-                })),
+            };
+            return Err(StartError {
+                reason,
+                retained: Some(Box::new(Retained::new(
+                    None,
+                    Place::Constructor(library, late),
+                    Held::by(Holder::Constructor, sentence),
+                ))),
             });
         }
         Err(Unfinished::NoThread(error)) => {
@@ -140,18 +274,26 @@ pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> 
             "the host panicked while it started the app: this is a fault of handover".to_owned()
         }
     };
-    let retained = match unload(None, library).await {
-        Ended::Retained(retained) => Some(Box::new(retained)),
+    let retained = match unload(None, library, SETTLE_DEADLINE).await {
+        Ended::Retained(retained) => Some(retained),
         Ended::Unloaded(_) => None,
     };
     Err(StartError { reason, retained })
 }
 
-/// Drops the app value of a generation, on a thread of its own. What is left inside of it when that failed.
+/// Why an app could not be dropped.
+enum NotStopped {
+    /// A thread is inside.
+    Late(Late<()>),
+    /// What happened is not known.
+    Unknown(Held),
+}
+
+/// Drops the app value of a generation, on a thread of its own.
 async fn stop(
     account: AccountId,
     stop: impl FnOnce(u64) + Send + 'static,
-) -> Result<(), (Held, Inside)> {
+) -> Result<(), NotStopped> {
     let deadline = u64::try_from(STOP_DEADLINE.as_millis()).unwrap_or(u64::MAX);
     let stopped = lifecycle::run("stop", STOP_DEADLINE * 2, move || {
         let _acting = ledger::act_for(account);
@@ -159,61 +301,138 @@ async fn stop(
     })
     .await;
     stopped.map_err(|unfinished| match unfinished {
-        Unfinished::Late(late) => (
+        Unfinished::Late(late) => NotStopped::Late(late),
+        Unfinished::NoThread(error) => NotStopped::Unknown(Held::by(
+            Holder::Host,
+            format!("no thread could be started to drop it: {error}"),
+        )),
+        Unfinished::Panicked => NotStopped::Unknown(Held::by(
+            Holder::Host,
+            "the host panicked while it dropped the app: this is a fault of handover",
+        )),
+    })
+}
+
+/// Drops the app value of a generation whose hooks have returned, and unmaps its library if it is
+/// proven quiet.
+async fn stop_and_unload(
+    generation: Option<Arc<Generation>>,
+    library: Library,
+    settle: Duration,
+    drop_app: impl FnOnce(u64) + Send + 'static,
+) -> Ended {
+    let (place, held) = match stop(library.account().id(), drop_app).await {
+        Ok(()) => return unload(generation, library, settle).await,
+        Err(NotStopped::Late(late)) => (
+            Place::Destructors(library, late),
             Held::by(
                 Holder::Destructors,
                 "its destructors did not end: a thread is still inside it",
             ),
-            Inside::Destructors(late),
         ),
-        Unfinished::NoThread(error) => (
-            Held::by(
-                Holder::Host,
-                format!("no thread could be started to drop it: {error}"),
-            ),
-            Inside::Unknown,
-        ),
-        Unfinished::Panicked => (
-            Held::by(
-                Holder::Host,
-                "the host panicked while it dropped the app: this is a fault of handover",
-            ),
-            Inside::Unknown,
-        ),
-    })
+        // The library is given up: it stays mapped for ever.
+        Err(NotStopped::Unknown(held)) => (Place::Unknown, held),
+    };
+    retained(generation, place, held)
 }
 
-/// Unmaps a library whose app is dropped, if it is proven quiet.
-async fn unload(generation: Option<Arc<Generation>>, library: Library) -> Ended {
-    let end = |state| {
-        if let Some(generation) = &generation {
-            generation.set_state(state);
-        }
-    };
-    if let Err(unsettled) = library.settle(SETTLE_DEADLINE).await {
-        end(State::Retained);
-        return Ended::Retained(Retained {
-            generation,
-            library,
-            held: unsettled.held,
-            inside: None,
-        });
+fn retained(generation: Option<Arc<Generation>>, place: Place, held: Held) -> Ended {
+    if let Some(generation) = &generation {
+        generation.set_state(State::Retained);
     }
-    match tokio::task::spawn_blocking(move || library.close()).await {
-        Ok(Ok(left)) => {
-            end(State::Unloaded);
-            Ended::Unloaded(left)
+    Ended::Retained(Box::new(Retained::new(generation, place, held)))
+}
+
+/// Unmaps a library whose app is dropped, if it is proven quiet within `settle`.
+async fn unload(generation: Option<Arc<Generation>>, library: Library, settle: Duration) -> Ended {
+    if let Err(unsettled) = library.settle(settle).await {
+        return retained(generation, Place::Here(library), unsettled.held);
+    }
+    let (what, stage) = (library.what().to_owned(), library.stage());
+    // The thread may fail to start; the library comes back then, so it is handed over through this.
+    let slot = Arc::new(Mutex::new(Some(library)));
+    let handed = Arc::clone(&slot);
+    let closing = lifecycle::run("close", UNLOAD_DEADLINE, move || {
+        let library = handed.lock().take();
+        library.map(Library::close)
+    });
+    let (place, held) = match closing.await {
+        Ok(Some(Ok(left))) => {
+            if let Some(generation) = &generation {
+                generation.set_state(State::Unloaded);
+            }
+            return Ended::Unloaded(left);
         }
-        Ok(Err((library, held))) => {
-            end(State::Retained);
-            Ended::Retained(Retained {
-                generation,
-                library,
-                held,
-                inside: None,
+        Ok(Some(Err((library, held)))) => (Place::Here(library), held),
+        Err(Unfinished::Late(late)) => {
+            let deadline = humantime::format_duration(UNLOAD_DEADLINE);
+            let held = match stage.running() {
+                Running::Finalisers => Held::by(
+                    Holder::Destructors,
+                    format!(
+                        "the static destructors (ELF finalisers) of {what} did not end within {deadline}, and go on"
+                    ),
+                ),
+                _ => Held::by(
+                    Holder::Linker,
+                    format!("the dynamic linker has not let {what} go within {deadline}"),
+                ),
+            };
+            (Place::Unmapping(late), held)
+        }
+        Err(Unfinished::NoThread(error)) => (
+            slot.lock().take().map_or(Place::Unknown, Place::Here),
+            Held::by(
+                Holder::Host,
+                format!("no thread could be started to unmap it: {error}"),
+            ),
+        ),
+        Ok(None) | Err(Unfinished::Panicked) => (
+            Place::Unknown,
+            Held::by(
+                Holder::Host,
+                "the host panicked while it unmapped it: this is a fault of handover",
+            ),
+        ),
+    };
+    retained(generation, place, held)
+}
+
+impl Hooks {
+    /// Begins `hook`, a call into the app of `core`. One that cannot be begun is left out: the app
+    /// is not told then.
+    fn begin(
+        core: &Arc<Core>,
+        name: &str,
+        hook: impl FnOnce(&Core) -> u64 + Send + 'static,
+    ) -> Option<Late<u64>> {
+        let of = Arc::clone(core);
+        let begun = lifecycle::begin(name, move || {
+            let _acting = ledger::act_for(of.account());
+            hook(&of)
+        });
+        let spec = core.spec();
+        begun
+            .inspect_err(|error| {
+                tracing::error!(
+                    app = %spec.app,
+                    generation = %spec.id,
+                    "no thread can be started to {name} the app, which is not told of it: {error}"
+                );
             })
+            .ok()
+    }
+
+    /// Those that have not returned by `by`.
+    async fn left(self, by: Instant) -> Self {
+        let mut left = Vec::new();
+        for hook in self.0 {
+            let within = by.saturating_duration_since(Instant::now());
+            if let Err(Unfinished::Late(late)) = hook.within(within).await {
+                left.push(late);
+            }
         }
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+        Self(left)
     }
 }
 
@@ -242,35 +461,55 @@ impl Active {
         &self.0.generation
     }
 
-    /// Closes it for new requests and tells the app. The caller has published its replacement before.
+    /// Closes it for new requests and tells the app, on a thread of its own. The caller has
+    /// published its replacement before.
     pub fn drain(self) -> Draining {
         let generation = &self.0.generation;
         generation.set_state(State::Draining);
         generation.close_gate();
-        generation.core().app().drain();
-        Draining(self.0)
+        let told = Hooks::begin(generation.core(), "drain", |core| {
+            core.app().drain();
+            0
+        });
+        Draining {
+            loaded: self.0,
+            hooks: Mutex::new(Hooks(told.into_iter().collect())),
+        }
     }
 }
 
 impl Draining {
     /// The shared part.
     pub fn generation(&self) -> &Arc<Generation> {
-        &self.0.generation
+        &self.loaded.generation
     }
 
     /// Ends when nothing is in flight any more.
     pub async fn quiet(&self) {
         let mut pause = Duration::from_millis(1);
-        while self.0.generation.counts().in_flight > 0 {
+        while self.generation().counts().in_flight > 0 {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(20));
         }
     }
 
     /// The drain deadline passed: requests, streams and connections end now, and spawned tasks as well; jobs only if `jobs`.
-    /// Gives how many there were.
-    pub fn expire(&self, jobs: bool) -> u64 {
-        self.0.generation.expire(jobs)
+    /// Gives how many there were. Waits for the app to hear of it, on a thread of its own, for a
+    /// second at most.
+    pub async fn expire(&self, jobs: bool) -> u64 {
+        let before = self.generation().expire();
+        let told = Hooks::begin(self.generation().core(), "expire", move |core| {
+            core.app().expire(jobs).unwrap_or(0)
+        });
+        let Some(told) = told else { return before };
+        match told.within(HOOK_DEADLINE).await {
+            Ok(cancelled) => before + cancelled,
+            Err(Unfinished::Late(late)) => {
+                self.hooks.lock().0.push(late);
+                before
+            }
+            Err(_) => before,
+        }
     }
 
     /// Waits until nothing is in flight, drops the app, and unmaps the library if it is proven quiet.
@@ -279,67 +518,125 @@ impl Draining {
         let Loaded {
             generation,
             library,
-        } = self.0;
+        } = self.loaded;
+        let hooks = self.hooks.into_inner();
         generation.set_state(State::Retired);
-        let core = Arc::clone(generation.core());
-        if let Err((held, inside)) =
-            stop(core.account(), move |deadline| core.app().stop(deadline)).await
-        {
-            generation.set_state(State::Retained);
-            return Ended::Retained(Retained {
-                generation: Some(generation),
-                library,
-                held,
-                inside: Some(inside),
-            });
-        }
-        unload(Some(generation), library).await
+        retire(generation, library, hooks, STOP_DEADLINE, SETTLE_DEADLINE).await
     }
+}
+
+/// Drops the app once `hooks` have returned, within `patience`, and unmaps the library if it is
+/// proven quiet within `settle`.
+async fn retire(
+    generation: Arc<Generation>,
+    library: Library,
+    hooks: Hooks,
+    patience: Duration,
+    settle: Duration,
+) -> Ended {
+    let hooks = hooks.left(Instant::now() + patience).await;
+    if !hooks.0.is_empty() {
+        let held = Held::by(
+            Holder::Destructors,
+            "what its app does when it is told to drain, or that its deadline passed, did not end: a thread is still inside it",
+        );
+        return retained(Some(generation), Place::Hooks(library, hooks), held);
+    }
+    let core = Arc::clone(generation.core());
+    let drop_app = move |deadline| core.app().stop(deadline);
+    stop_and_unload(Some(generation), library, settle, drop_app).await
+}
+
+/// What was retained, as it was.
+fn stays(generation: Option<Arc<Generation>>, place: Place, known: Known) -> Ended {
+    Ended::Retained(Box::new(Retained {
+        generation,
+        place,
+        known,
+    }))
 }
 
 impl Retained {
     /// What held it.
     pub fn held(&self) -> &Held {
-        &self.held
+        &self.known.held
     }
 
     /// Bytes of its heap, none when it was built without one of its own, and how many descriptors it has open.
     pub fn holds(&self) -> (Option<u64>, usize) {
-        (
-            self.library.heap_bytes(),
-            self.library.account().descriptors(),
-        )
+        self.known.holds
     }
 
-    /// Tries again. An app whose constructor came back too late is stopped: nobody waits for it any more.
-    pub async fn retry(mut self) -> Ended {
-        let left = match self.inside.take() {
-            None => Ok(()),
-            Some(Inside::Constructor(late)) => match late.ended() {
-                Err(late) => Err((self.held.clone(), Inside::Constructor(late))),
+    /// Tries again, if that can come to anything: the first look costs nothing that others would
+    /// notice. An app whose constructor came back too late is stopped: nobody waits for it any
+    /// more. `eager` is for one who knows that something has changed.
+    pub async fn retry(self, eager: bool) -> Ended {
+        let Self {
+            generation,
+            place,
+            known,
+        } = self;
+        let settle = SETTLE_AGAIN_DEADLINE;
+        match place {
+            Place::Here(library) => {
+                let look = library.account().look();
+                let (at, pause) = known.again;
+                let changed = known.seen.as_ref() != Some(&look);
+                let can_end = look.is_quiet() || look.can_be_visited();
+                if !changed && (!can_end || (Instant::now() < at && !eager)) {
+                    return stays(generation, Place::Here(library), known);
+                }
+                let mut ended = unload(generation, library, settle).await;
+                if let Ended::Retained(again) = &mut ended
+                    && !changed
+                {
+                    let pause = (pause * 2).min(AGAIN.1);
+                    again.known.again = (Instant::now() + pause, pause);
+                }
+                ended
+            }
+            Place::Mapping(late) => match late.ended() {
+                Err(late) => stays(generation, Place::Mapping(late), known),
+                Ok(Ok(Ok(library))) => unload(generation, library, settle).await,
+                Ok(Ok(Err(_))) => Ended::Unloaded(Left::default()),
+                Ok(Err(_)) => stays(generation, Place::Unknown, known),
+            },
+            Place::Constructor(library, late) => match late.ended() {
+                Err(late) => stays(generation, Place::Constructor(library, late), known),
                 Ok(Ok(Ok(app))) => {
-                    stop(self.library.account().id(), move |deadline| {
+                    stop_and_unload(generation, library, settle, move |deadline| {
                         app.stop(deadline);
                     })
                     .await
                 }
-                Ok(Ok(Err(_))) => Ok(()),
-                Ok(Err(_)) => Err((self.held.clone(), Inside::Unknown)),
+                Ok(Ok(Err(_))) => unload(generation, library, settle).await,
+                Ok(Err(_)) => stays(generation, Place::Unknown, known),
             },
-            Some(Inside::Destructors(late)) => match late.ended() {
-                Err(late) => Err((self.held.clone(), Inside::Destructors(late))),
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(_)) => Err((self.held.clone(), Inside::Unknown)),
+            Place::Hooks(library, hooks) => match generation {
+                Some(generation) => {
+                    retire(generation, library, hooks, Duration::ZERO, settle).await
+                }
+                None => stays(generation, Place::Unknown, known),
             },
-            Some(Inside::Unknown) => Err((self.held.clone(), Inside::Unknown)),
-        };
-        match left {
-            Ok(()) => unload(self.generation, self.library).await,
-            Err((held, inside)) => Ended::Retained(Self {
-                held,
-                inside: Some(inside),
-                ..self
-            }),
+            Place::Destructors(library, late) => match late.ended() {
+                Err(late) => stays(generation, Place::Destructors(library, late), known),
+                Ok(Ok(())) => unload(generation, library, settle).await,
+                Ok(Err(_)) => stays(generation, Place::Unknown, known),
+            },
+            Place::Unmapping(late) => match late.ended() {
+                Err(late) => stays(generation, Place::Unmapping(late), known),
+                Ok(Ok(Some(Ok(left)))) => {
+                    if let Some(generation) = &generation {
+                        generation.set_state(State::Unloaded);
+                    }
+                    Ended::Unloaded(left)
+                }
+                Ok(Ok(Some(Err((library, held))))) => {
+                    retained(generation, Place::Here(library), held)
+                }
+                Ok(Ok(None) | Err(_)) => stays(generation, Place::Unknown, known),
+            },
+            Place::Unknown => stays(generation, Place::Unknown, known),
         }
     }
 }

@@ -3,19 +3,20 @@
 use std::{
     ops::Range,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::Notify};
 
 use super::{
-    AccountId, Held, Holder, descriptors, interposed, keys,
+    AccountId, Call, Held, Holder, Look, descriptors, interposed, keys,
     owner::{self, Acting},
     ranges, signals, threads, visit,
 };
+use crate::names::{AppName, GenerationId};
 
 /// The next account. Never given out twice, so that nothing of an old library is ever taken for a new one's.
 static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -61,6 +62,9 @@ impl Loading {
             id: self.account,
             ranges,
             destructors: AtomicUsize::new(0),
+            name: OnceLock::new(),
+            stalls: Arc::default(),
+            visited: Notify::new(),
         })))
     }
 }
@@ -85,6 +89,12 @@ struct Inner {
     ranges: Vec<Range<usize>>,
     /// How many destructors were run on visits.
     destructors: AtomicUsize,
+    /// Whose its library is, for people.
+    name: OnceLock<(AppName, GenerationId)>,
+    /// How many calls into it did not come back in time.
+    stalls: Arc<AtomicU64>,
+    /// A visit has run something.
+    visited: Notify,
 }
 
 /// What settling an account took.
@@ -119,6 +129,10 @@ pub struct Unsettled {
     pub held: Held,
 }
 
+/// For so many rounds what settling waits for is looked at after each pause.
+const SOON: usize = 30;
+const PAUSE: Duration = Duration::from_millis(1);
+
 /// Runtimes whose workers call plugins too.
 static OTHERS: Mutex<Vec<Handle>> = Mutex::new(Vec::new());
 
@@ -149,7 +163,9 @@ impl Account {
     /// owe them, and waits for its threads to end, for `deadline` at the longest. On `Ok` nothing is left.
     ///
     /// Nothing may call into the library any more when this is called, but the destructors that this runs. It cannot
-    /// contain a destructor that blocks or aborts.
+    /// contain a destructor that aborts. One that blocks holds its worker, where the watchdog finds
+    /// it, and the library; it does not hold this for longer than `deadline` while there is another
+    /// worker.
     ///
     /// To be awaited on the runtime whose workers called the library, with its timer enabled: workers can only be reached
     /// by tasks. A worker that is kept busy by something else holds the library. So does any other thread that called it,
@@ -173,7 +189,9 @@ impl Account {
             report
                 .signals
                 .extend(signals.into_iter().map(signals::name));
-            self.0.visit();
+            if !visit::on_worker() {
+                self.0.visit();
+            }
             if self.is_quiet() {
                 report.destructors = self.0.destructors.load(Ordering::Relaxed) - before;
                 return Ok(report);
@@ -185,26 +203,47 @@ impl Account {
                 }
                 return Err(Unsettled { held });
             }
-            // A worker that finds nothing to do takes tasks from the others. Each visit keeps its worker for a moment, longer
-            // each round, so that the tasks behind it are taken by the workers that have not been visited.
-            let stay = Duration::from_micros(10 * report.rounds.min(20) as u64);
-            for runtime in &runtimes {
-                for _ in 0..2 * runtime.metrics().num_workers() {
-                    let account = Arc::clone(&self.0);
-                    runtime.spawn(async move {
-                        if !account.visit() {
-                            std::thread::sleep(stay);
-                        }
-                    });
-                }
+            if self.look().can_be_visited() {
+                self.call_workers(&runtimes, report.rounds);
             }
-            if report.rounds == 0 {
-                tokio::task::yield_now().await;
-            } else {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
+            let pause = match report.rounds {
+                0..SOON => PAUSE,
+                // What is not done by then waits for something else, and is not worth asking for
+                // all the time.
+                late => PAUSE * (late - SOON + 2).min(20) as u32,
+            };
+            // Not by yielding: that would have this thread come back here, where a destructor may
+            // block.
+            let _ = tokio::time::timeout(pause, self.0.visited.notified()).await;
             report.rounds += 1;
         }
+    }
+
+    /// Asks the workers of `runtimes` to come by.
+    fn call_workers(&self, runtimes: &[Handle], round: usize) {
+        // A worker that finds nothing to do takes tasks from the others. Each visit keeps its
+        // worker for a moment, longer each round, so that the tasks behind it are taken by the
+        // workers that have not been visited.
+        let stay = Duration::from_micros(10 * round.min(20) as u64);
+        for runtime in runtimes {
+            for _ in 0..2 * runtime.metrics().num_workers() {
+                let account = Arc::clone(&self.0);
+                runtime.spawn(async move {
+                    if !account.visit() {
+                        std::thread::sleep(stay);
+                    }
+                });
+            }
+        }
+    }
+
+    /// What holds the library, without asking anybody to do anything.
+    pub fn look(&self) -> Look {
+        Look::new(
+            threads::alive(self.0.id),
+            &visit::held(self.0.id),
+            &signals::held(&self.0.ranges),
+        )
     }
 
     /// Whether nothing of the library is left in the host, now.
@@ -275,6 +314,17 @@ impl Account {
         held
     }
 
+    /// Says whose the library is, for people. Once.
+    pub fn name(&self, app: &AppName, generation: GenerationId) {
+        // A second name would be the same one.
+        let _ = self.0.name.set((app.clone(), generation));
+    }
+
+    /// Counts the calls into the library that did not come back in time.
+    pub fn stalls(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.0.stalls)
+    }
+
     /// Its name in the tables of the ledger.
     pub fn id(&self) -> AccountId {
         self.0.id
@@ -311,8 +361,19 @@ impl Account {
 impl Inner {
     /// Runs on the current thread what it owes the library. Whether there was anything.
     fn visit(&self) -> bool {
-        let ran = visit::here(self.id);
-        self.destructors.fetch_add(ran, Ordering::Relaxed);
+        let call = self.name.get().map(|(app, generation)| Call {
+            app,
+            generation: *generation,
+            account: self.id,
+            target: "the destructor of a thread-local",
+            dropped: false,
+            stalls: &self.stalls,
+        });
+        let ran = visit::here(self.id, call.as_ref());
+        if ran > 0 {
+            self.destructors.fetch_add(ran, Ordering::Relaxed);
+            self.visited.notify_one();
+        }
         ran > 0
     }
 }

@@ -27,11 +27,23 @@ pub struct Call<'a> {
     pub account: AccountId,
     /// What was asked for: a path, and maybe a query.
     pub target: &'a str,
+    /// Whether what was made for it is dropped.
+    pub dropped: bool,
     /// Counts the calls that did not come back in time.
     pub stalls: &'a AtomicU64,
 }
 
 impl Call<'_> {
+    /// What the thread is in, for a sentence like "it blocks in …".
+    pub fn place(&self) -> String {
+        let path = self.path();
+        if self.dropped {
+            format!("the drop of {path}")
+        } else {
+            path.to_owned()
+        }
+    }
+
     /// What was asked for, without the query, which may be nobody else's business.
     pub fn path(&self) -> &str {
         self.target.split('?').next().unwrap_or_default()
@@ -212,6 +224,7 @@ mod tests {
             generation: GenerationId(7),
             account: 7,
             target,
+            dropped: false,
             stalls: &stalls,
         };
         assert_eq!(own_path(), None);
@@ -245,6 +258,7 @@ mod tests {
                         generation,
                         account: number,
                         target: &path,
+                        dropped: false,
                         stalls: &stalls,
                     };
                     inside(&call, || std::hint::black_box(&path).len());

@@ -19,6 +19,7 @@
 //! - [`inside`]: which call into a library each thread is inside of, for those who look for calls that do not come back
 //! - [`account`]: all of that for one library, and the proof that nothing is left
 //! - [`held`]: what there is when that proof fails
+//! - [`look`]: what there is of it, as far as can be seen at no cost to others
 //!
 //! Invariant: no lock of the ledger is held while code of a plugin runs.
 #![allow(
@@ -33,6 +34,7 @@ mod inside;
 mod interpose;
 mod interposed;
 mod keys;
+mod look;
 mod openers;
 mod owner;
 mod ranges;
@@ -45,6 +47,7 @@ pub use self::{
     held::{Held, Holder},
     inside::{Call, SHARED_WORKER, inside, slots},
     interposed::armed,
+    look::Look,
     owner::Acting,
     visit::mark_worker,
 };

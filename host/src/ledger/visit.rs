@@ -16,7 +16,7 @@ use std::{
 
 use libc::pthread_key_t;
 
-use super::{AccountId, interpose, interposed, keys, threads};
+use super::{AccountId, Call, inside, interpose, interposed, keys, threads};
 
 /// A destructor of a thread-local or of a key's value.
 pub(super) type Destructor = unsafe extern "C" fn(*mut c_void);
@@ -73,7 +73,7 @@ struct End;
 impl Drop for End {
     fn drop(&mut self) {
         if let Some(thread) = own() {
-            run(thread, None);
+            run(thread, None, None);
             thread.lock().ending = true;
         }
     }
@@ -119,6 +119,11 @@ pub fn mark_worker() {
     if OWN.get().is_null() {
         adopt(Some(WORKERS.fetch_add(1, Ordering::Relaxed)));
     }
+}
+
+/// Whether the current thread was marked as a worker.
+pub(super) fn on_worker() -> bool {
+    own().is_some_and(|thread| thread.worker.is_some())
 }
 
 fn own() -> Option<&'static HostThread> {
@@ -181,12 +186,21 @@ pub(super) fn value_set(owner: AccountId, key: pthread_key_t, some: bool) {
 }
 
 /// Runs on the current thread what it has to run for `account`; gives how many destructors ran.
-pub(super) fn here(account: AccountId) -> usize {
-    own().map_or(0, |thread| run(thread, Some(account)))
+/// Each is `call` to the watchdog.
+pub(super) fn here(account: AccountId, call: Option<&Call<'_>>) -> usize {
+    own().map_or(0, |thread| run(thread, Some(account), call))
+}
+
+/// Runs `destructor`, which is `call` to the watchdog.
+fn watched(call: Option<&Call<'_>>, destructor: impl FnOnce()) {
+    match call {
+        Some(call) => inside(call, destructor),
+        None => destructor(),
+    }
 }
 
 /// Runs what `thread`, the current one, has to run for `account`, or for all: newest first, until nothing is left.
-fn run(thread: &HostThread, account: Option<AccountId>) -> usize {
+fn run(thread: &HostThread, account: Option<AccountId>, call: Option<&Call<'_>>) -> usize {
     let mut ran = 0;
     for _ in 0..ROUNDS {
         let before = ran;
@@ -194,7 +208,7 @@ fn run(thread: &HostThread, account: Option<AccountId>) -> usize {
             // SAFETY: the library registered this destructor for this object, on this thread (`Entry`), and it is
             // taken out before it runs, so it runs once. The library is mapped: it is not quiet while an entry of it
             // is in a list or running (`held`), and only a quiet library is unmapped (`Library::close`).
-            unsafe { (entry.destructor)(entry.object) };
+            watched(call, || unsafe { (entry.destructor)(entry.object) });
             thread.lock().running = None;
             ran += 1;
         }
@@ -203,7 +217,7 @@ fn run(thread: &HostThread, account: Option<AccountId>) -> usize {
             while bits != 0 {
                 let key = index as pthread_key_t * 64 + bits.trailing_zeros();
                 bits &= bits - 1;
-                ran += usize::from(run_value(thread, key, account));
+                ran += usize::from(run_value(thread, key, account, call));
             }
         }
         if ran == before {
@@ -225,7 +239,12 @@ fn take(thread: &HostThread, account: Option<AccountId>) -> Option<Entry> {
 }
 
 /// Ends the value that this thread has for `key`; `false` when there is none, or it is not of `account`.
-fn run_value(thread: &HostThread, key: pthread_key_t, account: Option<AccountId>) -> bool {
+fn run_value(
+    thread: &HostThread,
+    key: pthread_key_t,
+    account: Option<AccountId>,
+    call: Option<&Call<'_>>,
+) -> bool {
     let Some(owner) = keys::owner(key) else {
         thread.set_value(key, false); // the library deleted the key itself
         return false;
@@ -248,7 +267,7 @@ fn run_value(thread: &HostThread, key: pthread_key_t, account: Option<AccountId>
         let destructor = unsafe { std::mem::transmute::<usize, Destructor>(destructor) };
         // SAFETY: the destructor of the key is called with this thread's value after the value was set to null, as libc
         // would. The library is mapped, see `run`.
-        unsafe { destructor(value) };
+        watched(call, || unsafe { destructor(value) });
     }
     thread.lock().running = None;
     runs

@@ -7,15 +7,17 @@ use std::{
     time::Duration,
 };
 
-use abi_stable::{
-    abi_stability::abi_checking::check_layout_compatibility,
-    library::{AbiHeaderRef, LibHeader, ROOT_MODULE_LOADER_NAME_WITH_NUL, RootModule},
-};
+use abi_stable::library::RootModule;
 use handover_plugin::abi::heap::{self, Heap, HeapRoot};
 use libloading::os::unix as dl;
 use object::{Object as _, ObjectSymbol as _};
 
-use super::mapped::{self, Object};
+use super::{
+    code::{Code, Stage},
+    initialisers::Functions,
+    mapped::{self, Object},
+    turn::Turn,
+};
 use crate::{
     artifact::{Artifact, Image},
     ledger::{self, Account, Held, Holder, Left, Report, Unsettled},
@@ -39,6 +41,8 @@ pub struct LoadError(pub String);
 #[derive(Debug)]
 pub struct Library {
     layouts: Layouts,
+    /// What may be run of it.
+    code: Code,
     /// The handle. Never dropped: that would unmap. None when the dynamic linker has let the library go, but the kernel has not.
     handle: Option<ManuallyDrop<dl::Library>>,
     /// The name the dynamic linker knows it by.
@@ -55,19 +59,29 @@ unsafe impl Send for Library {}
 // SAFETY: as above.
 unsafe impl Sync for Library {}
 
-/// One library is mapped or unmapped at a time, so that what the dynamic linker says before and after is about that one.
-static LOADER: Mutex<()> = Mutex::new(());
-
 impl Library {
-    /// Maps the bytes of `artifact` and asserts that they are what is mapped. Constructors of the library run, on a thread
-    /// of their own.
+    /// Maps the bytes of `artifact`, as [`Library::map`] does, and runs the initialisers of the
+    /// library, on a thread of their own. Blocks as long as they do: for one whom somebody else
+    /// ends, such as a preflight child.
     ///
-    /// Blocks: copies the file when its image was mapped before, and runs constructors. A constructor that does not end holds this and every later load;
-    /// preflight sees that first.
+    /// # Errors
+    /// As [`Library::map`].
+    pub fn open(artifact: &Artifact, layouts: Layouts) -> Result<Self, LoadError> {
+        let library = Self::map(artifact, layouts)?;
+        let code = library.code();
+        on_own_thread("initialise", || code.initialise())??;
+        Ok(library)
+    }
+
+    /// Maps the bytes of `artifact` and asserts that they are what is mapped. Nothing of the
+    /// library runs but its resolvers of ifuncs, and the initialisers of libraries that it brings
+    /// along: those within `dlopen`, on a thread of their own.
+    ///
+    /// Blocks: copies the file, and waits for its turn with the dynamic linker.
     ///
     /// # Errors
     /// Nothing is mapped then, except where the error says so.
-    pub fn open(artifact: &Artifact, layouts: Layouts) -> Result<Self, LoadError> {
+    pub fn map(artifact: &Artifact, layouts: Layouts) -> Result<Self, LoadError> {
         if !ledger::armed() {
             return Err(LoadError(
                 "this executable does not export the functions of the ledger, so what it loads could never be unloaded: link it with the arguments of host/build.rs".into(),
@@ -76,24 +90,33 @@ impl Library {
         let image = artifact
             .take_image()
             .map_err(|error| LoadError(error.to_string()))?;
-        let _loader = LOADER.lock().unwrap_or_else(PoisonError::into_inner);
-        let library = on_own_thread("load", || Self::map(image, layouts))??;
+        let manifest = &artifact.manifest;
+        let what = format!(
+            "{} {} ({})",
+            manifest.app,
+            manifest.version,
+            artifact.sha256.short()
+        );
+        let turn =
+            Turn::take(format!("loading {what}")).map_err(|busy| LoadError(busy.to_string()))?;
+        let library = on_own_thread("load", || Self::map_image(image, what, layouts))??;
         match library.verify(artifact) {
             Ok(()) => Ok(library),
-            Err(reason) => Err(LoadError(match library.unmap() {
+            Err(reason) => Err(LoadError(match library.unmap(turn) {
                 Ok(_) => reason,
                 Err((_, held)) => format!("{reason}; and it stays mapped, because {held}"),
             })),
         }
     }
 
-    fn map(image: Image, layouts: Layouts) -> Result<Self, LoadError> {
+    fn map_image(image: Image, what: String, layouts: Layouts) -> Result<Self, LoadError> {
         let name = image.path();
         let before = mapped::objects();
         let executable = before.first().map_or(0..0, |object| object.range.clone());
         let loading = ledger::loading(&executable);
-        // SAFETY: runs the constructors of the library, whatever they do: the operator deployed it, and preflight ran them
-        // in another process. No symbol of it becomes visible to others (RTLD_LOCAL), none is resolved later (RTLD_NOW).
+        // SAFETY: runs the initialisers of the libraries that it brings along, whatever they do:
+        // the operator deployed it, and preflight ran them in another process. No symbol of it
+        // becomes visible to others (RTLD_LOCAL), none is resolved later (RTLD_NOW).
         let handle = unsafe { dl::Library::open(Some(&name), dl::RTLD_NOW | dl::RTLD_LOCAL) }
             .map_err(|error| {
                 LoadError(format!(
@@ -135,9 +158,23 @@ impl Library {
                 "1024 libraries are mapped, more than the ledger can tell apart: restart the host (this one stays mapped, unused)".into(),
             ));
         };
+        let functions =
+            match Functions::mapped(image.initialisers().clone(), object.base, &object.range) {
+                Ok(functions) => functions,
+                Err(reason) => {
+                    // It was never used, and is no library that anybody builds: not worth an
+                    // unload.
+                    std::mem::forget(image);
+                    return Err(LoadError(format!("{reason}; it stays mapped, unused")));
+                }
+            };
         let heap = own_heap(&handle, object);
+        let raw = ManuallyDrop::into_inner(handle).into_raw();
+        // SAFETY: of a library that is open, taken out of its value just now.
+        let handle = ManuallyDrop::new(unsafe { dl::Library::from_raw(raw) });
         Ok(Self {
             layouts,
+            code: Code::new(what, raw, functions, layouts, account.id()),
             handle: Some(handle),
             name,
             account,
@@ -221,58 +258,28 @@ impl Library {
             .find(|object| object.name == self.name.as_bytes())
     }
 
-    /// The root table. Runs code of the library (the module's constructor, once), on a thread of its own. Blocks.
-    ///
-    /// The table is a reference into the library without a lifetime: whoever keeps it drops all copies before
-    /// [`Library::close`]. Nothing of it is cached by the host when layouts are trusted.
+    /// [`Code::root`], on a thread of its own. Blocks as long as code of the library runs.
     ///
     /// # Errors
-    /// When it exports no table, one of another abi_stable or another major version, or (with [`Layouts::Check`]) one whose
-    /// layout is another.
+    /// As there.
     pub fn root<M: RootModule + Send>(&self) -> Result<M, LoadError> {
-        on_own_thread("root", || self.root_here())?
+        on_own_thread("root", || self.code.root())?
     }
 
-    fn root_here<M: RootModule>(&self) -> Result<M, LoadError> {
-        let _acting = self.account.act();
-        let handle = self
-            .handle
-            .as_ref()
-            .ok_or_else(|| LoadError("it was unmapped".into()))?;
-        let missing = || {
-            LoadError(
-                "it exports no root table: build it with handover-plugin's #[app] as a cdylib"
-                    .into(),
-            )
-        };
-        let name = ROOT_MODULE_LOADER_NAME_WITH_NUL;
-        // SAFETY: asks for the address only.
-        let address = unsafe { handle.get::<*const ()>(name) }.map_err(|_| missing())?;
-        if address.is_null() {
-            return Err(missing());
-        }
-        // SAFETY: the symbol is abi_stable's; its address is not null, and what lies there begins with a magic string in every
-        // version of abi_stable, which is compared before anything else is looked at.
-        let header: AbiHeaderRef =
-            unsafe { *handle.get::<AbiHeaderRef>(name).map_err(|_| missing())? };
-        // Compares the magic string and the version of abi_stable before it looks at anything else, tests the C ABI with
-        // functions of the library, and gives the library's copy of abi_stable the host's globals, which live for ever.
-        let header = header.upgrade().map_err(|error| {
-            LoadError(format!(
-                "its root table is of another abi_stable: {}; build it with the same handover-plugin as the host",
-                sentence(&error)
-            ))
-        })?;
-        if self.layouts == Layouts::Check {
-            fits::<M>(header)?;
-        }
-        // SAFETY: the layout was compared just now, or by preflight on the very same bytes (`Image`: sealed, and verified against their SHA-256). In
-        // abi_stable 0.11.3 this compares the version strings, calls the library's constructor, and keeps the result in
-        // the header, which lies in the library; `RootModule::load_from` and `load_module_with`, which would keep it in
-        // the host's statics, and the layout checker, which caches layouts, are not on this way. An error of the
-        // constructor is reallocated in the host before it is returned.
-        unsafe { header.init_root_module_with_unchecked_layout::<M>() }
-            .map_err(|error| does_not_fit(&error))
+    /// What may be run of it, on any thread that ends. It is unmapped when all that this gave are
+    /// dropped.
+    pub fn code(&self) -> Code {
+        self.code.clone()
+    }
+
+    /// How far it is, now and later.
+    pub fn stage(&self) -> Stage {
+        self.code.stage()
+    }
+
+    /// For people: `shop 1.2.0 (0123456789ab)`.
+    pub fn what(&self) -> &str {
+        self.code.what()
     }
 
     /// What it holds in the host.
@@ -291,26 +298,45 @@ impl Library {
         self.heap.map(|heap| unsafe { heap.as_ref() }.live())
     }
 
-    /// Unmaps it and verifies that it is gone. Finalizers of the library run, on a thread of their own. Blocks.
-    /// Gives what it left behind.
+    /// Runs its finalisers, unmaps it, and verifies that it is gone. Gives what it left behind.
+    ///
+    /// Blocks: the finalisers run on a thread of their own, and what a library does there it does
+    /// as long as it likes; nobody else is held up by that.
     ///
     /// # Errors
-    /// Gives it back, mapped and usable, with what holds it: it was not settled, layouts were compared in this process, or the
-    /// dynamic linker keeps it. Trying again is allowed.
+    /// Gives it back, mapped, with what holds it: it was not settled, layouts were compared in this
+    /// process, code of it may be running, or the dynamic linker keeps it. Trying again is allowed:
+    /// the finalisers have run then, and do not run again.
     pub fn close(self) -> Result<Left, (Self, Held)> {
         if self.layouts == Layouts::Check {
             let reason = "its layouts were compared in this process, and abi_stable keeps references to them";
+            return Err((self, Held::by(Holder::Host, reason)));
+        }
+        if !self.code.is_the_last() {
+            let reason = "code of it may be running on a thread of the host";
             return Err((self, Held::by(Holder::Host, reason)));
         }
         let held = self.account.holds();
         if !held.is_empty() {
             return Err((self, held));
         }
-        let _loader = LOADER.lock().unwrap_or_else(PoisonError::into_inner);
-        self.unmap()
+        if self.code.has_to_finish() {
+            if let Err(LoadError(reason)) = on_own_thread("finalise", || self.code.finalise()) {
+                return Err((self, Held::by(Holder::Host, reason)));
+            }
+            // They may have started a thread.
+            let held = self.account.holds();
+            if !held.is_empty() {
+                return Err((self, held));
+            }
+        }
+        match Turn::take(format!("unloading {}", self.what())) {
+            Ok(turn) => self.unmap(turn),
+            Err(busy) => Err((self, Held::by(Holder::Linker, busy.to_string()))),
+        }
     }
 
-    fn unmap(self) -> Result<Left, (Self, Held)> {
+    fn unmap(self, _turn: Turn) -> Result<Left, (Self, Held)> {
         // The thread may fail to start; the library comes back then, so it is handed over through this.
         let slot = Mutex::new(Some(self));
         let take = || slot.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -422,47 +448,8 @@ fn on_own_thread<T: Send>(name: &str, code: impl FnOnce() -> T + Send) -> Result
     })
 }
 
-/// Compares the layouts. The plugin's is the one that is expected: it may be older, so that its tables end before the host's
-/// do, and abi_stable lets only the expected side be the shorter one. A newer one was refused by its manifest.
-fn fits<M: RootModule>(header: &LibHeader) -> Result<(), LoadError> {
-    let theirs = header
-        .layout()
-        .ok_or_else(|| LoadError("its root table was exported without its layout".into()))?;
-    check_layout_compatibility(theirs, M::LAYOUT).map_err(|errors| does_not_fit(&errors))
-}
-
-fn does_not_fit(error: &impl std::fmt::Display) -> LoadError {
-    let cause = cause(error)
-        .replace("Expected:", "the plugin has")
-        .replace("Found:", "and this host");
-    LoadError(format!("its root table does not fit: {cause}"))
-}
-
-/// What abi_stable found wrong, without the layouts of both sides around it, which are pages.
-fn cause(error: &impl std::fmt::Display) -> String {
-    let text = sentence(error);
-    let mut errors: Vec<&str> = text.split("Error:").skip(1).collect();
-    errors.dedup();
-    match errors.as_slice() {
-        [] => text,
-        errors => errors
-            .iter()
-            .take(3)
-            .map(|error| {
-                error
-                    .chars()
-                    .take(400)
-                    .collect::<String>()
-                    .trim()
-                    .to_owned()
-            })
-            .collect::<Vec<_>>()
-            .join("; "),
-    }
-}
-
 /// An error's text in one line.
-fn sentence(error: &impl std::fmt::Display) -> String {
+pub(super) fn sentence(error: &impl std::fmt::Display) -> String {
     error
         .to_string()
         .split_whitespace()

@@ -1,23 +1,43 @@
 //! dlopen and dlclose of artifacts, and the root table in them.
 //!
 //! - [`library`]: a mapped library, from the artifact to the proof that it is gone
+//! - [`initialisers`]: its ELF initialisers and finalisers in memory, which the host runs instead
+//!   of the dynamic linker
+//! - [`code`]: what may be run of it besides its app: those, and the root table
+//! - [`turn`]: turns with the dynamic linker, with a deadline
 //! - [`mod@start`]: the constructor of a plugin
 //! - [`mapped`]: what the dynamic linker and the kernel say about what is mapped
 //!
 //! Rules that hold for every load:
-//! - the bytes that were hashed are the bytes that are mapped, under an inode that no other load has, since `dlopen` gives an
-//!   old library back when it has seen the inode or the name before, and says nothing;
-//! - code of a plugin that runs while it is opened, asked for its table, or closed runs on a thread of its own that has ended
-//!   when the function returns, so it leaves nothing on the caller's;
+//! - the bytes that were hashed are the bytes that are mapped, but for the entries of `.dynamic`
+//!   that name its initialisers and finalisers, so that none of them runs under the dynamic
+//!   linker's lock;
+//! - they are mapped under an inode that no other load has, since `dlopen` gives an old library
+//!   back when it has seen the inode or the name before, and says nothing;
+//! - code of a plugin that runs while it is opened, asked for its table, or closed runs on a thread
+//!   that ends before the library is unmapped, so it leaves nothing on one that serves;
 //! - dropping never unmaps; only [`Library::close`] does, and only a library whose account is quiet.
 #![allow(
     unsafe_code,
     reason = "dlopen, dlsym and dlclose, and the program headers of what they map"
 )]
 
+mod code;
+mod initialisers;
 mod library;
 mod mapped;
 mod start;
+mod turn;
 
-pub use self::library::{Layouts, Library, LoadError};
-pub(crate) use self::start::start;
+pub use self::{
+    code::{Code, Running, Stage},
+    library::{Layouts, Library, LoadError},
+};
+pub(crate) use self::{start::start, turn::LONGEST as LONGEST_TURN};
+
+/// Ends this process well, at once. What libraries that stay mapped have registered with `atexit`
+/// does not run: their threads may be alive, and it may block for ever.
+pub(crate) fn end_process() -> ! {
+    // SAFETY: ends the process. Nothing of the host waits in a buffer.
+    unsafe { libc::_exit(0) }
+}

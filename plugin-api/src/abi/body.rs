@@ -18,7 +18,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
 use super::{
-    bytes::Chunk,
+    bytes::{Chunk, Hold},
     caught::caught,
     headers::{self, Buffer, Field},
     poll::PollState,
@@ -183,8 +183,8 @@ impl FrameSink<'_> {
 
 /// A body of the other side as an [`http_body::Body`] of this one.
 #[derive(Debug)]
-pub struct Imported<G> {
-    /// None after its end. Dropped before the guard, as it is written before it.
+pub struct Imported<G: Guard> {
+    /// None after its end. Dropped before the guard.
     stream: Option<BodyStream>,
     guard: G,
 }
@@ -192,7 +192,7 @@ pub struct Imported<G> {
 /// What keeps the code of the other side mapped while something of it lives here.
 pub trait Guard: Send + Unpin + 'static {
     /// The same for bytes of a body, which belong to it and are nothing in flight of their own.
-    type Hold: Send + 'static;
+    type Hold: Hold;
 
     /// A hold for some bytes.
     fn hold(&self) -> Self::Hold;
@@ -201,6 +201,12 @@ pub trait Guard: Send + Unpin + 'static {
     #[inline]
     fn inside<R>(&self, call: impl FnOnce() -> R) -> R {
         call()
+    }
+
+    /// Runs `drop`, which frees the body there.
+    #[inline]
+    fn dropping(&self, drop: impl FnOnce()) {
+        drop();
     }
 }
 
@@ -218,10 +224,18 @@ struct Slot<'a, G> {
     failure: Option<String>,
 }
 
-impl<G> Imported<G> {
+impl<G: Guard> Imported<G> {
     /// The guard.
     pub fn guard(&self) -> &G {
         &self.guard
+    }
+}
+
+impl<G: Guard> Drop for Imported<G> {
+    fn drop(&mut self) {
+        if let Some(stream) = self.stream.take() {
+            self.guard.dropping(|| drop(stream));
+        }
     }
 }
 
@@ -263,24 +277,34 @@ impl<G: Guard> Body for Imported<G> {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
-        let Some(stream) = &mut this.stream else {
+        let Self { stream, guard } = self.get_mut();
+        if stream.is_none() {
             return Poll::Ready(None);
-        };
+        }
         let mut slot = Slot {
-            guard: &this.guard,
+            guard: &*guard,
             frame: None,
             failure: None,
         };
         let sink = Self::sink(&raw mut slot);
         let waker = WakerRef::of(cx.waker());
-        // SAFETY: the stream is owned and polled here only; sink and waker are lent for the call.
-        let poll = || unsafe { (stream.poll)(stream.body, &waker, &sink) };
-        let state = this.guard.inside(poll);
+        let state = guard.inside(|| {
+            let Some(body) = stream.as_ref() else {
+                return PollState::Ended;
+            };
+            // SAFETY: the stream is owned and polled here only; sink and waker are lent for the
+            // call.
+            let state = unsafe { (body.poll)(body.body, &waker, &sink) };
+            if !matches!(state, PollState::Pending | PollState::Ready) {
+                // Within the same call: its drop may block as well.
+                *stream = None;
+            }
+            state
+        });
         let error = match state {
             PollState::Pending => return Poll::Pending,
-            PollState::Ready => match slot.frame {
-                Some(frame) => {
+            PollState::Ready => {
+                if let (Some(frame), Some(stream)) = (slot.frame, stream.as_mut()) {
                     if let Some(data) = frame.data_ref() {
                         let length = data.len() as u64;
                         stream.lower = stream.lower.saturating_sub(length);
@@ -290,18 +314,15 @@ impl<G: Guard> Body for Imported<G> {
                     }
                     return Poll::Ready(Some(Ok(frame)));
                 }
-                None => {
-                    BodyError::Failed("the body said that it had a frame and gave none".to_owned())
+                if let Some(body) = stream.take() {
+                    guard.dropping(|| drop(body));
                 }
-            },
-            PollState::Ended => {
-                this.stream = None;
-                return Poll::Ready(None);
+                BodyError::Failed("the body said that it had a frame and gave none".to_owned())
             }
+            PollState::Ended => return Poll::Ready(None),
             PollState::Failed => BodyError::Failed(slot.failure.unwrap_or_default()),
             PollState::Panicked => BodyError::Panicked,
         };
-        this.stream = None;
         Poll::Ready(Some(Err(error)))
     }
 

@@ -64,6 +64,18 @@ pub enum Chunk<'a> {
     Owned(OwnedBytes),
 }
 
+/// What keeps the code of the other side mapped while bytes of it live here.
+pub trait Hold: Send + 'static {
+    /// Runs `drop`, which frees them there.
+    #[inline]
+    fn dropping(&self, drop: impl FnOnce()) {
+        drop();
+    }
+}
+
+/// Nothing to keep: a plugin is never there without its host.
+impl Hold for () {}
+
 impl<'a> Chunk<'a> {
     /// Hands over `bytes`: small ones to be copied by the receiver, large ones with their owner.
     pub fn of(bytes: &'a Bytes) -> Self {
@@ -74,21 +86,31 @@ impl<'a> Chunk<'a> {
         }
     }
 
-    /// Takes the bytes in. `guard` is made only when they still belong to the other side, and is dropped after them.
-    pub fn into_bytes<G: Send + 'static>(self, guard: impl FnOnce() -> G) -> Bytes {
-        /// Field order is drop order: the bytes go before the guard that keeps their code mapped.
-        struct Guarded<G>(
-            OwnedBytes,
-            #[allow(dead_code, reason = "held for its drop")] G,
-        );
-        impl<G> AsRef<[u8]> for Guarded<G> {
+    /// Takes the bytes in. `hold` is made only when they still belong to the other side, and is
+    /// dropped after them.
+    pub fn into_bytes<H: Hold>(self, hold: impl FnOnce() -> H) -> Bytes {
+        struct Held<H: Hold> {
+            /// None only while it is dropped, before the hold that keeps its code mapped.
+            bytes: Option<OwnedBytes>,
+            hold: H,
+        }
+        impl<H: Hold> AsRef<[u8]> for Held<H> {
             fn as_ref(&self) -> &[u8] {
-                self.0.as_ref()
+                self.bytes.as_ref().map_or(&[], OwnedBytes::as_ref)
+            }
+        }
+        impl<H: Hold> Drop for Held<H> {
+            fn drop(&mut self) {
+                let bytes = self.bytes.take();
+                self.hold.dropping(|| drop(bytes));
             }
         }
         match self {
             Self::Borrowed(slice) => keep::text(slice.len(), |room| room.put(slice.as_slice())),
-            Self::Owned(owned) => Bytes::from_owner(Guarded(owned, guard())),
+            Self::Owned(owned) => Bytes::from_owner(Held {
+                bytes: Some(owned),
+                hold: hold(),
+            }),
         }
     }
 }

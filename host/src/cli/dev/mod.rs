@@ -22,6 +22,7 @@ use super::{
     args::{self, Global},
     exit::Failure,
     output::{self, Paint, paint},
+    run::LAST_MOMENT,
 };
 use crate::{
     apps::{Apps, Cause, Wait},
@@ -32,6 +33,7 @@ use crate::{
         socket,
     },
     daemon::{self, Daemon, Given},
+    loader,
     names::{AppName, GenerationId},
     telemetry,
 };
@@ -70,7 +72,7 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
     let runtime = daemon::runtime(&config)
         .map_err(|error| Failure::new(format!("the host has no runtime: {error}")))?;
     let control = near(&config.server.control);
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let daemon = Daemon::start(config, Given::default())
             .await
             .map_err(|error| Failure::new(error.to_string()))?;
@@ -109,7 +111,10 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
             output::line("\r\x1b[Kended");
         }
         Ok(())
-    })
+    });
+    // A worker that is stuck in a plugin's code would keep the process for ever.
+    runtime.shutdown_timeout(LAST_MOMENT);
+    ended.map(|()| loader::end_process())
 }
 
 /// A host that forgets: its state lies in the target folder and is emptied at each start.

@@ -17,7 +17,7 @@ use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
 use handover_plugin::abi::{
     body::{BodyError, BodyStream, Guard},
-    bytes::Chunk,
+    bytes::{Chunk, Hold},
     call::{AnswerBody, TakeAnswer},
     head::{RequestHead, ResponseHead},
     host::{Event, Work},
@@ -196,6 +196,8 @@ enum Got {
 /// A guard whose references are counted.
 #[derive(Clone, Debug)]
 struct Counted(#[expect(dead_code, reason = "held for its count")] Arc<()>);
+
+impl Hold for Counted {}
 
 impl Guard for Counted {
     type Hold = Self;

@@ -1,0 +1,55 @@
+//! What holds a library, as far as can be seen without asking anybody to do anything.
+//!
+//! A library that is retained is looked at so again and again, for as long as the host lives; only
+//! when something has changed is it tried to unload it, which has the workers come by.
+
+use super::visit;
+
+/// What holds a library at one moment. Two of them are equal when nothing has changed in between
+/// that can be seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// The threads that it started.
+    threads: Vec<i32>,
+    /// Threads of the host that have something of it.
+    owing: Vec<Owing>,
+    /// The signals that it handles.
+    signals: Vec<i32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Owing {
+    tid: i32,
+    is_worker: bool,
+    /// Destructors and values that wait for the thread to be visited.
+    waiting: usize,
+    /// A destructor of the library is running on it.
+    running: bool,
+}
+
+impl Look {
+    pub(super) fn new(threads: Vec<i32>, owing: &[visit::Holder], signals: &[i32]) -> Self {
+        let owing = owing.iter().map(|holder| Owing {
+            tid: holder.tid,
+            is_worker: holder.worker.is_some(),
+            waiting: holder.waiting,
+            running: holder.running,
+        });
+        Self {
+            threads,
+            owing: owing.collect(),
+            signals: signals.to_vec(),
+        }
+    }
+
+    /// Whether nothing was seen.
+    pub fn is_quiet(&self) -> bool {
+        self.threads.is_empty() && self.owing.is_empty() && self.signals.is_empty()
+    }
+
+    /// Whether there is something that a visit of the workers may end.
+    pub fn can_be_visited(&self) -> bool {
+        let owes = |thread: &Owing| thread.is_worker && thread.waiting > 0 && !thread.running;
+        !self.signals.is_empty() || self.owing.iter().any(owes)
+    }
+}
