@@ -82,6 +82,7 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
             outcome: Outcome::RolledBack,
             reason: Some(reason.clone()),
             source: head.source,
+            warnings: Vec::new(),
         };
         let (_, saved) = app
             .saved

@@ -15,8 +15,8 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use toml::Spanned;
 
 use super::{
-    App, Check, Config, ConfigError, Control, Execution, LeakBudget, Log, LogFormat, Metrics,
-    RoutePrefix, Server, SmokeRequest, Trust, Watch, WhenFull, Who,
+    App, Check, Config, ConfigError, Control, Execution, LeakBudget, Leave, Log, LogFormat,
+    Metrics, RoutePrefix, Server, SmokeRequest, Trust, Watch, WhenFull, Who,
 };
 use crate::{artifact::Key, names::AppName};
 
@@ -115,6 +115,7 @@ struct CheckTable {
     start: Option<bool>,
     deadline: Option<Span>,
     requests: Vec<Request>,
+    leave: Option<Leave>,
 }
 
 #[derive(Deserialize)]
@@ -442,6 +443,7 @@ fn app(table: AppTable, routes: Vec<RoutePrefix>, config: serde_json::Value) -> 
                 .into_iter()
                 .map(|request| request.0)
                 .collect(),
+            leave: table.check.leave.unwrap_or(default.check.leave),
         },
     }
 }

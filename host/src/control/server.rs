@@ -952,6 +952,7 @@ mod tests {
                 generation: None,
                 version: None,
                 artifact: None,
+                notes: Vec::new(),
             }
         }
 
@@ -981,6 +982,7 @@ mod tests {
             generation: None,
             version: None,
             artifact: None,
+            notes: Vec::new(),
         })
     }
 

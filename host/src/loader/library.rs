@@ -8,14 +8,17 @@ use std::{
 };
 
 use abi_stable::{
-    abi_stability::abi_checking::check_layout_compatibility,
+    abi_stability::abi_checking::{CheckingGlobals, check_layout_compatibility_with_globals},
     library::{AbiHeaderRef, LibHeader, ROOT_MODULE_LOADER_NAME_WITH_NUL, RootModule},
 };
 use handover_plugin::abi::heap::{self, Heap, HeapRoot};
 use libloading::os::unix as dl;
 use object::{Object as _, ObjectSymbol as _};
 
-use super::mapped::{self, Object};
+use super::{
+    mapped::{self, Object},
+    missing,
+};
 use crate::{
     artifact::{Artifact, Image},
     ledger::{self, Account, Held, Holder, Left, Report, Unsettled},
@@ -24,7 +27,7 @@ use crate::{
 /// Whether the layouts of the root module are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layouts {
-    /// Compared; what abi_stable caches of it points into the library for ever, so only in a preflight child.
+    /// Compared, in a preflight child: it runs code of the library and takes milliseconds.
     Check,
     /// Trusted, because preflight compared the very same bytes.
     Trust,
@@ -77,7 +80,12 @@ impl Library {
             .take_image()
             .map_err(|error| LoadError(error.to_string()))?;
         let _loader = LOADER.lock().unwrap_or_else(PoisonError::into_inner);
-        let library = on_own_thread("load", || Self::map(image, layouts))??;
+        let library = on_own_thread("load", || {
+            Self::map(image, layouts).map_err(|LoadError(said)| {
+                let more = missing::explain(&said, &artifact.elf.linkage, layouts);
+                LoadError(said + &more)
+            })
+        })??;
         match library.verify(artifact) {
             Ok(()) => Ok(library),
             Err(reason) => Err(LoadError(match library.unmap() {
@@ -98,7 +106,7 @@ impl Library {
             .map_err(|error| {
                 LoadError(format!(
                     "the dynamic linker refused it: {}{}",
-                    sentence(&error),
+                    linker_sentence(&error),
                     if std::path::Path::new(&name).exists() {
                         ""
                     } else {
@@ -269,10 +277,15 @@ impl Library {
         // SAFETY: the layout was compared just now, or by preflight on the very same bytes (`Image`: sealed, and verified against their SHA-256). In
         // abi_stable 0.11.3 this compares the version strings, calls the library's constructor, and keeps the result in
         // the header, which lies in the library; `RootModule::load_from` and `load_module_with`, which would keep it in
-        // the host's statics, and the layout checker, which caches layouts, are not on this way. An error of the
+        // the host's statics, are not on this way, and what the layout checker remembers is gone (`fits`). An error of the
         // constructor is reallocated in the host before it is returned.
         unsafe { header.init_root_module_with_unchecked_layout::<M>() }
             .map_err(|error| does_not_fit(&error))
+    }
+
+    /// The address that its file's address 0 is mapped at: what a debugger needs to find its symbols.
+    pub fn base(&self) -> Option<usize> {
+        self.object().map(|object| object.base)
     }
 
     /// What it holds in the host.
@@ -295,13 +308,8 @@ impl Library {
     /// Gives what it left behind.
     ///
     /// # Errors
-    /// Gives it back, mapped and usable, with what holds it: it was not settled, layouts were compared in this process, or the
-    /// dynamic linker keeps it. Trying again is allowed.
+    /// Gives it back, mapped and usable, with what holds it: it was not settled, or the dynamic linker keeps it. Trying again is allowed.
     pub fn close(self) -> Result<Left, (Self, Held)> {
-        if self.layouts == Layouts::Check {
-            let reason = "its layouts were compared in this process, and abi_stable keeps references to them";
-            return Err((self, Held::by(Holder::Host, reason)));
-        }
         let held = self.account.holds();
         if !held.is_empty() {
             return Err((self, held));
@@ -337,7 +345,7 @@ impl Library {
         if let Some(handle) = self.handle.take()
             && let Err(error) = ManuallyDrop::into_inner(handle).close()
         {
-            said = format!(" ({})", sentence(&error));
+            said = format!(" ({})", linker_sentence(&error));
         }
         if self.object().is_some() {
             // SAFETY: runs no constructor: it maps nothing, but counts this as a user of the library again.
@@ -424,11 +432,16 @@ fn on_own_thread<T: Send>(name: &str, code: impl FnOnce() -> T + Send) -> Result
 
 /// Compares the layouts. The plugin's is the one that is expected: it may be older, so that its tables end before the host's
 /// do, and abi_stable lets only the expected side be the shorter one. A newer one was refused by its manifest.
+///
+/// What abi_stable remembers of a comparison refers to the layouts, which lie in the library. So it is forgotten here, and not kept in
+/// the statics of the host, where it would outlive the library.
 fn fits<M: RootModule>(header: &LibHeader) -> Result<(), LoadError> {
     let theirs = header
         .layout()
         .ok_or_else(|| LoadError("its root table was exported without its layout".into()))?;
-    check_layout_compatibility(theirs, M::LAYOUT).map_err(|errors| does_not_fit(&errors))
+    let remembered = CheckingGlobals::new();
+    check_layout_compatibility_with_globals(theirs, M::LAYOUT, &remembered)
+        .map_err(|errors| does_not_fit(&errors))
 }
 
 fn does_not_fit(error: &impl std::fmt::Display) -> LoadError {
@@ -459,6 +472,12 @@ fn cause(error: &impl std::fmt::Display) -> String {
             .collect::<Vec<_>>()
             .join("; "),
     }
+}
+
+/// What the dynamic linker said, in one line. libloading has it as the source of its error, whose own text is only that a call failed.
+fn linker_sentence(error: &libloading::Error) -> String {
+    let source = std::error::Error::source(error);
+    source.map_or_else(|| sentence(error), |said| sentence(&said))
 }
 
 /// An error's text in one line.

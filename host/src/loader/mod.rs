@@ -2,6 +2,7 @@
 //!
 //! - [`library`]: a mapped library, from the artifact to the proof that it is gone
 //! - [`mod@start`]: the constructor of a plugin
+//! - [`missing`]: why the dynamic linker did not find a library that a plugin needs
 //! - [`mapped`]: what the dynamic linker and the kernel say about what is mapped
 //!
 //! Rules that hold for every load:
@@ -17,6 +18,7 @@
 
 mod library;
 mod mapped;
+mod missing;
 mod start;
 
 pub use self::library::{Layouts, Library, LoadError};

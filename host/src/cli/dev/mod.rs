@@ -333,7 +333,12 @@ to look inside: handover --control {} status -w",
                 Progress::Step { step, .. } if step == "cutover" => break,
                 Progress::Draining { .. } => break,
                 Progress::Result(result) => return Deployed::Ended(result),
-                Progress::Accepted { .. } | Progress::Queued { .. } | Progress::Step { .. } => {}
+                Progress::Step { notes, .. } => {
+                    for note in notes.iter().filter(|note| note.warning) {
+                        self.say(Paint::Yellow, &note.to_string());
+                    }
+                }
+                Progress::Accepted { .. } | Progress::Queued { .. } => {}
             }
         }
         self.operation = Some(tokio::spawn(async move {
