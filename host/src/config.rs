@@ -250,6 +250,21 @@ pub struct Check {
     pub deadline: Duration,
     /// Smoke requests, in order.
     pub requests: Vec<SmokeRequest>,
+    /// What becomes of an artifact that would be retained, as the rehearsal of its end finds. Default `warn`.
+    pub leave: Leave,
+}
+
+/// `leave` of `[app.NAME.check]`: what preflight does with the end of a generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Leave {
+    /// It is rehearsed; what would be retained is a warning.
+    #[default]
+    Warn,
+    /// It is rehearsed; what would be retained is refused.
+    Refuse,
+    /// It is not rehearsed.
+    Off,
 }
 
 /// One smoke request.
@@ -379,6 +394,7 @@ impl Default for Check {
             start: true,
             deadline: Duration::from_secs(30),
             requests: Vec::new(),
+            leave: Leave::default(),
         }
     }
 }

@@ -29,6 +29,7 @@ const BUILDS: &[Build] = &[
             "probe",
             "hello",
             "service",
+            "leaver",
             "misfit",
             "misshapen",
             "no-manifest",
@@ -135,6 +136,11 @@ pub fn hello_as(version: &str) -> Vec<u8> {
 /// A `misfit` with the given habit.
 pub fn misfit(habit: &str) -> Vec<u8> {
     rewritten("misfit", |bytes| elf::set_habit(bytes, habit))
+}
+
+/// A `leaver` with the given habit.
+pub fn leaver(habit: &str) -> Vec<u8> {
+    rewritten("leaver", |bytes| elf::set_habit(bytes, habit))
 }
 
 /// The target folder of the tests, for crates that are built as part of a test.

@@ -18,16 +18,17 @@ use super::{
     result,
     saved::Head,
     turns::{Closed, Place, Turn},
+    verdict,
 };
 use crate::{
-    artifact::{Artifact, trust::Untrusted},
+    artifact::{Artifact, Remark, manifest::HOST_ABI, trust::Untrusted},
     background,
     config::WhenFull,
-    control::api::{OperationResult, OperationStatus, Outcome, Progress},
+    control::api::{Note, OperationResult, OperationStatus, Outcome, Progress},
     generation::{self, Spec, StartError, Started},
     ledger::Held,
     names::GenerationId,
-    preflight::{self, Verdict},
+    preflight::{self, Passed, Scope, Verdict},
 };
 
 /// What is to be made live, and how.
@@ -43,8 +44,8 @@ pub(super) struct Plan {
     pub(super) noticed_in: Option<Duration>,
     /// How long it took to read and store them, if that was part of it.
     pub(super) stored_in: Option<Duration>,
-    /// Whether they are checked in a child process first. Not for what passed before.
-    pub(super) preflight: bool,
+    /// What a child process is asked first. None for what has passed under this host before.
+    pub(super) preflight: Option<Scope>,
     /// Whether they only wait for `handover reload` after that.
     pub(super) stage: bool,
     /// When preflight and start must have ended.
@@ -346,30 +347,40 @@ async fn try_plan(
     }
     // What has to be on disk before it is used gets there while the artifact is checked.
     let (checked, kept, id) = tokio::join!(
-        check(app, &plan, deadline, speaker),
+        check(apps, app, &plan, deadline, speaker),
         keep(apps, &plan),
         reserve(app, &plan),
     );
-    if let Err(failure) = checked.and(kept) {
-        if let Ok(Some(id)) = id {
-            app.saved.edit(|record| record.give_back(id));
+    let checked = match checked.and_then(|checked| kept.map(|()| checked)) {
+        Ok(checked) => checked,
+        Err(failure) => {
+            if let Ok(Some(id)) = id {
+                app.saved.edit(|record| record.give_back(id));
+            }
+            return Err(failure);
         }
-        return Err(failure);
-    }
+    };
     let Some(id) = id? else {
-        return stage(apps, app, &plan).await.map(Ended::Otherwise);
+        return stage(apps, app, &plan, checked).await.map(Ended::Otherwise);
     };
     let started = load_and_start(apps, app, &plan, id, deadline, speaker).await?;
-    go_live(apps, app, plan, started, speaker).await
+    go_live(apps, app, plan, checked, started, speaker).await
 }
 
-/// Whether these bytes may become code at all: their version and who signed them. Asked each time, so that a key or a version that is
-/// not good any more counts for a restart and a rollback too.
+/// Whether these bytes may become code at all: what they say of themselves, their version and who signed them. Asked each time, so that a
+/// key, a version or an ABI that is not good any more counts for a restart and a rollback too.
 async fn admit(apps: &Apps, app: &App, plan: &Plan, speaker: &Speaker) -> Result<(), Failure> {
     let refused = |reason: String| Failure {
         own_fault: false, // with other settings or a signature the same bytes are fine
         ..Failure::own(Outcome::Rejected, reason, None)
     };
+    match plan.cause {
+        Cause::Start | Cause::Crash => plan.artifact.runnable(),
+        Cause::Deploy | Cause::Drop | Cause::Reload | Cause::Rollback | Cause::Dev => {
+            plan.artifact.acceptable()
+        }
+    }
+    .map_err(refused)?;
     if let Some(reason) = app.settings.too_old(&plan.artifact.manifest.version) {
         // A restart takes nobody back: what was live stays, and what is older than that does not come.
         let sha256 = plan.artifact.sha256;
@@ -488,44 +499,115 @@ async fn reserve(app: &App, plan: &Plan) -> Result<Option<GenerationId>, Failure
     }
 }
 
+/// What preflight came to.
+#[derive(Debug, Default)]
+struct Checked {
+    /// What it found that people should know.
+    remarks: Vec<Remark>,
+    /// Whether this host gave a verdict just now.
+    passed: bool,
+}
+
+impl Checked {
+    fn notes(&self) -> Vec<Note> {
+        self.remarks.iter().map(Note::from).collect()
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let warnings = self.remarks.iter().filter(|remark| remark.warning);
+        warnings.map(|remark| remark.message.clone()).collect()
+    }
+
+    /// Tells of the warnings as events about what was taken.
+    fn tell(&self, apps: &Apps, app: &App, plan: &Plan, generation: Option<GenerationId>) {
+        for warning in self.warnings() {
+            let message = format!(
+                "{} {} ({}): {warning}",
+                app.name,
+                plan.artifact.manifest.version,
+                plan.artifact.sha256.short()
+            );
+            apps.tell(Kind::Warning, app, generation, message);
+        }
+    }
+}
+
 /// Preflight, where it is wanted.
 async fn check(
+    apps: &Apps,
     app: &App,
     plan: &Plan,
     deadline: Option<Instant>,
     speaker: &Speaker,
-) -> Result<(), Failure> {
-    if !plan.preflight {
-        return Ok(());
-    }
+) -> Result<Checked, Failure> {
+    let Some(scope) = plan.preflight else {
+        return Ok(Checked::default());
+    };
     let began = Instant::now();
-    let checked = preflight::check(&plan.artifact, &app.name, &app.settings);
+    let checked = preflight::check(&plan.artifact, &app.name, &app.settings, scope);
     let verdict = match deadline {
         None => checked.await,
         Some(deadline) => tokio::time::timeout_at(deadline.into(), checked)
             .await
             .map_err(|_| Failure::late(plan, "its preflight"))?,
     };
-    match verdict {
-        Ok(Verdict::Passed(checks)) => {
-            speaker.step(
+    let sha256 = plan.artifact.sha256;
+    let before = || app.saved.read(|record| verdict::last_host(record, sha256));
+    match (verdict, scope) {
+        (Ok(Verdict::Passed(Passed { checks, remarks })), _) => {
+            let checked = Checked {
+                remarks,
+                passed: true,
+            };
+            speaker.found(
                 "preflight",
                 app,
                 began.elapsed(),
                 format!("passed in a child process: {}", checks.join(", ")),
+                checked.notes(),
             );
-            Ok(())
+            Ok(checked)
         }
-        Ok(Verdict::Rejected(reason)) => Err(Failure::own(Outcome::Rejected, reason, None)),
-        Ok(Verdict::Unhealthy(reason)) => Err(Failure::own(Outcome::Unhealthy, reason, None)),
-        Err(cause) => Err(Failure::host(format!(
+        (Ok(Verdict::Rejected(reason)), Scope::All) => {
+            Err(Failure::own(Outcome::Rejected, reason, None))
+        }
+        (Ok(Verdict::Rejected(reason)), Scope::Again) => {
+            let reason = format!(
+                "handover {} cannot run it: {reason}; {}",
+                verdict::host(),
+                before()
+            );
+            Err(Failure::own(Outcome::Rejected, reason, None))
+        }
+        (Ok(Verdict::Unhealthy(reason)), _) => Err(Failure::own(Outcome::Unhealthy, reason, None)),
+        (Err(cause), Scope::All) => Err(Failure::host(format!(
             "its preflight could not be run: {cause}"
         ))),
+        // What was live is not given up for that; the next start asks again.
+        (Err(cause), Scope::Again) => {
+            apps.tell(
+                Kind::State,
+                app,
+                None,
+                format!(
+                    "{} is loaded unchecked by handover {}, because its preflight could not be run: {cause}; {}",
+                    plan.artifact.manifest.version,
+                    verdict::host(),
+                    before()
+                ),
+            );
+            Ok(Checked::default())
+        }
     }
 }
 
 /// Leaves the artifact to `handover reload`.
-async fn stage(apps: &Apps, app: &App, plan: &Plan) -> Result<OperationResult, Failure> {
+async fn stage(
+    apps: &Apps,
+    app: &App,
+    plan: &Plan,
+    checked: Checked,
+) -> Result<OperationResult, Failure> {
     let (sha256, version) = (plan.artifact.sha256, &plan.artifact.manifest.version);
     let head = Head {
         artifact: sha256,
@@ -540,10 +622,17 @@ async fn stage(apps: &Apps, app: &App, plan: &Plan) -> Result<OperationResult, F
         None,
         None,
     );
+    let entry = Entry {
+        warnings: checked.warnings(),
+        ..entry
+    };
     let (_, saved) = app
         .saved
         .change(|record| {
             record.staged = Some(head);
+            if checked.passed {
+                record.passed(sha256, verdict::host(), HOST_ABI);
+            }
             record.failing.retain(|known| known.artifact != sha256);
             record.remember(entry);
         })
@@ -555,7 +644,11 @@ async fn stage(apps: &Apps, app: &App, plan: &Plan) -> Result<OperationResult, F
         sha256.short()
     );
     apps.tell(Kind::Staged, app, None, message.as_str());
-    Ok(result(Outcome::Staged, app, message))
+    checked.tell(apps, app, plan, None);
+    Ok(OperationResult {
+        notes: checked.notes(),
+        ..result(Outcome::Staged, app, message)
+    })
 }
 
 /// Maps the library and runs the constructor.
@@ -614,6 +707,16 @@ async fn load_and_start(
             return Err(Failure::host(reason).of(id));
         }
     };
+    if let Some(base) = library.base() {
+        // What a debugger needs: the library is mapped from memory, so it finds no file for it.
+        tracing::info!(
+            app = %app.name,
+            generation = %id,
+            base = format_args!("{base:#x}"),
+            file = %plan.artifact.path.display(),
+            "mapped"
+        );
+    }
     speaker.step(
         "load",
         app,
@@ -650,6 +753,7 @@ async fn go_live(
     apps: &Apps,
     app: &Arc<App>,
     plan: Plan,
+    checked: Checked,
     started: Started,
     speaker: &Speaker,
 ) -> Result<Ended, Failure> {
@@ -698,15 +802,19 @@ async fn go_live(
         Some(spec.id),
         format!("{message}{}", instead.unwrap_or_default()),
     );
+    checked.tell(apps, app, &plan, Some(spec.id));
 
-    let entry = entry(
-        &plan.artifact,
-        plan.cause,
-        plan.source.clone(),
-        Outcome::Done,
-        Some(spec.id),
-        None,
-    );
+    let entry = Entry {
+        warnings: checked.warnings(),
+        ..entry(
+            &plan.artifact,
+            plan.cause,
+            plan.source.clone(),
+            Outcome::Done,
+            Some(spec.id),
+            None,
+        )
+    };
     crash::prove_later(apps, app, &spec);
     let head = Head {
         artifact: spec.artifact,
@@ -726,6 +834,9 @@ async fn go_live(
             {
                 record.staged = None;
             }
+            if checked.passed {
+                record.passed(spec.artifact, verdict::host(), HOST_ABI);
+            }
             // At a start HEAD is what was wanted, even if something older had to be taken for it.
             if plan.cause != Cause::Start {
                 record.head = Some(head);
@@ -742,7 +853,11 @@ async fn go_live(
     }
 
     let leaving = replaced.map(|replaced| Leaving::new(apps, replaced));
-    Ok(Ended::Live(result(Outcome::Done, app, message), leaving))
+    let result = OperationResult {
+        notes: checked.notes(),
+        ..result(Outcome::Done, app, message)
+    };
+    Ok(Ended::Live(result, leaving))
 }
 
 async fn record_failure(
@@ -826,6 +941,7 @@ fn entry(
         outcome,
         reason,
         source,
+        warnings: Vec::new(),
     }
 }
 
@@ -874,18 +990,31 @@ fn late(timeout: Duration, during: &str) -> String {
 impl Speaker {
     /// Says that a step ended well.
     fn step(&self, step: &'static str, app: &App, took: Duration, message: String) {
+        self.found(step, app, took, message, Vec::new());
+    }
+
+    /// Says that a step ended well, and what it found that people should know.
+    fn found(
+        &self,
+        step: &'static str,
+        app: &App,
+        took: Duration,
+        message: String,
+        notes: Vec<Note>,
+    ) {
         app.tally.step(step, took);
         self.say(Progress::Step {
             step: step.to_owned(),
             app: app.name.clone(),
             message,
             took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            notes,
         });
     }
 }
 
 impl Apps {
-    /// The plan to make an artifact live that passed its preflight before.
+    /// The plan to make an artifact live that is in the store. It is checked again when its verdict is not this host's.
     pub(super) async fn plan_stored(
         &self,
         app: &App,
@@ -896,13 +1025,16 @@ impl Apps {
         let found = tokio::task::spawn_blocking(move || store.get(head.artifact)).await;
         let why = match found {
             Ok(Ok(artifact)) => {
+                let preflight = app
+                    .saved
+                    .read(|record| verdict::asked_again(record, artifact.sha256, cause));
                 return Ok(Plan {
                     artifact,
                     cause,
                     source: head.source,
                     noticed_in: None,
                     stored_in: None,
-                    preflight: false,
+                    preflight,
                     stage: false,
                     deadline: None,
                 });

@@ -40,6 +40,8 @@ pub(super) enum Kind {
     Unhealthy,
     /// A deploy failed for a reason of the host.
     Failed,
+    /// Preflight warned of an artifact that was taken.
+    Warning,
     /// An artifact waits for `handover reload`.
     Staged,
     /// An artifact of a drop folder waits until it may be tried.
@@ -64,7 +66,7 @@ pub(super) enum Kind {
 
 impl Kind {
     /// Every kind, in the order of their numbers.
-    pub(super) const ALL: [Self; 20] = [
+    pub(super) const ALL: [Self; 21] = [
         Self::Active,
         Self::Draining,
         Self::Drained,
@@ -75,6 +77,7 @@ impl Kind {
         Self::Rejected,
         Self::Unhealthy,
         Self::Failed,
+        Self::Warning,
         Self::Staged,
         Self::Waiting,
         Self::Crash,
@@ -100,6 +103,7 @@ impl Kind {
             Self::Rejected => "rejected",
             Self::Unhealthy => "unhealthy",
             Self::Failed => "failed",
+            Self::Warning => "warning",
             Self::Staged => "staged",
             Self::Waiting => "waiting",
             Self::Crash => "crash",
@@ -190,6 +194,7 @@ impl Events {
             | Kind::LeakBudget
             | Kind::Rejected
             | Kind::Unhealthy
+            | Kind::Warning
             | Kind::Stalled
             | Kind::Failed => {
                 tracing::warn!(

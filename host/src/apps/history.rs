@@ -30,6 +30,9 @@ pub(super) struct Entry {
     /// The file of the drop folder that it came from.
     #[serde(default)]
     pub(super) source: Option<String>,
+    /// What preflight warned of, though it was taken.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) warnings: Vec<String>,
 }
 
 impl Entry {
@@ -67,6 +70,7 @@ impl Entry {
             cause: self.cause.clone(),
             outcome: self.outcome,
             reason: self.reason.clone(),
+            warnings: self.warnings.clone(),
         }
     }
 }
@@ -158,6 +162,7 @@ mod tests {
             outcome,
             reason: None,
             source: None,
+            warnings: Vec::new(),
         }
     }
 

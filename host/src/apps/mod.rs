@@ -11,6 +11,7 @@
 //! - [`history`]: what was deployed, and what a rollback goes back to
 //! - [`rollback`], [`reload`], [`offer`]: the other ways in
 //! - [`refused`]: uploads that were not taken
+//! - [`verdict`]: whose verdict of preflight counts
 //! - [`restore`]: what was live is live again after a restart
 //! - [`stall`]: requests that hold their worker, and who serves the others meanwhile
 //! - [`shutdown`]: the end of all generations
@@ -40,6 +41,7 @@ mod stall;
 mod status;
 mod tally;
 mod turns;
+mod verdict;
 
 use std::{
     collections::BTreeMap,
@@ -72,6 +74,7 @@ use crate::{
     control::api::{Event, HistoryEntry, OperationResult, Outcome, Status},
     dispatch::Routes,
     names::AppName,
+    preflight::Scope,
     process,
     watch::WatcherHandle,
 };
@@ -276,7 +279,7 @@ impl Apps {
             source: None,
             noticed_in: None,
             stored_in: Some(stored_in),
-            preflight: true,
+            preflight: Some(Scope::All),
             stage: false,
             deadline: timeout.map(Deadline::after),
         };
@@ -385,6 +388,7 @@ fn result(outcome: Outcome, app: &App, message: impl Into<String>) -> OperationR
         generation: live.as_ref().map(|spec| spec.id),
         version: live.as_ref().map(|spec| spec.version.clone()),
         artifact: live.map(|spec| spec.artifact.to_string()),
+        notes: Vec::new(),
     }
 }
 
@@ -397,6 +401,7 @@ fn no_app(outcome: Outcome, message: impl Into<String>) -> OperationResult {
         generation: None,
         version: None,
         artifact: None,
+        notes: Vec::new(),
     }
 }
 

@@ -19,6 +19,7 @@ use crate::{
     generation::Spec,
     names::AppName,
     ownership,
+    preflight::Scope,
     watch::{Answer, DropTarget, Offer},
 };
 
@@ -258,7 +259,7 @@ impl Apps {
             source: Some(path),
             noticed_in: Some(offer.noticed_in),
             stored_in: Some(offer.stored_in),
-            preflight: true,
+            preflight: Some(Scope::All),
             stage,
             deadline: None,
         };
@@ -273,7 +274,10 @@ impl Apps {
         }
         // An error means that the operation broke off, which was logged.
         let Ok(OperationResult {
-            outcome, message, ..
+            outcome,
+            message,
+            notes,
+            ..
         }) = begun.at_cutover.await
         else {
             return Answer::Failed(
@@ -282,7 +286,8 @@ impl Apps {
         };
         match outcome {
             Outcome::Done | Outcome::Unchanged | Outcome::Staged | Outcome::DeadlinePassed => {
-                Answer::Deployed(message)
+                let notes = notes.iter().map(|note| format!("\n{note}"));
+                Answer::Deployed(message + &notes.collect::<String>())
             }
             Outcome::Conflict => Answer::Later,
             Outcome::Failed

@@ -192,6 +192,7 @@ impl Drop for Speaker {
             generation: None,
             version: None,
             artifact: None,
+            notes: Vec::new(),
         });
     }
 }
@@ -210,6 +211,7 @@ mod tests {
             generation: None,
             version: None,
             artifact: None,
+            notes: Vec::new(),
         }
     }
 

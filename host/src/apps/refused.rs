@@ -43,6 +43,7 @@ impl Apps {
                 outcome,
                 reason: Some(error.to_string()),
                 source: None,
+                warnings: Vec::new(),
             };
             let (_, saved) = app.saved.change(|record| record.remember(entry)).await;
             if let Err(cause) = saved {
@@ -57,6 +58,7 @@ impl Apps {
             generation: None,
             version: None,
             artifact: sha256.map(|sha256| sha256.to_string()),
+            notes: Vec::new(),
         }
     }
 }

@@ -81,6 +81,7 @@ async fn record_crash(apps: &Apps, name: &AppName, tried: Tried, reason: String)
         outcome: Outcome::Rejected,
         reason: Some(reason.clone()),
         source: tried.source,
+        warnings: Vec::new(),
     };
     let (_, saved) = app
         .saved
@@ -135,6 +136,7 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
             outcome: Outcome::RolledBack,
             reason: Some(reason.clone()),
             source: head.source,
+            warnings: Vec::new(),
         };
         let (_, saved) = app
             .saved

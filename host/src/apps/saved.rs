@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::history::Entry;
 use crate::{
-    artifact::Sha256,
+    artifact::{AbiVersion, Sha256},
     names::{AppName, GenerationId},
 };
 
@@ -23,6 +23,8 @@ const HISTORY: usize = 200;
 const FAILING: usize = 100;
 /// How many proven artifacts are remembered.
 const PROVEN: usize = 100;
+/// How many verdicts of preflight are remembered: more than there are artifacts that may come back.
+const CHECKED: usize = 200;
 /// How many files of the drop folder are remembered.
 const ANSWERED: usize = 100;
 
@@ -42,6 +44,8 @@ pub(super) struct Record {
     pub(super) failing: Vec<Failing>,
     /// Artifacts that served for the app's `bake` without a break.
     pub(super) proven: Vec<Sha256>,
+    /// Artifacts that passed preflight, with the host that said so.
+    pub(super) checked: Vec<Checked>,
     /// Files of the drop folder that were answered, with the bytes they held.
     pub(super) answered: Vec<Answered>,
     /// What was deployed, newest last.
@@ -76,6 +80,17 @@ pub(super) struct Failing {
     pub(super) artifact: Sha256,
     /// What was said then.
     pub(super) reason: String,
+}
+
+/// The verdict of preflight on an artifact that passed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Checked {
+    /// Its identity.
+    pub(super) artifact: Sha256,
+    /// The host that gave it: its version, and the build id of its program.
+    pub(super) host: String,
+    /// The ABI that this host offers, as `major.minor`.
+    pub(super) abi: String,
 }
 
 /// A file of the drop folder that was answered.
@@ -122,6 +137,23 @@ impl Record {
     /// Whether an artifact is no longer on probation.
     pub(super) fn is_proven(&self, artifact: Sha256) -> bool {
         self.proven.contains(&artifact)
+    }
+
+    /// Remembers that an artifact passed the preflight of `host`, which offers `abi`.
+    pub(super) fn passed(&mut self, artifact: Sha256, host: &str, abi: AbiVersion) {
+        self.checked.retain(|known| known.artifact != artifact);
+        self.checked.push(Checked {
+            artifact,
+            host: host.to_owned(),
+            abi: abi.to_string(),
+        });
+        let beyond = self.checked.len().saturating_sub(CHECKED);
+        self.checked.drain(..beyond);
+    }
+
+    /// The last verdict on an artifact, if it ever passed.
+    pub(super) fn verdict(&self, artifact: Sha256) -> Option<&Checked> {
+        self.checked.iter().find(|known| known.artifact == artifact)
     }
 
     /// When what is live was chosen, in milliseconds since 1970: restarts choose nothing.
@@ -310,6 +342,7 @@ mod tests {
             outcome,
             reason: None,
             source: None,
+            warnings: Vec::new(),
         }
     }
 
@@ -388,6 +421,7 @@ mod tests {
             let artifact = Sha256([(n % 251) as u8; 32]);
             record.remember(entry(n, 1, Outcome::Done));
             record.failed(artifact, "no".into());
+            record.passed(artifact, "0.1.0", AbiVersion(1, 0));
             record.answered(&format!("/drop/{n}.so"), artifact);
         }
         assert_eq!(record.history.len(), HISTORY);
@@ -396,6 +430,7 @@ mod tests {
             Some(GenerationId(999))
         );
         assert_eq!(record.failing.len(), FAILING);
+        assert_eq!(record.checked.len(), CHECKED);
         assert_eq!(record.answered.len(), ANSWERED);
     }
 

@@ -1,6 +1,6 @@
 //! The facts of an ELF file, read without loading it.
 //!
-//! Only headers, notes and the manifest's section are read, and nothing of what they say is believed: an offset beyond the end of the
+//! Only headers, notes, the dynamic section and the manifest's section are read, and nothing of what they say is believed: an offset beyond the end of the
 //! file is [`ElfError::Truncated`], which is told apart from bytes that are no shared object at all, since a truncated file may be one
 //! that somebody is still writing.
 
@@ -17,13 +17,17 @@ use object::{
     },
 };
 
-/// What matters of the ELF header and notes.
+use super::linkage::Linkage;
+
+/// What matters of the ELF header, segments and notes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ElfFacts {
     /// The GNU build id, where the linker wrote one.
     pub build_id: Option<Vec<u8>>,
     /// The machine, e.g. `x86_64`.
     pub machine: String,
+    /// What the dynamic linker will make of it.
+    pub linkage: Linkage,
 }
 
 /// Why a file is not a shared object that could be loaded.
@@ -107,6 +111,7 @@ pub fn read(file: &File) -> Result<Elf, ElfError> {
         facts: ElfFacts {
             build_id: parts.build_id(),
             machine: machine_name(parts.header.e_machine.get(parts.endian)),
+            linkage: Linkage::read(parts.endian, parts.data, parts.segments),
         },
         manifest: parts.section(super::manifest::SECTION)?,
     })

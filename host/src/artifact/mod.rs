@@ -3,17 +3,23 @@
 //! - [`digest`]: the identity of bytes
 //! - [`manifest`]: what an artifact says of itself, read from its own ELF section without loading it
 //! - [`elf`]: the facts of the file (architecture, completeness, build id)
+//! - [`linkage`]: what the dynamic linker will make of it
+//! - [`bundled`]: the libraries that it has linked into itself and that matter here
+//! - [`remark`]: what people should know of it
 //! - [`image`]: their bytes in memory, sealed, which are what is mapped
 //! - [`initialisers`]: what runs before and after everything else of them, hidden from the dynamic
 //!   linker in an image
 //! - [`store`]: immutable copies under their SHA-256
 //! - [`trust`]: who must have signed them
 
+mod bundled;
 pub mod digest;
 pub mod elf;
 pub mod image;
 mod initialisers;
+pub mod linkage;
 pub mod manifest;
+pub mod remark;
 pub mod store;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -23,10 +29,13 @@ use std::path::PathBuf;
 
 pub(crate) use self::initialisers::Initialisers;
 pub use self::{
+    bundled::{Bundled, bundled},
     digest::{Hasher, Sha256},
     elf::ElfFacts,
     image::{Image, ImageError, Shelf},
+    linkage::Linkage,
     manifest::{AbiVersion, BuildFacts, Manifest},
+    remark::{Remark, Topic},
     store::{Lease, Pending, Store, StoreError, inspect},
     trust::{Key, KeyId, Keys, Signature},
 };
@@ -55,11 +64,21 @@ pub struct Artifact {
 }
 
 impl Artifact {
-    /// Whether this host may run it, as far as its bytes say: machine, panic strategy, ABI.
+    /// Whether this host takes it, as far as its bytes say: what [`Artifact::runnable`] asks, and that it can be loaded any number of
+    /// times without harm to others.
     ///
     /// # Errors
     /// The sentence for a person: what is wrong and what to do.
     pub fn acceptable(&self) -> Result<(), String> {
+        self.runnable()?;
+        self.elf.linkage.refusal().map_or(Ok(()), Err)
+    }
+
+    /// Whether this host can run it at all, as far as its bytes say: machine, panic strategy, ABI.
+    ///
+    /// # Errors
+    /// The sentence for a person: what is wrong and what to do.
+    pub fn runnable(&self) -> Result<(), String> {
         let host = elf::host_machine();
         if self.elf.machine != host {
             return Err(format!(

@@ -58,7 +58,7 @@ impl TestElf {
             .as_ref()
             .map(Manifest::to_section)
             .unwrap_or_default();
-        let note_at = 64 + 56;
+        let note_at = 64 + 2 * 56;
         let manifest_at = note_at + NOTE;
         let names_at = manifest_at + section.len();
         let table_at = (names_at + names.len()).next_multiple_of(8);
@@ -73,12 +73,17 @@ impl TestElf {
         file.extend(64_u64.to_le_bytes()); // program headers
         file.extend((table_at as u64).to_le_bytes()); // section headers
         file.extend(0_u32.to_le_bytes());
-        for half in [64_u16, 56, 1, 64, sections, 1] {
+        for half in [64_u16, 56, 2, 64, sections, 1] {
             file.extend(half.to_le_bytes());
         }
         file.extend(elf::PT_NOTE.to_le_bytes());
         file.extend(4_u32.to_le_bytes());
         for word in [note_at as u64, 0, 0, NOTE as u64, NOTE as u64, 4] {
+            file.extend(word.to_le_bytes());
+        }
+        file.extend(elf::PT_GNU_STACK.to_le_bytes());
+        file.extend((elf::PF_R | elf::PF_W).to_le_bytes());
+        for word in [0_u64, 0, 0, 0, 0, 16] {
             file.extend(word.to_le_bytes());
         }
         for word in [4_u32, 20, elf::NT_GNU_BUILD_ID] {

@@ -13,9 +13,9 @@ use super::{
 use crate::{
     artifact::{Artifact, Store, StoreError},
     config::Config,
-    control::api::Outcome,
+    control::api::{Note, Outcome},
     names::AppName,
-    preflight::{self, Verdict},
+    preflight::{self, Passed, Scope, Verdict},
 };
 
 /// What `handover check --json` prints.
@@ -33,6 +33,8 @@ struct Report {
     checks: Vec<String>,
     /// Why it would be refused.
     reason: Option<String>,
+    /// What people should know of it, though it is taken.
+    notes: Vec<Note>,
 }
 
 /// `handover check`
@@ -49,20 +51,22 @@ pub(super) fn check(global: &Global, args: &args::Check) -> Result<(), Failure> 
             artifact: None,
             checks: Vec::new(),
             reason: Some(reason),
+            notes: Vec::new(),
         },
         Checked::Artifact(artifact, app, verdict) => {
-            let (outcome, checks, reason) = match verdict {
-                Verdict::Passed(checks) => (Outcome::Done, checks, None),
-                Verdict::Rejected(reason) => (Outcome::Rejected, Vec::new(), Some(reason)),
-                Verdict::Unhealthy(reason) => (Outcome::Unhealthy, Vec::new(), Some(reason)),
+            let (outcome, passed, reason) = match verdict {
+                Verdict::Passed(passed) => (Outcome::Done, passed, None),
+                Verdict::Rejected(reason) => (Outcome::Rejected, Passed::default(), Some(reason)),
+                Verdict::Unhealthy(reason) => (Outcome::Unhealthy, Passed::default(), Some(reason)),
             };
             Report {
                 outcome,
                 app: Some(app),
                 version: Some(artifact.manifest.version.clone()),
                 artifact: Some(artifact.sha256.to_string()),
-                checks,
+                checks: passed.checks,
                 reason,
+                notes: passed.remarks.iter().map(Note::from).collect(),
             }
         }
     };
@@ -80,6 +84,9 @@ pub(super) fn check(global: &Global, args: &args::Check) -> Result<(), Failure> 
 fn tell(report: &Report, colour: bool) -> Result<(), Failure> {
     for check in &report.checks {
         output::line(&output::done(check, colour));
+    }
+    for note in &report.notes {
+        output::line(&output::noted(note, colour));
     }
     if let Some(reason) = &report.reason {
         return Err(Failure::with_code(
@@ -142,10 +149,15 @@ fn verdict(args: &args::Check, config: &Config) -> Result<Checked, Failure> {
         .build()
         .map_err(|error| failed(&error))?;
     let mut verdict = runtime
-        .block_on(preflight::check(&artifact, &app, &config.app(&app)))
+        .block_on(preflight::check(
+            &artifact,
+            &app,
+            &config.app(&app),
+            Scope::All,
+        ))
         .map_err(|error| failed(&error))?;
-    if let (Verdict::Passed(checks), Ok(Some(key))) = (&mut verdict, trusted) {
-        checks.insert(0, format!("signed by key {key}"));
+    if let (Verdict::Passed(passed), Ok(Some(key))) = (&mut verdict, trusted) {
+        passed.checks.insert(0, format!("signed by key {key}"));
     }
     Ok(Checked::Artifact(Box::new(artifact), app, verdict))
 }

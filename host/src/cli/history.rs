@@ -83,6 +83,12 @@ fn rows(entry: &HistoryEntry) -> Vec<Row> {
             .as_ref()
             .map(|reason| Row::Note(Cell::painted(reason, Paint::Dim))),
     );
+    rows.extend(
+        entry
+            .warnings
+            .iter()
+            .map(|warning| Row::Note(Cell::painted(format!("warning: {warning}"), Paint::Yellow))),
+    );
     rows
 }
 

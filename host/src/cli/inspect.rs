@@ -10,8 +10,8 @@ use super::{
     output::{self, Cell, Paint, Row},
 };
 use crate::{
-    artifact::{self, Artifact, BuildFacts, StoreError, manifest::HOST_ABI},
-    control::api::Outcome,
+    artifact::{self, Artifact, BuildFacts, Bundled, StoreError, manifest::HOST_ABI},
+    control::api::{Note, Outcome},
     names::AppName,
 };
 
@@ -42,6 +42,10 @@ struct Report<'a> {
     sha256: String,
     /// Its size in bytes.
     size: u64,
+    /// The libraries that it needs, by name.
+    needed: &'a [String],
+    /// What people should know of it, though it is taken.
+    notes: Vec<Note>,
 }
 
 /// `handover inspect`
@@ -53,7 +57,14 @@ pub(super) fn inspect(global: &Global, args: &args::Inspect) -> Result<(), Failu
         ),
         StoreError::Io { .. } => Failure::new(error.to_string()),
     })?;
-    let report = report(&artifact);
+    let mut report = report(&artifact);
+    let Bundled { refusal, remarks } = artifact::bundled(&args.file)
+        .map_err(|error| Failure::new(format!("{}: {error}", args.file.display())))?;
+    report.notes.extend(remarks.iter().map(Note::from));
+    if let (None, Some(reason)) = (&report.reason, refusal) {
+        report.accepted = false;
+        report.reason = Some(reason);
+    }
     output::line(&if global.json {
         // Our own type of strings and numbers: this cannot fail.
         serde_json::to_string(&report).unwrap_or_default()
@@ -83,6 +94,14 @@ fn report(artifact: &Artifact) -> Report<'_> {
         machine: &artifact.elf.machine,
         sha256: artifact.sha256.to_string(),
         size: artifact.size,
+        needed: &artifact.elf.linkage.needed,
+        notes: artifact
+            .elf
+            .linkage
+            .remarks()
+            .iter()
+            .map(Note::from)
+            .collect(),
     }
 }
 
@@ -93,7 +112,7 @@ fn text(report: &Report<'_>, colour: bool) -> String {
     };
     let build = report.build;
     let unknown = || "unknown".to_owned();
-    let facts: [(&str, Cell); 13] = [
+    let facts: [(&str, Cell); 14] = [
         ("app", Cell::painted(report.app.as_str(), Paint::Bold)),
         (
             "version",
@@ -124,6 +143,7 @@ fn text(report: &Report<'_>, colour: bool) -> String {
         ),
         ("rustc", build.rustc.as_str().into()),
         ("sdk", format!("handover-plugin {}", build.sdk).into()),
+        ("needs", needed(report.needed).into()),
         ("verdict", verdict),
     ];
     let rows: Vec<_> = facts
@@ -131,9 +151,21 @@ fn text(report: &Report<'_>, colour: bool) -> String {
         .map(|(name, value)| Row::Cells(vec![Cell::painted(name, Paint::Dim), value]))
         .collect();
     // A list of facts has no headings.
-    output::table(&["", ""], &rows, colour, None)
+    let mut text = output::table(&["", ""], &rows, colour, None)
         .trim_start_matches('\n')
-        .to_owned()
+        .to_owned();
+    for note in &report.notes {
+        text.push('\n');
+        text.push_str(&output::noted(note, colour));
+    }
+    text
+}
+
+fn needed(names: &[String]) -> String {
+    match names {
+        [] => "no other library".to_owned(),
+        names => names.join(", "),
+    }
 }
 
 #[cfg(test)]
@@ -162,6 +194,8 @@ mod tests {
             machine: "x86_64",
             sha256: "a1b2".to_owned(),
             size: 1_449_000,
+            needed: &[],
+            notes: Vec::new(),
         };
         let refused = text(&report(Some("built for ABI 2.0")), false);
         assert!(

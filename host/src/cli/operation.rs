@@ -16,7 +16,7 @@ use super::{
 use crate::{
     control::{
         ClientError,
-        api::{OperationResult, OperationStatus, Outcome, Progress},
+        api::{Note, OperationResult, OperationStatus, Outcome, Progress},
         client::Lines,
     },
     names::{AppName, GenerationId},
@@ -125,8 +125,12 @@ async fn follow(
                 app,
                 message,
                 took_us,
+                notes,
             } => {
                 display.step(&step, &app, &message, Duration::from_micros(took_us));
+                for note in &notes {
+                    display.note(&app, note);
+                }
             }
             Progress::Draining {
                 app,
@@ -256,6 +260,14 @@ impl Display {
             &format!("{app}{step}: {message} {took}"),
             self.colour,
         ));
+    }
+
+    fn note(&self, app: &AppName, note: &Note) {
+        let text = output::noted(note, self.colour);
+        self.say(&match self.several {
+            true => format!("{app} {text}"),
+            false => text,
+        });
     }
 
     fn draining(&mut self, app: &AppName, generation: GenerationId, drain: Drain) {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::args::Global;
+use crate::control::api::Note;
 
 /// Writes one line to standard output. Where that cannot be written the line is lost: what a command ends with is what happened,
 /// not who read of it.
@@ -68,6 +69,16 @@ pub(super) fn done(text: &str, colour: bool) -> String {
     } else {
         text.to_owned()
     }
+}
+
+/// A note of preflight, under what it is about.
+pub(super) fn noted(note: &Note, colour: bool) -> String {
+    let how = if note.warning {
+        Paint::Yellow
+    } else {
+        Paint::Dim
+    };
+    paint(colour, how, &note.to_string())
 }
 
 /// The colours in use.

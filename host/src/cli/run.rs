@@ -110,6 +110,7 @@ fn serve(
     });
     // A worker that is stuck in a plugin's code would keep the process for ever.
     runtime.shutdown_timeout(LAST_MOMENT);
+    telemetry::flush(LAST_MOMENT);
     ended.map(|()| loader::end_process())
 }
 

@@ -15,8 +15,8 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use toml::Spanned;
 
 use super::{
-    App, Check, Config, ConfigError, Control, Execution, LeakBudget, Log, LogFormat, LogRotation,
-    Metrics, RoutePrefix, Server, SmokeRequest, Trust, Watch, WhenFull, Who,
+    App, Check, Config, ConfigError, Control, Execution, LeakBudget, Leave, Log, LogFormat,
+    LogRotation, Metrics, RoutePrefix, Server, SmokeRequest, Trust, Watch, WhenFull, Who,
 };
 use crate::{artifact::Key, names::AppName};
 
@@ -119,6 +119,7 @@ struct CheckTable {
     start: Option<bool>,
     deadline: Option<Span>,
     requests: Vec<Request>,
+    leave: Option<Leave>,
 }
 
 #[derive(Deserialize)]
@@ -472,6 +473,7 @@ fn app(table: AppTable, routes: Vec<RoutePrefix>, config: serde_json::Value) -> 
                 .into_iter()
                 .map(|request| request.0)
                 .collect(),
+            leave: table.check.leave.unwrap_or(default.check.leave),
         },
     }
 }

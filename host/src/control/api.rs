@@ -214,6 +214,9 @@ pub struct HistoryEntry {
     pub outcome: Outcome,
     /// Why, when it did not become active.
     pub reason: Option<String>,
+    /// What preflight warned of, though it was taken: each a sentence.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Something that happened.
@@ -268,6 +271,9 @@ pub enum Progress {
         message: String,
         /// How long the step took, in microseconds.
         took_us: u64,
+        /// What it found that people should know; of `preflight` only.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        notes: Vec<Note>,
     },
     /// The replaced generation still has work.
     Draining {
@@ -301,6 +307,28 @@ pub struct OperationResult {
     pub version: Option<Version>,
     /// The SHA-256 of its artifact, in hexadecimal.
     pub artifact: Option<String>,
+    /// What preflight found that people should know, of an artifact that was taken.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<Note>,
+}
+
+/// Something to know of an artifact that is taken all the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    /// A short word for programs: `never_unloads`, `text_relocations`, `origin_path`, `bundled_allocator`, `bundled_sqlite`, `retained`,
+    /// `left_open`, `slow_drain`, `slow_end`.
+    pub kind: String,
+    /// Whether something is lost with each deploy, so that somebody should act. Else it is only good to know.
+    pub warning: bool,
+    /// The sentence for a person.
+    pub message: String,
+}
+
+impl std::fmt::Display for Note {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = if self.warning { "warning" } else { "note" };
+        write!(f, "{kind}: {}", self.message)
+    }
 }
 
 /// The kinds of ending, each with its exit code.

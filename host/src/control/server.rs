@@ -973,6 +973,7 @@ mod tests {
                 generation: None,
                 version: None,
                 artifact: None,
+                notes: Vec::new(),
             }
         }
 
@@ -1002,6 +1003,7 @@ mod tests {
             generation: None,
             version: None,
             artifact: None,
+            notes: Vec::new(),
         })
     }
 

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use super::{
     cut::{Cut, Streams},
     in_flight::{Gate, InFlight, Shards},
-    offer::PluginOffer,
+    offer::{PluginOffer, Working},
     spec::Spec,
 };
 use crate::ledger::{self, Account, AccountId, Call};
@@ -232,6 +232,11 @@ impl Generation {
             panics: self.core.panics.load(Ordering::Relaxed).max(offer.panics()),
             stalls: self.core.stalls.load(Ordering::Relaxed),
         }
+    }
+
+    /// The work that it has spawned and that has not ended.
+    pub fn working(&self) -> Vec<Working> {
+        self.core.app.offer().working()
     }
 
     /// When it was loaded.

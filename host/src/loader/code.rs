@@ -14,7 +14,7 @@ use std::{
 };
 
 use abi_stable::{
-    abi_stability::abi_checking::check_layout_compatibility,
+    abi_stability::abi_checking::{CheckingGlobals, check_layout_compatibility_with_globals},
     library::{AbiHeaderRef, LibHeader, ROOT_MODULE_LOADER_NAME_WITH_NUL, RootModule},
 };
 use libloading::os::unix as dl;
@@ -245,11 +245,16 @@ impl Code {
 /// Compares the layouts. The plugin's is the one that is expected: it may be older, so that its
 /// tables end before the host's do, and abi_stable lets only the expected side be the shorter one.
 /// A newer one was refused by its manifest.
+///
+/// What abi_stable remembers of a comparison refers to the layouts, which lie in the library. So it is
+/// forgotten here, and not kept in the statics of the host, where it would outlive the library.
 fn fits<M: RootModule>(header: &LibHeader) -> Result<(), LoadError> {
     let theirs = header
         .layout()
         .ok_or_else(|| LoadError("its root table was exported without its layout".into()))?;
-    check_layout_compatibility(theirs, M::LAYOUT).map_err(|errors| does_not_fit(&errors))
+    let remembered = CheckingGlobals::new();
+    check_layout_compatibility_with_globals(theirs, M::LAYOUT, &remembered)
+        .map_err(|errors| does_not_fit(&errors))
 }
 
 fn does_not_fit(error: &impl std::fmt::Display) -> LoadError {

@@ -16,6 +16,7 @@ use super::{
     code::{Code, Stage},
     initialisers::Functions,
     mapped::{self, Object},
+    missing,
     turn::Turn,
 };
 use crate::{
@@ -26,7 +27,7 @@ use crate::{
 /// Whether the layouts of the root module are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layouts {
-    /// Compared; what abi_stable caches of it points into the library for ever, so only in a preflight child.
+    /// Compared, in a preflight child: it runs code of the library and takes milliseconds.
     Check,
     /// Trusted, because preflight compared the very same bytes.
     Trust,
@@ -40,7 +41,6 @@ pub struct LoadError(pub String);
 /// A mapped library. Dropping it leaves it mapped for the life of the process; [`Library::close`] unmaps it.
 #[derive(Debug)]
 pub struct Library {
-    layouts: Layouts,
     /// What may be run of it.
     code: Code,
     /// The handle. Never dropped: that would unmap. None when the dynamic linker has let the library go, but the kernel has not.
@@ -99,7 +99,12 @@ impl Library {
         );
         let turn =
             Turn::take(format!("loading {what}")).map_err(|busy| LoadError(busy.to_string()))?;
-        let library = on_own_thread("load", || Self::map_image(image, what, layouts))??;
+        let library = on_own_thread("load", || {
+            Self::map_image(image, what, layouts).map_err(|LoadError(said)| {
+                let more = missing::explain(&said, &artifact.elf.linkage, layouts);
+                LoadError(said + &more)
+            })
+        })??;
         match library.verify(artifact) {
             Ok(()) => Ok(library),
             Err(reason) => Err(LoadError(match library.unmap(turn) {
@@ -121,7 +126,7 @@ impl Library {
             .map_err(|error| {
                 LoadError(format!(
                     "the dynamic linker refused it: {}{}",
-                    sentence(&error),
+                    linker_sentence(&error),
                     if std::path::Path::new(&name).exists() {
                         ""
                     } else {
@@ -173,7 +178,6 @@ impl Library {
         // SAFETY: of a library that is open, taken out of its value just now.
         let handle = ManuallyDrop::new(unsafe { dl::Library::from_raw(raw) });
         Ok(Self {
-            layouts,
             code: Code::new(what, raw, functions, layouts, account.id()),
             handle: Some(handle),
             name,
@@ -282,6 +286,11 @@ impl Library {
         self.code.what()
     }
 
+    /// The address that its file's address 0 is mapped at: what a debugger needs to find its symbols.
+    pub fn base(&self) -> Option<usize> {
+        self.object().map(|object| object.base)
+    }
+
     /// What it holds in the host.
     pub fn account(&self) -> &Account {
         &self.account
@@ -304,14 +313,10 @@ impl Library {
     /// as long as it likes; nobody else is held up by that.
     ///
     /// # Errors
-    /// Gives it back, mapped, with what holds it: it was not settled, layouts were compared in this
-    /// process, code of it may be running, or the dynamic linker keeps it. Trying again is allowed:
-    /// the finalisers have run then, and do not run again.
+    /// Gives it back, mapped, with what holds it: it was not settled, code of it may be running, or
+    /// the dynamic linker keeps it. Trying again is allowed: the finalisers have run then, and do
+    /// not run again.
     pub fn close(self) -> Result<Left, (Self, Held)> {
-        if self.layouts == Layouts::Check {
-            let reason = "its layouts were compared in this process, and abi_stable keeps references to them";
-            return Err((self, Held::by(Holder::Host, reason)));
-        }
         if !self.code.is_the_last() {
             let reason = "code of it may be running on a thread of the host";
             return Err((self, Held::by(Holder::Host, reason)));
@@ -363,7 +368,7 @@ impl Library {
         if let Some(handle) = self.handle.take()
             && let Err(error) = ManuallyDrop::into_inner(handle).close()
         {
-            said = format!(" ({})", sentence(&error));
+            said = format!(" ({})", linker_sentence(&error));
         }
         if self.object().is_some() {
             // SAFETY: runs no constructor: it maps nothing, but counts this as a user of the library again.
@@ -446,6 +451,13 @@ fn on_own_thread<T: Send>(name: &str, code: impl FnOnce() -> T + Send) -> Result
             .join()
             .map_err(|_| LoadError(format!("the thread to {name} it panicked")))
     })
+}
+
+/// What the dynamic linker said, in one line. libloading has it as the source of its error, whose own
+/// text is only that a call failed.
+fn linker_sentence(error: &libloading::Error) -> String {
+    let source = std::error::Error::source(error);
+    source.map_or_else(|| sentence(error), |said| sentence(&said))
 }
 
 /// An error's text in one line.

@@ -6,6 +6,7 @@
 //! - [`code`]: what may be run of it besides its app: those, and the root table
 //! - [`turn`]: turns with the dynamic linker, with a deadline
 //! - [`mod@start`]: the constructor of a plugin
+//! - [`missing`]: why the dynamic linker did not find a library that a plugin needs
 //! - [`mapped`]: what the dynamic linker and the kernel say about what is mapped
 //!
 //! Rules that hold for every load:
@@ -26,6 +27,7 @@ mod code;
 mod initialisers;
 mod library;
 mod mapped;
+mod missing;
 mod start;
 mod turn;
 

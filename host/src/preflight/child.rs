@@ -1,7 +1,7 @@
 //! The child's side of preflight: `handover preflight-child`.
 //!
-//! It maps the very image that the host would, compares the layouts, runs the constructor and the smoke requests, says each step
-//! before it takes it, and kills itself at the end: nothing of the plugin's runs after the verdict.
+//! It maps the very image that the host would, compares the layouts, runs the constructor and the smoke requests, and rehearses the end:
+//! drain, stop, unload. It says each step before it takes it, and kills itself at the end: nothing of the plugin's runs after the verdict.
 
 use std::{
     fs::File,
@@ -22,16 +22,30 @@ use rustix::{
     },
 };
 
-use super::report::{Line, Stage, Task};
+use super::{
+    Scope,
+    report::{Line, Stage, Task},
+};
 use crate::{
-    artifact::{Artifact, Image, store::describe_image},
-    config::SmokeRequest,
+    artifact::{Artifact, Bundled, Image, Remark, Topic, store::describe_image},
+    config::{Leave, SmokeRequest},
     dispatch,
-    generation::{self, Generation, Spec},
+    generation::{self, Active, Ended, Generation, Spec},
+    ledger::Holder,
     loader::{Layouts, Library},
     names::GenerationId,
     workers,
 };
+
+/// Workers of the child: more than one, so that what a plugin leaves on another thread than the last is found as in the host.
+const WORKERS: usize = 2;
+
+/// How long it may take to become quiet in the rehearsal. It has served nobody but the smoke requests, so what is left is work that does not
+/// hear the draining signal.
+const DRAIN_WITHIN: Duration = Duration::from_millis(500);
+
+/// How long the rest of its end may take in the rehearsal. In the host it may take longer; a deploy is not to wait for that twice.
+const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 
 /// Reads the task from standard input, does it, reports on it, and ends.
 pub fn main() -> ExitCode {
@@ -129,12 +143,16 @@ impl Mouth {
     fn checked(&self, what: String) {
         self.say(&Line::Checked { what });
     }
+
+    fn remark(&self, remark: Remark) {
+        self.say(&Line::Remarked { remark });
+    }
 }
 
 /// Does the task. Both results are the last line; an error is one that came early.
 fn check(mouth: &Mouth, image: Image, task: Task) -> Result<Line, Line> {
     mouth.begin(Stage::Reading);
-    let artifact = read(image, &task)?;
+    let artifact = read(mouth, image, &task)?;
     mouth.checked(format!(
         "{} {} for {}, ABI {}",
         artifact.manifest.app,
@@ -156,7 +174,7 @@ fn check(mouth: &Mouth, image: Image, task: Task) -> Result<Line, Line> {
     }
 
     mouth.begin(Stage::Starting);
-    let runtime = workers::runtime(Some(1.try_into().map_err(broken)?)).map_err(broken)?;
+    let runtime = workers::runtime(Some(WORKERS.try_into().map_err(broken)?)).map_err(broken)?;
     runtime.block_on(async {
         // On a worker, as in the host.
         let mouth = mouth.clone();
@@ -166,12 +184,26 @@ fn check(mouth: &Mouth, image: Image, task: Task) -> Result<Line, Line> {
     })
 }
 
-fn read(image: Image, task: &Task) -> Result<Artifact, Line> {
+fn read(mouth: &Mouth, image: Image, task: &Task) -> Result<Artifact, Line> {
+    let bundled = match task.scope {
+        Scope::All => image.bundled(),
+        Scope::Again => Bundled::default(),
+    };
     let artifact = describe_image(image, task.sha256, task.artifact.clone())
         .map_err(|reason| Line::Rejected { reason })?;
-    artifact
-        .acceptable()
-        .map_err(|reason| Line::Rejected { reason })?;
+    match task.scope {
+        Scope::All => artifact
+            .acceptable()
+            .and_then(|()| bundled.refusal.map_or(Ok(()), Err)),
+        Scope::Again => artifact.runnable(),
+    }
+    .map_err(|reason| Line::Rejected { reason })?;
+    if task.scope == Scope::All {
+        let linkage = artifact.elf.linkage.remarks();
+        for remark in linkage.into_iter().chain(bundled.remarks) {
+            mouth.remark(remark);
+        }
+    }
     Ok(artifact)
 }
 
@@ -210,7 +242,83 @@ async fn start_and_ask(
         });
         ask(mouth, active.generation(), request).await?;
     }
+    if task.leave != Leave::Off {
+        leave(mouth, artifact, active).await;
+    }
     Ok(Line::Passed)
+}
+
+/// Rehearses its end, as the host would go about it after a cutover, and remarks on what would be left.
+async fn leave(mouth: &Mouth, artifact: &Artifact, active: Active) {
+    mouth.begin(Stage::Leaving);
+    let began = Instant::now();
+    let draining = active.drain();
+    if tokio::time::timeout(DRAIN_WITHIN, draining.quiet())
+        .await
+        .is_err()
+    {
+        mouth.remark(slow_drain(draining.generation()));
+        draining.expire(true).await;
+    }
+    match tokio::time::timeout(LEAVE_WITHIN, draining.retire()).await {
+        Ok(Ended::Unloaded(left)) => {
+            mouth.checked(format!(
+                "stopped and unloaded in {} ms",
+                began.elapsed().as_millis()
+            ));
+            if !left.open.is_empty() {
+                let open = left.open.join(", ");
+                mouth.remark(Remark::warning(
+                    Topic::LeftOpen,
+                    format!(
+                        "replaced, it leaves open what cannot be closed for it: {open}; close it when `draining()` ends"
+                    ),
+                ));
+            }
+        }
+        Ok(Ended::Retained(retained)) => {
+            let held = retained.held();
+            // That was said, with what to do, when its file was read.
+            if artifact.elf.linkage.never_unloads && held.holders() == [Holder::Linker] {
+                return;
+            }
+            mouth.remark(Remark::warning(
+                Topic::Retained,
+                format!("replaced, it would stay mapped (retained): {held}"),
+            ));
+        }
+        Err(_) => mouth.remark(Remark::warning(
+            Topic::SlowEnd,
+            format!(
+                "replaced, its end takes long: it was not stopped and unloaded within {} when that was rehearsed, so it would stay \
+                 mapped (retained) for that long, or for ever",
+                humantime::format_duration(LEAVE_WITHIN)
+            ),
+        )),
+    }
+}
+
+fn slow_drain(generation: &Generation) -> Remark {
+    let names: Vec<_> = generation
+        .working()
+        .into_iter()
+        .map(|work| match work.name.as_str() {
+            "" => "a task without a name".to_owned(),
+            name => format!("`{name}`"),
+        })
+        .collect();
+    let what = match names.as_slice() {
+        [] => format!("{} in flight", generation.counts().in_flight),
+        names => names.join(", "),
+    };
+    Remark::note(
+        Topic::SlowDrain,
+        format!(
+            "told to drain, it had {what} still {} later: each replaced generation drains until that ends, or until drain_deadline or \
+             job_deadline; end it when `draining()` does",
+            humantime::format_duration(DRAIN_WITHIN)
+        ),
+    )
 }
 
 async fn ask(

@@ -10,13 +10,37 @@ mod report;
 
 pub use self::parent::check;
 
+use serde::{Deserialize, Serialize};
+
+use crate::artifact::Remark;
+
+/// What preflight is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// All that the settings of the app say.
+    All,
+    /// Of what was live before under another version of the host: whether this one can run it. Nothing is started, and nothing that a deploy
+    /// is refused for otherwise counts.
+    Again,
+}
+
 /// What preflight found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It may be loaded. What was checked, for people.
-    Passed(Vec<String>),
+    /// It may be loaded.
+    Passed(Passed),
     /// It may not be loaded, exit code 4: the reason.
     Rejected(String),
     /// Its smoke requests failed, exit code 5: the reason.
     Unhealthy(String),
+}
+
+/// What was found of an artifact that may be loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// What was checked, for people.
+    pub checks: Vec<String>,
+    /// What people should know of it.
+    pub remarks: Vec<Remark>,
 }

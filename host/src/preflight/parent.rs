@@ -28,12 +28,13 @@ use tokio::{
 };
 
 use super::{
-    Verdict,
+    Passed, Scope, Verdict,
     report::{Line, Stage, Task},
 };
 use crate::{
-    artifact::Artifact,
-    background, config,
+    artifact::{Artifact, Remark, Topic},
+    background,
+    config::{self, Leave},
     names::{self, AppName},
 };
 
@@ -59,6 +60,7 @@ pub async fn check(
     artifact: &Artifact,
     app: &AppName,
     settings: &config::App,
+    scope: Scope,
 ) -> io::Result<Verdict> {
     let _turn = AT_ONCE.acquire().await.map_err(io::Error::other)?;
     let deadline = settings.check.deadline;
@@ -70,8 +72,13 @@ pub async fn check(
         config: settings.config.clone(),
         env: settings.readable_env(),
         runtime_threads: settings.runtime_threads.get(),
-        start: settings.check.start,
+        start: settings.check.start && scope == Scope::All,
         requests: settings.check.requests.clone(),
+        leave: match scope {
+            Scope::All => settings.check.leave,
+            Scope::Again => Leave::Off,
+        },
+        scope,
     };
     let lender = artifact.clone();
     let image = background::run("lend", move || lender.lend_image())
@@ -92,7 +99,22 @@ pub async fn check(
             tracing::debug!(stage = ?heard.stage, "a preflight child reached its deadline")
         }
     }
-    heard.verdict(ended, status, deadline, &said)
+    if scope == Scope::Again && says_nothing(ended, status) {
+        let during = heard.stage.during();
+        return Err(io::Error::other(format!(
+            "the child was ended {during}, by the deadline or from outside"
+        )));
+    }
+    heard.verdict(ended, status, deadline, task.leave, &said)
+}
+
+/// Whether the end of a child may be due to the machine: it was too slow, or out of memory.
+fn says_nothing(ended: Ended, status: ExitStatus) -> bool {
+    match ended {
+        Ended::Reported => false,
+        Ended::ByItself => status.signal() == Some(Signal::KILL.as_raw()),
+        Ended::AtDeadline => true,
+    }
 }
 
 /// A child, and what is needed to end it for certain.
@@ -254,6 +276,7 @@ enum Ended {
 struct Heard {
     stage: Stage,
     checked: Vec<String>,
+    remarks: Vec<Remark>,
     last: Option<Line>,
 }
 
@@ -273,6 +296,7 @@ impl Heard {
             match serde_json::from_slice(&line) {
                 Ok(Line::Begins { stage }) => self.stage = stage,
                 Ok(Line::Checked { what }) => self.checked.push(what),
+                Ok(Line::Remarked { remark }) => self.remarks.push(remark),
                 Ok(last) => self.last = Some(last),
                 Err(_) => return,
             }
@@ -281,10 +305,11 @@ impl Heard {
 
     /// The verdict, with what the child printed before it ended.
     fn verdict(
-        self,
+        mut self,
         ended: Ended,
         status: ExitStatus,
         deadline: Duration,
+        leave: Leave,
         printed: &str,
     ) -> io::Result<Verdict> {
         let during = self.stage.during();
@@ -293,12 +318,12 @@ impl Heard {
             printed => format!("{reason}; it printed last:\n{printed}"),
         };
         match self.last {
-            Some(Line::Passed) => return Ok(Verdict::Passed(self.checked)),
+            Some(Line::Passed) => return Ok(self.passed(leave)),
             Some(Line::Rejected { reason }) => return Ok(Verdict::Rejected(with_output(reason))),
             Some(Line::Unhealthy { reason }) => return Ok(Verdict::Unhealthy(with_output(reason))),
             Some(Line::Broken { reason }) => return Err(io::Error::other(with_output(reason))),
             // Not last lines: `listen` keeps none of them.
-            Some(Line::Begins { .. } | Line::Checked { .. }) | None => {}
+            Some(Line::Begins { .. } | Line::Checked { .. } | Line::Remarked { .. }) | None => {}
         }
         if ended == Ended::AtDeadline {
             let limit = humantime::format_duration(deadline);
@@ -308,6 +333,14 @@ impl Heard {
                 Stage::Smoke { .. } => Verdict::Unhealthy(with_output(reason)),
                 Stage::Preparing | Stage::Reading | Stage::Mapping | Stage::Starting => {
                     Verdict::Rejected(with_output(reason))
+                }
+                // Everything was right until then.
+                Stage::Leaving => {
+                    self.remarks.push(Remark::warning(
+                        Topic::SlowEnd,
+                        format!("replaced, its end takes long: {reason}"),
+                    ));
+                    self.passed(leave)
                 }
             });
         }
@@ -328,7 +361,32 @@ impl Heard {
             Stage::Mapping | Stage::Starting | Stage::Smoke { .. } => {
                 Ok(Verdict::Rejected(with_output(what)))
             }
+            Stage::Leaving => Ok(Verdict::Rejected(with_output(format!(
+                "{what}: replaced, it would take the whole host with it (check.leave = \"off\" rehearses no end)"
+            )))),
         }
+    }
+
+    /// The verdict on what has failed nowhere.
+    fn passed(self, leave: Leave) -> Verdict {
+        let Self {
+            checked, remarks, ..
+        } = self;
+        let retained: Vec<_> = remarks
+            .iter()
+            .filter(|remark| remark.topic.is_retained())
+            .map(|remark| remark.message.as_str())
+            .collect();
+        if leave == Leave::Refuse && !retained.is_empty() {
+            let retained = retained.join("; ");
+            return Verdict::Rejected(format!(
+                "{retained} (check.leave = \"refuse\" refuses that)"
+            ));
+        }
+        Verdict::Passed(Passed {
+            checks: checked,
+            remarks,
+        })
     }
 }
 
@@ -402,9 +460,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_crash_names_its_signal_and_stage_and_last_words() {
-        let verdict = heard(STARTING)
-            .await
-            .verdict(Ended::ByItself, killed(11), DEADLINE, "oh no");
+        let verdict = heard(STARTING).await.verdict(
+            Ended::ByItself,
+            killed(11),
+            DEADLINE,
+            Leave::Warn,
+            "oh no",
+        );
         rejected(
             verdict,
             &["SIGSEGV", "in the constructor", "printed last:\noh no"],
@@ -414,24 +476,29 @@ mod tests {
     #[tokio::test]
     async fn an_exit_names_its_code_even_when_it_is_zero() {
         for code in [0, 3] {
-            let verdict =
-                heard(STARTING)
-                    .await
-                    .verdict(Ended::ByItself, exited(code), DEADLINE, "");
+            let verdict = heard(STARTING).await.verdict(
+                Ended::ByItself,
+                exited(code),
+                DEADLINE,
+                Leave::Warn,
+                "",
+            );
             rejected(verdict, &[&format!("exit({code}) in the constructor")]);
         }
     }
 
     #[tokio::test]
     async fn a_hang_is_a_rejection_and_in_a_smoke_request_unhealthy() {
-        let verdict = heard(STARTING)
-            .await
-            .verdict(Ended::AtDeadline, killed(9), DEADLINE, "");
+        let verdict =
+            heard(STARTING)
+                .await
+                .verdict(Ended::AtDeadline, killed(9), DEADLINE, Leave::Warn, "");
         rejected(verdict, &["did not end within 30s", "in the constructor"]);
         let smoke = "{\"line\":\"begins\",\"stage\":{\"smoke\":{\"path\":\"/health\"}}}\n";
-        let verdict = heard(smoke)
-            .await
-            .verdict(Ended::AtDeadline, killed(9), DEADLINE, "");
+        let verdict =
+            heard(smoke)
+                .await
+                .verdict(Ended::AtDeadline, killed(9), DEADLINE, Leave::Warn, "");
         assert!(
             matches!(verdict.unwrap(), Verdict::Unhealthy(reason) if reason.contains("GET /health"))
         );
@@ -440,28 +507,73 @@ mod tests {
     #[tokio::test]
     async fn what_was_checked_is_told_in_order() {
         let lines = "{\"line\":\"checked\",\"what\":\"a\"}\n{\"line\":\"checked\",\"what\":\"b\"}\n{\"line\":\"passed\"}\n";
-        let verdict = heard(lines)
-            .await
-            .verdict(Ended::Reported, killed(9), DEADLINE, "noise");
+        let verdict =
+            heard(lines)
+                .await
+                .verdict(Ended::Reported, killed(9), DEADLINE, Leave::Warn, "noise");
         assert_eq!(
             verdict.unwrap(),
-            Verdict::Passed(vec!["a".into(), "b".into()])
+            Verdict::Passed(Passed {
+                checks: vec!["a".into(), "b".into()],
+                remarks: Vec::new(),
+            })
         );
+    }
+
+    const LEAVING: &str = "{\"line\":\"begins\",\"stage\":\"leaving\"}\n";
+
+    #[tokio::test]
+    async fn an_end_that_crashes_is_refused_and_one_that_lasts_is_a_warning() {
+        let verdict =
+            heard(LEAVING)
+                .await
+                .verdict(Ended::ByItself, killed(11), DEADLINE, Leave::Warn, "");
+        rejected(verdict, &["SIGSEGV", "rehearsed", "leave"]);
+        let late = async |leave| {
+            heard(LEAVING)
+                .await
+                .verdict(Ended::AtDeadline, killed(9), DEADLINE, leave, "")
+        };
+        let Verdict::Passed(passed) = late(Leave::Warn).await.unwrap() else {
+            panic!("not passed")
+        };
+        assert_eq!(passed.remarks[0].topic, Topic::SlowEnd);
+        assert!(passed.remarks[0].warning);
+        rejected(
+            late(Leave::Refuse).await,
+            &["did not end within 30s", "refuse"],
+        );
+    }
+
+    #[tokio::test]
+    async fn what_would_be_retained_is_refused_where_that_is_wanted() {
+        let remark = |topic| Line::Remarked {
+            remark: Remark::warning(topic, "it stays"),
+        };
+        for (topic, is_refused) in [(Topic::Retained, true), (Topic::LeftOpen, false)] {
+            let line = serde_json::to_string(&remark(topic)).unwrap();
+            let verdict = heard(&format!("{line}\n{{\"line\":\"passed\"}}\n"))
+                .await
+                .verdict(Ended::Reported, killed(9), DEADLINE, Leave::Refuse, "")
+                .unwrap();
+            assert_eq!(matches!(verdict, Verdict::Rejected(_)), is_refused);
+        }
     }
 
     #[tokio::test]
     async fn a_verdict_that_is_cut_off_is_none() {
         let verdict = heard(&format!("{STARTING}{{\"line\":\"passed\"}}"))
             .await
-            .verdict(Ended::ByItself, exited(0), DEADLINE, "");
+            .verdict(Ended::ByItself, exited(0), DEADLINE, Leave::Warn, "");
         rejected(verdict, &["exit(0)"]);
     }
 
     #[tokio::test]
     async fn a_child_that_never_came_up_is_the_hosts_fault() {
-        let verdict = heard("")
-            .await
-            .verdict(Ended::ByItself, exited(101), DEADLINE, "");
+        let verdict =
+            heard("")
+                .await
+                .verdict(Ended::ByItself, exited(101), DEADLINE, Leave::Warn, "");
         assert!(verdict.is_err());
     }
 

@@ -4,7 +4,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{artifact::Sha256, config::SmokeRequest, names::AppName};
+use super::Scope;
+use crate::{
+    artifact::{Remark, Sha256},
+    config::{Leave, SmokeRequest},
+    names::AppName,
+};
 
 /// What the child is to check.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,6 +32,10 @@ pub(super) struct Task {
     pub(super) start: bool,
     /// What it is asked then.
     pub(super) requests: Vec<SmokeRequest>,
+    /// Whether its end is rehearsed after that.
+    pub(super) leave: Leave,
+    /// How strict to be.
+    pub(super) scope: Scope,
 }
 
 /// One line of the child.
@@ -42,6 +51,11 @@ pub(super) enum Line {
     Checked {
         /// For people.
         what: String,
+    },
+    /// What it found that people should know.
+    Remarked {
+        /// That.
+        remark: Remark,
     },
     /// Everything was right. The last line.
     Passed,
@@ -80,6 +94,8 @@ pub(super) enum Stage {
         /// Its path.
         path: String,
     },
+    /// Its end is rehearsed.
+    Leaving,
 }
 
 impl Stage {
@@ -91,6 +107,7 @@ impl Stage {
             Self::Mapping => "while its library was loaded (ELF constructors run there)".to_owned(),
             Self::Starting => "in the constructor of the app".to_owned(),
             Self::Smoke { path } => format!("while it answered GET {path}"),
+            Self::Leaving => "while its end was rehearsed (drained, stopped, unloaded)".to_owned(),
         }
     }
 }

@@ -114,6 +114,7 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
     });
     // A worker that is stuck in a plugin's code would keep the process for ever.
     runtime.shutdown_timeout(LAST_MOMENT);
+    telemetry::flush(LAST_MOMENT);
     ended.map(|()| loader::end_process())
 }
 
@@ -342,7 +343,12 @@ to look inside: handover --control {} status -w",
                 Progress::Step { step, .. } if step == "cutover" => break,
                 Progress::Draining { .. } => break,
                 Progress::Result(result) => return Deployed::Ended(result),
-                Progress::Accepted { .. } | Progress::Queued { .. } | Progress::Step { .. } => {}
+                Progress::Step { notes, .. } => {
+                    for note in notes.iter().filter(|note| note.warning) {
+                        self.say(Paint::Yellow, &note.to_string());
+                    }
+                }
+                Progress::Accepted { .. } | Progress::Queued { .. } => {}
             }
         }
         self.operation = Some(tokio::spawn(async move {
