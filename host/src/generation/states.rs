@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 use handover_plugin::abi::{
     host::Pair,
     import::AppHandle,
+    lent::Size,
     root::{RootRef, Settings},
+    version::ABI,
 };
 
 use super::{
@@ -76,7 +78,7 @@ enum Inside {
 ///
 /// # Errors
 /// The reason, as the operator should read it.
-pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> {
+pub async fn start(mut library: Library, spec: Spec) -> Result<Started, StartError> {
     let root = library.root::<RootRef>().map_err(|error| StartError {
         reason: error.to_string(),
         retained: None,
@@ -84,6 +86,8 @@ pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> 
     let deadline = spec.start_deadline;
     let constructing = spec.clone();
     let offer = Arc::new(PluginOffer::new(spec.app.clone(), spec.id));
+    library.keep(offer.clone());
+    let services = Arc::clone(&offer);
     let account = library.account().id();
     let started = lifecycle::run("start", deadline, move || {
         let _acting = ledger::act_for(account);
@@ -98,6 +102,8 @@ pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> 
             })
             .collect();
         let settings = Settings {
+            size: Size::of::<Settings<'_>>(),
+            host: ABI,
             app: spec.app.as_str().into(),
             version: version.as_str().into(),
             generation: spec.id.0,
@@ -109,6 +115,9 @@ pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> 
         loader::start(root, offer, &settings)
     })
     .await;
+    if !matches!(started, Ok(Ok(_))) {
+        services.end();
+    }
     let reason = match started {
         Ok(Ok(app)) => {
             let generation = Arc::new(Generation::new(spec, account, app));
@@ -282,8 +291,7 @@ impl Draining {
         } = self.0;
         generation.set_state(State::Retired);
         let core = Arc::clone(generation.core());
-        if let Err((held, inside)) =
-            stop(core.account(), move |deadline| core.app().stop(deadline)).await
+        if let Err((held, inside)) = stop(core.account(), move |deadline| core.stop(deadline)).await
         {
             generation.set_state(State::Retained);
             return Ended::Retained(Retained {

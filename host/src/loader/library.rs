@@ -1,9 +1,10 @@
 //! A mapped library: from the artifact to the proof that it is gone.
 
 use std::{
+    any::Any,
     mem::ManuallyDrop,
     ptr::NonNull,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -48,6 +49,8 @@ pub struct Library {
     heap: Option<NonNull<Heap>>,
     /// Closed after the library is unmapped, and never when it is not.
     image: ManuallyDrop<Image>,
+    /// What its code has pointers to, and may follow on whatever thread it left. Dropped after it is unmapped, and never when it is not.
+    kept: ManuallyDrop<Option<Arc<dyn Any + Send + Sync>>>,
 }
 
 // SAFETY: the heap behind the pointer is shared by all threads of the plugin anyway.
@@ -143,6 +146,7 @@ impl Library {
             account,
             heap,
             image: ManuallyDrop::new(image),
+            kept: ManuallyDrop::new(None),
         })
     }
 
@@ -275,6 +279,13 @@ impl Library {
             .map_err(|error| does_not_fit(&error))
     }
 
+    /// Keeps what its code is about to be given a pointer to: until it is unmapped, or for ever. It is given one such thing, once.
+    pub fn keep(&mut self, pointee: Arc<dyn Any + Send + Sync>) {
+        if let Some(before) = self.kept.replace(pointee) {
+            std::mem::forget(before);
+        }
+    }
+
     /// What it holds in the host.
     pub fn account(&self) -> &Account {
         &self.account
@@ -371,6 +382,7 @@ impl Library {
             unsafe { heap.free_all() }
         });
         drop(ManuallyDrop::into_inner(self.image));
+        drop(ManuallyDrop::into_inner(self.kept));
         Ok(Left { heap_bytes, ..left })
     }
 }
