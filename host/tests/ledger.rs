@@ -81,6 +81,7 @@ fn artifact(path: PathBuf) -> Artifact {
             app: "fixture".parse().unwrap(),
             version: semver::Version::new(1, 0, 0),
             abi: handover::artifact::AbiVersion(1, 0),
+            layout: handover::artifact::manifest::FORMAT,
             schema: 1,
             build: BuildFacts::default(),
         },

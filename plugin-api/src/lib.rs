@@ -55,6 +55,7 @@ pub mod __private {
     pub use crate::{
         abi::{
             export::{Entry, HostHandle, Plugin, header},
+            lent::Lent,
             manifest::Facts,
             root::Settings,
         },

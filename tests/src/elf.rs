@@ -52,6 +52,12 @@ pub fn set_abi(bytes: &mut [u8], major: u32, minor: u32) {
     });
 }
 
+/// Names another format of the manifest, which is the layout of the ABI.
+pub fn set_format(bytes: &mut [u8], format: u32) {
+    let at = json_range(bytes).start - 8;
+    bytes[at..at + 4].copy_from_slice(&format.to_le_bytes());
+}
+
 /// Claims another machine in the ELF header; 183 is AArch64.
 pub fn set_machine(bytes: &mut [u8], machine: u16) {
     bytes[18..20].copy_from_slice(&machine.to_le_bytes());

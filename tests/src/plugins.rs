@@ -21,8 +21,7 @@ struct Build {
     features: &'static [&'static str],
 }
 
-/// Every call names `probe`, which has the most dependencies, or `abi-older`, which copies its list: so cargo resolves the same features of
-/// them each time, and compiles them once.
+/// Every call names `probe`, which has the most dependencies: so cargo resolves the same features of them each time, and compiles them once.
 const BUILDS: &[Build] = &[
     Build {
         packages: &[
@@ -33,6 +32,7 @@ const BUILDS: &[Build] = &[
             "misfit",
             "misshapen",
             "no-manifest",
+            "released",
         ],
         version: "1.0.0",
         features: &[],
@@ -41,11 +41,6 @@ const BUILDS: &[Build] = &[
         packages: &["probe", "hello"],
         version: "2.0.0",
         features: &[],
-    },
-    Build {
-        packages: &["abi-older"],
-        version: "1.0.0",
-        features: &["abi-1-0"],
     },
 ];
 

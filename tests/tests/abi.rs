@@ -21,34 +21,50 @@ async fn offered(host: &Host) -> (u32, u32) {
 }
 
 #[tokio::test]
-async fn a_plugin_of_an_older_minor_runs() {
-    let older = fixture("abi-older", "1.0.0");
+async fn the_first_minor_runs_asks_logs_and_leaves() {
+    let released = fixture("released", "1.0.0");
     assert_eq!(
-        elf::manifest(&fs::read(&older).unwrap())["abi"],
-        serde_json::json!([1, 0]),
-        "it was really built as one"
+        elf::manifest(&fs::read(&released).unwrap())["abi"],
+        serde_json::json!([1, 0])
     );
-    let host = Host::serving(&older).await;
-    assert!(offered(&host).await > (1, 0));
-    let answer = host.get("/").await;
-    assert_eq!(
-        (answer.status, answer.text().as_str()),
-        (200, "older, and well")
-    );
+    let host = Host::serving(&released).await;
+    assert_eq!(host.get("/nothing").await.status, 200);
+    assert_eq!(host.get("/log").await.text(), "true");
+    host.logged("its event, with its place", |line| {
+        line.contains("was asked to log field=its value") && line.contains("released.rs")
+    })
+    .await;
+    assert_eq!(host.get("/large").await.text(), "large".repeat(10_000));
+    let streamed = host.get("/stream").await.text();
+    assert!(streamed.starts_with("one 22") && streamed.ends_with("2 three"));
+    assert_eq!(host.get("/panic").await.status, 500);
+    assert_eq!(host.get("/begin").await.text(), "began");
+    assert_eq!(host.get("/end").await.text(), "ended 1");
     // And it leaves as well as any other.
-    host.cli([
-        "deploy",
-        "--app",
-        "abi-older",
-        fixture("hello", "1.0.0").to_str().unwrap(),
-    ])
-    .await
-    .expect_code(0);
-    host.settled("abi-older").await;
+    let hello = fixture("hello", "1.0.0");
+    host.cli(["deploy", "--app", "released", hello.to_str().unwrap()])
+        .await
+        .expect_code(0);
+    host.settled("released").await;
     host.until("its library to be unmapped", async || {
         (host.mapped_plugins() == 1).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_plugin_of_the_layout_before_is_refused_though_its_version_would_do() {
+    let host = Host::serving(&fixture("hello", "1.0.0")).await;
+    // It would crash if anything of it ran.
+    let bytes = rewritten("misfit", |bytes| {
+        elf::set_format(bytes, 1);
+        elf::set_habit(bytes, "load-segv");
+    });
+    host.deploy_bytes(&bytes)
+        .await
+        .expect_code(4)
+        .expect_words(&["of layout 1", "of layout 2", "build it again"]);
+    assert_eq!(host.get("/").await.text(), "hello 1.0.0");
 }
 
 #[tokio::test]

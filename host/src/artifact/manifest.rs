@@ -5,7 +5,7 @@
 //! | bytes | what |
 //! | --- | --- |
 //! | 0..8 | ASCII `HANDOVER` |
-//! | 8..12 | the format, little endian: 1 |
+//! | 8..12 | the format, little endian: 2, which is the layout that the ABI's versions are counted in; 1 is read, and never run |
 //! | 12..16 | the length of the JSON in bytes, little endian, at most 64 KiB |
 //! | 16.. | the JSON of [`Manifest`]; zeros may follow |
 //!
@@ -26,6 +26,9 @@ use crate::names::AppName;
 
 /// The ABI that this host offers.
 pub const HOST_ABI: AbiVersion = AbiVersion(ABI.major, ABI.minor);
+
+/// The layout before the first release: its plugins say that they are of ABI 1.0 or 1.1, and are neither.
+const FIRST_LAYOUT: u32 = 1;
 
 const JSON_LIMIT: usize = 64 * 1024;
 
@@ -82,10 +85,17 @@ pub struct Manifest {
     pub version: Version,
     /// The ABI that it was built against.
     pub abi: AbiVersion,
+    /// The layout that its ABI is counted in: the format of the section. What was kept without it is of the first.
+    #[serde(default = "first_layout")]
+    pub layout: u32,
     /// The version of its state schema.
     pub schema: u32,
     /// How it was built.
     pub build: BuildFacts,
+}
+
+fn first_layout() -> u32 {
+    FIRST_LAYOUT
 }
 
 /// How an artifact was built. What the build did not say is empty.
@@ -189,7 +199,7 @@ impl Manifest {
         }
         let (format, rest) = rest.split_first_chunk().ok_or(cut(HEADER))?;
         let format = u32::from_le_bytes(*format);
-        if format != FORMAT {
+        if !(FIRST_LAYOUT..=FORMAT).contains(&format) {
             return Err(ManifestError::Format(format));
         }
         let (length, rest) = rest.split_first_chunk().ok_or(cut(HEADER))?;
@@ -213,16 +223,41 @@ impl Manifest {
                 }
             })?,
             abi: unchecked.abi,
+            layout: format,
             schema: unchecked.schema,
             build: unchecked.build,
         })
+    }
+
+    /// Whether this host runs it, as far as the ABI says.
+    ///
+    /// # Errors
+    /// A sentence with both versions and what to do.
+    pub fn runs_here(&self) -> Result<(), String> {
+        if self.layout != FORMAT {
+            return Err(format!(
+                "built for ABI {} of layout {}, this host offers {HOST_ABI} of layout {FORMAT}: build it again with handover-plugin {HOST_ABI}",
+                self.abi, self.layout
+            ));
+        }
+        HOST_ABI
+            .accepts(self.abi)
+            .map_err(|mismatch| mismatch.to_string())
+    }
+
+    /// The ABI that it was built against, for people.
+    pub fn abi_named(&self) -> String {
+        match self.layout {
+            FORMAT => self.abi.to_string(),
+            other => format!("{} of layout {other}", self.abi),
+        }
     }
 
     /// The bytes of the section that says this.
     pub fn to_section(&self) -> Vec<u8> {
         let json = serde_json::to_vec(self).unwrap_or_default(); // strings and numbers: it cannot fail
         let mut section = MAGIC.to_vec();
-        section.extend(FORMAT.to_le_bytes());
+        section.extend(self.layout.to_le_bytes());
         section.extend((json.len() as u32).to_le_bytes());
         section.extend(json);
         section
@@ -237,7 +272,7 @@ mod tests {
     const JSON: &str = r#"{"app":"shop","version":"1.2.3","abi":[1,1],"schema":4,"build":{"rustc":"r","target":"t","profile":"release","panic":"unwind","sdk":"1.1.0","commit":null}}"#;
 
     fn section(json: &str) -> Vec<u8> {
-        let mut bytes = b"HANDOVER\x01\0\0\0".to_vec();
+        let mut bytes = b"HANDOVER\x02\0\0\0".to_vec();
         bytes.extend((json.len() as u32).to_le_bytes());
         bytes.extend(json.as_bytes());
         bytes
@@ -279,8 +314,8 @@ mod tests {
         assert!(error(&good[..5]).contains("cut off"));
         assert!(error(&good[..good.len() - 1]).contains("cut off"));
         assert!(error(b"HANDOVEX\x01\0\0\0\0\0\0\0").contains("does not begin"));
-        assert!(error(b"HANDOVER\x02\0\0\0\0\0\0\0").contains("format 2"));
-        assert!(error(b"HANDOVER\x01\0\0\0\xff\xff\xff\xff").contains("4294967295"));
+        assert!(error(b"HANDOVER\x03\0\0\0\0\0\0\0").contains("format 3"));
+        assert!(error(b"HANDOVER\x02\0\0\0\xff\xff\xff\xff").contains("4294967295"));
         assert!(error(&[good.clone(), good.clone()].concat()).contains("more than one"));
         assert!(error(&section("{")).contains("JSON"));
         assert!(error(&section(&JSON.replace("shop", "../up"))).contains("`../up`"));
@@ -288,6 +323,34 @@ mod tests {
         assert!(
             version.contains("`1.2`") && version.contains("Cargo.toml"),
             "{version}"
+        );
+    }
+
+    #[test]
+    fn a_plugin_of_the_first_layout_is_read_and_not_run() {
+        for abi in ["[1,0]", "[1,1]"] {
+            let mut bytes = section(&JSON.replace("[1,1]", abi));
+            bytes[8] = 1;
+            let manifest = Manifest::from_section(&bytes).unwrap();
+            assert_eq!(manifest.layout, 1);
+            assert_eq!(manifest.to_section()[..12], bytes[..12]);
+            let refused = manifest.runs_here().unwrap_err();
+            assert!(
+                refused.contains("of layout 1") && refused.contains("build it again"),
+                "{refused}"
+            );
+            // As it was kept by a host that knew only the first.
+            let mut kept = serde_json::to_value(&manifest).unwrap();
+            kept.as_object_mut().unwrap().remove("layout");
+            let kept: Manifest = serde_json::from_value(kept).unwrap();
+            assert!(kept.runs_here().is_err());
+        }
+        let ours = JSON.replace("[1,1]", &format!("[{},{}]", ABI.major, ABI.minor));
+        assert!(
+            Manifest::from_section(&section(&ours))
+                .unwrap()
+                .runs_here()
+                .is_ok()
         );
     }
 

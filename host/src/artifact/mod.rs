@@ -92,8 +92,6 @@ impl Artifact {
                     .to_owned(),
             );
         }
-        manifest::HOST_ABI
-            .accepts(self.manifest.abi)
-            .map_err(|mismatch| mismatch.to_string())
+        self.manifest.runs_here()
     }
 }

@@ -25,6 +25,7 @@ impl TestElf {
                 app: app.parse().expect("an app name"),
                 version: version.parse().expect("a version"),
                 abi: AbiVersion(1, 0),
+                layout: super::manifest::FORMAT,
                 schema: 1,
                 build: BuildFacts {
                     panic: "unwind".to_owned(),

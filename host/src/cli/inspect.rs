@@ -80,7 +80,7 @@ fn report(artifact: &Artifact) -> Report<'_> {
     Report {
         app: &manifest.app,
         version: &manifest.version,
-        abi: manifest.abi.to_string(),
+        abi: manifest.abi_named(),
         host_abi: HOST_ABI.to_string(),
         accepted: reason.is_none(),
         reason,

@@ -14,6 +14,7 @@ use handover_plugin::abi::{
     head::{Peer, RequestHead, ResponseHead},
     import::RunningCall,
     keep::keep_map,
+    lent::Lent,
     poll::PollState,
 };
 use http::{HeaderValue, Request, Response, Uri, Version, header};
@@ -125,7 +126,7 @@ struct Answer<'a> {
 }
 
 impl TakeAnswer for Slot<'_> {
-    fn take(&mut self, head: &ResponseHead<'_>, body: Crossing<'_>) {
+    fn take(&mut self, head: Lent<'_, ResponseHead<'_>>, body: Crossing<'_>) {
         let Answer { in_flight, origin } = self.answer;
         if self.response.is_some() {
             return; // its first answer counts

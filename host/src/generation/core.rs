@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use handover_plugin::abi::import::AppHandle;
+use handover_plugin::abi::{import::AppHandle, lent::Lent};
 use tokio::sync::Notify;
 
 use super::{
@@ -115,7 +115,7 @@ impl Core {
     /// Calls the app. The holder's `InFlight` keeps it there.
     pub fn call(
         &self,
-        head: &handover_plugin::abi::head::RequestHead<'_>,
+        head: Lent<'_, handover_plugin::abi::head::RequestHead<'_>>,
         body: Option<handover_plugin::abi::body::BodyStream>,
         upgrade: bool,
         waker: &std::task::Waker,
@@ -125,6 +125,12 @@ impl Core {
         Option<handover_plugin::abi::import::RunningCall>,
     ) {
         self.app.call(head, body, upgrade, waker, slot)
+    }
+
+    /// Stops the app. Nothing of it is counted from then on, whatever threads it left.
+    pub(super) fn stop(&self, deadline: u64) {
+        self.app.stop(deadline);
+        self.app.offer().end();
     }
 
     /// Whether what is still in flight has to end now.

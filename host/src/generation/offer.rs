@@ -8,8 +8,9 @@ use std::{
 };
 
 use handover_plugin::abi::{
-    host::{Event, Work},
+    host::{Event, TASK, Work},
     import::Offer,
+    lent::Lent,
 };
 use parking_lot::Mutex;
 use tracing::Level;
@@ -23,7 +24,8 @@ pub struct PluginOffer {
     generation: GenerationId,
     panics: AtomicU64,
     next: AtomicU64,
-    work: Mutex<HashMap<u64, Working>>,
+    /// None once its app was stopped, or never came to be: nothing is in flight there any more, whatever threads it left.
+    work: Mutex<Option<HashMap<u64, Working>>>,
 }
 
 /// Work that outlives its request.
@@ -47,13 +49,14 @@ impl PluginOffer {
             generation,
             panics: AtomicU64::new(0),
             next: AtomicU64::new(1),
-            work: Mutex::default(),
+            work: Mutex::new(Some(HashMap::new())),
         }
     }
 
     /// How much spawned work there is, and how many jobs are among it.
     pub fn work(&self) -> (u64, u64) {
         let work = self.work.lock();
+        let Some(work) = &*work else { return (0, 0) };
         (
             work.len() as u64,
             work.values().filter(|work| work.job).count() as u64,
@@ -62,7 +65,17 @@ impl PluginOffer {
 
     /// The spawned work there is.
     pub fn working(&self) -> Vec<Working> {
-        self.work.lock().values().cloned().collect()
+        self.work
+            .lock()
+            .iter()
+            .flat_map(HashMap::values)
+            .cloned()
+            .collect()
+    }
+
+    /// The end of its app: no work is counted from now on. What its threads log is still told.
+    pub fn end(&self) {
+        *self.work.lock() = None;
     }
 
     /// Panics that the plugin's hook told of.
@@ -95,7 +108,7 @@ impl Offer for PluginOffer {
         }
     }
 
-    fn log(&self, event: &Event<'_>) {
+    fn log(&self, event: Lent<'_, Event<'_>>) {
         let mut message = event.message.to_string();
         for field in event.fields.iter() {
             // Writing to a String does not fail.
@@ -108,7 +121,12 @@ impl Offer for PluginOffer {
             );
         }
         let (app, generation, module) = (&self.app, self.generation, event.target.as_str());
-        log_at!(event.level, %app, %generation, module, "{message}");
+        let (file, line) = (event.file.as_str(), event.line);
+        if file.is_empty() {
+            log_at!(event.level, %app, %generation, module, "{message}");
+        } else {
+            log_at!(event.level, %app, %generation, module, file, line, "{message}");
+        }
     }
 
     fn panicked(&self, message: &str) {
@@ -116,15 +134,19 @@ impl Offer for PluginOffer {
         tracing::error!(target: "plugin", app = %self.app, generation = %self.generation, "panicked: {message}");
     }
 
-    fn work_began(&self, work: &Work<'_>) -> u64 {
+    fn work_began(&self, work: Lent<'_, Work<'_>>) -> u64 {
+        let mut counted = self.work.lock();
+        let Some(counted) = &mut *counted else {
+            return 0;
+        };
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (name, tenant) = (work.name.to_string(), work.tenant.to_string());
-        self.work.lock().insert(
+        counted.insert(
             number,
             Working {
                 name,
                 tenant,
-                job: work.job,
+                job: work.kind != TASK,
                 since: Instant::now(),
             },
         );
@@ -132,6 +154,8 @@ impl Offer for PluginOffer {
     }
 
     fn work_ended(&self, number: u64) {
-        self.work.lock().remove(&number);
+        if let Some(work) = &mut *self.work.lock() {
+            work.remove(&number);
+        }
     }
 }

@@ -8,7 +8,9 @@ use std::{
 use handover_plugin::abi::{
     host::Pair,
     import::AppHandle,
+    lent::Size,
     root::{RootRef, Settings},
+    version::ABI,
 };
 
 use parking_lot::Mutex;
@@ -195,10 +197,12 @@ pub async fn load(artifact: Artifact, deadline: Duration) -> Result<Library, Sta
 ///
 /// # Errors
 /// The reason, as the operator should read it.
-pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> {
+pub async fn start(mut library: Library, spec: Spec) -> Result<Started, StartError> {
     let deadline = spec.start_deadline;
     let constructing = spec.clone();
     let offer = Arc::new(PluginOffer::new(spec.app.clone(), spec.id));
+    library.keep(offer.clone());
+    let services = Arc::clone(&offer);
     let account = library.account().id();
     library.account().name(&spec.app, spec.id);
     let (code, stage) = (library.code(), library.stage());
@@ -217,6 +221,8 @@ pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> 
             })
             .collect();
         let settings = Settings {
+            size: Size::of::<Settings<'_>>(),
+            host: ABI,
             app: spec.app.as_str().into(),
             version: version.as_str().into(),
             generation: spec.id.0,
@@ -228,6 +234,9 @@ pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> 
         loader::start(root, offer, &settings)
     })
     .await;
+    if !matches!(started, Ok(Ok(_))) {
+        services.end();
+    }
     let reason = match started {
         Ok(Ok(app)) => {
             let generation = Arc::new(Generation::new(spec, library.account(), app));
@@ -499,7 +508,7 @@ impl Draining {
     pub async fn expire(&self, jobs: bool) -> u64 {
         let before = self.generation().expire();
         let told = Hooks::begin(self.generation().core(), "expire", move |core| {
-            core.app().expire(jobs).unwrap_or(0)
+            core.app().expire(jobs)
         });
         let Some(told) = told else { return before };
         match told.within(HOOK_DEADLINE).await {
@@ -543,7 +552,7 @@ async fn retire(
         return retained(Some(generation), Place::Hooks(library, hooks), held);
     }
     let core = Arc::clone(generation.core());
-    let drop_app = move |deadline| core.app().stop(deadline);
+    let drop_app = move |deadline| core.stop(deadline);
     stop_and_unload(Some(generation), library, settle, drop_app).await
 }
 

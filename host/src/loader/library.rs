@@ -1,9 +1,10 @@
 //! A mapped library: from the artifact to the proof that it is gone.
 
 use std::{
+    any::Any,
     mem::ManuallyDrop,
     ptr::NonNull,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -52,6 +53,8 @@ pub struct Library {
     heap: Option<NonNull<Heap>>,
     /// Closed after the library is unmapped, and never when it is not.
     image: ManuallyDrop<Image>,
+    /// What its code has pointers to, and may follow on whatever thread it left. Dropped after it is unmapped, and never when it is not.
+    kept: ManuallyDrop<Option<Arc<dyn Any + Send + Sync>>>,
 }
 
 // SAFETY: the heap behind the pointer is shared by all threads of the plugin anyway.
@@ -184,6 +187,7 @@ impl Library {
             account,
             heap,
             image: ManuallyDrop::new(image),
+            kept: ManuallyDrop::new(None),
         })
     }
 
@@ -289,6 +293,13 @@ impl Library {
     /// The address that its file's address 0 is mapped at: what a debugger needs to find its symbols.
     pub fn base(&self) -> Option<usize> {
         self.object().map(|object| object.base)
+    }
+
+    /// Keeps what its code is about to be given a pointer to: until it is unmapped, or for ever. It is given one such thing, once.
+    pub fn keep(&mut self, pointee: Arc<dyn Any + Send + Sync>) {
+        if let Some(before) = self.kept.replace(pointee) {
+            std::mem::forget(before);
+        }
     }
 
     /// What it holds in the host.
@@ -402,6 +413,7 @@ impl Library {
             unsafe { heap.free_all() }
         });
         drop(ManuallyDrop::into_inner(self.image));
+        drop(ManuallyDrop::into_inner(self.kept));
         Ok(Left { heap_bytes, ..left })
     }
 }

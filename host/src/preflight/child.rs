@@ -158,7 +158,7 @@ fn check(mouth: &Mouth, image: Image, task: Task) -> Result<Line, Line> {
         artifact.manifest.app,
         artifact.manifest.version,
         artifact.elf.machine,
-        artifact.manifest.abi
+        artifact.manifest.abi_named()
     ));
 
     mouth.begin(Stage::Mapping);

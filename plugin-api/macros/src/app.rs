@@ -82,7 +82,7 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
             impl handover::Entry for App {
                 fn start(
                     host: handover::HostHandle,
-                    settings: &handover::Settings<'_>,
+                    settings: handover::Lent<'_, handover::Settings<'_>>,
                 ) -> ::core::result::Result<::std::boxed::Box<dyn handover::Plugin>, ::std::string::String> {
                     handover::start(host, settings, |cx| #call)
                 }

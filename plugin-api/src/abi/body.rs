@@ -18,25 +18,37 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
 use super::{
-    bytes::{Chunk, Hold},
+    bytes::{Chunk, Hold, OwnedBytes},
     caught::caught,
     headers::{self, Buffer, Field},
-    poll::PollState,
+    lent::{Grows, Lent, Size},
+    poll::{PollCode, PollState},
     waker::{WakerCache, WakerRef},
 };
 
-/// A body that the other side implements. Dropping it drops that body.
+/// A body that the other side implements. Dropping it drops that body. It crosses by value; what can grow is its table.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct BodyStream {
-    body: *mut (),
-    poll: unsafe extern "C" fn(*mut (), &WakerRef<'_>, &FrameSink<'_>) -> PollState,
-    drop: unsafe extern "C" fn(*mut ()),
+    pub(super) body: *mut (),
+    pub(super) table: Lent<'static, BodyTable>,
     /// What is left at least, in bytes.
-    lower: u64,
+    pub(super) lower: u64,
     /// What is left at most, in bytes; `u64::MAX` is unknown.
-    upper: u64,
+    pub(super) upper: u64,
 }
+
+/// The functions of a body.
+#[repr(C)]
+#[derive(Debug, StableAbi)]
+pub struct BodyTable {
+    pub(super) size: Size,
+    pub(super) poll: unsafe extern "C" fn(*mut (), &WakerRef<'_>, &FrameSink<'_>) -> PollCode,
+    pub(super) drop: unsafe extern "C" fn(*mut ()),
+}
+
+// SAFETY: `repr(C)`, and the size is first.
+unsafe impl Grows for BodyTable {}
 
 // SAFETY: `BodyStream::new` takes only bodies that are Send.
 unsafe impl Send for BodyStream {}
@@ -45,12 +57,26 @@ unsafe impl Send for BodyStream {}
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct FrameSink<'a> {
-    slot: *mut (),
-    data: unsafe extern "C" fn(*mut (), Chunk<'_>),
-    trailers: unsafe extern "C" fn(*mut (), RSlice<'_, Field<'_>>),
-    failed: unsafe extern "C" fn(*mut (), RStr<'_>),
-    _lent: std::marker::PhantomData<&'a ()>,
+    pub(super) slot: *mut (),
+    pub(super) table: Lent<'a, FrameTable>,
 }
+
+/// The kinds of frames, and the end by a failure. A kind that a later minor adds is a function at the end; who has it and finds a sink
+/// without it gives the bytes as data.
+#[repr(C)]
+#[derive(Debug, StableAbi)]
+pub struct FrameTable {
+    pub(super) size: Size,
+    /// Bytes to be copied.
+    pub(super) lent: unsafe extern "C" fn(*mut (), RSlice<'_, u8>),
+    /// Bytes that are given away.
+    pub(super) owned: unsafe extern "C" fn(*mut (), OwnedBytes),
+    pub(super) trailers: unsafe extern "C" fn(*mut (), RSlice<'_, Field<'_>>),
+    pub(super) failed: unsafe extern "C" fn(*mut (), RStr<'_>),
+}
+
+// SAFETY: `repr(C)`, and the size is first.
+unsafe impl Grows for FrameTable {}
 
 /// Why a body that the other side implements ended before its end.
 #[derive(Clone, Debug)]
@@ -85,8 +111,7 @@ impl BodyStream {
                 waker: WakerCache::default(),
             }))
             .cast(),
-            poll: poll_exported::<B>,
-            drop: drop_exported::<B>,
+            table: Lent::of(Exported::<B>::TABLE),
             lower: hint.lower(),
             upper: hint.upper().unwrap_or(u64::MAX),
         }
@@ -114,7 +139,7 @@ impl BodyStream {
 impl Drop for BodyStream {
     fn drop(&mut self) {
         // SAFETY: this value owns the body, and its code is mapped: a guard of its generation is dropped after it (see `Imported`).
-        unsafe { (self.drop)(self.body) }
+        unsafe { (self.table.drop)(self.body) }
     }
 }
 
@@ -123,11 +148,22 @@ struct Exported<B> {
     waker: WakerCache,
 }
 
+impl<B> Exported<B>
+where
+    B: Body<Data = Bytes, Error: fmt::Display>,
+{
+    const TABLE: &'static BodyTable = &BodyTable {
+        size: Size::of::<BodyTable>(),
+        poll: poll_exported::<B>,
+        drop: drop_exported::<B>,
+    };
+}
+
 unsafe extern "C" fn poll_exported<B>(
     body: *mut (),
     waker: &WakerRef<'_>,
     sink: &FrameSink<'_>,
-) -> PollState
+) -> PollCode
 where
     B: Body<Data = Bytes, Error: fmt::Display>,
 {
@@ -150,6 +186,7 @@ where
         }
     })
     .unwrap_or(PollState::Panicked)
+    .into()
 }
 
 unsafe extern "C" fn drop_exported<B>(body: *mut ()) {
@@ -162,22 +199,31 @@ unsafe extern "C" fn drop_exported<B>(body: *mut ()) {
 impl FrameSink<'_> {
     fn frame(&self, frame: Frame<Bytes>) {
         match frame.into_data() {
-            // SAFETY: the slot is live during the poll that lent this sink.
-            Ok(data) => unsafe { (self.data)(self.slot, Chunk::of(&data)) },
+            Ok(data) => self.data(&data),
             Err(frame) => {
                 if let Ok(trailers) = frame.into_trailers() {
                     headers::lend(&trailers, None, |fields| {
-                        // SAFETY: as above.
-                        unsafe { (self.trailers)(self.slot, fields.into()) }
+                        // SAFETY: the slot is live during the poll that lent this sink.
+                        unsafe { (self.table.trailers)(self.slot, fields.into()) }
                     });
                 }
             }
         }
     }
 
+    fn data(&self, data: &Bytes) {
+        // SAFETY: the slot is live during the poll that lent this sink.
+        unsafe {
+            match Chunk::of(data) {
+                Chunk::Borrowed(bytes) => (self.table.lent)(self.slot, bytes),
+                Chunk::Owned(bytes) => (self.table.owned)(self.slot, bytes),
+            }
+        }
+    }
+
     fn failed(&self, message: &str) {
         // SAFETY: the slot is live during the poll that lent this sink.
-        unsafe { (self.failed)(self.slot, message.into()) }
+        unsafe { (self.table.failed)(self.slot, message.into()) }
     }
 }
 
@@ -240,32 +286,63 @@ impl<G: Guard> Drop for Imported<G> {
 }
 
 impl<G: Guard> Imported<G> {
+    const FRAMES: &'static FrameTable = &FrameTable {
+        size: Size::of::<FrameTable>(),
+        lent: Self::lent,
+        owned: Self::owned,
+        trailers: Self::trailers,
+        failed: Self::failed,
+    };
+
     const fn sink(slot: *mut Slot<'_, G>) -> FrameSink<'static> {
-        unsafe extern "C" fn data<G: Guard>(slot: *mut (), chunk: Chunk<'_>) {
-            // SAFETY: the slot is the one on the stack of `poll_frame`, which lent it for this poll.
-            let slot = unsafe { &mut *slot.cast::<Slot<'_, G>>() };
-            slot.frame = Some(Frame::data(chunk.into_bytes(|| slot.guard.hold())));
+        FrameSink {
+            slot: slot.cast(),
+            table: Lent::of(Self::FRAMES),
         }
-        unsafe extern "C" fn trailers<G>(slot: *mut (), fields: RSlice<'_, Field<'_>>) {
-            // SAFETY: as above.
-            let slot = unsafe { &mut *slot.cast::<Slot<'_, G>>() };
+    }
+
+    /// Runs `put` on the slot. A panic ends here, and nothing was put.
+    ///
+    /// # Safety
+    /// `slot` is that of `sink`.
+    unsafe fn put(slot: *mut (), put: impl FnOnce(&mut Slot<'_, G>)) {
+        // SAFETY: the slot is the one on the stack of `poll_frame`, which lent it for this poll.
+        let slot = unsafe { &mut *slot.cast::<Slot<'_, G>>() };
+        caught(|| put(slot));
+    }
+
+    unsafe extern "C" fn lent(slot: *mut (), bytes: RSlice<'_, u8>) {
+        let bytes = Chunk::Borrowed(bytes);
+        // SAFETY: the other side gives back the slot that it was lent.
+        unsafe { Self::put(slot, |slot| slot.data(bytes)) }
+    }
+
+    unsafe extern "C" fn owned(slot: *mut (), bytes: OwnedBytes) {
+        let bytes = Chunk::Owned(bytes);
+        // SAFETY: as above.
+        unsafe { Self::put(slot, |slot| slot.data(bytes)) }
+    }
+
+    unsafe extern "C" fn trailers(slot: *mut (), fields: RSlice<'_, Field<'_>>) {
+        let put = |slot: &mut Slot<'_, G>| {
             let fields = fields.as_slice();
             let mut trailers = HeaderMap::new();
             Buffer::copy(&[], fields, &mut trailers).fields(fields, &mut trailers);
             slot.frame = Some(Frame::trailers(trailers));
-        }
-        unsafe extern "C" fn failed<G>(slot: *mut (), message: RStr<'_>) {
-            // SAFETY: as above.
-            let slot = unsafe { &mut *slot.cast::<Slot<'_, G>>() };
-            slot.failure = Some(message.into());
-        }
-        FrameSink {
-            slot: slot.cast(),
-            data: data::<G>,
-            trailers: trailers::<G>,
-            failed: failed::<G>,
-            _lent: std::marker::PhantomData,
-        }
+        };
+        // SAFETY: as above.
+        unsafe { Self::put(slot, put) }
+    }
+
+    unsafe extern "C" fn failed(slot: *mut (), message: RStr<'_>) {
+        // SAFETY: as above.
+        unsafe { Self::put(slot, |slot| slot.failure = Some(message.into())) }
+    }
+}
+
+impl<G: Guard> Slot<'_, G> {
+    fn data(&mut self, bytes: Chunk<'_>) {
+        self.frame = Some(Frame::data(bytes.into_bytes(|| self.guard.hold())));
     }
 }
 
@@ -294,7 +371,7 @@ impl<G: Guard> Body for Imported<G> {
             };
             // SAFETY: the stream is owned and polled here only; sink and waker are lent for the
             // call.
-            let state = unsafe { (body.poll)(body.body, &waker, &sink) };
+            let state = unsafe { (body.table.poll)(body.body, &waker, &sink) }.state();
             if !matches!(state, PollState::Pending | PollState::Ready) {
                 // Within the same call: its drop may block as well.
                 *stream = None;

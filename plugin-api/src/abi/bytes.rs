@@ -3,19 +3,19 @@
 use abi_stable::{StableAbi, std_types::RSlice};
 use bytes::Bytes;
 
-use super::keep;
+use super::{caught::caught, keep};
 
 /// Up to here copying is cheaper than an owner that travels: an allocation for the handle, a call back to free it.
 pub const COPY_UP_TO: usize = 16 * 1024;
 
-/// Bytes that are owned: whoever holds this value frees them by dropping it.
+/// Bytes that are owned. It crosses by value, and so does not grow: whoever holds this value frees them by dropping it.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct OwnedBytes {
-    pointer: *const u8,
-    length: usize,
-    owner: *mut (),
-    free: unsafe extern "C" fn(*mut ()),
+    pub(super) pointer: *const u8,
+    pub(super) length: usize,
+    pub(super) owner: *mut (),
+    pub(super) free: unsafe extern "C" fn(*mut ()),
 }
 
 // SAFETY: it is a boxed `Bytes`, which is Send and Sync, and `free` only drops that box.
@@ -27,7 +27,9 @@ impl From<Bytes> for OwnedBytes {
     fn from(bytes: Bytes) -> Self {
         unsafe extern "C" fn free(owner: *mut ()) {
             // SAFETY: `owner` is the box that `from` made, and `Drop` calls this once.
-            drop(unsafe { Box::from_raw(owner.cast::<Bytes>()) });
+            let bytes = unsafe { Box::from_raw(owner.cast::<Bytes>()) };
+            // A destructor of what they are made of may panic; the panic hook told it.
+            caught(|| drop(bytes));
         }
         let boxed = Box::new(bytes);
         Self {
@@ -54,9 +56,8 @@ impl Drop for OwnedBytes {
     }
 }
 
-/// Bytes as they are handed to the other side.
-#[repr(C, u8)]
-#[derive(Debug, StableAbi)]
+/// Bytes in one of the two ways in which they cross: each has a function of its own in the tables that take bytes.
+#[derive(Debug)]
 pub enum Chunk<'a> {
     /// Valid during the call: the receiver copies.
     Borrowed(RSlice<'a, u8>),

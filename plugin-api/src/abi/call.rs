@@ -1,19 +1,32 @@
 //! One request on its way in, and its answer on its way out.
 
-use abi_stable::StableAbi;
+use abi_stable::{StableAbi, std_types::RSlice};
 use bytes::Bytes;
 use http::response;
 
 use super::{
-    body::BodyStream, bytes::Chunk, head::ResponseHead, keep, poll::PollState, upgrade::IoStream,
+    body::BodyStream,
+    bytes::{Chunk, OwnedBytes},
+    caught::caught,
+    head::ResponseHead,
+    keep,
+    lent::{Grows, Lent, Size},
+    poll::PollCode,
+    upgrade::IoStream,
 };
 
-/// What a call gave at its first poll, which is done inside the call.
+/// The client asks for an upgrade of the connection: a bit of the flags of a call. Bits that are not known are ignored.
+pub const UPGRADE: u32 = 1;
+
+/// What a call gave at its first poll, which is done inside the call. It is given by value in two registers, and so does not grow: what
+/// else a call may give goes through the responder.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct Called {
     /// `Ready`, `Failed` and `Panicked` are the end of it; after `Pending` the future is polled.
-    pub state: PollState,
+    pub state: PollCode,
+    /// Zeros.
+    pub reserved: [u8; 7],
     /// The future, where it is pending; else null. Owned by the host.
     pub future: *mut (),
 }
@@ -22,14 +35,32 @@ pub struct Called {
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct Responder<'a> {
-    slot: *mut (),
-    respond: unsafe extern "C" fn(*mut (), &ResponseHead<'_>, AnswerBody<'_>),
-    _lent: std::marker::PhantomData<&'a ()>,
+    pub(super) slot: *mut (),
+    pub(super) table: Lent<'a, Respond>,
 }
 
-/// The body of an answer as it crosses.
-#[repr(C, u8)]
+/// The ways to answer, one for each kind of body. A kind that a later minor adds is a function at the end.
+#[repr(C)]
 #[derive(Debug, StableAbi)]
+pub struct Respond {
+    pub(super) size: Size,
+    /// Without a body.
+    pub(super) empty: unsafe extern "C" fn(*mut (), Lent<'_, ResponseHead<'_>>),
+    /// With all of it, to be copied.
+    pub(super) lent: unsafe extern "C" fn(*mut (), Lent<'_, ResponseHead<'_>>, RSlice<'_, u8>),
+    /// With all of it, given away.
+    pub(super) owned: unsafe extern "C" fn(*mut (), Lent<'_, ResponseHead<'_>>, OwnedBytes),
+    /// With a stream of frames.
+    pub(super) stream: unsafe extern "C" fn(*mut (), Lent<'_, ResponseHead<'_>>, BodyStream),
+    /// With the bytes of the upgraded connection.
+    pub(super) upgrade: unsafe extern "C" fn(*mut (), Lent<'_, ResponseHead<'_>>, IoStream),
+}
+
+// SAFETY: `repr(C)`, and the size is first.
+unsafe impl Grows for Respond {}
+
+/// The body of an answer as it comes in.
+#[derive(Debug)]
 pub enum AnswerBody<'a> {
     /// No body.
     Empty,
@@ -61,19 +92,20 @@ impl Responder<'_> {
             Payload::Full(bytes) => Some(bytes.len()),
             _ => None,
         };
+        let (slot, table) = (self.slot, &*self.table);
         ResponseHead::lend(&response, whole, |head| {
-            let full;
-            let body = match body {
-                Payload::Empty => AnswerBody::Empty,
-                Payload::Full(bytes) => {
-                    full = bytes;
-                    AnswerBody::Full(Chunk::of(&full))
-                }
-                Payload::Stream(stream) => AnswerBody::Stream(stream),
-                Payload::Upgrade(io) => AnswerBody::Upgrade(io),
-            };
             // SAFETY: the slot is live during the poll that lent this responder.
-            unsafe { (self.respond)(self.slot, head, body) }
+            unsafe {
+                match body {
+                    Payload::Empty => (table.empty)(slot, head),
+                    Payload::Full(bytes) => match Chunk::of(&bytes) {
+                        Chunk::Borrowed(bytes) => (table.lent)(slot, head, bytes),
+                        Chunk::Owned(bytes) => (table.owned)(slot, head, bytes),
+                    },
+                    Payload::Stream(stream) => (table.stream)(slot, head, stream),
+                    Payload::Upgrade(io) => (table.upgrade)(slot, head, io),
+                }
+            }
         });
         keep::keep_map(&mut response.headers);
     }
@@ -82,7 +114,64 @@ impl Responder<'_> {
 /// What the host makes of an answer.
 pub trait TakeAnswer {
     /// Takes it.
-    fn take(&mut self, head: &ResponseHead<'_>, body: AnswerBody<'_>);
+    fn take(&mut self, head: Lent<'_, ResponseHead<'_>>, body: AnswerBody<'_>);
+}
+
+struct Table<T>(T);
+
+impl<T: TakeAnswer> Table<T> {
+    const RESPOND: &'static Respond = &Respond {
+        size: Size::of::<Respond>(),
+        empty: Self::empty,
+        lent: Self::lent,
+        owned: Self::owned,
+        stream: Self::stream,
+        upgrade: Self::upgrade,
+    };
+
+    /// A panic of the host ends here, and the request is as one that was not answered.
+    ///
+    /// # Safety
+    /// `slot` is that of `lend_responder`.
+    #[inline(always)] // into five functions, each of which knows the kind
+    unsafe fn take(slot: *mut (), head: Lent<'_, ResponseHead<'_>>, body: AnswerBody<'_>) {
+        // SAFETY: `slot` is the exclusive borrow of `lend_responder`, which waits below us on the stack.
+        let slot = unsafe { &mut *slot.cast::<T>() };
+        caught(|| slot.take(head, body));
+    }
+
+    unsafe extern "C" fn empty(slot: *mut (), head: Lent<'_, ResponseHead<'_>>) {
+        // SAFETY: the plugin gives back the slot that it was lent.
+        unsafe { Self::take(slot, head, AnswerBody::Empty) }
+    }
+
+    unsafe extern "C" fn lent(
+        slot: *mut (),
+        head: Lent<'_, ResponseHead<'_>>,
+        bytes: RSlice<'_, u8>,
+    ) {
+        // SAFETY: as above.
+        unsafe { Self::take(slot, head, AnswerBody::Full(Chunk::Borrowed(bytes))) }
+    }
+
+    unsafe extern "C" fn owned(slot: *mut (), head: Lent<'_, ResponseHead<'_>>, bytes: OwnedBytes) {
+        // SAFETY: as above.
+        unsafe { Self::take(slot, head, AnswerBody::Full(Chunk::Owned(bytes))) }
+    }
+
+    unsafe extern "C" fn stream(
+        slot: *mut (),
+        head: Lent<'_, ResponseHead<'_>>,
+        stream: BodyStream,
+    ) {
+        // SAFETY: as above.
+        unsafe { Self::take(slot, head, AnswerBody::Stream(stream)) }
+    }
+
+    unsafe extern "C" fn upgrade(slot: *mut (), head: Lent<'_, ResponseHead<'_>>, io: IoStream) {
+        // SAFETY: as above.
+        unsafe { Self::take(slot, head, AnswerBody::Upgrade(io)) }
+    }
 }
 
 /// Lends `slot` as a [`Responder`] during `f`.
@@ -90,17 +179,8 @@ pub(super) fn lend_responder<T: TakeAnswer, R>(
     slot: &mut T,
     f: impl FnOnce(&Responder<'_>) -> R,
 ) -> R {
-    unsafe extern "C" fn respond<T: TakeAnswer>(
-        slot: *mut (),
-        head: &ResponseHead<'_>,
-        body: AnswerBody<'_>,
-    ) {
-        // SAFETY: `slot` is the exclusive borrow of `lend_responder`, which waits below us on the stack.
-        unsafe { &mut *slot.cast::<T>() }.take(head, body);
-    }
     f(&Responder {
         slot: std::ptr::from_mut(slot).cast(),
-        respond: respond::<T>,
-        _lent: std::marker::PhantomData,
+        table: Lent::of(Table::<T>::RESPOND),
     })
 }

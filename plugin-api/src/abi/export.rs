@@ -16,17 +16,18 @@ use abi_stable::{
 
 use super::{
     body::BodyStream,
-    call::{Called, Responder},
+    call::{Called, Responder, UPGRADE},
     caught::{caught, let_go},
     head::RequestHead,
     host::{Event, HostRef, Work},
     keep,
-    poll::PollState,
-    root::{Root, RootRef, Settings, TextSink},
+    lent::Lent,
+    poll::{PollCode, PollState},
+    root::{JOBS, Root, RootRef, Settings, TextSink},
     waker::{WakerCache, WakerRef},
 };
 
-/// What the host offers, as a value that a plugin may keep until it is stopped.
+/// What the host offers, as a value that a plugin may keep for ever.
 #[derive(Clone, Copy)]
 pub struct HostHandle {
     table: HostRef,
@@ -47,14 +48,14 @@ impl std::fmt::Debug for HostHandle {
 impl HostHandle {
     /// Whether anybody wants events of this level (see [`Event::level`]).
     pub fn log_enabled(&self, level: u8) -> bool {
-        // SAFETY: table and data came together, and live until `stop` has returned.
+        // SAFETY: table and data came together, and live as long as this code is mapped.
         unsafe { self.table.log_enabled()(self.data, level) }
     }
 
     /// Logs `event`.
     pub fn log(&self, event: &Event<'_>) {
         // SAFETY: as in `log_enabled`.
-        unsafe { self.table.log()(self.data, event) }
+        unsafe { self.table.log()(self.data, Lent::of(event)) }
     }
 
     /// Tells of a panic.
@@ -66,13 +67,19 @@ impl HostHandle {
     /// Tells of work that begins.
     pub fn work_began(&self, work: &Work<'_>) -> u64 {
         // SAFETY: as in `log_enabled`.
-        unsafe { self.table.work_began()(self.data, work) }
+        unsafe { self.table.work_began()(self.data, Lent::of(work)) }
     }
 
     /// Tells of work that ended.
     pub fn work_ended(&self, number: u64) {
         // SAFETY: as in `log_enabled`.
         unsafe { self.table.work_ended()(self.data, number) }
+    }
+
+    /// The table of a service of the host (see [`Host::service`](super::host::Host::service)); none when it has no such service.
+    pub fn service(&self, number: u32) -> Option<ptr::NonNull<()>> {
+        // SAFETY: as in `log_enabled`.
+        ptr::NonNull::new(unsafe { self.table.service()(self.data, number) }.cast_mut())
     }
 }
 
@@ -138,7 +145,7 @@ pub trait Plugin: Send + Sync + 'static {
     /// Begins to answer a request, and polls it once, by `first`. None when the head is none that HTTP allows.
     fn call(
         &self,
-        head: &RequestHead<'_>,
+        head: Lent<'_, RequestHead<'_>>,
         body: Option<BodyStream>,
         upgrade: bool,
         first: FirstPoll<'_>,
@@ -157,7 +164,8 @@ pub trait Entry: 'static {
     ///
     /// # Errors
     /// When the app cannot start.
-    fn start(host: HostHandle, settings: &Settings<'_>) -> Result<Box<dyn Plugin>, String>;
+    fn start(host: HostHandle, settings: Lent<'_, Settings<'_>>)
+    -> Result<Box<dyn Plugin>, String>;
 }
 
 /// The header that a plugin exports under abi_stable's symbol.
@@ -181,8 +189,8 @@ impl<E: Entry> Table<E> {
         drop_call,
         drain,
         stop,
-        #[cfg(not(feature = "abi-1-0"))]
         expire,
+        entry,
     });
 }
 
@@ -207,7 +215,7 @@ unsafe fn app_of<'a>(app: *mut ()) -> &'a App {
 unsafe extern "C" fn start<E: Entry>(
     table: HostRef,
     data: *const (),
-    settings: &Settings<'_>,
+    settings: Lent<'_, Settings<'_>>,
     failed: &TextSink<'_>,
 ) -> *mut () {
     match catch_unwind(AssertUnwindSafe(|| {
@@ -259,9 +267,9 @@ fn poll_once(
 
 unsafe extern "C" fn call(
     app: *mut (),
-    head: &RequestHead<'_>,
+    head: Lent<'_, RequestHead<'_>>,
     body: ROption<BodyStream>,
-    upgrade: bool,
+    flags: u32,
     waker: &WakerRef<'_>,
     responder: &Responder<'_>,
 ) -> Called {
@@ -273,7 +281,7 @@ unsafe extern "C" fn call(
             plugin.call(
                 head,
                 body.into_option(),
-                upgrade,
+                flags & UPGRADE != 0,
                 FirstPoll { waker, responder },
             )
         })
@@ -292,14 +300,18 @@ unsafe extern "C" fn call(
         .cast(),
         None => ptr::null_mut(),
     };
-    Called { state, future }
+    Called {
+        state: state.into(),
+        reserved: [0; 7],
+        future,
+    }
 }
 
 unsafe extern "C" fn poll_call(
     call: *mut (),
     waker: &WakerRef<'_>,
     responder: &Responder<'_>,
-) -> PollState {
+) -> PollCode {
     // SAFETY: `call` is the box that `call` made, polled by its only owner.
     let call = unsafe { &mut *call.cast::<Call>() };
     // SAFETY: an app outlives its calls.
@@ -310,7 +322,7 @@ unsafe extern "C" fn poll_call(
         ..
     } = call;
     app.enter();
-    poll_once(future, cache.get(waker), responder)
+    poll_once(future, cache.get(waker), responder).into()
 }
 
 unsafe extern "C" fn drop_call(call: *mut ()) {
@@ -337,9 +349,12 @@ unsafe extern "C" fn stop(app: *mut (), deadline_ms: u64) {
     caught(|| plugin.stop(Duration::from_millis(deadline_ms)));
 }
 
-#[cfg(not(feature = "abi-1-0"))]
-unsafe extern "C" fn expire(app: *mut (), jobs: bool) -> u64 {
+unsafe extern "C" fn expire(app: *mut (), flags: u32) -> u64 {
     // SAFETY: the host calls between `start` and `stop`.
     let plugin = unsafe { app_of(app) };
-    caught(|| plugin.expire(jobs)).unwrap_or(0)
+    caught(|| plugin.expire(flags & JOBS != 0)).unwrap_or(0)
+}
+
+unsafe extern "C" fn entry(_number: u32) -> *const () {
+    ptr::null()
 }

@@ -12,28 +12,37 @@ use abi_stable::{
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, Uri, Version, response, uri};
 
-use super::headers::{self, Buffer, Field};
+use super::{
+    headers::{self, Buffer, Field},
+    lent::{Grows, Lent, Size},
+};
 
 /// The head of a request, borrowed for the length of a call.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct RequestHead<'a> {
-    target: RStr<'a>,
-    method: RStr<'a>,
-    scheme: RStr<'a>,
-    authority: RStr<'a>,
-    fields: RSlice<'a, Field<'a>>,
-    peer: Peer,
-    version: u8,
+    pub(super) size: Size,
+    pub(super) peer: Peer,
+    /// The version of HTTP: 9, 10, 11, 20 or 30. Any other is 1.1.
+    pub(super) version: u8,
+    pub(super) target: RStr<'a>,
+    pub(super) method: RStr<'a>,
+    pub(super) scheme: RStr<'a>,
+    pub(super) authority: RStr<'a>,
+    pub(super) fields: RSlice<'a, Field<'a>>,
 }
 
-/// The address of the client, as it crosses. `family` is 0 when it has none (a unix socket), 4 or 6 otherwise.
+// SAFETY: `repr(C)`, and the size is first.
+unsafe impl Grows for RequestHead<'_> {}
+
+/// The address of the client, as it crosses. `family` is 4 or 6; any other is no address, and 0 the one of a
+/// unix socket. It lies inside a head, and so does not grow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
 pub struct Peer {
-    address: [u8; 16],
-    port: u16,
-    family: u8,
+    pub(super) address: [u8; 16],
+    pub(super) port: u16,
+    pub(super) family: u8,
 }
 
 impl From<Option<SocketAddr>> for Peer {
@@ -96,11 +105,12 @@ impl RequestHead<'_> {
         request: &Request<B>,
         target: &str,
         peer: Peer,
-        f: impl FnOnce(&RequestHead<'_>) -> R,
+        f: impl FnOnce(Lent<'_, RequestHead<'_>>) -> R,
     ) -> R {
         let uri = request.uri();
         headers::lend(request.headers(), None, |fields| {
-            f(&RequestHead {
+            f(Lent::of(&RequestHead {
+                size: Size::of::<RequestHead<'_>>(),
                 target: target.into(),
                 method: request.method().as_str().into(),
                 scheme: uri.scheme_str().unwrap_or_default().into(),
@@ -108,7 +118,7 @@ impl RequestHead<'_> {
                 fields: fields.into(),
                 peer,
                 version: version_number(request.version()),
-            })
+            }))
         })
     }
 
@@ -161,9 +171,14 @@ impl RequestHead<'_> {
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct ResponseHead<'a> {
-    fields: RSlice<'a, Field<'a>>,
-    status: u16,
+    pub(super) size: Size,
+    /// A number that is no status is 500.
+    pub(super) status: u16,
+    pub(super) fields: RSlice<'a, Field<'a>>,
 }
+
+// SAFETY: `repr(C)`, and the size is first.
+unsafe impl Grows for ResponseHead<'_> {}
 
 impl ResponseHead<'_> {
     /// Lends the head `response` to `f` in the shape that crosses. `whole` is the length of a body that crosses with it: a
@@ -172,13 +187,14 @@ impl ResponseHead<'_> {
     pub fn lend<R>(
         response: &response::Parts,
         whole: Option<usize>,
-        f: impl FnOnce(&ResponseHead<'_>) -> R,
+        f: impl FnOnce(Lent<'_, ResponseHead<'_>>) -> R,
     ) -> R {
         headers::lend(&response.headers, whole, |fields| {
-            f(&ResponseHead {
+            f(Lent::of(&ResponseHead {
+                size: Size::of::<ResponseHead<'_>>(),
                 fields: fields.into(),
                 status: response.status.as_u16(),
-            })
+            }))
         })
     }
 

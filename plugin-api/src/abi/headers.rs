@@ -23,7 +23,10 @@ const CUSTOM: u16 = u16::MAX;
 /// The index of `content-length`.
 const CONTENT_LENGTH: u16 = 24;
 
-/// One header field.
+/// The value is not to be logged or compressed into a table: a bit of a field's flags. Bits that are not known are ignored.
+const SENSITIVE: u8 = 1;
+
+/// One header field. It lies in lists, and so does not grow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
 pub struct Field<'a> {
@@ -31,7 +34,7 @@ pub struct Field<'a> {
     /// The name, where `index` is `CUSTOM`; else empty.
     pub(super) name: RStr<'a>,
     pub(super) index: u16,
-    pub(super) sensitive: bool,
+    pub(super) flags: u8,
 }
 
 /// Up to so many fields are listed on the stack.
@@ -61,7 +64,7 @@ pub fn lend<R>(map: &HeaderMap, whole: Option<usize>, f: impl FnOnce(&[Field<'_>
                 "".into()
             },
             index,
-            sensitive: value.is_sensitive(),
+            flags: u8::from(value.is_sensitive()) * SENSITIVE,
         };
         if heap.capacity() > 0 {
             heap.push(field);
@@ -139,7 +142,7 @@ impl Buffer {
             };
             // SAFETY: the bytes are those of a `HeaderValue` of the other side (`lend`), so they are a valid value.
             let mut value = unsafe { HeaderValue::from_maybe_shared_unchecked(value) };
-            if field.sensitive {
+            if field.flags & SENSITIVE != 0 {
                 value.set_sensitive(true);
             }
             let _ = map.try_append(name, value);

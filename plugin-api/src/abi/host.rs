@@ -5,8 +5,10 @@ use abi_stable::{
     std_types::{RSlice, RStr},
 };
 
-/// What the host offers. Every function takes the pointer that came with the table, which lives until `stop` has returned, and may be
-/// called on any thread.
+use super::lent::{Grows, Lent, Size};
+
+/// What the host offers. Every function takes the pointer that came with the table, which lives as long as the library is mapped, and may
+/// be called on any thread, before, during and after the life of the app. None of them panics.
 #[repr(C)]
 #[derive(StableAbi)]
 #[sabi(kind(Prefix(prefix_ref = HostRef)))]
@@ -15,31 +17,44 @@ pub struct Host {
     /// Whether anybody wants events of this level (see [`Event::level`]).
     pub log_enabled: unsafe extern "C" fn(*const (), u8) -> bool,
     /// Takes a log event.
-    pub log: unsafe extern "C" fn(*const (), &Event<'_>),
+    pub log: unsafe extern "C" fn(*const (), Lent<'_, Event<'_>>),
     /// Something panicked: the message with its place, for the log and the generation's counter.
     pub panicked: unsafe extern "C" fn(*const (), RStr<'_>),
-    /// Work begins that outlives its request. It counts as in flight until `work_ended` is called with the number that this gives.
-    pub work_began: unsafe extern "C" fn(*const (), &Work<'_>) -> u64,
+    /// Work begins that outlives its request. It counts as in flight until `work_ended` is called with the number that this gives. The
+    /// number is 0 when nothing is counted any more, because the app was stopped.
+    pub work_began: unsafe extern "C" fn(*const (), Lent<'_, Work<'_>>) -> u64,
     /// The work of this number ended.
-    #[sabi(last_prefix_field)]
     pub work_ended: unsafe extern "C" fn(*const (), u64),
+    /// The table of the service of this number, which lives as long as this one; null when this host has no such service. The numbers
+    /// are in docs/abi.md. There is none yet.
+    #[sabi(last_prefix_field)]
+    pub service: unsafe extern "C" fn(*const (), u32) -> *const (),
 }
 
 /// A log event.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct Event<'a> {
-    /// The module that logs.
+    /// The bytes of it that are filled in.
+    pub size: Size,
+    /// 1 is error, 2 warning, 3 information, 4 debug, 5 and any other trace.
+    pub level: u8,
+    /// The line in `file`; 0 is unknown.
+    pub line: u32,
+    /// What logs: the module, if nothing else was said.
     pub target: RStr<'a>,
     /// The sentence.
     pub message: RStr<'a>,
     /// The fields, with values as text.
     pub fields: RSlice<'a, Pair<'a>>,
-    /// 1 is error, 2 warning, 3 information, 4 debug, 5 trace.
-    pub level: u8,
+    /// The source file; empty is unknown.
+    pub file: RStr<'a>,
 }
 
-/// A name and its value.
+// SAFETY: `repr(C)`, and the size is first.
+unsafe impl Grows for Event<'_> {}
+
+/// A name and its value. It lies in lists, and so does not grow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
 pub struct Pair<'a> {
@@ -53,10 +68,20 @@ pub struct Pair<'a> {
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct Work<'a> {
+    /// The bytes of it that are filled in.
+    pub size: Size,
+    /// [`TASK`], or [`JOB`]; any other counts as a job, which is the one that nobody interrupts.
+    pub kind: u32,
     /// What it is, for people.
     pub name: RStr<'a>,
     /// Whose it is; may be empty.
     pub tenant: RStr<'a>,
-    /// Whether it is a job, which no deploy interrupts, rather than a task that a drain deadline ends.
-    pub job: bool,
 }
+
+/// The kind of work that a drain deadline ends.
+pub const TASK: u32 = 0;
+/// The kind of work that no deploy interrupts.
+pub const JOB: u32 = 1;
+
+// SAFETY: `repr(C)`, and the size is first.
+unsafe impl Grows for Work<'_> {}

@@ -9,24 +9,27 @@ use abi_stable::{
 
 use super::{
     body::BodyStream,
-    call::{TakeAnswer, lend_responder},
+    call::{TakeAnswer, UPGRADE, lend_responder},
+    caught::caught,
     head::RequestHead,
     host::{Event, Host, HostRef, Work},
+    lent::Lent,
     poll::PollState,
-    root::{RootRef, Settings, TextSink},
+    root::{JOBS, RootRef, Settings, TextSink},
     waker::WakerRef,
 };
 
-/// What a host offers to one generation. Its functions are called on any thread, and must neither panic nor block.
+/// What a host offers to one generation. Its functions are called on any thread of the plugin, also while such a thread ends, and also
+/// after the app was stopped. They must not block. A panic in them ends at the boundary.
 pub trait Offer: Send + Sync + 'static {
     /// Whether anybody wants events of this level.
     fn log_enabled(&self, level: u8) -> bool;
     /// Takes a log event.
-    fn log(&self, event: &Event<'_>);
+    fn log(&self, event: Lent<'_, Event<'_>>);
     /// Takes a panic's message.
     fn panicked(&self, message: &str);
-    /// Work begins; gives its number.
-    fn work_began(&self, work: &Work<'_>) -> u64;
+    /// Work begins; gives its number, or 0 when it is not counted.
+    fn work_began(&self, work: Lent<'_, Work<'_>>) -> u64;
     /// Work ended.
     fn work_ended(&self, number: u64);
 }
@@ -40,38 +43,47 @@ impl<O: Offer> Table<O> {
         panicked: Self::panicked,
         work_began: Self::work_began,
         work_ended: Self::work_ended,
+        service: Self::service,
     });
 
+    /// Runs `f` on the offer. None when it panicked: what the offer runs is the host's, and a thread that ends may have lost the
+    /// thread-locals that it needs.
+    ///
     /// # Safety
-    /// `data` is that of `AppHandle::start`, whose handle holds the `Arc`.
-    unsafe fn offer<'a>(data: *const ()) -> &'a O {
+    /// `data` is that of `AppHandle::start`, whose caller keeps the offer as long as code of the plugin may run.
+    unsafe fn with<R>(data: *const (), f: impl FnOnce(&O) -> R) -> Option<R> {
         // SAFETY: by the contract of this function.
-        unsafe { &*data.cast::<O>() }
+        let offer = unsafe { &*data.cast::<O>() };
+        caught(|| f(offer))
     }
 
     unsafe extern "C" fn log_enabled(data: *const (), level: u8) -> bool {
         // SAFETY: the plugin gives back the data that it was given.
-        unsafe { Self::offer(data) }.log_enabled(level)
+        unsafe { Self::with(data, |offer| offer.log_enabled(level)) }.unwrap_or(false)
     }
 
-    unsafe extern "C" fn log(data: *const (), event: &Event<'_>) {
+    unsafe extern "C" fn log(data: *const (), event: Lent<'_, Event<'_>>) {
         // SAFETY: as above.
-        unsafe { Self::offer(data) }.log(event);
+        unsafe { Self::with(data, |offer| offer.log(event)) };
     }
 
     unsafe extern "C" fn panicked(data: *const (), message: RStr<'_>) {
         // SAFETY: as above.
-        unsafe { Self::offer(data) }.panicked(message.as_str());
+        unsafe { Self::with(data, |offer| offer.panicked(message.as_str())) };
     }
 
-    unsafe extern "C" fn work_began(data: *const (), work: &Work<'_>) -> u64 {
+    unsafe extern "C" fn work_began(data: *const (), work: Lent<'_, Work<'_>>) -> u64 {
         // SAFETY: as above.
-        unsafe { Self::offer(data) }.work_began(work)
+        unsafe { Self::with(data, |offer| offer.work_began(work)) }.unwrap_or(0)
     }
 
     unsafe extern "C" fn work_ended(data: *const (), number: u64) {
         // SAFETY: as above.
-        unsafe { Self::offer(data) }.work_ended(number);
+        unsafe { Self::with(data, |offer| offer.work_ended(number)) };
+    }
+
+    unsafe extern "C" fn service(_data: *const (), _number: u32) -> *const () {
+        std::ptr::null()
     }
 }
 
@@ -97,7 +109,8 @@ impl<O: Offer> AppHandle<O> {
     /// # Safety
     /// `root` is of the layout that this crate was compiled with. Its library stays mapped until everything that came out of this handle
     /// (calls, bodies, streams, bytes) is dropped, and from then on nothing but its drop is done with the handle. Nothing is called
-    /// during or after [`stop`](Self::stop), and everything that came out of the handle is dropped before.
+    /// during or after [`stop`](Self::stop), and everything that came out of the handle is dropped before. Somebody keeps `offer` as long
+    /// as code of the library may run, also when this fails: until it is unmapped.
     pub unsafe fn start(
         root: RootRef,
         offer: Arc<O>,
@@ -106,8 +119,15 @@ impl<O: Offer> AppHandle<O> {
         let table = HostRef(PrefixRef::from_ref(Table::<O>::HOST));
         let mut reason = String::new();
         let app = TextSink::lend(&mut reason, |failed| {
-            // SAFETY: the caller vouches for `root`; the offer lives in the handle until `stop` has returned.
-            unsafe { root.start()(table, Arc::as_ptr(&offer).cast(), settings, failed) }
+            // SAFETY: the caller vouches for `root`, and keeps the offer.
+            unsafe {
+                root.start()(
+                    table,
+                    Arc::as_ptr(&offer).cast(),
+                    Lent::of(settings),
+                    failed,
+                )
+            }
         });
         if app.is_null() {
             Err(reason)
@@ -124,7 +144,7 @@ impl<O: Offer> AppHandle<O> {
     /// Begins a request, and polls it for the first time. The answer goes into `slot`, where the state is `Ready`.
     pub fn call(
         &self,
-        head: &RequestHead<'_>,
+        head: Lent<'_, RequestHead<'_>>,
         body: Option<BodyStream>,
         upgrade: bool,
         waker: &Waker,
@@ -138,7 +158,7 @@ impl<O: Offer> AppHandle<O> {
                     self.app,
                     head,
                     body,
-                    upgrade,
+                    if upgrade { UPGRADE } else { 0 },
                     &WakerRef::of(waker),
                     responder,
                 )
@@ -148,7 +168,7 @@ impl<O: Offer> AppHandle<O> {
             root: self.root,
             future: called.future,
         });
-        (called.state, running)
+        (called.state.state(), running)
     }
 
     /// Tells the app that no new requests come.
@@ -157,19 +177,10 @@ impl<O: Offer> AppHandle<O> {
         unsafe { self.root.drain()(self.app) }
     }
 
-    /// Tells the app that the drain deadline passed; gives how much spawned work it cancelled, or none if it is too old to know of it.
-    #[cfg_attr(
-        feature = "abi-1-0",
-        expect(unused_variables, reason = "its table has no such entry")
-    )]
-    pub fn expire(&self, jobs: bool) -> Option<u64> {
-        #[cfg(feature = "abi-1-0")]
-        return None;
-        #[cfg(not(feature = "abi-1-0"))]
+    /// Tells the app that the drain deadline passed; gives how much spawned work it cancelled.
+    pub fn expire(&self, jobs: bool) -> u64 {
         // SAFETY: the app was started and not stopped.
-        self.root
-            .expire()
-            .map(|expire| unsafe { expire(self.app, jobs) })
+        unsafe { self.root.expire()(self.app, if jobs { JOBS } else { 0 }) }
     }
 
     /// Drops the app and its runtime; blocks until its threads ended, at most `deadline_ms`. Nothing may be in flight.
@@ -196,7 +207,7 @@ impl RunningCall {
     pub fn poll(&mut self, waker: &Waker, slot: &mut impl TakeAnswer) -> PollState {
         lend_responder(slot, |responder| {
             // SAFETY: the future is owned by this value, and its code is mapped by the contract of `start`.
-            unsafe { self.root.poll_call()(self.future, &WakerRef::of(waker), responder) }
+            unsafe { self.root.poll_call()(self.future, &WakerRef::of(waker), responder) }.state()
         })
     }
 }

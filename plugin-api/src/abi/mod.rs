@@ -9,6 +9,7 @@
 //! - [`body`], [`bytes`]: bodies as streams of frames, and bytes that cross without a copy
 //! - [`upgrade`]: the byte stream of an upgraded connection
 //! - [`waker`], [`poll`]: asynchrony
+//! - [`lent`]: structs and tables that can grow
 //! - [`heap`]: a heap that leaves with its plugin
 //! - [`keep`]: memory that goes round from one head to the next
 //! - `caught`: where panics end
@@ -32,6 +33,9 @@ pub mod heap;
 pub mod host;
 pub mod import;
 pub mod keep;
+#[cfg(test)]
+mod layout;
+pub mod lent;
 pub mod manifest;
 pub mod poll;
 pub mod root;

@@ -11,9 +11,12 @@ use abi_stable::{
 use super::{
     body::BodyStream,
     call::{Called, Responder},
+    caught::caught,
     head::RequestHead,
     host::{HostRef, Pair},
-    poll::PollState,
+    lent::{Grows, Lent, Size},
+    poll::PollCode,
+    version::AbiVersion,
     waker::WakerRef,
 };
 
@@ -25,30 +28,32 @@ use super::{
 pub struct Root {
     /// Makes the app. Blocks as long as its constructor runs, so it is called on a thread of its own, and at most once in a load.
     /// Gives null when there is none, and the reason to the sink.
-    pub start: unsafe extern "C" fn(HostRef, *const (), &Settings<'_>, &TextSink<'_>) -> *mut (),
-    /// Begins a request and polls it for the first time. The flag says that the client asks for an upgrade of the connection.
+    pub start:
+        unsafe extern "C" fn(HostRef, *const (), Lent<'_, Settings<'_>>, &TextSink<'_>) -> *mut (),
+    /// Begins a request and polls it for the first time. For the flags see [`UPGRADE`](super::call::UPGRADE).
     pub call: unsafe extern "C" fn(
         *mut (),
-        &RequestHead<'_>,
+        Lent<'_, RequestHead<'_>>,
         ROption<BodyStream>,
-        bool,
+        u32,
         &WakerRef<'_>,
         &Responder<'_>,
     ) -> Called,
     /// Polls a request again.
-    pub poll_call: unsafe extern "C" fn(*mut (), &WakerRef<'_>, &Responder<'_>) -> PollState,
+    pub poll_call: unsafe extern "C" fn(*mut (), &WakerRef<'_>, &Responder<'_>) -> PollCode,
     /// Frees a request, done or not.
     pub drop_call: unsafe extern "C" fn(*mut ()),
     /// Tells the app that no new requests come.
     pub drain: unsafe extern "C" fn(*mut ()),
     /// Drops the app and its runtime; blocks until its threads have ended, at most so many milliseconds. Called once, with nothing in
     /// flight, on a thread of its own.
-    #[sabi(last_prefix_field)]
     pub stop: unsafe extern "C" fn(*mut (), u64),
-    /// Since 1.1. The drain deadline passed: cancels spawned tasks, and jobs as well if the flag says so. Gives how many.
-    #[cfg(not(feature = "abi-1-0"))]
-    #[sabi(missing_field(option))]
-    pub expire: unsafe extern "C" fn(*mut (), bool) -> u64,
+    /// The drain deadline passed: cancels spawned tasks, and jobs as well if the flag [`JOBS`] says so. Gives how many.
+    pub expire: unsafe extern "C" fn(*mut (), u32) -> u64,
+    /// The table of the entry of this number, which lives as long as the library is mapped; null when this plugin has no such entry. The
+    /// numbers are in docs/abi.md. There is none yet. May be called before `start` and on any thread.
+    #[sabi(last_prefix_field)]
+    pub entry: unsafe extern "C" fn(u32) -> *const (),
 }
 
 impl std::fmt::Debug for RootRef {
@@ -64,10 +69,17 @@ impl RootModule for RootRef {
     const VERSION_STRINGS: VersionStrings = package_version_strings!();
 }
 
+/// Jobs end, too: a bit of the flags of [`Root::expire`]. Bits that are not known are ignored.
+pub const JOBS: u32 = 1;
+
 /// What a generation is started with.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct Settings<'a> {
+    /// The bytes of it that are filled in.
+    pub size: Size,
+    /// The ABI of the host, whose minor may be higher than the plugin's.
+    pub host: AbiVersion,
     /// The app's name.
     pub app: RStr<'a>,
     /// The version of its manifest.
@@ -84,13 +96,16 @@ pub struct Settings<'a> {
     pub preflight: bool,
 }
 
-/// Where a text is put.
+// SAFETY: `repr(C)`, and the size is first.
+unsafe impl Grows for Settings<'_> {}
+
+/// Where a text is put. It does not grow.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct TextSink<'a> {
-    slot: *mut (),
-    put: unsafe extern "C" fn(*mut (), RStr<'_>),
-    _lent: std::marker::PhantomData<&'a ()>,
+    pub(super) slot: *mut (),
+    pub(super) put: unsafe extern "C" fn(*mut (), RStr<'_>),
+    pub(super) _lent: std::marker::PhantomData<&'a ()>,
 }
 
 impl TextSink<'_> {
@@ -104,7 +119,8 @@ impl TextSink<'_> {
     pub fn lend<R>(text: &mut String, f: impl FnOnce(&TextSink<'_>) -> R) -> R {
         unsafe extern "C" fn put(slot: *mut (), text: RStr<'_>) {
             // SAFETY: `slot` is the exclusive borrow of `lend`, which waits below us on the stack.
-            unsafe { &mut *slot.cast::<String>() }.push_str(text.as_str());
+            let into = unsafe { &mut *slot.cast::<String>() };
+            caught(|| into.push_str(text.as_str()));
         }
         f(&TextSink {
             slot: std::ptr::from_mut(text).cast(),

@@ -7,19 +7,37 @@ use std::{
 
 use abi_stable::StableAbi;
 
-use super::{caught::caught, poll::PollState, waker::WakerRef};
+use super::{
+    caught::caught,
+    lent::{Grows, Lent, Size},
+    poll::{PollCode, PollState},
+    waker::WakerRef,
+};
 
-/// Bytes both ways. Dropping it closes it.
+/// Bytes both ways. Dropping it closes it. It crosses by value; what can grow is its table.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct IoStream {
-    io: *mut (),
-    read: unsafe extern "C" fn(*mut (), &WakerRef<'_>, *mut u8, usize, &mut usize) -> PollState,
-    write: unsafe extern "C" fn(*mut (), &WakerRef<'_>, *const u8, usize, &mut usize) -> PollState,
-    flush: unsafe extern "C" fn(*mut (), &WakerRef<'_>) -> PollState,
-    shutdown: unsafe extern "C" fn(*mut (), &WakerRef<'_>) -> PollState,
-    drop: unsafe extern "C" fn(*mut ()),
+    pub(super) io: *mut (),
+    pub(super) table: Lent<'static, IoTable>,
 }
+
+/// The functions of a byte stream.
+#[repr(C)]
+#[derive(Debug, StableAbi)]
+pub struct IoTable {
+    pub(super) size: Size,
+    pub(super) read:
+        unsafe extern "C" fn(*mut (), &WakerRef<'_>, *mut u8, usize, &mut usize) -> PollCode,
+    pub(super) write:
+        unsafe extern "C" fn(*mut (), &WakerRef<'_>, *const u8, usize, &mut usize) -> PollCode,
+    pub(super) flush: unsafe extern "C" fn(*mut (), &WakerRef<'_>) -> PollCode,
+    pub(super) shutdown: unsafe extern "C" fn(*mut (), &WakerRef<'_>) -> PollCode,
+    pub(super) drop: unsafe extern "C" fn(*mut ()),
+}
+
+// SAFETY: `repr(C)`, and the size is first.
+unsafe impl Grows for IoTable {}
 
 // SAFETY: `IoStream::new` takes only streams that are Send.
 unsafe impl Send for IoStream {}
@@ -36,8 +54,8 @@ pub trait PollIo: Send + Unpin + 'static {
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
 
-fn guarded<T>(poll: impl FnOnce() -> Poll<io::Result<T>>, done: impl FnOnce(T)) -> PollState {
-    match caught(poll) {
+fn guarded<T>(poll: impl FnOnce() -> Poll<io::Result<T>>, done: impl FnOnce(T)) -> PollCode {
+    let state = match caught(poll) {
         Some(Poll::Pending) => PollState::Pending,
         Some(Poll::Ready(Ok(value))) => {
             done(value);
@@ -45,7 +63,8 @@ fn guarded<T>(poll: impl FnOnce() -> Poll<io::Result<T>>, done: impl FnOnce(T)) 
         }
         Some(Poll::Ready(Err(_))) => PollState::Failed,
         None => PollState::Panicked,
-    }
+    };
+    state.into()
 }
 
 /// # Safety
@@ -64,7 +83,7 @@ impl IoStream {
             to: *mut u8,
             length: usize,
             done: &mut usize,
-        ) -> PollState {
+        ) -> PollCode {
             // SAFETY: the caller lends `length` initialised bytes at `to`, and owns `io`.
             let (io, buffer) =
                 unsafe { (io_of::<T>(io), std::slice::from_raw_parts_mut(to, length)) };
@@ -81,7 +100,7 @@ impl IoStream {
             from: *const u8,
             length: usize,
             done: &mut usize,
-        ) -> PollState {
+        ) -> PollCode {
             // SAFETY: the caller lends `length` bytes at `from`, and owns `io`.
             let (io, buffer) =
                 unsafe { (io_of::<T>(io), std::slice::from_raw_parts(from, length)) };
@@ -92,12 +111,12 @@ impl IoStream {
                 )
             })
         }
-        unsafe extern "C" fn flush<T: PollIo>(io: *mut (), waker: &WakerRef<'_>) -> PollState {
+        unsafe extern "C" fn flush<T: PollIo>(io: *mut (), waker: &WakerRef<'_>) -> PollCode {
             // SAFETY: the caller owns `io`.
             let io = unsafe { io_of::<T>(io) };
             waker.with(|waker| guarded(|| io.poll_flush(&mut Context::from_waker(waker)), |()| ()))
         }
-        unsafe extern "C" fn shutdown<T: PollIo>(io: *mut (), waker: &WakerRef<'_>) -> PollState {
+        unsafe extern "C" fn shutdown<T: PollIo>(io: *mut (), waker: &WakerRef<'_>) -> PollCode {
             // SAFETY: the caller owns `io`.
             let io = unsafe { io_of::<T>(io) };
             waker.with(|waker| {
@@ -115,16 +134,23 @@ impl IoStream {
         }
         Self {
             io: Box::into_raw(Box::new(io)).cast(),
-            read: read::<T>,
-            write: write::<T>,
-            flush: flush::<T>,
-            shutdown: shutdown::<T>,
-            drop: free::<T>,
+            table: Lent::of(
+                const {
+                    &IoTable {
+                        size: Size::of::<IoTable>(),
+                        read: read::<T>,
+                        write: write::<T>,
+                        flush: flush::<T>,
+                        shutdown: shutdown::<T>,
+                        drop: free::<T>,
+                    }
+                },
+            ),
         }
     }
 
-    fn outcome<T>(state: PollState, value: T) -> Poll<io::Result<T>> {
-        match state {
+    fn outcome<T>(state: PollCode, value: T) -> Poll<io::Result<T>> {
+        match state.state() {
             PollState::Pending => Poll::Pending,
             PollState::Ready => Poll::Ready(Ok(value)),
             PollState::Ended | PollState::Failed | PollState::Panicked => {
@@ -142,7 +168,7 @@ impl PollIo for IoStream {
         let mut done = 0;
         // SAFETY: this value owns `io`; the buffer is lent for the call.
         let state = unsafe {
-            (self.read)(
+            (self.table.read)(
                 self.io,
                 &WakerRef::of(cx.waker()),
                 buffer.as_mut_ptr(),
@@ -157,7 +183,7 @@ impl PollIo for IoStream {
         let mut done = 0;
         // SAFETY: this value owns `io`; the buffer is lent for the call.
         let state = unsafe {
-            (self.write)(
+            (self.table.write)(
                 self.io,
                 &WakerRef::of(cx.waker()),
                 buffer.as_ptr(),
@@ -171,7 +197,7 @@ impl PollIo for IoStream {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // SAFETY: this value owns `io`.
         Self::outcome(
-            unsafe { (self.flush)(self.io, &WakerRef::of(cx.waker())) },
+            unsafe { (self.table.flush)(self.io, &WakerRef::of(cx.waker())) },
             (),
         )
     }
@@ -179,7 +205,7 @@ impl PollIo for IoStream {
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // SAFETY: this value owns `io`.
         Self::outcome(
-            unsafe { (self.shutdown)(self.io, &WakerRef::of(cx.waker())) },
+            unsafe { (self.table.shutdown)(self.io, &WakerRef::of(cx.waker())) },
             (),
         )
     }
@@ -188,6 +214,6 @@ impl PollIo for IoStream {
 impl Drop for IoStream {
     fn drop(&mut self) {
         // SAFETY: this value owns `io`, and its code is mapped: a guard of its generation is dropped after it by whoever holds both.
-        unsafe { (self.drop)(self.io) }
+        unsafe { (self.table.drop)(self.io) }
     }
 }

@@ -16,12 +16,11 @@ pub struct AbiVersion {
     pub minor: u32,
 }
 
+/// The layout that majors and minors are counted in. What was built for another one runs on no host of this one, whatever its major.
+pub const LAYOUT: u32 = 2;
+
 /// The ABI that this crate was compiled for.
-pub const ABI: AbiVersion = if cfg!(feature = "abi-1-0") {
-    AbiVersion { major: 1, minor: 0 }
-} else {
-    AbiVersion { major: 1, minor: 1 }
-};
+pub const ABI: AbiVersion = AbiVersion { major: 1, minor: 0 };
 
 impl AbiVersion {
     /// Whether a host of this version runs a plugin of version `plugin`.

@@ -12,22 +12,25 @@ use std::{
 
 use abi_stable::StableAbi;
 
-/// The functions of the side that made a waker. Each takes the two words of that waker.
+use super::{caught::caught, lent::Size};
+
+/// The functions of the side that made a waker. Each takes the two words of that waker. It can grow at its end.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct WakerOps {
-    clone: unsafe extern "C" fn(*const (), *const ()) -> WakerWords,
-    wake_by_ref: unsafe extern "C" fn(*const (), *const ()),
-    drop: unsafe extern "C" fn(*const (), *const ()),
+    pub(super) size: Size,
+    pub(super) clone: unsafe extern "C" fn(*const (), *const ()) -> WakerWords,
+    pub(super) wake_by_ref: unsafe extern "C" fn(*const (), *const ()),
+    pub(super) drop: unsafe extern "C" fn(*const (), *const ()),
 }
 
 /// The words of a waker. Whether they are borrowed or owned is said by who holds them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, StableAbi)]
 pub struct WakerWords {
-    data: *const (),
-    vtable: *const (),
-    ops: *const WakerOps,
+    pub(super) data: *const (),
+    pub(super) vtable: *const (),
+    pub(super) ops: *const WakerOps,
 }
 
 /// A waker that is lent for the length of a call.
@@ -40,6 +43,7 @@ pub struct WakerRef<'a> {
 
 /// This side's functions. Every copy of this crate has its own, so the address tells sides apart.
 static OPS: WakerOps = WakerOps {
+    size: Size::of::<WakerOps>(),
     clone: clone_words,
     wake_by_ref: wake_words,
     drop: drop_words,
@@ -63,17 +67,21 @@ fn words_of(waker: &Waker) -> WakerWords {
 unsafe extern "C" fn clone_words(data: *const (), vtable: *const ()) -> WakerWords {
     // SAFETY: the caller lends words that this side gave.
     let waker = unsafe { rebuild(data, vtable) };
-    words_of(&ManuallyDrop::new(Waker::clone(&waker)))
+    let clone = caught(|| Waker::clone(&waker)).unwrap_or_else(|| Waker::noop().clone());
+    words_of(&ManuallyDrop::new(clone))
 }
 
 unsafe extern "C" fn wake_words(data: *const (), vtable: *const ()) {
     // SAFETY: the caller lends words that this side gave.
-    unsafe { rebuild(data, vtable) }.wake_by_ref();
+    let waker = unsafe { rebuild(data, vtable) };
+    // A waker may be any that the executor, or a future between it and us, has made.
+    caught(|| waker.wake_by_ref());
 }
 
 unsafe extern "C" fn drop_words(data: *const (), vtable: *const ()) {
     // SAFETY: the caller owns words that `clone_words` gave, and gives them up.
-    drop(ManuallyDrop::into_inner(unsafe { rebuild(data, vtable) }));
+    let waker = ManuallyDrop::into_inner(unsafe { rebuild(data, vtable) });
+    caught(|| drop(waker));
 }
 
 impl<'a> WakerRef<'a> {
@@ -224,6 +232,7 @@ mod tests {
 
     /// The functions of another side, by their address.
     static OTHER: WakerOps = WakerOps {
+        size: Size::of::<WakerOps>(),
         clone: clone_other,
         wake_by_ref: wake_words,
         drop: drop_words,

@@ -28,6 +28,7 @@ use crate::abi::{
     call::{Payload, Responder},
     export::{Answering, FirstPoll, HostHandle, Plugin, Polled},
     head::RequestHead,
+    lent::Lent,
     poll::PollState,
     root::Settings,
 };
@@ -66,7 +67,7 @@ where
 /// The constructor's own, or that the runtime could not be made.
 pub fn start<A: App, E: Into<Error>, F>(
     host: HostHandle,
-    settings: &Settings<'_>,
+    settings: Lent<'_, Settings<'_>>,
     make: impl FnOnce(Context) -> F,
 ) -> Result<Box<dyn Plugin>, String>
 where
@@ -77,7 +78,7 @@ where
     let runtime = AppRuntime::start(settings.app.as_str(), settings.generation, threads).map_err(
         |error| format!("its runtime of {threads} threads could not be started: {error}"),
     )?;
-    let context = Context::new(settings, runtime.handle().clone(), host);
+    let context = Context::new(&settings, runtime.handle().clone(), host);
     match runtime.block_on(async { make(context.clone()).await }) {
         Ok(app) => Ok(Box::new(Running {
             app,
@@ -105,14 +106,14 @@ impl<A: App> Plugin for Running<A> {
 
     fn call(
         &self,
-        head: &RequestHead<'_>,
+        head: Lent<'_, RequestHead<'_>>,
         body: Option<BodyStream>,
         upgrade: bool,
         first: FirstPoll<'_>,
     ) -> Option<Polled> {
         let mut request = Request::new(Body::of(body));
         told(head.fill(&mut request))?;
-        self.context.tell_client(head, &mut request);
+        self.context.tell_client(&head, &mut request);
         let mut app = self.app.clone();
         if upgrade {
             let runtime = self.runtime.handle().clone();

@@ -21,6 +21,7 @@ use tracing::{
 use crate::abi::{
     export::HostHandle,
     host::{self, Pair},
+    lent::Size,
 };
 
 static HOST: OnceLock<HostHandle> = OnceLock::new();
@@ -48,7 +49,7 @@ pub(super) fn forward_to(host: HostHandle) {
 
 /// Tells the host's log of an error of the SDK itself.
 pub(super) fn error(message: &str) {
-    send(1, module_path!(), message, &[]);
+    send(1, module_path!(), message, &[], None);
 }
 
 fn tell_panic(info: &PanicHookInfo<'_>) {
@@ -63,13 +64,18 @@ fn tell_panic(info: &PanicHookInfo<'_>) {
     host.panicked(&text);
 }
 
-fn send(level: u8, target: &str, message: &str, fields: &[Pair<'_>]) {
+/// Sends one event; `place` is its file and line.
+fn send(level: u8, target: &str, message: &str, fields: &[Pair<'_>], place: Option<(&str, u32)>) {
     if let Some(host) = HOST.get() {
+        let (file, line) = place.unwrap_or_default();
         host.log(&host::Event {
+            size: Size::of::<host::Event<'_>>(),
+            level,
+            line,
             target: target.into(),
             message: message.into(),
             fields: fields.into(),
-            level,
+            file: file.into(),
         });
     }
 }
@@ -147,6 +153,7 @@ impl Subscriber for Forwarder {
             event.metadata().target(),
             &text.message,
             &fields,
+            event.metadata().file().zip(event.metadata().line()),
         );
     }
 }
@@ -194,6 +201,7 @@ impl log::Log for Forwarder {
                 record.target(),
                 &record.args().to_string(),
                 &[],
+                record.file().zip(record.line()),
             );
         }
     }

@@ -8,7 +8,7 @@ use tokio::{
     task::{AbortHandle, JoinHandle},
 };
 
-use crate::abi::{export::HostHandle, host};
+use crate::abi::{export::HostHandle, host, lent::Size};
 
 /// What runs, by the host's number for it.
 #[derive(Debug)]
@@ -44,9 +44,10 @@ impl Works {
         F: Future<Output: Send + 'static> + Send + 'static,
     {
         let number = self.host.work_began(&host::Work {
+            size: Size::of::<host::Work<'_>>(),
+            kind: if job { host::JOB } else { host::TASK },
             name: name.into(),
             tenant: tenant.into(),
-            job,
         });
         self.running
             .lock()

@@ -31,6 +31,7 @@ fn head(u: &mut Unstructured<'_>) -> Result<()> {
         family: u.arbitrary()?,
         version: u.arbitrary()?,
         status: u.arbitrary()?,
+        size: u.arbitrary()?,
         method: u.arbitrary()?,
         scheme: u.arbitrary()?,
         authority: u.arbitrary()?,

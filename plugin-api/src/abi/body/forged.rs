@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::{BodyStream, Chunk, FrameSink, PollState, WakerRef};
+use super::{BodyStream, BodyTable, FrameSink, Lent, PollCode, PollState, Size, WakerRef};
 
 /// What a body says of itself, and what it does.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ impl Forged {
             body: *mut (),
             _waker: &WakerRef<'_>,
             sink: &FrameSink<'_>,
-        ) -> PollState {
+        ) -> PollCode {
             // SAFETY: the box of `body`, which its only owner polls.
             let body = unsafe { &mut *body.cast::<Forged>() };
             let (state, puts) = body
@@ -44,14 +44,13 @@ impl Forged {
                 .unwrap_or((PollState::Ended, Vec::new()));
             for put in puts {
                 match put {
+                    Put::Data(data) => sink.data(&data),
                     // SAFETY: the slot is live during the poll that lent this sink.
-                    Put::Data(data) => unsafe { (sink.data)(sink.slot, Chunk::of(&data)) },
-                    // SAFETY: as above.
-                    Put::Trailers => unsafe { (sink.trailers)(sink.slot, (&[][..]).into()) },
+                    Put::Trailers => unsafe { (sink.table.trailers)(sink.slot, (&[][..]).into()) },
                     Put::Failed(why) => sink.failed(&why),
                 }
             }
-            state
+            state.into()
         }
         unsafe extern "C" fn free(body: *mut ()) {
             // SAFETY: the box of `body`, given up by its only owner.
@@ -60,8 +59,15 @@ impl Forged {
         let (lower, upper) = (self.lower, self.upper);
         BodyStream {
             body: Box::into_raw(Box::new(self)).cast(),
-            poll,
-            drop: free,
+            table: Lent::of(
+                const {
+                    &BodyTable {
+                        size: Size::of::<BodyTable>(),
+                        poll,
+                        drop: free,
+                    }
+                },
+            ),
             lower,
             upper,
         }

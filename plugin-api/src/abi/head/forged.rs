@@ -4,7 +4,13 @@
 
 use abi_stable::std_types::RStr;
 
-use super::{super::headers::Field, Peer, RequestHead, ResponseHead};
+use super::{
+    super::{
+        headers::Field,
+        lent::{Lent, Size},
+    },
+    Peer, RequestHead, ResponseHead,
+};
 
 /// What a head says.
 #[derive(Clone, Debug)]
@@ -25,6 +31,8 @@ pub struct Forged<'a> {
     pub version: u8,
     /// The status, of a response.
     pub status: u16,
+    /// The bytes that it claims to have.
+    pub size: u32,
 }
 
 /// Text that may be none.
@@ -35,9 +43,10 @@ fn text(bytes: &[u8]) -> RStr<'_> {
 
 impl Forged<'_> {
     /// Lends it as the head of a request.
-    pub fn request<R>(&self, f: impl FnOnce(&RequestHead<'_>) -> R) -> R {
+    pub fn request<R>(&self, f: impl FnOnce(Lent<'_, RequestHead<'_>>) -> R) -> R {
         let fields = self.fields();
-        f(&RequestHead {
+        f(Lent::of(&RequestHead {
+            size: Size::forged(self.size),
             target: text(self.target),
             method: text(self.method),
             scheme: text(self.scheme),
@@ -49,16 +58,17 @@ impl Forged<'_> {
                 family: self.family,
             },
             version: self.version,
-        })
+        }))
     }
 
     /// Lends it as the head of a response.
-    pub fn response<R>(&self, f: impl FnOnce(&ResponseHead<'_>) -> R) -> R {
+    pub fn response<R>(&self, f: impl FnOnce(Lent<'_, ResponseHead<'_>>) -> R) -> R {
         let fields = self.fields();
-        f(&ResponseHead {
+        f(Lent::of(&ResponseHead {
+            size: Size::forged(self.size),
             fields: fields[..].into(),
             status: self.status,
-        })
+        }))
     }
 
     /// Takes it in as a request and as a response, both of which must be sound: what came out crosses once more unchanged.
@@ -108,7 +118,7 @@ impl Forged<'_> {
                 value: value.as_bytes().into(),
                 name: text(name),
                 index: *index,
-                sensitive: false,
+                flags: 0xfe,
             })
             .collect()
     }
@@ -129,6 +139,7 @@ mod tests {
             family: 4,
             version: 11,
             status: 200,
+            size: 0,
         };
         honest.take_in();
         let no_target = Forged {
@@ -180,6 +191,7 @@ mod tests {
             family: 9,
             version: 77,
             status: 7,
+            size: u32::MAX,
             ..honest
         };
         forged.take_in();

@@ -22,6 +22,7 @@ use crate::theirs::{
     call::{Payload, Responder},
     export::{Answering, Entry, FirstPoll, HostHandle, Plugin, Polled, header},
     head::RequestHead,
+    lent::Lent,
     poll::PollState,
     root::Settings,
     upgrade::{IoStream, PollIo},
@@ -92,7 +93,7 @@ struct Scripted;
 impl Entry for Scripted {
     fn start(
         _host: HostHandle,
-        _settings: &Settings<'_>,
+        _settings: Lent<'_, Settings<'_>>,
     ) -> std::result::Result<Box<dyn Plugin>, String> {
         Ok(Box::new(Self))
     }
@@ -103,7 +104,7 @@ impl Plugin for Scripted {
 
     fn call(
         &self,
-        head: &RequestHead<'_>,
+        head: Lent<'_, RequestHead<'_>>,
         body: Option<BodyStream>,
         upgrade: bool,
         first: FirstPoll<'_>,

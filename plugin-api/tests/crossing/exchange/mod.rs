@@ -7,7 +7,7 @@ mod script;
 use std::{
     pin::Pin,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
@@ -22,9 +22,11 @@ use handover_plugin::abi::{
     head::{RequestHead, ResponseHead},
     host::{Event, Work},
     import::{AppHandle, Offer},
+    lent::{Lent, Size},
     poll::PollState,
     root::Settings,
     upgrade::IoStream,
+    version::ABI,
 };
 use http_body::Body;
 
@@ -214,7 +216,7 @@ struct Slot {
 }
 
 impl TakeAnswer for Slot {
-    fn take(&mut self, head: &ResponseHead<'_>, body: AnswerBody<'_>) {
+    fn take(&mut self, head: Lent<'_, ResponseHead<'_>>, body: AnswerBody<'_>) {
         let guard = Counted(Arc::clone(&self.guards));
         assert!(self.response.is_none(), "it answers twice");
         let response = self.response.insert(http::Response::new(Got::Empty));
@@ -240,20 +242,24 @@ impl Offer for Nothing {
         false
     }
 
-    fn log(&self, _event: &Event<'_>) {}
+    fn log(&self, _event: Lent<'_, Event<'_>>) {}
 
     fn panicked(&self, _message: &str) {}
 
-    fn work_began(&self, _work: &Work<'_>) -> u64 {
+    fn work_began(&self, _work: Lent<'_, Work<'_>>) -> u64 {
         0
     }
 
     fn work_ended(&self, _number: u64) {}
 }
 
+static OFFER: LazyLock<Arc<Nothing>> = LazyLock::new(|| Arc::new(Nothing));
+
 /// The app, started; stopped when it is dropped.
 fn app() -> Stopped {
     let settings = Settings {
+        size: Size::of::<Settings<'_>>(),
+        host: ABI,
         app: "crossing".into(),
         version: "1.0.0".into(),
         generation: 1,
@@ -262,8 +268,8 @@ fn app() -> Stopped {
         runtime_threads: 1,
         preflight: false,
     };
-    // SAFETY: the table is of the same source, and its code is part of this program.
-    let handle = unsafe { AppHandle::start(app::root(), Arc::new(Nothing), &settings) };
+    // SAFETY: the table is of the same source, its code is part of this program, and the offer is never dropped.
+    let handle = unsafe { AppHandle::start(app::root(), Arc::clone(&OFFER), &settings) };
     Stopped(handle.expect("it starts"))
 }
 
