@@ -2,7 +2,6 @@
 
 use std::{
     mem::ManuallyDrop,
-    ptr::NonNull,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -11,11 +10,13 @@ use abi_stable::{
     abi_stability::abi_checking::check_layout_compatibility,
     library::{AbiHeaderRef, LibHeader, ROOT_MODULE_LOADER_NAME_WITH_NUL, RootModule},
 };
-use handover_plugin::abi::heap::{self, Heap, HeapRoot};
 use libloading::os::unix as dl;
 use object::{Object as _, ObjectSymbol as _};
 
-use super::mapped::{self, Object};
+use super::{
+    heap::{Offer, OwnHeap},
+    mapped::{self, Object},
+};
 use crate::{
     artifact::{Artifact, Image},
     ledger::{self, Account, Held, Holder, Left, Report, Unsettled},
@@ -44,16 +45,11 @@ pub struct Library {
     /// The name the dynamic linker knows it by.
     name: String,
     account: Account,
-    /// The blocks of its heap; none when it was built without one of its own.
-    heap: Option<NonNull<Heap>>,
+    /// Its heap; none when it was built without one of its own. Freed after the library is unmapped, and never when it is not.
+    heap: Option<OwnHeap>,
     /// Closed after the library is unmapped, and never when it is not.
     image: ManuallyDrop<Image>,
 }
-
-// SAFETY: the heap behind the pointer is shared by all threads of the plugin anyway.
-unsafe impl Send for Library {}
-// SAFETY: as above.
-unsafe impl Sync for Library {}
 
 /// One library is mapped or unmapped at a time, so that what the dynamic linker says before and after is about that one.
 static LOADER: Mutex<()> = Mutex::new(());
@@ -92,6 +88,7 @@ impl Library {
         let before = mapped::objects();
         let executable = before.first().map_or(0..0, |object| object.range.clone());
         let loading = ledger::loading(&executable);
+        let offer = Offer::to(&name);
         // SAFETY: runs the constructors of the library, whatever they do: the operator deployed it, and preflight ran them
         // in another process. No symbol of it becomes visible to others (RTLD_LOCAL), none is resolved later (RTLD_NOW).
         let handle = unsafe { dl::Library::open(Some(&name), dl::RTLD_NOW | dl::RTLD_LOCAL) }
@@ -129,13 +126,13 @@ impl Library {
                 pin(brought);
             }
         }
+        let heap = offer.take(&handle, object);
         let Some(account) = loading.attribute(vec![object.range.clone()]) else {
             std::mem::forget(image);
             return Err(LoadError(
                 "1024 libraries are mapped, more than the ledger can tell apart: restart the host (this one stays mapped, unused)".into(),
             ));
         };
-        let heap = own_heap(&handle, object);
         Ok(Self {
             layouts,
             handle: Some(handle),
@@ -287,8 +284,7 @@ impl Library {
 
     /// The bytes of the heap that it holds; none when it was built without one of its own.
     pub fn heap_bytes(&self) -> Option<u64> {
-        // SAFETY: `own_heap` made it, and only `unmap_here` frees it, which consumes the library.
-        self.heap.map(|heap| unsafe { heap.as_ref() }.live())
+        self.heap.as_ref().map(OwnHeap::live)
     }
 
     /// Unmaps it and verifies that it is gone. Finalizers of the library run, on a thread of their own. Blocks.
@@ -363,39 +359,12 @@ impl Library {
             return Err((self, Held::by(Holder::Linker, reason)));
         }
         let left = self.account.close();
-        let heap_bytes = self.heap.map(|heap| {
-            // SAFETY: made by `own_heap`, freed once: this is the end of the library, which is unmapped.
-            let heap = unsafe { Box::from_raw(heap.as_ptr()) };
-            // SAFETY: the library was quiet and its statics are gone. A pointer to its heap that somebody else still had
-            // would be as wrong as one to them; no type of the ABI holds one without holding the generation.
-            unsafe { heap.free_all() }
-        });
+        // SAFETY: the library was quiet, and is unmapped with its statics. A pointer to its heap that somebody else still had
+        // would be as wrong as one to them; no type of the ABI holds one without holding the generation.
+        let heap_bytes = self.heap.map(|heap| unsafe { heap.destroy() });
         drop(ManuallyDrop::into_inner(self.image));
         Ok(Left { heap_bytes, ..left })
     }
-}
-
-/// Gives the library a heap that leaves with it, if it was built for one.
-fn own_heap(library: &dl::Library, object: &Object) -> Option<NonNull<Heap>> {
-    // SAFETY: asks for the address only.
-    let address = unsafe { library.get::<*const HeapRoot>(heap::SYMBOL.as_bytes()) }
-        .ok()?
-        .as_raw_ptr()
-        .cast::<HeapRoot>();
-    let is_inside = address.is_aligned()
-        && object.range.contains(&address.addr())
-        && object.range.end - address.addr() >= size_of::<HeapRoot>();
-    // SAFETY: a static of the library under a name that only handover-plugin gives; any bytes are one, since it consists of
-    // atomic values. The library is mapped.
-    let root = is_inside.then(|| unsafe { &*address })?;
-    let heap = NonNull::from(Box::leak(Box::new(Heap::new())));
-    // SAFETY: made just now. A library that is not closed keeps it for ever.
-    if root.adopt(unsafe { heap.as_ref() }) {
-        return Some(heap);
-    }
-    // SAFETY: made just now, and nobody took it.
-    drop(unsafe { Box::from_raw(heap.as_ptr()) });
-    None
 }
 
 /// Keeps a library that a plugin brought along (OpenSSL, libstdc++, …) for the life of the process. It is shared by all

@@ -1,6 +1,7 @@
 //! dlopen and dlclose of artifacts, and the root table in them.
 //!
 //! - [`library`]: a mapped library, from the artifact to the proof that it is gone
+//! - [`heap`]: the heap of one load, freed whole after the unload
 //! - [`mod@start`]: the constructor of a plugin
 //! - [`mapped`]: what the dynamic linker and the kernel say about what is mapped
 //!
@@ -15,6 +16,7 @@
     reason = "dlopen, dlsym and dlclose, and the program headers of what they map"
 )]
 
+mod heap;
 mod library;
 mod mapped;
 mod start;
