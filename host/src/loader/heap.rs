@@ -11,7 +11,7 @@ use std::{
     ffi::c_void,
     mem::transmute,
     ptr::{self, NonNull},
-    sync::{Mutex, Once, PoisonError},
+    sync::{Mutex, MutexGuard, Once, PoisonError},
 };
 
 use handover_plugin::abi::heap::{self, Heap, HeapRoot};
@@ -19,6 +19,7 @@ use libloading::os::unix as dl;
 use libmimalloc_sys as mi;
 
 use super::mapped::{self, Object};
+use crate::process;
 
 /// A heap, and the table by which a library uses it. Dropping it leaves both for the life of the process.
 #[derive(Debug)]
@@ -39,6 +40,16 @@ const _: () = assert!(
     mi::_mi_option_last == MAX_OBJECT_SIZE + 2,
     "the options of this mimalloc are others: look at its mimalloc.h",
 );
+
+/// All heaps that there are. Held while they are looked at, so that none goes meanwhile.
+static HEAPS: Mutex<Vec<SharedHeap>> = Mutex::new(Vec::new());
+
+/// A heap of mimalloc's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct SharedHeap(NonNull<mi::mi_heap_t>);
+
+// SAFETY: any thread may use such a heap.
+unsafe impl Send for SharedHeap {}
 
 /// The heap for the library that is being mapped, and the name that the dynamic linker will know that by. One is mapped at
 /// a time.
@@ -82,7 +93,7 @@ impl Drop for Offer {
     }
 }
 
-fn offer() -> std::sync::MutexGuard<'static, Option<(Vec<u8>, OwnHeap)>> {
+fn offer() -> MutexGuard<'static, Option<(Vec<u8>, OwnHeap)>> {
     OFFER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -129,6 +140,7 @@ impl OwnHeap {
         SET_UP.call_once(|| unsafe { mi::mi_option_set(MAX_OBJECT_SIZE, IN_ARENAS) });
         // SAFETY: as above.
         let heap = NonNull::new(unsafe { mi::mi_heap_new() })?;
+        heaps().push(SharedHeap(heap));
         Some(Self(NonNull::from(Box::leak(Box::new(table(heap))))))
     }
 
@@ -140,13 +152,8 @@ impl OwnHeap {
     /// The bytes that are allocated in it, rounded up to the sizes that it gives blocks in. While threads allocate in it, it
     /// is what each part of it had at some moment.
     pub(super) fn live(&self) -> u64 {
-        let mut bytes = 0u64;
-        // SAFETY: the heap is there, and the visitor takes the number as what it is. Only counts are read, of pages in arenas,
-        // which stay mapped whatever other threads free meanwhile.
-        unsafe {
-            mi::mi_heap_visit_blocks(self.heap(), false, Some(add), (&raw mut bytes).cast());
-        }
-        bytes
+        // SAFETY: it is there.
+        unsafe { live(self.heap()) }
     }
 
     /// Frees all that is left in it. Returns what that was, in bytes.
@@ -156,6 +163,7 @@ impl OwnHeap {
     pub(super) unsafe fn destroy(self) -> u64 {
         // What other threads freed last is still counted until its page is looked at, so each block is asked for.
         let mut bytes = 0u64;
+        heaps().retain(|heap| heap.0.as_ptr() != self.heap());
         // SAFETY: the heap is there, and nobody else uses it; the table was boxed by `new`.
         unsafe {
             mi::mi_heap_visit_blocks(self.heap(), true, Some(add_block), (&raw mut bytes).cast());
@@ -166,6 +174,37 @@ impl OwnHeap {
         }
         bytes
     }
+}
+
+fn heaps() -> MutexGuard<'static, Vec<SharedHeap>> {
+    HEAPS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The bytes that are allocated in `heap`.
+///
+/// # Safety
+/// The heap is there.
+unsafe fn live(heap: *mut mi::mi_heap_t) -> u64 {
+    let mut bytes = 0u64;
+    // SAFETY: the caller's promise, and the visitor takes the number as what it is. Only counts are read, of pages in arenas,
+    // which stay mapped whatever other threads free meanwhile.
+    unsafe { mi::mi_heap_visit_blocks(heap, false, Some(add), (&raw mut bytes).cast()) };
+    bytes
+}
+
+/// The private memory of the process outside of all heaps of libraries, after what is free has gone back to the system.
+///
+/// Threads that allocate from the C library wait while this looks through its free memory: 1 to 10 ms for a gigabyte.
+pub(super) fn private_bytes_outside() -> u64 {
+    // SAFETY: both may be called at any time, on any thread.
+    unsafe {
+        libc::malloc_trim(0);
+        mi::mi_collect(true);
+    }
+    // SAFETY: who destroys one takes it out first.
+    let counted = |heap: &SharedHeap| unsafe { live(heap.0.as_ptr()) };
+    let inside: u64 = heaps().iter().map(counted).sum();
+    process::private_bytes().saturating_sub(inside)
 }
 
 /// The functions of `heap`: mimalloc's own, without one of ours between.

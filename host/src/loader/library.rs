@@ -14,7 +14,7 @@ use libloading::os::unix as dl;
 use object::{Object as _, ObjectSymbol as _};
 
 use super::{
-    heap::{Offer, OwnHeap},
+    heap::{self, Offer, OwnHeap},
     mapped::{self, Object},
 };
 use crate::{
@@ -363,7 +363,11 @@ impl Library {
         // would be as wrong as one to them; no type of the ABI holds one without holding the generation.
         let heap_bytes = self.heap.map(|heap| unsafe { heap.destroy() });
         drop(ManuallyDrop::into_inner(self.image));
-        Ok(Left { heap_bytes, ..left })
+        Ok(Left {
+            heap_bytes,
+            private_bytes: heap_bytes.is_none().then(heap::private_bytes_outside),
+            ..left
+        })
     }
 }
 
