@@ -91,9 +91,12 @@ impl Library {
         let offer = Offer::to(&name);
         // SAFETY: runs the constructors of the library, whatever they do: the operator deployed it, and preflight ran them
         // in another process. No symbol of it becomes visible to others (RTLD_LOCAL), none is resolved later (RTLD_NOW).
-        let handle = unsafe { dl::Library::open(Some(&name), dl::RTLD_NOW | dl::RTLD_LOCAL) }
-            .map_err(|error| {
-                LoadError(format!(
+        let handle = match unsafe { dl::Library::open(Some(&name), dl::RTLD_NOW | dl::RTLD_LOCAL) }
+        {
+            Ok(handle) => ManuallyDrop::new(handle),
+            Err(error) => {
+                offer.withdraw();
+                return Err(LoadError(format!(
                     "the dynamic linker refused it: {}{}",
                     sentence(&error),
                     if std::path::Path::new(&name).exists() {
@@ -101,9 +104,9 @@ impl Library {
                     } else {
                         " (/proc/self/fd is not there: mount /proc for this service)"
                     }
-                ))
-            })?;
-        let handle = ManuallyDrop::new(handle);
+                )));
+            }
+        };
         let after = mapped::objects();
         let is_new = |object: &&Object| {
             !before
@@ -117,6 +120,7 @@ impl Library {
         else {
             // Nothing was mapped: the reference to the old library, whatever it is, goes back.
             drop(ManuallyDrop::into_inner(handle));
+            offer.withdraw();
             return Err(LoadError(format!(
                 "the dynamic linker gave an old library back instead of mapping the new one (as {name}); nothing was loaded"
             )));
