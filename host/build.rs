@@ -1,5 +1,6 @@
 //! Exports the ledger's functions from every executable that links this crate, so that the libraries it loads find them
-//! before libc's: the binary and the tests of this package. See `src/ledger`, which defines them.
+//! before libc's, and what plugins ask the host for: the binary and the tests of this package. See `src/ledger`, which
+//! defines them, and `src/loader/heap.rs`.
 
 /// What `src/ledger/interpose.rs` and `src/ledger/openers.rs` define. `ledger::armed` checks at run time that the dynamic
 /// linker really finds it.
@@ -41,10 +42,13 @@ const INTERPOSED: &[&str] = &[
     "close",
 ];
 
+/// What plugins ask the host for by name: `src/loader/heap.rs`.
+const ASKED: &[&str] = &["handover_heap"];
+
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
-        for symbol in INTERPOSED {
+        for symbol in INTERPOSED.iter().chain(ASKED) {
             println!("cargo::rustc-link-arg=-Wl,--export-dynamic-symbol={symbol}");
         }
     }

@@ -8,6 +8,11 @@ pub fn resident_bytes() -> u64 {
     field("VmRSS:") * 1024
 }
 
+/// The memory that is nobody else's and of no file, be it resident or swapped out: what was allocated and written to.
+pub fn private_bytes() -> u64 {
+    (field("RssAnon:") + field("VmSwap:")) * 1024
+}
+
 /// The number of threads.
 pub fn threads() -> u64 {
     field("Threads:")
@@ -48,6 +53,7 @@ mod tests {
     #[test]
     fn a_process_has_memory_threads_descriptors_and_time() {
         assert!(resident_bytes() > 100_000);
+        assert!((100_000..=resident_bytes()).contains(&private_bytes()));
         assert!(threads() >= 1);
         assert!((3..100_000).contains(&descriptors()));
         assert!(cpu() > Duration::ZERO);

@@ -125,6 +125,7 @@ pub struct HostStatus {
 #[expect(missing_docs, reason = "the contract says what they are")]
 pub struct Leaks {
     pub bytes: u64,
+    pub estimated: u64,
     pub descriptors: u64,
     pub retained: u64,
 }

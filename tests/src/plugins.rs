@@ -72,6 +72,20 @@ const SLOW_ENDS: &[Build] = &[
     },
 ];
 
+/// `leaky` without a heap of its own, and with one.
+const LEAKY: &[Build] = &[
+    Build {
+        packages: &["leaky"],
+        version: "1.0.0",
+        features: &[],
+    },
+    Build {
+        packages: &["leaky"],
+        version: "2.0.0",
+        features: &["own-heap"],
+    },
+];
+
 /// The folder of the workspace.
 pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -102,9 +116,11 @@ pub fn fixture(name: &str, version: &str) -> PathBuf {
     static ZOO_BUILT: LazyLock<PathBuf> = LazyLock::new(|| build_all(ZOO, "stamp-zoo"));
     static SLOW_ENDS_BUILT: LazyLock<PathBuf> =
         LazyLock::new(|| build_all(SLOW_ENDS, "stamp-slow-ends"));
+    static LEAKY_BUILT: LazyLock<PathBuf> = LazyLock::new(|| build_all(LEAKY, "stamp-leaky"));
     let built = match name {
         "zoo" => &ZOO_BUILT,
         "slow-ends" => &SLOW_ENDS_BUILT,
+        "leaky" => &LEAKY_BUILT,
         _ => &BUILT,
     };
     let path = built.join(format!("{name}-{version}.so"));

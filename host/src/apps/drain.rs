@@ -280,12 +280,15 @@ pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: End
     match ended {
         Ended::Unloaded(left) => {
             app.unloaded(id);
-            apps.0.leaks.unloaded(&app.name, id, &left);
+            let lost = apps.0.leaks.unloaded(&app.name, id, &left);
             apps.0.events.tell_unloaded(
                 &app.name,
                 id,
                 &left,
-                format!("generation {id} is unloaded{}", leaks::sentence(&left)),
+                format!(
+                    "generation {id} is unloaded{}",
+                    leaks::sentence(&left, lost)
+                ),
             );
             apps.0.attic.stir();
         }

@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
 
-use super::{Apps, counted, events::Kind};
+use super::{
+    Apps, counted,
+    events::Kind,
+    residue::{Lost, Residue},
+};
 use crate::{
     config::LeakBudget,
     control::api::LeakStatus,
@@ -22,6 +26,8 @@ struct Sums {
     gone: u64,
     /// Bytes of heap and descriptors of each generation that is retained.
     retained: BTreeMap<(AppName, GenerationId), (u64, u64)>,
+    /// What unloaded generations without a heap of their own left in memory.
+    residue: Residue,
     /// The parts of the budget that are overdrawn, which has been told.
     told: Vec<&'static str>,
 }
@@ -32,11 +38,13 @@ impl Leaks {
         self.0.lock().status()
     }
 
-    /// A generation is unloaded and left that behind.
-    pub(super) fn unloaded(&self, app: &AppName, id: GenerationId, left: &Left) {
+    /// A generation is unloaded and left that behind. Returns what all without a heap of their own have lost, if it had none.
+    pub(super) fn unloaded(&self, app: &AppName, id: GenerationId, left: &Left) -> Option<Lost> {
         let mut sums = self.0.lock();
         sums.retained.remove(&(app.clone(), id));
         sums.gone += left.open.len() as u64;
+        sums.residue.unloaded(left.private_bytes?);
+        Some(sums.residue.lost())
     }
 
     /// A generation is retained and holds that.
@@ -48,8 +56,10 @@ impl Leaks {
 
 impl Sums {
     fn status(&self) -> LeakStatus {
+        let estimated = self.residue.lost().bytes;
         LeakStatus {
-            bytes: self.retained.values().map(|held| held.0).sum(),
+            bytes: estimated + self.retained.values().map(|held| held.0).sum::<u64>(),
+            estimated,
             descriptors: self.gone + self.retained.values().map(|held| held.1).sum::<u64>(),
             retained: self.retained.len() as u64,
         }
@@ -61,6 +71,7 @@ impl Sums {
             bytes,
             descriptors,
             retained,
+            ..
         } = self.status();
         let mut sentences = Vec::new();
         let mut look = |key: &'static str, is: u64, may: u64, what: &dyn Fn(u64) -> String| {
@@ -106,11 +117,23 @@ pub(super) fn tell_overdrawn(apps: &Apps) {
     }
 }
 
-/// What a generation that is unloaded left behind, for its event: begins with `; `, or is empty.
-pub(super) fn sentence(left: &Left) -> String {
+/// What a generation that is unloaded left behind, for its event, with what all without a heap of their own have lost:
+/// begins with `; `, or is empty.
+pub(super) fn sentence(left: &Left, lost: Option<Lost>) -> String {
     let mut text = String::new();
     if let Some(bytes @ 1..) = left.heap_bytes {
         text.push_str(&format!("; {} of heap freed for it", people(bytes)));
+    }
+    if let Some(Lost {
+        bytes: bytes @ 1..,
+        each,
+    }) = lost
+    {
+        text.push_str(&format!(
+            "; it had no heap of its own, and such generations have left about {} of memory in all, {} a reload",
+            people(bytes),
+            people(each)
+        ));
     }
     for (what, which) in [("closed for it", &left.closed), ("left open", &left.open)] {
         match which.len() {
@@ -189,12 +212,36 @@ mod tests {
     }
 
     #[test]
+    fn what_is_lost_without_a_heap_counts_as_bytes() {
+        let leaks = Leaks::default();
+        let app: AppName = "shop".parse().unwrap();
+        for n in 1..=10 {
+            let left = Left {
+                private_bytes: Some(n * 600),
+                ..Left::default()
+            };
+            leaks.unloaded(&app, GenerationId(n), &left);
+        }
+        let status = leaks.status();
+        assert_eq!((status.bytes, status.estimated), (3600, 3600));
+        assert_eq!(leaks.0.lock().overdrawn(&BUDGET).len(), 1);
+    }
+
+    #[test]
     fn what_was_left_is_told_with_its_names() {
-        assert_eq!(sentence(&Left::default()), "");
+        assert_eq!(sentence(&Left::default(), Some(Lost::default())), "");
         assert_eq!(
-            sentence(&left(2048, 1)),
+            sentence(&left(2048, 1), None),
             "; 2 KiB of heap freed for it; left open: descriptor 9 (/x)"
         );
-        assert!(sentence(&left(0, 6)).ends_with(" and 2 more"));
+        assert!(sentence(&left(0, 6), None).ends_with(" and 2 more"));
+        let lost = Lost {
+            bytes: 5 << 20,
+            each: 26 << 10,
+        };
+        assert!(
+            sentence(&Left::default(), Some(lost))
+                .ends_with("5 MiB of memory in all, 26 KiB a reload")
+        );
     }
 }

@@ -148,7 +148,7 @@ impl Apps {
             ),
             (
                 "handover_leaked_bytes",
-                "Bytes of heap that retained generations hold, of plugins with a heap of their own.",
+                "Bytes of heap that retained generations hold, and an estimate of what unloaded ones without a heap of their own left.",
                 leaks.bytes,
             ),
             (

@@ -8,6 +8,7 @@
 //! - [`crash`]: who is to blame when the host crashed, and what is trusted
 //! - [`drain`]: a replaced generation finishing what it has, its end, and the retry of what stays mapped
 //! - [`leaks`]: what generations leave behind, and the budget for it
+//! - [`residue`]: an estimate of what those without a heap of their own left in memory
 //! - [`history`]: what was deployed, and what a rollback goes back to
 //! - [`rollback`], [`reload`], [`offer`]: the other ways in
 //! - [`refused`]: uploads that were not taken
@@ -33,6 +34,7 @@ mod offer;
 mod operation;
 mod refused;
 mod reload;
+mod residue;
 mod restore;
 mod rollback;
 mod saved;

@@ -41,6 +41,7 @@ pub(super) fn status(apps: &Apps) -> Status {
             abi: HOST_ABI.to_string(),
             leaks: apps.0.leaks.status(),
             leak_budget: LeakStatus {
+                estimated: 0,
                 bytes: budget.bytes,
                 descriptors: budget.descriptors,
                 retained: budget.retained,

@@ -159,10 +159,11 @@ fn leaks(host: &HostStatus) -> Option<Sentence> {
     let over =
         is.retained > may.retained || is.descriptors > may.descriptors || is.bytes > may.bytes;
     let text = format!(
-        "Replaced generations hold {libraries} (of {}), {} (of {}) and {} of heap (of {}){}",
+        "Replaced generations hold {libraries} (of {}), {} (of {}) and {}{} of heap (of {}){}",
         may.retained,
         output::counted(is.descriptors, "descriptor"),
         may.descriptors,
+        if is.estimated > 0 { "about " } else { "" },
         output::memory(is.bytes),
         output::memory(may.bytes),
         if over {

@@ -180,8 +180,12 @@ pub struct HostStatus {
 /// What replaced generations hold that they should have given back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeakStatus {
-    /// Bytes of heap that retained generations hold, of plugins with a heap of their own.
+    /// Bytes of heap that retained generations hold, of plugins with a heap of their own, and `estimated`.
     pub bytes: u64,
+    /// Of `bytes`, what unloaded generations without a heap of their own left in memory. An estimate, from the memory of the
+    /// process after each such unload, the least of the last four: of what was lost, the last three reloads are not in it yet.
+    #[serde(default)]
+    pub estimated: u64,
     /// Descriptors that unloaded generations left open and retained ones hold.
     pub descriptors: u64,
     /// Libraries that stay mapped.

@@ -113,6 +113,9 @@ pub struct Report {
 pub struct Left {
     /// Bytes of its heap that it never freed, and that were freed for it; none when it was built without a heap of its own.
     pub heap_bytes: Option<u64>,
+    /// Where it had no heap of its own: the private memory of the process after it was unmapped, but for the heaps of others.
+    /// Some of it is what it never freed.
+    pub private_bytes: Option<u64>,
     /// Descriptors that it left open and that were closed for it, each for people: `descriptor 12 (socket)`.
     pub closed: Vec<String>,
     /// Descriptors that it left open and that nobody but the library may have been the only user of, so that they stay.
@@ -351,6 +354,7 @@ impl Account {
         ranges::give_back(self.0.id);
         Left {
             heap_bytes: None,
+            private_bytes: None,
             closed,
             open,
             keys,

@@ -3,18 +3,17 @@
 use std::{
     any::Any,
     mem::ManuallyDrop,
-    ptr::NonNull,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use abi_stable::library::RootModule;
-use handover_plugin::abi::heap::{self, Heap, HeapRoot};
 use libloading::os::unix as dl;
 use object::{Object as _, ObjectSymbol as _};
 
 use super::{
     code::{Code, Stage},
+    heap::{self, Offer, OwnHeap},
     initialisers::Functions,
     mapped::{self, Object},
     missing,
@@ -49,18 +48,13 @@ pub struct Library {
     /// The name the dynamic linker knows it by.
     name: String,
     account: Account,
-    /// The blocks of its heap; none when it was built without one of its own.
-    heap: Option<NonNull<Heap>>,
+    /// Its heap; none when it was built without one of its own. Freed after the library is unmapped, and never when it is not.
+    heap: Option<OwnHeap>,
     /// Closed after the library is unmapped, and never when it is not.
     image: ManuallyDrop<Image>,
     /// What its code has pointers to, and may follow on whatever thread it left. Dropped after it is unmapped, and never when it is not.
     kept: ManuallyDrop<Option<Arc<dyn Any + Send + Sync>>>,
 }
-
-// SAFETY: the heap behind the pointer is shared by all threads of the plugin anyway.
-unsafe impl Send for Library {}
-// SAFETY: as above.
-unsafe impl Sync for Library {}
 
 impl Library {
     /// Maps the bytes of `artifact`, as [`Library::map`] does, and runs the initialisers of the
@@ -122,12 +116,16 @@ impl Library {
         let before = mapped::objects();
         let executable = before.first().map_or(0..0, |object| object.range.clone());
         let loading = ledger::loading(&executable);
+        let offer = Offer::to(&name);
         // SAFETY: runs the initialisers of the libraries that it brings along, whatever they do:
         // the operator deployed it, and preflight ran them in another process. No symbol of it
         // becomes visible to others (RTLD_LOCAL), none is resolved later (RTLD_NOW).
-        let handle = unsafe { dl::Library::open(Some(&name), dl::RTLD_NOW | dl::RTLD_LOCAL) }
-            .map_err(|error| {
-                LoadError(format!(
+        let handle = match unsafe { dl::Library::open(Some(&name), dl::RTLD_NOW | dl::RTLD_LOCAL) }
+        {
+            Ok(handle) => ManuallyDrop::new(handle),
+            Err(error) => {
+                offer.withdraw();
+                return Err(LoadError(format!(
                     "the dynamic linker refused it: {}{}",
                     linker_sentence(&error),
                     if std::path::Path::new(&name).exists() {
@@ -135,9 +133,9 @@ impl Library {
                     } else {
                         " (/proc/self/fd is not there: mount /proc for this service)"
                     }
-                ))
-            })?;
-        let handle = ManuallyDrop::new(handle);
+                )));
+            }
+        };
         let after = mapped::objects();
         let is_new = |object: &&Object| {
             !before
@@ -151,6 +149,7 @@ impl Library {
         else {
             // Nothing was mapped: the reference to the old library, whatever it is, goes back.
             drop(ManuallyDrop::into_inner(handle));
+            offer.withdraw();
             return Err(LoadError(format!(
                 "the dynamic linker gave an old library back instead of mapping the new one (as {name}); nothing was loaded"
             )));
@@ -160,6 +159,7 @@ impl Library {
                 pin(brought);
             }
         }
+        let heap = offer.take(&handle, object);
         let Some(account) = loading.attribute(vec![object.range.clone()]) else {
             std::mem::forget(image);
             return Err(LoadError(
@@ -176,7 +176,6 @@ impl Library {
                     return Err(LoadError(format!("{reason}; it stays mapped, unused")));
                 }
             };
-        let heap = own_heap(&handle, object);
         let raw = ManuallyDrop::into_inner(handle).into_raw();
         // SAFETY: of a library that is open, taken out of its value just now.
         let handle = ManuallyDrop::new(unsafe { dl::Library::from_raw(raw) });
@@ -314,8 +313,7 @@ impl Library {
 
     /// The bytes of the heap that it holds; none when it was built without one of its own.
     pub fn heap_bytes(&self) -> Option<u64> {
-        // SAFETY: `own_heap` made it, and only `unmap_here` frees it, which consumes the library.
-        self.heap.map(|heap| unsafe { heap.as_ref() }.live())
+        self.heap.as_ref().map(OwnHeap::live)
     }
 
     /// Runs its finalisers, unmaps it, and verifies that it is gone. Gives what it left behind.
@@ -405,40 +403,17 @@ impl Library {
             return Err((self, Held::by(Holder::Linker, reason)));
         }
         let left = self.account.close();
-        let heap_bytes = self.heap.map(|heap| {
-            // SAFETY: made by `own_heap`, freed once: this is the end of the library, which is unmapped.
-            let heap = unsafe { Box::from_raw(heap.as_ptr()) };
-            // SAFETY: the library was quiet and its statics are gone. A pointer to its heap that somebody else still had
-            // would be as wrong as one to them; no type of the ABI holds one without holding the generation.
-            unsafe { heap.free_all() }
-        });
+        // SAFETY: the library was quiet, and is unmapped with its statics. A pointer to its heap that somebody else still had
+        // would be as wrong as one to them; no type of the ABI holds one without holding the generation.
+        let heap_bytes = self.heap.map(|heap| unsafe { heap.destroy() });
         drop(ManuallyDrop::into_inner(self.image));
         drop(ManuallyDrop::into_inner(self.kept));
-        Ok(Left { heap_bytes, ..left })
+        Ok(Left {
+            heap_bytes,
+            private_bytes: heap_bytes.is_none().then(heap::private_bytes_outside),
+            ..left
+        })
     }
-}
-
-/// Gives the library a heap that leaves with it, if it was built for one.
-fn own_heap(library: &dl::Library, object: &Object) -> Option<NonNull<Heap>> {
-    // SAFETY: asks for the address only.
-    let address = unsafe { library.get::<*const HeapRoot>(heap::SYMBOL.as_bytes()) }
-        .ok()?
-        .as_raw_ptr()
-        .cast::<HeapRoot>();
-    let is_inside = address.is_aligned()
-        && object.range.contains(&address.addr())
-        && object.range.end - address.addr() >= size_of::<HeapRoot>();
-    // SAFETY: a static of the library under a name that only handover-plugin gives; any bytes are one, since it consists of
-    // atomic values. The library is mapped.
-    let root = is_inside.then(|| unsafe { &*address })?;
-    let heap = NonNull::from(Box::leak(Box::new(Heap::new())));
-    // SAFETY: made just now. A library that is not closed keeps it for ever.
-    if root.adopt(unsafe { heap.as_ref() }) {
-        return Some(heap);
-    }
-    // SAFETY: made just now, and nobody took it.
-    drop(unsafe { Box::from_raw(heap.as_ptr()) });
-    None
 }
 
 /// Keeps a library that a plugin brought along (OpenSSL, libstdc++, …) for the life of the process. It is shared by all

@@ -5,6 +5,7 @@
 //!   of the dynamic linker
 //! - [`code`]: what may be run of it besides its app: those, and the root table
 //! - [`turn`]: turns with the dynamic linker, with a deadline
+//! - [`heap`]: the heap of one load, freed whole after the unload
 //! - [`mod@start`]: the constructor of a plugin
 //! - [`missing`]: why the dynamic linker did not find a library that a plugin needs
 //! - [`mapped`]: what the dynamic linker and the kernel say about what is mapped
@@ -24,6 +25,7 @@
 )]
 
 mod code;
+mod heap;
 mod initialisers;
 mod library;
 mod mapped;

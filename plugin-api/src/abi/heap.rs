@@ -1,218 +1,92 @@
 //! A heap that leaves with its plugin.
 //!
 //! What a plugin keeps in statics is never dropped: tokio's registry of signals, the client of a `LazyLock`, a leaked box. Its
-//! statics go when it is unmapped, and with them every pointer to that memory; the memory itself stays with the process. So the
-//! allocator of a plugin, where it has this one, enters each block in lists that belong to the host, and takes it out when it is
-//! freed. What is left in them when the library is unmapped nobody can reach any more, and the host frees it.
+//! statics go when it is unmapped, and with them every pointer to that memory; the memory itself stays with the process. So a
+//! plugin's global allocator, where it is [`OwnHeap`], takes every block from a heap that the host made for this one load of
+//! the library. When the library is unmapped nobody can reach what is left in that heap, and the host frees it whole.
 //!
-//! The plugin exports a [`HeapRoot`] as [`SYMBOL`], beside its tables and not in them: a plugin without one is as good, and on a host
-//! that does not know it nothing is entered.
+//! Two names cross, beside the tables and not in them: the plugin exports a [`HeapRoot`] as [`SYMBOL`], which the host fills
+//! in as soon as the library is mapped; and the host exports the function [`HOST_SYMBOL`], which the plugin asks when it
+//! allocates before that, in a constructor. So all blocks of a library come from one allocator, and none has to say which.
+//! A plugin without a root is as good; without a host, in its own tests, and on a host of another [`HeapRoot`] shape, it uses
+//! the system's allocator.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
-    cell::UnsafeCell,
+    ffi::{CStr, c_void},
     ptr,
-    sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering},
+    sync::atomic::{AtomicPtr, AtomicU32, Ordering},
 };
 
-/// The name of the static.
+/// The name of the plugin's static, a [`HeapRoot`].
 pub const SYMBOL: &str = "HANDOVER_HEAP";
 
-/// The shape of [`HeapRoot`], [`Heap`] and [`Block`]; a host that knows another leaves the root alone.
-const SHAPE: u32 = 1;
+/// The name of the host's function, an [`Ask`].
+pub const HOST_SYMBOL: &CStr = c"handover_heap";
 
-/// Threads that share a list may wait for each other for some instructions, so there are more than most hosts have workers.
-const SHARDS: usize = 64;
+/// The shape of [`HeapRoot`] and [`Heap`]; a host that knows another leaves the root alone.
+const SHAPE: u32 = 2;
 
-/// Where a plugin finds the lists that it enters its blocks in.
+/// Every block that [`Heap::malloc`] gives for at least as many bytes is aligned to as many as this.
+const ALIGNED: usize = 16;
+
+/// Returns the heap of the library that the calling thread loads, if `root` lies in it and is of a shape that the host knows;
+/// else null.
+pub type Ask = unsafe extern "C" fn(root: *const HeapRoot) -> *const Heap;
+
+/// Where a plugin finds its heap.
 #[repr(C)]
 #[derive(Debug)]
 pub struct HeapRoot {
     shape: AtomicU32,
+    /// Null until the first allocation or until the host fills it in, whichever is earlier; [`system`] where there is none.
+    /// Never changes after that, since a block is freed by who gave it.
     heap: AtomicPtr<Heap>,
 }
 
-/// The blocks that a plugin has allocated and not freed. It belongs to the host and outlives the library.
+/// The functions of a heap, as C has them: a failed allocation is null and leaves things as they were. They may be called on
+/// any thread, and neither unwind nor call back. The table and its heap outlive the library.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Heap {
-    shards: [Shard; SHARDS],
+    /// The first argument of the others.
+    pub heap: *mut c_void,
+    /// Gives that many bytes, aligned to the largest power of two that is no larger, and to 16 at the most.
+    pub malloc: unsafe extern "C" fn(heap: *mut c_void, size: usize) -> *mut c_void,
+    /// The same, zeroed.
+    pub zalloc: unsafe extern "C" fn(heap: *mut c_void, size: usize) -> *mut c_void,
+    /// Makes a block larger or smaller, and may move it. The alignment is that of `malloc`.
+    pub realloc:
+        unsafe extern "C" fn(heap: *mut c_void, block: *mut c_void, size: usize) -> *mut c_void,
+    /// `malloc` with any alignment that is a power of two.
+    pub malloc_aligned:
+        unsafe extern "C" fn(heap: *mut c_void, size: usize, align: usize) -> *mut c_void,
+    /// `zalloc` with any alignment that is a power of two.
+    pub zalloc_aligned:
+        unsafe extern "C" fn(heap: *mut c_void, size: usize, align: usize) -> *mut c_void,
+    /// `realloc` with any alignment that is a power of two.
+    pub realloc_aligned: unsafe extern "C" fn(
+        heap: *mut c_void,
+        block: *mut c_void,
+        size: usize,
+        align: usize,
+    ) -> *mut c_void,
+    /// Frees a block of this heap, whichever thread and whichever of the above gave it.
+    pub free: unsafe extern "C" fn(block: *mut c_void),
 }
 
-/// The blocks that the threads of one shard allocated.
-#[repr(C, align(64))]
-#[derive(Debug)]
-struct Shard {
-    locked: AtomicBool,
-    /// Changed under the lock only.
-    bytes: AtomicUsize,
-    /// The first block; under the lock.
-    first: UnsafeCell<*mut Block>,
-}
+// SAFETY: functions for any thread, and the argument that they want.
+unsafe impl Sync for Heap {}
+// SAFETY: as above.
+unsafe impl Send for Heap {}
 
-/// What lies before each block. Its links are under the lock of its shard.
-#[repr(C)]
-#[derive(Debug)]
-struct Block {
-    next: *mut Block,
-    previous: *mut Block,
-    /// The bytes that were asked for.
-    size: usize,
-    /// Its shard; [`NOWHERE`] when there was no heap yet.
-    shard: u32,
-    /// From the address that the system gave to the one that the plugin has.
-    offset: u32,
-}
-
-const NOWHERE: u32 = u32::MAX;
-
-// SAFETY: the list is only touched by who holds the lock of its shard.
-unsafe impl Sync for Shard {}
-// SAFETY: as above; the blocks belong to no thread.
-unsafe impl Send for Shard {}
-
-impl Shard {
-    fn with<R>(&self, change: impl FnOnce(&mut *mut Block) -> R) -> R {
-        let mut tries = 0u32;
-        while self
-            .locked
-            .compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed)
-            .is_err()
-        {
-            tries += 1;
-            if tries.is_multiple_of(64) {
-                std::thread::yield_now(); // its holder may have lost the processor
-            } else {
-                std::hint::spin_loop();
-            }
-        }
-        // SAFETY: the lock is held, so this is the only reference; `change` neither panics nor comes back here.
-        let answer = change(unsafe { &mut *self.first.get() });
-        self.locked.store(false, Ordering::Release);
-        answer
-    }
-}
-
-impl Heap {
-    /// Nothing.
-    #[expect(
-        clippy::new_without_default,
-        reason = "there is one for each library, made on purpose"
-    )]
-    pub const fn new() -> Self {
-        Self {
-            shards: [const {
-                Shard {
-                    locked: AtomicBool::new(false),
-                    bytes: AtomicUsize::new(0),
-                    first: UnsafeCell::new(ptr::null_mut()),
-                }
-            }; SHARDS],
-        }
-    }
-
-    /// The bytes that are allocated; exact while nothing allocates. Takes no lock.
-    pub fn live(&self) -> u64 {
-        self.shards
-            .iter()
-            .map(|shard| shard.bytes.load(Ordering::Relaxed) as u64)
-            .sum()
-    }
-
-    /// Enters a block.
-    ///
-    /// # Safety
-    /// The block is in no list, and stays where it is as long as it is in this one.
-    unsafe fn enter(&self, block: *mut Block) {
-        // The thread is told by where its stack is: a thread-local would cost a call in a library, and a destructor. Stacks of threads
-        // are mapped side by side and are 2 MiB or more.
-        let here = 0u8;
-        let number = (ptr::from_ref(&here).addr() >> 21) % SHARDS;
-        let shard = &self.shards[number];
-        shard.with(|first| {
-            // SAFETY: the block is the caller's; its successor is in this list, whose lock is held.
-            unsafe {
-                (*block).shard = number as u32;
-                (*block).previous = ptr::null_mut();
-                (*block).next = *first;
-                // Only the link, here and below: the rest of a block may be read without the lock by who frees it.
-                if !first.is_null() {
-                    (**first).previous = block;
-                }
-                let bytes = shard.bytes.load(Ordering::Relaxed) + (*block).size;
-                shard.bytes.store(bytes, Ordering::Relaxed);
-            }
-            *first = block;
-        });
-    }
-
-    /// Takes a block out.
-    ///
-    /// # Safety
-    /// The block is in a list of this heap.
-    unsafe fn leave(&self, block: *mut Block) {
-        // SAFETY: the caller's promise; nobody changes the shard of a block that is in a list.
-        let shard = &self.shards[unsafe { (*block).shard } as usize];
-        shard.with(|first| {
-            // SAFETY: the block and its neighbours are in this list, whose lock is held.
-            unsafe {
-                let Block {
-                    next,
-                    previous,
-                    size,
-                    ..
-                } = block.read();
-                if previous.is_null() {
-                    *first = next;
-                } else {
-                    (*previous).next = next;
-                }
-                if !next.is_null() {
-                    (*next).previous = previous;
-                }
-                shard.bytes.store(
-                    shard.bytes.load(Ordering::Relaxed) - size,
-                    Ordering::Relaxed,
-                );
-            }
-        });
-    }
-
-    /// Frees what is left; gives the bytes that it was.
-    ///
-    /// # Safety
-    /// Nothing can reach the blocks any more: their plugin is unmapped.
-    pub unsafe fn free_all(&self) -> u64 {
-        let mut bytes = 0;
-        for shard in &self.shards {
-            let mut block = shard.with(|first| std::mem::replace(first, ptr::null_mut()));
-            shard.bytes.store(0, Ordering::Relaxed);
-            while !block.is_null() {
-                // SAFETY: it was in the list, and nobody else reaches it. `System` of the plugin and `System` here are both the
-                // C library's, which wants no alignment back.
-                unsafe {
-                    let Block {
-                        next, size, offset, ..
-                    } = block.read();
-                    bytes += size as u64;
-                    let raw = block
-                        .cast::<u8>()
-                        .add(size_of::<Block>())
-                        .sub(offset as usize);
-                    System.dealloc(
-                        raw,
-                        Layout::from_size_align_unchecked(size + offset as usize, 8),
-                    );
-                    block = next;
-                }
-            }
-        }
-        bytes
-    }
+/// Stands in a root for the system's allocator. No heap lies there.
+const fn system() -> *mut Heap {
+    ptr::without_provenance_mut(1)
 }
 
 impl HeapRoot {
-    /// Without a heap.
+    /// A root that nothing was decided for.
     #[expect(clippy::new_without_default, reason = "only ever a static")]
     pub const fn new() -> Self {
         Self {
@@ -221,197 +95,314 @@ impl HeapRoot {
         }
     }
 
-    /// Gives the plugin the heap that it enters its blocks in from now on. `false` when it is of another shape and has none.
-    pub fn adopt(&self, heap: &'static Heap) -> bool {
-        let fits = self.shape.load(Ordering::Relaxed) == SHAPE;
-        if fits {
-            self.heap
-                .store(ptr::from_ref(heap).cast_mut(), Ordering::Release);
-        }
-        fits
+    /// Whether both sides know the same [`Heap`].
+    pub fn fits(&self) -> bool {
+        self.shape.load(Ordering::Relaxed) == SHAPE
     }
 
+    /// Gives the plugin the heap that all its blocks come from. `false` when it has another one, or has begun to use the
+    /// system's allocator, or its root is of another shape: it will never use `heap` then.
+    pub fn adopt(&self, heap: &'static Heap) -> bool {
+        let heap = ptr::from_ref(heap).cast_mut();
+        self.fits() && self.decide(heap) == heap
+    }
+
+    /// Makes `heap` what is used if that is still open. Returns what is used.
+    fn decide(&self, heap: *mut Heap) -> *mut Heap {
+        let null = ptr::null_mut();
+        match self
+            .heap
+            .compare_exchange(null, heap, Ordering::AcqRel, Ordering::Acquire)
+        {
+            Ok(_) => heap,
+            Err(other) => other,
+        }
+    }
+
+    /// The heap; none where the system's allocator is used.
+    #[inline]
     fn heap(&self) -> Option<&'static Heap> {
-        // SAFETY: null, or what `adopt` was given.
-        unsafe { self.heap.load(Ordering::Acquire).as_ref() }
+        let mut heap = self.heap.load(Ordering::Acquire);
+        if heap.is_null() {
+            heap = self.ask();
+        }
+        // SAFETY: what is not the system's mark is what `adopt` or the host gave, and lives for as long as this library.
+        (heap != system()).then(|| unsafe { &*heap })
+    }
+
+    /// The first allocation comes before the host has filled the root in: a constructor runs, or there is no host.
+    #[cold]
+    #[inline(never)]
+    fn ask(&self) -> *mut Heap {
+        let heap = match host() {
+            // SAFETY: the host's function of that name is one; the root is this static.
+            Some(ask) => unsafe { ask(self) }.cast_mut(),
+            None => ptr::null_mut(),
+        };
+        self.decide(if heap.is_null() { system() } else { heap })
     }
 }
 
-/// The system's allocator, entering each block in the heap of a [`HeapRoot`].
+/// The host's function, where there is a host.
+#[cfg(all(target_os = "linux", not(miri)))]
+fn host() -> Option<Ask> {
+    unsafe extern "C" {
+        fn dlsym(library: *mut c_void, name: *const std::ffi::c_char) -> *mut c_void;
+    }
+    // SAFETY: the name is a C string; null asks what the executable and what it was linked with define. Nothing on the way
+    // allocates by way of Rust.
+    let found = unsafe { dlsym(ptr::null_mut(), HOST_SYMBOL.as_ptr()) };
+    // SAFETY: null is none, and everything else that is called so is the host's function of that type.
+    unsafe { std::mem::transmute::<*mut c_void, Option<Ask>>(found) }
+}
+
+/// There is none.
+#[cfg(not(all(target_os = "linux", not(miri))))]
+fn host() -> Option<Ask> {
+    None
+}
+
+/// The allocator of a plugin: the heap of a [`HeapRoot`], or the system's.
 #[derive(Debug)]
 pub struct OwnHeap(pub &'static HeapRoot);
 
-/// Room for the block's header before `layout`, at an offset that keeps the alignment. None when that is too large.
-fn with_header(layout: Layout) -> Option<(Layout, usize)> {
-    let offset = size_of::<Block>().max(layout.align());
-    u32::try_from(offset).ok()?;
-    let size = layout.size().checked_add(offset)?;
-    let align = layout.align().max(align_of::<Block>());
-    Some((Layout::from_size_align(size, align).ok()?, offset))
+/// Whether such a block is aligned well enough by itself.
+#[inline]
+fn is_plain(size: usize, align: usize) -> bool {
+    align <= ALIGNED && align <= size
 }
 
-impl OwnHeap {
-    /// Writes the header of a block that the system gave, and enters it. Gives the address for the plugin.
-    ///
-    /// # Safety
-    /// `raw` is null or allocated with `offset` and `size` bytes.
-    unsafe fn given(&self, raw: *mut u8, offset: usize, size: usize) -> *mut u8 {
-        if raw.is_null() {
-            return raw;
-        }
-        // SAFETY: the header lies before `offset` in the allocation, aligned since offset and size of the header are multiples of 8.
-        unsafe {
-            let given = raw.add(offset);
-            let block = header(given);
-            block.write(Block {
-                next: ptr::null_mut(),
-                previous: ptr::null_mut(),
-                size,
-                shard: NOWHERE,
-                offset: offset as u32,
-            });
-            if let Some(heap) = self.0.heap() {
-                heap.enter(block);
-            }
-            given
-        }
-    }
-
-    /// Takes the block out of its list.
-    ///
-    /// # Safety
-    /// `block` was written by `given`.
-    unsafe fn taken(&self, block: *mut Block) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            if (*block).shard != NOWHERE
-                && let Some(heap) = self.0.heap()
-            {
-                heap.leave(block);
-            }
-        }
-    }
-}
-
-/// # Safety
-/// `given` came from [`OwnHeap::given`], or is about to.
-unsafe fn header(given: *mut u8) -> *mut Block {
-    // SAFETY: the header lies before it.
-    unsafe { given.cast::<Block>().sub(1) }
-}
-
-// SAFETY: every block comes from `System`, with room before it for a header; size and alignment of what the caller sees are as asked.
+// SAFETY: a block is given, changed and freed by the same heap, or by `System`, since a root decides once. The layout's
+// alignment is a power of two, and `is_plain` is what `Heap::malloc` promises.
 unsafe impl GlobalAlloc for OwnHeap {
+    #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let Some((whole, offset)) = with_header(layout) else {
-            return ptr::null_mut();
-        };
-        // SAFETY: the layout has a size; the block is what was allocated.
-        unsafe { self.given(System.alloc(whole), offset, layout.size()) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        let Some((whole, offset)) = with_header(layout) else {
-            return ptr::null_mut();
-        };
-        // SAFETY: as above.
-        unsafe { self.given(System.alloc_zeroed(whole), offset, layout.size()) }
-    }
-
-    unsafe fn dealloc(&self, given: *mut u8, layout: Layout) {
-        let Some((whole, offset)) = with_header(layout) else {
-            return;
-        };
-        // SAFETY: allocated by `alloc` with the same layout.
+        let (size, align) = (layout.size(), layout.align());
+        // SAFETY: the caller's promise, handed on.
         unsafe {
-            self.taken(header(given));
-            System.dealloc(given.sub(offset), whole);
+            match self.0.heap() {
+                Some(heap) if is_plain(size, align) => (heap.malloc)(heap.heap, size).cast(),
+                Some(heap) => (heap.malloc_aligned)(heap.heap, size, align).cast(),
+                None => System.alloc(layout),
+            }
         }
     }
 
-    unsafe fn realloc(&self, given: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        let (Some((whole, offset)), Some(new)) = (
-            with_header(layout),
-            size.checked_add(size_of::<Block>().max(layout.align())),
-        ) else {
-            return ptr::null_mut();
-        };
-        // SAFETY: allocated by `alloc` with the same layout; out of the list while it may move. When the system fails, the old block
-        // is as it was and goes back into the list.
+    #[inline]
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let (size, align) = (layout.size(), layout.align());
+        // SAFETY: as above.
         unsafe {
-            self.taken(header(given));
-            let raw = System.realloc(given.sub(offset), whole, new);
-            if raw.is_null() {
-                self.given(given.sub(offset), offset, layout.size());
-                return ptr::null_mut();
+            match self.0.heap() {
+                Some(heap) if is_plain(size, align) => (heap.zalloc)(heap.heap, size).cast(),
+                Some(heap) => (heap.zalloc_aligned)(heap.heap, size, align).cast(),
+                None => System.alloc_zeroed(layout),
             }
-            self.given(raw, offset, size)
+        }
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: as above; the block came from the same one.
+        unsafe {
+            match self.0.heap() {
+                Some(heap) => (heap.free)(block.cast()),
+                None => System.dealloc(block, layout),
+            }
+        }
+    }
+
+    #[inline]
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        let (align, own) = (layout.align(), block.cast());
+        // SAFETY: as above.
+        unsafe {
+            match self.0.heap() {
+                Some(heap) if is_plain(size, align) => (heap.realloc)(heap.heap, own, size).cast(),
+                Some(heap) => (heap.realloc_aligned)(heap.heap, own, size, align).cast(),
+                None => System.realloc(block, layout, size),
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
 
     fn layout(size: usize, align: usize) -> Layout {
         Layout::from_size_align(size, align).expect("it is one")
     }
 
-    #[test]
-    fn what_is_not_freed_is_left_and_can_be_freed_by_the_host() {
-        static ROOT: HeapRoot = HeapRoot::new();
-        let heap: &'static Heap = Box::leak(Box::new(Heap::new()));
-        let own = OwnHeap(&ROOT);
-        // SAFETY: sizes are not zero, blocks are freed once with their layouts, and those left are not used again.
-        unsafe {
-            let early = own.alloc(layout(10, 1));
-            assert!(ROOT.adopt(heap));
-            let [a, b, c] = [1, 16, 4096].map(|align| {
-                let block = own.alloc_zeroed(layout(100, align));
-                assert_eq!(block.addr() % align, 0);
-                assert_eq!(block.read(), 0);
-                block.write_bytes(7, 100);
+    /// A heap that writes the layout of each block before it, and counts what is not freed in `heap`.
+    mod counting {
+        use super::*;
+
+        const BEFORE: usize = 4096;
+
+        fn whole(size: usize, align: usize) -> Layout {
+            layout(size + BEFORE, align.max(16))
+        }
+
+        unsafe fn give(heap: *mut c_void, size: usize, align: usize, zeroed: bool) -> *mut c_void {
+            assert!(align <= BEFORE);
+            // SAFETY: a test's; the header lies in the room before the block, and the counter lives for ever.
+            unsafe {
+                let raw = if zeroed {
+                    System.alloc_zeroed(whole(size, align))
+                } else {
+                    System.alloc(whole(size, align))
+                };
+                let block = raw.add(BEFORE);
                 block
-            });
-            assert_eq!(heap.live(), 300);
-            own.dealloc(early, layout(10, 1));
-            let b = own.realloc(b, layout(100, 16), 100_000);
-            assert_eq!(b.add(99).read(), 7);
-            assert_eq!(heap.live(), 100_200);
-            own.dealloc(a, layout(100, 1));
-            assert_eq!(c.read(), 7);
-            assert_eq!(heap.live(), 100_100);
-            assert_eq!(heap.free_all(), 100_100);
-            assert_eq!(heap.live(), 0);
+                    .cast::<(usize, usize, *mut c_void)>()
+                    .sub(1)
+                    .write((size, align, heap));
+                (*heap.cast::<AtomicUsize>()).fetch_add(size, Ordering::Relaxed);
+                block.cast()
+            }
+        }
+
+        unsafe extern "C" fn malloc(heap: *mut c_void, size: usize) -> *mut c_void {
+            // SAFETY: as the caller's.
+            unsafe { give(heap, size, 1 << size.ilog2().min(4), false) }
+        }
+        unsafe extern "C" fn zalloc(heap: *mut c_void, size: usize) -> *mut c_void {
+            // SAFETY: as the caller's.
+            unsafe { give(heap, size, 1 << size.ilog2().min(4), true) }
+        }
+        unsafe extern "C" fn malloc_aligned(h: *mut c_void, size: usize, a: usize) -> *mut c_void {
+            // SAFETY: as the caller's.
+            unsafe { give(h, size, a, false) }
+        }
+        unsafe extern "C" fn zalloc_aligned(h: *mut c_void, size: usize, a: usize) -> *mut c_void {
+            // SAFETY: as the caller's.
+            unsafe { give(h, size, a, true) }
+        }
+        unsafe extern "C" fn realloc(h: *mut c_void, b: *mut c_void, size: usize) -> *mut c_void {
+            // SAFETY: as the caller's.
+            unsafe { realloc_aligned(h, b, size, 1 << size.ilog2().min(4)) }
+        }
+        unsafe extern "C" fn realloc_aligned(
+            heap: *mut c_void,
+            block: *mut c_void,
+            size: usize,
+            align: usize,
+        ) -> *mut c_void {
+            // SAFETY: as the caller's; the header is what `give` wrote.
+            unsafe {
+                let (old, ..) = block.cast::<(usize, usize, *mut c_void)>().sub(1).read();
+                let new = give(heap, size, align, false);
+                ptr::copy_nonoverlapping(block.cast::<u8>(), new.cast(), old.min(size));
+                free(block);
+                new
+            }
+        }
+        unsafe extern "C" fn free(block: *mut c_void) {
+            // SAFETY: the header is what `give` wrote.
+            unsafe {
+                let (size, align, heap) = block.cast::<(usize, usize, *mut c_void)>().sub(1).read();
+                (*heap.cast::<AtomicUsize>()).fetch_sub(size, Ordering::Relaxed);
+                System.dealloc(block.cast::<u8>().sub(BEFORE), whole(size, align));
+            }
+        }
+
+        pub(super) fn heap() -> (&'static Heap, &'static AtomicUsize) {
+            let live: &'static AtomicUsize = Box::leak(Box::new(AtomicUsize::new(0)));
+            let heap = Box::leak(Box::new(Heap {
+                heap: ptr::from_ref(live).cast_mut().cast(),
+                malloc,
+                zalloc,
+                realloc,
+                malloc_aligned,
+                zalloc_aligned,
+                realloc_aligned,
+                free,
+            }));
+            (heap, live)
         }
     }
 
     #[test]
-    fn blocks_are_freed_by_other_threads() {
+    fn every_block_comes_from_the_heap_and_goes_back_to_it() {
         static ROOT: HeapRoot = HeapRoot::new();
-        let heap: &'static Heap = Box::leak(Box::new(Heap::new()));
+        let (heap, live) = counting::heap();
+        let own = OwnHeap(&ROOT);
         assert!(ROOT.adopt(heap));
-        let rounds = if cfg!(miri) { 50 } else { 20_000 };
-        let (give, take) = std::sync::mpsc::channel::<usize>();
-        let giver = std::thread::spawn(move || {
-            for n in 0..rounds {
-                // SAFETY: the size is not zero.
-                let block = unsafe { OwnHeap(&ROOT).alloc(layout(n % 100 + 1, 8)) };
-                give.send(block.expose_provenance())
-                    .expect("the other thread listens");
+        assert!(ROOT.adopt(heap), "the same one again");
+        // SAFETY: sizes are not zero, and blocks are freed once with their layouts.
+        unsafe {
+            for (size, align) in [(1, 1), (3, 8), (8, 8), (10, 16), (100, 1), (100, 4096)] {
+                let block = own.alloc_zeroed(layout(size, align));
+                assert_eq!(block.addr() % align, 0);
+                assert_eq!(block.read(), 0);
+                block.write_bytes(7, size);
+                assert_eq!(live.load(Ordering::Relaxed), size);
+                let block = own.realloc(block, layout(size, align), 50_000);
+                assert_eq!(block.addr() % align, 0);
+                assert_eq!(block.add(size - 1).read(), 7);
+                let block = own.realloc(block, layout(50_000, align), 1);
+                assert_eq!((block.addr() % align, block.read()), (0, 7));
+                own.dealloc(block, layout(1, align));
+                let block = own.alloc(layout(size, align));
+                assert_eq!(block.addr() % align, 0);
+                own.dealloc(block, layout(size, align));
             }
-        });
-        for (n, block) in take.iter().enumerate() {
-            // SAFETY: allocated by the other thread with this layout.
-            unsafe {
-                OwnHeap(&ROOT).dealloc(
-                    ptr::with_exposed_provenance_mut(block),
-                    layout(n % 100 + 1, 8),
-                )
-            };
         }
-        giver.join().expect("it does not panic");
-        assert_eq!(heap.live(), 0);
+        assert_eq!(live.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn without_a_host_it_is_the_systems_allocator_and_stays_so() {
+        static ROOT: HeapRoot = HeapRoot::new();
+        let (heap, live) = counting::heap();
+        let own = OwnHeap(&ROOT);
+        // SAFETY: as above.
+        unsafe {
+            let early = own.alloc(layout(10, 1));
+            assert!(
+                !ROOT.adopt(heap),
+                "its early blocks would be freed by another"
+            );
+            let late = own.alloc_zeroed(layout(10, 64));
+            assert_eq!(live.load(Ordering::Relaxed), 0);
+            let late = own.realloc(late, layout(10, 64), 20);
+            own.dealloc(early, layout(10, 1));
+            own.dealloc(late, layout(20, 64));
+        }
+    }
+
+    #[test]
+    fn a_root_of_another_shape_is_left_alone() {
+        let root = HeapRoot {
+            shape: AtomicU32::new(SHAPE + 1),
+            ..HeapRoot::new()
+        };
+        assert!(!root.adopt(counting::heap().0));
+        assert!(root.heap.load(Ordering::Relaxed).is_null());
+    }
+
+    #[test]
+    fn threads_that_allocate_first_at_once_agree_on_one_heap() {
+        static ROOT: HeapRoot = HeapRoot::new();
+        let (heap, live) = counting::heap();
+        let adopted = std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for n in 1..50 {
+                        // SAFETY: the size is not zero, and the block is freed once.
+                        unsafe {
+                            let block = OwnHeap(&ROOT).alloc(layout(n, 8));
+                            OwnHeap(&ROOT).dealloc(block, layout(n, 8));
+                        }
+                    }
+                });
+            }
+            ROOT.adopt(heap)
+        });
+        assert_eq!(ROOT.heap().is_some(), adopted);
+        assert_eq!(live.load(Ordering::Relaxed), 0);
     }
 }

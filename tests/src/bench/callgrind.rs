@@ -15,14 +15,20 @@ use super::{
     server::{Server, program},
 };
 
-/// What allocates. Each is one allocation, a `realloc` too.
-const ALLOCATORS: [&str; 6] = [
+/// What allocates, in the C library and in the heap of a plugin. Each is one allocation, a `realloc` too.
+const ALLOCATORS: [&str; 12] = [
     "malloc",
     "calloc",
     "realloc",
     "posix_memalign",
     "aligned_alloc",
     "memalign",
+    "mi_heap_malloc",
+    "mi_heap_zalloc",
+    "mi_heap_realloc",
+    "mi_heap_malloc_aligned",
+    "mi_heap_zalloc_aligned",
+    "mi_heap_realloc_aligned",
 ];
 
 /// The cost of one request.
@@ -30,7 +36,7 @@ const ALLOCATORS: [&str; 6] = [
 pub struct Cost {
     /// User instructions.
     pub instructions: f64,
-    /// Calls of the C library's allocator.
+    /// Calls of an allocator.
     pub allocations: f64,
 }
 
