@@ -46,7 +46,7 @@ const BUSY_PAUSE: Duration = Duration::from_millis(10);
 pub struct Image {
     file: File,
     inode: u64,
-    initialisers: Initialisers,
+    initialisers: Arc<Initialisers>,
 }
 
 /// Why there is no image.
@@ -123,7 +123,7 @@ impl Draft {
         Ok(Image {
             file,
             inode,
-            initialisers,
+            initialisers: Arc::new(initialisers),
         })
     }
 }
@@ -195,7 +195,7 @@ impl Image {
         Ok(Self {
             file,
             inode,
-            initialisers,
+            initialisers: Arc::new(initialisers),
         })
     }
 
@@ -220,7 +220,7 @@ impl Image {
     }
 
     /// Its initialisers and finalisers, which the dynamic linker does not find.
-    pub(crate) fn initialisers(&self) -> &Initialisers {
+    pub(crate) fn initialisers(&self) -> &Arc<Initialisers> {
         &self.initialisers
     }
 
@@ -245,7 +245,7 @@ impl AsFd for Image {
 pub(super) struct Reader {
     file: File,
     at: u64,
-    initialisers: Initialisers,
+    initialisers: Arc<Initialisers>,
 }
 
 impl Read for Reader {
@@ -282,7 +282,7 @@ impl Shelf {
                 Ok(Reader {
                     file: image.file.try_clone()?,
                     at: 0,
-                    initialisers: image.initialisers.clone(),
+                    initialisers: Arc::clone(&image.initialisers),
                 })
             })
             .transpose()

@@ -14,7 +14,7 @@ use std::{
     ffi::{CString, OsString, c_char, c_int},
     ops::Range,
     os::unix::ffi::OsStringExt,
-    sync::LazyLock,
+    sync::{Arc, LazyLock},
 };
 
 use crate::artifact::Initialisers;
@@ -23,7 +23,7 @@ use crate::artifact::Initialisers;
 #[derive(Clone, Debug)]
 pub(super) struct Functions {
     base: usize,
-    places: Initialisers,
+    places: Arc<Initialisers>,
 }
 
 type Initialiser = unsafe extern "C" fn(c_int, *const *const c_char, *const *const c_char);
@@ -35,7 +35,7 @@ impl Functions {
     /// # Errors
     /// When the file says that they are where nothing of it is mapped.
     pub(super) fn mapped(
-        places: Initialisers,
+        places: Arc<Initialisers>,
         base: usize,
         range: &Range<usize>,
     ) -> Result<Self, String> {
@@ -46,7 +46,7 @@ impl Functions {
             fini,
             fini_array,
             ..
-        } = &functions.places;
+        } = &*functions.places;
         let is_inside = |address: u64, length: u64| {
             let start = functions.address(address);
             let end = usize::try_from(length)
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn functions_outside_of_what_is_mapped_are_refused() {
-        let mapped = |places| Functions::mapped(places, 0x1000, &(0x1000..0x3000));
+        let mapped = |places| Functions::mapped(Arc::new(places), 0x1000, &(0x1000..0x3000));
         let good = || {
             let mut places = Initialisers::default();
             places.init = Some(0x10);

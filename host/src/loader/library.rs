@@ -167,7 +167,7 @@ impl Library {
             ));
         };
         let functions =
-            match Functions::mapped(image.initialisers().clone(), object.base, &object.range) {
+            match Functions::mapped(Arc::clone(image.initialisers()), object.base, &object.range) {
                 Ok(functions) => functions,
                 Err(reason) => {
                     // It was never used, and is no library that anybody builds: not worth an
