@@ -24,7 +24,7 @@ use crate::{
     background,
     config::WhenFull,
     control::api::{OperationResult, OperationStatus, Outcome, Progress},
-    generation::{self, Spec, StartError, Started},
+    generation::{self, Spec, Started},
     ledger::Held,
     loader::{Layouts, Library},
     names::GenerationId,
@@ -601,8 +601,9 @@ async fn load_and_start(
     };
     let started = match generation::start(library, spec.clone()).await {
         Ok(started) => started,
-        Err(StartError { reason, retained }) => {
-            if let Some(retained) = retained {
+        Err(error) => {
+            let reason = error.explained();
+            if let Some(retained) = error.retained {
                 let unstarted = Unstarted {
                     spec,
                     loaded_at: began,

@@ -79,12 +79,17 @@ enum Inside {
 pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> {
     let root = library.root::<RootRef>().map_err(|error| StartError {
         reason: error.to_string(),
+        refused: Vec::new(),
         retained: None,
     })?;
     let deadline = spec.start_deadline;
     let constructing = spec.clone();
     let offer = Arc::new(PluginOffer::new(spec.app.clone(), spec.id));
     let account = library.account().id();
+    library.account().name(format!(
+        "generation {} of {} ({})",
+        spec.id, spec.app, spec.version
+    ));
     let started = lifecycle::run("start", deadline, move || {
         let _acting = ledger::act_for(account);
         let spec = constructing;
@@ -125,6 +130,7 @@ pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> 
                 reason: format!(
                     "the constructor did not end within {deadline}, and is left running: its library stays mapped"
                 ),
+                refused: library.account().refused_locks(),
                 retained: Some(Box::new(Retained {
                     generation: None,
                     library,
@@ -140,11 +146,16 @@ pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> 
             "the host panicked while it started the app: this is a fault of handover".to_owned()
         }
     };
+    let refused = library.account().refused_locks();
     let retained = match unload(None, library).await {
         Ended::Retained(retained) => Some(Box::new(retained)),
         Ended::Unloaded(_) => None,
     };
-    Err(StartError { reason, retained })
+    Err(StartError {
+        reason,
+        refused,
+        retained,
+    })
 }
 
 /// Drops the app value of a generation, on a thread of its own. What is left inside of it when that failed.

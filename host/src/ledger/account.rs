@@ -14,7 +14,9 @@ use tokio::runtime::Handle;
 use super::{
     AccountId, Held, Holder, descriptors, interposed, keys,
     owner::{self, Acting},
-    ranges, signals, threads, visit,
+    ranges, record_locks,
+    refused_locks::{self, RefusedLock},
+    signals, threads, visit,
 };
 
 /// The next account. Never given out twice, so that nothing of an old library is ever taken for a new one's.
@@ -36,6 +38,7 @@ pub struct Loading {
 pub fn loading(executable: &Range<usize>) -> Loading {
     owner::note_host(executable);
     interposed::find_all();
+    record_locks::note_process();
     signals::note_base();
     let account = NEXT.fetch_add(1, Ordering::Relaxed);
     let acting = owner::act_for(account);
@@ -57,6 +60,7 @@ impl Loading {
             return None;
         }
         keys::sort_out(self.account, &ranges);
+        record_locks::attributed(self.account, &ranges);
         Some(Account(Arc::new(Inner {
             id: self.account,
             ranges,
@@ -291,12 +295,24 @@ impl Account {
         descriptors::count(self.0.id)
     }
 
+    /// Says what people call the library.
+    pub fn name(&self, name: String) {
+        refused_locks::name(self.0.id, name);
+    }
+
+    /// The locks on files that others had when code of the library wanted them, and did not wait.
+    pub fn refused_locks(&self) -> Vec<RefusedLock> {
+        refused_locks::of(self.0.id)
+    }
+
     /// Closes the account: the library is unmapped. Gives what it left behind.
     ///
     /// To be called on the thread that unmapped it, before that thread ends.
     pub(crate) fn close(self) -> Left {
         visit::forget(self.0.id);
         let keys = keys::delete_all(self.0.id);
+        record_locks::end(self.0.id);
+        refused_locks::forget(self.0.id);
         let descriptors::Left { closed, open } = descriptors::settle(self.0.id);
         ranges::give_back(self.0.id);
         Left {

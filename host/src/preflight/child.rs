@@ -144,12 +144,10 @@ fn check(mouth: &Mouth, image: Image, task: Task) -> Result<Line, Line> {
     ));
 
     mouth.begin(Stage::Mapping);
-    let library = Library::open(&artifact, Layouts::Check).map_err(|error| Line::Rejected {
-        reason: error.to_string(),
-    })?;
-    library.root::<RootRef>().map_err(|error| Line::Rejected {
-        reason: format!("its layouts do not fit this host: {error}"),
-    })?;
+    let library = Library::open(&artifact, Layouts::Check).map_err(Line::rejected)?;
+    library
+        .root::<RootRef>()
+        .map_err(|error| Line::rejected(format!("its layouts do not fit this host: {error}")))?;
     mouth.checked("layouts match".to_owned());
     if !task.start {
         return Ok(Line::Passed);
@@ -167,11 +165,9 @@ fn check(mouth: &Mouth, image: Image, task: Task) -> Result<Line, Line> {
 }
 
 fn read(image: Image, task: &Task) -> Result<Artifact, Line> {
-    let artifact = describe_image(image, task.sha256, task.artifact.clone())
-        .map_err(|reason| Line::Rejected { reason })?;
-    artifact
-        .acceptable()
-        .map_err(|reason| Line::Rejected { reason })?;
+    let artifact =
+        describe_image(image, task.sha256, task.artifact.clone()).map_err(Line::rejected)?;
+    artifact.acceptable().map_err(Line::rejected)?;
     Ok(artifact)
 }
 
@@ -198,6 +194,7 @@ async fn start_and_ask(
         .await
         .map_err(|error| Line::Rejected {
             reason: format!("it did not start: {error}"),
+            refused: error.refused,
         })?;
     mouth.checked(format!(
         "constructor ended in {} ms",

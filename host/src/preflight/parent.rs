@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     artifact::Artifact,
-    background, config,
+    background, config, ledger,
     names::{self, AppName},
 };
 
@@ -294,7 +294,10 @@ impl Heard {
         };
         match self.last {
             Some(Line::Passed) => return Ok(Verdict::Passed(self.checked)),
-            Some(Line::Rejected { reason }) => return Ok(Verdict::Rejected(with_output(reason))),
+            Some(Line::Rejected { reason, refused }) => {
+                let reason = ledger::explained(&reason, &refused);
+                return Ok(Verdict::Rejected(with_output(reason)));
+            }
             Some(Line::Unhealthy { reason }) => return Ok(Verdict::Unhealthy(with_output(reason))),
             Some(Line::Broken { reason }) => return Err(io::Error::other(with_output(reason))),
             // Not last lines: `listen` keeps none of them.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{artifact::Sha256, config::SmokeRequest, names::AppName};
+use crate::{artifact::Sha256, config::SmokeRequest, ledger::RefusedLock, names::AppName};
 
 /// What the child is to check.
 #[derive(Debug, Serialize, Deserialize)]
@@ -29,6 +29,16 @@ pub(super) struct Task {
     pub(super) requests: Vec<SmokeRequest>,
 }
 
+impl Line {
+    /// A refusal that nobody's lock has to do with.
+    pub(super) fn rejected(reason: impl ToString) -> Self {
+        Self::Rejected {
+            reason: reason.to_string(),
+            refused: Vec::new(),
+        }
+    }
+}
+
 /// One line of the child.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "line", rename_all = "snake_case")]
@@ -49,6 +59,9 @@ pub(super) enum Line {
     Rejected {
         /// Why, and what to do.
         reason: String,
+        /// The locks on files that others had when it wanted them.
+        #[serde(default)]
+        refused: Vec<RefusedLock>,
     },
     /// A smoke request failed. The last line.
     Unhealthy {
