@@ -62,6 +62,27 @@ const ZOO: &[Build] = &[
     },
 ];
 
+/// `sqlite` compiles SQLite, and is built by the tests that need it.
+const SQLITE: &[Build] = &[
+    Build {
+        packages: &["sqlite"],
+        version: "1.0.0",
+        features: &[],
+    },
+    Build {
+        packages: &["sqlite"],
+        version: "2.0.0",
+        features: &[],
+    },
+];
+
+/// `interposed` is built by the bench of that name.
+const INTERPOSED: &[Build] = &[Build {
+    packages: &["interposed"],
+    version: "1.0.0",
+    features: &[],
+}];
+
 /// The folder of the workspace.
 pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -90,7 +111,15 @@ pub fn handover() -> &'static Path {
 pub fn fixture(name: &str, version: &str) -> PathBuf {
     static BUILT: LazyLock<PathBuf> = LazyLock::new(|| build_all(BUILDS, "stamp"));
     static ZOO_BUILT: LazyLock<PathBuf> = LazyLock::new(|| build_all(ZOO, "stamp-zoo"));
-    let built = if name == "zoo" { &ZOO_BUILT } else { &BUILT };
+    static SQLITE_BUILT: LazyLock<PathBuf> = LazyLock::new(|| build_all(SQLITE, "stamp-sqlite"));
+    static INTERPOSED_BUILT: LazyLock<PathBuf> =
+        LazyLock::new(|| build_all(INTERPOSED, "stamp-interposed"));
+    let built = match name {
+        "zoo" => &ZOO_BUILT,
+        "sqlite" => &SQLITE_BUILT,
+        "interposed" => &INTERPOSED_BUILT,
+        _ => &BUILT,
+    };
     let path = built.join(format!("{name}-{version}.so"));
     assert!(
         path.exists(),

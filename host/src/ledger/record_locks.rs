@@ -290,11 +290,12 @@ impl Table {
 
     /// Enters `kept`. None when the table is full.
     fn insert(&mut self, kept: Kept) -> Option<usize> {
-        // A slot that a cancelled thread counts in is taken last of all: never, in practice.
-        let index = self.kept.iter().position(|slot| slot.owner == 0)?;
+        // Not one that a thread still counts in, which was closed while it waited.
+        let index = (0..MOST).find(|index| {
+            self.kept[*index].owner == 0 && USERS[*index].load(Ordering::Acquire) == 0
+        })?;
         self.kept[index] = kept;
         self.high = self.high.max(index + 1);
-        USERS[index].store(0, Ordering::Relaxed);
         COUNT.fetch_add(1, Ordering::Relaxed);
         Some(index)
     }
