@@ -35,11 +35,18 @@ const INTERPOSED: &[&str] = &[
     "pipe",
     "pipe2",
     "dup",
+    // closers.rs
+    "close",
     "dup2",
     "dup3",
+    "fclose",
+    "freopen",
+    "freopen64",
     "fcntl",
     "fcntl64",
-    "close",
+    "lockf",
+    "lockf64",
+    "flock",
 ];
 
 /// What plugins ask the host for by name: `src/loader/heap.rs`.

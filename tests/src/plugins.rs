@@ -9,7 +9,7 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::LazyLock,
+    sync::{LazyLock, OnceLock},
 };
 
 use crate::elf;
@@ -44,47 +44,50 @@ const BUILDS: &[Build] = &[
     },
 ];
 
-/// `zoo` has dependencies with other features on purpose, and is built by the tests that need it.
-const ZOO: &[Build] = &[
-    Build {
-        packages: &["zoo"],
-        version: "1.0.0",
-        features: &[],
-    },
-    Build {
-        packages: &["zoo"],
-        version: "2.0.0",
-        features: &[],
-    },
+/// Those that only some tests and benches need, which have them built: by the name of the package.
+const APART: &[(&str, &[Build])] = &[
+    // Dependencies with other features on purpose.
+    (
+        "zoo",
+        &[build(&["zoo"], "1.0.0", &[]), build(&["zoo"], "2.0.0", &[])],
+    ),
+    (
+        "slow-ends",
+        &[
+            build(&["slow-ends"], "1.0.0", &[]),
+            build(&["slow-ends"], "2.0.0", &[]),
+        ],
+    ),
+    // Without a heap of its own, and with one.
+    (
+        "leaky",
+        &[
+            build(&["leaky"], "1.0.0", &[]),
+            build(&["leaky"], "2.0.0", &["own-heap"]),
+        ],
+    ),
+    // It compiles SQLite.
+    (
+        "sqlite",
+        &[
+            build(&["sqlite"], "1.0.0", &[]),
+            build(&["sqlite"], "2.0.0", &[]),
+        ],
+    ),
+    ("interposed", &[build(&["interposed"], "1.0.0", &[])]),
 ];
 
-/// `slow-ends` is built by the tests that need it.
-const SLOW_ENDS: &[Build] = &[
+const fn build(
+    packages: &'static [&'static str],
+    version: &'static str,
+    features: &'static [&'static str],
+) -> Build {
     Build {
-        packages: &["slow-ends"],
-        version: "1.0.0",
-        features: &[],
-    },
-    Build {
-        packages: &["slow-ends"],
-        version: "2.0.0",
-        features: &[],
-    },
-];
-
-/// `leaky` without a heap of its own, and with one.
-const LEAKY: &[Build] = &[
-    Build {
-        packages: &["leaky"],
-        version: "1.0.0",
-        features: &[],
-    },
-    Build {
-        packages: &["leaky"],
-        version: "2.0.0",
-        features: &["own-heap"],
-    },
-];
+        packages,
+        version,
+        features,
+    }
+}
 
 /// The folder of the workspace.
 pub fn workspace() -> &'static Path {
@@ -113,15 +116,12 @@ pub fn handover() -> &'static Path {
 /// When it is not among the built ones.
 pub fn fixture(name: &str, version: &str) -> PathBuf {
     static BUILT: LazyLock<PathBuf> = LazyLock::new(|| build_all(BUILDS, "stamp"));
-    static ZOO_BUILT: LazyLock<PathBuf> = LazyLock::new(|| build_all(ZOO, "stamp-zoo"));
-    static SLOW_ENDS_BUILT: LazyLock<PathBuf> =
-        LazyLock::new(|| build_all(SLOW_ENDS, "stamp-slow-ends"));
-    static LEAKY_BUILT: LazyLock<PathBuf> = LazyLock::new(|| build_all(LEAKY, "stamp-leaky"));
-    let built = match name {
-        "zoo" => &ZOO_BUILT,
-        "slow-ends" => &SLOW_ENDS_BUILT,
-        "leaky" => &LEAKY_BUILT,
-        _ => &BUILT,
+    static BUILT_APART: [OnceLock<PathBuf>; APART.len()] = [const { OnceLock::new() }; APART.len()];
+    let built = match APART.iter().position(|(package, _)| *package == name) {
+        None => &*BUILT,
+        Some(at) => {
+            BUILT_APART[at].get_or_init(|| build_all(APART[at].1, &format!("stamp-{name}")))
+        }
     };
     let path = built.join(format!("{name}-{version}.so"));
     assert!(

@@ -701,7 +701,9 @@ async fn load_and_start(
     };
     let library = match generation::load(artifact, left(longest)).await {
         Ok(library) => library,
-        Err(StartError { reason, retained }) => {
+        Err(StartError {
+            reason, retained, ..
+        }) => {
             keep(&spec, retained);
             let reason = format!("its library could not be loaded: {reason}");
             return Err(Failure::host(reason).of(id));
@@ -728,8 +730,9 @@ async fn load_and_start(
     spec.start_deadline = left(longest);
     let started = match generation::start(library, spec.clone()).await {
         Ok(started) => started,
-        Err(StartError { reason, retained }) => {
-            keep(&spec, retained);
+        Err(error) => {
+            let reason = error.explained();
+            keep(&spec, error.retained);
             return Err(match deadline {
                 Some(by) if Instant::now() >= by => Failure::late(plan, "its constructor").of(id),
                 _ => {

@@ -7,6 +7,7 @@ use semver::Version;
 use super::states::Retained;
 use crate::{
     artifact::Sha256,
+    ledger::{self, RefusedLock},
     names::{AppName, GenerationId},
 };
 
@@ -39,6 +40,15 @@ pub struct Spec {
 pub struct StartError {
     /// The reason, as the operator should read it.
     pub reason: String,
+    /// The locks on files that others had when it wanted them. The reason does not speak of them.
+    pub refused: Vec<RefusedLock>,
     /// Its library, where it could not be unmapped.
     pub retained: Option<Box<Retained>>,
+}
+
+impl StartError {
+    /// The reason, with who has the files locked that it wanted. To be called in the process of the host.
+    pub fn explained(&self) -> String {
+        ledger::explained(&self.reason, &self.refused)
+    }
 }

@@ -174,6 +174,7 @@ pub async fn load(artifact: Artifact, deadline: Duration) -> Result<Library, Sta
                 reason: format!(
                     "{sentence}; nothing else can be loaded or unloaded before it does"
                 ),
+                refused: Vec::new(),
                 retained: Some(Box::new(Retained::new(
                     None,
                     Place::Mapping(late),
@@ -188,6 +189,7 @@ pub async fn load(artifact: Artifact, deadline: Duration) -> Result<Library, Sta
     };
     Err(StartError {
         reason,
+        refused: Vec::new(),
         retained: None,
     })
 }
@@ -204,7 +206,7 @@ pub async fn start(mut library: Library, spec: Spec) -> Result<Started, StartErr
     library.keep(offer.clone());
     let services = Arc::clone(&offer);
     let account = library.account().id();
-    library.account().name(&spec.app, spec.id);
+    library.account().name(&spec.app, spec.id, &spec.version);
     let (code, stage) = (library.code(), library.stage());
     let started = lifecycle::run("start", deadline, move || {
         let code = code;
@@ -269,6 +271,7 @@ pub async fn start(mut library: Library, spec: Spec) -> Result<Started, StartErr
             };
             return Err(StartError {
                 reason,
+                refused: library.account().refused_locks(),
                 retained: Some(Box::new(Retained::new(
                     None,
                     Place::Constructor(library, late),
@@ -283,11 +286,16 @@ pub async fn start(mut library: Library, spec: Spec) -> Result<Started, StartErr
             "the host panicked while it started the app: this is a fault of handover".to_owned()
         }
     };
+    let refused = library.account().refused_locks();
     let retained = match unload(None, library, SETTLE_DEADLINE).await {
         Ended::Retained(retained) => Some(retained),
         Ended::Unloaded(_) => None,
     };
-    Err(StartError { reason, retained })
+    Err(StartError {
+        reason,
+        refused,
+        retained,
+    })
 }
 
 /// Why an app could not be dropped.

@@ -1,6 +1,7 @@
 //! All that one library holds in the host, and the proof that nothing is left.
 
 use std::{
+    fmt::Display,
     ops::Range,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -14,7 +15,9 @@ use tokio::{runtime::Handle, sync::Notify};
 use super::{
     AccountId, Call, Held, Holder, Look, descriptors, interposed, keys,
     owner::{self, Acting},
-    ranges, signals, threads, visit,
+    ranges, record_locks,
+    refused_locks::{self, RefusedLock},
+    signals, threads, visit,
 };
 use crate::names::{AppName, GenerationId};
 
@@ -37,6 +40,7 @@ pub struct Loading {
 pub fn loading(executable: &Range<usize>) -> Loading {
     owner::note_host(executable);
     interposed::find_all();
+    record_locks::note_process();
     signals::note_base();
     let account = NEXT.fetch_add(1, Ordering::Relaxed);
     let acting = owner::act_for(account);
@@ -58,6 +62,7 @@ impl Loading {
             return None;
         }
         keys::sort_out(self.account, &ranges);
+        record_locks::attributed(self.account, &ranges);
         Some(Account(Arc::new(Inner {
             id: self.account,
             ranges,
@@ -318,7 +323,11 @@ impl Account {
     }
 
     /// Says whose the library is, for people. Once.
-    pub fn name(&self, app: &AppName, generation: GenerationId) {
+    pub fn name(&self, app: &AppName, generation: GenerationId, version: impl Display) {
+        refused_locks::name(
+            self.0.id,
+            format!("generation {generation} of {app} ({version})"),
+        );
         // A second name would be the same one.
         let _ = self.0.name.set((app.clone(), generation));
     }
@@ -344,12 +353,19 @@ impl Account {
         descriptors::count(self.0.id)
     }
 
+    /// The locks on files that others had when code of the library wanted them, and did not wait.
+    pub fn refused_locks(&self) -> Vec<RefusedLock> {
+        refused_locks::of(self.0.id)
+    }
+
     /// Closes the account: the library is unmapped. Gives what it left behind.
     ///
     /// To be called on the thread that unmapped it, before that thread ends.
     pub(crate) fn close(self) -> Left {
         visit::forget(self.0.id);
         let keys = keys::delete_all(self.0.id);
+        record_locks::end(self.0.id);
+        refused_locks::forget(self.0.id);
         let descriptors::Left { closed, open } = descriptors::settle(self.0.id);
         ranges::give_back(self.0.id);
         Left {

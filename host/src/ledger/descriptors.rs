@@ -18,7 +18,7 @@ use std::{
     sync::atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
-use super::{AccountId, openers, ranges};
+use super::{AccountId, closers, ranges};
 
 /// Numbers from here on are not followed: a process that has so many open is far beyond what a library leaks.
 const MOST: usize = 1 << 18;
@@ -109,6 +109,19 @@ fn of(account: AccountId) -> impl Iterator<Item = (c_int, &'static Slot)> {
     })
 }
 
+/// The accounts whose libraries have the file with this device and inode open.
+pub(super) fn accounts_with(file: (u64, u64)) -> Vec<AccountId> {
+    let high = HIGH.load(Ordering::Acquire).min(MOST);
+    SLOTS[..high]
+        .iter()
+        .enumerate()
+        .filter_map(|(number, slot)| {
+            let owner = slot.owner.load(Ordering::Acquire);
+            (owner != 0 && identity(number as c_int) == Some(file)).then_some(owner)
+        })
+        .collect()
+}
+
 /// How many descriptors the library of `account` has open.
 pub(super) fn count(account: AccountId) -> usize {
     of(account).count()
@@ -132,7 +145,7 @@ pub(super) fn settle(account: AccountId) -> Left {
         // The standard ones are the process's, whoever was given the number.
         if fd > 2 && is_one_of_a_kind(&target) {
             // SAFETY: it stands for an object that only this library was given (`of`), and the library is gone.
-            unsafe { openers::real_close(fd) };
+            unsafe { closers::real_close(fd) };
             left.closed.push(name);
         } else {
             left.open.push(name);

@@ -74,6 +74,7 @@ fn symbols() -> impl Iterator<Item = Symbol> {
         .into_iter()
         .chain(super::threads::symbols())
         .chain(super::openers::symbols())
+        .chain(super::closers::symbols())
 }
 
 /// Whether libraries that are loaded are bound to the functions of the ledger. They are not in an executable that links

@@ -10,6 +10,9 @@
 //! - [`owner`]: whose code asks, by its address or by the thread it runs on
 //! - [`interpose`]: the C functions for thread-locals, keys and signals that plugins call instead of libc's
 //! - [`openers`]: those that give out descriptors
+//! - [`closers`]: those that close descriptors, and those that take locks on files
+//! - [`record_locks`]: record locks for each generation, as two processes have them
+//! - [`refused_locks`]: the locks that a library was refused, for the reason why it did not start
 //! - [`descriptors`]: the descriptors that a library opened and has not closed
 //! - [`ranges`]: whose address is this? Read on each of those calls, without a lock
 //! - [`threads`]: the threads that a library started, or that were started for it, alive until the kernel says otherwise
@@ -28,6 +31,7 @@
 )]
 
 mod account;
+mod closers;
 mod descriptors;
 mod held;
 mod inside;
@@ -38,6 +42,8 @@ mod look;
 mod openers;
 mod owner;
 mod ranges;
+mod record_locks;
+mod refused_locks;
 mod signals;
 mod threads;
 mod visit;
@@ -49,6 +55,7 @@ pub use self::{
     interposed::armed,
     look::Look,
     owner::Acting,
+    refused_locks::{RefusedLock, explained},
     visit::mark_worker,
 };
 

@@ -1,4 +1,4 @@
-//! The C functions that give out descriptors, and the one that takes them back.
+//! The C functions that give out descriptors. Those that also close one are in [`super::closers`].
 //!
 //! What is not of a plugin costs a look at the table of ranges on top of the system call, and nothing on the way of a request, which
 //! opens nothing.
@@ -7,11 +7,11 @@
     reason = "the dynamic linker reaches what Rust's modules do not"
 )]
 
-use std::ffi::{c_char, c_int, c_long, c_uint, c_void};
+use std::ffi::{c_char, c_int, c_uint, c_void};
 
 use super::{
     descriptors,
-    interposed::{Real, Symbol, interposed},
+    interposed::{Symbol, interposed},
 };
 
 /// Defines functions that give out descriptors: [`interposed!`] with what to do with the answer.
@@ -32,9 +32,7 @@ macro_rules! openers {
 
 /// What this file defines in place of libc's.
 pub(super) fn symbols() -> Vec<Symbol> {
-    let mut symbols = symbols_with_caller();
-    symbols.push((&CLOSE, close as *const () as usize));
-    symbols
+    symbols_with_caller()
 }
 
 openers! {
@@ -95,18 +93,6 @@ openers! {
     dup / dup_for / DUP (old: c_int)
         as unsafe extern "C-unwind" fn(c_int) -> c_int,
         "rsi", "x1", |fd, caller| descriptors::opened(fd, caller);
-    dup2 / dup2_for / DUP2 (old: c_int, new: c_int)
-        as unsafe extern "C-unwind" fn(c_int, c_int) -> c_int,
-        "rdx", "x2", |fd, caller| if old != new { descriptors::opened(fd, caller) };
-    dup3 / dup3_for / DUP3 (old: c_int, new: c_int, flags: c_int)
-        as unsafe extern "C-unwind" fn(c_int, c_int, c_int) -> c_int,
-        "rcx", "x3", |fd, caller| descriptors::opened(fd, caller);
-    fcntl / fcntl_for / FCNTL (fd: c_int, command: c_int, argument: c_long)
-        as unsafe extern "C" fn(c_int, c_int, ...) -> c_int,
-        "rcx", "x3", |answer, caller| duplicated(command, answer, caller);
-    fcntl64 / fcntl64_for / FCNTL64 (fd: c_int, command: c_int, argument: c_long)
-        as unsafe extern "C" fn(c_int, c_int, ...) -> c_int,
-        "rcx", "x3", |answer, caller| duplicated(command, answer, caller);
 }
 
 /// Two descriptors at once.
@@ -117,35 +103,4 @@ fn both(answer: c_int, pair: *mut c_int, caller: usize) {
         descriptors::opened(one, caller);
         descriptors::opened(two, caller);
     }
-}
-
-fn duplicated(command: c_int, answer: c_int, caller: usize) {
-    if command == libc::F_DUPFD || command == libc::F_DUPFD_CLOEXEC {
-        descriptors::opened(answer, caller);
-    }
-}
-
-static CLOSE: Real = Real::new(c"close");
-
-/// libc's `close`, before which the descriptor is struck out.
-///
-/// # Safety
-/// As `close(2)`.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn close(fd: c_int) -> c_int {
-    descriptors::closing(fd);
-    // SAFETY: the argument of the caller, as it came.
-    unsafe { real_close(fd) }
-}
-
-/// libc's `close`.
-///
-/// # Safety
-/// Nobody else uses the descriptor.
-pub(super) unsafe fn real_close(fd: c_int) -> c_int {
-    type Close = unsafe extern "C-unwind" fn(c_int) -> c_int;
-    // SAFETY: the address is libc's function of that name, and the type is its signature.
-    let real = unsafe { std::mem::transmute::<usize, Close>(CLOSE.address()) };
-    // SAFETY: the caller's promise.
-    unsafe { real(fd) }
 }

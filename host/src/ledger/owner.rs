@@ -72,14 +72,12 @@ pub(super) fn current() -> Option<AccountId> {
     }
 }
 
+/// Whether code at `address` is the host's own.
+pub(super) fn is_host(address: usize) -> bool {
+    (HOST.0.load(Ordering::Relaxed)..HOST.1.load(Ordering::Relaxed)).contains(&address)
+}
+
 /// The account that code at `caller`, the address that a call returns to, does something for. Neither blocks nor allocates.
 pub(super) fn of_caller(caller: usize) -> Option<AccountId> {
-    ranges::lookup(caller).or_else(|| {
-        let host = HOST.0.load(Ordering::Relaxed)..HOST.1.load(Ordering::Relaxed);
-        if host.contains(&caller) {
-            None
-        } else {
-            current()
-        }
-    })
+    ranges::lookup(caller).or_else(|| if is_host(caller) { None } else { current() })
 }

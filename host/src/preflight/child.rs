@@ -162,12 +162,10 @@ fn check(mouth: &Mouth, image: Image, task: Task) -> Result<Line, Line> {
     ));
 
     mouth.begin(Stage::Mapping);
-    let library = Library::open(&artifact, Layouts::Check).map_err(|error| Line::Rejected {
-        reason: error.to_string(),
-    })?;
-    library.root::<RootRef>().map_err(|error| Line::Rejected {
-        reason: format!("its layouts do not fit this host: {error}"),
-    })?;
+    let library = Library::open(&artifact, Layouts::Check).map_err(Line::rejected)?;
+    library
+        .root::<RootRef>()
+        .map_err(|error| Line::rejected(format!("its layouts do not fit this host: {error}")))?;
     mouth.checked("layouts match".to_owned());
     if !task.start {
         return Ok(Line::Passed);
@@ -189,15 +187,15 @@ fn read(mouth: &Mouth, image: Image, task: &Task) -> Result<Artifact, Line> {
         Scope::All => image.bundled(),
         Scope::Again => Bundled::default(),
     };
-    let artifact = describe_image(image, task.sha256, task.artifact.clone())
-        .map_err(|reason| Line::Rejected { reason })?;
+    let artifact =
+        describe_image(image, task.sha256, task.artifact.clone()).map_err(Line::rejected)?;
     match task.scope {
         Scope::All => artifact
             .acceptable()
             .and_then(|()| bundled.refusal.map_or(Ok(()), Err)),
         Scope::Again => artifact.runnable(),
     }
-    .map_err(|reason| Line::Rejected { reason })?;
+    .map_err(Line::rejected)?;
     if task.scope == Scope::All {
         let linkage = artifact.elf.linkage.remarks();
         for remark in linkage.into_iter().chain(bundled.remarks) {
@@ -230,6 +228,7 @@ async fn start_and_ask(
         .await
         .map_err(|error| Line::Rejected {
             reason: format!("it did not start: {error}"),
+            refused: error.refused,
         })?;
     mouth.checked(format!(
         "constructor ended in {} ms",

@@ -35,6 +35,7 @@ use crate::{
     artifact::{Artifact, Remark, Topic},
     background,
     config::{self, Leave},
+    ledger,
     names::{self, AppName},
 };
 
@@ -319,7 +320,10 @@ impl Heard {
         };
         match self.last {
             Some(Line::Passed) => return Ok(self.passed(leave)),
-            Some(Line::Rejected { reason }) => return Ok(Verdict::Rejected(with_output(reason))),
+            Some(Line::Rejected { reason, refused }) => {
+                let reason = ledger::explained(&reason, &refused);
+                return Ok(Verdict::Rejected(with_output(reason)));
+            }
             Some(Line::Unhealthy { reason }) => return Ok(Verdict::Unhealthy(with_output(reason))),
             Some(Line::Broken { reason }) => return Err(io::Error::other(with_output(reason))),
             // Not last lines: `listen` keeps none of them.

@@ -8,6 +8,7 @@ use super::Scope;
 use crate::{
     artifact::{Remark, Sha256},
     config::{Leave, SmokeRequest},
+    ledger::RefusedLock,
     names::AppName,
 };
 
@@ -38,6 +39,16 @@ pub(super) struct Task {
     pub(super) scope: Scope,
 }
 
+impl Line {
+    /// A refusal that nobody's lock has to do with.
+    pub(super) fn rejected(reason: impl ToString) -> Self {
+        Self::Rejected {
+            reason: reason.to_string(),
+            refused: Vec::new(),
+        }
+    }
+}
+
 /// One line of the child.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "line", rename_all = "snake_case")]
@@ -63,6 +74,9 @@ pub(super) enum Line {
     Rejected {
         /// Why, and what to do.
         reason: String,
+        /// The locks on files that others had when it wanted them.
+        #[serde(default)]
+        refused: Vec<RefusedLock>,
     },
     /// A smoke request failed. The last line.
     Unhealthy {
