@@ -1,7 +1,7 @@
 //! Exports the ledger's functions from every executable that links this crate, so that the libraries it loads find them
 //! before libc's: the binary and the tests of this package. See `src/ledger`, which defines them.
 
-/// What `src/ledger/interpose.rs` and `src/ledger/openers.rs` define. `ledger::armed` checks at run time that the dynamic
+/// What the files of `src/ledger` define. `ledger::armed` checks at run time that the dynamic
 /// linker really finds it.
 const INTERPOSED: &[&str] = &[
     "__cxa_thread_atexit_impl",
@@ -15,6 +15,32 @@ const INTERPOSED: &[&str] = &[
     "tss_delete",
     "tss_set",
     "sigaction",
+    "__sigaction",
+    "signal",
+    "bsd_signal",
+    "ssignal",
+    "sysv_signal",
+    "__sysv_signal",
+    "sigset",
+    "sigignore",
+    "siginterrupt",
+    "pthread_sigmask",
+    "sigprocmask",
+    "sighold",
+    "sigrelse",
+    "sigblock",
+    "sigsetmask",
+    "sigaltstack",
+    "setitimer",
+    "alarm",
+    "ualarm",
+    "setenv",
+    "unsetenv",
+    "putenv",
+    "clearenv",
+    "chdir",
+    "fchdir",
+    "umask",
     "socket",
     "socketpair",
     "accept",

@@ -62,6 +62,20 @@ const ZOO: &[Build] = &[
     },
 ];
 
+/// `signals` as well.
+const SIGNALS: &[Build] = &[
+    Build {
+        packages: &["signals"],
+        version: "1.0.0",
+        features: &[],
+    },
+    Build {
+        packages: &["signals"],
+        version: "2.0.0",
+        features: &[],
+    },
+];
+
 /// The folder of the workspace.
 pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -90,7 +104,12 @@ pub fn handover() -> &'static Path {
 pub fn fixture(name: &str, version: &str) -> PathBuf {
     static BUILT: LazyLock<PathBuf> = LazyLock::new(|| build_all(BUILDS, "stamp"));
     static ZOO_BUILT: LazyLock<PathBuf> = LazyLock::new(|| build_all(ZOO, "stamp-zoo"));
-    let built = if name == "zoo" { &ZOO_BUILT } else { &BUILT };
+    static SIGNALS_BUILT: LazyLock<PathBuf> = LazyLock::new(|| build_all(SIGNALS, "stamp-signals"));
+    let built = match name {
+        "zoo" => &ZOO_BUILT,
+        "signals" => &SIGNALS_BUILT,
+        _ => &BUILT,
+    };
     let path = built.join(format!("{name}-{version}.so"));
     assert!(
         path.exists(),

@@ -16,7 +16,7 @@ use tokio::{
 use super::{
     Apps, Inner,
     app::{App, Replaced},
-    counted,
+    changed, counted,
     events::Kind,
     leaks,
     operation::Speaker,
@@ -35,7 +35,7 @@ const TOLD_EVERY: Duration = Duration::from_millis(250);
 const CANCELLED_WITHIN: Duration = Duration::from_secs(5);
 /// How often libraries that stay mapped are tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(3);
-/// How often panics are looked for.
+/// How often panics are looked for, and what was changed for all.
 const LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
 
 /// A generation on its way out, counted for the shutdown until it is put away.
@@ -302,7 +302,7 @@ pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: End
     leaks::tell_overdrawn(apps);
 }
 
-/// Retries libraries that stay mapped, and looks for panics, for as long as the apps live.
+/// Retries libraries that stay mapped, looks for panics and for what was changed for all, for as long as the apps live.
 pub(super) fn keep_tidy(apps: &Apps) {
     let inner = Arc::downgrade(&apps.0);
     tokio::spawn(async move {
@@ -310,6 +310,7 @@ pub(super) fn keep_tidy(apps: &Apps) {
         let mut retried = Instant::now();
         while let Some(apps) = upgrade(&inner) {
             tell_panics(&apps, &mut panics);
+            changed::tell_changed(&apps);
             if retried.elapsed() >= RETRY_EVERY {
                 retry(&apps).await;
                 retried = Instant::now();

@@ -56,6 +56,12 @@ pub(super) enum Kind {
     StallEnded,
     /// A generation panicked.
     Panic,
+    /// A generation changed the environment of the process.
+    Environment,
+    /// A generation changed the working directory of the process.
+    WorkingDirectory,
+    /// A generation changed the mask for the modes of new files.
+    FileMask,
     /// Something is wrong with the host's own records.
     State,
     /// The host began or ends.
@@ -64,7 +70,7 @@ pub(super) enum Kind {
 
 impl Kind {
     /// Every kind, in the order of their numbers.
-    pub(super) const ALL: [Self; 20] = [
+    pub(super) const ALL: [Self; 23] = [
         Self::Active,
         Self::Draining,
         Self::Drained,
@@ -83,6 +89,9 @@ impl Kind {
         Self::Stalled,
         Self::StallEnded,
         Self::Panic,
+        Self::Environment,
+        Self::WorkingDirectory,
+        Self::FileMask,
         Self::State,
         Self::Host,
     ];
@@ -108,6 +117,9 @@ impl Kind {
             Self::Stalled => "stalled",
             Self::StallEnded => "stall_ended",
             Self::Panic => "panic",
+            Self::Environment => "environment",
+            Self::WorkingDirectory => "working_directory",
+            Self::FileMask => "file_mask",
             Self::State => "state",
             Self::Host => "host",
         }
@@ -191,6 +203,9 @@ impl Events {
             | Kind::Rejected
             | Kind::Unhealthy
             | Kind::Stalled
+            | Kind::Environment
+            | Kind::WorkingDirectory
+            | Kind::FileMask
             | Kind::Failed => {
                 tracing::warn!(
                     app = name,

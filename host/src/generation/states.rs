@@ -77,6 +77,7 @@ enum Inside {
 /// # Errors
 /// The reason, as the operator should read it.
 pub async fn start(library: Library, spec: Spec) -> Result<Started, StartError> {
+    ledger::known_as(library.account().id(), &spec.app, spec.id);
     let root = library.root::<RootRef>().map_err(|error| StartError {
         reason: error.to_string(),
         retained: None,

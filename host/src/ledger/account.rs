@@ -12,9 +12,9 @@ use std::{
 use tokio::runtime::Handle;
 
 use super::{
-    AccountId, Held, Holder, descriptors, interposed, keys,
+    AccountId, Held, Holder, descriptors, interposed, interval_timers, keys, notes,
     owner::{self, Acting},
-    ranges, signals, threads, visit,
+    process, ranges, signals, surroundings, threads, visit,
 };
 
 /// The next account. Never given out twice, so that nothing of an old library is ever taken for a new one's.
@@ -36,7 +36,8 @@ pub struct Loading {
 pub fn loading(executable: &Range<usize>) -> Loading {
     owner::note_host(executable);
     interposed::find_all();
-    signals::note_base();
+    surroundings::note_start();
+    process::loads();
     let account = NEXT.fetch_add(1, Ordering::Relaxed);
     let acting = owner::act_for(account);
     Loading {
@@ -59,7 +60,6 @@ impl Loading {
         keys::sort_out(self.account, &ranges);
         Some(Account(Arc::new(Inner {
             id: self.account,
-            ranges,
             destructors: AtomicUsize::new(0),
         })))
     }
@@ -70,6 +70,9 @@ impl Drop for Loading {
         if ranges::is_known(self.account) {
             return;
         }
+        interval_timers::disarm(self.account);
+        signals::forget(self.account);
+        notes::forget(self.account);
         // Nothing was loaded, or it cannot be followed: the keys stay, they are no one's.
         keys::sort_out(self.account, &[]);
     }
@@ -82,7 +85,6 @@ pub struct Account(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     id: AccountId,
-    ranges: Vec<Range<usize>>,
     /// How many destructors were run on visits.
     destructors: AtomicUsize,
 }
@@ -92,7 +94,7 @@ struct Inner {
 pub struct Report {
     /// Destructors of thread-locals and of keys' values that were run on threads of the host.
     pub destructors: usize,
-    /// Signals whose disposition was put back, for people: `SIGUSR1 (10)`.
+    /// Signals that it had a handler for, for people: `SIGUSR1 (10)`.
     pub signals: Vec<String>,
     /// How often the workers were asked to come by.
     pub rounds: usize,
@@ -145,7 +147,7 @@ pub fn act_for(account: AccountId) -> Acting {
 }
 
 impl Account {
-    /// Ends what the library holds in the host: restores its signal handlers, runs its destructors on the threads that
+    /// Ends what the library holds in the host: disarms its timers, takes its signal handlers away, runs its destructors on the threads that
     /// owe them, and waits for its threads to end, for `deadline` at the longest. On `Ok` nothing is left.
     ///
     /// Nothing may call into the library any more when this is called, but the destructors that this runs. It cannot
@@ -169,7 +171,8 @@ impl Account {
         let before = self.0.destructors.load(Ordering::Relaxed);
         let mut report = Report::default();
         loop {
-            let signals = signals::restore(&self.0.ranges);
+            interval_timers::disarm(self.0.id);
+            let signals = signals::leave(self.0.id);
             report
                 .signals
                 .extend(signals.into_iter().map(signals::name));
@@ -213,7 +216,7 @@ impl Account {
         // what they run may be registered on threads of the host no more than by a wrong plugin; looked at again anyway.
         visit::held(self.0.id).is_empty()
             && threads::alive(self.0.id).is_empty()
-            && signals::held(&self.0.ranges).is_empty()
+            && signals::held(self.0.id).is_empty()
             && visit::held(self.0.id).is_empty()
     }
 
@@ -266,11 +269,14 @@ impl Account {
             };
             held.add(Holder::ThreadLocals, sentence);
         }
-        for signal in signals::held(&self.0.ranges) {
-            held.add(
-                Holder::Signals,
-                format!("it handles {}", signals::name(signal)),
-            );
+        for signals::Holding { signal, running } in signals::held(self.0.id) {
+            let signal = signals::name(signal);
+            let sentence = if running {
+                format!("a handler of it for {signal} has not returned")
+            } else {
+                format!("it handles {signal}")
+            };
+            held.add(Holder::Signals, sentence);
         }
         held
     }
@@ -296,6 +302,9 @@ impl Account {
     /// To be called on the thread that unmapped it, before that thread ends.
     pub(crate) fn close(self) -> Left {
         visit::forget(self.0.id);
+        interval_timers::disarm(self.0.id);
+        signals::forget(self.0.id);
+        notes::forget(self.0.id);
         let keys = keys::delete_all(self.0.id);
         let descriptors::Left { closed, open } = descriptors::settle(self.0.id);
         ranges::give_back(self.0.id);

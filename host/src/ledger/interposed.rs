@@ -74,6 +74,10 @@ fn symbols() -> impl Iterator<Item = Symbol> {
         .into_iter()
         .chain(super::threads::symbols())
         .chain(super::openers::symbols())
+        .chain(super::signals::symbols())
+        .chain(super::masks::symbols())
+        .chain(super::interval_timers::symbols())
+        .chain(super::surroundings::symbols())
 }
 
 /// Whether libraries that are loaded are bound to the functions of the ledger. They are not in an executable that links
