@@ -308,6 +308,9 @@ pub(in crate::ledger) fn leave(account: AccountId) -> Vec<c_int> {
 pub(in crate::ledger) fn forget(account: AccountId) {
     leave(account);
     for (_, table) in all() {
+        if table.wish(account).is_none() {
+            continue;
+        }
         let _lock = Undisturbed::lock(&table.lock);
         if let Some(wish) = table.wish(account) {
             wish.owner.store(0, Ordering::SeqCst);
