@@ -2,7 +2,7 @@
 //! before libc's, and what plugins ask the host for: the binary and the tests of this package. See `src/ledger`, which
 //! defines them, and `src/loader/heap.rs`.
 
-/// What `src/ledger/interpose.rs` and `src/ledger/openers.rs` define. `ledger::armed` checks at run time that the dynamic
+/// What the files of `src/ledger` define. `ledger::armed` checks at run time that the dynamic
 /// linker really finds it.
 const INTERPOSED: &[&str] = &[
     "__cxa_thread_atexit_impl",
@@ -16,6 +16,32 @@ const INTERPOSED: &[&str] = &[
     "tss_delete",
     "tss_set",
     "sigaction",
+    "__sigaction",
+    "signal",
+    "bsd_signal",
+    "ssignal",
+    "sysv_signal",
+    "__sysv_signal",
+    "sigset",
+    "sigignore",
+    "siginterrupt",
+    "pthread_sigmask",
+    "sigprocmask",
+    "sighold",
+    "sigrelse",
+    "sigblock",
+    "sigsetmask",
+    "sigaltstack",
+    "setitimer",
+    "alarm",
+    "ualarm",
+    "setenv",
+    "unsetenv",
+    "putenv",
+    "clearenv",
+    "chdir",
+    "fchdir",
+    "umask",
     "socket",
     "socketpair",
     "accept",

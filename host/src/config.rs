@@ -19,7 +19,7 @@ pub use self::{
     route::{InvalidRoute, RoutePrefix},
     who::{InvalidWho, Who},
 };
-use crate::{artifact::Keys, names::AppName};
+use crate::{artifact::Keys, names::AppName, origin::origin};
 
 const MAX_CRASHES: NonZeroUsize = NonZeroUsize::new(3).unwrap();
 
@@ -200,11 +200,11 @@ impl App {
         })
     }
 
-    /// The variables of this process that the app may read: those of [`App::env`] that are set, and are text.
+    /// The variables that the app may read: those of [`App::env`] that this process began with, and that are text.
     pub fn readable_env(&self) -> Vec<(String, String)> {
         self.env
             .iter()
-            .filter_map(|name| std::env::var(name).ok().map(|value| (name.clone(), value)))
+            .filter_map(|name| origin().text(name).map(|value| (name.clone(), value)))
             .collect()
     }
 }
@@ -288,10 +288,10 @@ fn ok() -> u16 {
 pub struct ConfigError(pub String);
 
 impl Config {
-    /// The defaults of a host that is run without a configuration file.
+    /// The defaults of a host that is run without a configuration file, its folders in the working directory.
     pub fn without_file() -> Self {
         let mut config = Self {
-            server: Server::under(Path::new(".")),
+            server: Server::under(&absolute(Path::new("."))),
             control: Control::default(),
             metrics: Metrics::default(),
             trust: Trust::default(),
@@ -302,7 +302,7 @@ impl Config {
         config
     }
 
-    /// Reads and checks the file at `path`. Relative paths in it are relative to its folder.
+    /// Reads and checks the file at `path`. Relative paths in it are relative to its folder; those that this gives are absolute.
     ///
     /// # Errors
     /// The first thing that is wrong: `FILE:LINE: KEY: what: what to do`.
@@ -320,6 +320,12 @@ impl Config {
     pub fn app(&self, app: &AppName) -> App {
         self.apps.get(app).cloned().unwrap_or_default()
     }
+}
+
+/// `path` from the root on: the working directory may be another one later, plugins can change it.
+pub(crate) fn absolute(path: &Path) -> PathBuf {
+    // Fails for an empty path and without a working directory: then there is nothing better.
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 impl Server {

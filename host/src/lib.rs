@@ -15,6 +15,7 @@ pub mod loader;
 pub mod names;
 pub mod notify;
 mod open_files;
+pub mod origin;
 pub mod ownership;
 pub mod preflight;
 pub mod process;

@@ -41,6 +41,8 @@ pub struct Setup {
     alone: bool,
     /// Its standard error, if not a pipe that is read.
     stderr: Option<OwnedFd>,
+    /// Whether its folders are given by relative paths.
+    relative: bool,
 }
 
 /// A running host. It is killed when dropped, and its log is shown when the test failed.
@@ -187,6 +189,12 @@ impl Setup {
         self
     }
 
+    /// With relative paths for its folders and its configuration.
+    pub fn relative(mut self) -> Self {
+        self.relative = true;
+        self
+    }
+
     /// Without a supervisor.
     pub fn alone(mut self) -> Self {
         self.alone = true;
@@ -225,16 +233,18 @@ impl Setup {
         if self.alone {
             command.arg("--no-supervisor");
         }
+        // It is run in there.
+        let folder = if self.relative { Path::new("") } else { home };
         command
             .arg("--plugins")
-            .arg(home.join("plugins"))
+            .arg(folder.join("plugins"))
             .arg("--state")
-            .arg(home.join("state"));
+            .arg(folder.join("state"));
         if let Some(config) = &self.config {
             let config = config.replace("HOME", home.to_str().expect("a plain path"));
             fs::write(home.join("handover.toml"), config)
                 .expect("the temporary folder can be written");
-            command.arg("--config").arg(home.join("handover.toml"));
+            command.arg("--config").arg(folder.join("handover.toml"));
         }
         let home_text = home.to_str().expect("a plain path");
         command.args(

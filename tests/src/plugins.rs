@@ -74,6 +74,13 @@ const APART: &[(&str, &[Build])] = &[
             build(&["sqlite"], "2.0.0", &[]),
         ],
     ),
+    (
+        "signals",
+        &[
+            build(&["signals"], "1.0.0", &[]),
+            build(&["signals"], "2.0.0", &[]),
+        ],
+    ),
     ("interposed", &[build(&["interposed"], "1.0.0", &[])]),
 ];
 

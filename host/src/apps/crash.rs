@@ -31,6 +31,7 @@ use crate::{
     artifact::Sha256,
     generation::Spec,
     names::{AppName, GenerationId},
+    origin::origin,
 };
 
 /// The file in the state directory by which systemd says how the host ended: see docs/systemd/handover.service.
@@ -242,6 +243,7 @@ impl Journal {
 fn write(path: &Path, written: &Written) -> io::Result<()> {
     let fresh = path.with_extension("json.new");
     fs::write(&fresh, serde_json::to_vec_pretty(written)?)?;
+    fs::set_permissions(&fresh, origin().permissions())?; // whatever mask a plugin has set
     fs::rename(&fresh, path)
 }
 

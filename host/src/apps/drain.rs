@@ -16,7 +16,7 @@ use tokio::{
 use super::{
     Apps, Inner,
     app::{App, Replaced},
-    counted,
+    changed, counted,
     events::Kind,
     leaks,
     operation::Speaker,
@@ -33,7 +33,7 @@ use crate::{
 const TOLD_EVERY: Duration = Duration::from_millis(250);
 /// How long cancelled work has to notice before the operation ends without waiting for it.
 const CANCELLED_WITHIN: Duration = Duration::from_secs(5);
-/// How often panics are looked for, and whether a library that stays mapped may be unloaded by now.
+/// How often panics are looked for, what was changed for all, and whether a library that stays mapped may be unloaded by now.
 const LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
 
 /// A generation on its way out, counted for the shutdown until it is put away.
@@ -313,13 +313,14 @@ pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: End
     leaks::tell_overdrawn(apps);
 }
 
-/// Retries libraries that stay mapped, and looks for panics, for as long as the apps live.
+/// Retries libraries that stay mapped, looks for panics and for what was changed for all, for as long as the apps live.
 pub(super) fn keep_tidy(apps: &Apps) {
     let inner = Arc::downgrade(&apps.0);
     tokio::spawn(async move {
         let mut panics = HashMap::new();
         while let Some(apps) = upgrade(&inner) {
             tell_panics(&apps, &mut panics);
+            changed::tell_changed(&apps);
             drop(apps);
             tokio::time::sleep(LOOKED_AT_EVERY).await;
         }

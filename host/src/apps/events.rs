@@ -58,6 +58,12 @@ pub(super) enum Kind {
     StallEnded,
     /// A generation panicked.
     Panic,
+    /// A generation changed the environment of the process.
+    Environment,
+    /// A generation changed the working directory of the process.
+    WorkingDirectory,
+    /// A generation changed the mask for the modes of new files.
+    FileMask,
     /// Something is wrong with the host's own records.
     State,
     /// The host began or ends.
@@ -66,7 +72,7 @@ pub(super) enum Kind {
 
 impl Kind {
     /// Every kind, in the order of their numbers.
-    pub(super) const ALL: [Self; 21] = [
+    pub(super) const ALL: [Self; 24] = [
         Self::Active,
         Self::Draining,
         Self::Drained,
@@ -86,6 +92,9 @@ impl Kind {
         Self::Stalled,
         Self::StallEnded,
         Self::Panic,
+        Self::Environment,
+        Self::WorkingDirectory,
+        Self::FileMask,
         Self::State,
         Self::Host,
     ];
@@ -112,6 +121,9 @@ impl Kind {
             Self::Stalled => "stalled",
             Self::StallEnded => "stall_ended",
             Self::Panic => "panic",
+            Self::Environment => "environment",
+            Self::WorkingDirectory => "working_directory",
+            Self::FileMask => "file_mask",
             Self::State => "state",
             Self::Host => "host",
         }
@@ -196,6 +208,9 @@ impl Events {
             | Kind::Unhealthy
             | Kind::Warning
             | Kind::Stalled
+            | Kind::Environment
+            | Kind::WorkingDirectory
+            | Kind::FileMask
             | Kind::Failed => {
                 tracing::warn!(
                     app = name,

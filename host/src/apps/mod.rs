@@ -9,6 +9,7 @@
 //! - [`drain`]: a replaced generation finishing what it has, its end, and the retry of what stays mapped
 //! - [`leaks`]: what generations leave behind, and the budget for it
 //! - [`residue`]: an estimate of what those without a heap of their own left in memory
+//! - [`changed`]: what generations changed for the whole process
 //! - [`history`]: what was deployed, and what a rollback goes back to
 //! - [`rollback`], [`reload`], [`offer`]: the other ways in
 //! - [`refused`]: uploads that were not taken
@@ -22,6 +23,7 @@
 //! No lock is held across an await, nor while a plugin's code may run.
 
 mod app;
+mod changed;
 mod crash;
 mod cutover;
 mod deploy;

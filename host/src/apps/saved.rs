@@ -15,6 +15,7 @@ use super::history::Entry;
 use crate::{
     artifact::{AbiVersion, Sha256},
     names::{AppName, GenerationId},
+    origin::origin,
 };
 
 /// How many entries the history keeps.
@@ -311,6 +312,7 @@ fn set_aside(path: &Path, why: &str) -> String {
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let fresh = path.with_extension("json.new");
     let mut file = File::create(&fresh)?;
+    file.set_permissions(origin().permissions())?; // whatever mask a plugin has set
     file.write_all(bytes)?;
     file.sync_all()?;
     drop(file);

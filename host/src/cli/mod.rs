@@ -29,11 +29,13 @@ use self::{
     args::{Args, Command},
     exit::Failure,
 };
+use crate::origin::origin;
 
 /// Parses the command line of this process and does what it says.
 ///
 /// Usage errors are told and end with 2, as the contract of the exit codes has it.
 pub fn main() -> ExitCode {
+    origin();
     let args = Args::parse();
     let global = args.global;
     let done = match args.command {

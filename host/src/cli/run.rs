@@ -8,7 +8,7 @@ use super::{
     output,
 };
 use crate::{
-    config::{Config, Server},
+    config::{Config, Server, absolute},
     daemon::{self, Daemon, Given},
     loader,
     notify::Notifier,
@@ -114,20 +114,21 @@ fn serve(
     ended.map(|()| loader::end_process())
 }
 
-/// Flags overrule the file. A state directory without a socket brings its own.
+/// Flags overrule the file, and their paths are relative to the working directory. A state directory without a socket brings its own.
 fn overrule(server: &mut Server, global: &Global, args: Run) {
     if let Some(listen) = args.listen {
         server.listen = listen;
     }
     if let Some(plugins) = args.plugins {
-        server.plugins = plugins;
+        server.plugins = absolute(&plugins);
     }
     if let Some(state) = args.state {
+        let state = absolute(&state);
         server.control = state.join("control.sock");
         server.state = state;
     }
     if let Some(control) = &global.control {
-        server.control.clone_from(control);
+        server.control = absolute(control);
     }
 }
 
@@ -178,10 +179,11 @@ mod tests {
                 ..none()
             },
         );
-        assert_eq!(moved.control, Path::new("s/control.sock"));
+        let here = std::env::current_dir().unwrap_or_default();
+        assert_eq!(moved.control, here.join("s/control.sock"));
         assert_eq!(
-            (moved.state.as_path(), moved.plugins.as_path()),
-            (Path::new("s"), Path::new("p"))
+            (moved.state, moved.plugins),
+            (here.join("s"), here.join("p"))
         );
 
         let mut named = server();
@@ -193,6 +195,6 @@ mod tests {
                 ..none()
             },
         );
-        assert_eq!(named.control, Path::new("c"));
+        assert_eq!(named.control, here.join("c"));
     }
 }

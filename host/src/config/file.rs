@@ -295,10 +295,10 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
     let source = Source { path, text };
     let file: ConfigFile = toml::from_str(text)
         .map_err(|error| source.error(error.span(), &with_suggestion(error.message())))?;
-    let folder = match path.parent() {
+    let folder = &super::absolute(match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
-    };
+    });
 
     let mut apps = BTreeMap::new();
     let mut taken: BTreeMap<RoutePrefix, AppName> = BTreeMap::new();
@@ -754,7 +754,9 @@ mod tests {
         assert_eq!(app.config, json!({}));
         let without = Config::without_file().server;
         assert!(without.version_header);
-        assert_eq!(without.plugins, Path::new("./plugins"));
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(without.plugins, here.join("plugins"));
+        assert_eq!(without.control, here.join(".handover/control.sock"));
     }
 
     #[test]

@@ -13,11 +13,11 @@ use std::{
 use tokio::{runtime::Handle, sync::Notify};
 
 use super::{
-    AccountId, Call, Held, Holder, Look, descriptors, interposed, keys,
+    AccountId, Call, Held, Holder, Look, descriptors, interposed, interval_timers, keys, notes,
     owner::{self, Acting},
-    ranges, record_locks,
+    process, ranges, record_locks,
     refused_locks::{self, RefusedLock},
-    signals, threads, visit,
+    signals, surroundings, threads, visit,
 };
 use crate::names::{AppName, GenerationId};
 
@@ -41,7 +41,8 @@ pub fn loading(executable: &Range<usize>) -> Loading {
     owner::note_host(executable);
     interposed::find_all();
     record_locks::note_process();
-    signals::note_base();
+    surroundings::note_start();
+    process::loads();
     let account = NEXT.fetch_add(1, Ordering::Relaxed);
     let acting = owner::act_for(account);
     Loading {
@@ -65,7 +66,6 @@ impl Loading {
         record_locks::attributed(self.account, &ranges);
         Some(Account(Arc::new(Inner {
             id: self.account,
-            ranges,
             destructors: AtomicUsize::new(0),
             name: OnceLock::new(),
             stalls: Arc::default(),
@@ -79,6 +79,9 @@ impl Drop for Loading {
         if ranges::is_known(self.account) {
             return;
         }
+        interval_timers::disarm(self.account);
+        signals::forget(self.account);
+        notes::forget(self.account);
         // Nothing was loaded, or it cannot be followed: the keys stay, they are no one's.
         keys::sort_out(self.account, &[]);
     }
@@ -91,7 +94,6 @@ pub struct Account(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     id: AccountId,
-    ranges: Vec<Range<usize>>,
     /// How many destructors were run on visits.
     destructors: AtomicUsize,
     /// Whose its library is, for people.
@@ -107,7 +109,7 @@ struct Inner {
 pub struct Report {
     /// Destructors of thread-locals and of keys' values that were run on threads of the host.
     pub destructors: usize,
-    /// Signals whose disposition was put back, for people: `SIGUSR1 (10)`.
+    /// Signals that it had a handler for, for people: `SIGUSR1 (10)`.
     pub signals: Vec<String>,
     /// How often the workers were asked to come by.
     pub rounds: usize,
@@ -167,7 +169,7 @@ pub fn act_for(account: AccountId) -> Acting {
 }
 
 impl Account {
-    /// Ends what the library holds in the host: restores its signal handlers, runs its destructors on the threads that
+    /// Ends what the library holds in the host: disarms its timers, takes its signal handlers away, runs its destructors on the threads that
     /// owe them, and waits for its threads to end, for `deadline` at the longest. On `Ok` nothing is left.
     ///
     /// Nothing may call into the library any more when this is called, but the destructors that this runs. It cannot
@@ -193,7 +195,8 @@ impl Account {
         let before = self.0.destructors.load(Ordering::Relaxed);
         let mut report = Report::default();
         loop {
-            let signals = signals::restore(&self.0.ranges);
+            interval_timers::disarm(self.0.id);
+            let signals = signals::leave(self.0.id);
             report
                 .signals
                 .extend(signals.into_iter().map(signals::name));
@@ -247,10 +250,14 @@ impl Account {
 
     /// What holds the library, without asking anybody to do anything.
     pub fn look(&self) -> Look {
+        let signals = signals::held(self.0.id);
+        let signals = signals
+            .into_iter()
+            .map(|holding| (holding.signal, holding.running));
         Look::new(
             threads::alive(self.0.id),
             &visit::held(self.0.id),
-            &signals::held(&self.0.ranges),
+            signals.collect(),
         )
     }
 
@@ -260,7 +267,7 @@ impl Account {
         // what they run may be registered on threads of the host no more than by a wrong plugin; looked at again anyway.
         visit::held(self.0.id).is_empty()
             && threads::alive(self.0.id).is_empty()
-            && signals::held(&self.0.ranges).is_empty()
+            && signals::held(self.0.id).is_empty()
             && visit::held(self.0.id).is_empty()
     }
 
@@ -313,17 +320,21 @@ impl Account {
             };
             held.add(Holder::ThreadLocals, sentence);
         }
-        for signal in signals::held(&self.0.ranges) {
-            held.add(
-                Holder::Signals,
-                format!("it handles {}", signals::name(signal)),
-            );
+        for signals::Holding { signal, running } in signals::held(self.0.id) {
+            let signal = signals::name(signal);
+            let sentence = if running {
+                format!("a handler of it for {signal} has not returned")
+            } else {
+                format!("it handles {signal}")
+            };
+            held.add(Holder::Signals, sentence);
         }
         held
     }
 
     /// Says whose the library is, for people. Once.
     pub fn name(&self, app: &AppName, generation: GenerationId, version: impl Display) {
+        notes::known_as(self.0.id, app, generation);
         refused_locks::name(
             self.0.id,
             format!("generation {generation} of {app} ({version})"),
@@ -363,6 +374,9 @@ impl Account {
     /// To be called on the thread that unmapped it, before that thread ends.
     pub(crate) fn close(self) -> Left {
         visit::forget(self.0.id);
+        interval_timers::disarm(self.0.id);
+        signals::forget(self.0.id);
+        notes::forget(self.0.id);
         let keys = keys::delete_all(self.0.id);
         record_locks::end(self.0.id);
         refused_locks::forget(self.0.id);

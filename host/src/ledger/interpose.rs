@@ -11,11 +11,11 @@
 
 use std::ffi::{c_int, c_void};
 
-use libc::{pthread_key_t, sigaction as Sigaction};
+use libc::pthread_key_t;
 
 use super::{
     interposed::{Real, Symbol},
-    keys, owner, ranges, signals, threads,
+    keys, owner, ranges, threads,
     visit::{self, Destructor},
 };
 
@@ -23,13 +23,11 @@ type ThreadAtexit = unsafe extern "C" fn(Destructor, *mut c_void, *mut c_void) -
 type KeyCreate = unsafe extern "C" fn(*mut pthread_key_t, Option<Destructor>) -> c_int;
 type KeyDelete = unsafe extern "C" fn(pthread_key_t) -> c_int;
 type SetSpecific = unsafe extern "C" fn(pthread_key_t, *const c_void) -> c_int;
-type SigactionFn = unsafe extern "C" fn(c_int, *const Sigaction, *mut Sigaction) -> c_int;
 
 static THREAD_ATEXIT: Real = Real::new(c"__cxa_thread_atexit_impl");
 static KEY_CREATE: Real = Real::new(c"pthread_key_create");
 static KEY_DELETE: Real = Real::new(c"pthread_key_delete");
 static SET_SPECIFIC: Real = Real::new(c"pthread_setspecific");
-static SIGACTION: Real = Real::new(c"sigaction");
 
 macro_rules! real {
     ($real:ident as $type:ty) => {
@@ -58,20 +56,6 @@ pub(super) unsafe fn real_setspecific(key: pthread_key_t, value: *const c_void) 
     unsafe { real(key, value) }
 }
 
-/// libc's `sigaction`.
-///
-/// # Safety
-/// As `sigaction(2)`.
-pub(super) unsafe fn real_sigaction(
-    signal: c_int,
-    new: *const Sigaction,
-    old: *mut Sigaction,
-) -> c_int {
-    let real = real!(SIGACTION as SigactionFn);
-    // SAFETY: the caller's promise.
-    unsafe { real(signal, new, old) }
-}
-
 /// What this file defines in place of libc's.
 pub(super) fn symbols() -> Vec<Symbol> {
     vec![
@@ -82,7 +66,6 @@ pub(super) fn symbols() -> Vec<Symbol> {
         (&KEY_CREATE, pthread_key_create as *const () as usize),
         (&KEY_DELETE, pthread_key_delete as *const () as usize),
         (&SET_SPECIFIC, pthread_setspecific as *const () as usize),
-        (&SIGACTION, sigaction as *const () as usize),
     ]
 }
 
@@ -219,33 +202,4 @@ pub unsafe extern "C" fn tss_delete(key: pthread_key_t) {
 pub unsafe extern "C" fn tss_set(key: pthread_key_t, value: *mut c_void) -> c_int {
     // SAFETY: the caller's promise.
     c11(unsafe { pthread_setspecific(key, value) })
-}
-
-/// Reads or changes what a signal does.
-///
-/// # Safety
-/// As `sigaction(2)`.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn sigaction(
-    signal: c_int,
-    new: *const Sigaction,
-    old: *mut Sigaction,
-) -> c_int {
-    // SAFETY: null or a valid action, says the caller; read before libc may write `old` over it.
-    let asks = unsafe { new.as_ref() }.and_then(|new| ranges::lookup(new.sa_sigaction));
-    // SAFETY: the arguments of the caller, as they came.
-    let answer = unsafe { real_sigaction(signal, new, old) };
-    if answer != 0 {
-        return answer;
-    }
-    // SAFETY: null or room for an action, says the caller, and libc has filled it.
-    let old = unsafe { old.as_mut() };
-    if let Some(old) = old
-        && let Some(owner) = ranges::lookup(old.sa_sigaction)
-        && asks.is_some_and(|asks| asks != owner)
-    {
-        // A plugin is never told another plugin's handler, which it would chain to after that one is unmapped.
-        *old = signals::base(signal);
-    }
-    answer
 }

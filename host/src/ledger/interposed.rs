@@ -75,6 +75,10 @@ fn symbols() -> impl Iterator<Item = Symbol> {
         .chain(super::threads::symbols())
         .chain(super::openers::symbols())
         .chain(super::closers::symbols())
+        .chain(super::signals::symbols())
+        .chain(super::masks::symbols())
+        .chain(super::interval_timers::symbols())
+        .chain(super::surroundings::symbols())
 }
 
 /// Whether libraries that are loaded are bound to the functions of the ledger. They are not in an executable that links

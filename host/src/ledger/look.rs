@@ -13,8 +13,8 @@ pub struct Look {
     threads: Vec<i32>,
     /// Threads of the host that have something of it.
     owing: Vec<Owing>,
-    /// The signals that it handles.
-    signals: Vec<i32>,
+    /// The signals that it handles, and whether a handler of it runs.
+    signals: Vec<(i32, bool)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +28,11 @@ struct Owing {
 }
 
 impl Look {
-    pub(super) fn new(threads: Vec<i32>, owing: &[visit::Holder], signals: &[i32]) -> Self {
+    pub(super) fn new(
+        threads: Vec<i32>,
+        owing: &[visit::Holder],
+        signals: Vec<(i32, bool)>,
+    ) -> Self {
         let owing = owing.iter().map(|holder| Owing {
             tid: holder.tid,
             is_worker: holder.worker.is_some(),
@@ -38,7 +42,7 @@ impl Look {
         Self {
             threads,
             owing: owing.collect(),
-            signals: signals.to_vec(),
+            signals,
         }
     }
 
@@ -50,6 +54,6 @@ impl Look {
     /// Whether there is something that a visit of the workers may end.
     pub fn can_be_visited(&self) -> bool {
         let owes = |thread: &Owing| thread.is_worker && thread.waiting > 0 && !thread.running;
-        !self.signals.is_empty() || self.owing.iter().any(owes)
+        self.owing.iter().any(owes)
     }
 }

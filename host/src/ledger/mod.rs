@@ -8,7 +8,8 @@
 //!
 //! - [`interposed`]: how a function stands before libc's, and learns who called
 //! - [`owner`]: whose code asks, by its address or by the thread it runs on
-//! - [`interpose`]: the C functions for thread-locals, keys and signals that plugins call instead of libc's
+//! - [`process`]: whether code runs in the process that loads libraries, or in a child that it forked
+//! - [`interpose`]: the C functions for thread-locals and keys that plugins call instead of libc's
 //! - [`openers`]: those that give out descriptors
 //! - [`closers`]: those that close descriptors, and those that take locks on files
 //! - [`record_locks`]: record locks for each generation, as two processes have them
@@ -18,7 +19,12 @@
 //! - [`threads`]: the threads that a library started, or that were started for it, alive until the kernel says otherwise
 //! - [`keys`]: the thread-specific keys that a library created
 //! - [`visit`]: the host's own threads, what each of them still has to run for whom, and the running of it
-//! - [`signals`]: the signal handlers that a library installed
+//! - [`signals`]: what each library wants to be done on signals, and the one handler of the host that does it
+//! - [`masks`]: blocked signals and alternate stacks that a library leaves on threads of the host
+//! - [`interval_timers`]: which library armed the timers that a process has once
+//! - [`surroundings`]: the environment, the working directory and the mask of new files, which belong to all
+//! - [`notes`]: what libraries changed for everybody, for those who tell of it
+//! - [`undisturbed`]: short sections that no signal interrupts
 //! - [`inside`]: which call into a library each thread is inside of, for those who look for calls that do not come back
 //! - [`account`]: all of that for one library, and the proof that nothing is left
 //! - [`held`]: what there is when that proof fails
@@ -37,15 +43,21 @@ mod held;
 mod inside;
 mod interpose;
 mod interposed;
+mod interval_timers;
 mod keys;
 mod look;
+mod masks;
+mod notes;
 mod openers;
 mod owner;
+mod process;
 mod ranges;
 mod record_locks;
 mod refused_locks;
 mod signals;
+mod surroundings;
 mod threads;
+mod undisturbed;
 mod visit;
 
 pub use self::{
@@ -54,6 +66,7 @@ pub use self::{
     inside::{Call, SHARED_WORKER, inside, slots},
     interposed::armed,
     look::Look,
+    notes::{Changed, Note, known_as, take_notes},
     owner::Acting,
     refused_locks::{RefusedLock, explained},
     visit::mark_worker,

@@ -1,87 +1,74 @@
-//! The signal handlers that libraries installed.
+//! The signals of the process: what each library wants to be done on them, and the one handler of the host that does it.
 //!
-//! One disposition per signal is everybody's. The ledger keeps what each was before any plugin touched it (the base) and
-//! puts that back when a library whose handler is installed retires. A plugin that asks what was there before it, to
-//! chain to it as signal-hook and tokio do, is told the base and never the handler of another plugin, which may be
-//! unmapped before it.
+//! A signal has one disposition in a process, and generations that share it would take it from each other, chain to handlers that are unmapped by
+//! then, and leave a default behind that kills. So each account has a disposition of its own for each signal, the default one at the beginning
+//! as in a fresh process, and so has the host. What a library sets is entered there, and what it asks for is answered from there: it
+//! never sees the host's handler nor another library's. The kernel has the host's handler, which calls them all.
+//!
+//! - [`action`]: a disposition as a value
+//! - [`table`]: the dispositions of all accounts, and what of them the kernel is told
+//! - [`deliver`]: the host's handler
+//! - [`calls`]: the C functions that read and change dispositions
+//!
+//! What a library wants never reaches another: to ignore SIGPIPE, to reap children by ignoring SIGCHLD, and to die by SIGTERM are wishes of its own. A
+//! forked child has its own dispositions, which its calls reach past all this.
 
-use std::{
-    mem::MaybeUninit,
-    ops::Range,
-    sync::{Mutex, PoisonError},
+mod action;
+mod calls;
+mod deliver;
+mod table;
+
+use libc::c_int;
+
+pub(super) use self::{
+    calls::symbols,
+    table::{Holding, forget, held, leave},
 };
-
-use libc::{c_int, sigaction};
-
-use super::{interpose, ranges};
 
 /// Signals are 1..=64 on Linux.
 const SIGNALS: usize = 64;
 
-static BASE: Mutex<[Option<sigaction>; SIGNALS + 1]> = Mutex::new([None; SIGNALS + 1]);
+/// Whether anybody may choose what `signal` does: SIGKILL and SIGSTOP are the kernel's, and two are kept by the C library for itself.
+fn is_free(signal: c_int) -> bool {
+    (1..=SIGNALS as c_int).contains(&signal)
+        && !matches!(signal, libc::SIGKILL | libc::SIGSTOP | 32 | 33)
+}
 
-/// What is installed for `signal`; none for those that libc keeps for itself.
-fn installed(signal: c_int) -> Option<sigaction> {
-    let mut old = MaybeUninit::<sigaction>::uninit();
-    // SAFETY: a null new action changes nothing; `old` has room for what is there and is only read when it was written.
-    unsafe {
-        (interpose::real_sigaction(signal, std::ptr::null(), old.as_mut_ptr()) == 0)
-            .then(|| old.assume_init())
+/// What a signal is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    /// A fault of the code that runs. Only whoever runs there can do something about it.
+    Fault,
+    /// Told from outside or by habit to end or stop the process, or ignored by default: without a listener it does what the host wants.
+    Process,
+    /// Its default ends the process, and whoever sends it expects a handler: once a library has had one it never ends the host again.
+    Notice,
+}
+
+fn class(signal: c_int) -> Class {
+    match signal {
+        libc::SIGSEGV
+        | libc::SIGBUS
+        | libc::SIGFPE
+        | libc::SIGILL
+        | libc::SIGTRAP
+        | libc::SIGSYS
+        | libc::SIGABRT => Class::Fault,
+        libc::SIGHUP
+        | libc::SIGINT
+        | libc::SIGQUIT
+        | libc::SIGTERM
+        | libc::SIGXCPU
+        | libc::SIGXFSZ
+        | libc::SIGTSTP
+        | libc::SIGTTIN
+        | libc::SIGTTOU
+        | libc::SIGCONT
+        | libc::SIGCHLD
+        | libc::SIGURG
+        | libc::SIGWINCH => Class::Process,
+        _ => Class::Notice,
     }
-}
-
-/// Notes the dispositions that are no plugin's. Called before each load.
-pub(super) fn note_base() {
-    let mut base = BASE.lock().unwrap_or_else(PoisonError::into_inner);
-    for (signal, base) in base.iter_mut().enumerate().skip(1) {
-        if let Some(action) = installed(signal as c_int)
-            && ranges::lookup(action.sa_sigaction).is_none()
-        {
-            *base = Some(action);
-        }
-    }
-}
-
-/// What a plugin is told instead of another plugin's handler. May be called in a signal handler: never blocks.
-pub(super) fn base(signal: c_int) -> sigaction {
-    let default = || {
-        // SAFETY: all zeroes is the default disposition (SIG_DFL is 0) with an empty mask and no flags.
-        unsafe { MaybeUninit::<sigaction>::zeroed().assume_init() }
-    };
-    let Ok(base) = BASE.try_lock() else {
-        return default();
-    };
-    usize::try_from(signal)
-        .ok()
-        .and_then(|signal| *base.get(signal)?)
-        .unwrap_or_else(default)
-}
-
-/// The signals whose handler lies in `ranges`.
-pub(super) fn held(ranges: &[Range<usize>]) -> Vec<c_int> {
-    (1..=SIGNALS as c_int)
-        .filter(|signal| {
-            installed(*signal).is_some_and(|action| {
-                ranges
-                    .iter()
-                    .any(|range| range.contains(&action.sa_sigaction))
-            })
-        })
-        .collect()
-}
-
-/// Puts the base back where a handler lies in `ranges`; gives the signals.
-///
-/// A handler that runs on some thread at this very instant cannot be seen; it has as long as settling takes.
-pub(super) fn restore(ranges: &[Range<usize>]) -> Vec<c_int> {
-    held(ranges)
-        .into_iter()
-        .inspect(|signal| {
-            let base = base(*signal);
-            // SAFETY: a disposition that the host itself had for this signal before, or the default one.
-            unsafe { interpose::real_sigaction(*signal, &base, std::ptr::null_mut()) };
-        })
-        .collect()
 }
 
 /// `SIGUSR1 (10)`, for people.
@@ -90,15 +77,22 @@ pub(super) fn name(signal: c_int) -> String {
         libc::SIGHUP => "SIGHUP",
         libc::SIGINT => "SIGINT",
         libc::SIGQUIT => "SIGQUIT",
-        libc::SIGTERM => "SIGTERM",
+        libc::SIGILL => "SIGILL",
+        libc::SIGTRAP => "SIGTRAP",
+        libc::SIGABRT => "SIGABRT",
+        libc::SIGBUS => "SIGBUS",
+        libc::SIGFPE => "SIGFPE",
         libc::SIGUSR1 => "SIGUSR1",
+        libc::SIGSEGV => "SIGSEGV",
         libc::SIGUSR2 => "SIGUSR2",
-        libc::SIGCHLD => "SIGCHLD",
         libc::SIGPIPE => "SIGPIPE",
         libc::SIGALRM => "SIGALRM",
-        libc::SIGSEGV => "SIGSEGV",
-        libc::SIGBUS => "SIGBUS",
-        libc::SIGABRT => "SIGABRT",
+        libc::SIGTERM => "SIGTERM",
+        libc::SIGCHLD => "SIGCHLD",
+        libc::SIGURG => "SIGURG",
+        libc::SIGVTALRM => "SIGVTALRM",
+        libc::SIGPROF => "SIGPROF",
+        libc::SIGIO => "SIGIO",
         _ => return format!("signal {signal}"),
     };
     format!("{name} ({signal})")

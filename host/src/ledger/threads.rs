@@ -26,7 +26,7 @@ use libc::{c_int, pthread_attr_t, pthread_t};
 use super::{
     AccountId,
     interposed::{Symbol, interposed},
-    owner, ranges,
+    masks, owner, ranges,
 };
 
 /// One thread that a library started, or that was started for it.
@@ -90,11 +90,13 @@ interposed! {
         "r8", "x4", |real, caller| {
             let Some(owner) = owner_of(routine as usize, caller) else {
                 // SAFETY: the arguments of the caller, as they came.
-                return unsafe { real(thread, attributes, routine, argument) };
+                return masks::without_others(None, || unsafe { real(thread, attributes, routine, argument) });
             };
             let starting = starting(owner, routine, argument);
             // SAFETY: the caller's, but for the routine, which is ours with the argument made for it, once.
-            let answer = unsafe { real(thread, attributes, first, starting.argument()) };
+            let answer = masks::without_others(Some(owner), || unsafe {
+                real(thread, attributes, first, starting.argument())
+            });
             if answer != 0 {
                 starting.failed();
             }

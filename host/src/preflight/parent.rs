@@ -37,6 +37,7 @@ use crate::{
     config::{self, Leave},
     ledger,
     names::{self, AppName},
+    origin::origin,
 };
 
 /// How many children may run at once: they start whole runtimes, and the host has users to serve.
@@ -129,7 +130,10 @@ struct Running {
 }
 
 fn spawn_child(report: StdUnixStream) -> io::Result<(Child, Option<Pid>)> {
-    let child = Command::new("/proc/self/exe")
+    let mut command = std::process::Command::new("/proc/self/exe");
+    // A plugin that lives here may have changed what this process would pass on.
+    origin().pass_on(&mut command);
+    let child = Command::from(command)
         .arg("preflight-child")
         .stdin(OwnedFd::from(report))
         .stdout(Stdio::piped())

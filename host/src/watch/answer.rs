@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::artifact::Sha256;
+use crate::{artifact::Sha256, origin::origin};
 
 /// What was answered about some bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,7 +102,10 @@ pub(super) fn write(path: &Path, verdict: &Verdict, message: &str, sha256: Sha25
         .write(true)
         .create_new(true)
         .open(&temp)
-        .and_then(|mut fresh| fresh.write_all(text.as_bytes()))
+        .and_then(|mut fresh| {
+            fresh.set_permissions(origin().permissions())?; // whatever mask a plugin has set
+            fresh.write_all(text.as_bytes())
+        })
         .and_then(|()| fs::rename(&temp, &file));
     match written {
         Ok(()) => {

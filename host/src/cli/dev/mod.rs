@@ -27,7 +27,7 @@ use super::{
 use crate::{
     apps::{Apps, Cause, Wait},
     artifact::{Artifact, Sha256, Store, StoreError},
-    config::{Config, Watch, WhenFull},
+    config::{self, Config, Watch, WhenFull},
     control::{
         api::{OperationResult, Outcome, Progress},
         socket,
@@ -153,7 +153,7 @@ fn config(
     config.server.listen = listen;
     config.server.plugins = plugins;
     config.server.state = state;
-    config.server.control = control;
+    config.server.control = config::absolute(&control);
     config.server.version_header = true;
     // Whoever can write here can write what is built.
     config.trust.insecure_paths = true;

@@ -1,0 +1,200 @@
+//! The host's handler: calls the handlers of all that listen, the host's own first.
+//!
+//! It runs on any thread, between any two instructions, so it takes no lock and allocates nothing. Who hears a signal:
+//! - all that listen, when it was sent to the process;
+//! - only the library that a thread belongs to, when it was sent to that thread and the library listens (one that comes before the thread has
+//!   run its first instruction is heard by all);
+//! - only the library that armed it, when it comes from an interval timer;
+//! - for a fault, only the library whose code ran into it, or the one that its thread works for when it happened in the C library or in
+//!   code that was made at run time. If that one does not listen, or nobody's code did it, the host's handler is called, and without one
+//!   the process dies of that very signal.
+
+use std::ffi::c_void;
+
+use libc::{c_int, siginfo_t};
+
+use super::{
+    Class,
+    action::Action,
+    calls, class,
+    table::{self, Table, Wish},
+};
+use crate::ledger::{AccountId, interval_timers, masks, owner, threads};
+
+/// What the kernel calls.
+type Handler = unsafe extern "C-unwind" fn(c_int, *mut siginfo_t, *mut c_void);
+
+/// The address of the host's handler.
+pub(super) fn address() -> usize {
+    deliver as Handler as usize
+}
+
+/// Whether `handler` is the host's.
+pub(super) fn is_ours(handler: usize) -> bool {
+    handler == address()
+}
+
+/// Who hears a signal.
+enum Audience {
+    /// All that listen.
+    All,
+    /// The library that the thread belongs to; all, if it does not listen.
+    Thread(AccountId),
+    /// The library that armed the timer, and nobody if it does not listen any more.
+    Timer(AccountId),
+}
+
+/// A signal as it came.
+struct Signal {
+    number: c_int,
+    info: *mut siginfo_t,
+    context: *mut c_void,
+}
+
+/// The handler that the kernel has for every signal that a library listens to. Unwinds when a thread is cancelled in a handler of a library.
+///
+/// # Safety
+/// For the kernel to call, with `SA_SIGINFO`.
+unsafe extern "C-unwind" fn deliver(number: c_int, info: *mut siginfo_t, context: *mut c_void) {
+    // SAFETY: the address of this thread's own.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: as above.
+    let before = unsafe { errno.read() };
+    let signal = Signal {
+        number,
+        info,
+        context,
+    };
+    if let Some(table) = table::of(number) {
+        match class(number) {
+            Class::Fault => signal.fault(table),
+            Class::Process | Class::Notice => signal.tell(table),
+        }
+    }
+    // What was interrupted may be about to read it.
+    // SAFETY: as above.
+    unsafe { errno.write(before) };
+}
+
+impl Signal {
+    /// Where the signal comes from, as `sigaction(2)` lists it.
+    fn code(&self) -> c_int {
+        // SAFETY: the kernel gives a handler with `SA_SIGINFO` what it knows of the signal.
+        unsafe { (*self.info).si_code }
+    }
+
+    fn tell(&self, table: &Table) {
+        match self.audience() {
+            Audience::Thread(account) if self.tell_one(table, account) => return,
+            Audience::Timer(account) => {
+                self.tell_one(table, account);
+                return;
+            }
+            Audience::Thread(_) | Audience::All => {}
+        }
+        self.call(&table.host, None);
+        for wish in table.wishes() {
+            self.call(wish, None);
+        }
+    }
+
+    fn tell_one(&self, table: &Table, account: AccountId) -> bool {
+        let wish = table.wish(account);
+        wish.is_some_and(|wish| self.call(wish, Some(account)))
+    }
+
+    fn audience(&self) -> Audience {
+        let (account, audience): (_, fn(_) -> _) = match self.code() {
+            libc::SI_TKILL | libc::SI_TIMER => (threads::current_owner(), Audience::Thread),
+            // What an interval timer sends comes as from the kernel.
+            libc::SI_KERNEL => (interval_timers::armed_by(self.number), Audience::Timer),
+            _ => return Audience::All,
+        };
+        if account == 0 {
+            Audience::All
+        } else {
+            audience(account)
+        }
+    }
+
+    fn fault(&self, table: &Table) {
+        // The kernel's codes are positive, but a process may send any signal.
+        let is_real = self.code() > 0;
+        let account = match self.counter() {
+            Some(counter) if is_real => owner::of_caller(counter),
+            _ => owner::current(),
+        };
+        if let Some(account) = account
+            && let Some(wish) = table.wish(account)
+        {
+            // One that returns means that it has seen to it, and that the code goes on where it was.
+            if self.call(wish, Some(account)) {
+                return;
+            }
+            if !is_real && wish.action().handler == libc::SIG_IGN {
+                return;
+            }
+            // It takes its handler away and sends the signal to itself: it means to die of it.
+            if !is_real && self.is_own() {
+                self.die();
+                return;
+            }
+        }
+        if !self.call(&table.host, None) {
+            self.die();
+        }
+    }
+
+    /// Whether this process sent it.
+    fn is_own(&self) -> bool {
+        // SAFETY: a signal that was sent by a process says which.
+        let sender = unsafe { (*self.info).si_pid() };
+        // SAFETY: has no preconditions.
+        sender == unsafe { libc::getpid() }
+    }
+
+    /// The address of the instruction that was interrupted.
+    fn counter(&self) -> Option<usize> {
+        // SAFETY: null, or the context of what was interrupted, which is what the kernel gives a handler with `SA_SIGINFO`.
+        let context = unsafe { self.context.cast::<libc::ucontext_t>().as_ref() }?;
+        #[cfg(target_arch = "x86_64")]
+        let counter = context.uc_mcontext.gregs[libc::REG_RIP as usize] as usize;
+        #[cfg(target_arch = "aarch64")]
+        let counter = context.uc_mcontext.pc as usize;
+        Some(counter)
+    }
+
+    /// Calls the handler of a wish; whether it has one.
+    fn call(&self, wish: &Wish, account: Option<AccountId>) -> bool {
+        wish.call(account, |handler| {
+            // SAFETY: an address that was set as a handler for this signal. One that takes the number only does not look at the other two
+            // registers. Its library is mapped: `wish` counts the call, and nothing is unmapped while it does (`table::held`).
+            let handler = unsafe { std::mem::transmute::<usize, Handler>(handler) };
+            // SAFETY: called as the kernel would, with what it gave.
+            unsafe { handler(self.number, self.info, self.context) };
+        })
+    }
+
+    /// Ends the process by this signal. Returns when that is to happen where it came from.
+    fn die(&self) {
+        calls::kernel(self.number, Some(Action::DEFAULT));
+        let comes_again = matches!(
+            self.number,
+            libc::SIGSEGV | libc::SIGBUS | libc::SIGFPE | libc::SIGILL
+        );
+        if comes_again && self.code() > 0 {
+            return; // the same instruction runs again, and a dump shows it
+        }
+        // SAFETY: sends the signal to this very thread.
+        unsafe {
+            libc::syscall(
+                libc::SYS_tgkill,
+                libc::getpid(),
+                threads::own_tid(),
+                self.number,
+            )
+        };
+        let this = masks::set(1 << (self.number - 1));
+        masks::real(libc::SIG_UNBLOCK, Some(&this));
+    }
+}

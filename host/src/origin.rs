@@ -1,0 +1,102 @@
+//! The environment, the working directory and the mask of new files that the process began with.
+//!
+//! Plugins may change them for the whole process. What the host starts, what it gives apps to read and what it writes is as it was before any
+//! of them.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    process::Command,
+    sync::OnceLock,
+};
+
+/// What the process began with.
+#[derive(Debug)]
+pub struct Origin {
+    /// Its environment.
+    environment: Vec<(OsString, OsString)>,
+    /// Its working directory; none when that was gone or hidden already.
+    folder: Option<PathBuf>,
+    /// Its mask for the modes of new files (umask).
+    file_mask: u32,
+}
+
+/// The mask where the kernel does not tell it.
+const USUAL_MASK: u32 = 0o022;
+
+static ORIGIN: OnceLock<Origin> = OnceLock::new();
+
+/// What the process began with. To be called before any plugin is loaded; remembers it.
+pub fn origin() -> &'static Origin {
+    ORIGIN.get_or_init(|| Origin {
+        environment: env::vars_os().collect(),
+        folder: env::current_dir().ok(),
+        file_mask: file_mask().unwrap_or(USUAL_MASK),
+    })
+}
+
+fn file_mask() -> Option<u32> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Umask:"))?;
+    u32::from_str_radix(mask.trim(), 8).ok()
+}
+
+impl Origin {
+    /// The value of an environment variable, if it was set and is text.
+    pub fn text(&self, name: &str) -> Option<String> {
+        let mut variables = self.environment.iter();
+        let (_, value) = variables.find(|(variable, _)| variable == name)?;
+        value.to_str().map(ToOwned::to_owned)
+    }
+
+    /// The permissions of a new file, as they would be if nobody had changed the mask since.
+    pub fn permissions(&self) -> Permissions {
+        Permissions::from_mode(0o666 & !self.file_mask)
+    }
+
+    /// Makes `command` begin with the same. A folder that is gone by now is left out.
+    pub fn pass_on(&self, command: &mut Command) {
+        command
+            .env_clear()
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
+        if let Some(folder) = self.folder.as_ref().filter(|folder| folder.is_dir()) {
+            command.current_dir(folder);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+
+    #[test]
+    fn a_command_begins_with_nothing_but_what_the_process_began_with() {
+        let here = tempfile::tempdir().unwrap();
+        let origin = Origin {
+            environment: vec![("ONLY".into(), "this".into())],
+            folder: Some(here.path().to_owned()),
+            file_mask: 0o027,
+        };
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", "echo $ONLY $HOME; pwd"])
+            .env("HOME", "x");
+        origin.pass_on(&mut command);
+        let output = command.output().unwrap();
+        let folder = here.path().canonicalize().unwrap();
+        assert_eq!(
+            String::from_utf8(output.stdout).unwrap(),
+            format!("this\n{}\n", folder.display())
+        );
+        assert_eq!(origin.text("ONLY").as_deref(), Some("this"));
+        assert_eq!(origin.text("HOME"), None);
+        assert_eq!(origin.permissions().mode(), 0o640);
+    }
+}
