@@ -343,6 +343,26 @@ async fn a_fault_is_for_the_code_that_ran_into_it() {
 }
 
 #[tokio::test]
+async fn a_thread_that_lives_on_its_faults_is_not_left_without_a_handler() {
+    let host = host().await;
+    let pid = host.pid();
+    deploy(&host, "app", "1.0.0").await;
+    let until = host.scratch("until");
+    assert_eq!(does(&host, "listen-to-faults").await, "0");
+    let fault_on = format!("fault-on?value={}", until.display());
+    assert_eq!(does(&host, &fault_on).await, "0");
+    deploy(&host, "app", "2.0.0").await;
+    assert_eq!(end(&host).await.kind, "retained");
+    // It has faulted ever since.
+    assert_eq!(host.get("/version").await.text(), "2.0.0");
+    assert_eq!(host.mapped_plugins(), 2);
+    fs::write(&until, "").unwrap();
+    host.settled("app").await;
+    assert_eq!(host.mapped_plugins(), 1);
+    assert_eq!(host.status().await.host.pid, pid);
+}
+
+#[tokio::test]
 async fn a_handler_that_runs_keeps_its_library() {
     let host = host().await;
     deploy(&host, "app", "1.0.0").await;

@@ -196,13 +196,16 @@ impl Account {
         let mut report = Report::default();
         loop {
             interval_timers::disarm(self.0.id);
-            let signals = signals::leave(self.0.id);
-            report
-                .signals
-                .extend(signals.into_iter().map(signals::name));
+            let mut signals = signals::leave(self.0.id, false);
             if !visit::on_worker() {
                 self.0.visit();
             }
+            if self.runs_nowhere() {
+                signals.extend(signals::leave(self.0.id, true));
+            }
+            report
+                .signals
+                .extend(signals.into_iter().map(signals::name));
             if self.is_quiet() {
                 report.destructors = self.0.destructors.load(Ordering::Relaxed) - before;
                 return Ok(report);
@@ -265,10 +268,14 @@ impl Account {
     fn is_quiet(&self) -> bool {
         // Threads of the host first: what runs on them may start threads of the library. Then the threads of the library:
         // what they run may be registered on threads of the host no more than by a wrong plugin; looked at again anyway.
-        visit::held(self.0.id).is_empty()
-            && threads::alive(self.0.id).is_empty()
+        self.runs_nowhere()
             && signals::held(self.0.id).is_empty()
             && visit::held(self.0.id).is_empty()
+    }
+
+    /// Whether no thread runs code of the library, or will, but for a signal.
+    fn runs_nowhere(&self) -> bool {
+        visit::held(self.0.id).is_empty() && threads::alive(self.0.id).is_empty()
     }
 
     /// What holds the library now. Empty when it is quiet.

@@ -288,12 +288,14 @@ pub(in crate::ledger) fn held(account: AccountId) -> Vec<Holding> {
         .collect()
 }
 
-/// Takes the handlers of the library of `account` away: none of them is called again, though one may be running. Gives the signals that it
-/// had one for.
-pub(in crate::ledger) fn leave(account: AccountId) -> Vec<c_int> {
+/// Takes the handlers of the library of `account` away, those for faults with `faults` and all others without: none of them is called again,
+/// though one may be running. Gives the signals that it had one for.
+///
+/// Code that still runs may live on its faults: they are not repaired from then on.
+pub(in crate::ledger) fn leave(account: AccountId, faults: bool) -> Vec<c_int> {
     let mut left = Vec::new();
     for (signal, table) in all() {
-        if table.wish(account).is_none() {
+        if (class(signal) == Class::Fault) != faults || table.wish(account).is_none() {
             continue;
         }
         let old = table.exchange(signal, Some(account), Some(Action::DEFAULT));
@@ -306,7 +308,8 @@ pub(in crate::ledger) fn leave(account: AccountId) -> Vec<c_int> {
 
 /// Forgets an account: its library is unmapped.
 pub(in crate::ledger) fn forget(account: AccountId) {
-    leave(account);
+    leave(account, false);
+    leave(account, true);
     for (_, table) in all() {
         if table.wish(account).is_none() {
             continue;

@@ -164,6 +164,22 @@ int signals_fault(void) {
     return *page;
 }
 
+static void *faults(void *nothing) {
+    while (access(until, F_OK)) {
+        signals_fault();
+        munmap(page, 4096);
+        some_time();
+    }
+    return nothing;
+}
+
+/* A thread that lives on its faults, until a file is there. */
+int signals_fault_on(const char *path) {
+    pthread_t thread;
+    strncpy(until, path, sizeof until - 1);
+    return pthread_create(&thread, NULL, faults, NULL) || pthread_detach(thread) ? -1 : 0;
+}
+
 int signals_block(int number) {
     sigset_t set;
     sigemptyset(&set);

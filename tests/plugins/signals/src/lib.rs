@@ -33,6 +33,7 @@ unsafe extern "C" {
     safe fn signals_tell_thread(signal: c_int) -> c_int;
     safe fn signals_listen_to_faults() -> c_int;
     safe fn signals_fault() -> c_int;
+    fn signals_fault_on(path: *const c_char) -> c_int;
     safe fn signals_block(signal: c_int) -> c_int;
     safe fn signals_give_stack() -> c_int;
     safe fn signals_stack_is_there() -> c_int;
@@ -143,6 +144,11 @@ async fn act(
         "tell-thread" => text(signals_tell_thread(number)),
         "listen-to-faults" => text(signals_listen_to_faults()),
         "fault" => text(signals_fault()),
+        "fault-on" => {
+            let path = c(&value)?;
+            // SAFETY: a C string.
+            text(unsafe { signals_fault_on(path.as_ptr()) })
+        }
         "crash" => {
             // SAFETY: none, which is the point.
             unsafe { std::ptr::without_provenance_mut::<u8>(8).write_volatile(1) };
