@@ -682,7 +682,7 @@ mod tests {
         let mut newer = good.clone();
         newer.manifest.as_mut().unwrap().abi = AbiVersion(1, 99);
         let text = reason(&store, &newer.bytes());
-        assert!(text.contains("ABI 1.99") && text.contains("1.1"), "{text}");
+        assert!(text.contains("ABI 1.99") && text.contains("1.0"), "{text}");
         assert!(matches!(
             store.add_file(dir.path()),
             Err(StoreError::Refused { .. })
