@@ -12,9 +12,12 @@ use std::{
 use tokio::runtime::Handle;
 
 use super::{
-    AccountId, Held, Holder, descriptors, interposed, keys,
+    AccountId, Held, Holder, callbacks, descriptors, interposed, keys,
     owner::{self, Acting},
-    ranges, signals, threads, visit,
+    ranges, requests, signals,
+    stack::Modules,
+    strangers::{self, Stranger},
+    tasks, threads, timers, visit,
 };
 
 /// The next account. Never given out twice, so that nothing of an old library is ever taken for a new one's.
@@ -27,6 +30,8 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 #[derive(Debug)]
 pub struct Loading {
     account: AccountId,
+    /// When it began, by [`tasks::now`].
+    began: u64,
     _acting: Acting,
 }
 
@@ -41,6 +46,7 @@ pub fn loading(executable: &Range<usize>) -> Loading {
     let acting = owner::act_for(account);
     Loading {
         account,
+        began: tasks::now(),
         _acting: acting,
     }
 }
@@ -60,6 +66,7 @@ impl Loading {
         Some(Account(Arc::new(Inner {
             id: self.account,
             ranges,
+            loaded: self.began,
             destructors: AtomicUsize::new(0),
         })))
     }
@@ -83,6 +90,8 @@ pub struct Account(Arc<Inner>);
 struct Inner {
     id: AccountId,
     ranges: Vec<Range<usize>>,
+    /// When its load began, by [`tasks::now`].
+    loaded: u64,
     /// How many destructors were run on visits.
     destructors: AtomicUsize,
 }
@@ -94,6 +103,8 @@ pub struct Report {
     pub destructors: usize,
     /// Signals whose disposition was put back, for people: `SIGUSR1 (10)`.
     pub signals: Vec<String>,
+    /// POSIX timers that were deleted.
+    pub timers: usize,
     /// How often the workers were asked to come by.
     pub rounds: usize,
 }
@@ -145,8 +156,9 @@ pub fn act_for(account: AccountId) -> Acting {
 }
 
 impl Account {
-    /// Ends what the library holds in the host: restores its signal handlers, runs its destructors on the threads that
-    /// owe them, and waits for its threads to end, for `deadline` at the longest. On `Ok` nothing is left.
+    /// Ends what the library holds in the host: deletes its timers, cancels what libc does for it, restores its signal handlers, runs
+    /// its destructors on the threads that owe them, and waits for its threads to end, for `deadline` at the longest. On `Ok` nothing is
+    /// left.
     ///
     /// Nothing may call into the library any more when this is called, but the destructors that this runs. It cannot
     /// contain a destructor that blocks or aborts.
@@ -169,6 +181,9 @@ impl Account {
         let before = self.0.destructors.load(Ordering::Relaxed);
         let mut report = Report::default();
         loop {
+            // Before the handlers: what a timer of the library sends is not to find another's.
+            report.timers += timers::disarm(self.0.id);
+            requests::cancel(self.0.id);
             let signals = signals::restore(&self.0.ranges);
             report
                 .signals
@@ -179,7 +194,8 @@ impl Account {
                 return Ok(report);
             }
             if begin.elapsed() >= deadline {
-                let held = self.held_for(Some(begin.elapsed()));
+                let strangers = strangers::of(self.0.look());
+                let held = self.held_for(Some(begin.elapsed()), strangers);
                 if held.is_empty() {
                     continue; // the last of it went just now
                 }
@@ -211,22 +227,38 @@ impl Account {
     fn is_quiet(&self) -> bool {
         // Threads of the host first: what runs on them may start threads of the library. Then the threads of the library:
         // what they run may be registered on threads of the host no more than by a wrong plugin; looked at again anyway.
+        // The tasks come last, since looking at them costs the most, and the threads again after them: one that was nobody's when
+        // the threads were looked at may be known as the library's when the tasks are.
         visit::held(self.0.id).is_empty()
+            && requests::held(self.0.id).is_empty()
             && threads::alive(self.0.id).is_empty()
             && signals::held(&self.0.ranges).is_empty()
+            && strangers::of(self.0.look()).is_ok_and(|strangers| strangers.is_empty())
+            && threads::alive(self.0.id).is_empty()
             && visit::held(self.0.id).is_empty()
     }
 
     /// What holds the library now. Empty when it is quiet.
+    ///
+    /// Blocks for some milliseconds while there are threads that nobody can account for, which may be about to end.
     pub fn holds(&self) -> Held {
-        self.held_for(None)
+        let strangers = strangers::lasting(self.0.look());
+        self.held_for(None, strangers)
     }
 
-    fn held_for(&self, waited: Option<Duration>) -> Held {
+    fn held_for(
+        &self,
+        waited: Option<Duration>,
+        strangers: std::io::Result<Vec<Stranger>>,
+    ) -> Held {
         let mut held = Held::default();
         let alive = threads::alive(self.0.id);
         if !alive.is_empty() {
-            let names: Vec<_> = alive.iter().map(|tid| threads::describe(*tid)).collect();
+            let modules = Modules::read();
+            let names: Vec<_> = alive
+                .iter()
+                .map(|thread| thread.describe(&modules))
+                .collect();
             let threads = if alive.len() == 1 {
                 "thread"
             } else {
@@ -240,6 +272,20 @@ impl Account {
                     names.join(", ")
                 ),
             );
+        }
+        match strangers {
+            Ok(strangers) => {
+                for sentence in strangers::sentences(&strangers) {
+                    held.add(Holder::Threads, sentence);
+                }
+            }
+            Err(error) => held.add(
+                Holder::Host,
+                format!("the threads of the process cannot be listed: {error}"),
+            ),
+        }
+        for sentence in requests::held(self.0.id) {
+            held.add(Holder::Requests, sentence);
         }
         for holder in visit::held(self.0.id) {
             let thread = threads::describe(holder.tid);
@@ -296,6 +342,9 @@ impl Account {
     /// To be called on the thread that unmapped it, before that thread ends.
     pub(crate) fn close(self) -> Left {
         visit::forget(self.0.id);
+        timers::disarm(self.0.id); // what finalizers made
+        requests::forget(self.0.id);
+        callbacks::forget(self.0.id);
         let keys = keys::delete_all(self.0.id);
         let descriptors::Left { closed, open } = descriptors::settle(self.0.id);
         ranges::give_back(self.0.id);
@@ -309,6 +358,14 @@ impl Account {
 }
 
 impl Inner {
+    fn look(&self) -> strangers::Library {
+        strangers::Library {
+            account: self.id,
+            loaded: self.loaded,
+            is_called_back: callbacks::has(self.id),
+        }
+    }
+
     /// Runs on the current thread what it owes the library. Whether there was anything.
     fn visit(&self) -> bool {
         let ran = visit::here(self.id);

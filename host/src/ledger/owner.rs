@@ -28,6 +28,11 @@ pub(super) fn note_host(executable: &Range<usize>) {
     HOST.1.store(executable.end, Ordering::Relaxed);
 }
 
+/// Whether `address` lies in the executable. Nothing does before the first load.
+pub(super) fn is_host(address: usize) -> bool {
+    (HOST.0.load(Ordering::Relaxed)..HOST.1.load(Ordering::Relaxed)).contains(&address)
+}
+
 /// The current thread runs code of one library, from now until this is dropped.
 #[derive(Debug)]
 pub struct Acting {
@@ -70,12 +75,5 @@ pub(super) fn current() -> Option<AccountId> {
 
 /// The account that code at `caller`, the address that a call returns to, does something for. Neither blocks nor allocates.
 pub(super) fn of_caller(caller: usize) -> Option<AccountId> {
-    ranges::lookup(caller).or_else(|| {
-        let host = HOST.0.load(Ordering::Relaxed)..HOST.1.load(Ordering::Relaxed);
-        if host.contains(&caller) {
-            None
-        } else {
-            current()
-        }
-    })
+    ranges::lookup(caller).or_else(|| if is_host(caller) { None } else { current() })
 }
