@@ -13,11 +13,16 @@ use std::{
 use tokio::{runtime::Handle, sync::Notify};
 
 use super::{
-    AccountId, Call, Held, Holder, Look, descriptors, interposed, interval_timers, keys, notes,
+    AccountId, Call, Held, Holder, Look, callbacks, descriptors, interposed, interval_timers, keys,
+    look::Owing,
+    notes,
     owner::{self, Acting},
     process, ranges, record_locks,
     refused_locks::{self, RefusedLock},
-    signals, surroundings, threads, visit,
+    requests, signals,
+    stack::Modules,
+    strangers::{self, Stranger},
+    surroundings, tasks, threads, timers, visit,
 };
 use crate::names::{AppName, GenerationId};
 
@@ -31,6 +36,8 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 #[derive(Debug)]
 pub struct Loading {
     account: AccountId,
+    /// When it began, by [`tasks::now`].
+    began: u64,
     _acting: Acting,
 }
 
@@ -47,6 +54,7 @@ pub fn loading(executable: &Range<usize>) -> Loading {
     let acting = owner::act_for(account);
     Loading {
         account,
+        began: tasks::now(),
         _acting: acting,
     }
 }
@@ -66,6 +74,7 @@ impl Loading {
         record_locks::attributed(self.account, &ranges);
         Some(Account(Arc::new(Inner {
             id: self.account,
+            loaded: self.began,
             destructors: AtomicUsize::new(0),
             name: OnceLock::new(),
             stalls: Arc::default(),
@@ -94,6 +103,8 @@ pub struct Account(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     id: AccountId,
+    /// When its load began, by [`tasks::now`].
+    loaded: u64,
     /// How many destructors were run on visits.
     destructors: AtomicUsize,
     /// Whose its library is, for people.
@@ -111,6 +122,8 @@ pub struct Report {
     pub destructors: usize,
     /// Signals that it had a handler for, for people: `SIGUSR1 (10)`.
     pub signals: Vec<String>,
+    /// POSIX timers that were deleted.
+    pub timers: usize,
     /// How often the workers were asked to come by.
     pub rounds: usize,
 }
@@ -169,8 +182,9 @@ pub fn act_for(account: AccountId) -> Acting {
 }
 
 impl Account {
-    /// Ends what the library holds in the host: disarms its timers, takes its signal handlers away, runs its destructors on the threads that
-    /// owe them, and waits for its threads to end, for `deadline` at the longest. On `Ok` nothing is left.
+    /// Ends what the library holds in the host: disarms and deletes its timers, cancels what libc does for it, takes its signal handlers
+    /// away, runs its destructors on the threads that owe them, and waits for its threads to end, for `deadline` at the longest. On `Ok`
+    /// nothing is left.
     ///
     /// Nothing may call into the library any more when this is called, but the destructors that this runs. It cannot
     /// contain a destructor that aborts. One that blocks holds its worker, where the watchdog finds
@@ -195,6 +209,9 @@ impl Account {
         let before = self.0.destructors.load(Ordering::Relaxed);
         let mut report = Report::default();
         loop {
+            // Before the handlers: what a timer of the library sends is not to find another's.
+            report.timers += timers::disarm(self.0.id);
+            requests::cancel(self.0.id);
             interval_timers::disarm(self.0.id);
             let mut signals = signals::leave(self.0.id, false);
             if !visit::on_worker() {
@@ -211,7 +228,8 @@ impl Account {
                 return Ok(report);
             }
             if begin.elapsed() >= deadline {
-                let held = self.held_for(Some(begin.elapsed()));
+                let strangers = strangers::of(self.0.look());
+                let held = self.held_for(Some(begin.elapsed()), strangers);
                 if held.is_empty() {
                     continue; // the last of it went just now
                 }
@@ -257,19 +275,28 @@ impl Account {
         let signals = signals
             .into_iter()
             .map(|holding| (holding.signal, holding.running));
-        Look::new(
-            threads::alive(self.0.id),
-            &visit::held(self.0.id),
-            signals.collect(),
-        )
+        let alive = threads::alive(self.0.id);
+        let strangers = strangers::of(self.0.look()).unwrap_or_default();
+        Look {
+            threads: alive.iter().map(|thread| thread.tid).collect(),
+            owing: visit::held(self.0.id).iter().map(Owing::of).collect(),
+            signals: signals.collect(),
+            requests: requests::held(self.0.id),
+            strangers: strangers.iter().map(|stranger| stranger.tid).collect(),
+        }
     }
 
     /// Whether nothing of the library is left in the host, now.
     fn is_quiet(&self) -> bool {
         // Threads of the host first: what runs on them may start threads of the library. Then the threads of the library:
         // what they run may be registered on threads of the host no more than by a wrong plugin; looked at again anyway.
+        // The tasks come last, since looking at them costs the most, and the threads again after them: one that was nobody's when
+        // the threads were looked at may be known as the library's when the tasks are.
         self.runs_nowhere()
+            && requests::held(self.0.id).is_empty()
             && signals::held(self.0.id).is_empty()
+            && strangers::of(self.0.look()).is_ok_and(|strangers| strangers.is_empty())
+            && threads::alive(self.0.id).is_empty()
             && visit::held(self.0.id).is_empty()
     }
 
@@ -279,15 +306,26 @@ impl Account {
     }
 
     /// What holds the library now. Empty when it is quiet.
+    ///
+    /// Blocks for some milliseconds while there are threads that nobody can account for, which may be about to end.
     pub fn holds(&self) -> Held {
-        self.held_for(None)
+        let strangers = strangers::lasting(self.0.look());
+        self.held_for(None, strangers)
     }
 
-    fn held_for(&self, waited: Option<Duration>) -> Held {
+    fn held_for(
+        &self,
+        waited: Option<Duration>,
+        strangers: std::io::Result<Vec<Stranger>>,
+    ) -> Held {
         let mut held = Held::default();
         let alive = threads::alive(self.0.id);
         if !alive.is_empty() {
-            let names: Vec<_> = alive.iter().map(|tid| threads::describe(*tid)).collect();
+            let modules = Modules::read();
+            let names: Vec<_> = alive
+                .iter()
+                .map(|thread| thread.describe(&modules))
+                .collect();
             let threads = if alive.len() == 1 {
                 "thread"
             } else {
@@ -301,6 +339,20 @@ impl Account {
                     names.join(", ")
                 ),
             );
+        }
+        match strangers {
+            Ok(strangers) => {
+                for sentence in strangers::sentences(&strangers) {
+                    held.add(Holder::Threads, sentence);
+                }
+            }
+            Err(error) => held.add(
+                Holder::Host,
+                format!("the threads of the process cannot be listed: {error}"),
+            ),
+        }
+        for sentence in requests::held(self.0.id) {
+            held.add(Holder::Requests, sentence);
         }
         for holder in visit::held(self.0.id) {
             let thread = threads::describe(holder.tid);
@@ -382,6 +434,9 @@ impl Account {
     pub(crate) fn close(self) -> Left {
         visit::forget(self.0.id);
         interval_timers::disarm(self.0.id);
+        timers::disarm(self.0.id); // what finalizers made
+        requests::forget(self.0.id);
+        callbacks::forget(self.0.id);
         signals::forget(self.0.id);
         notes::forget(self.0.id);
         let keys = keys::delete_all(self.0.id);
@@ -400,6 +455,14 @@ impl Account {
 }
 
 impl Inner {
+    fn look(&self) -> strangers::Library {
+        strangers::Library {
+            account: self.id,
+            loaded: self.loaded,
+            is_called_back: callbacks::has(self.id),
+        }
+    }
+
     /// Runs on the current thread what it owes the library. Whether there was anything.
     fn visit(&self) -> bool {
         let call = self.name.get().map(|(app, generation)| Call {

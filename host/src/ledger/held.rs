@@ -5,12 +5,14 @@ use std::fmt;
 /// What keeps a library mapped, as one of a few kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Holder {
-    /// Threads that it started.
+    /// Threads that it started, or that nobody can account for.
     Threads,
     /// Thread-locals of it on threads of the host.
     ThreadLocals,
     /// Signals that it handles.
     Signals,
+    /// What libc does for it: input and output, look-ups of names.
+    Requests,
     /// Its constructor, which has not returned.
     Constructor,
     /// Its destructors, which have not returned.
@@ -23,10 +25,11 @@ pub enum Holder {
 
 impl Holder {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Threads,
         Self::ThreadLocals,
         Self::Signals,
+        Self::Requests,
         Self::Constructor,
         Self::Destructors,
         Self::Linker,
@@ -39,6 +42,7 @@ impl Holder {
             Self::Threads => "threads",
             Self::ThreadLocals => "thread_locals",
             Self::Signals => "signals",
+            Self::Requests => "requests",
             Self::Constructor => "constructor",
             Self::Destructors => "destructors",
             Self::Linker => "linker",

@@ -73,6 +73,8 @@ fn symbols() -> impl Iterator<Item = Symbol> {
     super::interpose::symbols()
         .into_iter()
         .chain(super::threads::symbols())
+        .chain(super::timers::symbols())
+        .chain(super::requests::symbols())
         .chain(super::openers::symbols())
         .chain(super::closers::symbols())
         .chain(super::signals::symbols())

@@ -5,20 +5,24 @@
 
 use super::visit;
 
-/// What holds a library at one moment. Two of them are equal when nothing has changed in between
-/// that can be seen.
+/// What holds a library at one moment. Two of them are equal when nothing has changed in between that can be seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Look {
     /// The threads that it started.
-    threads: Vec<i32>,
+    pub(super) threads: Vec<i32>,
     /// Threads of the host that have something of it.
-    owing: Vec<Owing>,
+    pub(super) owing: Vec<Owing>,
     /// The signals that it handles, and whether a handler of it runs.
-    signals: Vec<(i32, bool)>,
+    pub(super) signals: Vec<(i32, bool)>,
+    /// What libc does for it, for people.
+    pub(super) requests: Vec<String>,
+    /// The threads that nobody can account for and that hold it.
+    pub(super) strangers: Vec<i32>,
 }
 
+/// A thread of the host that has something of a library.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Owing {
+pub(super) struct Owing {
     tid: i32,
     is_worker: bool,
     /// Destructors and values that wait for the thread to be visited.
@@ -27,28 +31,25 @@ struct Owing {
     running: bool,
 }
 
-impl Look {
-    pub(super) fn new(
-        threads: Vec<i32>,
-        owing: &[visit::Holder],
-        signals: Vec<(i32, bool)>,
-    ) -> Self {
-        let owing = owing.iter().map(|holder| Owing {
+impl Owing {
+    pub(super) fn of(holder: &visit::Holder) -> Self {
+        Self {
             tid: holder.tid,
             is_worker: holder.worker.is_some(),
             waiting: holder.waiting,
             running: holder.running,
-        });
-        Self {
-            threads,
-            owing: owing.collect(),
-            signals,
         }
     }
+}
 
+impl Look {
     /// Whether nothing was seen.
     pub fn is_quiet(&self) -> bool {
-        self.threads.is_empty() && self.owing.is_empty() && self.signals.is_empty()
+        self.threads.is_empty()
+            && self.owing.is_empty()
+            && self.signals.is_empty()
+            && self.requests.is_empty()
+            && self.strangers.is_empty()
     }
 
     /// Whether there is something that a visit of the workers may end.

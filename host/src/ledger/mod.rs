@@ -17,6 +17,12 @@
 //! - [`descriptors`]: the descriptors that a library opened and has not closed
 //! - [`ranges`]: whose address is this? Read on each of those calls, without a lock
 //! - [`threads`]: the threads that a library started, or that were started for it, alive until the kernel says otherwise
+//! - [`tasks`]: every thread that was seen to begin, and what the kernel lists
+//! - [`stack`]: the modules whose code is on a thread's stack
+//! - [`strangers`]: the tasks that nobody has entered, and which libraries they hold
+//! - [`callbacks`]: what libraries want libc to call on threads of its own
+//! - [`timers`]: the POSIX timers that libraries made
+//! - [`requests`]: what libc does for libraries on threads of its own
 //! - [`keys`]: the thread-specific keys that a library created
 //! - [`visit`]: the host's own threads, what each of them still has to run for whom, and the running of it
 //! - [`signals`]: what each library wants to be done on signals, and the one handler of the host that does it
@@ -37,6 +43,7 @@
 )]
 
 mod account;
+mod callbacks;
 mod closers;
 mod descriptors;
 mod held;
@@ -54,9 +61,14 @@ mod process;
 mod ranges;
 mod record_locks;
 mod refused_locks;
+mod requests;
 mod signals;
+mod stack;
+mod strangers;
 mod surroundings;
+mod tasks;
 mod threads;
+mod timers;
 mod undisturbed;
 mod visit;
 

@@ -28,6 +28,11 @@ pub(super) fn note_host(executable: &Range<usize>) {
     HOST.1.store(executable.end, Ordering::Relaxed);
 }
 
+/// Whether `address` lies in the executable. Nothing does before the first load.
+pub(super) fn is_host(address: usize) -> bool {
+    (HOST.0.load(Ordering::Relaxed)..HOST.1.load(Ordering::Relaxed)).contains(&address)
+}
+
 /// The current thread runs code of one library, from now until this is dropped.
 #[derive(Debug)]
 pub struct Acting {
@@ -70,11 +75,6 @@ pub(super) fn current() -> Option<AccountId> {
     } else {
         Some(account)
     }
-}
-
-/// Whether code at `address` is the host's own.
-pub(super) fn is_host(address: usize) -> bool {
-    (HOST.0.load(Ordering::Relaxed)..HOST.1.load(Ordering::Relaxed)).contains(&address)
 }
 
 /// The account that code at `caller`, the address that a call returns to, does something for. Neither blocks nor allocates.

@@ -16,7 +16,7 @@ use std::{
 
 use libc::pthread_key_t;
 
-use super::{AccountId, Call, inside, interpose, interposed, keys, threads};
+use super::{AccountId, Call, inside, interpose, interposed, keys, owner, threads};
 
 /// A destructor of a thread-local or of a key's value.
 pub(super) type Destructor = unsafe extern "C" fn(*mut c_void);
@@ -205,6 +205,7 @@ fn run(thread: &HostThread, account: Option<AccountId>, call: Option<&Call<'_>>)
     for _ in 0..ROUNDS {
         let before = ran;
         while let Some(entry) = take(thread, account) {
+            let _acting = owner::act_for(entry.owner);
             // SAFETY: the library registered this destructor for this object, on this thread (`Entry`), and it is
             // taken out before it runs, so it runs once. The library is mapped: it is not quiet while an entry of it
             // is in a list or running (`held`), and only a quiet library is unmapped (`Library::close`).
@@ -263,6 +264,7 @@ fn run_value(
         unsafe { interpose::real_setspecific(key, std::ptr::null()) };
     }
     if runs {
+        let _acting = owner::act_for(owner);
         // SAFETY: `keys` keeps the very address that the library gave to `pthread_key_create`, which is not zero.
         let destructor = unsafe { std::mem::transmute::<usize, Destructor>(destructor) };
         // SAFETY: the destructor of the key is called with this thread's value after the value was set to null, as libc
