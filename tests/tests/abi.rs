@@ -38,6 +38,10 @@ async fn the_first_minor_runs_asks_logs_and_leaves() {
     let streamed = host.get("/stream").await.text();
     assert!(streamed.starts_with("one 22") && streamed.ends_with("2 three"));
     assert_eq!(host.get("/panic").await.status, 500);
+    host.logged("its panic", |line| {
+        line.contains("panicked: the released plugin says so")
+    })
+    .await;
     assert_eq!(host.get("/begin").await.text(), "began");
     assert_eq!(host.get("/end").await.text(), "ended 1");
     // And it leaves as well as any other.

@@ -66,6 +66,10 @@ impl Entry for Released {
             ),
             tasks: Mutex::default(),
         };
+        // The default hook prints a backtrace if the environment wants it, for which std maps the file of the plugin and never unmaps it.
+        std::panic::set_hook(Box::new(move |_| {
+            host.panicked("the released plugin says so")
+        }));
         app.log(3, "the released plugin starts");
         Ok(Box::new(app))
     }
