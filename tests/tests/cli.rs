@@ -180,7 +180,7 @@ async fn inspect_reads_without_loading() {
         .expect_words(&[
             "misfit",
             "1.0.0",
-            "1.1",
+            "1.0 (this host: 1.0)",
             manifest["build"]["rustc"].as_str().unwrap(),
             manifest["build"]["target"].as_str().unwrap(),
         ]);

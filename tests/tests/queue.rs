@@ -80,18 +80,31 @@ async fn hanging(host: &Host) -> Client {
     client
 }
 
-/// Ends the preflight that hangs, by killing the child of the host that it runs in.
-fn end_preflight(host: &Host) {
+/// Ends the preflight that hangs in its constructor, by killing the child of the host that it runs in.
+async fn end_preflight(host: &Host) {
     let of_host = |pid: i32| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
         parent.is_some_and(|parent| parent.trim() == host.pid().to_string())
     };
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    for child in numbers.filter(|pid| of_host(*pid)) {
-        kill_process(Pid::from_raw(child).unwrap(), Signal::KILL).unwrap();
-    }
+    // Constructors run on a thread of that name. Before that its end would be nobody's fault but the machine's.
+    let constructs = |pid: i32| {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+            .into_iter()
+            .flatten();
+        tasks.flatten().any(|task| {
+            fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "start")
+        })
+    };
+    let child = host
+        .until("the constructor to hang", async || {
+            let processes = fs::read_dir("/proc").unwrap().flatten();
+            processes
+                .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+                .find(|pid| of_host(*pid) && constructs(*pid))
+        })
+        .await;
+    kill_process(Pid::from_raw(child).unwrap(), Signal::KILL).unwrap();
 }
 
 /// What waits, as the status tells.
@@ -170,7 +183,7 @@ async fn what_waits_is_done_in_order_and_nobody_notices() {
     })
     .await;
 
-    end_preflight(&host);
+    end_preflight(&host).await;
     first.ended().await.expect_code(4);
     second.ended().await.expect_code(0).expect_words(&[
         "queue: waits for op-",
@@ -248,7 +261,7 @@ async fn who_leaves_while_it_waits_is_taken_out_of_the_queue_unless_detached() {
         .expect_code(1)
         .expect_words(&["not live within 500ms", "passed during its wait for op-"]);
     queue_is(&host, &["deploy of 1.3.0"]).await;
-    end_preflight(&host);
+    end_preflight(&host).await;
     first.ended().await.expect_code(4);
     host.live("probe", "1.3.0").await;
     let outcomes: Vec<_> = tried(&host).await;
@@ -307,7 +320,7 @@ async fn a_reload_that_waits_stages_and_activates_in_its_turn() {
     queue_is(&host, &["reload"]).await;
     let after = Client::of(&host, ["rollback", "probe", "--queue"]);
     queue_is(&host, &["reload", "rollback"]).await;
-    end_preflight(&host);
+    end_preflight(&host).await;
     first.ended().await.expect_code(4);
     reload
         .ended()

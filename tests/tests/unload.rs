@@ -182,3 +182,14 @@ async fn a_generation_that_served_nobody_unloads_too() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_plugin_that_looked_up_the_names_of_a_backtrace_leaves() {
+    let host = Host::serving(&fixture("probe", "1.0.0")).await;
+    assert!(host.get("/backtrace").await.text().contains("probe"));
+    host.deploy(&fixture("probe", "2.0.0")).await.expect_code(0);
+    host.settled("probe").await;
+    host.event("the unload", |event| event.kind == "unloaded")
+        .await;
+    assert_eq!(host.get("/version").await.text(), "2.0.0");
+}

@@ -3,6 +3,7 @@
 use std::{
     any::Any,
     mem::ManuallyDrop,
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -46,7 +47,7 @@ pub struct Library {
     /// The handle. Never dropped: that would unmap. None when the dynamic linker has let the library go, but the kernel has not.
     handle: Option<ManuallyDrop<dl::Library>>,
     /// The name the dynamic linker knows it by.
-    name: String,
+    name: Box<str>,
     account: Account,
     /// Its heap; none when it was built without one of its own. Freed after the library is unmapped, and never when it is not.
     heap: Option<OwnHeap>,
@@ -182,7 +183,7 @@ impl Library {
         Ok(Self {
             code: Code::new(what, raw, functions, layouts, account.id()),
             handle: Some(handle),
-            name,
+            name: name.into(),
             account,
             heap,
             image: ManuallyDrop::new(image),
@@ -373,6 +374,7 @@ impl Library {
             );
             return Err((self, Held::by(Holder::Host, reason)));
         }
+        let range = self.object().map_or(0..0, |object| object.range);
         let mut said = String::new();
         if let Some(handle) = self.handle.take()
             && let Err(error) = ManuallyDrop::into_inner(handle).close()
@@ -383,7 +385,7 @@ impl Library {
             // SAFETY: runs no constructor: it maps nothing, but counts this as a user of the library again.
             let again = unsafe {
                 dl::Library::open(
-                    Some(&self.name),
+                    Some(&*self.name),
                     dl::RTLD_NOW | dl::RTLD_LOCAL | libc::RTLD_NOLOAD,
                 )
             };
@@ -393,8 +395,11 @@ impl Library {
             );
             return Err((self, Held::by(Holder::Linker, reason)));
         }
+        // Elsewhere the image may have been mapped as a file, by whoever looked up names for a backtrace: code of the library is
+        // none of that, and std keeps such a mapping for ever.
+        let overlaps = |place: &Range<usize>| place.start < range.end && range.start < place.end;
         if let Ok(places) = mapped::of_inode(inode)
-            && let Some(place) = places.first()
+            && let Some(place) = places.into_iter().find(overlaps)
         {
             let reason = format!(
                 "the dynamic linker let it go, but the kernel still has it at {:#x}{said}",

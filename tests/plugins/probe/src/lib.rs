@@ -68,6 +68,7 @@ async fn app(cx: Context) -> Result<Router, Error> {
         .route("/panic-when-draining", get(panics_when_draining))
         .route("/spin", get(spin))
         .route("/block", get(block))
+        .route("/backtrace", get(backtrace))
         .route("/log-in-thread-local", get(logs_in_thread_local))
         .route("/segfault", get(segfault))
         .route("/abort", get(abort))
@@ -369,6 +370,11 @@ async fn spin(Query(told): Query<Told>) -> &'static str {
 async fn block(Query(told): Query<Told>) -> &'static str {
     std::thread::sleep(Duration::from_millis(told.ms));
     VERSION
+}
+
+/// A backtrace with its names, for which std maps the file of the plugin and never unmaps it.
+async fn backtrace() -> String {
+    std::backtrace::Backtrace::force_capture().to_string()
 }
 
 /// Logs as it is dropped.
