@@ -8,7 +8,7 @@ use handover_tests::{
     client::{Answer, Fault, Http1, Http2},
     host::{Host, Setup},
     load::Load,
-    plugins::fixture,
+    plugins::{fixture, misfit},
 };
 use tokio::task::JoinSet;
 
@@ -325,6 +325,42 @@ async fn an_app_with_threads_of_its_own_is_swapped_unnoticed_and_unloaded() {
     host.settled("probe").await;
     host.until("the libraries to be unmapped", async || {
         (host.mapped_plugins() == 1).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_thread_of_a_constructor_that_failed_logs_on_with_its_own_name() {
+    let host = Host::serving(&fixture("hello", "1.0.0")).await;
+    let before = host.pid();
+    let path = host.scratch("orphan.so");
+    std::fs::write(&path, misfit("live-orphan")).unwrap();
+    host.cli(["deploy", "--app", "hello", path.to_str().unwrap()])
+        .await
+        .expect_code(4)
+        .expect_words(&["the database of the misfit is not there"]);
+    // What the thread was given a pointer to is used long after the constructor has failed, while others take memory.
+    host.until("the thread to have logged for long", async || {
+        assert_eq!(host.get("/").await.text(), "hello 1.0.0");
+        let log = host.log();
+        let beats = log
+            .iter()
+            .filter(|line| line.contains("the heart of the misfit beats"));
+        let whole = beats
+            .inspect(|line| assert!(line.contains("app=hello generation=2"), "{line}"))
+            .count();
+        (whole > 200).then_some(())
+    })
+    .await;
+    assert_eq!(host.pid(), before);
+    host.app_when("hello", "its library to stay mapped", |app| {
+        app.generations.iter().any(|generation| {
+            generation.generation == 2
+                && generation
+                    .retained_because
+                    .as_ref()
+                    .is_some_and(|why| why.contains("heartbeat"))
+        })
     })
     .await;
 }

@@ -112,7 +112,7 @@ async fn metrics_agree_with_what_happened_over_swaps() {
     assert!(open > 3.0 && most.is_none_or(|most| open < most), "{open}");
     assert!(
         metrics
-            .get("handover_build_info", &[("abi", "1.1")])
+            .get("handover_build_info", &[("abi", "1.0")])
             .is_some()
     );
     let serving = metrics.get("handover_workers", &[("state", "serving")]);

@@ -38,6 +38,9 @@ use super::{AccountId, closers, owner, ranges};
 /// How many pairs of owner and file can have locks at once. Beyond it the answer is `ENOLCK`.
 const MOST: usize = 4096;
 
+/// The descriptors that are kept have numbers from here on, or from three quarters of what the process may have.
+const OUT_OF_THE_WAY: u64 = 4096;
+
 /// Whose locks they are: an [`AccountId`], or [`OBJECT`] with the address where a shared library is mapped.
 pub(super) type LockOwner = u64;
 
@@ -757,7 +760,7 @@ fn duplicate(descriptor: c_int) -> c_int {
             _ => 0,
         }
     };
-    let least = (limit / 4 * 3).min(MOST as u64) as c_int;
+    let least = (limit / 4 * 3).min(OUT_OF_THE_WAY) as c_int;
     // SAFETY: has no preconditions.
     unsafe { libc::syscall(libc::SYS_fcntl, descriptor, libc::F_DUPFD_CLOEXEC, least) as c_int }
 }

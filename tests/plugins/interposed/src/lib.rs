@@ -50,6 +50,29 @@ type OfOne = unsafe extern "C" fn(c_int) -> c_int;
 type OfTwo = unsafe extern "C" fn(c_int, c_int) -> c_int;
 type Fcntl = unsafe extern "C" fn(c_int, c_int, ...) -> c_int;
 
+fn open_and_close(open: Open, close: OfOne) {
+    // SAFETY: the path ends with a zero, and the descriptor is nobody else's.
+    unsafe { close(open(c"/dev/null".as_ptr(), libc::O_RDONLY)) };
+}
+
+fn dup_and_close(dup: OfOne, close: OfOne, fd: c_int) {
+    // SAFETY: the new descriptor is nobody else's.
+    unsafe { close(dup(fd)) };
+}
+
+fn get_flags(fcntl: Fcntl) {
+    // SAFETY: reads the flags of a descriptor.
+    unsafe { fcntl(0, libc::F_GETFD) };
+}
+
+fn lock_and_unlock(flock: OfTwo, fd: c_int) {
+    // SAFETY: a descriptor of this fixture.
+    unsafe {
+        flock(fd, libc::LOCK_EX);
+        flock(fd, libc::LOCK_UN);
+    }
+}
+
 fn lock(fcntl: Fcntl, fd: c_int, command: c_int, kind: c_int) {
     // SAFETY: a structure of integers, and a lock on a descriptor of this fixture.
     unsafe {
@@ -86,32 +109,26 @@ fn cases() -> Vec<Case> {
     // One file for each of the two, so that neither's locks are the other's.
     let (one, other) = (file(), file());
     let (third, fourth) = (file(), file());
-    // SAFETY: all of these are descriptors of this fixture.
     vec![
         case(
             "open and close",
-            move || unsafe { _ = close(open(c"/dev/null".as_ptr(), libc::O_RDONLY)) },
-            || unsafe { _ = libc::close(libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY)) },
+            move || open_and_close(open, close),
+            || open_and_close(libc::open, libc::close),
         ),
         case(
             "dup and close",
-            move || unsafe { _ = close(dup(0)) },
-            || unsafe { _ = libc::close(libc::dup(0)) },
+            move || dup_and_close(dup, close, 0),
+            || dup_and_close(libc::dup, libc::close, 0),
         ),
         case(
             "fcntl that is no lock",
-            move || unsafe { _ = fcntl(0, libc::F_GETFD) },
-            || unsafe { _ = libc::fcntl(0, libc::F_GETFD) },
+            move || get_flags(fcntl),
+            || get_flags(libc::fcntl),
         ),
         case(
             "flock and unlock",
-            move || unsafe { _ = (flock(one, libc::LOCK_EX), flock(one, libc::LOCK_UN)) },
-            move || unsafe {
-                _ = (
-                    libc::flock(one, libc::LOCK_EX),
-                    libc::flock(one, libc::LOCK_UN),
-                )
-            },
+            move || lock_and_unlock(flock, one),
+            move || lock_and_unlock(libc::flock, one),
         ),
         case(
             "a record lock: set and released",
@@ -131,18 +148,18 @@ fn cases() -> Vec<Case> {
         ),
         case(
             "dup and close while there are record locks",
-            move || unsafe { _ = close(dup(0)) },
-            || unsafe { _ = libc::close(libc::dup(0)) },
+            move || dup_and_close(dup, close, 0),
+            || dup_and_close(libc::dup, libc::close, 0),
         ),
         case(
             "a record lock that ends by closing another descriptor",
             move || {
                 lock(fcntl, third, libc::F_SETLK, libc::F_WRLCK);
-                unsafe { _ = close(dup(third)) };
+                dup_and_close(dup, close, third);
             },
             move || {
                 lock(libc::fcntl, fourth, libc::F_SETLK, libc::F_WRLCK);
-                unsafe { _ = libc::close(libc::dup(fourth)) };
+                dup_and_close(libc::dup, libc::close, fourth);
             },
         ),
     ]

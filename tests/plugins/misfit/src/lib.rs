@@ -6,6 +6,7 @@
 //! | `load-segv` | crashes while it is loaded, before anything of it is called |
 //! | `start-error`, `start-panic`, `start-segv`, `start-abort`, `start-exit`, `start-hang`, `start-spin` | its constructor does |
 //! | `live-error`, `live-panic`, `live-hang` | its constructor does, but not in preflight |
+//! | `live-orphan` | its constructor fails after it has started a thread that logs for ever, but not in preflight |
 //! | `live-late` | its constructor takes four seconds, but not in preflight |
 //! | `unhealthy` | starts, and answers everything with 500 |
 //! | `leak-thread` | starts a thread that never ends |
@@ -57,6 +58,17 @@ async fn app(cx: Context) -> Result<Router, Error> {
     match kind {
         "error" => return Err(Error::msg("the database of the misfit is not there")),
         "panic" => panic!("the misfit panics"),
+        "orphan" => {
+            std::thread::Builder::new()
+                .name("heartbeat".to_owned())
+                .spawn(|| {
+                    for beat in 0.. {
+                        tracing::info!(beat, "the heart of the misfit beats");
+                        std::thread::sleep(std::time::Duration::from_millis(5));
+                    }
+                })?;
+            return Err(Error::msg("the database of the misfit is not there"));
+        }
         "segv" => crash(),
         "abort" => std::process::abort(),
         "exit" => std::process::exit(0),
