@@ -158,7 +158,7 @@ async fn a_constructor_that_panics_is_rejected_and_the_live_version_stays() {
     let host = host_with(2, "").await;
     let others = Others::of(&host);
     let path = host.scratch("misfit.so");
-    std::fs::write(&path, handover_tests::plugins::misfit("start-panic")).unwrap();
+    std::fs::write(&path, misfit("start-panic")).unwrap();
     host.cli(["deploy", "--app", "probe", path.to_str().unwrap()])
         .await
         .expect_code(4)
