@@ -3,7 +3,7 @@
 //! ```text
 //! tests/libraries/fetch.sh                                              # installs them
 //! cargo bench -p handover-tests --bench libraries                       # all of them; writes docs/libraries.md
-//! cargo bench -p handover-tests --bench libraries -- --only rdkafka --swaps 5
+//! cargo bench -p handover-tests --bench libraries -- --only rdkafka,lua --swaps 5
 //! cargo bench -p handover-tests --bench libraries -- --host PATH        # another build of the host
 //! cargo bench -p handover-tests --bench libraries -- --plugins FOLDER   # plugins built before, as NAME.so (none.so without a library)
 //! cargo bench -p handover-tests --bench libraries -- --logs FOLDER      # keeps the host's log and the reasons
@@ -95,7 +95,7 @@ const LIBRARIES: &[Library] = &[
         name: "gstreamer",
         package: "libgstreamer1.0-dev, gstreamer1.0-plugins-base",
         needs: Needs::PkgConfig("gstreamer-1.0"),
-        habits: "forks a scanner, loads plugins of its own, types registered for ever, threads for each pipeline",
+        habits: "forks a scanner, loads plugins of its own, types registered for ever, pooled threads that call the plugin",
         ends: true,
     },
     Library {
@@ -130,21 +130,28 @@ const LIBRARIES: &[Library] = &[
         name: "onnxruntime",
         package: "onnxruntime (PyPI)",
         needs: Needs::File("libonnxruntime.so"),
-        habits: "opened by `dlopen`, C++ threads that spin, C++ statics",
+        habits: "opened by `dlopen`, C++ threads that spin, one environment for the process that logs by a function of the first plugin",
         ends: true,
     },
     Library {
         name: "openssl",
         package: "libssl-dev",
         needs: Needs::PkgConfig("openssl"),
-        habits: "`atexit`, thread-local state with destructors, never unmapped (NODELETE)",
+        habits: "`atexit`, thread-local state with destructors, a register of the plugin's functions that nobody leaves by himself",
+        ends: true,
+    },
+    Library {
+        name: "openssl-static",
+        package: "libssl-dev",
+        needs: Needs::PkgConfig("openssl"),
+        habits: "the same, linked into the plugin",
         ends: true,
     },
     Library {
         name: "python",
         package: "libpython3-dev",
         needs: Needs::PkgConfig("python3-embed"),
-        habits: "one interpreter for the process, threads of Python's, thread states of whoever calls",
+        habits: "one interpreter for the process, threads of Python's that call the plugin",
         ends: true,
     },
     Library {
@@ -158,7 +165,7 @@ const LIBRARIES: &[Library] = &[
         name: "rdkafka",
         package: "librdkafka-dev",
         needs: Needs::PkgConfig("rdkafka"),
-        habits: "C11 threads for every broker and handle, listeners of a mock cluster",
+        habits: "threads for every broker and handle that log by the plugin, listeners of a mock cluster",
         ends: true,
     },
     Library {
@@ -172,7 +179,7 @@ const LIBRARIES: &[Library] = &[
         name: "rocksdb",
         package: "librocksdb-dev",
         needs: Needs::PkgConfig("rocksdb"),
-        habits: "a pool of C++ threads for the process, thread-locals with destructors, `fcntl` locks",
+        habits: "a pool of C++ threads for the process that calls the plugin, thread-locals with destructors, `fcntl` locks",
         ends: true,
     },
 ];
@@ -227,7 +234,10 @@ async fn main() -> ExitCode {
     let plain = build("", &files).expect("the app without a library can be built");
     let (mut rows, mut failed) = (Vec::new(), false);
     for library in LIBRARIES {
-        if only.as_deref().is_some_and(|only| only != library.name) {
+        if only
+            .as_deref()
+            .is_some_and(|only| !only.split(',').any(|one| one == library.name))
+        {
             continue;
         }
         if !library.needs.met(&files) {

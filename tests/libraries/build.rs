@@ -54,6 +54,12 @@ fn main() {
                 &["dl"]
             }
             "openssl" => pkg_config(&mut build, "openssl.c", "openssl", &["ssl", "crypto"]),
+            "openssl_static" => {
+                pkg_config(&mut build, "openssl.c", "openssl", &[]);
+                println!("cargo::rustc-link-arg=/usr/lib/x86_64-linux-gnu/libssl.a");
+                println!("cargo::rustc-link-arg=/usr/lib/x86_64-linux-gnu/libcrypto.a");
+                &[]
+            }
             "python" => pkg_config(&mut build, "python.c", "python3-embed", &["python3.11"]),
             "python_static" => {
                 build.define("FINALIZE", None);

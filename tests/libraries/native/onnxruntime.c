@@ -1,5 +1,5 @@
 /* ONNX runtime: opened by its path as its wrappers for many languages do, an environment and a session with threads of its own, and a
-   multiplication of matrices for each use. Its C interface is a table of functions; the names below are their places in it. */
+   multiplication of matrices for each use. It logs by a function of the plugin. Its C interface is a table of functions; the names below are their places in it. */
 #include "library.h"
 
 #include <dlfcn.h>
@@ -7,7 +7,7 @@
 #include <string.h>
 
 enum {
-    GET_ERROR_MESSAGE = 2, CREATE_ENV = 3, CREATE_SESSION_FROM_ARRAY = 8, RUN = 9, CREATE_SESSION_OPTIONS = 10, SET_INTRA_OP_NUM_THREADS = 24,
+    GET_ERROR_MESSAGE = 2, CREATE_ENV_WITH_LOGGER = 4, CREATE_SESSION_FROM_ARRAY = 8, RUN = 9, CREATE_SESSION_OPTIONS = 10, SET_INTRA_OP_NUM_THREADS = 24,
     CREATE_TENSOR_WITH_DATA = 49, GET_TENSOR_MUTABLE_DATA = 51, CREATE_CPU_MEMORY_INFO = 69,
     RELEASE_ENV = 92, RELEASE_STATUS = 93, RELEASE_MEMORY_INFO = 94, RELEASE_SESSION = 95, RELEASE_VALUE = 96, RELEASE_SESSION_OPTIONS = 100,
 };
@@ -28,6 +28,13 @@ typedef struct {
 static void *handle, *environment, *session, *memory;
 static void *const *api;
 
+static _Atomic unsigned long logged;
+
+static void heard(void *state, int level, const char *category, const char *id, const char *place, const char *text) {
+    (void)state, (void)level, (void)category, (void)id, (void)place, (void)text;
+    logged++;
+}
+
 #define CALL(place, ...) ((void *(*)())api[place])(__VA_ARGS__)
 #define TRY(place, ...) do { \
         void *status = CALL(place, __VA_ARGS__); \
@@ -47,7 +54,8 @@ int library_start(const char *folder, const char *file, const char *url, char *e
     if (!base) FAIL("%s", dlerror());
     api = base()->api(16);
     if (!api) FAIL("version %s has no interface 16", base()->version());
-    TRY(CREATE_ENV, 3, "library", &environment);
+    /* Everything from the level of information on. */
+    TRY(CREATE_ENV_WITH_LOGGER, heard, NULL, 1, "library", &environment);
     TRY(CREATE_SESSION_OPTIONS, &options);
     TRY(SET_INTRA_OP_NUM_THREADS, options, 3);
     TRY(CREATE_SESSION_FROM_ARRAY, environment, model, sizeof model, options, &session);

@@ -1,4 +1,5 @@
-/* OpenSSL: a TLS 1.3 handshake in memory, random numbers, thread-local state with destructors, and a handler at exit. */
+/* OpenSSL: a TLS 1.3 handshake in memory, random numbers, thread-local state with destructors, a handler at exit, and a
+   function of the plugin that is called for each connection that is freed, as the crate `openssl` registers one. */
 #include "library.h"
 
 #include <openssl/crypto.h>
@@ -10,11 +11,21 @@
 
 static SSL_CTX *server, *client;
 
+static int place = -1;
+static _Atomic unsigned long freed;
+
+static void on_free(void *parent, void *value, CRYPTO_EX_DATA *data, int index, long number, void *pointer) {
+    (void)parent, (void)value, (void)data, (void)index, (void)number, (void)pointer;
+    freed++;
+}
+
 static const char *reason(void) { return ERR_reason_error_string(ERR_peek_last_error()); }
 
 int library_start(const char *folder, const char *file, const char *url, char *error, size_t size) {
     (void)folder, (void)file, (void)url;
     if (!OPENSSL_init_ssl(OPENSSL_INIT_LOAD_CONFIG, NULL)) FAIL("OPENSSL_init_ssl");
+    place = SSL_get_ex_new_index(0, NULL, NULL, NULL, on_free);
+    if (place < 0) FAIL("SSL_get_ex_new_index");
     EVP_PKEY *key = EVP_EC_gen("P-256");
     X509 *certificate = X509_new();
     if (!key || !certificate) FAIL("no key: %s", reason());
@@ -60,4 +71,5 @@ int library_use(char *error, size_t size) {
 void library_stop(void) {
     SSL_CTX_free(server);
     SSL_CTX_free(client);
+    CRYPTO_free_ex_index(CRYPTO_EX_INDEX_SSL, place);
 }

@@ -1,4 +1,5 @@
-/* CPython: one interpreter for the process, a thread of Python's that runs for ever, and thread states of the threads that use it.
+/* CPython: one interpreter for the process, a thread of Python's that runs for ever and calls a function of
+   the plugin, and thread states of the threads that use it.
    With the shared library the interpreter is there for all generations: each gets a sub-interpreter of its own, and the tidy one ends
    that. Linked statically (FINALIZE) each generation has a whole one, and the tidy one ends it. */
 #define PY_SSIZE_T_CLEAN
@@ -8,11 +9,21 @@
 
 static PyInterpreterState *interpreter;
 
+static _Atomic unsigned long ticks;
+
+static PyObject *tick(PyObject *self, PyObject *arguments) {
+    (void)self, (void)arguments;
+    ticks++;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef ours[] = {{"ticked", tick, METH_NOARGS, NULL}};
+
 static const char prepare[] =
     "import json, threading, time\n"
     "stop = threading.Event()\n"
     "def tick():\n"
-    "    while not stop.wait(0.005): json.dumps({'n': [1, 2, 3]})\n"
+    "    while not stop.wait(0.005): ticked()\n"
     "thread = threading.Thread(target=tick, daemon=False)\n"
     "thread.start()\n"
     "def use(): return len(json.dumps(json.loads('{\"a\": [1, 2, 3]}')))\n";
@@ -23,6 +34,11 @@ static int run(const char *code, char *error, size_t size) {
     PyEval_RestoreThread(state);
     PyObject *module = PyImport_AddModule("__main__"), *type, *value, *trace;
     PyObject *globals = PyModule_GetDict(module);
+    if (!PyDict_GetItemString(globals, "ticked")) {
+        PyObject *function = PyCFunction_New(ours, NULL);
+        PyDict_SetItemString(globals, "ticked", function);
+        Py_XDECREF(function);
+    }
     PyObject *result = PyRun_String(code, Py_file_input, globals, globals);
     int code_of = result ? 0 : -1;
     if (!result) {

@@ -1,5 +1,5 @@
 /* librdkafka: a producer with a mock cluster of one broker in it, and a consumer of what it writes. Each has a main thread, one for
-   each broker, and sockets; the mock cluster has a thread and listeners. */
+   each broker, and sockets; the mock cluster has a thread and listeners. Its threads log by a function of the plugin. */
 #include "library.h"
 
 #include <librdkafka/rdkafka.h>
@@ -7,10 +7,18 @@
 
 static rd_kafka_t *producer, *consumer;
 
+static _Atomic unsigned long logged;
+
+static void heard(const rd_kafka_t *handle, int level, const char *facility, const char *text) {
+    (void)handle, (void)level, (void)facility, (void)text;
+    logged++;
+}
+
 static rd_kafka_conf_t *configuration(const char *name, const char *value) {
     char why[256];
     rd_kafka_conf_t *conf = rd_kafka_conf_new();
-    rd_kafka_conf_set(conf, "log_level", "0", why, sizeof why);
+    rd_kafka_conf_set_log_cb(conf, heard);
+    rd_kafka_conf_set(conf, "debug", "broker,protocol,queue", why, sizeof why);
     rd_kafka_conf_set(conf, name, value, why, sizeof why);
     return conf;
 }

@@ -1,4 +1,5 @@
-/* RocksDB: a database whose memory table is small, so that threads of a pool for the whole process flush and compact all the time. */
+/* RocksDB: a database whose memory table is small, so that threads of a pool for the whole process flush and compact all the time,
+   and ask a function of the plugin about each entry. */
 #include "library.h"
 
 #include <rocksdb/c.h>
@@ -6,6 +7,20 @@
 #include <string.h>
 
 static rocksdb_t *database;
+static rocksdb_compactionfilter_t *filter;
+static _Atomic unsigned long asked;
+
+static void nothing(void *state) { (void)state; }
+
+static const char *name(void *state) { return (void)state, "all stay"; }
+
+static unsigned char leaves(void *state, int level, const char *key, size_t key_length, const char *value, size_t value_length,
+                            char **other, size_t *other_length, unsigned char *changed) {
+    (void)state, (void)level, (void)key, (void)key_length, (void)value, (void)value_length, (void)other, (void)other_length;
+    *changed = 0;
+    asked++;
+    return 0;
+}
 
 int library_start(const char *folder, const char *file, const char *url, char *error, size_t size) {
     (void)file, (void)url;
@@ -17,6 +32,8 @@ int library_start(const char *folder, const char *file, const char *url, char *e
     rocksdb_options_set_write_buffer_size(options, 64 << 10);
     rocksdb_options_set_level0_file_num_compaction_trigger(options, 2);
     rocksdb_options_set_stats_dump_period_sec(options, 1);
+    filter = rocksdb_compactionfilter_create(NULL, nothing, leaves, name);
+    rocksdb_options_set_compaction_filter(options, filter);
     database = rocksdb_open(options, path, &why);
     rocksdb_options_destroy(options);
     if (why) FAIL("rocksdb_open: %s", why);
@@ -42,4 +59,7 @@ int library_use(char *error, size_t size) {
     return 0;
 }
 
-void library_stop(void) { rocksdb_close(database); }
+void library_stop(void) {
+    rocksdb_close(database);
+    rocksdb_compactionfilter_destroy(filter);
+}
