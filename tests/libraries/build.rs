@@ -89,7 +89,9 @@ fn pkg_config<'a>(
     package: &str,
     link: &'a [&'a str],
 ) -> &'a [&'a str] {
-    let output = Command::new("pkg-config").args(["--cflags", package]).output();
+    let output = Command::new("pkg-config")
+        .args(["--cflags", package])
+        .output();
     let output = output.expect("pkg-config can be run");
     assert!(
         output.status.success(),

@@ -4,12 +4,7 @@
 //! once on a thread that blocks, and four times for a stream. With `tidy` in the configuration it is shut down when the app is
 //! dropped; without, never, as most authors have it.
 
-use std::{
-    convert::Infallible,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     Router,
