@@ -43,6 +43,8 @@ pub struct Setup {
     stderr: Option<OwnedFd>,
     /// Whether its folders are given by relative paths.
     relative: bool,
+    /// The program, if not the one that is built with the tests.
+    program: Option<PathBuf>,
 }
 
 /// A running host. It is killed when dropped, and its log is shown when the test failed.
@@ -201,6 +203,12 @@ impl Setup {
         self
     }
 
+    /// Another build of the program, to compare with.
+    pub fn program(mut self, path: PathBuf) -> Self {
+        self.program = Some(path);
+        self
+    }
+
     /// Runs it with empty folders, and waits until it answers.
     pub async fn start(self) -> Host {
         let home = tempfile::Builder::new()
@@ -228,7 +236,8 @@ impl Setup {
     }
 
     fn spawn(&self, home: &Path, log: &Arc<Mutex<Vec<String>>>) -> Child {
-        let mut command = Command::new(plugins::handover());
+        let program = self.program.as_deref();
+        let mut command = Command::new(program.unwrap_or_else(|| plugins::handover()));
         command.args(["run", "--listen", "127.0.0.1:0"]);
         if self.alone {
             command.arg("--no-supervisor");

@@ -1,6 +1,9 @@
 //! `docs/benchmarks`: `results.json`, and the tables in `README.md` between their marks.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use serde_json::{Map, Value, json};
 
@@ -26,8 +29,15 @@ pub fn write(name: &str, mut value: Value, tables: &[(&str, String)]) {
     let text = serde_json::to_string_pretty(&results).expect("JSON can be written");
     fs::write(&path, text + "\n").expect("the workspace can be written");
 
-    let path = folder().join("README.md");
-    let mut text = fs::read_to_string(&path).unwrap_or_default();
+    write_tables(&folder().join("README.md"), tables);
+}
+
+/// Writes each table behind its mark in the document at `path`.
+///
+/// # Panics
+/// When the document cannot be written, or lacks the marks of a table.
+pub fn write_tables(path: &Path, tables: &[(&str, String)]) {
+    let mut text = fs::read_to_string(path).unwrap_or_default();
     for (mark, table) in tables {
         text = replaced(&text, mark, table);
     }
@@ -43,7 +53,7 @@ fn replaced(text: &str, mark: &str, table: &str) -> String {
     let found = text
         .split_once(&begin)
         .and_then(|(before, rest)| Some((before, rest.split_once(&end)?.1)));
-    let (before, after) = found.unwrap_or_else(|| panic!("README.md has no marks of {mark}"));
+    let (before, after) = found.unwrap_or_else(|| panic!("the document has no marks of {mark}"));
     format!("{before}{begin}\n{}\n\n{end}{after}", table.trim_end())
 }
 
