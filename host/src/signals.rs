@@ -34,7 +34,8 @@ pub fn outlive() -> io::Result<()> {
     }
     // SIGRTMIN and SIGRTMAX as the C library has them: it keeps the first ones for itself.
     for number in libc::SIGRTMIN()..=libc::SIGRTMAX() {
-        drop(signal(SignalKind::from_raw(number))?);
+        // A debugger or a profiler that the host runs under may keep one of them for itself, as valgrind does.
+        drop(signal(SignalKind::from_raw(number)));
     }
     Ok(())
 }
