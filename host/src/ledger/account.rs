@@ -235,7 +235,12 @@ impl Account {
                 }
                 return Err(Unsettled { held });
             }
-            if self.look().can_be_visited() {
+            let owing = visit::held(self.0.id);
+            if owing
+                .iter()
+                .map(Owing::of)
+                .any(|owing| owing.can_be_visited())
+            {
                 self.call_workers(&runtimes, report.rounds);
             }
             let pause = match report.rounds {

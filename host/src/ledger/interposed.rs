@@ -7,7 +7,10 @@
 
 use std::{
     ffi::CStr,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 /// libc's own function of a name that the executable defines.
@@ -84,9 +87,11 @@ fn symbols() -> impl Iterator<Item = Symbol> {
 }
 
 /// Whether libraries that are loaded are bound to the functions of the ledger. They are not in an executable that links
-/// this crate without the link arguments of its `build.rs`.
+/// this crate without the link arguments of its `build.rs`. Looked up once: that does not change, and takes the lock of the
+/// dynamic linker for each name.
 pub fn armed() -> bool {
-    symbols().all(|(real, own)| real.is_bound_to(own))
+    static ARMED: OnceLock<bool> = OnceLock::new();
+    *ARMED.get_or_init(|| symbols().all(|(real, own)| real.is_bound_to(own)))
 }
 
 /// Finds libc's own functions: later it may be in a forked child, where looking for them can wait for ever.

@@ -32,6 +32,11 @@ pub(super) struct Owing {
 }
 
 impl Owing {
+    /// Whether a visit of the thread may end what it has.
+    pub(super) fn can_be_visited(&self) -> bool {
+        self.is_worker && self.waiting > 0 && !self.running
+    }
+
     pub(super) fn of(holder: &visit::Holder) -> Self {
         Self {
             tid: holder.tid,
@@ -54,7 +59,6 @@ impl Look {
 
     /// Whether there is something that a visit of the workers may end.
     pub fn can_be_visited(&self) -> bool {
-        let owes = |thread: &Owing| thread.is_worker && thread.waiting > 0 && !thread.running;
-        self.owing.iter().any(owes)
+        self.owing.iter().any(Owing::can_be_visited)
     }
 }
