@@ -47,7 +47,7 @@ pub struct Loading {
 pub fn loading(executable: &Range<usize>) -> Loading {
     owner::note_host(executable);
     interposed::find_all();
-    record_locks::note_process();
+    record_locks::prepare();
     surroundings::note_start();
     process::loads();
     let account = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -10,7 +10,7 @@
 use std::ffi::{c_char, c_int, c_long, c_void};
 
 use super::{
-    descriptors,
+    descriptors, errno,
     interposed::{Symbol, interposed},
     record_locks, refused_locks,
 };
@@ -81,37 +81,11 @@ interposed! {
         as unsafe extern "C" fn(c_int, c_int, ...) -> c_int,
         "rcx", "x3", |real, caller| controlled(real, fd, command, argument, caller);
     lockf / lockf_for / LOCKF (fd: c_int, command: c_int, length: libc::off_t) -> c_int
-        as unsafe extern "C-unwind" fn(c_int, c_int, libc::off_t) -> c_int,
-        "rcx", "x3", |real, caller| match record_locks::owner_of(caller) {
-            None => {
-                // SAFETY: the arguments of the caller, as they came.
-                unsafe { real(fd, command, length) }
-            }
-            Some(owner) => {
-                // SAFETY: nothing here is left to drop when a cancellation unwinds.
-                let answer = unsafe { record_locks::lockf(libcs_fcntl(), fd, command, length, owner) };
-                if command == libc::F_TLOCK && length == 0 {
-                    refused_locks::note(answer, fd, owner, "lockf");
-                }
-                answer
-            }
-        };
+        as Lockf,
+        "rcx", "x3", |real, caller| locked(real, fd, command, length, caller);
     lockf64 / lockf64_for / LOCKF64 (fd: c_int, command: c_int, length: libc::off_t) -> c_int
-        as unsafe extern "C-unwind" fn(c_int, c_int, libc::off_t) -> c_int,
-        "rcx", "x3", |real, caller| match record_locks::owner_of(caller) {
-            None => {
-                // SAFETY: the arguments of the caller, as they came.
-                unsafe { real(fd, command, length) }
-            }
-            Some(owner) => {
-                // SAFETY: nothing here is left to drop when a cancellation unwinds.
-                let answer = unsafe { record_locks::lockf(libcs_fcntl(), fd, command, length, owner) };
-                if command == libc::F_TLOCK && length == 0 {
-                    refused_locks::note(answer, fd, owner, "lockf");
-                }
-                answer
-            }
-        };
+        as Lockf,
+        "rcx", "x3", |real, caller| locked(real, fd, command, length, caller);
     flock / flock_for / FLOCK (fd: c_int, operation: c_int) -> c_int
         as unsafe extern "C-unwind" fn(c_int, c_int) -> c_int,
         "rdx", "x2", |real, caller| {
@@ -153,6 +127,22 @@ fn controlled(
     answer
 }
 
+type Lockf = unsafe extern "C-unwind" fn(c_int, c_int, libc::off_t) -> c_int;
+
+/// `lockf`: record locks are the caller's.
+fn locked(real: Lockf, fd: c_int, command: c_int, length: libc::off_t, caller: usize) -> c_int {
+    let Some(owner) = record_locks::owner_of(caller) else {
+        // SAFETY: the arguments of the caller, as they came.
+        return unsafe { real(fd, command, length) };
+    };
+    // SAFETY: nothing here is left to drop when a cancellation unwinds.
+    let answer = unsafe { record_locks::lockf(libcs_fcntl(), fd, command, length, owner) };
+    if command == libc::F_TLOCK && length == 0 {
+        refused_locks::note(answer, fd, owner, "lockf");
+    }
+    answer
+}
+
 fn libcs_fcntl() -> record_locks::Fcntl {
     // SAFETY: the address is libc's function of that name, and the type is its signature.
     unsafe { std::mem::transmute::<usize, record_locks::Fcntl>(FCNTL.address()) }
@@ -164,7 +154,7 @@ fn closing(fd: c_int, caller: usize) {
     if record_locks::any()
         && let Some(owner) = record_locks::owner_of(caller)
     {
-        keeping_errno(|| {
+        errno::keeping(|| {
             if let Some(status) = record_locks::status(fd) {
                 record_locks::closing(owner, status.file);
             }
@@ -175,7 +165,7 @@ fn closing(fd: c_int, caller: usize) {
 /// Code at `caller` is about to put a duplicate of `old` in the place of `new`, which closes that.
 fn replacing(old: c_int, new: c_int, caller: usize) {
     if old != new && record_locks::any() {
-        keeping_errno(|| {
+        errno::keeping(|| {
             // SAFETY: reads the flags of a descriptor. Without an old one, nothing is closed.
             if unsafe { libc::fcntl(old, libc::F_GETFD) } >= 0 {
                 closing(new, caller);
@@ -192,7 +182,7 @@ fn closing_stream(stream: *mut libc::FILE, caller: usize) {
     if record_locks::any()
         && let Some(owner) = record_locks::owner_of(caller)
     {
-        keeping_errno(|| {
+        errno::keeping(|| {
             // SAFETY: the caller gives an open stream, and nobody else uses it any more.
             let status = record_locks::status(unsafe { libc::fileno(stream) });
             if let Some(status) = status
@@ -204,25 +194,6 @@ fn closing_stream(stream: *mut libc::FILE, caller: usize) {
             }
         });
     }
-}
-
-/// Does something of which the caller of a C function is to see nothing.
-fn keeping_errno(does: impl FnOnce()) {
-    let before = errno();
-    does();
-    set_errno(before);
-}
-
-/// The error of the current thread.
-pub(super) fn errno() -> c_int {
-    // SAFETY: libc gives a valid pointer on every thread.
-    unsafe { *libc::__errno_location() }
-}
-
-/// Sets the error of the current thread.
-pub(super) fn set_errno(error: c_int) {
-    // SAFETY: libc gives a valid pointer on every thread.
-    unsafe { *libc::__errno_location() = error }
 }
 
 /// libc's `close`.

@@ -80,17 +80,16 @@ fn forget(slot: &Slot) {
     }
 }
 
-/// The device and inode of the object behind `fd`.
-fn identity(fd: c_int) -> Option<(u64, u64)> {
+/// What the kernel says of the object behind `fd`.
+pub(super) fn stat(fd: c_int) -> Option<libc::stat> {
     let mut stat = MaybeUninit::<libc::stat>::uninit();
     // SAFETY: there is room for the answer, and it is read only when it was written.
-    let stat = unsafe {
-        if libc::fstat(fd, stat.as_mut_ptr()) != 0 {
-            return None;
-        }
-        stat.assume_init()
-    };
-    Some((stat.st_dev, stat.st_ino))
+    unsafe { (libc::fstat(fd, stat.as_mut_ptr()) == 0).then(|| stat.assume_init()) }
+}
+
+/// The device and inode of the object behind `fd`.
+pub(super) fn identity(fd: c_int) -> Option<(u64, u64)> {
+    stat(fd).map(|stat| (stat.st_dev, stat.st_ino))
 }
 
 /// The numbers that stand for what the library of `account` opened.

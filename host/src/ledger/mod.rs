@@ -30,6 +30,7 @@
 //! - [`interval_timers`]: which library armed the timers that a process has once
 //! - [`surroundings`]: the environment, the working directory and the mask of new files, which belong to all
 //! - [`notes`]: what libraries changed for everybody, for those who tell of it
+//! - [`errno`]: the error that C functions leave to their callers
 //! - [`undisturbed`]: short sections that no signal interrupts
 //! - [`inside`]: which call into a library each thread is inside of, for those who look for calls that do not come back
 //! - [`account`]: all of that for one library, and the proof that nothing is left
@@ -46,6 +47,7 @@ mod account;
 mod callbacks;
 mod closers;
 mod descriptors;
+mod errno;
 mod held;
 mod inside;
 mod interpose;

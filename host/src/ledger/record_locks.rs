@@ -29,11 +29,16 @@ use std::{
     ops::Range,
     sync::{
         Mutex, MutexGuard, Once, PoisonError,
-        atomic::{AtomicI32, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
 };
 
-use super::{AccountId, closers, owner, ranges};
+use super::{
+    AccountId, descriptors, errno, owner,
+    process::{self, Place},
+    ranges,
+    undisturbed::SignalsBlocked,
+};
 
 /// How many pairs of owner and file can have locks at once. Beyond it the answer is `ENOLCK`.
 const MOST: usize = 4096;
@@ -128,21 +133,16 @@ static USERS: [AtomicUsize; MOST] = [const { AtomicUsize::new(0) }; MOST];
 /// How many slots are used: without any, closing a descriptor costs one look more.
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
-/// The process that the table is about. In a forked child the locks are the child's, of which libc and the kernel know.
-static PROCESS: AtomicI32 = AtomicI32::new(0);
-
 /// glibc's `_dl_find_object`, which takes no lock; zero before glibc 2.35.
 static FIND_OBJECT: AtomicUsize = AtomicUsize::new(0);
 
-/// Prepares for a library that is about to be loaded.
-pub(super) fn note_process() {
-    // SAFETY: has no preconditions.
-    PROCESS.store(unsafe { libc::getpid() }, Ordering::Relaxed);
-    // SAFETY: the name is a C string; looks up its address only.
-    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"_dl_find_object".as_ptr()) };
-    FIND_OBJECT.store(found as usize, Ordering::Relaxed);
-    static AT_FORK: Once = Once::new();
-    AT_FORK.call_once(|| {
+/// Prepares for the first library that is about to be loaded.
+pub(super) fn prepare() {
+    static PREPARED: Once = Once::new();
+    PREPARED.call_once(|| {
+        // SAFETY: the name is a C string; looks up its address only.
+        let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"_dl_find_object".as_ptr()) };
+        FIND_OBJECT.store(found as usize, Ordering::Relaxed);
         // SAFETY: a function of the executable, which stays. Without it a forked child keeps descriptors, nothing else.
         unsafe { libc::pthread_atfork(None, None, Some(forked)) };
     });
@@ -177,8 +177,8 @@ pub(super) fn owner_of(caller: usize) -> Option<LockOwner> {
             object(caller).or_else(owner::current)
         }
     })?;
-    // SAFETY: has no preconditions.
-    (unsafe { libc::getpid() } == PROCESS.load(Ordering::Relaxed)).then_some(owner)
+    // In a forked child the locks are the child's, of which libc and the kernel know.
+    (process::place() == Place::Here).then_some(owner)
 }
 
 /// The shared library that contains `address`.
@@ -213,60 +213,29 @@ pub(super) fn attributed(account: AccountId, mapped: &[Range<usize>]) {
 
 /// The table, with all signals blocked.
 struct Locked {
-    table: Option<MutexGuard<'static, Table>>,
-    mask: u64,
+    // Released before a signal can come.
+    table: MutexGuard<'static, Table>,
+    _blocked: SignalsBlocked,
 }
 
-/// How many bytes the kernel's set of signals has.
-const MASK: usize = size_of::<u64>();
-
 fn table() -> Locked {
-    let all = u64::MAX;
-    let mut mask = 0_u64;
-    // A system call, as libc leaves two signals of its own out. SAFETY: both sets have the size that is told.
-    unsafe {
-        libc::syscall(
-            libc::SYS_rt_sigprocmask,
-            libc::SIG_SETMASK,
-            &raw const all,
-            &raw mut mask,
-            MASK,
-        )
-    };
+    let blocked = SignalsBlocked::begin();
     Locked {
-        table: Some(TABLE.lock().unwrap_or_else(PoisonError::into_inner)),
-        mask,
+        table: TABLE.lock().unwrap_or_else(PoisonError::into_inner),
+        _blocked: blocked,
     }
 }
 
 impl std::ops::Deref for Locked {
     type Target = Table;
     fn deref(&self) -> &Table {
-        self.table.as_deref().expect("there until it is dropped")
+        &self.table
     }
 }
 
 impl std::ops::DerefMut for Locked {
     fn deref_mut(&mut self) -> &mut Table {
-        self.table
-            .as_deref_mut()
-            .expect("there until it is dropped")
-    }
-}
-
-impl Drop for Locked {
-    fn drop(&mut self) {
-        self.table = None;
-        // SAFETY: the set is what this thread had.
-        unsafe {
-            libc::syscall(
-                libc::SYS_rt_sigprocmask,
-                libc::SIG_SETMASK,
-                &raw const self.mask,
-                std::ptr::null_mut::<u64>(),
-                MASK,
-            )
-        };
+        &mut self.table
     }
 }
 
@@ -342,14 +311,7 @@ pub(super) struct Status {
 
 /// What `descriptor` stands for.
 pub(super) fn status(descriptor: c_int) -> Option<Status> {
-    let mut stat = MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: there is room for the answer, and it is read only when it was written.
-    let stat = unsafe {
-        if libc::fstat(descriptor, stat.as_mut_ptr()) != 0 {
-            return None;
-        }
-        stat.assume_init()
-    };
+    let stat = descriptors::stat(descriptor)?;
     let kind = stat.st_mode & libc::S_IFMT;
     Some(Status {
         file: File {
@@ -389,7 +351,7 @@ pub(super) unsafe fn fcntl(
         // SAFETY: has no preconditions.
         let position = unsafe { libc::lseek(descriptor, 0, libc::SEEK_CUR) };
         let Some(start) = wanted.l_start.checked_add(position) else {
-            return fail(libc::EOVERFLOW);
+            return errno::fail(libc::EOVERFLOW);
         };
         wanted.l_start = start;
         wanted.l_whence = libc::SEEK_SET as _;
@@ -401,14 +363,14 @@ pub(super) unsafe fn fcntl(
     // SAFETY: reads the flags of a descriptor.
     let flags = unsafe { libc::fcntl(descriptor, libc::F_GETFL) };
     if flags < 0 || flags & libc::O_PATH != 0 || !Access::of(flags).allows(kind) {
-        return fail(libc::EBADF);
+        return errno::fail(libc::EBADF);
     }
     let in_use = if kind == libc::F_UNLCK {
         existing(owner, file)
     } else {
         match kept(descriptor, flags, owner, file, kind) {
             Ok(in_use) => Some(in_use),
-            Err(error) => return fail(error),
+            Err(error) => return errno::fail(error),
         }
     };
     let Some(in_use) = in_use else {
@@ -487,7 +449,7 @@ pub(super) unsafe fn lockf(
         libc::F_ULOCK => (libc::F_SETLK, libc::F_UNLCK),
         libc::F_LOCK => (libc::F_SETLKW, libc::F_WRLCK),
         libc::F_TLOCK => (libc::F_SETLK, libc::F_WRLCK),
-        _ => return fail(libc::EINVAL),
+        _ => return errno::fail(libc::EINVAL),
     };
     // SAFETY: a structure of integers.
     let mut lock = unsafe { std::mem::zeroed::<libc::flock>() };
@@ -497,7 +459,7 @@ pub(super) unsafe fn lockf(
     // SAFETY: the lock is ours, and the caller's promise.
     let answer = unsafe { fcntl(real, descriptor, command, &raw mut lock, owner) };
     if command == libc::F_GETLK && answer == 0 && c_int::from(lock.l_type) != libc::F_UNLCK {
-        return fail(libc::EACCES);
+        return errno::fail(libc::EACCES);
     }
     answer
 }
@@ -771,11 +733,6 @@ fn raw_close(descriptor: c_int) {
     unsafe { libc::syscall(libc::SYS_close, descriptor) };
 }
 
-fn fail(error: c_int) -> c_int {
-    closers::set_errno(error);
-    -1
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
@@ -792,7 +749,8 @@ mod tests {
     /// An owner that no other test has.
     fn owner() -> LockOwner {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        note_process();
+        prepare();
+        process::loads();
         ONE + NEXT.fetch_add(1, Ordering::Relaxed) as u64
     }
 
@@ -818,7 +776,7 @@ mod tests {
         if answer == 0 {
             Ok(lock)
         } else {
-            Err(closers::errno())
+            Err(errno::get())
         }
     }
 
@@ -962,7 +920,7 @@ mod tests {
         let test = |owner| unsafe { lockf(libc::fcntl, file.as_raw_fd(), libc::F_TEST, 1, owner) };
         assert_eq!(test(a), 0);
         assert_eq!(test(b), -1);
-        assert_eq!(closers::errno(), libc::EACCES);
+        assert_eq!(errno::get(), libc::EACCES);
         assert_eq!(set(&file, b, libc::F_WRLCK, 0, 40), Ok(()));
         assert_eq!(set(&file, b, libc::F_WRLCK, 60, 0), Ok(()));
         assert_eq!(set(&file, b, libc::F_WRLCK, 59, 1), Err(libc::EAGAIN));

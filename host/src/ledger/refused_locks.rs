@@ -12,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{AccountId, closers, descriptors, owner, record_locks};
+use super::{AccountId, descriptors, errno, owner, record_locks};
 
 /// How many files are remembered for one library.
 const MOST: usize = 4;
@@ -41,7 +41,7 @@ static NAMES: Mutex<Vec<(AccountId, String)>> = Mutex::new(Vec::new());
 
 /// libc has answered `answer` when code of `owner` wanted a lock on `fd`. Keeps the error of the thread.
 pub(super) fn note(answer: c_int, fd: c_int, owner: record_locks::LockOwner, how: &str) {
-    let error = closers::errno();
+    let error = errno::get();
     if answer == 0 || error != libc::EWOULDBLOCK {
         return;
     }
@@ -66,7 +66,7 @@ pub(super) fn note(answer: c_int, fd: c_int, owner: record_locks::LockOwner, how
         // SAFETY: as above.
         unsafe { pthread_setcancelstate(before, std::ptr::null_mut()) };
     }
-    closers::set_errno(error);
+    errno::set(error);
 }
 
 /// `PTHREAD_CANCEL_DISABLE`

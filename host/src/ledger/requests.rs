@@ -23,6 +23,7 @@ use libc::{aiocb, c_int};
 use super::{
     AccountId,
     callbacks::{self, Notification},
+    descriptors,
     interposed::{Symbol, interposed},
     owner,
 };
@@ -337,7 +338,7 @@ fn read<T>(memory: &File, address: usize) -> Option<T> {
 
 /// Notes that `owner` is to be told of the next message in `queue`, or no longer.
 fn to_be_told(owner: AccountId, queue: c_int, told: bool) {
-    let Some(object) = object(queue) else {
+    let Some(object) = descriptors::identity(queue) else {
         return;
     };
     let mut books = books();
@@ -351,14 +352,6 @@ fn to_be_told(owner: AccountId, queue: c_int, told: bool) {
     }
 }
 
-/// The object behind a descriptor.
-fn object(fd: c_int) -> Option<(u64, u64)> {
-    let mut stat = MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: there is room for the answer, which is read when there is one.
-    unsafe { (libc::fstat(fd, stat.as_mut_ptr()) == 0).then(|| stat.assume_init()) }
-        .map(|stat| (stat.st_dev, stat.st_ino))
-}
-
 /// Cancels what libc does for the library of `account`, which nothing calls any more, as far as it can be.
 pub(super) fn cancel(account: AccountId) {
     if !USED.load(Ordering::Acquire) {
@@ -367,7 +360,7 @@ pub(super) fn cancel(account: AccountId) {
     let mut books = books();
     books.notices.retain(|notice| {
         let is_its = notice.owner == account;
-        if is_its && object(notice.queue) == Some(notice.object) {
+        if is_its && descriptors::identity(notice.queue) == Some(notice.object) {
             untell(notice.queue);
         }
         !is_its

@@ -10,7 +10,7 @@ use libc::{c_int, sighandler_t, sigset_t};
 
 use super::{action::Action, deliver, is_free, table};
 use crate::ledger::{
-    AccountId,
+    AccountId, errno,
     interposed::{Symbol, interposed},
     masks, owner,
     process::{self, Place},
@@ -112,18 +112,10 @@ const INTERRUPTS: c_int = 0x0010_0000;
 /// libc could not do it.
 struct Failed(c_int);
 
-fn fail(error: &Failed) {
-    // SAFETY: this thread's own.
-    unsafe { libc::__errno_location().write(error.0) };
-}
-
 fn status(done: Result<(), Failed>) -> c_int {
     match done {
         Ok(()) => 0,
-        Err(error) => {
-            fail(&error);
-            -1
-        }
+        Err(Failed(error)) => errno::fail(error),
     }
 }
 
@@ -259,7 +251,7 @@ fn simple(
     match virtually(signal, Some(new), caller) {
         Some(Ok(old)) => old.handler,
         Some(Err(error)) => {
-            fail(&error);
+            errno::set(error.0);
             libc::SIG_ERR
         }
         None => {
@@ -295,7 +287,7 @@ fn set(
     let old = match virtually(signal, (!holds).then_some(new), caller) {
         None => return real(),
         Some(Err(error)) => {
-            fail(&error);
+            errno::set(error.0);
             return libc::SIG_ERR;
         }
         Some(Ok(old)) => old.handler,

@@ -19,7 +19,7 @@ use super::{
     calls, class,
     table::{self, Table, Wish},
 };
-use crate::ledger::{AccountId, interval_timers, masks, owner, threads};
+use crate::ledger::{AccountId, errno, interval_timers, masks, owner, threads};
 
 /// What the kernel calls.
 type Handler = unsafe extern "C-unwind" fn(c_int, *mut siginfo_t, *mut c_void);
@@ -56,24 +56,20 @@ struct Signal {
 /// # Safety
 /// For the kernel to call, with `SA_SIGINFO`.
 unsafe extern "C-unwind" fn deliver(number: c_int, info: *mut siginfo_t, context: *mut c_void) {
-    // SAFETY: the address of this thread's own.
-    let errno = unsafe { libc::__errno_location() };
-    // SAFETY: as above.
-    let before = unsafe { errno.read() };
     let signal = Signal {
         number,
         info,
         context,
     };
-    if let Some(table) = table::of(number) {
-        match class(number) {
-            Class::Fault => signal.fault(table),
-            Class::Process | Class::Notice => signal.tell(table),
-        }
-    }
     // What was interrupted may be about to read it.
-    // SAFETY: as above.
-    unsafe { errno.write(before) };
+    errno::keeping(|| {
+        if let Some(table) = table::of(number) {
+            match class(number) {
+                Class::Fault => signal.fault(table),
+                Class::Process | Class::Notice => signal.tell(table),
+            }
+        }
+    });
 }
 
 impl Signal {
