@@ -14,6 +14,7 @@ use tokio::{runtime::Handle, sync::Notify};
 
 use super::{
     AccountId, Call, Held, Holder, Look, callbacks, descriptors, interposed, interval_timers, keys,
+    known::{self, Known},
     look::Owing,
     notes,
     owner::{self, Acting},
@@ -398,11 +399,12 @@ impl Account {
 
     /// Says whose the library is, for people. Once.
     pub fn name(&self, app: &AppName, generation: GenerationId, version: impl Display) {
-        notes::known_as(self.0.id, app, generation);
-        refused_locks::name(
-            self.0.id,
-            format!("generation {generation} of {app} ({version})"),
-        );
+        let known = Known {
+            app: app.clone(),
+            generation,
+            version: version.to_string(),
+        };
+        known::add(self.0.id, known);
         // A second name would be the same one.
         let _ = self.0.name.set((app.clone(), generation));
     }
@@ -447,6 +449,7 @@ impl Account {
         let keys = keys::delete_all(self.0.id);
         record_locks::end(self.0.id);
         refused_locks::forget(self.0.id);
+        known::forget(self.0.id);
         let descriptors::Left { closed, open } = descriptors::settle(self.0.id);
         ranges::give_back(self.0.id);
         Left {

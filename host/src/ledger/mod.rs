@@ -29,6 +29,7 @@
 //! - [`masks`]: blocked signals and alternate stacks that a library leaves on threads of the host
 //! - [`interval_timers`]: which library armed the timers that a process has once
 //! - [`surroundings`]: the environment, the working directory and the mask of new files, which belong to all
+//! - [`known`]: whose library an account is, for people
 //! - [`notes`]: what libraries changed for everybody, for those who tell of it
 //! - [`errno`]: the error that C functions leave to their callers
 //! - [`undisturbed`]: short sections that no signal interrupts
@@ -54,6 +55,7 @@ mod interpose;
 mod interposed;
 mod interval_timers;
 mod keys;
+mod known;
 mod look;
 mod masks;
 mod notes;
@@ -80,7 +82,7 @@ pub use self::{
     inside::{Call, SHARED_WORKER, inside, slots},
     interposed::armed,
     look::Look,
-    notes::{Changed, Note, known_as, take_notes},
+    notes::{Changed, Note, take_notes},
     owner::Acting,
     refused_locks::{RefusedLock, explained},
     visit::mark_worker,

@@ -1,10 +1,10 @@
 //! What libraries changed for the whole process, kept until somebody who can tell people of it takes it.
 //!
-//! Written once for each library and kind of change. A library is noted by its account; whoever starts it says which app's generation that is.
+//! Written once for each library and kind of change. A library is noted by its account; [`known`] says which app's generation that is.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
-use super::{AccountId, surroundings};
+use super::{AccountId, known, surroundings};
 use crate::names::{AppName, GenerationId};
 
 /// Something of the process that is everybody's.
@@ -32,20 +32,18 @@ pub struct Note {
 }
 
 struct Notes {
-    /// Who is who, as long as its library is mapped.
-    known: Vec<(AccountId, AppName, GenerationId)>,
     /// What was noted of libraries that are mapped, taken or not.
     noted: Vec<(AccountId, Changed)>,
-    /// What nobody took yet, of libraries that are not known yet.
-    unknown: Vec<(AccountId, Changed, String)>,
-    waiting: Vec<Note>,
+    /// What nobody took yet, of libraries that are mapped.
+    waiting: Vec<(AccountId, Changed, String)>,
+    /// What nobody took yet, of libraries that are gone.
+    left: Vec<Note>,
 }
 
 static NOTES: Mutex<Notes> = Mutex::new(Notes {
-    known: Vec::new(),
     noted: Vec::new(),
-    unknown: Vec::new(),
     waiting: Vec::new(),
+    left: Vec::new(),
 });
 
 /// How often a change is tried to be noted while others note theirs.
@@ -55,26 +53,30 @@ fn lock() -> MutexGuard<'static, Notes> {
     NOTES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Says whose the account is. Before code of it runs that is to be told of.
-pub fn known_as(account: AccountId, app: &AppName, generation: GenerationId) {
-    let mut notes = lock();
-    notes.known.push((account, app.clone(), generation));
-    let unknown = std::mem::take(&mut notes.unknown);
-    for (whose, changed, how) in unknown {
-        if whose == account {
-            notes.wait(account, changed, how);
-        } else {
-            notes.unknown.push((whose, changed, how));
-        }
-    }
-}
-
-/// Takes what was noted since it was taken last.
+/// Takes what was noted since it was taken last. What a library did before it was said whose it is waits for that.
 pub fn take_notes() -> Vec<Note> {
-    let mut taken = std::mem::take(&mut lock().waiting);
+    let mut notes = lock();
+    let mut taken = std::mem::take(&mut notes.left);
+    notes.waiting.retain(|(account, changed, how)| {
+        let note = told(*account, *changed, how);
+        let is_told = note.is_some();
+        taken.extend(note);
+        !is_told
+    });
+    drop(notes);
     // To ask for it one has to set it, and set it back.
     taken.retain(|note| note.changed != Changed::FileMask || surroundings::file_mask_is_changed());
     taken
+}
+
+/// The note that the library of `account` changed something; none while nobody has said whose it is.
+fn told(account: AccountId, changed: Changed, how: &str) -> Option<Note> {
+    known::of(account).map(|known| Note {
+        app: known.app,
+        generation: known.generation,
+        changed,
+        how: how.to_owned(),
+    })
 }
 
 /// Notes that the library of `account` changed something. Not in a forked child.
@@ -93,37 +95,30 @@ pub(super) fn note(account: AccountId, changed: Changed, how: impl FnOnce() -> S
     };
     if !notes.noted.contains(&(account, changed)) {
         notes.noted.push((account, changed));
-        notes.wait(account, changed, how());
+        notes.waiting.push((account, changed, how()));
     }
 }
 
-/// Forgets an account, whose library is unmapped. What it did can still be told.
+/// Forgets an account, whose library is unmapped, before [`known::forget`]. What it did can still be told.
 pub(super) fn forget(account: AccountId) {
     let mut notes = lock();
-    notes.known.retain(|(known, ..)| *known != account);
     notes.noted.retain(|(noted, _)| *noted != account);
-    notes.unknown.retain(|(unknown, ..)| *unknown != account);
-}
-
-impl Notes {
-    fn wait(&mut self, account: AccountId, changed: Changed, how: String) {
-        match self.known.iter().find(|(known, ..)| *known == account) {
-            Some((_, app, generation)) => self.waiting.push(Note {
-                app: app.clone(),
-                generation: *generation,
-                changed,
-                how,
-            }),
-            None => self.unknown.push((account, changed, how)),
+    let mut left = Vec::new();
+    notes.waiting.retain(|(whose, changed, how)| {
+        let is_its = *whose == account;
+        if is_its {
+            left.extend(told(account, *changed, how));
         }
-    }
+        !is_its
+    });
+    notes.left.extend(left);
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
-    use super::*;
+    use super::{known::Known, *};
 
     #[test]
     fn each_kind_of_change_is_told_once_with_its_generation() {
@@ -136,7 +131,12 @@ mod tests {
         };
         note(account, Changed::Environment, || "set `A`".into());
         assert!(of_app(take_notes()).is_empty(), "nobody knows who it is");
-        known_as(account, &app, GenerationId(3));
+        let known = Known {
+            app: app.clone(),
+            generation: GenerationId(3),
+            version: "1.0.0".to_owned(),
+        };
+        known::add(account, known);
         note(account, Changed::Environment, || "set `B`".into());
         note(account, Changed::WorkingDirectory, || "went to /".into());
         assert_eq!(
@@ -149,5 +149,6 @@ mod tests {
         note(account, Changed::WorkingDirectory, || "went to /tmp".into());
         assert!(of_app(take_notes()).is_empty());
         forget(account);
+        known::forget(account);
     }
 }

@@ -7,12 +7,12 @@
 use std::{
     ffi::c_int,
     path::PathBuf,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{AccountId, descriptors, errno, owner, record_locks};
+use super::{AccountId, descriptors, errno, known, owner, record_locks};
 
 /// How many files are remembered for one library.
 const MOST: usize = 4;
@@ -36,9 +36,6 @@ pub struct RefusedLock {
 /// What was refused to whom.
 static REFUSED: Mutex<Vec<(AccountId, RefusedLock)>> = Mutex::new(Vec::new());
 
-/// What people call the library of an account.
-static NAMES: Mutex<Vec<(AccountId, String)>> = Mutex::new(Vec::new());
-
 /// libc has answered `answer` when code of `owner` wanted a lock on `fd`. Keeps the error of the thread.
 pub(super) fn note(answer: c_int, fd: c_int, owner: record_locks::LockOwner, how: &str) {
     let error = errno::get();
@@ -61,7 +58,7 @@ pub(super) fn note(answer: c_int, fd: c_int, owner: record_locks::LockOwner, how
                 process: process_with_lock(file),
                 account: Some(account),
             };
-            lock(&REFUSED).push((account, refused));
+            lock().push((account, refused));
         }
         // SAFETY: as above.
         unsafe { pthread_setcancelstate(before, std::ptr::null_mut()) };
@@ -76,13 +73,13 @@ unsafe extern "C" {
     fn pthread_setcancelstate(state: c_int, before: *mut c_int) -> c_int;
 }
 
-fn lock<T>(mutex: &'static Mutex<T>) -> std::sync::MutexGuard<'static, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock() -> MutexGuard<'static, Vec<(AccountId, RefusedLock)>> {
+    REFUSED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether `file` is not remembered for `account` and there is room for it: a database that many use is refused all the time.
 fn is_new(account: AccountId, file: (u64, u64)) -> bool {
-    let refused = lock(&REFUSED);
+    let refused = lock();
     let mut its = refused.iter().filter(|(whose, _)| *whose == account);
     its.clone().count() < MOST && its.all(|(_, refused)| refused.file != file)
 }
@@ -104,7 +101,7 @@ fn process_with_lock(file: (u64, u64)) -> Option<i32> {
 
 /// What `account` was refused.
 pub(super) fn of(account: AccountId) -> Vec<RefusedLock> {
-    let refused = lock(&REFUSED);
+    let refused = lock();
     refused
         .iter()
         .filter(|(whose, _)| *whose == account)
@@ -114,15 +111,7 @@ pub(super) fn of(account: AccountId) -> Vec<RefusedLock> {
 
 /// Forgets `account`.
 pub(super) fn forget(account: AccountId) {
-    lock(&REFUSED).retain(|(whose, _)| *whose != account);
-    lock(&NAMES).retain(|(whose, _)| *whose != account);
-}
-
-/// Says what people call the library of `account`.
-pub(super) fn name(account: AccountId, name: String) {
-    let mut names = lock(&NAMES);
-    names.retain(|(whose, _)| *whose != account);
-    names.push((account, name));
+    lock().retain(|(whose, _)| *whose != account);
 }
 
 impl RefusedLock {
@@ -165,10 +154,13 @@ fn holders(file: (u64, u64), except: Option<AccountId>) -> Vec<String> {
     accounts.retain(|account| Some(*account) != except);
     accounts.sort_unstable();
     accounts.dedup();
-    let names = lock(&NAMES);
-    names
-        .iter()
-        .filter(|(account, _)| accounts.contains(account))
-        .map(|(_, name)| name.clone())
+    let known = accounts.into_iter().filter_map(known::of);
+    known
+        .map(|known| {
+            format!(
+                "generation {} of {} ({})",
+                known.generation, known.app, known.version
+            )
+        })
         .collect()
 }
