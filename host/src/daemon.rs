@@ -390,11 +390,8 @@ impl Daemon {
 /// Makes live again what was live before. Apps that have not come up after a while hold up no other that has; as long as nothing
 /// serves, connections wait.
 async fn restore(apps: &Apps, crashed: Option<String>) {
-    let restoring = {
-        let apps = apps.clone();
-        tokio::spawn(async move { apps.restore(crashed).await })
-    };
-    let mut restoring = restoring;
+    let restored = apps.clone();
+    let mut restoring = tokio::spawn(async move { restored.restore(crashed).await });
     loop {
         match tokio::time::timeout(SIDE_BY_SIDE, &mut restoring).await {
             Ok(Ok(())) => return,

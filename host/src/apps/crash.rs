@@ -25,6 +25,7 @@ use std::{
 use parking_lot::Mutex;
 use semver::Version;
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 
 use super::{Apps, Cause, app::App, counted, events::Kind, now_ms, people, status::millis};
 use crate::{
@@ -98,12 +99,17 @@ pub(super) struct Trying {
 impl Drop for Trying {
     fn drop(&mut self) {
         let (apps, app) = (self.apps.clone(), self.app.clone());
-        // It is a file. Until that is written a crash is its fault as well, which has only just come up.
-        tokio::task::spawn_blocking(move || {
+        let write = move || {
             apps.0.journal.change(|written| {
                 written.trying.remove(&app);
             });
-        });
+        };
+        // It is a file. Until that is written a crash is its fault as well, which has only just come up.
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(write)),
+            // The runtime ends, and drops what it still had.
+            Err(_) => write(),
+        }
     }
 }
 

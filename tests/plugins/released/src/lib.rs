@@ -1,4 +1,4 @@
-//! A plugin that is kept as a file for each released minor of the ABI (`tests/released`), built from this source at that time.
+//! A plugin by the bare ABI, without the SDK: what was built for a released minor has no more than this.
 //!
 //! It uses what the minor has: it logs, counts work, reads its settings, the head and the body of a request, and answers with each kind
 //! of body.
