@@ -660,8 +660,12 @@ fn build(feature: &str, files: &Path) -> Result<Vec<u8>, String> {
         return fs::read(&path).map_err(|error| format!("{}: {error}", path.display()));
     }
     let target = plugins::target_dir().join("libraries");
+    // An allocator of its own takes the place of the heap that each load is given.
+    let own_heap = (feature != "jemalloc-allocator").then_some("handover-plugin/own-heap");
+    let features: Vec<_> = own_heap.into_iter().chain([feature]).collect();
     let output = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--locked", "--features", feature])
+        .args(["build", "--quiet", "--locked"])
+        .args(["--features", &features.join(",")])
         .current_dir(plugins::workspace().join("tests/libraries"))
         .env("CARGO_TARGET_DIR", &target)
         .env("LIBRARIES_FOLDER", files)

@@ -113,7 +113,7 @@ async fn stays(habit: &str, words: &[&str]) {
 /// The first generation is unloaded, though its habit goes on.
 async fn leaves(habit: &str) {
     let lab = Lab::with(habit).await;
-    if habit != "timer-signal" {
+    if !["timer-signal", "registered-briefly"].contains(&habit) {
         lab.called().await;
     }
     lab.replace("2.0.0").await;
@@ -188,6 +188,32 @@ async fn a_thread_that_nobody_can_account_for_holds_what_is_older_than_it_and_no
     lab.let_end();
     lab.end(1, "unloaded").await;
     lab.stop().await;
+}
+
+#[tokio::test]
+async fn a_callback_that_a_shared_library_keeps_holds_the_library_that_it_is_in() {
+    let lab = Lab::with("registered").await;
+    for (generation, version) in [(1, "2.0.0"), (2, "1.0.0")] {
+        lab.replace(version).await;
+        let end = lab.first_end(generation).await;
+        assert_eq!(end.kind, "retained", "{}", end.message);
+        assert!(
+            end.message
+                .contains("libcame_along.so keeps a pointer to it"),
+            "{}",
+            end.message
+        );
+        // Calls what is registered, and takes its place: nothing keeps the one before.
+        assert_eq!(lab.host.get("/habit").await.status, 200);
+        lab.end(generation, "unloaded").await;
+    }
+    assert_eq!(lab.host.mapped_plugins(), 1);
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn a_callback_that_was_taken_back_holds_nothing() {
+    leaves("registered-briefly").await;
 }
 
 #[tokio::test]

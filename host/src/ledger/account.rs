@@ -2,6 +2,7 @@
 
 use std::{
     fmt::Display,
+    io,
     ops::Range,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -229,7 +230,9 @@ impl Account {
                 return Ok(report);
             }
             if begin.elapsed() >= deadline {
-                let strangers = strangers::of(self.0.look());
+                let library = self.0.look();
+                let strangers = tokio::task::spawn_blocking(move || strangers::lasting(library));
+                let strangers = strangers.await.map_err(io::Error::other).flatten();
                 let held = self.held_for(Some(begin.elapsed()), strangers);
                 if held.is_empty() {
                     continue; // the last of it went just now
@@ -319,11 +322,7 @@ impl Account {
         self.held_for(None, strangers)
     }
 
-    fn held_for(
-        &self,
-        waited: Option<Duration>,
-        strangers: std::io::Result<Vec<Stranger>>,
-    ) -> Held {
+    fn held_for(&self, waited: Option<Duration>, strangers: io::Result<Vec<Stranger>>) -> Held {
         let mut held = Held::default();
         let alive = threads::alive(self.0.id);
         if !alive.is_empty() {

@@ -13,6 +13,8 @@ pub enum Holder {
     Signals,
     /// What libc does for it: input and output, look-ups of names.
     Requests,
+    /// Pointers to it that a shared library keeps which came along.
+    References,
     /// Its constructor, which has not returned.
     Constructor,
     /// Its destructors, which have not returned.
@@ -25,11 +27,12 @@ pub enum Holder {
 
 impl Holder {
     /// Every kind.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Threads,
         Self::ThreadLocals,
         Self::Signals,
         Self::Requests,
+        Self::References,
         Self::Constructor,
         Self::Destructors,
         Self::Linker,
@@ -43,6 +46,7 @@ impl Holder {
             Self::ThreadLocals => "thread_locals",
             Self::Signals => "signals",
             Self::Requests => "requests",
+            Self::References => "references",
             Self::Constructor => "constructor",
             Self::Destructors => "destructors",
             Self::Linker => "linker",

@@ -88,5 +88,15 @@ pub use self::{
     visit::mark_worker,
 };
 
+/// Whether a library that has an account is mapped at `address`.
+pub fn is_library(address: usize) -> bool {
+    ranges::lookup(address).is_some()
+}
+
+/// Where libc's record of the thread `tid` of this process lies, above the stack of that thread.
+pub fn thread_record(tid: i32) -> Option<usize> {
+    stack::robust_list(tid)
+}
+
 /// The name of an account in the tables of the ledger: never zero, never used twice.
 pub type AccountId = u64;

@@ -199,7 +199,7 @@ fn short(path: &str) -> String {
 }
 
 /// Where glibc keeps the list of robust mutexes of a thread that it made, which is in its record of the thread, above its stack.
-fn robust_list(tid: i32) -> Option<usize> {
+pub(super) fn robust_list(tid: i32) -> Option<usize> {
     let mut head = ptr::null::<()>();
     let mut len = 0_usize;
     // SAFETY: there is room for both answers, and the kernel keeps neither address.

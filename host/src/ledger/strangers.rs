@@ -88,13 +88,22 @@ pub(super) fn of(library: Library) -> io::Result<Vec<Stranger>> {
 /// # Errors
 /// As [`of`].
 pub(super) fn lasting(library: Library) -> io::Result<Vec<Stranger>> {
+    // A thread that runs now may have been seen to wait, which says more about it.
+    let mut waiting = HashMap::new();
     for _ in 0..20 {
-        if of(library)?.is_empty() {
-            return Ok(Vec::new());
+        let strangers = of(library)?;
+        if strangers.is_empty() {
+            return Ok(strangers);
         }
+        let seen = strangers.into_iter().filter(|stranger| !stranger.running);
+        waiting.extend(seen.map(|stranger| (stranger.tid, stranger)));
         std::thread::sleep(Duration::from_millis(1));
     }
-    of(library)
+    let strangers = of(library)?.into_iter().map(|stranger| {
+        let before = waiting.remove(&stranger.tid).filter(|_| stranger.running);
+        before.unwrap_or(stranger)
+    });
+    Ok(strangers.collect())
 }
 
 fn judge(

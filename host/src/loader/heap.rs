@@ -163,6 +163,12 @@ pub(super) unsafe extern "C" fn handover_heap(root: *const HeapRoot) -> *const H
     offered.heap.0.as_ptr()
 }
 
+/// Whether `address` lies in memory that the heaps of libraries are made of.
+pub(super) fn is_of_a_generation(address: usize) -> bool {
+    // SAFETY: looks the address up, without reading what is there.
+    unsafe { mi::mi_is_in_heap_region(address as *const c_void) }
+}
+
 impl OwnHeap {
     /// An empty heap. None when there is no memory for it.
     fn new() -> Option<Self> {

@@ -18,6 +18,7 @@ use super::{
     initialisers::Functions,
     mapped::{self, Object},
     missing,
+    references::{self, Reference},
     turn::Turn,
 };
 use crate::{
@@ -52,9 +53,11 @@ pub struct Library {
     /// Its heap; none when it was built without one of its own. Freed after the library is unmapped, and never when it is not.
     heap: Option<OwnHeap>,
     /// Closed after the library is unmapped, and never when it is not.
-    image: ManuallyDrop<Image>,
+    image: ManuallyDrop<Box<Image>>,
     /// What its code has pointers to, and may follow on whatever thread it left. Dropped after it is unmapped, and never when it is not.
     kept: ManuallyDrop<Option<Arc<dyn Any + Send + Sync>>>,
+    /// The pointer to it that kept it mapped when it was last looked for.
+    reference: Option<Box<Reference>>,
 }
 
 impl Library {
@@ -115,6 +118,7 @@ impl Library {
     fn map_image(image: Image, what: String, layouts: Layouts) -> Result<Self, LoadError> {
         let name = image.path();
         let before = mapped::objects();
+        references::note_host(&before);
         let executable = before.first().map_or(0..0, |object| object.range.clone());
         let loading = ledger::loading(&executable);
         let offer = Offer::to(&name);
@@ -186,8 +190,9 @@ impl Library {
             name: name.into(),
             account,
             heap,
-            image: ManuallyDrop::new(image),
+            image: ManuallyDrop::new(Box::new(image)),
             kept: ManuallyDrop::new(None),
+            reference: None,
         })
     }
 
@@ -326,13 +331,24 @@ impl Library {
     /// Gives it back, mapped, with what holds it: it was not settled, code of it may be running, or
     /// the dynamic linker keeps it. Trying again is allowed: the finalisers have run then, and do
     /// not run again.
-    pub fn close(self) -> Result<Left, (Self, Held)> {
+    pub fn close(mut self) -> Result<Left, (Self, Held)> {
         if !self.code.is_the_last() {
             let reason = "code of it may be running on a thread of the host";
             return Err((self, Held::by(Holder::Host, reason)));
         }
         let held = self.account.holds();
         if !held.is_empty() {
+            return Err((self, held));
+        }
+        // Before the finalisers: what is called back later finds its statics as they were.
+        if !self.reference.as_deref().is_some_and(Reference::is_recent) {
+            let object = self.object();
+            self.reference = object
+                .and_then(|object| references::to(&object))
+                .map(Box::new);
+        }
+        if let Some(reference) = &self.reference {
+            let held = Held::by(Holder::References, reference.sentence());
             return Err((self, held));
         }
         if self.code.has_to_finish() {

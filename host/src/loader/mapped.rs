@@ -14,8 +14,18 @@ pub(super) struct Object {
     pub(super) name: Vec<u8>,
     /// From its first mapped byte to its last.
     pub(super) range: Range<usize>,
+    /// The segments that it was written to, or may be.
+    pub(super) writable: Vec<Range<usize>>,
     /// The GNU build id in its memory.
     pub(super) build_id: Option<Vec<u8>>,
+}
+
+impl Object {
+    /// The name of its file without the folder, for people.
+    pub(super) fn short_name(&self) -> String {
+        let name = self.name.rsplit(|byte| *byte == b'/').next();
+        String::from_utf8_lossy(name.unwrap_or_default()).into_owned()
+    }
 }
 
 /// All objects, in the order in which they were loaded.
@@ -51,6 +61,7 @@ unsafe extern "C" fn object(
     };
     let base = info.dlpi_addr as usize;
     let mut range: Option<Range<usize>> = None;
+    let mut writable = Vec::new();
     let mut build_id = None;
     for header in headers {
         let start = base.wrapping_add(header.p_vaddr as usize);
@@ -59,6 +70,9 @@ unsafe extern "C" fn object(
             libc::PT_LOAD => {
                 let page = 4096; // a smaller range than the mapped one loses nothing: there is no code in the padding
                 let start = start & !(page - 1);
+                if header.p_flags & libc::PF_W != 0 {
+                    writable.push(start..end);
+                }
                 range = Some(match range {
                     Some(range) => range.start.min(start)..range.end.max(end),
                     None => start..end,
@@ -76,6 +90,7 @@ unsafe extern "C" fn object(
         base,
         name,
         range: range.unwrap_or(base..base),
+        writable,
         build_id,
     });
     0

@@ -8,6 +8,7 @@
 //! - [`heap`]: the heap of one load, freed whole after the unload
 //! - [`mod@start`]: the constructor of a plugin
 //! - [`missing`]: why the dynamic linker did not find a library that a plugin needs
+//! - [`references`]: the pointers to a library that shared libraries which came along keep
 //! - [`mapped`]: what the dynamic linker and the kernel say about what is mapped
 //!
 //! Rules that hold for every load:
@@ -30,6 +31,7 @@ mod initialisers;
 mod library;
 mod mapped;
 mod missing;
+mod references;
 mod start;
 mod turn;
 

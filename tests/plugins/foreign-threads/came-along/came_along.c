@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -15,6 +16,7 @@ static void *run(void *unused) {
         if (subscriber) subscriber();
         usleep(1000);
     }
+    subscriber = NULL;
     return NULL;
 }
 
@@ -35,4 +37,39 @@ int came_along_hide(const char *file) {
     strncpy(until, file, sizeof until - 1);
     int failed = create(&thread, NULL, run, NULL);
     return failed ? failed : pthread_detach(thread);
+}
+
+// What is to be called at some time, as registers of callbacks are: in memory of this library's own.
+struct callback {
+    struct callback *next;
+    void (*call)(void);
+};
+static struct callback *registered;
+
+static void take_back(void) {
+    while (registered) {
+        struct callback *next = registered->next;
+        free(registered);
+        registered = next;
+    }
+}
+
+// Calls the callbacks that are registered, and registers `call` in their place.
+int came_along_register(void (*call)(void)) {
+    for (struct callback *callback = registered; callback; callback = callback->next) callback->call();
+    take_back();
+    for (int i = 0; i < 3; i++) {
+        struct callback *callback = malloc(sizeof *callback);
+        if (!callback) return 12;
+        *callback = (struct callback){ .next = registered, .call = call };
+        registered = callback;
+    }
+    return 0;
+}
+
+// Registers `call`, and takes it back.
+int came_along_register_briefly(void (*call)(void)) {
+    int failed = came_along_register(call);
+    take_back();
+    return failed;
 }

@@ -48,6 +48,8 @@ unsafe extern "C" {
     fn called() -> c_int;
     fn came_along_subscribe(call: extern "C" fn(), until: *const c_char) -> c_int;
     fn came_along_hide(until: *const c_char) -> c_int;
+    fn came_along_register(call: extern "C" fn()) -> c_int;
+    fn came_along_register_briefly(call: extern "C" fn()) -> c_int;
 }
 
 static CALLS: AtomicU64 = AtomicU64::new(0);
@@ -59,6 +61,16 @@ extern "C" fn told() {
 unsafe extern "C" fn subscribed(until: *const c_char) -> c_int {
     // SAFETY: the caller's promise; `told` may be called on any thread.
     unsafe { came_along_subscribe(told, until) }
+}
+
+unsafe extern "C" fn registered(_: *const c_char) -> c_int {
+    // SAFETY: `told` may be called on any thread.
+    unsafe { came_along_register(told) }
+}
+
+unsafe extern "C" fn registered_briefly(_: *const c_char) -> c_int {
+    // SAFETY: as above.
+    unsafe { came_along_register_briefly(told) }
 }
 
 #[handover_plugin::app]
@@ -89,6 +101,8 @@ async fn habit(State(config): State<Config>) -> Result<(), String> {
         "cpp-thread" => cpp_thread,
         "came-along" => subscribed,
         "came-along-hidden" => came_along_hide,
+        "registered" => registered,
+        "registered-briefly" => registered_briefly,
         "hidden-thread" => hidden_thread,
         "clone" => a_clone,
         "hidden-clone" => hidden_clone,
