@@ -4,12 +4,12 @@
     reason = "a test has nobody to return an error to"
 )]
 
-use std::fs;
+use std::{fs, path::Path};
 
 use handover_tests::{
     elf,
     host::{Host, handover},
-    plugins::{fixture, rewritten},
+    plugins::{fixture, rewritten, workspace},
 };
 
 /// What the host says that it offers, as major and minor.
@@ -22,12 +22,23 @@ async fn offered(host: &Host) -> (u32, u32) {
 
 #[tokio::test]
 async fn the_first_minor_runs_asks_logs_and_leaves() {
-    let released = fixture("released", "1.0.0");
+    runs_asks_logs_and_leaves(&fixture("released", "1.0.0")).await;
+}
+
+/// The file of ABI 1.0 as it was built when that was released: what is built anew would follow the ABI where it should not go.
+#[cfg(target_arch = "x86_64")]
+#[tokio::test]
+async fn the_file_of_the_first_minor_runs_as_it_did() {
+    let file = workspace().join("tests/released/abi-1.0-x86_64.so");
+    runs_asks_logs_and_leaves(&file).await;
+}
+
+async fn runs_asks_logs_and_leaves(released: &Path) {
     assert_eq!(
-        elf::manifest(&fs::read(&released).unwrap())["abi"],
+        elf::manifest(&fs::read(released).unwrap())["abi"],
         serde_json::json!([1, 0])
     );
-    let host = Host::serving(&released).await;
+    let host = Host::serving(released).await;
     assert_eq!(host.get("/nothing").await.status, 200);
     assert_eq!(host.get("/log").await.text(), "true");
     host.logged("its event, with its place", |line| {
