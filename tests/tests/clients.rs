@@ -87,20 +87,17 @@ async fn each_stage_of_a_connection_has_its_deadline() {
 #[tokio::test]
 async fn an_answer_that_is_read_slowly_is_no_idle_connection() {
     let host = serving(short("")).await;
-    // By both versions, and after many times the idle timeout: the body is larger than what sockets and windows hold.
+    // Larger than what the sockets hold. Nothing is read for many times the idle timeout.
     let size = 24 << 20;
     let mut http1 = Http1::connect(host.address).await.unwrap();
     http1
         .send_head("GET", &format!("/download?bytes={size}"), &[])
         .await
         .unwrap();
-    let slow = Http1::connect(host.address).await.unwrap();
     let (h2, _connection) = Http2::connect(host.address).await.unwrap();
     let waits = tokio::spawn(async move { h2.get("/slow?ms=3000").await.unwrap().status });
-    drop(slow);
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let head = http1.head("GET").await.unwrap();
-    assert_eq!(head.status, 200);
+    assert_eq!(http1.head("GET").await.unwrap().status, 200);
     let (mut read, mut trailers) = (0, Vec::new());
     while let Some(piece) = http1.chunk(&mut trailers).await.unwrap() {
         read += piece.len() as u64;
@@ -108,6 +105,49 @@ async fn an_answer_that_is_read_slowly_is_no_idle_connection() {
     assert_eq!(read, size);
     assert_eq!(waits.await.unwrap(), 200);
     assert_eq!(counted(&host, "ended", "write_timeout").await, 0);
+}
+
+#[tokio::test]
+async fn an_answer_of_http2_may_wait_for_a_window_without_a_word_from_its_client() {
+    let host = serving(short("")).await;
+    let size = 3_000_000;
+    let path = format!("/whole?bytes={size}");
+    // `:method GET`, `:scheme http`, `:path`, `:authority x`.
+    let length = u8::try_from(path.len()).unwrap();
+    let fields = [&[0x82, 0x86, 0x04, length], path.as_bytes(), b"\x41\x01x"].concat();
+    let length = u8::try_from(fields.len()).unwrap();
+    let headers = [&[0, 0, length, 1, 5, 0, 0, 0, 1][..], &fields].concat();
+    let asked = [PREFACE, EMPTY_SETTINGS, &headers].concat();
+    let mut stream = client(&host, &asked).await;
+    host.app_when("probe", "the answer to be made", |app| {
+        app.generations[0].requests == 1
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    // A window for all of it, of the connection and of the stream.
+    for of in 0..2 {
+        let update = [0, 0, 4, 8, 0, 0, 0, 0, of, 1, 0, 0, 0];
+        stream.write_all(&update).await.unwrap();
+    }
+    let mut read = 0;
+    loop {
+        let mut head = [0; 9];
+        let whole = tokio::time::timeout(DEADLINE, stream.read_exact(&mut head)).await;
+        whole.unwrap().expect("the connection is still there");
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut body = vec![0; usize::try_from(length).unwrap()];
+        stream.read_exact(&mut body).await.unwrap();
+        assert_ne!(head[3], 7, "the connection is told to go away");
+        if head[3] == 0 {
+            read += length;
+            if head[4] & 1 == 1 {
+                break;
+            }
+        }
+    }
+    assert_eq!(read, size);
+    // With the last byte it is idle.
+    closed("the connection", stream).await;
 }
 
 #[tokio::test]
