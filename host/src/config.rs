@@ -67,6 +67,51 @@ pub struct Server {
     pub crash_window: Duration,
     /// How much replaced generations may leave behind before the operator is told.
     pub leak_budget: LeakBudget,
+    /// How long clients are waited for.
+    pub timeouts: Timeouts,
+    /// How many connections there may be.
+    pub clients: Clients,
+}
+
+/// How long the client of a connection is waited for; none = for ever. A request that is under way, and its answer, know no other limit
+/// than [`Timeouts::write`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// `first_byte_timeout`: until its first byte. Default 30 s.
+    pub first_byte: Option<Duration>,
+    /// `head_timeout`: from the first byte of a request until its head is whole, or HTTP/2 has begun. Default 30 s.
+    pub head: Option<Duration>,
+    /// `idle_timeout`: until its next request. Default 65 s, a little more than what proxies in front of it wait.
+    pub idle: Option<Duration>,
+    /// `write_timeout`: until it takes more of what is there for it. Default for ever.
+    pub write: Option<Duration>,
+    /// `http2_ping`: how long HTTP/2 may be silent before it is asked whether the client is still there. Default never: one that is idle is
+    /// asked to leave, and one whose machine is gone is found by the keep-alive of TCP.
+    pub http2_ping: Option<Duration>,
+    /// `http2_ping_timeout`: how long the answer to that may take. Default 20 s.
+    pub http2_pong: Duration,
+}
+
+/// How many connections clients may have. When one more comes, the one that has been idle for the longest time goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Clients {
+    /// In all. Default: what the limit of open files leaves, less those that the host keeps for itself.
+    pub max_connections: Option<NonZeroUsize>,
+    /// From one IPv4 address, or one /64 of IPv6. Default: any number, since a proxy is one address.
+    pub max_connections_per_address: Option<NonZeroUsize>,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            first_byte: Some(Duration::from_secs(30)),
+            head: Some(Duration::from_secs(30)),
+            idle: Some(Duration::from_secs(65)),
+            write: None,
+            http2_ping: None,
+            http2_pong: Duration::from_secs(20),
+        }
+    }
 }
 
 /// `leak_budget` of `[server]`: how much all replaced generations together may hold. More is told as an event, once each time it is
@@ -345,6 +390,8 @@ impl Server {
             max_crashes: MAX_CRASHES,
             crash_window: Duration::from_secs(60),
             leak_budget: LeakBudget::default(),
+            timeouts: Timeouts::default(),
+            clients: Clients::default(),
         }
     }
 }

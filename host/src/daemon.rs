@@ -14,6 +14,7 @@ use std::{
 };
 
 use tokio::{
+    net::UnixListener,
     runtime::{Handle, Runtime},
     signal::unix::{Signal, SignalKind, signal},
     sync::watch as channel,
@@ -26,6 +27,7 @@ use crate::{
     config::{self, Config, Server},
     control::{self, Access, ControlSocket, Shutdown, ShutdownHandle, access},
     dispatch::Routes,
+    memory,
     notify::Notifier,
     open_files, ownership,
     server::{self, Connections, socket},
@@ -42,6 +44,9 @@ const ON_THEIR_WAY: Duration = Duration::from_millis(250);
 
 /// How long apps that have come up again wait for those that have not.
 const SIDE_BY_SIDE: Duration = Duration::from_secs(2);
+
+/// How often a control socket that cannot be made is tried again.
+const BIND_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// How long a host that was killed may still hold the state directory: the kernel ends it after those who waited for it hear of it.
 const STILL_ENDING: Duration = Duration::from_secs(1);
@@ -76,6 +81,7 @@ pub struct Daemon {
     signals: JoinHandle<()>,
     notifier: Notifier,
     alive: JoinHandle<()>,
+    memory: JoinHandle<()>,
     /// Held for the life of the host, so that no second one works on the same state.
     lock: File,
 }
@@ -198,8 +204,14 @@ impl Daemon {
         if let Some(at) = metrics.as_ref().and_then(|bound| bound.local_addr().ok()) {
             apps.tells_metrics_at(at);
         }
-        let (control, socket) = ControlSocket::bind(&settings.control, group)
-            .map_err(|cause| DaemonError(cause.to_string()))?;
+        let control = match ControlSocket::bind(&settings.control, group) {
+            // What was live is served without it, and it is made when that is possible.
+            Err(cause) if cause.is_for_want_of_room() => {
+                tracing::error!("{cause}; the host serves without it and tries again");
+                None
+            }
+            bound => Some(bound.map_err(|cause| DaemonError(cause.to_string()))?),
+        };
         // Who could put another socket there would be told what operators tell the host.
         if !insecure_paths {
             ownership::check(control::socket::folder(&settings.control)).map_err(|cause| {
@@ -215,7 +227,11 @@ impl Daemon {
         let spare = settings.stall_after.map_or(0, |_| settings.spare_workers);
         let workers = Handle::current().metrics().num_workers();
         apps.look_for_stalls(workers.saturating_sub(spare).max(1), settings.stall_after);
-        let connections = Connections::default();
+        let connections = Connections::new(&settings.clients);
+        apps.counts_connections({
+            let connections = connections.clone();
+            move || connections.status()
+        });
         let gather = {
             let (apps, connections) = (apps.clone(), connections.clone());
             Gather::new(move |to| {
@@ -229,6 +245,7 @@ impl Daemon {
         let (stop_serving, stop) = channel::channel(false);
         let server = server::Settings {
             version_header: settings.version_header,
+            timeouts: settings.timeouts,
         };
         let serving = tokio::spawn(async move {
             let mut serving = JoinSet::new();
@@ -247,14 +264,17 @@ impl Daemon {
             }
             while serving.join_next().await.is_some() {}
         });
-        let control = tokio::spawn(control::serve(
-            (control, socket),
-            access,
-            apps.clone(),
-            store.clone(),
-            gather.clone(),
-            shutdown.clone(),
-        ));
+        let control = {
+            let (path, apps, store) = (settings.control.clone(), apps.clone(), store.clone());
+            let (gather, shutdown) = (gather.clone(), shutdown.clone());
+            tokio::spawn(async move {
+                let bound = match control {
+                    Some(bound) => bound,
+                    None => bind_later(&path, group).await,
+                };
+                control::serve(bound, access, apps, store, gather, shutdown).await;
+            })
+        };
         let metrics = metrics.map(|listener| tokio::spawn(endpoint::serve(listener, gather)));
         DirBuilder::new()
             .recursive(true)
@@ -292,6 +312,7 @@ impl Daemon {
         ));
         let signals = tokio::spawn(signals.handle(apps.clone(), shutdown.clone()));
         let alive = tokio::spawn(notifier.clone().keep_alive());
+        let memory = tokio::spawn(memory::give_back_what_is_free());
         notifier.ready();
         Ok(Self {
             settings,
@@ -306,6 +327,7 @@ impl Daemon {
             signals,
             notifier,
             alive,
+            memory,
             lock,
         })
     }
@@ -343,6 +365,7 @@ impl Daemon {
             signals,
             notifier,
             alive,
+            memory,
             lock,
             ..
         } = self;
@@ -380,10 +403,22 @@ impl Daemon {
         metrics.inspect(JoinHandle::abort);
         signals.abort();
         alive.abort();
+        memory.abort();
         // Its file goes with it. An error is what it was cancelled for.
         let _ = control.await;
         drop(lock);
         tracing::info!("the host has ended");
+    }
+}
+
+/// Makes the control socket as soon as there is room for it.
+async fn bind_later(path: &Path, group: Option<u32>) -> (UnixListener, ControlSocket) {
+    loop {
+        tokio::time::sleep(BIND_AGAIN_AFTER).await;
+        if let Ok(bound) = ControlSocket::bind(path, group) {
+            tracing::info!(path = %path.display(), "the control socket is made");
+            return bound;
+        }
     }
 }
 
@@ -440,10 +475,14 @@ fn admit(
 /// Hands a socket to the runtime.
 fn accepting(listener: TcpListener) -> io::Result<tokio::net::TcpListener> {
     listener.set_nonblocking(true)?;
+    if let Err(error) = socket::keep_alive(&listener) {
+        tracing::warn!("clients whose machine is gone are not found: {error}");
+    }
     tokio::net::TcpListener::from_std(listener)
 }
 
-/// Makes the state directory private and takes its lock, which may take until `patience` has passed.
+/// Makes the state directory private and takes its lock, which may take until `patience` has passed. One that is there is good for that
+/// even where nothing can be written.
 fn take_state(state: &Path, patience: Duration) -> Result<File, DaemonError> {
     let trouble = |what: &str, cause: io::Error| {
         DaemonError(format!(
@@ -456,16 +495,23 @@ fn take_state(state: &Path, patience: Duration) -> Result<File, DaemonError> {
         .mode(0o700)
         .create(state)
         .map_err(|cause| trouble("made", cause))?;
-    fs::set_permissions(state, fs::Permissions::from_mode(0o700))
-        .map_err(|cause| trouble("made private", cause))?;
-    let mut lock = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(state.join("lock"))
-        .map_err(|cause| trouble("locked", cause))?;
+    let is_private =
+        fs::metadata(state).is_ok_and(|facts| facts.permissions().mode() & 0o777 == 0o700);
+    if !is_private {
+        fs::set_permissions(state, fs::Permissions::from_mode(0o700))
+            .map_err(|cause| trouble("made private", cause))?;
+    }
+    // Held by a descriptor that only reads, so that the file system may become read-only under it.
+    let path = state.join("lock");
+    let mut writing = OpenOptions::new();
+    writing.write(true).create(true).truncate(false).mode(0o600);
+    let mut lock = match File::open(&path) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+            writing.open(&path).and_then(|_| File::open(&path))
+        }
+        opened => opened,
+    }
+    .map_err(|cause| trouble("locked", cause))?;
     let by = Instant::now() + patience;
     let taken = loop {
         match lock.try_lock() {
@@ -490,9 +536,15 @@ fn take_state(state: &Path, patience: Duration) -> Result<File, DaemonError> {
         }
         Err(TryLockError::Error(cause)) => return Err(trouble("locked", cause)),
     }
-    lock.set_len(0)
-        .and_then(|()| writeln!(lock, "{}", std::process::id()))
-        .map_err(|cause| trouble("written", cause))?;
+    // Only for the sentence above. Written over what is there, which takes no room.
+    let pid = format!("{}\n", std::process::id());
+    let named = writing.open(&path).and_then(|mut file| {
+        file.write_all(pid.as_bytes())?;
+        file.set_len(pid.len() as u64)
+    });
+    if let Err(cause) = named {
+        tracing::warn!(state = %state.display(), "the state directory cannot be written: {cause}");
+    }
     Ok(lock)
 }
 

@@ -12,6 +12,7 @@ pub mod dispatch;
 pub mod generation;
 pub mod ledger;
 pub mod loader;
+mod memory;
 pub mod names;
 pub mod notify;
 mod open_files;

@@ -3,10 +3,15 @@
 //! The soft limit is 1,024 nearly everywhere, for the sake of programs that use `select`; a connection takes one, and a generation four. A
 //! process may raise it to the hard limit by itself, and whoever means to limit it sets that one.
 
+use std::os::fd::RawFd;
+
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Below this an operator should know: a host with some apps and a thousand clients is beyond it.
 const FEW: u64 = 4096;
+
+/// How many descriptors are kept back at least and at most. A deploy takes about 15 at a time.
+const RESERVE: (u64, u64) = (24, 1024);
 
 /// Raises the limit as far as it goes, and tells what it is.
 pub(crate) fn raise() {
@@ -32,6 +37,14 @@ pub(crate) fn raise() {
 /// How many can be open at a time; none = any number.
 pub(crate) fn limit() -> Option<u64> {
     getrlimit(Resource::Nofile).current
+}
+
+/// The first descriptor that is not for clients: the last ones, a quarter but not too many, are kept for the control socket, deploys, and
+/// what plugins open. None where there is no limit.
+pub(crate) fn first_reserved() -> Option<RawFd> {
+    let limit = limit()?;
+    let reserve = (limit / 4).clamp(RESERVE.0, RESERVE.1);
+    RawFd::try_from(limit.saturating_sub(reserve)).ok()
 }
 
 #[cfg(test)]

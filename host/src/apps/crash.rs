@@ -19,7 +19,10 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use parking_lot::Mutex;
@@ -27,7 +30,9 @@ use semver::Version;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
-use super::{Apps, Cause, app::App, counted, events::Kind, now_ms, people, status::millis};
+use super::{
+    Apps, Cause, app::App, counted, events::Kind, now_ms, people, room::Room, status::millis,
+};
 use crate::{
     artifact::Sha256,
     generation::Spec,
@@ -43,6 +48,9 @@ const SAID_BY_SYSTEMD: &str = "crashed";
 pub(super) struct Journal {
     path: PathBuf,
     written: Mutex<Written>,
+    room: Arc<Room>,
+    /// Whether the file says less than that. Changed while `written` is locked.
+    is_behind: AtomicBool,
 }
 
 /// What the journal says.
@@ -172,10 +180,12 @@ pub(super) struct Blame {
 
 impl Journal {
     /// The journal in `state`, which is not touched before [`Journal::begin`].
-    pub(super) fn new(state: &Path) -> Self {
+    pub(super) fn new(state: &Path, room: Arc<Room>) -> Self {
         Self {
             path: state.join("running.json"),
             written: Mutex::default(),
+            room,
+            is_behind: AtomicBool::new(false),
         }
     }
 
@@ -240,17 +250,40 @@ impl Journal {
     fn change(&self, change: impl FnOnce(&mut Written)) {
         let mut written = self.written.lock();
         change(&mut written);
-        if let Err(error) = write(&self.path, &written) {
-            tracing::warn!(%error, "the crash journal {} cannot be written", self.path.display());
+        self.write(&written);
+    }
+
+    /// Writes what could not be written. Whether it is written now. Blocks.
+    pub(super) fn again(&self) -> bool {
+        let written = self.written.lock();
+        self.is_behind.load(Ordering::Relaxed) && self.write(&written)
+    }
+
+    fn write(&self, written: &Written) -> bool {
+        let done = self.room.write_in(|| write(&self.path, written));
+        let was_behind = self.is_behind.swap(done.is_err(), Ordering::Relaxed);
+        if let Err(error) = &done
+            && !was_behind
+        {
+            tracing::warn!(
+                %error,
+                "the crash journal {} cannot be written: it is kept in memory, and a crash blames nobody meanwhile",
+                self.path.display()
+            );
         }
+        done.is_ok()
     }
 }
 
 fn write(path: &Path, written: &Written) -> io::Result<()> {
     let fresh = path.with_extension("json.new");
-    fs::write(&fresh, serde_json::to_vec_pretty(written)?)?;
-    fs::set_permissions(&fresh, origin().permissions())?; // whatever mask a plugin has set
-    fs::rename(&fresh, path)
+    let done = fs::write(&fresh, serde_json::to_vec_pretty(written)?)
+        .and_then(|()| fs::set_permissions(&fresh, origin().permissions())) // whatever mask a plugin has set
+        .and_then(|()| fs::rename(&fresh, path));
+    if done.is_err() {
+        let _ = fs::remove_file(&fresh);
+    }
+    done
 }
 
 /// Begins the journal, tells how the host before ended, and finds what follows from it. `crashed` is what the supervisor saw.
@@ -441,30 +474,34 @@ mod tests {
 
     use super::*;
 
+    fn journal_in(state: &Path) -> Journal {
+        Journal::new(state, Arc::new(Room::in_state(state)))
+    }
+
     #[test]
     fn only_a_host_that_did_not_end_cleanly_leaves_something() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(Journal::new(dir.path()).begin().is_none());
-        let left = Journal::new(dir.path()).begin().unwrap();
+        assert!(journal_in(dir.path()).begin().is_none());
+        let left = journal_in(dir.path()).begin().unwrap();
         assert_eq!(left.pid, std::process::id());
-        let journal = Journal::new(dir.path());
+        let journal = journal_in(dir.path());
         journal.begin();
         journal.end();
-        assert!(Journal::new(dir.path()).begin().is_none());
+        assert!(journal_in(dir.path()).begin().is_none());
     }
 
     #[test]
     fn a_journal_that_cannot_be_read_blames_nobody() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("running.json"), "{\"pid\": ").unwrap();
-        let left = Journal::new(dir.path()).begin().unwrap();
+        let left = journal_in(dir.path()).begin().unwrap();
         assert!(left.live.is_empty() && left.crashes.is_empty());
     }
 
     #[test]
     fn systemd_is_heard_once() {
         let dir = tempfile::tempdir().unwrap();
-        let journal = Journal::new(dir.path());
+        let journal = journal_in(dir.path());
         assert_eq!(journal.said_by_systemd(), None);
         fs::write(dir.path().join("crashed"), "dumped SEGV\n").unwrap();
         assert_eq!(journal.said_by_systemd().as_deref(), Some("SIGSEGV"));

@@ -480,7 +480,7 @@ async fn keep(apps: &Apps, plan: &Plan) -> Result<(), Failure> {
 }
 
 /// The number of the generation that it will be, if it will be one. On disk before it is used: the number of a generation never comes
-/// back, whatever ends the host.
+/// back, whatever ends the host. But for what is to be served again, which must not need a disk: its number is written when there is room.
 async fn reserve(app: &App, plan: &Plan) -> Result<Option<GenerationId>, Failure> {
     if plan.stage {
         return Ok(None);
@@ -491,6 +491,10 @@ async fn reserve(app: &App, plan: &Plan) -> Result<Option<GenerationId>, Failure
         .await;
     match saved {
         Ok(()) => Ok(Some(id)),
+        Err(cause) if matches!(plan.cause, Cause::Start | Cause::Crash | Cause::Rollback) => {
+            tracing::warn!(app = %app.name, generation = %id, "it is not on disk yet: {cause}");
+            Ok(Some(id))
+        }
         Err(cause) => {
             app.saved.edit(|record| record.give_back(id));
             let reason = format!("the host cannot write its records: {cause}");
@@ -849,7 +853,7 @@ async fn go_live(
         .await;
     if let Err(cause) = saved {
         let trouble = format!(
-            "HEAD could not be saved, so a restart would go back to what was live before: {cause}"
+            "this is not durable yet, and a restart would go back to what was live before: {cause}; it is written when there is room"
         );
         apps.tell(Kind::State, app, Some(spec.id), trouble.as_str());
         message = format!("{message}; but {trouble}");

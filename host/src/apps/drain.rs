@@ -20,7 +20,7 @@ use super::{
     events::Kind,
     leaks,
     operation::Speaker,
-    people,
+    people, restore,
     status::millis,
 };
 use crate::{
@@ -321,6 +321,14 @@ pub(super) fn keep_tidy(apps: &Apps) {
         while let Some(apps) = upgrade(&inner) {
             tell_panics(&apps, &mut panics);
             changed::tell_changed(&apps);
+            drop(apps);
+            tokio::time::sleep(LOOKED_AT_EVERY).await;
+        }
+    });
+    let inner = Arc::downgrade(&apps.0);
+    tokio::spawn(async move {
+        while let Some(apps) = upgrade(&inner) {
+            restore::catch_up(&apps).await;
             drop(apps);
             tokio::time::sleep(LOOKED_AT_EVERY).await;
         }

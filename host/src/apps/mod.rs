@@ -2,6 +2,7 @@
 //!
 //! - [`app`]: what the host holds of one app while it runs
 //! - [`saved`]: what it remembers of it over restarts
+//! - [`room`]: room on the disk for that, taken in advance
 //! - [`turns`]: whose turn it is to change what is live
 //! - [`deploy`]: an artifact's way to being live, step by step
 //! - [`cutover`]: the instant new requests go to the new generation, and where apps answer
@@ -39,6 +40,7 @@ mod reload;
 mod residue;
 mod restore;
 mod rollback;
+mod room;
 mod saved;
 mod shutdown;
 mod stall;
@@ -49,7 +51,7 @@ mod verdict;
 
 use std::{
     collections::BTreeMap,
-    io,
+    fmt, io,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock, atomic::AtomicBool},
@@ -70,12 +72,13 @@ use self::{
     leaks::Leaks,
     operation::Operations,
     reload::Reloads,
+    room::Room,
     saved::Saved,
 };
 use crate::{
     artifact::{Artifact, Store},
     config::{Config, Watch},
-    control::api::{Event, HistoryEntry, OperationResult, Outcome, Status},
+    control::api::{ConnectionsStatus, Event, HistoryEntry, OperationResult, Outcome, Status},
     dispatch::Routes,
     names::AppName,
     preflight::Scope,
@@ -102,6 +105,7 @@ struct Inner {
     reloads: Reloads,
     attic: Attic,
     journal: Journal,
+    room: Arc<Room>,
     leaks: Leaks,
     /// How many generations are on their way out.
     leaving: watch::Sender<usize>,
@@ -110,7 +114,24 @@ struct Inner {
     started: Instant,
     listen: OnceLock<Vec<SocketAddr>>,
     metrics_at: OnceLock<SocketAddr>,
+    connections: ConnectionCounts,
     watcher: OnceLock<WatcherHandle>,
+}
+
+/// Who counts the connections of clients: somebody above.
+#[derive(Default)]
+struct ConnectionCounts(OnceLock<Box<dyn Fn() -> ConnectionsStatus + Send + Sync>>);
+
+impl ConnectionCounts {
+    fn now(&self) -> ConnectionsStatus {
+        self.0.get().map(|count| count()).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for ConnectionCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ConnectionCounts")
+    }
 }
 
 /// What an operation does while another one of the app is under way.
@@ -184,6 +205,8 @@ impl Apps {
     ) -> io::Result<Self> {
         let records = state.join("apps");
         std::fs::create_dir_all(&records)?;
+        let room = Arc::new(Room::in_state(state));
+        room.take();
         let apps = Self(Arc::new(Inner {
             store,
             routes,
@@ -193,13 +216,15 @@ impl Apps {
             events: Events::new(),
             reloads: Reloads::default(),
             attic: Attic::default(),
-            journal: Journal::new(state),
+            journal: Journal::new(state, Arc::clone(&room)),
+            room,
             leaks: Leaks::default(),
             leaving: watch::Sender::new(0),
             closing: AtomicBool::new(false),
             started: Instant::now(),
             listen: OnceLock::new(),
             metrics_at: OnceLock::new(),
+            connections: ConnectionCounts::default(),
             watcher: OnceLock::new(),
             records,
             config,
@@ -216,6 +241,14 @@ impl Apps {
     /// Says where the host serves, for the status. Once.
     pub fn serves_at(&self, addresses: Vec<SocketAddr>) {
         let _ = self.0.listen.set(addresses);
+    }
+
+    /// Says who counts the connections of clients, for the status. Once.
+    pub fn counts_connections(
+        &self,
+        count: impl Fn() -> ConnectionsStatus + Send + Sync + 'static,
+    ) {
+        let _ = self.0.connections.0.set(Box::new(count));
     }
 
     /// Says where the metrics can be had over TCP, for the status. Once.
@@ -342,7 +375,7 @@ impl Apps {
         if let Some(app) = apps.get(name) {
             return Arc::clone(app);
         }
-        let (saved, trouble) = Saved::open(&self.0.records, name);
+        let (saved, trouble) = Saved::open(&self.0.records, name, Arc::clone(&self.0.room));
         let app = Arc::new(App::new(name.clone(), self.0.config.app(name), saved));
         apps.insert(name.clone(), Arc::clone(&app));
         drop(apps);

@@ -16,7 +16,7 @@ use super::{
     deploy::{self, Asked, Entrance},
     events::Kind,
     history::{self, Entry},
-    saved::Head,
+    saved::{Again, Head},
 };
 use crate::{control::api::Outcome, names::AppName};
 
@@ -49,6 +49,43 @@ pub(super) async fn restore(apps: &Apps, crashed: Option<String>) {
     for app in suspects {
         let left_out = findings.left_out.remove(&app.name);
         bring_back(apps.clone(), app, None, left_out).await;
+    }
+}
+
+/// Writes what could not be written, reads what could not be read, and takes the room for the next time. What was live of an app whose
+/// record is read only now is live again.
+pub(super) async fn catch_up(apps: &Apps) {
+    let (of, all) = (apps.clone(), apps.all());
+    let tried = tokio::task::spawn_blocking(move || {
+        let found: Vec<_> = all
+            .into_iter()
+            .map(|app| (app.saved.again(), app))
+            .collect();
+        if of.0.journal.again() {
+            tracing::info!("the crash journal is written again");
+        }
+        if found
+            .iter()
+            .all(|(_, app)| app.saved.not_durable().is_none())
+        {
+            of.0.room.take();
+        }
+        found
+    });
+    let Ok(tried) = tried.await else { return };
+    for (again, app) in tried {
+        match again {
+            Again::Nothing => {}
+            Again::Written => {
+                let message = format!("what was done of {} is on disk now", app.name);
+                apps.tell(Kind::State, &app, None, message);
+            }
+            Again::Read => {
+                let message = format!("the record of {} could be read", app.name);
+                apps.tell(Kind::State, &app, None, message);
+                restore_app(apps, &app, None).await;
+            }
+        }
     }
 }
 

@@ -5,13 +5,15 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
+    time::Duration,
 };
 
 use parking_lot::Mutex;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use super::history::Entry;
+use super::{history::Entry, room::Room};
 use crate::{
     artifact::{AbiVersion, Sha256},
     names::{AppName, GenerationId},
@@ -26,6 +28,12 @@ const FAILING: usize = 100;
 const PROVEN: usize = 100;
 /// How many verdicts of preflight are remembered: more than there are artifacts that may come back.
 const CHECKED: usize = 200;
+/// When a record that cannot be read is tried again before the host starts without it.
+const READ_AGAIN_AFTER: [Duration; 3] = [
+    Duration::from_millis(10),
+    Duration::from_millis(50),
+    Duration::from_millis(200),
+];
 /// How many files of the drop folder are remembered.
 const ANSWERED: usize = 100;
 
@@ -216,23 +224,57 @@ impl Record {
 pub(super) struct Saved {
     path: PathBuf,
     record: Mutex<Record>,
-    /// Held while the file is written, so that an older record never replaces a newer one.
-    writing: Mutex<()>,
+    room: Arc<Room>,
+    /// Held while the file is written, so that an older record never replaces a newer one. Why it is behind, if it is.
+    disk: Mutex<Disk>,
+}
+
+/// How the file of a record is.
+#[derive(Debug, Default)]
+enum Disk {
+    /// It holds the record.
+    #[default]
+    UpToDate,
+    /// The last change could not be written.
+    Behind(String),
+    /// It is there and could not be read, though it may be another time: it is not replaced before that.
+    Unread(String),
+}
+
+/// What came of another try with a file.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Again {
+    /// There was nothing to do, or it failed again.
+    Nothing,
+    /// What was kept in memory is on disk.
+    Written,
+    /// The record is read now.
+    Read,
 }
 
 impl Saved {
-    /// Reads the record of `app` in `dir`, or begins an empty one. A record that cannot be read is set aside, and the
-    /// sentence about it is returned: the host starts without it rather than not at all. Blocks.
-    pub(super) fn open(dir: &Path, app: &AppName) -> (Arc<Self>, Option<String>) {
+    /// Reads the record of `app` in `dir`, or begins an empty one. A record that makes no sense is set aside, one that cannot be read stays
+    /// where it is and is [tried again](Self::again); the sentence about it is returned: the host starts without it rather than not at
+    /// all. Blocks.
+    pub(super) fn open(dir: &Path, app: &AppName, room: Arc<Room>) -> (Arc<Self>, Option<String>) {
         let path = dir.join(format!("{app}.json"));
-        let (record, trouble) = match read(&path) {
-            Ok(record) => (record, None),
-            Err(why) => (Record::default(), Some(set_aside(&path, &why))),
+        let (record, disk, trouble) = match read_patiently(&path) {
+            Ok(record) => (record, Disk::UpToDate, None),
+            Err(ReadError::Corrupt(why)) => {
+                let trouble = set_aside(&path, &why);
+                (Record::default(), Disk::UpToDate, Some(trouble))
+            }
+            Err(ReadError::Io(cause)) => {
+                let why = format!("{} cannot be read: {cause}", path.display());
+                let trouble = format!("{why}; it stays where it is and is tried again");
+                (Record::default(), Disk::Unread(why), Some(trouble))
+            }
         };
         let saved = Self {
             path,
             record: Mutex::new(record),
-            writing: Mutex::default(),
+            room,
+            disk: Mutex::new(disk),
         };
         (Arc::new(saved), trouble)
     }
@@ -247,25 +289,62 @@ impl Saved {
         edit(&mut self.record.lock())
     }
 
-    /// Changes the record, and returns when it is on disk. The change holds in memory even when the disk fails.
+    /// Changes the record, and returns when it is on disk. The change holds in memory even when the disk fails, and is written when there is
+    /// room for it.
     pub(super) async fn change<R>(
         self: &Arc<Self>,
         change: impl FnOnce(&mut Record) -> R,
     ) -> (R, io::Result<()>) {
         let changed = self.edit(change);
         let saved = Arc::clone(self);
-        let written = tokio::task::spawn_blocking(move || saved.write())
+        let written = tokio::task::spawn_blocking(move || saved.write(&mut saved.disk.lock()))
             .await
             .unwrap_or_else(|broken| Err(io::Error::other(broken)));
         (changed, written)
     }
 
-    fn write(&self) -> io::Result<()> {
-        let _writing = self.writing.lock();
+    /// Why the disk does not have what is in memory, if it does not.
+    pub(super) fn not_durable(&self) -> Option<String> {
+        match &*self.disk.lock() {
+            Disk::UpToDate => None,
+            Disk::Behind(why) | Disk::Unread(why) => Some(why.clone()),
+        }
+    }
+
+    /// Writes what could not be written, or reads what could not be read. Blocks.
+    pub(super) fn again(&self) -> Again {
+        let mut disk = self.disk.lock();
+        match &*disk {
+            Disk::UpToDate => Again::Nothing,
+            Disk::Behind(_) => match self.write(&mut disk) {
+                Ok(()) => Again::Written,
+                Err(_) => Again::Nothing,
+            },
+            Disk::Unread(_) => match read(&self.path) {
+                Ok(record) => {
+                    *self.record.lock() = record;
+                    *disk = Disk::UpToDate;
+                    Again::Read
+                }
+                Err(_) => Again::Nothing,
+            },
+        }
+    }
+
+    fn write(&self, disk: &mut Disk) -> io::Result<()> {
+        if let Disk::Unread(why) = disk {
+            return Err(io::Error::other(why.clone()));
+        }
         let text = serde_json::to_vec_pretty(&*self.record.lock())?;
-        replace(&self.path, &text).map_err(|cause| {
+        let written = self.room.write_in(|| replace(&self.path, &text));
+        let written = written.map_err(|cause| {
             io::Error::new(cause.kind(), format!("{}: {cause}", self.path.display()))
-        })
+        });
+        *disk = match &written {
+            Ok(()) => Disk::UpToDate,
+            Err(cause) => Disk::Behind(cause.to_string()),
+        };
+        written
     }
 }
 
@@ -284,12 +363,33 @@ pub(super) fn known(dir: &Path) -> io::Result<Vec<AppName>> {
     Ok(found)
 }
 
-fn read(path: &Path) -> Result<Record, String> {
+/// Why there is no record.
+enum ReadError {
+    /// There is a file, and it makes no sense.
+    Corrupt(String),
+    /// It could not be read, this time: EIO, EMFILE, a file system that is gone.
+    Io(io::Error),
+}
+
+fn read(path: &Path) -> Result<Record, ReadError> {
     match fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|cause| cause.to_string()),
+        Ok(bytes) => {
+            serde_json::from_slice(&bytes).map_err(|cause| ReadError::Corrupt(cause.to_string()))
+        }
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(Record::default()),
-        Err(cause) => Err(cause.to_string()),
+        Err(cause) => Err(ReadError::Io(cause)),
     }
+}
+
+/// [`read`], a few times if need be: what passes at once need not be told.
+fn read_patiently(path: &Path) -> Result<Record, ReadError> {
+    for pause in READ_AGAIN_AFTER {
+        match read(path) {
+            Err(ReadError::Io(_)) => thread::sleep(pause),
+            read => return read,
+        }
+    }
+    read(path)
 }
 
 fn set_aside(path: &Path, why: &str) -> String {
@@ -311,12 +411,16 @@ fn set_aside(path: &Path, why: &str) -> String {
 /// Replaces the file at `path` so that a crash leaves the old or the new one, whole.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let fresh = path.with_extension("json.new");
-    let mut file = File::create(&fresh)?;
-    file.set_permissions(origin().permissions())?; // whatever mask a plugin has set
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    drop(file);
-    fs::rename(&fresh, path)?;
+    let written = File::create(&fresh).and_then(|mut file| {
+        file.set_permissions(origin().permissions())?; // whatever mask a plugin has set
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    if let Err(cause) = written.and_then(|()| fs::rename(&fresh, path)) {
+        // Half a record takes room that the whole one needs.
+        let _ = fs::remove_file(&fresh);
+        return Err(cause);
+    }
     match path.parent() {
         Some(dir) => File::open(dir)?.sync_all(),
         None => Ok(()),
@@ -332,6 +436,32 @@ mod tests {
 
     fn app() -> AppName {
         "shop".parse().unwrap()
+    }
+
+    fn room(dir: &Path) -> Arc<Room> {
+        Arc::new(Room::in_state(dir))
+    }
+
+    #[tokio::test]
+    async fn a_record_that_cannot_be_read_stays_and_is_read_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let (saved, _) = Saved::open(dir.path(), &app(), room(dir.path()));
+        let (id, written) = saved.change(Record::next_generation).await;
+        written.unwrap();
+        // A folder in its place cannot be read as a file, by nobody.
+        let (path, aside) = (dir.path().join("shop.json"), dir.path().join("aside"));
+        fs::rename(&path, &aside).unwrap();
+        fs::create_dir(&path).unwrap();
+        let (saved, trouble) = Saved::open(dir.path(), &app(), room(dir.path()));
+        assert!(trouble.unwrap().contains("tried again"));
+        assert!(saved.change(Record::next_generation).await.1.is_err());
+        assert!(saved.not_durable().is_some());
+        assert_eq!(saved.again(), Again::Nothing);
+        fs::remove_dir(&path).unwrap();
+        fs::rename(&aside, &path).unwrap();
+        assert_eq!(saved.again(), Again::Read);
+        assert_eq!(saved.read(|record| record.last_generation), id.0);
+        assert_eq!(saved.not_durable(), None);
     }
 
     fn entry(generation: u64, byte: u8, outcome: Outcome) -> Entry {
@@ -351,7 +481,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_saved_is_there_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
-        let (saved, trouble) = Saved::open(dir.path(), &app());
+        let (saved, trouble) = Saved::open(dir.path(), &app(), room(dir.path()));
         assert!(trouble.is_none());
         let (id, written) = saved
             .change(|record| {
@@ -366,7 +496,7 @@ mod tests {
         drop(saved);
 
         assert_eq!(known(dir.path()).unwrap(), [app()]);
-        let (saved, trouble) = Saved::open(dir.path(), &app());
+        let (saved, trouble) = Saved::open(dir.path(), &app(), room(dir.path()));
         assert!(trouble.is_none());
         saved.read(|record| {
             assert_eq!(record.last_generation, 1);
@@ -381,7 +511,7 @@ mod tests {
     async fn a_corrupt_record_is_set_aside_and_said() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("shop.json"), b"{\"last_generation\": ").unwrap();
-        let (saved, trouble) = Saved::open(dir.path(), &app());
+        let (saved, trouble) = Saved::open(dir.path(), &app(), room(dir.path()));
         assert!(trouble.unwrap().contains("set aside"));
         assert_eq!(saved.read(|record| record.last_generation), 0);
         let aside = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap();
@@ -402,7 +532,7 @@ mod tests {
     #[tokio::test]
     async fn the_last_of_many_changes_is_what_is_on_disk() {
         let dir = tempfile::tempdir().unwrap();
-        let (saved, _) = Saved::open(dir.path(), &app());
+        let (saved, _) = Saved::open(dir.path(), &app(), room(dir.path()));
         let changes: Vec<_> = (0..50)
             .map(|_| {
                 let saved = Arc::clone(&saved);
@@ -412,7 +542,7 @@ mod tests {
         for change in changes {
             change.await.unwrap();
         }
-        let (again, _) = Saved::open(dir.path(), &app());
+        let (again, _) = Saved::open(dir.path(), &app(), room(dir.path()));
         assert_eq!(again.read(|record| record.last_generation), 50);
     }
 

@@ -37,6 +37,7 @@ pub(super) fn status(apps: &Apps) -> Status {
                 .flatten()
                 .map(ToString::to_string)
                 .collect(),
+            connections: apps.0.connections.now(),
             metrics: apps.0.metrics_at.get().map(ToString::to_string),
             abi: HOST_ABI.to_string(),
             leaks: apps.0.leaks.status(),
@@ -94,6 +95,7 @@ pub(super) fn app_status(app: &App) -> AppStatus {
                 version: staged.version,
                 artifact: staged.artifact.to_string(),
             }),
+        not_durable: app.saved.not_durable(),
         limits: app.limits.as_ref().map(|limits| {
             let (counts, settings) = (limits.counts(), &app.settings);
             LimitsStatus {

@@ -15,8 +15,9 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use toml::Spanned;
 
 use super::{
-    App, Check, Config, ConfigError, Control, Execution, LeakBudget, Leave, Log, LogFormat,
-    LogRotation, Metrics, RoutePrefix, Server, SmokeRequest, Trust, Watch, WhenFull, Who,
+    App, Check, Clients, Config, ConfigError, Control, Execution, LeakBudget, Leave, Log,
+    LogFormat, LogRotation, Metrics, RoutePrefix, Server, SmokeRequest, Timeouts, Trust, Watch,
+    WhenFull, Who,
 };
 use crate::{artifact::Key, names::AppName};
 
@@ -46,6 +47,14 @@ struct ServerTable {
     max_crashes: Option<NonZeroUsize>,
     crash_window: Option<Span>,
     leak_budget: LeakBudgetTable,
+    first_byte_timeout: Option<Patience>,
+    head_timeout: Option<Patience>,
+    idle_timeout: Option<Patience>,
+    write_timeout: Option<Patience>,
+    http2_ping: Option<Patience>,
+    http2_ping_timeout: Option<Span>,
+    max_connections: Option<NonZeroUsize>,
+    max_connections_per_address: Option<NonZeroUsize>,
 }
 
 #[derive(Deserialize, Default)]
@@ -187,6 +196,20 @@ impl<'de> Deserialize<'de> for Limit {
         duration(&text)
             .map(|span| Self(Some(span)))
             .map_err(|error| D::Error::custom(format!("{error}, or \"none\"")))
+    }
+}
+
+/// A length of time, more than none, or `none`.
+struct Patience(Option<Duration>);
+
+impl<'de> Deserialize<'de> for Patience {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        match Limit::deserialize(from)?.0 {
+            Some(Duration::ZERO) => Err(D::Error::custom(
+                "it cannot be zero: write e.g. \"30s\", or \"none\" for no limit",
+            )),
+            some_or_none => Ok(Self(some_or_none)),
+        }
     }
 }
 
@@ -393,6 +416,30 @@ fn server(table: ServerTable, folder: &Path) -> Server {
                 .leak_budget
                 .retained
                 .unwrap_or(default.leak_budget.retained),
+        },
+        timeouts: Timeouts {
+            first_byte: table
+                .first_byte_timeout
+                .map_or(default.timeouts.first_byte, |limit| limit.0),
+            head: table
+                .head_timeout
+                .map_or(default.timeouts.head, |limit| limit.0),
+            idle: table
+                .idle_timeout
+                .map_or(default.timeouts.idle, |limit| limit.0),
+            write: table
+                .write_timeout
+                .map_or(default.timeouts.write, |limit| limit.0),
+            http2_ping: table
+                .http2_ping
+                .map_or(default.timeouts.http2_ping, |limit| limit.0),
+            http2_pong: table
+                .http2_ping_timeout
+                .map_or(default.timeouts.http2_pong, |span| span.0),
+        },
+        clients: Clients {
+            max_connections: table.max_connections,
+            max_connections_per_address: table.max_connections_per_address,
         },
     }
 }
@@ -611,6 +658,14 @@ mod tests {
             max_crashes = 5
             crash_window = "2m"
             leak_budget = { bytes = "512KiB", retained = 0 }
+            first_byte_timeout = "5s"
+            head_timeout = "10s"
+            idle_timeout = "none"
+            write_timeout = "1m"
+            http2_ping = "20s"
+            http2_ping_timeout = "3s"
+            max_connections = 1000
+            max_connections_per_address = 100
             [control]
             operate = ["1001", "deploy", "@ops"]
             observe = ["@1002"]
@@ -670,6 +725,24 @@ mod tests {
                 bytes: 512 << 10,
                 descriptors: 64,
                 retained: 0
+            }
+        );
+        assert_eq!(
+            server.timeouts,
+            Timeouts {
+                first_byte: Some(Duration::from_secs(5)),
+                head: Some(Duration::from_secs(10)),
+                idle: None,
+                write: Some(Duration::from_secs(60)),
+                http2_ping: Some(Duration::from_secs(20)),
+                http2_pong: Duration::from_secs(3),
+            }
+        );
+        assert_eq!(
+            server.clients,
+            Clients {
+                max_connections: NonZeroUsize::new(1000),
+                max_connections_per_address: NonZeroUsize::new(100),
             }
         );
         assert_eq!(
@@ -746,6 +819,7 @@ mod tests {
         assert_eq!(server.plugins, Path::new("/etc/plugins"));
         assert_eq!(server.control, Path::new("/etc/.handover/control.sock"));
         assert!(!server.version_header);
+        assert_eq!(server.timeouts.idle, Some(Duration::from_secs(65)));
         let app = config.app(&name("any"));
         assert!(app.routes.is_empty() && app.env.is_empty() && app.check.start);
         assert_eq!(app.drain_deadline, Some(Duration::from_secs(30)));
@@ -795,6 +869,11 @@ mod tests {
             ("[app.shop]\nmin_version = \"2\"", "app.shop.min_version"),
             ("[server]\nworkers = 0", "server.workers"),
             ("[server]\nshutdown_deadline = \"0s\"", "zero"),
+            (
+                "[server]\nidle_timeout = \"0s\"",
+                "server.idle_timeout: it cannot be zero",
+            ),
+            ("[server]\nmax_connections = 0", "server.max_connections"),
             (
                 "[server]\nleak_budget = { bytes = \"64MB\" }",
                 "`64MB` is not a size",

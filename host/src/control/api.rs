@@ -20,6 +20,8 @@
 //!
 //! A call that cannot be taken answers a 4xx or 5xx status with [`Problem`].
 
+use std::collections::BTreeMap;
+
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +58,9 @@ pub struct AppStatus {
     pub queue: Vec<OperationStatus>,
     /// A checked artifact that waits for `handover reload`.
     pub staged: Option<StagedStatus>,
+    /// Why the disk does not have yet what is kept in memory of it. It is written when that is possible.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_durable: Option<String>,
     /// What its limits hold and did, if it has any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<LimitsStatus>,
@@ -164,6 +169,9 @@ pub struct HostStatus {
     pub max_open_files: Option<u64>,
     /// The addresses it listens on.
     pub listen: Vec<String>,
+    /// The connections of clients.
+    #[serde(default)]
+    pub connections: ConnectionsStatus,
     /// Where it tells its metrics over TCP, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<String>,
@@ -175,6 +183,20 @@ pub struct HostStatus {
     /// How much of that is tolerated: `server.leak_budget`.
     #[serde(default)]
     pub leak_budget: LeakStatus,
+}
+
+/// The connections of clients.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionsStatus {
+    /// Those that are open, upgraded ones not included.
+    pub open: u64,
+    /// All that were accepted.
+    pub accepted: u64,
+    /// Those that the host ended because their clients did nothing: `first_byte_timeout`, `head_timeout`, `idle_timeout`, `write_timeout`,
+    /// `for_another` (idle, and another one needed its place).
+    pub ended: BTreeMap<String, u64>,
+    /// Those that the host closed as soon as they came: `max_connections`, `max_connections_per_address`, `descriptors`.
+    pub refused: BTreeMap<String, u64>,
 }
 
 /// What replaced generations hold that they should have given back.

@@ -918,6 +918,7 @@ mod tests {
                     rss_bytes: 0,
                     max_open_files: None,
                     listen: Vec::new(),
+                    connections: Default::default(),
                     metrics: None,
                     abi: "1.1".into(),
                     leaks: Default::default(),

@@ -58,6 +58,18 @@ pub struct ControlSocket {
     identity: (u64, u64),
 }
 
+impl SocketError {
+    /// Whether it may be made another time, since only the disk is full or read-only.
+    pub fn is_for_want_of_room(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if matches!(
+            source.kind(),
+            io::ErrorKind::ReadOnlyFilesystem
+                | io::ErrorKind::StorageFull
+                | io::ErrorKind::QuotaExceeded
+        ))
+    }
+}
+
 impl ControlSocket {
     /// Binds `path` and listens there. A socket that a dead host left is replaced. The folder is made where it is missing.
     ///

@@ -65,7 +65,7 @@ impl Cut {
     }
 
     /// Ends the connection.
-    pub(super) fn throw(&self) {
+    pub fn throw(&self) {
         self.give(Order::End);
     }
 

@@ -233,15 +233,39 @@ unsafe fn live(heap: *mut mi::mi_heap_t) -> u64 {
 ///
 /// Threads that allocate from the C library may wait meanwhile: giving back takes some 0.2 ms for each MiB that is free in pieces.
 pub(super) fn private_bytes_outside() -> u64 {
-    // SAFETY: both may be called at any time, on any thread.
-    unsafe {
-        libc::malloc_trim(0);
-        mi::mi_collect(true);
-    }
+    give_back();
     // SAFETY: who destroys one takes it out first.
     let counted = |heap: &SharedHeap| unsafe { live(heap.0.as_ptr()) };
     let inside: u64 = heaps().iter().map(counted).sum();
     process::private_bytes().saturating_sub(inside)
+}
+
+/// Gives what is free back to the system. Threads that allocate from the C library may wait meanwhile.
+pub(crate) fn give_back() {
+    // SAFETY: may be called at any time, on any thread.
+    unsafe { libc::malloc_trim(0) };
+    give_back_of_heaps();
+}
+
+/// Makes free what others freed of what this thread has allocated from heaps of libraries.
+pub(crate) fn collect_here() {
+    // Held, so that none goes meanwhile.
+    for heap in heaps().iter() {
+        // SAFETY: who destroys one takes it out first; it looks at what is this thread's own.
+        unsafe { mi::mi_heap_collect(heap.0.as_ptr(), true) };
+    }
+}
+
+/// Gives back what is free in the heaps of libraries. Nobody waits for that.
+pub(crate) fn give_back_of_heaps() {
+    // SAFETY: as above.
+    unsafe { mi::mi_collect(true) };
+}
+
+/// The bytes that the C library has and nobody has of it, those included that were given back and whose addresses it has still.
+pub(crate) fn free_bytes() -> u64 {
+    // SAFETY: as above.
+    unsafe { libc::mallinfo2() }.fordblks as u64
 }
 
 /// The functions of `heap`: mimalloc's own, without one of ours between.

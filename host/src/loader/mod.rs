@@ -39,7 +39,11 @@ pub use self::{
     code::{Code, Running, Stage},
     library::{Layouts, Library, LoadError},
 };
-pub(crate) use self::{start::start, turn::LONGEST as LONGEST_TURN};
+pub(crate) use self::{
+    heap::{collect_here, free_bytes, give_back, give_back_of_heaps},
+    start::start,
+    turn::LONGEST as LONGEST_TURN,
+};
 
 /// Ends this process well, at once. What libraries that stay mapped have registered with `atexit`
 /// does not run: their threads may be alive, and it may block for ever.

@@ -1,27 +1,37 @@
 //! Accepts connections, and keeps accepting whatever happens.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::fd::AsRawFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::net::TcpListener;
 
 use super::{
     connection::{Protocols, Settings},
-    count::Connections,
-    open::OpenConnections,
+    open::Connections,
 };
 use crate::dispatch::Routes;
+
+/// How long the log says nothing more of connections that could not be taken.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// How long nothing is tried when there is neither a descriptor nor a connection that could give its own.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until `stop` ends; then accepts no more, and waits until the open connections have ended what they have.
 pub async fn serve(
     listener: TcpListener,
     routes: Arc<Routes>,
     settings: Settings,
-    counted: Connections,
+    connections: Connections,
     stop: impl Future<Output = ()>,
 ) {
-    let protocols = Protocols::new(routes, settings);
-    let connections = OpenConnections::default();
+    let protocols = Protocols::new(routes, settings, connections.clone());
     let mut stop = std::pin::pin!(stop);
+    let mut complaint = Complaint::default();
     loop {
         let (stream, peer) = tokio::select! {
             biased;
@@ -29,17 +39,26 @@ pub async fn serve(
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    refused(error).await;
+                    not_accepted(&error, &connections, &mut complaint).await;
                     continue;
                 }
             },
         };
+        let (open, place) = match connections.admit(peer.ip(), stream.as_raw_fd()).await {
+            Ok(admitted) => admitted,
+            Err(why) => {
+                drop(stream);
+                complaint.about(&format!(
+                    "connections are refused: {} is reached, and no connection is idle",
+                    why.as_str()
+                ));
+                continue;
+            }
+        };
         // A socket whose peer is gone already fails here, and is found gone when it is read.
         let _ = stream.set_nodelay(true);
-        let counted = counted.accepted();
-        let serving = protocols.serve(stream, peer, connections.add());
+        let serving = protocols.serve(stream, peer, open, place);
         tokio::spawn(async move {
-            let _counted = counted;
             if let Err(reason) = serving.await {
                 tracing::debug!(%peer, "a connection ended: {reason}");
             }
@@ -50,18 +69,42 @@ pub async fn serve(
 }
 
 /// What to do when a connection could not be accepted.
-async fn refused(error: io::Error) {
+async fn not_accepted(error: &io::Error, connections: &Connections, complaint: &mut Complaint) {
     match error.kind() {
         // The client left while it waited in the queue.
         io::ErrorKind::ConnectionAborted
         | io::ErrorKind::ConnectionReset
         | io::ErrorKind::ConnectionRefused => {}
         _ => {
-            // Out of descriptors or memory: trying again at once would only burn the processor.
-            tracing::error!(
-                "no connection can be accepted: {error}; raise the limit of open files (ulimit -n) if this goes on"
-            );
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            // Out of descriptors or memory.
+            complaint.about(&format!(
+                "no connection can be accepted: {error}; idle ones go, and the limit of open files (ulimit -n) may be too low"
+            ));
+            if !connections.make_room().await {
+                // Trying again at once would only burn the processor.
+                tokio::time::sleep(PAUSE).await;
+            }
         }
+    }
+}
+
+/// What the log is told once in a while, with how often it happened.
+#[derive(Debug, Default)]
+struct Complaint {
+    told: Option<Instant>,
+    since: u64,
+}
+
+impl Complaint {
+    fn about(&mut self, what: &str) {
+        self.since += 1;
+        if self.told.is_some_and(|told| told.elapsed() < QUIET) {
+            return;
+        }
+        tracing::error!(times = self.since, "{what}");
+        *self = Self {
+            told: Some(Instant::now()),
+            since: 0,
+        };
     }
 }

@@ -2,18 +2,22 @@
 //!
 //! - [`listener`]: accepts, and keeps accepting whatever happens
 //! - [`socket`]: bound here, or handed over by whoever started this process
-//! - [`count`]: how many connections there are
-//! - [`open`]: those of one listener that are open, which finish what they have when it closes
-//! - [`head_timer`]: how long a client may take for the head of a request
+//! - [`open`]: the open connections, how many there may be, and which go when others need their place
+//! - [`count`]: how many there are and were, and why the host ended or refused some
+//! - [`activity`]: what a connection is doing
+//! - [`patience`]: how long its client is waited for
 //! - [`stream`]: the bytes of a connection, asked for once a turn
+//! - [`streamed`]: the answer of an HTTP/2 stream, counted until the socket has taken it
 //! - [`connection`]: one connection, whose requests each find their own generation
 
+mod activity;
 pub mod connection;
-pub mod count;
-mod head_timer;
+mod count;
 pub mod listener;
 mod open;
+mod patience;
 pub mod socket;
 mod stream;
+mod streamed;
 
-pub use self::{connection::Settings, count::Connections, listener::serve};
+pub use self::{connection::Settings, listener::serve, open::Connections};

@@ -1,54 +1,304 @@
-//! The open connections of one listener, which finish what they have when it closes.
+//! The open connections: how many there may be, which goes when another needs its place, and that all finish at the end.
+//!
+//! Descriptors are given out lowest first, so the number of a new connection says how many are in use, whoever has them. The last
+//! ones are not for clients: the control socket, deploys and a restart live on them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
+    os::fd::RawFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
-use crate::generation::Cut;
+use super::{
+    activity::{Activity, Doing},
+    count::{Counts, Ended, Refused},
+    patience::LEAVE_WITHIN,
+};
+use crate::{
+    config, control::api::ConnectionsStatus, generation::Cut, open_files,
+    telemetry::exposition::Exposition,
+};
 
-/// The open connections.
-#[derive(Debug, Default)]
-pub(super) struct OpenConnections(Arc<Shared>);
+/// How many idle ones go at a time, at most, and which part of them.
+const AT_ONCE: usize = 32;
+const PART: usize = 8;
 
-#[derive(Debug, Default)]
+/// The connections of the host. Clones are of the same.
+#[derive(Clone, Debug)]
+pub struct Connections(Arc<Shared>);
+
+#[derive(Debug)]
 struct Shared {
-    /// By the address of the switch.
-    connections: Mutex<HashMap<usize, Arc<Cut>>>,
+    most: Most,
+    counts: Counts,
+    state: Mutex<State>,
+    /// One has ended.
     ended: Notify,
 }
 
-/// One of them, as long as it is open.
+/// How many there may be.
+#[derive(Clone, Copy, Debug)]
+struct Most {
+    in_all: Option<usize>,
+    per_address: Option<usize>,
+    /// The first descriptor that is not for clients.
+    descriptor: Option<RawFd>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Those that have not ended, by the address of their switch. Upgraded ones have.
+    connections: HashMap<usize, Entry>,
+    /// Places that are taken.
+    taken: usize,
+    /// Those of each client, where that is limited.
+    by_client: HashMap<IpAddr, usize>,
+}
+
 #[derive(Debug)]
-pub(super) struct OpenConnection {
+struct Entry {
     cut: Arc<Cut>,
+    activity: Arc<Activity>,
+    claim: Arc<Claim>,
+}
+
+/// What a connection counts as, until it ends or is asked to leave.
+#[derive(Debug)]
+struct Claim {
+    client: IpAddr,
+    holds: AtomicBool,
+}
+
+/// A place among the connections, which goes with the socket: an upgraded one has it still.
+#[derive(Debug)]
+pub(super) struct Place {
+    claim: Arc<Claim>,
     among: Arc<Shared>,
 }
 
-impl OpenConnections {
-    /// A new one.
-    pub(super) fn add(&self) -> OpenConnection {
+/// A connection, as long as it speaks HTTP.
+#[derive(Debug)]
+pub(super) struct OpenConnection {
+    cut: Arc<Cut>,
+    activity: Arc<Activity>,
+    among: Arc<Shared>,
+}
+
+impl Connections {
+    /// None yet, and as many as `settings` and the system let there be.
+    pub fn new(settings: &config::Clients) -> Self {
+        let descriptor = open_files::first_reserved();
+        Self(Arc::new(Shared {
+            most: Most {
+                in_all: settings.max_connections.map(Into::into),
+                per_address: settings.max_connections_per_address.map(Into::into),
+                descriptor,
+            },
+            counts: Counts::default(),
+            state: Mutex::default(),
+            ended: Notify::new(),
+        }))
+    }
+
+    /// What `handover status` shows of them.
+    pub fn status(&self) -> ConnectionsStatus {
+        let counts = &self.0.counts;
+        let (open, accepted) = counts.open();
+        let named = |(why, number): (&str, u64)| (why.to_owned(), number);
+        ConnectionsStatus {
+            open,
+            accepted,
+            ended: counts.all_ended().map(named).collect(),
+            refused: counts.all_refused().map(named).collect(),
+        }
+    }
+
+    /// Writes the metrics.
+    pub fn write_metrics(&self, to: &mut Exposition) {
+        self.0.counts.write_metrics(to);
+    }
+
+    /// Counts one that the host ended.
+    pub(super) fn ended(&self, why: Ended) {
+        self.0.counts.ended(why);
+    }
+
+    /// Takes in a new connection from `client`, whose socket has this number. Idle ones go for it where there is no place; those that
+    /// hold a descriptor that is needed are waited for, though not long.
+    ///
+    /// # Errors
+    /// Why there is no place for it.
+    pub(super) async fn admit(
+        &self,
+        client: IpAddr,
+        socket: RawFd,
+    ) -> Result<(OpenConnection, Place), Refused> {
+        let Shared { most, counts, .. } = &*self.0;
+        if let Some(first_reserved) = most.descriptor
+            && socket >= first_reserved
+            && !self.make_room().await
+        {
+            counts.refused(Refused::Descriptors);
+            return Err(Refused::Descriptors);
+        }
+        let client = network(client);
+        let mut state = self.0.state.lock();
+        if let Some(most) = most.per_address {
+            let of_client = |entry: &Entry| entry.claim.client == client;
+            let number = state.by_client.get(&client).copied().unwrap_or_default();
+            if number >= most && state.oldest_go(1, of_client, counts) == 0 {
+                counts.refused(Refused::PerAddress);
+                return Err(Refused::PerAddress);
+            }
+        }
+        if let Some(most) = most.in_all
+            && state.taken >= most
+            && state.some_go(counts) == 0
+        {
+            counts.refused(Refused::Connections);
+            return Err(Refused::Connections);
+        }
+        Ok(self.add(&mut state, client))
+    }
+
+    fn add(&self, state: &mut State, client: IpAddr) -> (OpenConnection, Place) {
         let cut = Arc::new(Cut::default());
+        let activity = Activity::new();
+        let claim = Arc::new(Claim {
+            client,
+            holds: AtomicBool::new(true),
+        });
+        state.taken += 1;
+        if self.0.most.per_address.is_some() {
+            *state.by_client.entry(client).or_default() += 1;
+        }
+        let entry = Entry {
+            cut: Arc::clone(&cut),
+            activity: Arc::clone(&activity),
+            claim: Arc::clone(&claim),
+        };
+        state.connections.insert(Arc::as_ptr(&cut).addr(), entry);
+        self.0.counts.accepted();
+        let place = Place {
+            claim,
+            among: Arc::clone(&self.0),
+        };
         let among = Arc::clone(&self.0);
-        among
-            .connections
-            .lock()
-            .insert(Arc::as_ptr(&cut).addr(), Arc::clone(&cut));
-        OpenConnection { cut, among }
+        let connection = OpenConnection {
+            cut,
+            activity,
+            among,
+        };
+        (connection, place)
+    }
+
+    /// Lets the oldest idle ones go, and waits until one has. Whether there was any.
+    pub(super) async fn make_room(&self) -> bool {
+        let ended = self.0.ended.notified();
+        if self.0.state.lock().some_go(&self.0.counts) == 0 {
+            return false;
+        }
+        // One that cannot even do that is held up by the host, not by its client.
+        tokio::time::timeout(2 * LEAVE_WITHIN, ended).await.is_ok()
     }
 
     /// Asks all of them to finish, and waits until they have.
     pub(super) async fn finish(self) {
-        for cut in self.0.connections.lock().values() {
-            cut.finish();
+        for entry in self.0.state.lock().connections.values() {
+            entry.cut.finish();
         }
         loop {
             // Asks to be told first and looks then, so that none that ends in between is missed.
             let ended = self.0.ended.notified();
-            if self.0.connections.lock().is_empty() {
+            if self.0.state.lock().connections.is_empty() {
                 return;
             }
             ended.await;
+        }
+    }
+}
+
+/// The client, as far as it is told apart from others: by its address, with IPv6 by the network that is given to one customer.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
+    }
+}
+
+impl State {
+    /// Asks some to leave, those first that have been idle for the longest time. How many.
+    fn some_go(&mut self, counts: &Counts) -> usize {
+        let part = self.connections.len() / PART;
+        self.oldest_go(part.clamp(1, AT_ONCE), |_| true, counts)
+    }
+
+    /// Asks up to `number` of those to leave. A head that does not become whole goes only where nothing is idle.
+    fn oldest_go(
+        &mut self,
+        number: usize,
+        among: impl Fn(&Entry) -> bool,
+        counts: &Counts,
+    ) -> usize {
+        let idle = |entry: &Entry| matches!(entry.activity.doing(), Doing::Idle | Doing::Opening);
+        let waited_for = |entry: &Entry| entry.activity.doing() != Doing::Request;
+        let mut chosen = self.oldest(number, |entry| among(entry) && idle(entry));
+        if chosen.is_empty() {
+            chosen = self.oldest(number, |entry| among(entry) && waited_for(entry));
+        }
+        for key in &chosen {
+            let Some(entry) = self.connections.get(key) else {
+                continue;
+            };
+            let claim = Arc::clone(&entry.claim);
+            if idle(entry) {
+                entry.cut.finish();
+            } else {
+                entry.cut.throw();
+            }
+            self.give_up(&claim);
+            counts.ended(Ended::ForAnother);
+        }
+        chosen.len()
+    }
+
+    fn oldest(&self, number: usize, eligible: impl Fn(&Entry) -> bool) -> Vec<usize> {
+        let mut found: Vec<(Instant, usize)> = self
+            .connections
+            .iter()
+            .filter(|(_, entry)| {
+                entry.claim.holds.load(Ordering::Relaxed)
+                    && !entry.activity.is_busy()
+                    && entry.activity.blocked_since().is_none()
+                    && eligible(entry)
+            })
+            .map(|(key, entry)| (entry.activity.since(), *key))
+            .collect();
+        if found.len() > number {
+            found.select_nth_unstable(number);
+            found.truncate(number);
+        }
+        found.into_iter().map(|(_, key)| key).collect()
+    }
+
+    /// The claim counts no longer.
+    fn give_up(&mut self, claim: &Claim) {
+        if !claim.holds.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        self.taken -= 1;
+        if let Some(number) = self.by_client.get_mut(&claim.client) {
+            *number -= 1;
+            if *number == 0 {
+                self.by_client.remove(&claim.client);
+            }
         }
     }
 }
@@ -58,14 +308,25 @@ impl OpenConnection {
     pub(super) fn cut(&self) -> &Arc<Cut> {
         &self.cut
     }
+
+    /// What it does.
+    pub(super) fn activity(&self) -> &Arc<Activity> {
+        &self.activity
+    }
 }
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        let mut connections = self.among.connections.lock();
-        connections.remove(&Arc::as_ptr(&self.cut).addr());
-        if connections.is_empty() {
-            self.among.ended.notify_one();
-        }
+        let mut state = self.among.state.lock();
+        state.connections.remove(&Arc::as_ptr(&self.cut).addr());
+        self.among.counts.closed();
+        drop(state);
+        self.among.ended.notify_waiters();
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.among.state.lock().give_up(&self.claim);
     }
 }

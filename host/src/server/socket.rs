@@ -3,12 +3,18 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
+    time::Duration,
 };
 
 use listenfd::ListenFd;
+use rustix::net::sockopt;
 
 /// How many connections wait to be accepted, e.g. while a crashed host comes back. The kernel caps it (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
+
+/// How long a connection may be silent before the kernel asks whether the other machine is still there, how often it asks again, and how many
+/// questions without an answer end the connection. Who answers is a kernel, so no client is too slow for it.
+const KEEP_ALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 4);
 
 /// Why there is no listening socket, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +77,16 @@ pub fn inherited() -> Result<Vec<TcpListener>, SocketError> {
                 .transpose()
         })
         .collect()
+}
+
+/// Finds clients whose machine is gone: what `listener` accepts is asked after by the kernel.
+pub fn keep_alive(listener: &TcpListener) -> io::Result<()> {
+    let (idle, again, times) = KEEP_ALIVE;
+    sockopt::set_socket_keepalive(listener, true)?;
+    sockopt::set_tcp_keepidle(listener, idle)?;
+    sockopt::set_tcp_keepintvl(listener, again)?;
+    sockopt::set_tcp_keepcnt(listener, times)?;
+    Ok(())
 }
 
 fn advice(address: SocketAddr, cause: &io::Error) -> String {

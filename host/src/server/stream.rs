@@ -2,6 +2,8 @@
 //!
 //! In one turn of its task, hyper asks for the head of a request, then whether the client is still there while it is answered, and then for the
 //! next head. Who found nothing to read has left the waker of the task there, so until the next turn there is nothing for him.
+//!
+//! The first of them say which version of HTTP it is, and are read again by whoever speaks that.
 
 use std::{
     io::{self, IoSlice},
@@ -10,16 +12,55 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
-use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
+use tokio::time::Instant;
+
+use super::{activity::Activity, open::Place};
+
+/// What a client begins with that speaks HTTP/2 without having been asked to.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// The head of the frame that follows it: the client's settings.
+const FRAME_HEAD: usize = 9;
 
 /// The bytes of a connection.
 #[derive(Debug)]
 pub(super) struct Stream<T> {
     bytes: T,
     turn: Turn,
+    activity: Arc<Activity>,
+    first: First,
+    speaks: Speaks,
+    /// Its place among the connections, which an upgraded one keeps.
+    _place: Option<Place>,
+}
+
+/// The first bytes, until they are read again.
+#[derive(Debug, Default)]
+struct First {
+    bytes: [u8; PREFACE.len()],
+    read: usize,
+    given: usize,
+}
+
+/// What the client speaks.
+#[derive(Debug)]
+enum Speaks {
+    /// HTTP/1.1, or nobody knows yet.
+    Http1,
+    /// HTTP/2, and so many bytes are missing until the head of its first frame is there.
+    Http2 { missing: usize },
+}
+
+/// A version of HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Version {
+    /// 1.1 or 1.0.
+    Http1,
+    /// 2.
+    Http2,
 }
 
 /// The turn of the task that a connection is polled in.
@@ -57,31 +98,103 @@ impl Turn {
 }
 
 impl<T> Stream<T> {
-    /// The bytes of a connection, and its turns.
-    pub(super) fn new(bytes: T) -> (Self, Turn) {
+    /// The bytes of a connection that does what `activity` says, and its turns.
+    pub(super) fn new(bytes: T, activity: Arc<Activity>, place: Option<Place>) -> (Self, Turn) {
         let turn = Turn::default();
         let stream = Self {
             bytes,
             turn: turn.clone(),
+            activity,
+            first: First::default(),
+            speaks: Speaks::Http1,
+            _place: place,
         };
         (stream, turn)
     }
 }
 
+impl<T: Read + Unpin> Stream<T> {
+    /// Reads what says which version of HTTP the client speaks. It is read again by who speaks that.
+    pub(super) fn poll_version(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Version>> {
+        loop {
+            let First { bytes, read, .. } = &mut self.first;
+            if bytes[..*read] != PREFACE[..*read] {
+                return Poll::Ready(Ok(Version::Http1));
+            }
+            if *read == PREFACE.len() {
+                let missing = FRAME_HEAD;
+                self.speaks = Speaks::Http2 { missing };
+                return Poll::Ready(Ok(Version::Http2));
+            }
+            let mut room = ReadBuf::new(&mut bytes[*read..]);
+            ready!(Pin::new(&mut self.bytes).poll_read(cx, room.unfilled()))?;
+            match room.filled().len() {
+                // It has closed its side: there is nothing more to be told by.
+                0 => return Poll::Ready(Ok(Version::Http1)),
+                some => *read += some,
+            }
+            self.activity.read();
+        }
+    }
+
+    /// The first bytes once more, as many as there is room for.
+    #[cold]
+    fn read_again(&mut self, mut buffer: ReadBufCursor<'_>) {
+        let First { bytes, read, given } = &mut self.first;
+        let number = buffer.remaining().min(*read - *given);
+        buffer.put_slice(&bytes[*given..*given + number]);
+        *given += number;
+    }
+
+    /// Reads until the first frame of HTTP/2 has begun: from then on its streams say what is under way.
+    #[cold]
+    fn poll_first_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut bytes = [0; 64];
+        let room = bytes.len().min(buffer.remaining());
+        let mut read = ReadBuf::new(&mut bytes[..room]);
+        ready!(Pin::new(&mut self.bytes).poll_read(cx, read.unfilled()))?;
+        buffer.put_slice(read.filled());
+        if let Speaks::Http2 { missing } = &mut self.speaks {
+            *missing = missing.saturating_sub(read.filled().len());
+            if *missing == 0 {
+                self.activity.is_idle(Instant::now());
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl<T: Read + Unpin> Read for Stream<T> {
+    #[inline]
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.first.given < self.first.read {
+            self.read_again(buffer);
+            return Poll::Ready(Ok(()));
+        }
         let Shared { task, was_empty } = &*self.turn.0;
         let in_turn = task.load(Ordering::Relaxed) == task_of(cx.waker());
         if in_turn && was_empty.load(Ordering::Relaxed) {
             return Poll::Pending;
         }
-        let read = Pin::new(&mut self.bytes).poll_read(cx, buffer);
-        if in_turn && read.is_pending() {
-            self.turn.0.was_empty.store(true, Ordering::Relaxed);
+        let read = match self.speaks {
+            Speaks::Http2 { missing: 1.. } => self.poll_first_frame(cx, buffer),
+            Speaks::Http1 | Speaks::Http2 { .. } => Pin::new(&mut self.bytes).poll_read(cx, buffer),
+        };
+        if read.is_pending() {
+            if in_turn {
+                self.turn.0.was_empty.store(true, Ordering::Relaxed);
+            }
+        } else if matches!(self.speaks, Speaks::Http1) {
+            // Whether a client of HTTP/2 is idle is known by its streams.
+            self.activity.read();
         }
         read
     }
@@ -93,7 +206,9 @@ impl<T: Write + Unpin> Write for Stream<T> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.bytes).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.bytes).poll_write(cx, bytes);
+        self.activity.wrote(written.is_ready());
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -113,7 +228,9 @@ impl<T: Write + Unpin> Write for Stream<T> {
         cx: &mut Context<'_>,
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.bytes).poll_write_vectored(cx, bytes)
+        let written = Pin::new(&mut self.bytes).poll_write_vectored(cx, bytes);
+        self.activity.wrote(written.is_ready());
+        written
     }
 }
 
@@ -157,7 +274,7 @@ mod tests {
 
     #[test]
     fn what_was_empty_is_asked_again_in_the_next_turn() {
-        let (mut stream, turn) = Stream::new(Asked(0));
+        let (mut stream, turn) = Stream::new(Asked(0), Activity::new(), None);
         let own = Waker::from(Arc::new(Task));
         for turns in 1..4 {
             turn.take(&mut Context::from_waker(&own), |cx| {
@@ -171,7 +288,7 @@ mod tests {
 
     #[test]
     fn another_task_is_always_let_through() {
-        let (mut stream, turn) = Stream::new(Asked(0));
+        let (mut stream, turn) = Stream::new(Asked(0), Activity::new(), None);
         let (own, other) = (Arc::new(Task).into(), Arc::new(Task).into());
         turn.take(&mut Context::from_waker(&own), |cx| {
             ask(&mut stream, cx);

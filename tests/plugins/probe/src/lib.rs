@@ -48,6 +48,7 @@ async fn app(cx: Context) -> Result<Router, Error> {
         .route("/tag", post(tag))
         .route("/sink", post(sink))
         .route("/download", get(download))
+        .route("/whole", get(whole))
         .route("/head", any(head))
         .route("/trailers", get(trailers))
         .route("/about", get(about))
@@ -203,6 +204,11 @@ async fn sink(request: Request) -> Result<Json<serde_json::Value>, String> {
     Ok(Json(
         serde_json::json!({ "bytes": bytes, "trailers": trailers, "version": VERSION }),
     ))
+}
+
+/// `bytes` ones in one piece, which takes as much memory until the client has them.
+async fn whole(Query(told): Query<Told>) -> Vec<u8> {
+    vec![1; usize::try_from(told.bytes).unwrap_or_default()]
 }
 
 /// `bytes` zeroes, in pieces of 64 KiB.

@@ -1,0 +1,100 @@
+//! The answer of an HTTP/2 stream, counted until the socket has taken it.
+//!
+//! hyper hands whole pieces to the stream, whose task ends with the last one. They may wait there for a client that reads slowly, so each
+//! of them says that something is under way.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use http::Response;
+use hyper::body::{Body, Frame, SizeHint};
+
+use super::{
+    activity::{Activity, OpenStream},
+    connection::Answering,
+};
+use crate::dispatch::{AnswerBody, body::AnswerError};
+
+/// A request of a stream on its way.
+#[derive(Debug)]
+pub(super) struct StreamAnswering {
+    answering: Answering,
+    activity: Arc<Activity>,
+}
+
+/// The body of its answer.
+#[derive(Debug)]
+pub(super) struct StreamBody {
+    body: AnswerBody,
+    activity: Arc<Activity>,
+}
+
+/// A piece of it.
+#[derive(Debug)]
+pub(super) struct StreamBytes {
+    bytes: Bytes,
+    _stream: OpenStream,
+}
+
+impl StreamAnswering {
+    pub(super) fn new(answering: Answering, activity: &Arc<Activity>) -> Self {
+        Self {
+            answering,
+            activity: Arc::clone(activity),
+        }
+    }
+}
+
+impl Future for StreamAnswering {
+    type Output = Result<Response<StreamBody>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let response = ready!(Pin::new(&mut self.answering).poll(cx))?;
+        let activity = Arc::clone(&self.activity);
+        Poll::Ready(Ok(response.map(|body| StreamBody { body, activity })))
+    }
+}
+
+impl Body for StreamBody {
+    type Data = StreamBytes;
+    type Error = AnswerError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<StreamBytes>, AnswerError>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let counted = |bytes| StreamBytes {
+            bytes,
+            _stream: self.activity.stream(),
+        };
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(counted))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}
+
+impl Buf for StreamBytes {
+    fn remaining(&self) -> usize {
+        self.bytes.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.bytes.chunk()
+    }
+
+    fn advance(&mut self, number: usize) {
+        self.bytes.advance(number);
+    }
+}
