@@ -1,7 +1,8 @@
 //! The heap of one load of a library: made before its constructors run, freed whole after it is unmapped.
 //!
 //! Each is a heap of mimalloc's: any thread allocates in it, any thread frees, a thread that ends leaves its blocks in it,
-//! and `mi_heap_destroy` gives all of it back at once, whoever allocated it. Nothing else in the host comes from mimalloc.
+//! and `mi_heap_destroy` gives all of it back at once, whoever allocated it. What the host itself allocates comes from another heap of
+//! the same mimalloc.
 //!
 //! mimalloc takes blocks from arenas, large parts of the address space that it keeps, and only what lies in one is counted
 //! and freed with its heap. What does not: a single block of more than [`IN_ARENAS`], and what is allocated while the
@@ -163,8 +164,8 @@ pub(super) unsafe extern "C" fn handover_heap(root: *const HeapRoot) -> *const H
     offered.heap.0.as_ptr()
 }
 
-/// Whether `address` lies in memory that the heaps of libraries are made of.
-pub(super) fn is_of_a_generation(address: usize) -> bool {
+/// Whether `address` lies in memory of mimalloc's: of the host, or of the heap of a library.
+pub(super) fn is_ours(address: usize) -> bool {
     // SAFETY: looks the address up, without reading what is there.
     unsafe { mi::mi_is_in_heap_region(address as *const c_void) }
 }
@@ -247,8 +248,10 @@ pub(crate) fn give_back() {
     give_back_of_heaps();
 }
 
-/// Makes free what others freed of what this thread has allocated from heaps of libraries.
+/// Makes free what others freed of what this thread has allocated, from heaps of libraries and from the host's own.
 pub(crate) fn collect_here() {
+    // SAFETY: it looks at what is this thread's own.
+    unsafe { mi::mi_collect(false) };
     // Held, so that none goes meanwhile.
     for heap in heaps().iter() {
         // SAFETY: who destroys one takes it out first; it looks at what is this thread's own.

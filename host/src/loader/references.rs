@@ -5,7 +5,7 @@
 //! a conservative garbage collector does: from its writable segments, through every word that may be a pointer, into the blocks of
 //! `malloc` and of anonymous mappings. Memory that cannot be reached from there, freed blocks above all, may point anywhere.
 //!
-//! Not followed: the libraries that the host itself is linked with, thread-locals and the stacks of threads, the heap of a generation,
+//! Not followed: the libraries that the host itself is linked with, thread-locals and the stacks of threads, the heaps of the host and of a generation,
 //! and what the dynamic linker knows of each library.
 
 mod blocks;
@@ -176,7 +176,7 @@ impl Following {
             .heaps
             .get(next)
             .filter(|(heap, _)| heap.contains(&pointer))?;
-        if heap::is_of_a_generation(pointer) {
+        if heap::is_ours(pointer) {
             return None;
         }
         let blocks = blocks.get_or_init(|| Blocks::read(&self.memory, heap, self.mark_of_free));

@@ -267,7 +267,7 @@ mod tests {
     #[test]
     fn memory_of_no_malloc_has_no_blocks() {
         let memory = Memory::open().unwrap();
-        let words: [usize; 64] = std::array::from_fn(|at| at * 32 + 1);
+        let words: [usize; 64] = std::array::from_fn(|at| at.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let start = words.as_ptr().addr();
         let blocks = Blocks::read(&memory, &(start..start + size_of_val(&words)), None);
         assert_eq!(blocks.place(start + 64), Place::Elsewhere);
