@@ -128,12 +128,11 @@ struct Mouth(Arc<UnixStream>);
 
 impl Mouth {
     fn say(&self, line: &Line) {
-        let Ok(mut text) = serde_json::to_vec(line) else {
+        let Ok(text) = line.text() else {
             return;
         };
-        text.push(b'\n');
         // A host that does not listen any more kills us.
-        let _ = (&*self.0).write_all(&text);
+        let _ = (&*self.0).write_all(text.as_bytes());
     }
 
     fn begin(&self, stage: Stage) {

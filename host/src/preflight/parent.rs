@@ -29,7 +29,7 @@ use tokio::{
 
 use super::{
     Passed, Scope, Verdict,
-    report::{Line, Stage, Task},
+    report::{LONGEST, Line, Stage, Task},
 };
 use crate::{
     artifact::{Artifact, Remark, Topic},
@@ -48,9 +48,6 @@ const TAIL: usize = 4 * 1024;
 
 /// How long a child that ended may take to be read to its end. Only a process that it left behind can use it up.
 const AFTERWARDS: Duration = Duration::from_millis(500);
-
-/// The longest line of a report, in bytes. A child that says more is not ours any more.
-const LONGEST_LINE: u64 = 256 * 1024;
 
 /// Checks `artifact` in a child process as `app` with its settings.
 ///
@@ -239,7 +236,7 @@ impl Running {
             if to.write_all(&task).await.is_ok() {
                 heard.listen(&mut lines).await;
             }
-            if heard.last.is_none() {
+            if heard.last.is_none() && !heard.garbled {
                 std::future::pending::<()>().await;
             }
         };
@@ -283,6 +280,8 @@ struct Heard {
     checked: Vec<String>,
     remarks: Vec<Remark>,
     last: Option<Line>,
+    /// It said what is no line of ours: code of the plugin wrote to its socket.
+    garbled: bool,
 }
 
 impl Heard {
@@ -291,11 +290,15 @@ impl Heard {
         while self.last.is_none() {
             let mut line = Vec::new();
             match (&mut *lines)
-                .take(LONGEST_LINE)
+                .take(LONGEST as u64)
                 .read_until(b'\n', &mut line)
                 .await
             {
                 Ok(read) if read > 0 && line.ends_with(b"\n") => {}
+                Ok(LONGEST) => {
+                    self.garbled = true;
+                    return;
+                }
                 Ok(_) | Err(_) => return,
             }
             match serde_json::from_slice(&line) {
@@ -303,7 +306,10 @@ impl Heard {
                 Ok(Line::Checked { what }) => self.checked.push(what),
                 Ok(Line::Remarked { remark }) => self.remarks.push(remark),
                 Ok(last) => self.last = Some(last),
-                Err(_) => return,
+                Err(_) => {
+                    self.garbled = true;
+                    return;
+                }
             }
         }
     }
@@ -332,6 +338,11 @@ impl Heard {
             Some(Line::Broken { reason }) => return Err(io::Error::other(with_output(reason))),
             // Not last lines: `listen` keeps none of them.
             Some(Line::Begins { .. } | Line::Checked { .. } | Line::Remarked { .. }) | None => {}
+        }
+        if self.garbled {
+            return Ok(Verdict::Rejected(with_output(format!(
+                "it wrote into a descriptor that is not its own, the one of preflight, {during}"
+            ))));
         }
         if ended == Ended::AtDeadline {
             let limit = humantime::format_duration(deadline);
@@ -574,6 +585,15 @@ mod tests {
             .await
             .verdict(Ended::ByItself, exited(0), DEADLINE, Leave::Warn, "");
         rejected(verdict, &["exit(0)"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_report_is_refused_and_not_waited_for() {
+        for said in ["hello\n".to_owned(), "x".repeat(LONGEST + 1)] {
+            let heard = heard(&format!("{STARTING}{said}")).await;
+            let verdict = heard.verdict(Ended::Reported, killed(9), DEADLINE, Leave::Warn, "");
+            rejected(verdict, &["not its own", "in the constructor"]);
+        }
     }
 
     #[tokio::test]

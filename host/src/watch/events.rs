@@ -1,7 +1,7 @@
 //! The watched folders, and what their events hint at.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -98,8 +98,8 @@ pub(super) struct Hints {
     renamed: HashSet<PathBuf>,
     /// The folders in which something was renamed that is no plugin itself, e.g. `..data`.
     turned: HashSet<PathBuf>,
-    /// Files made or written to, and not closed since.
-    writing: HashSet<PathBuf>,
+    /// Files made or written to, and not closed since; whether they were written to.
+    writing: HashMap<PathBuf, bool>,
 }
 
 impl Hints {
@@ -157,13 +157,13 @@ impl Hints {
                 }
                 EventKind::Modify(ModifyKind::Data(_)) => {
                     if plugin {
-                        self.writing.insert(path);
+                        self.writing.insert(path, true);
                     }
                     continue; // nothing can be said of it before it is closed or quiet
                 }
                 EventKind::Create(_) => {
                     if plugin {
-                        self.writing.insert(path.clone());
+                        self.writing.entry(path.clone()).or_insert(false);
                     }
                     self.made.insert(path);
                 }
@@ -186,11 +186,16 @@ impl Hints {
             || folder != root && (self.renamed.contains(folder) || linked(folder, root))
     }
 
+    /// Whether the file at `path` was written to and not closed since.
+    pub(super) fn is_being_written(&self, path: &Path) -> bool {
+        self.writing.get(path) == Some(&true)
+    }
+
     /// Whether a closed file may soon be joined by another one of its folder.
     pub(super) fn may_be_joined(&self) -> bool {
         self.closed.iter().any(|closed| {
             self.writing
-                .iter()
+                .keys()
                 .any(|writing| writing.parent() == closed.parent())
         })
     }

@@ -25,6 +25,7 @@ use super::{
 use crate::{
     artifact::{Sha256, Signature, Store, elf, store::peek},
     names::AppName,
+    writers::{Writers, writers},
 };
 
 /// What the thread is told.
@@ -108,6 +109,8 @@ struct Seen {
     signature: Option<Stamp>,
     /// It waits for or is in a batch.
     busy: bool,
+    /// Somebody has it open for writing, which was told.
+    open: bool,
     /// It could not be tried in this state.
     retry: Option<Stamp>,
     known: Option<Known>,
@@ -391,6 +394,7 @@ impl<T: DropTarget> Scanner<T> {
             lay_there: self.first,
             signature: found.signature,
             busy: false,
+            open: false,
             retry: None,
             known: None,
             named: None,
@@ -465,7 +469,21 @@ impl<T: DropTarget> Scanner<T> {
         {
             return None; // not what was asked for
         }
-        (seen.busy, seen.whole) = (true, false);
+        let asked = matches!(reason, Reason::Asked { again: true, .. });
+        let open = match writers(&found.path) {
+            Ok(Writers::Nobody(_)) => false,
+            Ok(Writers::Somebody) => true,
+            // Events know less than the kernel: who only changed its length never closes it.
+            Ok(Writers::Unknown) | Err(_) => self.hints.is_being_written(&found.path) && !asked,
+        };
+        if open {
+            if asked || !seen.open {
+                self.target.waits(key.as_ref(), &found.path, asked);
+            }
+            seen.open = true;
+            return None;
+        }
+        (seen.busy, seen.whole, seen.open) = (true, false, false);
         seen.noticed = hints.since.unwrap_or(now);
         seen.signature = found.signature;
         let queue = self.queues.entry(key.clone()).or_default();

@@ -50,6 +50,7 @@ type Reply = dyn Fn(&Offer) -> Answer + Send + Sync;
 struct Target {
     offers: mpsc::UnboundedSender<Offer>,
     refused: mpsc::UnboundedSender<(PathBuf, String)>,
+    waiting: mpsc::UnboundedSender<(PathBuf, bool)>,
     reply: Box<Reply>,
     store: Store,
     /// Something else than what was offered has been made live since.
@@ -87,6 +88,10 @@ impl DropTarget for Target {
         answer
     }
 
+    fn waits(&self, _app: Option<&AppName>, path: &Path, asked: bool) {
+        self.waiting.send((path.to_owned(), asked)).unwrap();
+    }
+
     fn refused(&self, _app: Option<&AppName>, path: &Path, reason: &str) {
         self.refused
             .send((path.to_owned(), reason.to_owned()))
@@ -101,6 +106,7 @@ struct Host {
     target: Arc<Target>,
     offers: mpsc::UnboundedReceiver<Offer>,
     refused: mpsc::UnboundedReceiver<(PathBuf, String)>,
+    waiting: mpsc::UnboundedReceiver<(PathBuf, bool)>,
 }
 
 fn fine(offer: &Offer) -> Answer {
@@ -113,9 +119,11 @@ impl Host {
         let store = Store::open(&temp.path().join("artifacts")).unwrap();
         let (offers_in, offers) = mpsc::unbounded_channel();
         let (refused_in, refused) = mpsc::unbounded_channel();
+        let (waiting_in, waiting) = mpsc::unbounded_channel();
         let target = Arc::new(Target {
             offers: offers_in,
             refused: refused_in,
+            waiting: waiting_in,
             reply,
             store: store.clone(),
             changed_since: AtomicBool::new(false),
@@ -129,6 +137,7 @@ impl Host {
             target,
             offers,
             refused,
+            waiting,
         }
     }
 
@@ -278,6 +287,26 @@ async fn a_file_written_slowly_is_not_taken_half() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_open_for_writing_is_not_taken_however_long_it_is_quiet() {
+    let mut host = Host::without_events(BY_CLOCK, fine).await;
+    let hidden = shop("1.0.0").write(host.at("shop/.a"));
+    let writer = fs::File::options().write(true).open(&hidden).unwrap();
+    let path = host.at("shop/a.so");
+    fs::rename(hidden, &path).unwrap();
+    let told = timeout(Duration::from_secs(30), host.waiting.recv()).await;
+    assert_eq!(told.unwrap().unwrap(), (path.clone(), false));
+    for _ in 0..10 {
+        assert_eq!(host.scan().await, 0);
+    }
+    assert!(host.waiting.try_recv().is_err(), "told once");
+    assert_eq!(host.handle.rescan(None, true).await, 0, "not by reload");
+    assert_eq!(host.waiting.recv().await.unwrap(), (path, true));
+    host.no_offer();
+    drop(writer);
+    assert_eq!(host.version().await, "1.0.0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_truncated_file_waits_until_it_is_whole() {
     let mut host = Host::without_events(BY_HAND, fine).await;
     let bytes = shop("1.0.0").bytes();
@@ -359,6 +388,7 @@ async fn only_other_bytes_are_offered() {
     other.write(&path);
     let file = fs::File::options().write(true).open(&path).unwrap();
     file.set_modified(modified).unwrap();
+    drop(file);
     assert_eq!(host.scan().await, 1);
     host.offer().await;
 }
