@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use super::{
     Apps, Cause, Wait,
     app::{App, Live, Unstarted},
+    clock::Order,
     crash::{self, Tried},
     drain::{self, Leaving},
     events::Kind,
@@ -937,6 +938,7 @@ fn entry(
 ) -> Entry {
     Entry {
         at_ms: super::now_ms(),
+        order: Order::next(),
         generation,
         version: Some(artifact.manifest.version.clone()),
         artifact: artifact.sha256,

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use super::history::Entry;
+use super::{clock::Order, history::Entry};
 use crate::{
     artifact::{AbiVersion, Sha256},
     names::{AppName, GenerationId},
@@ -157,13 +157,14 @@ impl Record {
         self.checked.iter().find(|known| known.artifact == artifact)
     }
 
-    /// When what is live was chosen, in milliseconds since 1970: restarts choose nothing.
-    pub(super) fn changed_at_ms(&self) -> u64 {
+    /// When what is live was chosen, in the order of the history: restarts choose nothing.
+    pub(super) fn changed_at(&self) -> (Order, u64) {
         self.history
             .iter()
             .rev()
             .find(|entry| entry.was_active() && entry.cause != super::Cause::Start.as_str())
-            .map_or(0, |entry| entry.at_ms)
+            .map(Entry::place)
+            .unwrap_or_default()
     }
 
     /// Remembers which bytes a file of the drop folder held when it was answered.
@@ -229,6 +230,7 @@ impl Saved {
             Ok(record) => (record, None),
             Err(why) => (Record::default(), Some(set_aside(&path, &why))),
         };
+        record.history.iter().for_each(|entry| entry.order.seen());
         let saved = Self {
             path,
             record: Mutex::new(record),
@@ -337,6 +339,7 @@ mod tests {
     fn entry(generation: u64, byte: u8, outcome: Outcome) -> Entry {
         Entry {
             at_ms: 1,
+            order: Order::default(),
             generation: Some(GenerationId(generation)),
             version: Some("1.0.0".parse().unwrap()),
             artifact: Sha256([byte; 32]),
