@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, Sha256, Signature, Store, StoreError, inspect},
-    background,
+    background, shown,
     writers::{Writers, writers},
 };
 
@@ -382,10 +382,7 @@ fn choose(mut fresh: Vec<Fresh>, store: &Store, intake: &mut Intake) {
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
+    shown::path(Path::new(path.file_name().unwrap_or_default()))
 }
 
 /// Says once that a file cannot be taken now.

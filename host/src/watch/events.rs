@@ -2,8 +2,9 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    ffi::OsStr,
     fs,
-    os::unix::fs::MetadataExt,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
     sync::mpsc,
     time::{Instant, SystemTime},
@@ -83,6 +84,11 @@ impl Folders {
     }
 }
 
+/// Whether a file of this name is a plugin to be offered. Names need not be text.
+pub(super) fn is_plugin(name: &OsStr) -> bool {
+    name.as_bytes().ends_with(b".so") && !name.as_bytes().starts_with(b".")
+}
+
 /// What events hinted at since the last scan.
 #[derive(Default)]
 pub(super) struct Hints {
@@ -125,15 +131,11 @@ impl Hints {
             self.look = true;
         }
         for path in event.paths {
-            let name = path
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            if !path.starts_with(root) || answer::is_ours(&name) {
+            let name = path.file_name().unwrap_or_default();
+            if !path.starts_with(root) || answer::is_ours(name) {
                 continue;
             }
-            let plugin = name.ends_with(".so") && !name.starts_with('.');
+            let plugin = is_plugin(name);
             match event.kind {
                 EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
                     self.writing.remove(&path);

@@ -825,6 +825,108 @@ async fn five_hundred_files_are_all_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_files_are_all_answered_and_looked_at_once() {
+    const FILES: usize = 10_000;
+    let mut host = Host::without_events(BY_HAND, fine).await;
+    fs::create_dir_all(host.at("shop")).unwrap();
+    for number in 0..FILES {
+        let path = host.at(&format!("shop/{number}.so"));
+        match number % 10 {
+            0 => drop(shop(&format!("1.{number}.0")).write(path)),
+            _ => fs::write(path, "no plugin").unwrap(),
+        }
+    }
+    assert_eq!(host.scan().await, 1);
+    assert_eq!(host.version().await, format!("1.{}.0", FILES - 10));
+    let answered = fs::read_dir(host.at("shop")).unwrap().count() - FILES;
+    assert_eq!(answered, FILES);
+    for _ in 0..3 {
+        assert_eq!(host.scan().await, 0, "nobody touched them");
+    }
+    host.no_offer();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_may_be_anything_that_the_file_system_takes() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let mut host = Host::with_events().await;
+    for (number, name) in [
+        &b"with spaces .so"[..],
+        b"two\nlines.so",
+        "\u{e9}\u{1f980}.so".as_bytes(),
+        b"no text \xff\xfe.so",
+        b"superseded by x (version 1.so",
+        b"-rf.so",
+        b"\x1b[31m.so",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let hidden = shop(&format!("1.{number}.0")).write(host.at("shop/.next"));
+        let path = host.at("shop").join(OsStr::from_bytes(name));
+        fs::rename(hidden, &path).unwrap();
+        assert_eq!(host.offer().await.path, path);
+        let mut answer = path.into_os_string();
+        answer.push(".deployed");
+        until("its answer", || Path::new(&answer).exists()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_superseded_by_an_odd_name_waits_for_the_end_of_that() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let host = Host::without_events(BY_HAND, fine).await;
+    let odd = host.at("shop").join(OsStr::from_bytes(b"b\n\xff.so"));
+    host.rename_in(&shop("1.0.0"), "shop/a.so");
+    let hidden = shop("2.0.0").write(host.at("shop/.next"));
+    fs::rename(hidden, &odd).unwrap();
+    assert_eq!(host.scan().await, 1);
+    let text = answer(&host.at("shop/a.so"), ".failed").await;
+    assert!(
+        text.starts_with("superseded by b\\n\\xff.so (version 2.0.0)"),
+        "{text}"
+    );
+    let host = host.restart(BY_HAND).await;
+    assert_eq!(host.handle.rescan(None, true).await, 0);
+    fs::remove_file(odd).unwrap();
+    assert_eq!(host.handle.rescan(None, true).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_file_is_told_once_and_holds_nobody_up() {
+    let mut host = Host::without_events(BY_HAND, fine).await;
+    fs::create_dir_all(host.at("shop")).unwrap();
+    let pipe = host.at("shop/pipe.so");
+    let (fifo, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, fifo, mode, 0).unwrap();
+    symlink("/dev/zero", host.at("shop/zero.so")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(host.at("socket.so")).unwrap();
+    host.rename_in(&shop("1.0.0"), "shop/a.so");
+    assert_eq!(host.scan().await, 1);
+    let mut told = Vec::new();
+    while let Ok((path, reason)) = host.refused.try_recv() {
+        told.push((path.file_name().unwrap().to_owned(), reason));
+    }
+    told.sort();
+    let what = |name: &str, what: &str| {
+        (
+            name.into(),
+            format!("it is {what}, not a file, and is not read"),
+        )
+    };
+    assert_eq!(
+        told,
+        [
+            what("pipe.so", "a pipe"),
+            what("socket.so", "a socket"),
+            what("zero.so", "a device")
+        ]
+    );
+    host.scan().await;
+    assert!(host.refused.try_recv().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_nobodys_is_left_alone() {
     let host = Host::without_events(BY_HAND, fine).await;
     for name in [
