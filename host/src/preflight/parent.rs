@@ -38,6 +38,7 @@ use crate::{
     ledger,
     names::{self, AppName},
     origin::origin,
+    process,
 };
 
 /// How many children may run at once: they start whole runtimes, and the host has users to serve.
@@ -127,7 +128,7 @@ struct Running {
 }
 
 fn spawn_child(report: StdUnixStream) -> io::Result<(Child, Option<Pid>)> {
-    let mut command = std::process::Command::new("/proc/self/exe");
+    let mut command = process::own_program()?;
     // A plugin that lives here may have changed what this process would pass on.
     origin().pass_on(&mut command);
     let child = Command::from(command)
