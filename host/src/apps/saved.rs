@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{clock::Order, history::Entry};
 use crate::{
     artifact::{AbiVersion, Sha256},
+    loader::Companion,
     names::{AppName, GenerationId},
     origin::origin,
 };
@@ -92,6 +93,9 @@ pub(super) struct Checked {
     pub(super) host: String,
     /// The ABI that this host offers, as `major.minor`.
     pub(super) abi: String,
+    /// The libraries that were mapped beside it.
+    #[serde(default)]
+    pub(super) companions: Vec<Companion>,
 }
 
 /// A file of the drop folder that was answered.
@@ -141,12 +145,19 @@ impl Record {
     }
 
     /// Remembers that an artifact passed the preflight of `host`, which offers `abi`.
-    pub(super) fn passed(&mut self, artifact: Sha256, host: &str, abi: AbiVersion) {
+    pub(super) fn passed(
+        &mut self,
+        artifact: Sha256,
+        host: &str,
+        abi: AbiVersion,
+        companions: Vec<Companion>,
+    ) {
         self.checked.retain(|known| known.artifact != artifact);
         self.checked.push(Checked {
             artifact,
             host: host.to_owned(),
             abi: abi.to_string(),
+            companions,
         });
         let beyond = self.checked.len().saturating_sub(CHECKED);
         self.checked.drain(..beyond);
@@ -426,7 +437,7 @@ mod tests {
             let artifact = Sha256([(n % 251) as u8; 32]);
             record.remember(entry(n, 1, Outcome::Done));
             record.failed(artifact, "no".into());
-            record.passed(artifact, "0.1.0", AbiVersion(1, 0));
+            record.passed(artifact, "0.1.0", AbiVersion(1, 0), Vec::new());
             record.answered(&format!("/drop/{n}.so"), artifact);
         }
         assert_eq!(record.history.len(), HISTORY);

@@ -26,6 +26,7 @@
 )]
 
 mod code;
+mod companions;
 mod heap;
 mod initialisers;
 mod library;
@@ -39,7 +40,7 @@ pub use self::{
     code::{Code, Running, Stage},
     library::{Layouts, Library, LoadError},
 };
-pub(crate) use self::{start::start, turn::LONGEST as LONGEST_TURN};
+pub(crate) use self::{companions::Companion, start::start, turn::LONGEST as LONGEST_TURN};
 
 /// Ends this process well, at once. What libraries that stay mapped have registered with `atexit`
 /// does not run: their threads may be alive, and it may block for ever.

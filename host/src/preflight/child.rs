@@ -32,7 +32,7 @@ use crate::{
     dispatch,
     generation::{self, Active, Ended, Generation, Spec},
     ledger::Holder,
-    loader::{Layouts, Library},
+    loader::{Companion, Layouts, Library},
     names::GenerationId,
     workers,
 };
@@ -166,6 +166,9 @@ fn check(mouth: &Mouth, image: Image, task: Task) -> Result<Line, Line> {
         .root::<RootRef>()
         .map_err(|error| Line::rejected(format!("its layouts do not fit this host: {error}")))?;
     mouth.checked("layouts match".to_owned());
+    for companion in Companion::all() {
+        mouth.say(&Line::Beside { companion });
+    }
     if !task.start {
         return Ok(Line::Passed);
     }

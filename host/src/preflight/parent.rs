@@ -36,6 +36,7 @@ use crate::{
     background,
     config::{self, Leave},
     ledger,
+    loader::Companion,
     names::{self, AppName},
     origin::origin,
     process,
@@ -280,6 +281,7 @@ struct Heard {
     stage: Stage,
     checked: Vec<String>,
     remarks: Vec<Remark>,
+    companions: Vec<Companion>,
     last: Option<Line>,
     /// It said what is no line of ours: code of the plugin wrote to its socket.
     garbled: bool,
@@ -306,6 +308,7 @@ impl Heard {
                 Ok(Line::Begins { stage }) => self.stage = stage,
                 Ok(Line::Checked { what }) => self.checked.push(what),
                 Ok(Line::Remarked { remark }) => self.remarks.push(remark),
+                Ok(Line::Beside { companion }) => self.companions.push(companion),
                 Ok(last) => self.last = Some(last),
                 Err(_) => {
                     self.garbled = true;
@@ -338,7 +341,13 @@ impl Heard {
             Some(Line::Unhealthy { reason }) => return Ok(Verdict::Unhealthy(with_output(reason))),
             Some(Line::Broken { reason }) => return Err(io::Error::other(with_output(reason))),
             // Not last lines: `listen` keeps none of them.
-            Some(Line::Begins { .. } | Line::Checked { .. } | Line::Remarked { .. }) | None => {}
+            Some(
+                Line::Begins { .. }
+                | Line::Checked { .. }
+                | Line::Remarked { .. }
+                | Line::Beside { .. },
+            )
+            | None => {}
         }
         if self.garbled {
             return Ok(Verdict::Rejected(with_output(format!(
@@ -390,7 +399,10 @@ impl Heard {
     /// The verdict on what has failed nowhere.
     fn passed(self, leave: Leave) -> Verdict {
         let Self {
-            checked, remarks, ..
+            checked,
+            remarks,
+            companions,
+            ..
         } = self;
         let retained: Vec<_> = remarks
             .iter()
@@ -406,6 +418,7 @@ impl Heard {
         Verdict::Passed(Passed {
             checks: checked,
             remarks,
+            companions,
         })
     }
 }
@@ -535,7 +548,7 @@ mod tests {
             verdict.unwrap(),
             Verdict::Passed(Passed {
                 checks: vec!["a".into(), "b".into()],
-                remarks: Vec::new(),
+                ..Passed::default()
             })
         );
     }

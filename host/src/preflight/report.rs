@@ -10,6 +10,7 @@ use crate::{
     artifact::{Remark, Sha256},
     config::{Leave, SmokeRequest},
     ledger::RefusedLock,
+    loader::Companion,
     names::AppName,
     shown,
 };
@@ -100,6 +101,11 @@ pub(super) enum Line {
     Remarked {
         /// That.
         remark: Remark,
+    },
+    /// A library that is mapped beside it.
+    Beside {
+        /// That.
+        companion: Companion,
     },
     /// Everything was right. The last line.
     Passed,
