@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use self::{file::duration, route::bare_host};
 pub use self::{
     route::{InvalidRoute, RoutePrefix},
     who::{InvalidWho, Who},

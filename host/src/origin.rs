@@ -13,6 +13,8 @@ use std::{
     sync::OnceLock,
 };
 
+use rustix::fs::Mode;
+
 /// What the process began with.
 #[derive(Debug)]
 pub struct Origin {
@@ -36,6 +38,13 @@ pub fn origin() -> &'static Origin {
         folder: env::current_dir().ok(),
         file_mask: file_mask().unwrap_or(USUAL_MASK),
     })
+}
+
+/// Takes from others the right to write the files that this process makes, and from what it starts: whoever may write those of a host
+/// commands it. To be called before any other thread is started.
+pub fn narrow() {
+    let mask = file_mask().unwrap_or(USUAL_MASK) | USUAL_MASK;
+    rustix::process::umask(Mode::from_raw_mode(mask));
 }
 
 fn file_mask() -> Option<u32> {

@@ -1,6 +1,20 @@
 //! What the kernel says of this process. Zero where it says nothing.
 
-use std::{fs, time::Duration};
+use std::{fs, io, process::Command, time::Duration};
+
+/// Starts this very program again, whatever lies at its path by now.
+///
+/// # Errors
+/// The sentence for a person when there is no `/proc`, without which there is no host either: it maps plugins by way of it.
+pub fn own_program() -> io::Result<Command> {
+    const PATH: &str = "/proc/self/exe";
+    match fs::read_link(PATH) {
+        Ok(_) => Ok(Command::new(PATH)),
+        Err(error) => Err(io::Error::other(format!(
+            "{PATH} cannot be read ({error}): mount /proc here (`mount -t proc proc /proc`), the host finds its own program and the              plugins that it has in memory there"
+        ))),
+    }
+}
 
 /// The resident memory.
 pub fn resident_bytes() -> u64 {

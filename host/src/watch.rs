@@ -10,6 +10,8 @@
 //! - No such event was seen (it was missed, or the file system has none): when size, times and inode have not changed for the length of a
 //!   rescan interval. A file that ends before its ELF headers say is given longer, since somebody may still be writing it.
 //! - `handover reload` asks: at once, unless it is truncated.
+//! - In no case while somebody has it open for writing. The kernel knows, see [`writers`](crate::writers); where it does not tell, what
+//!   events tell counts: written to, and not closed since. A file is held while it is read, so nobody begins to write meanwhile.
 //!
 //! Any event leads to a rescan, and so does an overflow of the event queue, an error of the watcher, and every two seconds without either. An
 //! event is never believed: it only says which file is worth a look now.
@@ -103,6 +105,8 @@ pub trait DropTarget: Send + Sync + 'static {
     fn has(&self, app: &AppName, sha256: Sha256) -> bool;
     /// Deploys or stages an offer. Called one after the other for each app, on a task that may wait.
     fn offer(&self, offer: Offer) -> impl Future<Output = Answer> + Send;
+    /// Somebody still has the file at `path` open for writing, so it waits; `asked`: `handover reload` wanted it. For the event log.
+    fn waits(&self, app: Option<&AppName>, path: &Path, asked: bool);
     /// Bytes that could not become an artifact, so nobody will be offered them. For the event log.
     fn refused(&self, app: Option<&AppName>, path: &Path, reason: &str);
 }

@@ -459,6 +459,31 @@ async fn what_is_not_http_is_refused_and_harms_nobody() {
 }
 
 #[tokio::test]
+async fn a_request_of_http_1_1_has_one_host() {
+    let host = probe().await;
+    let mut other = connect(&host).await;
+    for (head, status) in [
+        ("GET /version HTTP/1.1\r\n", 400),
+        ("GET /version HTTP/1.1\r\nhost: a\r\nhost: a\r\n", 400),
+        (
+            "GET /version HTTP/1.1\r\nhost: a\r\nx: 1\r\nhost: b\r\n",
+            400,
+        ),
+        ("GET /version HTTP/1.0\r\nhost: a\r\nhost: b\r\n", 400),
+        ("GET /version HTTP/1.0\r\n", 200),
+        ("GET /version HTTP/1.1\r\nx: 1\r\nx: 2\r\nhost: a\r\n", 200),
+        ("GET /version HTTP/1.1\r\nhost:\r\n", 200),
+        ("GET http://b/version HTTP/1.1\r\nhost: a\r\n", 200),
+    ] {
+        let mut http = connect(&host).await;
+        http.send(format!("{head}\r\n").as_bytes()).await.unwrap();
+        let answer = http.answer("GET").await.unwrap();
+        assert_eq!(answer.status, status, "{head}");
+    }
+    assert_eq!(other.get("/version").await.unwrap().text(), "1.0.0");
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_in_its_body_frees_the_plugin() {
     let host = probe().await;
     let mut http = connect(&host).await;
@@ -551,7 +576,12 @@ async fn routes_are_by_host_and_by_whole_segments() {
             "{path}"
         );
     }
-    for name in ["shop.example", "Shop.Example:8080"] {
+    for name in [
+        "shop.example",
+        "Shop.Example:8080",
+        "shop.example.",
+        "shop.example.:80",
+    ] {
         let answer = connect(&host)
             .await
             .request("GET", "/version", &[("host", name)], None)

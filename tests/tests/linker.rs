@@ -247,3 +247,57 @@ async fn what_a_plugin_brings_with_it_is_named() {
     let told = asked("check", &plain).await.expect_code(0).json();
     assert_eq!(told["notes"], serde_json::json!([]));
 }
+
+/// Builds a library that says `answer`, in the place of the one at `path`.
+fn companion(path: &std::path::Path, answer: &str) {
+    let (source, fresh) = (path.with_extension("c"), path.with_extension("fresh"));
+    std::fs::write(&source, format!("int answer(void) {{ return {answer}; }}")).unwrap();
+    let name = path.file_name().unwrap().to_str().unwrap();
+    let built = std::process::Command::new("cc")
+        .args(["-shared", "-fPIC", &format!("-Wl,-soname,{name}"), "-o"])
+        .args([&fresh, &source])
+        .status();
+    assert!(built.unwrap().success());
+    std::fs::rename(fresh, path).unwrap();
+}
+
+#[tokio::test]
+async fn a_companion_that_is_not_the_one_that_preflight_ran_is_said() {
+    let folder = tempfile::Builder::new()
+        .prefix("c")
+        .tempdir_in("/tmp")
+        .unwrap();
+    let library = folder.path().join("libnot_t.so.1");
+    let version = |version: &str| {
+        rewritten("hello", |bytes| {
+            elf::set_version(bytes, version);
+            elf::set_search_path(bytes, folder.path().to_str().unwrap());
+            elf::need_instead(bytes, "libgcc_s.so.1", "libnot_t.so.1");
+        })
+    };
+    let mut host = Host::start().await;
+    companion(&library, "1");
+    let said = host.deploy_bytes(&version("1.0.0")).await.expect_code(0);
+    assert!(!said.text().contains("warning"), "{}", said.text());
+    // Replaced while the first is live: preflight runs the new one, the host goes on with the old one.
+    companion(&library, "2");
+    host.deploy_bytes(&version("2.0.0"))
+        .await
+        .expect_code(0)
+        .expect_words(&["warning", "libnot_t.so.1", "not the one that preflight ran"]);
+    host.event("the warning", |event| {
+        event.kind == "warning" && event.message.contains("libnot_t.so.1")
+    })
+    .await;
+    // After a restart it is the one of then.
+    let told = async |host: &Host| {
+        let events = host.events().await;
+        events.iter().any(|event| event.kind == "warning")
+    };
+    host.crash(|_| {}).await;
+    host.live("hello", "2.0.0").await;
+    assert!(!told(&host).await);
+    host.crash(|_| companion(&library, "3")).await;
+    host.live("hello", "2.0.0").await;
+    assert!(told(&host).await);
+}

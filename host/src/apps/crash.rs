@@ -23,6 +23,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -31,7 +32,14 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
 use super::{
-    Apps, Cause, app::App, counted, events::Kind, now_ms, people, room::Room, status::millis,
+    Apps, Cause,
+    app::App,
+    clock::{self, since_boot_ms},
+    counted,
+    events::Kind,
+    people,
+    room::Room,
+    status::millis,
 };
 use crate::{
     artifact::Sha256,
@@ -59,7 +67,9 @@ pub(super) struct Journal {
 struct Written {
     /// The host.
     pid: u32,
-    /// When it started, in milliseconds since 1970.
+    /// The boot of the machine that the times here count from, in milliseconds.
+    boot: String,
+    /// When it started.
     since_ms: u64,
     /// What is live.
     live: BTreeMap<AppName, Lived>,
@@ -165,6 +175,7 @@ pub(super) struct Lived {
 /// A crash of the host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Crash {
+    /// In milliseconds, as [`Written::boot`] says.
     at_ms: u64,
     how: String,
 }
@@ -176,6 +187,13 @@ pub(super) struct Blame {
     pub(super) generation: GenerationId,
     /// Why, for people.
     pub(super) reason: String,
+}
+
+impl Written {
+    /// How long ago the time `at_ms` of this journal is; none when the machine was booted in between.
+    fn age_ms(&self, at_ms: u64) -> Option<u64> {
+        (self.boot == clock::boot()).then(|| since_boot_ms().saturating_sub(at_ms))
+    }
 }
 
 impl Journal {
@@ -194,10 +212,18 @@ impl Journal {
         let before = fs::read(&self.path)
             .ok()
             // What cannot be read blames nobody.
-            .map(|bytes| serde_json::from_slice::<Written>(&bytes).unwrap_or_default());
+            .map(|bytes| serde_json::from_slice::<Written>(&bytes).unwrap_or_default())
+            .map(|mut before| {
+                if before.boot != clock::boot() {
+                    // No time of it can be compared with one of this boot.
+                    before.crashes.clear();
+                }
+                before
+            });
         self.change(|written| {
             written.pid = std::process::id();
-            written.since_ms = now_ms();
+            written.boot = clock::boot();
+            written.since_ms = since_boot_ms();
             written.crashes = before
                 .as_ref()
                 .map(|before| before.crashes.clone())
@@ -216,7 +242,7 @@ impl Journal {
             artifact: spec.artifact,
             generation: spec.id,
             version: spec.version.clone(),
-            since_ms: now_ms(),
+            since_ms: since_boot_ms(),
         };
         self.change(|written| {
             let left_out = written.left_out.get(&spec.app);
@@ -293,8 +319,11 @@ pub(super) fn begin(apps: &Apps, crashed: Option<String>) -> Findings {
     let Some(before) = apps.0.journal.begin() else {
         return Findings::default();
     };
-    let lived = now_ms().saturating_sub(before.since_ms);
-    let (pid, lived) = (before.pid, people(std::time::Duration::from_millis(lived)));
+    let pid = before.pid;
+    let since = match before.age_ms(before.since_ms) {
+        Some(age) => format!("started {} ago", people(Duration::from_millis(age))),
+        None => "before the machine was booted".to_owned(),
+    };
     let how = crashed.as_deref().unwrap_or("without notice");
     let during: Vec<_> = before
         .trying
@@ -306,9 +335,7 @@ pub(super) fn begin(apps: &Apps, crashed: Option<String>) -> Findings {
     } else {
         format!(" while it started {}", during.join(", "))
     };
-    let message = format!(
-        "the host before this one (process {pid}, started {lived} ago) ended: {how}{during}"
-    );
+    let message = format!("the host before this one (process {pid}, {since}) ended: {how}{during}");
     apps.0.events.tell(Kind::Crash, None, None, message);
     let mut findings = match crashed {
         Some(how) if is_own_fault(&how) && !before.trying.is_empty() => tried(apps, &before, &how),
@@ -373,7 +400,7 @@ fn is_own_fault(how: &str) -> bool {
 
 fn blame(apps: &Apps, before: &Written, how: String) -> BTreeMap<AppName, Blame> {
     let settings = &apps.0.config.server;
-    let (now, window) = (now_ms(), settings.crash_window);
+    let (now, window) = (since_boot_ms(), settings.crash_window);
     let mut crashes = before.crashes.clone();
     crashes.retain(|crash| now.saturating_sub(crash.at_ms) < millis(window));
     crashes.push(Crash {
@@ -399,11 +426,12 @@ fn blame(apps: &Apps, before: &Written, how: String) -> BTreeMap<AppName, Blame>
             let bake = app.settings.bake?;
             let proven = app.saved.read(|record| record.is_proven(lived.artifact));
             let reason = format!(
-                "the host crashed ({how}) while {} was on probation: live for {} of {}",
+                "the host crashed ({how}) while {} was on probation{} of {}",
                 lived.version,
-                people(std::time::Duration::from_millis(
-                    now.saturating_sub(lived.since_ms)
-                )),
+                match before.age_ms(lived.since_ms) {
+                    Some(age) => format!(": live for {}", people(Duration::from_millis(age))),
+                    None => String::new(),
+                },
                 humantime::format_duration(bake),
             );
             (!proven).then(|| {
@@ -420,7 +448,7 @@ fn blame(apps: &Apps, before: &Written, how: String) -> BTreeMap<AppName, Blame>
     if blamed.is_empty() && crashes.len() >= settings.max_crashes.get() {
         let newest = suspects
             .iter()
-            .max_by_key(|(app, _)| app.saved.read(|record| record.changed_at_ms()));
+            .max_by_key(|(app, _)| app.saved.read(|record| record.changed_at()));
         if let Some((app, lived)) = newest {
             let count = counted(crashes.len() as u64, "time");
             let reason = format!(

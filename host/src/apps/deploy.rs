@@ -10,23 +10,25 @@ use tokio::sync::oneshot;
 use super::{
     Apps, Cause, Wait,
     app::{App, Live, Unstarted},
+    clock::Order,
     crash::{self, Tried},
     drain::{self, Leaving},
     events::Kind,
     history::Entry,
     operation::{self, Operation, Speaker, Wanted},
     result,
-    saved::Head,
+    saved::{Head, Record},
     turns::{Closed, Place, Turn},
     verdict,
 };
 use crate::{
-    artifact::{Artifact, Remark, manifest::HOST_ABI, trust::Untrusted},
+    artifact::{Artifact, Remark, Sha256, Topic, manifest::HOST_ABI, trust::Untrusted},
     background,
     config::WhenFull,
     control::api::{Note, OperationResult, OperationStatus, Outcome, Progress},
     generation::{self, Spec, StartError, Started},
     ledger::Held,
+    loader::Companion,
     names::GenerationId,
     preflight::{self, Passed, Scope, Verdict},
 };
@@ -351,7 +353,7 @@ async fn try_plan(
         keep(apps, &plan),
         reserve(app, &plan),
     );
-    let checked = match checked.and_then(|checked| kept.map(|()| checked)) {
+    let mut checked = match checked.and_then(|checked| kept.map(|()| checked)) {
         Ok(checked) => checked,
         Err(failure) => {
             if let Ok(Some(id)) = id {
@@ -363,7 +365,7 @@ async fn try_plan(
     let Some(id) = id? else {
         return stage(apps, app, &plan, checked).await.map(Ended::Otherwise);
     };
-    let started = load_and_start(apps, app, &plan, id, deadline, speaker).await?;
+    let started = load_and_start(apps, app, &plan, &mut checked, id, deadline, speaker).await?;
     go_live(apps, app, plan, checked, started, speaker).await
 }
 
@@ -485,10 +487,7 @@ async fn reserve(app: &App, plan: &Plan) -> Result<Option<GenerationId>, Failure
     if plan.stage {
         return Ok(None);
     }
-    let (id, saved) = app
-        .saved
-        .change(super::saved::Record::next_generation)
-        .await;
+    let (id, saved) = app.saved.change(Record::next_generation).await;
     match saved {
         Ok(()) => Ok(Some(id)),
         Err(cause) if matches!(plan.cause, Cause::Start | Cause::Crash | Cause::Rollback) => {
@@ -510,11 +509,32 @@ struct Checked {
     remarks: Vec<Remark>,
     /// Whether this host gave a verdict just now.
     passed: bool,
+    /// The libraries that were mapped beside it in preflight, then or when that was.
+    companions: Vec<Companion>,
 }
 
 impl Checked {
     fn notes(&self) -> Vec<Note> {
         self.remarks.iter().map(Note::from).collect()
+    }
+
+    /// Compares what the library that was just loaded runs beside with what preflight ran. Returns what differs.
+    async fn compare(&mut self, app: &App, artifact: Sha256) -> Vec<Remark> {
+        if !self.passed {
+            let verdict = |record: &Record| record.verdict(artifact).cloned();
+            self.companions = app
+                .saved
+                .read(verdict)
+                .map(|verdict| verdict.companions)
+                .unwrap_or_default();
+        }
+        let expected = self.companions.clone();
+        let compared = tokio::task::spawn_blocking(move || Companion::differences(&expected));
+        // An error means that the host ends.
+        let differences = compared.await.unwrap_or_default().into_iter();
+        differences
+            .map(|what| Remark::warning(Topic::Companion, what))
+            .collect()
     }
 
     fn warnings(&self) -> Vec<String> {
@@ -558,10 +578,18 @@ async fn check(
     let sha256 = plan.artifact.sha256;
     let before = || app.saved.read(|record| verdict::last_host(record, sha256));
     match (verdict, scope) {
-        (Ok(Verdict::Passed(Passed { checks, remarks })), _) => {
+        (
+            Ok(Verdict::Passed(Passed {
+                checks,
+                remarks,
+                companions,
+            })),
+            _,
+        ) => {
             let checked = Checked {
                 remarks,
                 passed: true,
+                companions,
             };
             speaker.found(
                 "preflight",
@@ -635,7 +663,12 @@ async fn stage(
         .change(|record| {
             record.staged = Some(head);
             if checked.passed {
-                record.passed(sha256, verdict::host(), HOST_ABI);
+                record.passed(
+                    sha256,
+                    verdict::host(),
+                    HOST_ABI,
+                    checked.companions.clone(),
+                );
             }
             record.failing.retain(|known| known.artifact != sha256);
             record.remember(entry);
@@ -660,6 +693,7 @@ async fn load_and_start(
     apps: &Apps,
     app: &Arc<App>,
     plan: &Plan,
+    checked: &mut Checked,
     id: GenerationId,
     deadline: Option<Instant>,
     speaker: &Speaker,
@@ -723,12 +757,15 @@ async fn load_and_start(
             "mapped"
         );
     }
-    speaker.step(
+    let differences = checked.compare(app, plan.artifact.sha256).await;
+    speaker.found(
         "load",
         app,
         began.elapsed(),
         format!("{} mapped as generation {id}", bytes(plan.artifact.size)),
+        differences.iter().map(Note::from).collect(),
     );
+    checked.remarks.extend(differences);
 
     let began = Instant::now();
     spec.start_deadline = left(longest);
@@ -842,7 +879,12 @@ async fn go_live(
                 record.staged = None;
             }
             if checked.passed {
-                record.passed(spec.artifact, verdict::host(), HOST_ABI);
+                record.passed(
+                    spec.artifact,
+                    verdict::host(),
+                    HOST_ABI,
+                    checked.companions.clone(),
+                );
             }
             // At a start HEAD is what was wanted, even if something older had to be taken for it.
             if plan.cause != Cause::Start {
@@ -941,6 +983,7 @@ fn entry(
 ) -> Entry {
     Entry {
         at_ms: super::now_ms(),
+        order: Order::next(),
         generation,
         version: Some(artifact.manifest.version.clone()),
         artifact: artifact.sha256,

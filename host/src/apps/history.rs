@@ -3,7 +3,7 @@
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use super::saved::Head;
+use super::{clock::Order, saved::Head};
 use crate::{
     artifact::Sha256,
     control::api::{HistoryEntry, Outcome},
@@ -13,8 +13,11 @@ use crate::{
 /// One deploy that was tried, as it is saved.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Entry {
-    /// Milliseconds since 1970.
+    /// Milliseconds since 1970, for people: clocks can be set back.
     pub(super) at_ms: u64,
+    /// Its place among the entries of all apps.
+    #[serde(default)]
+    pub(super) order: Order,
     /// The generation, if it came to be loaded.
     pub(super) generation: Option<GenerationId>,
     /// The version its manifest names, if it could be read.
@@ -48,6 +51,11 @@ impl Entry {
             | Outcome::Conflict
             | Outcome::Denied => false,
         }
+    }
+
+    /// What the history is sorted by. The time decides among those of an older host only.
+    pub(super) fn place(&self) -> (Order, u64) {
+        (self.order, self.at_ms)
     }
 
     /// The artifact, to be made live again; none where nothing of it could be read, which was never live.
@@ -155,6 +163,7 @@ mod tests {
     fn entry(generation: u64, version: &str, byte: u8, outcome: Outcome) -> Entry {
         Entry {
             at_ms: generation,
+            order: Order::default(),
             generation: Some(GenerationId(generation)),
             version: Some(version.parse().unwrap()),
             artifact: Sha256([byte; 32]),

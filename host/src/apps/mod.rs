@@ -25,6 +25,7 @@
 
 mod app;
 mod changed;
+mod clock;
 mod crash;
 mod cutover;
 mod deploy;
@@ -273,7 +274,7 @@ impl Apps {
 
     /// What was deployed, newest last.
     pub fn history(&self, app: Option<&AppName>) -> Vec<HistoryEntry> {
-        let mut shown: Vec<HistoryEntry> = self
+        let mut shown: Vec<_> = self
             .all()
             .iter()
             .filter(|known| app.is_none_or(|name| known.name == *name))
@@ -282,13 +283,13 @@ impl Apps {
                     record
                         .history
                         .iter()
-                        .map(|entry| entry.shown(&known.name))
+                        .map(|entry| (entry.place(), entry.shown(&known.name)))
                         .collect::<Vec<_>>()
                 })
             })
             .collect();
-        shown.sort_by_key(|entry| entry.at_ms);
-        shown
+        shown.sort_by_key(|(place, _)| *place);
+        shown.into_iter().map(|(_, entry)| entry).collect()
     }
 
     /// The events so far, and those to come.

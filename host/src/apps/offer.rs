@@ -20,7 +20,9 @@ use crate::{
     names::AppName,
     ownership,
     preflight::Scope,
+    shown,
     watch::{Answer, DropTarget, Offer},
+    writers::name_of_one,
 };
 
 /// What is known when an offer is judged.
@@ -186,7 +188,12 @@ impl DropTarget for Apps {
             Decision::Refuse(reason) => {
                 let message = format!("{named} was not taken: {reason}");
                 self.said(&app, &offer, &message);
-                self.tell(Kind::Rejected, &app, None, format!("{path}: {message}"));
+                self.tell(
+                    Kind::Rejected,
+                    &app,
+                    None,
+                    format!("{}: {message}", shown::path(&offer.path)),
+                );
                 Answer::Failed(message)
             }
             Decision::Deploy | Decision::Stage => {
@@ -204,15 +211,32 @@ impl DropTarget for Apps {
                     Kind::State,
                     &app,
                     None,
-                    format!("the answer to {path} could not be recorded: {cause}"),
+                    format!(
+                        "the answer to {} could not be recorded: {cause}",
+                        shown::path(Path::new(&path))
+                    ),
                 );
             }
         }
         answer
     }
 
+    fn waits(&self, app: Option<&AppName>, path: &Path, asked: bool) {
+        let by = name_of_one(path).unwrap_or_else(|| "somebody".to_owned());
+        let message = format!(
+            "{} waits: {by} still has it open for writing. It is taken once that is closed",
+            shown::path(path)
+        );
+        self.0
+            .events
+            .tell(Kind::Waiting, app, None, message.as_str());
+        if asked && let Some(app) = app.and_then(|name| self.known(name)) {
+            self.caused(&app, Caused::Said(result(Outcome::Failed, &app, message)));
+        }
+    }
+
     fn refused(&self, app: Option<&AppName>, path: &Path, reason: &str) {
-        let message = format!("{} was not taken: {reason}", path.display());
+        let message = format!("{} was not taken: {reason}", shown::path(path));
         self.0
             .events
             .tell(Kind::Rejected, app, None, message.as_str());
@@ -236,7 +260,8 @@ impl Apps {
             // It will fit when one of those has drained; nobody has to drop it again.
             if app.waits(Some(sha256)) {
                 let message = format!(
-                    "{path} waits: {} replaced generations still drain and max_old_generations is {}",
+                    "{} waits: {} replaced generations still drain and max_old_generations is {}",
+                    shown::path(Path::new(&path)),
                     app.draining().len(),
                     app.settings.max_old_generations
                 );

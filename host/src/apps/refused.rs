@@ -1,6 +1,6 @@
 //! Uploads that the store did not take: told as an event, and remembered in the history of the app that they name.
 
-use super::{Apps, Cause, events::Kind, history::Entry};
+use super::{Apps, Cause, clock::Order, events::Kind, history::Entry};
 use crate::{
     artifact::StoreError,
     control::api::{OperationResult, Outcome},
@@ -36,6 +36,7 @@ impl Apps {
             app.tally.ended(outcome);
             let entry = Entry {
                 at_ms: super::now_ms(),
+                order: Order::next(),
                 generation: None,
                 version: manifest.map(|manifest| manifest.version.clone()),
                 artifact,

@@ -12,6 +12,7 @@ use tokio::{sync::Semaphore, task::JoinSet};
 use super::{
     Apps, Cause,
     app::App,
+    clock::Order,
     crash::{self, Blame, LeftOut, Tried},
     deploy::{self, Asked, Entrance},
     events::Kind,
@@ -111,6 +112,7 @@ async fn record_crash(apps: &Apps, name: &AppName, tried: Tried, reason: String)
     app.tally.ended(Outcome::Rejected);
     let entry = Entry {
         at_ms: super::now_ms(),
+        order: Order::next(),
         generation: Some(tried.generation),
         version: Some(tried.version),
         artifact: tried.artifact,
@@ -136,7 +138,7 @@ async fn record_crash(apps: &Apps, name: &AppName, tried: Tried, reason: String)
 /// Takes HEAD back, because it crashed the host. Whether anything before it came up instead.
 async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
     let Blame { generation, reason } = blame;
-    let taken_back_at_ms = super::now_ms();
+    let (taken_back_at_ms, order) = (super::now_ms(), Order::next());
     let (head, before) = app.saved.read(|record| {
         let head = record.head.clone();
         let before: Vec<Head> = history::once_active(&record.history)
@@ -166,6 +168,7 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
         app.tally.ended(Outcome::RolledBack);
         let entry = Entry {
             at_ms: taken_back_at_ms,
+            order,
             generation: Some(generation),
             version: Some(head.version),
             artifact: head.artifact,

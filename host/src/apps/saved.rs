@@ -13,9 +13,10 @@ use parking_lot::Mutex;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use super::{history::Entry, room::Room};
+use super::{clock::Order, history::Entry, room::Room};
 use crate::{
     artifact::{AbiVersion, Sha256},
+    loader::Companion,
     names::{AppName, GenerationId},
     origin::origin,
 };
@@ -100,6 +101,9 @@ pub(super) struct Checked {
     pub(super) host: String,
     /// The ABI that this host offers, as `major.minor`.
     pub(super) abi: String,
+    /// The libraries that were mapped beside it.
+    #[serde(default)]
+    pub(super) companions: Vec<Companion>,
 }
 
 /// A file of the drop folder that was answered.
@@ -149,12 +153,19 @@ impl Record {
     }
 
     /// Remembers that an artifact passed the preflight of `host`, which offers `abi`.
-    pub(super) fn passed(&mut self, artifact: Sha256, host: &str, abi: AbiVersion) {
+    pub(super) fn passed(
+        &mut self,
+        artifact: Sha256,
+        host: &str,
+        abi: AbiVersion,
+        companions: Vec<Companion>,
+    ) {
         self.checked.retain(|known| known.artifact != artifact);
         self.checked.push(Checked {
             artifact,
             host: host.to_owned(),
             abi: abi.to_string(),
+            companions,
         });
         let beyond = self.checked.len().saturating_sub(CHECKED);
         self.checked.drain(..beyond);
@@ -165,13 +176,14 @@ impl Record {
         self.checked.iter().find(|known| known.artifact == artifact)
     }
 
-    /// When what is live was chosen, in milliseconds since 1970: restarts choose nothing.
-    pub(super) fn changed_at_ms(&self) -> u64 {
+    /// When what is live was chosen, in the order of the history: restarts choose nothing.
+    pub(super) fn changed_at(&self) -> (Order, u64) {
         self.history
             .iter()
             .rev()
             .find(|entry| entry.was_active() && entry.cause != super::Cause::Start.as_str())
-            .map_or(0, |entry| entry.at_ms)
+            .map(Entry::place)
+            .unwrap_or_default()
     }
 
     /// Remembers which bytes a file of the drop folder held when it was answered.
@@ -270,6 +282,7 @@ impl Saved {
                 (Record::default(), Disk::Unread(why), Some(trouble))
             }
         };
+        record.history.iter().for_each(|entry| entry.order.seen());
         let saved = Self {
             path,
             record: Mutex::new(record),
@@ -467,6 +480,7 @@ mod tests {
     fn entry(generation: u64, byte: u8, outcome: Outcome) -> Entry {
         Entry {
             at_ms: 1,
+            order: Order::default(),
             generation: Some(GenerationId(generation)),
             version: Some("1.0.0".parse().unwrap()),
             artifact: Sha256([byte; 32]),
@@ -553,7 +567,7 @@ mod tests {
             let artifact = Sha256([(n % 251) as u8; 32]);
             record.remember(entry(n, 1, Outcome::Done));
             record.failed(artifact, "no".into());
-            record.passed(artifact, "0.1.0", AbiVersion(1, 0));
+            record.passed(artifact, "0.1.0", AbiVersion(1, 0), Vec::new());
             record.answered(&format!("/drop/{n}.so"), artifact);
         }
         assert_eq!(record.history.len(), HISTORY);

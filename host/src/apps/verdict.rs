@@ -78,10 +78,10 @@ mod tests {
         let mut record = Record::default();
         let asked = |record: &Record, cause| asked_again(record, artifact, cause);
         assert_eq!(asked(&record, Cause::Start), Some(Scope::Again));
-        record.passed(artifact, "0.0.9", HOST_ABI);
+        record.passed(artifact, "0.0.9", HOST_ABI, Vec::new());
         assert_eq!(asked(&record, Cause::Crash), Some(Scope::Again));
         assert_eq!(asked(&record, Cause::Rollback), Some(Scope::All));
-        record.passed(artifact, host(), HOST_ABI);
+        record.passed(artifact, host(), HOST_ABI, Vec::new());
         assert_eq!(asked(&record, Cause::Start), None);
         assert_eq!(asked(&record, Cause::Rollback), None);
     }

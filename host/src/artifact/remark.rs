@@ -16,6 +16,8 @@ pub enum Topic {
     BundledAllocator,
     /// It brings a SQLite.
     BundledSqlite,
+    /// A library that it needs is another one in the host than in preflight.
+    Companion,
     /// It was retained at the end of the rehearsal.
     Retained,
     /// It left descriptors open at the end of the rehearsal that could not be closed for it.
@@ -35,6 +37,7 @@ impl Topic {
             Self::OriginPath => "origin_path",
             Self::BundledAllocator => "bundled_allocator",
             Self::BundledSqlite => "bundled_sqlite",
+            Self::Companion => "companion",
             Self::Retained => "retained",
             Self::LeftOpen => "left_open",
             Self::SlowDrain => "slow_drain",
@@ -50,6 +53,7 @@ impl Topic {
             | Self::OriginPath
             | Self::BundledAllocator
             | Self::BundledSqlite
+            | Self::Companion
             | Self::LeftOpen
             | Self::SlowDrain => false,
         }

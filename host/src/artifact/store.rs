@@ -30,6 +30,7 @@ use super::{
     manifest::{Manifest, ManifestError},
     trust::{self, Signature},
 };
+use crate::shown;
 
 const INCOMING: &str = ".incoming-";
 
@@ -506,21 +507,36 @@ fn manifest_of(file: &File) -> Option<Manifest> {
 }
 
 fn open_source(path: &Path) -> Result<File, StoreError> {
-    // Looked at before it is opened: opening a pipe would wait for its writer.
-    let kind = fs::metadata(path)
-        .map_err(at(path, "cannot read it"))?
-        .file_type();
-    if !kind.is_file() {
-        return Err(StoreError::Refused {
-            reason: format!(
-                "{} is not a file: name the plugin's .so itself",
-                path.display()
-            ),
-            sha256: None,
-            manifest: None,
-        });
+    let no_file = || StoreError::Refused {
+        reason: format!(
+            "{} is not a file: name the plugin's .so itself",
+            shown::path(path)
+        ),
+        sha256: None,
+        manifest: None,
+    };
+    // Looked at before it is opened, since opening a device may do something, and after that, since it may be another one now. Opening
+    // a pipe would wait for its writer.
+    let facts = fs::metadata(path).map_err(at(path, "cannot read it"))?;
+    if !facts.is_file() {
+        return Err(no_file());
     }
-    File::open(path).map_err(at(path, "cannot read it"))
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(at(path, "cannot read it"))?;
+    let facts = file.metadata().map_err(at(path, "cannot read it"))?;
+    if facts.is_file() {
+        Ok(file)
+    } else {
+        Err(no_file())
+    }
+}
+
+/// Whether the file at `path` ends before its headers say, as far as it can be read. Only those are read. Blocks.
+pub(crate) fn is_truncated(path: &Path) -> bool {
+    open_source(path).is_ok_and(|file| elf::is_truncated(&file).unwrap_or(false))
 }
 
 /// Whether the file at `path` has these bytes.

@@ -274,7 +274,7 @@ pub(super) struct Deploy {
     #[arg(long, value_name = "FILE")]
     pub(super) signature: Option<PathBuf>,
     /// Give up when it is not live by then, e.g. 60s; the old code stays live
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = crate::config::duration)]
     pub(super) timeout: Option<Duration>,
     /// Wait for what is under way for the app, instead of ending with 8
     #[arg(long)]

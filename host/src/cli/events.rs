@@ -7,7 +7,10 @@ use super::{
     exit::Failure,
     output::{self, Paint, paint},
 };
-use crate::control::{Client, ClientError, api::Event};
+use crate::{
+    control::{Client, ClientError, api::Event},
+    shown::harmless,
+};
 
 /// `handover events`
 pub(super) async fn events(global: &Global, args: args::Events) -> Result<(), Failure> {
@@ -45,7 +48,7 @@ fn text(event: &Event, colour: bool) -> String {
         paint(colour, Paint::Dim, &output::instant(event.at_ms)),
         paint(colour, kind, &event.kind),
         " ".repeat(9_usize.saturating_sub(event.kind.chars().count())),
-        event.message
+        harmless(&event.message)
     )
 }
 
@@ -61,13 +64,13 @@ mod tests {
             kind: "active".to_owned(),
             app: None,
             generation: None,
-            message: "shop 1.1.0 is live as generation 7".to_owned(),
+            message: "shop 1.1.0 is live as generation 7\n2026 \x1b[31m".to_owned(),
             leaked_bytes: None,
             leaked_descriptors: None,
         };
         assert_eq!(
             text(&event, false),
-            "2026-09-21T14:13:20Z active    shop 1.1.0 is live as generation 7"
+            "2026-09-21T14:13:20Z active    shop 1.1.0 is live as generation 7\n    2026 \\u{1b}[31m"
         );
     }
 }

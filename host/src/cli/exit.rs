@@ -5,7 +5,7 @@ use std::{io::Write, process::ExitCode};
 use serde_json::json;
 
 use super::{args::Global, output};
-use crate::control::ClientError;
+use crate::{control::ClientError, shown::harmless};
 
 /// The exit code of a command that failed for a reason without a code of its own.
 pub(super) const FAILURE: u8 = 1;
@@ -53,7 +53,7 @@ impl Failure {
                 let colour = output::colour(&std::io::stderr(), global);
                 let error = output::paint(colour, output::Paint::Red, "error:");
                 // With nobody to read it, the code still tells.
-                let _ = writeln!(std::io::stderr(), "{error} {sentence}");
+                let _ = writeln!(std::io::stderr(), "{error} {}", harmless(&sentence));
             }
         }
         ExitCode::from(self.code)

@@ -20,6 +20,7 @@ use crate::{
         client::Lines,
     },
     names::{AppName, GenerationId},
+    shown::harmless,
 };
 
 /// How often a drain is told of where there is no bar.
@@ -257,7 +258,7 @@ impl Display {
             String::new()
         };
         self.say(&output::done(
-            &format!("{app}{step}: {message} {took}"),
+            &format!("{app}{step}: {} {took}", harmless(message)),
             self.colour,
         ));
     }
@@ -319,12 +320,16 @@ impl Display {
         let code = result.outcome.exit_code();
         match result.outcome {
             Outcome::Done | Outcome::Unchanged | Outcome::Staged => {
-                self.say(&paint(self.colour, Paint::Bold, &result.message));
+                self.say(&paint(self.colour, Paint::Bold, &harmless(&result.message)));
                 Ok(())
             }
             // What was asked for is done, so the sentence is a result; the code says that it had a price.
             Outcome::DeadlinePassed => {
-                self.say(&paint(self.colour, Paint::Yellow, &result.message));
+                self.say(&paint(
+                    self.colour,
+                    Paint::Yellow,
+                    &harmless(&result.message),
+                ));
                 Err(Failure::silent(code))
             }
             Outcome::Failed

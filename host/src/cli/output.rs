@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::args::Global;
-use crate::control::api::Note;
+use crate::{control::api::Note, shown::harmless};
 
 /// Writes one line to standard output. Where that cannot be written the line is lost: what a command ends with is what happened,
 /// not who read of it.
@@ -78,7 +78,7 @@ pub(super) fn noted(note: &Note, colour: bool) -> String {
     } else {
         Paint::Dim
     };
-    paint(colour, how, &note.to_string())
+    paint(colour, how, &harmless(&note.to_string()))
 }
 
 /// The colours in use.
@@ -122,7 +122,7 @@ impl Cell {
     /// In `paint`.
     pub(super) fn painted(text: impl Into<String>, paint: Paint) -> Self {
         Self {
-            text: text.into(),
+            text: harmless(&text.into()),
             paint: Some(paint),
         }
     }
@@ -136,7 +136,7 @@ impl Cell {
 impl<T: Into<String>> From<T> for Cell {
     fn from(text: T) -> Self {
         Self {
-            text: text.into(),
+            text: harmless(&text.into()),
             paint: None,
         }
     }

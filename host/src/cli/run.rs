@@ -12,7 +12,7 @@ use crate::{
     daemon::{self, Daemon, Given},
     loader,
     notify::Notifier,
-    ownership,
+    origin, ownership, process,
     server::socket,
     signals, supervisor, telemetry,
 };
@@ -38,6 +38,8 @@ pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
     let crashed = args.crashed.clone();
     config.trust.insecure_paths |= args.insecure_paths;
     overrule(&mut config.server, global, args);
+    process::own_program().map_err(|error| Failure::new(error.to_string()))?;
+    origin::narrow();
     // Before any other thread is started, which all inherit it: a terminal that stops the output of background processes
     // would stop this one at its first line.
     signals::let_background_write();

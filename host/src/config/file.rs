@@ -36,15 +36,15 @@ struct ConfigFile {
 #[serde(deny_unknown_fields, default)]
 struct ServerTable {
     listen: Option<Text<SocketAddr>>,
-    workers: Option<NonZeroUsize>,
-    spare_workers: Option<usize>,
+    workers: Option<Count<1, THREADS>>,
+    spare_workers: Option<Count<0, THREADS>>,
     stall_after: Option<Limit>,
     plugins: Option<PathBuf>,
     state: Option<PathBuf>,
     control: Option<PathBuf>,
     version_header: bool,
     shutdown_deadline: Option<Span>,
-    max_crashes: Option<NonZeroUsize>,
+    max_crashes: Option<Count<1, MANY>>,
     crash_window: Option<Span>,
     leak_budget: LeakBudgetTable,
     first_byte_timeout: Option<Patience>,
@@ -61,8 +61,8 @@ struct ServerTable {
 #[serde(deny_unknown_fields, default)]
 struct LeakBudgetTable {
     bytes: Option<Size>,
-    descriptors: Option<u64>,
-    retained: Option<u64>,
+    descriptors: Option<Count<0, MANY>>,
+    retained: Option<Count<0, MANY>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -95,7 +95,7 @@ struct LogTable {
     file: Option<PathBuf>,
     max_size: Option<SizeLimit>,
     max_age: Option<Limit>,
-    keep: Option<usize>,
+    keep: Option<Count<0, FILES>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -109,15 +109,15 @@ struct AppTable {
     job_deadline: Option<Limit>,
     bake: Option<Limit>,
     request_timeout: Option<Limit>,
-    max_concurrent: Option<NonZeroUsize>,
-    queue: Option<usize>,
+    max_concurrent: Option<Count<1, MANY>>,
+    queue: Option<Count<0, MANY>>,
     execution: Option<ExecutionWord>,
-    execution_threads: Option<NonZeroUsize>,
-    max_old_generations: Option<NonZeroUsize>,
+    execution_threads: Option<Count<1, THREADS>>,
+    max_old_generations: Option<Count<1, FILES>>,
     when_full: Option<WhenFullWord>,
-    runtime_threads: Option<NonZeroUsize>,
+    runtime_threads: Option<Count<1, THREADS>>,
     env: Vec<EnvName>,
-    keep_artifacts: Option<usize>,
+    keep_artifacts: Option<Count<0, MANY>>,
     config: toml::Table,
     check: CheckTable,
 }
@@ -172,6 +172,41 @@ impl<'de, T: FromStr<Err: Display>> Deserialize<'de> for Text<T> {
     }
 }
 
+/// More threads than this are a slip of the pen on any machine.
+const THREADS: usize = 1024;
+
+/// The same for what takes a file or a generation each.
+const FILES: usize = 1000;
+
+/// The same for what is only counted.
+const MANY: usize = 1_000_000_000;
+
+/// A number within its bounds.
+#[derive(Clone, Copy)]
+struct Count<const LEAST: usize, const MOST: usize>(usize);
+
+impl<const LEAST: usize, const MOST: usize> Count<LEAST, MOST> {
+    fn get(self) -> usize {
+        self.0
+    }
+
+    fn nonzero(self) -> Option<NonZeroUsize> {
+        NonZeroUsize::new(self.0)
+    }
+}
+
+impl<'de, const LEAST: usize, const MOST: usize> Deserialize<'de> for Count<LEAST, MOST> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let number = i64::deserialize(from)?;
+        match usize::try_from(number) {
+            Ok(count) if (LEAST..=MOST).contains(&count) => Ok(Self(count)),
+            _ => Err(D::Error::custom(format!(
+                "it cannot be {number}: write a number from {LEAST} to {MOST}"
+            ))),
+        }
+    }
+}
+
 /// A length of time, more than none.
 struct Span(Duration);
 
@@ -213,10 +248,22 @@ impl<'de> Deserialize<'de> for Patience {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|error| {
-        format!("`{text}` is not a length of time ({error}): write e.g. \"500ms\", \"30s\", \"1h\"")
-    })
+/// The longest time that can be set: beyond it sums of times have no place in the clocks of a computer.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// A length of time as people write it.
+///
+/// # Errors
+/// The sentence for a person.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = |what: &str| {
+        format!("`{text}` is not a length of time ({what}): write e.g. \"500ms\", \"30s\", \"1h\"")
+    };
+    match humantime::parse_duration(text) {
+        Err(error) => Err(wrong(&error.to_string())),
+        Ok(span) if span > LONGEST => Err(wrong("more than 3650 days")),
+        Ok(span) => Ok(span),
+    }
 }
 
 /// A number of bytes.
@@ -249,6 +296,9 @@ impl<'de> Deserialize<'de> for SizeLimit {
     }
 }
 
+/// The largest size that can be set, a pebibyte.
+const LARGEST: u64 = 1 << 50;
+
 fn size(text: &str) -> Option<u64> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
     let shift = match unit.trim_start() {
@@ -258,7 +308,8 @@ fn size(text: &str) -> Option<u64> {
         "GiB" => 30,
         _ => return None,
     };
-    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+    let bytes = number.parse::<u64>().ok()?.checked_mul(1 << shift)?;
+    (bytes <= LARGEST).then_some(bytes)
 }
 
 /// The name of an environment variable.
@@ -383,8 +434,10 @@ fn server(table: ServerTable, folder: &Path) -> Server {
     let state = table.state.map_or(default.state, |path| folder.join(path));
     Server {
         listen: table.listen.map_or(default.listen, |address| address.0),
-        workers: table.workers,
-        spare_workers: table.spare_workers.unwrap_or(default.spare_workers),
+        workers: table.workers.and_then(Count::nonzero),
+        spare_workers: table
+            .spare_workers
+            .map_or(default.spare_workers, Count::get),
         stall_after: table
             .stall_after
             .map_or(default.stall_after, |limit| limit.0),
@@ -399,7 +452,10 @@ fn server(table: ServerTable, folder: &Path) -> Server {
         shutdown_deadline: table
             .shutdown_deadline
             .map_or(default.shutdown_deadline, |span| span.0),
-        max_crashes: table.max_crashes.unwrap_or(default.max_crashes),
+        max_crashes: table
+            .max_crashes
+            .and_then(Count::nonzero)
+            .unwrap_or(default.max_crashes),
         crash_window: table
             .crash_window
             .map_or(default.crash_window, |span| span.0),
@@ -411,11 +467,11 @@ fn server(table: ServerTable, folder: &Path) -> Server {
             descriptors: table
                 .leak_budget
                 .descriptors
-                .unwrap_or(default.leak_budget.descriptors),
+                .map_or(default.leak_budget.descriptors, |count| count.get() as u64),
             retained: table
                 .leak_budget
                 .retained
-                .unwrap_or(default.leak_budget.retained),
+                .map_or(default.leak_budget.retained, |count| count.get() as u64),
         },
         timeouts: Timeouts {
             first_byte: table
@@ -461,7 +517,7 @@ fn log(table: LogTable, folder: &Path) -> Log {
             max_age: table
                 .max_age
                 .map_or(default.rotation.max_age, |limit| limit.0),
-            keep: table.keep.unwrap_or(default.rotation.keep),
+            keep: table.keep.map_or(default.rotation.keep, Count::get),
         },
     }
 }
@@ -487,26 +543,33 @@ fn app(table: AppTable, routes: Vec<RoutePrefix>, config: serde_json::Value) -> 
         request_timeout: table
             .request_timeout
             .map_or(default.request_timeout, |limit| limit.0),
-        max_concurrent: table.max_concurrent.or(default.max_concurrent),
-        queue: table.queue.unwrap_or(default.queue),
+        max_concurrent: table
+            .max_concurrent
+            .map_or(default.max_concurrent, Count::nonzero),
+        queue: table.queue.map_or(default.queue, Count::get),
         execution: match table.execution {
             None => default.execution,
             Some(ExecutionWord::Shared) => Execution::Shared,
             Some(ExecutionWord::Own) => Execution::Own {
-                threads: table.execution_threads,
+                threads: table.execution_threads.and_then(Count::nonzero),
             },
         },
         max_old_generations: table
             .max_old_generations
-            .map_or(default.max_old_generations, NonZeroUsize::get),
+            .map_or(default.max_old_generations, Count::get),
         when_full: match table.when_full {
             None => default.when_full,
             Some(WhenFullWord::Refuse) => WhenFull::Refuse,
             Some(WhenFullWord::EndOldest) => WhenFull::EndOldest,
         },
-        runtime_threads: table.runtime_threads.unwrap_or(default.runtime_threads),
+        runtime_threads: table
+            .runtime_threads
+            .and_then(Count::nonzero)
+            .unwrap_or(default.runtime_threads),
         env: table.env.into_iter().map(|name| name.0).collect(),
-        keep_artifacts: table.keep_artifacts.unwrap_or(default.keep_artifacts),
+        keep_artifacts: table
+            .keep_artifacts
+            .map_or(default.keep_artifacts, Count::get),
         config,
         check: Check {
             start: table.check.start.unwrap_or(default.check.start),
@@ -878,7 +941,10 @@ mod tests {
                 "[server]\nleak_budget = { bytes = \"64MB\" }",
                 "`64MB` is not a size",
             ),
-            ("[app.shop]\nmax_old_generations = 0", "nonzero"),
+            (
+                "[app.shop]\nmax_old_generations = 0",
+                "a number from 1 to 1000",
+            ),
             ("[app.Shop]\n", "`Shop` is not an app name"),
             ("[app.shop.config]\nx = nan", "app.shop.config"),
             ("[server\n", ":1: "),
@@ -886,6 +952,102 @@ mod tests {
             let text = error(faulty);
             assert!(text.contains(says), "{text}");
         }
+    }
+
+    /// Every key, by its table: those that an error about an unknown one offers.
+    fn keys_of(table: &str) -> Vec<String> {
+        let text = error(&format!("[{table}]\nzzzzzzzz = 1\n"));
+        let (_, known) = text.split_once("use one of ").unwrap();
+        known.split(", ").map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn no_value_of_any_key_is_more_than_an_error_with_its_line_and_key() {
+        let numbers = [0, 1, -1, i64::MAX, i64::MIN, 1 << 40].map(|number| number.to_string());
+        let texts = [
+            "400000000000years",
+            "18446744073709551615s",
+            "3651days",
+            "10years",
+            "1ns",
+            "0s",
+            "-1s",
+            "99999999999999999999999h",
+            "18446744073709551615GiB",
+            "16777216GiB",
+            "9999999999999999999999B",
+            "",
+            "\u{0}",
+            "none",
+            "é",
+        ]
+        .map(|text| format!("{text:?}").replace("\\0", "\\u0000"));
+        let others = [
+            "nan",
+            "1e400",
+            "true",
+            "[]",
+            "[1]",
+            "{}",
+            "{ bytes = \"1B\" }",
+            "1979-05-27",
+        ];
+        let values = numbers
+            .into_iter()
+            .chain(texts)
+            .chain(others.map(str::to_owned));
+        let tables = [
+            "server",
+            "control",
+            "metrics",
+            "trust",
+            "log",
+            "app.shop",
+            "app.shop.check",
+        ];
+        for value in values {
+            for table in tables {
+                for key in keys_of(table) {
+                    let text = format!("# one\n[{table}]\n{key} = {value}\n");
+                    match read(&text) {
+                        Ok(config) => assert_has_a_place(&config),
+                        Err(error) => assert!(
+                            error.to_string().contains(&format!(":3: {table}.{key}: "))
+                                // Of all of it, which has no line.
+                                || key == "config" && error.to_string().contains("app.shop.config"),
+                            "{text}: {error}"
+                        ),
+                    }
+                }
+            }
+        }
+        for key in ["bytes", "descriptors", "retained"] {
+            let text = error(&format!("[server]\nleak_budget = {{ {key} = -1 }}\n"));
+            assert!(text.contains(":2: server.leak_budget: "), "{text}");
+        }
+    }
+
+    /// Whatever is set can be added to the time of any clock, and started that often.
+    fn assert_has_a_place(config: &Config) {
+        let (server, app) = (&config.server, config.app(&name("shop")));
+        let spans = [
+            server.stall_after,
+            Some(server.shutdown_deadline),
+            Some(server.crash_window),
+            config.log.rotation.max_age,
+            app.drain_deadline,
+            app.job_deadline,
+            app.bake,
+            app.request_timeout,
+            Some(app.check.deadline),
+        ];
+        assert!(spans.into_iter().flatten().all(|span| span <= LONGEST));
+        let threads = [
+            server.workers.map_or(1, NonZeroUsize::get),
+            server.spare_workers,
+            app.runtime_threads.get(),
+        ];
+        assert!(threads.into_iter().all(|count| count <= THREADS));
     }
 
     #[test]

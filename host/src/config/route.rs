@@ -20,23 +20,22 @@ pub struct InvalidRoute {
 }
 
 impl RoutePrefix {
-    /// Whether a request for `host` (as in its `Host` header, a port is no matter) and `path` (without the query) belongs here.
-    /// `/api` takes `/api` and `/api/x`, not `/apiary`.
+    /// Whether a request for `host` (a [`bare_host`] in lower case) and `path` (without the query) belongs here. `/api` takes `/api` and
+    /// `/api/x`, not `/apiary`.
+    #[inline]
     pub fn matches(&self, host: Option<&str>, path: &str) -> bool {
-        let host_matches = self
-            .host
-            .as_deref()
-            .is_none_or(|own| host.is_some_and(|host| own.eq_ignore_ascii_case(bare_host(host))));
+        let host_matches = self.host.as_deref().is_none_or(|own| host == Some(own));
+        // At the root there are targets that are no path, such as `*`. A table of routes has no slash there.
         host_matches
-            && (self.path == "/"
+            && (self.path.len() <= 1
                 || path
                     .strip_prefix(self.path.as_str())
                     .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
     }
 }
 
-/// A host name without its port and without the dot of the root.
-fn bare_host(host: &str) -> &str {
+/// A host name without its port and without the dot of the root, as it is written in a route.
+pub(crate) fn bare_host(host: &str) -> &str {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name, // not the inside of `[::1]`
         _ => host,
@@ -160,21 +159,26 @@ mod tests {
     }
 
     #[test]
-    fn hosts_match_without_case_and_port() {
-        let site = route("example.org/");
-        for host in [
-            "example.org",
-            "EXAMPLE.org",
-            "example.org:8080",
-            "example.org.:80",
+    fn a_route_with_a_host_is_for_that_host_only() {
+        let site = route("Example.org./");
+        assert!(site.matches(Some("example.org"), "/x"));
+        for host in [Some("www.example.org"), Some("example.com"), Some(""), None] {
+            assert!(!site.matches(host, "/x"), "{host:?}");
+        }
+    }
+
+    #[test]
+    fn a_bare_host_has_no_port_and_no_dot_of_the_root() {
+        for (host, bare) in [
+            ("a.example", "a.example"),
+            ("a.example:80", "a.example"),
+            ("a.example.:80", "a.example"),
+            ("a.example.", "a.example"),
+            ("[::1]:80", "[::1]"),
+            ("[::1]", "[::1]"),
+            ("", ""),
         ] {
-            assert!(site.matches(Some(host), "/x"), "{host}");
+            assert_eq!(bare_host(host), bare);
         }
-        for host in ["www.example.org", "example.com", ""] {
-            assert!(!site.matches(Some(host), "/x"), "{host}");
-        }
-        assert!(!site.matches(None, "/"));
-        assert!(route("[::1]/").matches(Some("[::1]:80"), "/"));
-        assert!(route("[::1]/").matches(Some("[::1]"), "/"));
     }
 }

@@ -237,6 +237,14 @@ impl Address {
             });
         }
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        if !Path::new("/proc/self/fd").exists() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "its path is longer than {LONGEST_ADDRESS} bytes, and there is no /proc to reach it by: name a shorter one with --control"
+                ),
+            ));
+        }
         let open = rustix::fs::open(
             folder(path),
             OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,

@@ -25,7 +25,7 @@ use super::{
     body::{AnswerBody, Expiry, RequestBody},
     limits::Limited,
     own,
-    route::{Chosen, Routes, target, whole_target},
+    route::{Chosen, Routes, names_its_host, target, whole_target},
     upgrade,
 };
 use crate::generation::{Cut, Generation, InFlight};
@@ -233,6 +233,10 @@ where
     ) -> Self {
         // Request and response are large: the one moves only if it is kept, the other is made where it will be taken from.
         let mut this = Self(Step::Answered(None));
+        if !names_its_host(request.version(), request.headers()) {
+            this.0 = Step::Answered(Some(own::no_host()));
+            return this;
+        }
         match routes.choose(request.uri(), request.headers(), admitted) {
             Chosen::Generation(in_flight, strip) => {
                 let call = Call::new(&mut request, strip, in_flight);

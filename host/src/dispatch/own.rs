@@ -22,6 +22,14 @@ fn plain(status: StatusCode, text: String) -> Response<AnswerBody> {
     response
 }
 
+/// 400: it names no host, or several.
+pub(super) fn no_host() -> Response<AnswerBody> {
+    plain(
+        StatusCode::BAD_REQUEST,
+        "a request of HTTP/1.1 has one Host header".to_owned(),
+    )
+}
+
 /// 404: no app answers there.
 pub(super) fn no_app() -> Response<AnswerBody> {
     plain(

@@ -8,7 +8,7 @@ use semver::Version;
 
 use super::limits::Limits;
 use crate::{
-    config::RoutePrefix,
+    config::{RoutePrefix, bare_host},
     generation::{Generation, InFlight},
     names::AppName,
 };
@@ -112,7 +112,7 @@ impl Table {
         let Some(route) = self
             .routes
             .iter()
-            .find(|route| matches(&route.prefix, host.as_deref(), path))
+            .find(|route| route.prefix.matches(host.as_deref(), path))
         else {
             return Some(Chosen::NoApp);
         };
@@ -137,39 +137,36 @@ impl Table {
     }
 }
 
+/// Whether a request says what it is for as RFC 9112, 3.2 wants it: one `Host`, which only HTTP/1.0 may do without. HTTP/2 has a
+/// field of its own for that.
+#[inline]
+pub(super) fn names_its_host(version: http::Version, headers: &HeaderMap) -> bool {
+    // As clients send it, without looking for anything: the first of fields that are there once each.
+    let is_first = headers.keys().next().is_some_and(|name| name == HOST);
+    is_first && headers.len() == headers.keys_len()
+        || version > http::Version::HTTP_11
+        || names_one(version, headers)
+}
+
+#[cold]
+fn names_one(version: http::Version, headers: &HeaderMap) -> bool {
+    match headers.get_all(HOST).iter().count() {
+        0 => version < http::Version::HTTP_11,
+        count => count == 1,
+    }
+}
+
 fn host_of<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<Cow<'a, str>> {
     let host = match uri.host() {
         Some(host) => host,
-        None => {
-            let field = headers.get(HOST)?.to_str().ok()?;
-            // A port follows the last colon, unless that is within the brackets of an IPv6 address.
-            match field.rsplit_once(':') {
-                Some((host, port)) if !port.contains(']') => host,
-                _ => field,
-            }
-        }
+        None => headers.get(HOST)?.to_str().ok()?,
     };
+    let host = bare_host(host);
     Some(if host.bytes().any(|b| b.is_ascii_uppercase()) {
         Cow::Owned(host.to_ascii_lowercase())
     } else {
         Cow::Borrowed(host)
     })
-}
-
-/// `prefix` is without slashes at its end.
-fn matches(prefix: &RoutePrefix, host: Option<&str>, path: &str) -> bool {
-    if prefix
-        .host
-        .as_deref()
-        .is_some_and(|wanted| host != Some(wanted))
-    {
-        return false;
-    }
-    // At the root there are targets that are no path, such as `*`.
-    prefix.path.is_empty()
-        || path
-            .strip_prefix(&prefix.path)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The path and query of a request.
@@ -193,27 +190,53 @@ pub fn target(whole: &str, strip: usize) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
+    use http::{HeaderValue, Version};
+
     use super::*;
 
-    fn prefix(host: Option<&str>, path: &str) -> RoutePrefix {
-        RoutePrefix {
-            host: host.map(str::to_owned),
-            path: path.to_owned(),
+    fn headers(hosts: &[&'static str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for host in hosts {
+            headers.append(HOST, HeaderValue::from_static(host));
         }
+        headers
     }
 
     #[test]
-    fn a_prefix_is_of_whole_segments() {
-        assert!(matches(&prefix(None, "/shop"), None, "/shop"));
-        assert!(matches(&prefix(None, "/shop"), None, "/shop/cart"));
-        assert!(!matches(&prefix(None, "/shop"), None, "/shopping"));
-        assert!(matches(&prefix(None, ""), None, "/anything"));
-        assert!(matches(&prefix(None, ""), None, "*"));
-        assert!(!matches(
-            &prefix(Some("a.example"), ""),
-            Some("b.example"),
-            "/"
-        ));
+    fn the_host_of_a_request_is_that_of_its_target_else_of_its_header() {
+        for (target, field, host) in [
+            ("/x", "example.org", "example.org"),
+            ("/x", "EXAMPLE.org:8080", "example.org"),
+            ("/x", "example.org.", "example.org"),
+            ("/x", "example.org.:80", "example.org"),
+            ("/x", "[::1]:80", "[::1]"),
+            ("http://Other.example.:80/x", "example.org", "other.example"),
+        ] {
+            let (uri, headers) = (Uri::from_static(target), headers(&[field]));
+            assert_eq!(host_of(&uri, &headers).as_deref(), Some(host));
+        }
+        assert_eq!(host_of(&Uri::from_static("/x"), &headers(&[])), None);
+    }
+
+    #[test]
+    fn a_request_of_http_1_1_names_one_host() {
+        let is = |version, hosts: &[&'static str], before: Option<&'static str>| {
+            let mut fields = HeaderMap::new();
+            if let Some(before) = before {
+                fields.append("accept", HeaderValue::from_static(before));
+                fields.append("accept", HeaderValue::from_static(before));
+            }
+            fields.extend(headers(hosts));
+            names_its_host(version, &fields)
+        };
+        for before in [None, Some("text/html")] {
+            assert!(is(Version::HTTP_11, &["a"], before));
+            assert!(!is(Version::HTTP_11, &[], before));
+            assert!(!is(Version::HTTP_11, &["a", "a"], before));
+            assert!(is(Version::HTTP_10, &[], before));
+            assert!(!is(Version::HTTP_10, &["a", "b"], before));
+            assert!(is(Version::HTTP_2, &[], before));
+        }
     }
 
     #[test]

@@ -26,6 +26,7 @@
 )]
 
 mod code;
+mod companions;
 mod heap;
 mod initialisers;
 mod library;
@@ -40,6 +41,7 @@ pub use self::{
     library::{Layouts, Library, LoadError},
 };
 pub(crate) use self::{
+    companions::Companion,
     heap::{collect_here, free_bytes, give_back, give_back_of_heaps},
     start::start,
     turn::LONGEST as LONGEST_TURN,

@@ -7,10 +7,12 @@ use handover_plugin::abi::{
     root::{RootRef, Settings},
 };
 
+use crate::shown;
+
 /// Runs the constructor of the plugin behind `root`, on this thread.
 ///
 /// # Errors
-/// The plugin's own reason.
+/// The plugin's own reason, cut to what people can read: it may be a whole page.
 pub(crate) fn start<O: Offer>(
     root: RootRef,
     offer: Arc<O>,
@@ -21,4 +23,5 @@ pub(crate) fn start<O: Offer>(
     // in flight, stops the app after that, and only then closes the library. It has
     // given the offer to the library to keep (`Library::keep`).
     unsafe { AppHandle::start(root, offer, settings) }
+        .map_err(|reason| shown::cut(reason, shown::SENTENCE))
 }

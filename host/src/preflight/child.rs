@@ -32,7 +32,7 @@ use crate::{
     dispatch,
     generation::{self, Active, Ended, Generation, Spec},
     ledger::Holder,
-    loader::{Layouts, Library},
+    loader::{Companion, Layouts, Library},
     names::GenerationId,
     workers,
 };
@@ -128,12 +128,11 @@ struct Mouth(Arc<UnixStream>);
 
 impl Mouth {
     fn say(&self, line: &Line) {
-        let Ok(mut text) = serde_json::to_vec(line) else {
+        let Ok(text) = line.text() else {
             return;
         };
-        text.push(b'\n');
         // A host that does not listen any more kills us.
-        let _ = (&*self.0).write_all(&text);
+        let _ = (&*self.0).write_all(text.as_bytes());
     }
 
     fn begin(&self, stage: Stage) {
@@ -167,6 +166,9 @@ fn check(mouth: &Mouth, image: Image, task: Task) -> Result<Line, Line> {
         .root::<RootRef>()
         .map_err(|error| Line::rejected(format!("its layouts do not fit this host: {error}")))?;
     mouth.checked("layouts match".to_owned());
+    for companion in Companion::all() {
+        mouth.say(&Line::Beside { companion });
+    }
     if !task.start {
         return Ok(Line::Passed);
     }

@@ -12,7 +12,7 @@ pub use self::parent::check;
 
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::Remark;
+use crate::{artifact::Remark, loader::Companion};
 
 /// What preflight is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,4 +43,6 @@ pub struct Passed {
     pub checks: Vec<String>,
     /// What people should know of it.
     pub remarks: Vec<Remark>,
+    /// The libraries that were mapped beside it.
+    pub(crate) companions: Vec<Companion>,
 }

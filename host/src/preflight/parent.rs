@@ -29,15 +29,17 @@ use tokio::{
 
 use super::{
     Passed, Scope, Verdict,
-    report::{Line, Stage, Task},
+    report::{LONGEST, Line, Stage, Task},
 };
 use crate::{
     artifact::{Artifact, Remark, Topic},
     background,
     config::{self, Leave},
     ledger,
+    loader::Companion,
     names::{self, AppName},
     origin::origin,
+    process,
 };
 
 /// How many children may run at once: they start whole runtimes, and the host has users to serve.
@@ -48,9 +50,6 @@ const TAIL: usize = 4 * 1024;
 
 /// How long a child that ended may take to be read to its end. Only a process that it left behind can use it up.
 const AFTERWARDS: Duration = Duration::from_millis(500);
-
-/// The longest line of a report, in bytes. A child that says more is not ours any more.
-const LONGEST_LINE: u64 = 256 * 1024;
 
 /// Checks `artifact` in a child process as `app` with its settings.
 ///
@@ -130,7 +129,7 @@ struct Running {
 }
 
 fn spawn_child(report: StdUnixStream) -> io::Result<(Child, Option<Pid>)> {
-    let mut command = std::process::Command::new("/proc/self/exe");
+    let mut command = process::own_program()?;
     // A plugin that lives here may have changed what this process would pass on.
     origin().pass_on(&mut command);
     let child = Command::from(command)
@@ -239,7 +238,7 @@ impl Running {
             if to.write_all(&task).await.is_ok() {
                 heard.listen(&mut lines).await;
             }
-            if heard.last.is_none() {
+            if heard.last.is_none() && !heard.garbled {
                 std::future::pending::<()>().await;
             }
         };
@@ -282,7 +281,10 @@ struct Heard {
     stage: Stage,
     checked: Vec<String>,
     remarks: Vec<Remark>,
+    companions: Vec<Companion>,
     last: Option<Line>,
+    /// It said what is no line of ours: code of the plugin wrote to its socket.
+    garbled: bool,
 }
 
 impl Heard {
@@ -291,19 +293,27 @@ impl Heard {
         while self.last.is_none() {
             let mut line = Vec::new();
             match (&mut *lines)
-                .take(LONGEST_LINE)
+                .take(LONGEST as u64)
                 .read_until(b'\n', &mut line)
                 .await
             {
                 Ok(read) if read > 0 && line.ends_with(b"\n") => {}
+                Ok(LONGEST) => {
+                    self.garbled = true;
+                    return;
+                }
                 Ok(_) | Err(_) => return,
             }
             match serde_json::from_slice(&line) {
                 Ok(Line::Begins { stage }) => self.stage = stage,
                 Ok(Line::Checked { what }) => self.checked.push(what),
                 Ok(Line::Remarked { remark }) => self.remarks.push(remark),
+                Ok(Line::Beside { companion }) => self.companions.push(companion),
                 Ok(last) => self.last = Some(last),
-                Err(_) => return,
+                Err(_) => {
+                    self.garbled = true;
+                    return;
+                }
             }
         }
     }
@@ -331,7 +341,18 @@ impl Heard {
             Some(Line::Unhealthy { reason }) => return Ok(Verdict::Unhealthy(with_output(reason))),
             Some(Line::Broken { reason }) => return Err(io::Error::other(with_output(reason))),
             // Not last lines: `listen` keeps none of them.
-            Some(Line::Begins { .. } | Line::Checked { .. } | Line::Remarked { .. }) | None => {}
+            Some(
+                Line::Begins { .. }
+                | Line::Checked { .. }
+                | Line::Remarked { .. }
+                | Line::Beside { .. },
+            )
+            | None => {}
+        }
+        if self.garbled {
+            return Ok(Verdict::Rejected(with_output(format!(
+                "it wrote into a descriptor that is not its own, the one of preflight, {during}"
+            ))));
         }
         if ended == Ended::AtDeadline {
             let limit = humantime::format_duration(deadline);
@@ -378,7 +399,10 @@ impl Heard {
     /// The verdict on what has failed nowhere.
     fn passed(self, leave: Leave) -> Verdict {
         let Self {
-            checked, remarks, ..
+            checked,
+            remarks,
+            companions,
+            ..
         } = self;
         let retained: Vec<_> = remarks
             .iter()
@@ -394,6 +418,7 @@ impl Heard {
         Verdict::Passed(Passed {
             checks: checked,
             remarks,
+            companions,
         })
     }
 }
@@ -523,7 +548,7 @@ mod tests {
             verdict.unwrap(),
             Verdict::Passed(Passed {
                 checks: vec!["a".into(), "b".into()],
-                remarks: Vec::new(),
+                ..Passed::default()
             })
         );
     }
@@ -574,6 +599,15 @@ mod tests {
             .await
             .verdict(Ended::ByItself, exited(0), DEADLINE, Leave::Warn, "");
         rejected(verdict, &["exit(0)"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_report_is_refused_and_not_waited_for() {
+        for said in ["hello\n".to_owned(), "x".repeat(LONGEST + 1)] {
+            let heard = heard(&format!("{STARTING}{said}")).await;
+            let verdict = heard.verdict(Ended::Reported, killed(9), DEADLINE, Leave::Warn, "");
+            rejected(verdict, &["not its own", "in the constructor"]);
+        }
     }
 
     #[tokio::test]

@@ -3,13 +3,16 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::Scope;
 use crate::{
     artifact::{Remark, Sha256},
     config::{Leave, SmokeRequest},
     ledger::RefusedLock,
+    loader::Companion,
     names::AppName,
+    shown,
 };
 
 /// What the child is to check.
@@ -24,7 +27,7 @@ pub(super) struct Task {
     /// As which app.
     pub(super) app: AppName,
     /// What the app reads with `Context::config`.
-    pub(super) config: serde_json::Value,
+    pub(super) config: Value,
     /// The environment variables that it may read.
     pub(super) env: Vec<(String, String)>,
     /// Threads of its runtime.
@@ -39,7 +42,22 @@ pub(super) struct Task {
     pub(super) scope: Scope,
 }
 
+/// The longest line, in bytes.
+pub(super) const LONGEST: usize = 1024 * 1024;
+
 impl Line {
+    /// The line as it is said, whole. Its texts may be a plugin's and of any length, so they are cut.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON.
+    pub(super) fn text(&self) -> serde_json::Result<String> {
+        let mut line = serde_json::to_value(self)?;
+        cut_texts(&mut line);
+        let mut text = line.to_string();
+        text.push('\n');
+        Ok(text)
+    }
+
     /// A refusal that nobody's lock has to do with.
     pub(super) fn rejected(reason: impl ToString) -> Self {
         Self::Rejected {
@@ -48,6 +66,22 @@ impl Line {
         }
     }
 }
+
+/// Cuts every text in `value`, and every list: what is left fits into [`LONGEST`].
+fn cut_texts(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = shown::cut(std::mem::take(text), shown::SENTENCE),
+        Value::Array(list) => {
+            list.truncate(LIST);
+            list.iter_mut().for_each(cut_texts);
+        }
+        Value::Object(fields) => fields.values_mut().for_each(cut_texts),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// The most entries of a list in a line.
+const LIST: usize = 16;
 
 /// One line of the child.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +101,11 @@ pub(super) enum Line {
     Remarked {
         /// That.
         remark: Remark,
+    },
+    /// A library that is mapped beside it.
+    Beside {
+        /// That.
+        companion: Companion,
     },
     /// Everything was right. The last line.
     Passed,
@@ -122,6 +161,25 @@ impl Stage {
             Self::Starting => "in the constructor of the app".to_owned(),
             Self::Smoke { path } => format!("while it answered GET {path}"),
             Self::Leaving => "while its end was rehearsed (drained, stopped, unloaded)".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::*;
+
+    #[test]
+    fn a_line_of_any_length_is_cut_to_one_that_is_heard() {
+        for letter in ["x", "\x1b", "é\n"] {
+            let text = Line::rejected(letter.repeat(3 << 20)).text().unwrap();
+            assert!(text.len() < LONGEST && text.matches('\n').count() == 1);
+            let Line::Rejected { reason, .. } = serde_json::from_str(&text).unwrap() else {
+                panic!("{text}")
+            };
+            assert!(reason.starts_with(letter) && reason.ends_with(" more bytes)"));
         }
     }
 }

@@ -20,6 +20,7 @@ use super::own_pid;
 use crate::{
     names,
     notify::{FAILED, Notifier, READY, STOPPING},
+    process,
 };
 
 /// The longest message of a host.
@@ -56,7 +57,7 @@ impl Host {
     pub(super) fn start(listener: RawFd, crashed: Option<String>) -> io::Result<Self> {
         let (reports, theirs) = StdDatagram::pair()?;
         reports.set_nonblocking(true)?;
-        let mut command = Command::new("/proc/self/exe");
+        let mut command = Command::from(process::own_program()?);
         // So that people who list processes see what they know.
         command.arg0(
             std::env::args_os()

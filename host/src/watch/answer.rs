@@ -1,9 +1,10 @@
 //! The answer files beside what was dropped.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::{self, OpenOptions},
     io::{self, Write},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
@@ -16,7 +17,7 @@ pub(super) enum Verdict {
     Deployed,
     /// `.failed`
     Failed,
-    /// `.failed`, because the file of this name in the same folder arrived with it and was offered instead.
+    /// `.failed`, because the file in the same folder whose name is shown so arrived with it and was offered instead.
     Superseded(String),
 }
 
@@ -41,15 +42,18 @@ const SUPERSEDED: &str = "superseded by ";
 const TEMP: &str = ".handover-";
 
 /// The file that an answer file is about, by its name; none for other files.
-pub(super) fn subject(name: &str) -> Option<&str> {
-    name.strip_suffix(DEPLOYED)
-        .or_else(|| name.strip_suffix(FAILED))
-        .filter(|name| name.ends_with(".so"))
+pub(super) fn subject(name: &OsStr) -> Option<&OsStr> {
+    let bytes = name.as_bytes();
+    bytes
+        .strip_suffix(DEPLOYED.as_bytes())
+        .or_else(|| bytes.strip_suffix(FAILED.as_bytes()))
+        .filter(|bytes| bytes.ends_with(b".so"))
+        .map(OsStr::from_bytes)
 }
 
 /// Whether the file of this name is written by this module.
-pub(super) fn is_ours(name: &str) -> bool {
-    subject(name).is_some() || name.starts_with(TEMP)
+pub(super) fn is_ours(name: &OsStr) -> bool {
+    subject(name).is_some() || name.as_bytes().starts_with(TEMP.as_bytes())
 }
 
 /// What was answered last about the file at `path`, and about which bytes.

@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, Sha256, Signature, Store, StoreError, inspect},
-    background,
+    background, shown,
+    writers::{Writers, writers},
 };
 
 /// A file that is worth hashing.
@@ -219,19 +220,25 @@ fn take_in(
         let surely_new = previous.is_none() || candidate.known.is_some() && !candidate.touched_only;
         let stored = alone && surely_new;
         let (noticed_in, began) = (candidate.noticed.elapsed(), Instant::now());
-        let read = if let Err(reason) = admits(&candidate.path) {
-            refuse(&candidate.path, reason)
-        } else if stored {
-            store.add_file(&candidate.path)
-        } else {
-            inspect(&candidate.path).and_then(|artifact| match artifact.acceptable() {
-                Ok(()) => Ok(artifact),
-                Err(reason) => Err(StoreError::Refused {
-                    reason,
-                    sha256: Some(artifact.sha256),
-                    manifest: None,
-                }),
-            })
+        let read = undisturbed(&candidate.path, |path| {
+            if let Err(reason) = admits(path) {
+                refuse(path, reason)
+            } else if stored {
+                store.add_file(path)
+            } else {
+                inspect(path).and_then(|artifact| match artifact.acceptable() {
+                    Ok(()) => Ok(artifact),
+                    Err(reason) => Err(StoreError::Refused {
+                        reason,
+                        sha256: Some(artifact.sha256),
+                        manifest: None,
+                    }),
+                })
+            }
+        });
+        let Some(read) = read else {
+            intake.outcomes.push(outcome(&candidate, End::Changed));
+            continue;
         };
         let sha256 = match &read {
             Ok(artifact) => Some(artifact.sha256),
@@ -285,6 +292,20 @@ fn take_in(
     intake
 }
 
+/// What `read` makes of the file at `path` while nobody can write it, as far as that can be had; none when somebody writes it, or
+/// it is another file afterwards.
+fn undisturbed<T>(path: &Path, read: impl FnOnce(&Path) -> T) -> Option<T> {
+    match writers(path) {
+        Ok(Writers::Somebody) => None,
+        Ok(Writers::Nobody(hold)) => {
+            let read = read(path);
+            hold.is_of(path).then_some(read)
+        }
+        // What is wrong with it, `read` says.
+        Ok(Writers::Unknown) | Err(_) => Some(read(path)),
+    }
+}
+
 /// A refusal of the bytes that lie at `path` now.
 fn refuse(path: &Path, reason: String) -> Result<Artifact, StoreError> {
     let read = File::open(path).and_then(Sha256::of_reader);
@@ -313,18 +334,20 @@ fn choose(mut fresh: Vec<Fresh>, store: &Store, intake: &mut Intake) {
     };
     if !best.stored {
         let began = Instant::now();
-        let added = store.add_file(&best.candidate.path);
+        let added = undisturbed(&best.candidate.path, |path| store.add_file(path));
         best.stored_in += began.elapsed();
         match added {
-            Ok(artifact) if artifact.sha256 == best.artifact.sha256 => best.artifact = artifact,
+            Some(Ok(artifact)) if artifact.sha256 == best.artifact.sha256 => {
+                best.artifact = artifact;
+            }
             // It is not what was compared with the others any more.
-            Ok(_) | Err(StoreError::Refused { .. }) => {
+            None | Some(Ok(_) | Err(StoreError::Refused { .. })) => {
                 for one in fresh.iter().chain([&best]) {
                     intake.outcomes.push(outcome(&one.candidate, End::Changed));
                 }
                 return;
             }
-            Err(error) => {
+            Some(Err(error)) => {
                 let end = unreadable(&best.candidate, &error);
                 intake.outcomes.push(outcome(&best.candidate, end));
                 for one in &fresh {
@@ -359,10 +382,7 @@ fn choose(mut fresh: Vec<Fresh>, store: &Store, intake: &mut Intake) {
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
+    shown::path(Path::new(path.file_name().unwrap_or_default()))
 }
 
 /// Says once that a file cannot be taken now.

@@ -1,9 +1,10 @@
 //! The watched folders, and what their events hint at.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
+    ffi::OsStr,
     fs,
-    os::unix::fs::MetadataExt,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
     sync::mpsc,
     time::{Instant, SystemTime},
@@ -83,6 +84,11 @@ impl Folders {
     }
 }
 
+/// Whether a file of this name is a plugin to be offered. Names need not be text.
+pub(super) fn is_plugin(name: &OsStr) -> bool {
+    name.as_bytes().ends_with(b".so") && !name.as_bytes().starts_with(b".")
+}
+
 /// What events hinted at since the last scan.
 #[derive(Default)]
 pub(super) struct Hints {
@@ -98,8 +104,8 @@ pub(super) struct Hints {
     renamed: HashSet<PathBuf>,
     /// The folders in which something was renamed that is no plugin itself, e.g. `..data`.
     turned: HashSet<PathBuf>,
-    /// Files made or written to, and not closed since.
-    writing: HashSet<PathBuf>,
+    /// Files made or written to, and not closed since; whether they were written to.
+    writing: HashMap<PathBuf, bool>,
 }
 
 impl Hints {
@@ -125,15 +131,11 @@ impl Hints {
             self.look = true;
         }
         for path in event.paths {
-            let name = path
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            if !path.starts_with(root) || answer::is_ours(&name) {
+            let name = path.file_name().unwrap_or_default();
+            if !path.starts_with(root) || answer::is_ours(name) {
                 continue;
             }
-            let plugin = name.ends_with(".so") && !name.starts_with('.');
+            let plugin = is_plugin(name);
             match event.kind {
                 EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
                     self.writing.remove(&path);
@@ -157,13 +159,13 @@ impl Hints {
                 }
                 EventKind::Modify(ModifyKind::Data(_)) => {
                     if plugin {
-                        self.writing.insert(path);
+                        self.writing.insert(path, true);
                     }
                     continue; // nothing can be said of it before it is closed or quiet
                 }
                 EventKind::Create(_) => {
                     if plugin {
-                        self.writing.insert(path.clone());
+                        self.writing.entry(path.clone()).or_insert(false);
                     }
                     self.made.insert(path);
                 }
@@ -186,11 +188,16 @@ impl Hints {
             || folder != root && (self.renamed.contains(folder) || linked(folder, root))
     }
 
+    /// Whether the file at `path` was written to and not closed since.
+    pub(super) fn is_being_written(&self, path: &Path) -> bool {
+        self.writing.get(path) == Some(&true)
+    }
+
     /// Whether a closed file may soon be joined by another one of its folder.
     pub(super) fn may_be_joined(&self) -> bool {
         self.closed.iter().any(|closed| {
             self.writing
-                .iter()
+                .keys()
                 .any(|writing| writing.parent() == closed.parent())
         })
     }

@@ -2,9 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    fs::{self, File, Metadata},
+    fs::{self, Metadata},
     io,
-    os::unix::fs::MetadataExt,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileTypeExt, MetadataExt},
+    },
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -20,11 +23,16 @@ use super::{
     DropTarget, Timing,
     answer::{self, Verdict},
     batch::{self, Candidate, End, Report},
-    events::{Folders, Hints},
+    events::{Folders, Hints, is_plugin},
 };
 use crate::{
-    artifact::{Sha256, Signature, Store, elf, store::peek},
+    artifact::{
+        Sha256, Signature, Store,
+        store::{is_truncated, peek},
+    },
     names::AppName,
+    shown,
+    writers::{Writers, writers},
 };
 
 /// What the thread is told.
@@ -108,6 +116,8 @@ struct Seen {
     signature: Option<Stamp>,
     /// It waits for or is in a batch.
     busy: bool,
+    /// Somebody has it open for writing, which was told.
+    open: bool,
     /// It could not be tried in this state.
     retry: Option<Stamp>,
     known: Option<Known>,
@@ -391,6 +401,7 @@ impl<T: DropTarget> Scanner<T> {
             lay_there: self.first,
             signature: found.signature,
             busy: false,
+            open: false,
             retry: None,
             known: None,
             named: None,
@@ -431,10 +442,10 @@ impl<T: DropTarget> Scanner<T> {
             let quiet = stamp.age().unwrap_or_default().max(now - seen.since);
             let needed = if again || quiet >= self.timing.settle {
                 // By its headers only, so it is cheap.
-                let truncated = File::open(&found.path).and_then(|file| elf::is_truncated(&file));
-                match truncated {
-                    Ok(true) => self.timing.stale,
-                    _ => Duration::ZERO,
+                if is_truncated(&found.path) {
+                    self.timing.stale
+                } else {
+                    Duration::ZERO
                 }
             } else {
                 self.timing.settle
@@ -465,7 +476,21 @@ impl<T: DropTarget> Scanner<T> {
         {
             return None; // not what was asked for
         }
-        (seen.busy, seen.whole) = (true, false);
+        let asked = matches!(reason, Reason::Asked { again: true, .. });
+        let open = match writers(&found.path) {
+            Ok(Writers::Nobody(_)) => false,
+            Ok(Writers::Somebody) => true,
+            // Events know less than the kernel: who only changed its length never closes it.
+            Ok(Writers::Unknown) | Err(_) => self.hints.is_being_written(&found.path) && !asked,
+        };
+        if open {
+            if asked || !seen.open {
+                self.target.waits(key.as_ref(), &found.path, asked);
+            }
+            seen.open = true;
+            return None;
+        }
+        (seen.busy, seen.whole, seen.open) = (true, false, false);
         seen.noticed = hints.since.unwrap_or(now);
         seen.signature = found.signature;
         let queue = self.queues.entry(key.clone()).or_default();
@@ -572,10 +597,8 @@ impl<T: DropTarget> Scanner<T> {
         let mut answers = Vec::new();
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
-            let Ok(name) = entry.file_name().into_string() else {
-                continue;
-            };
-            if name.starts_with('.') {
+            let name = entry.file_name();
+            if name.as_bytes().starts_with(b".") {
                 continue;
             }
             let path = folder.join(&name);
@@ -583,7 +606,7 @@ impl<T: DropTarget> Scanner<T> {
                 answers.push((path, name));
                 continue;
             }
-            let is_plugin = name.ends_with(".so");
+            let is_plugin = is_plugin(&name);
             if !is_plugin && folders.is_none() {
                 continue;
             }
@@ -605,10 +628,18 @@ impl<T: DropTarget> Scanner<T> {
             } else if facts.is_dir()
                 && let Some(folders) = &mut folders
             {
-                match name.parse() {
+                match name.to_string_lossy().parse() {
                     Ok(app) => folders.push((path, app)),
                     Err(error) => self.complain(&path, &io::Error::other(format!("{error}"))),
                 }
+            } else if is_plugin && !facts.is_dir() && self.complained.insert(path.clone()) {
+                let what = match facts.file_type() {
+                    kind if kind.is_fifo() => "a pipe",
+                    kind if kind.is_socket() => "a socket",
+                    _ => "a device",
+                };
+                let reason = format!("it is {what}, not a file, and is not read");
+                self.target.refused(app.as_ref(), &path, &reason);
             }
         }
         for (path, name) in answers {
@@ -631,8 +662,14 @@ fn may_be_tried_again(verdict: &Verdict, folder: &Path) -> bool {
     match verdict {
         Verdict::Deployed => false,
         Verdict::Failed => true,
-        Verdict::Superseded(by) => !folder.join(by).exists(),
+        Verdict::Superseded(by) => !has(folder, by),
     }
+}
+
+/// Whether a file in `folder` has a name that is shown as `name`.
+fn has(folder: &Path, name: &str) -> bool {
+    let is_it = |entry: fs::DirEntry| shown::path(Path::new(&entry.file_name())) == name;
+    folder.join(name).exists() || fs::read_dir(folder).is_ok_and(|list| list.flatten().any(is_it))
 }
 
 fn earlier(due: Option<Instant>, other: Instant) -> Option<Instant> {

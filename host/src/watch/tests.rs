@@ -50,6 +50,7 @@ type Reply = dyn Fn(&Offer) -> Answer + Send + Sync;
 struct Target {
     offers: mpsc::UnboundedSender<Offer>,
     refused: mpsc::UnboundedSender<(PathBuf, String)>,
+    waiting: mpsc::UnboundedSender<(PathBuf, bool)>,
     reply: Box<Reply>,
     store: Store,
     /// Something else than what was offered has been made live since.
@@ -87,6 +88,10 @@ impl DropTarget for Target {
         answer
     }
 
+    fn waits(&self, _app: Option<&AppName>, path: &Path, asked: bool) {
+        self.waiting.send((path.to_owned(), asked)).unwrap();
+    }
+
     fn refused(&self, _app: Option<&AppName>, path: &Path, reason: &str) {
         self.refused
             .send((path.to_owned(), reason.to_owned()))
@@ -101,6 +106,7 @@ struct Host {
     target: Arc<Target>,
     offers: mpsc::UnboundedReceiver<Offer>,
     refused: mpsc::UnboundedReceiver<(PathBuf, String)>,
+    waiting: mpsc::UnboundedReceiver<(PathBuf, bool)>,
 }
 
 fn fine(offer: &Offer) -> Answer {
@@ -113,9 +119,11 @@ impl Host {
         let store = Store::open(&temp.path().join("artifacts")).unwrap();
         let (offers_in, offers) = mpsc::unbounded_channel();
         let (refused_in, refused) = mpsc::unbounded_channel();
+        let (waiting_in, waiting) = mpsc::unbounded_channel();
         let target = Arc::new(Target {
             offers: offers_in,
             refused: refused_in,
+            waiting: waiting_in,
             reply,
             store: store.clone(),
             changed_since: AtomicBool::new(false),
@@ -129,6 +137,7 @@ impl Host {
             target,
             offers,
             refused,
+            waiting,
         }
     }
 
@@ -278,6 +287,26 @@ async fn a_file_written_slowly_is_not_taken_half() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_open_for_writing_is_not_taken_however_long_it_is_quiet() {
+    let mut host = Host::without_events(BY_CLOCK, fine).await;
+    let hidden = shop("1.0.0").write(host.at("shop/.a"));
+    let writer = fs::File::options().write(true).open(&hidden).unwrap();
+    let path = host.at("shop/a.so");
+    fs::rename(hidden, &path).unwrap();
+    let told = timeout(Duration::from_secs(30), host.waiting.recv()).await;
+    assert_eq!(told.unwrap().unwrap(), (path.clone(), false));
+    for _ in 0..10 {
+        assert_eq!(host.scan().await, 0);
+    }
+    assert!(host.waiting.try_recv().is_err(), "told once");
+    assert_eq!(host.handle.rescan(None, true).await, 0, "not by reload");
+    assert_eq!(host.waiting.recv().await.unwrap(), (path, true));
+    host.no_offer();
+    drop(writer);
+    assert_eq!(host.version().await, "1.0.0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_truncated_file_waits_until_it_is_whole() {
     let mut host = Host::without_events(BY_HAND, fine).await;
     let bytes = shop("1.0.0").bytes();
@@ -359,6 +388,7 @@ async fn only_other_bytes_are_offered() {
     other.write(&path);
     let file = fs::File::options().write(true).open(&path).unwrap();
     file.set_modified(modified).unwrap();
+    drop(file);
     assert_eq!(host.scan().await, 1);
     host.offer().await;
 }
@@ -792,6 +822,108 @@ async fn five_hundred_files_are_all_answered() {
         last.values().all(|major| *major == 2),
         "the higher one came last"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_files_are_all_answered_and_looked_at_once() {
+    const FILES: usize = 10_000;
+    let mut host = Host::without_events(BY_HAND, fine).await;
+    fs::create_dir_all(host.at("shop")).unwrap();
+    for number in 0..FILES {
+        let path = host.at(&format!("shop/{number}.so"));
+        match number % 10 {
+            0 => drop(shop(&format!("1.{number}.0")).write(path)),
+            _ => fs::write(path, "no plugin").unwrap(),
+        }
+    }
+    assert_eq!(host.scan().await, 1);
+    assert_eq!(host.version().await, format!("1.{}.0", FILES - 10));
+    let answered = fs::read_dir(host.at("shop")).unwrap().count() - FILES;
+    assert_eq!(answered, FILES);
+    for _ in 0..3 {
+        assert_eq!(host.scan().await, 0, "nobody touched them");
+    }
+    host.no_offer();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_may_be_anything_that_the_file_system_takes() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let mut host = Host::with_events().await;
+    for (number, name) in [
+        &b"with spaces .so"[..],
+        b"two\nlines.so",
+        "\u{e9}\u{1f980}.so".as_bytes(),
+        b"no text \xff\xfe.so",
+        b"superseded by x (version 1.so",
+        b"-rf.so",
+        b"\x1b[31m.so",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let hidden = shop(&format!("1.{number}.0")).write(host.at("shop/.next"));
+        let path = host.at("shop").join(OsStr::from_bytes(name));
+        fs::rename(hidden, &path).unwrap();
+        assert_eq!(host.offer().await.path, path);
+        let mut answer = path.into_os_string();
+        answer.push(".deployed");
+        until("its answer", || Path::new(&answer).exists()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_superseded_by_an_odd_name_waits_for_the_end_of_that() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let host = Host::without_events(BY_HAND, fine).await;
+    let odd = host.at("shop").join(OsStr::from_bytes(b"b\n\xff.so"));
+    host.rename_in(&shop("1.0.0"), "shop/a.so");
+    let hidden = shop("2.0.0").write(host.at("shop/.next"));
+    fs::rename(hidden, &odd).unwrap();
+    assert_eq!(host.scan().await, 1);
+    let text = answer(&host.at("shop/a.so"), ".failed").await;
+    assert!(
+        text.starts_with("superseded by b\\n\\xff.so (version 2.0.0)"),
+        "{text}"
+    );
+    let host = host.restart(BY_HAND).await;
+    assert_eq!(host.handle.rescan(None, true).await, 0);
+    fs::remove_file(odd).unwrap();
+    assert_eq!(host.handle.rescan(None, true).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_file_is_told_once_and_holds_nobody_up() {
+    let mut host = Host::without_events(BY_HAND, fine).await;
+    fs::create_dir_all(host.at("shop")).unwrap();
+    let pipe = host.at("shop/pipe.so");
+    let (fifo, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, fifo, mode, 0).unwrap();
+    symlink("/dev/zero", host.at("shop/zero.so")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(host.at("socket.so")).unwrap();
+    host.rename_in(&shop("1.0.0"), "shop/a.so");
+    assert_eq!(host.scan().await, 1);
+    let mut told = Vec::new();
+    while let Ok((path, reason)) = host.refused.try_recv() {
+        told.push((path.file_name().unwrap().to_owned(), reason));
+    }
+    told.sort();
+    let what = |name: &str, what: &str| {
+        (
+            name.into(),
+            format!("it is {what}, not a file, and is not read"),
+        )
+    };
+    assert_eq!(
+        told,
+        [
+            what("pipe.so", "a pipe"),
+            what("socket.so", "a socket"),
+            what("zero.so", "a device")
+        ]
+    );
+    host.scan().await;
+    assert!(host.refused.try_recv().is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,6 +11,8 @@ use tracing::{
     field::{Field, Visit},
 };
 
+use crate::shown::harmless;
+
 /// How lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Style {
@@ -47,18 +49,6 @@ enum Kind {
     Value,
     /// By its own `Display` or `Debug`.
     Shown,
-}
-
-/// Writes `text` so that it can neither steer a terminal nor begin a line of its own: further lines are indented.
-fn harmless(text: &str, to: &mut String) {
-    for letter in text.chars() {
-        match letter {
-            '\n' => to.push_str("\n    "),
-            '\t' => to.push('\t'),
-            letter if letter.is_control() => to.extend(letter.escape_default()),
-            letter => to.push(letter),
-        }
-    }
 }
 
 /// The line for `event`, with its end.
@@ -109,12 +99,12 @@ impl Line {
         };
         let now = humantime::format_rfc3339_micros(SystemTime::now());
         let mut text = format!("{dim}{now}{end} {level}{:>5}{end} ", self.level);
-        harmless(&self.message, &mut text);
+        text.push_str(&harmless(&self.message));
         for Entry { name, value, kind } in &self.fields {
             // Writing to a string does not fail.
             let _ = write!(text, " {italic}{name}{end}{dim}={end}");
             match (kind, value.as_str()) {
-                (Kind::Shown, Some(value)) => harmless(value, &mut text),
+                (Kind::Shown, Some(value)) => text.push_str(&harmless(value)),
                 (Kind::Value, _) | (Kind::Shown, None) => {
                     let _ = write!(text, "{value}");
                 }

@@ -6,6 +6,7 @@
 //! | `load-segv` | crashes while it is loaded, before anything of it is called |
 //! | `start-error`, `start-panic`, `start-segv`, `start-abort`, `start-exit`, `start-hang`, `start-spin` | its constructor does |
 //! | `live-error`, `live-panic`, `live-hang` | its constructor does, but not in preflight |
+//! | `start-wordy`, `live-wordy` | its constructor fails with an error of three mebibytes, the latter not in preflight |
 //! | `live-orphan` | its constructor fails after it has started a thread that logs for ever, but not in preflight |
 //! | `live-late` | its constructor takes four seconds, but not in preflight |
 //! | `unhealthy` | starts, and answers everything with 500 |
@@ -58,6 +59,10 @@ async fn app(cx: Context) -> Result<Router, Error> {
     match kind {
         "error" => return Err(Error::msg("the database of the misfit is not there")),
         "panic" => panic!("the misfit panics"),
+        "wordy" => {
+            let page = "<p>\x1b[31mred</p>\n".repeat(192 << 10);
+            return Err(Error::msg(format!("502 Bad Gateway\n{page}")));
+        }
         "orphan" => {
             std::thread::Builder::new()
                 .name("heartbeat".to_owned())

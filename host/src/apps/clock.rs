@@ -1,0 +1,63 @@
+//! Times that outlive the process and that nobody can set: the clock since boot, and the order of what happened.
+
+use std::{
+    fs,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+
+/// Milliseconds since the machine was booted, time asleep included. Means something beside the same [`boot`] only.
+pub(super) fn since_boot_ms() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    let (seconds, nanos) = (u64::try_from(now.tv_sec), u64::try_from(now.tv_nsec));
+    seconds.unwrap_or(0) * 1000 + nanos.unwrap_or(0) / 1_000_000
+}
+
+/// Which boot of the machine this is; empty where the kernel does not say.
+pub(super) fn boot() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|id| id.trim().to_owned())
+        .unwrap_or_default()
+}
+
+/// The place of an entry in the history of all apps. What an older host wrote has none, and comes first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Order(u64);
+
+/// The last that was given or seen.
+static LAST: AtomicU64 = AtomicU64::new(0);
+
+impl Order {
+    /// A place after all others.
+    pub(super) fn next() -> Self {
+        Self(LAST.fetch_add(1, Relaxed).saturating_add(1))
+    }
+
+    /// Takes note of one that was read: those to come are after it.
+    pub(super) fn seen(self) {
+        LAST.fetch_max(self.0, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_is_after_what_was_read() {
+        let first = Order::next();
+        Order(first.0 + 1000).seen();
+        assert!(Order::next() > Order(first.0 + 1000));
+        assert!(Order::default() < first);
+    }
+
+    #[test]
+    fn the_clock_since_boot_goes_on() {
+        let before = since_boot_ms();
+        assert!(before > 0 && since_boot_ms() >= before);
+        assert_eq!(boot(), boot());
+    }
+}
