@@ -101,19 +101,14 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
     let Blame { generation, reason } = blame;
     let taken_back_at_ms = super::now_ms();
     let (head, before) = app.saved.read(|record| {
-        let head = record.head.clone();
-        let before: Vec<Head> = history::once_active(&record.history)
-            .into_iter()
-            .filter(|entry| {
-                entry.outcome != Outcome::RolledBack
-                    && record.why_failing(entry.artifact).is_none()
-                    && head
-                        .as_ref()
-                        .is_none_or(|head| head.artifact != entry.artifact)
-            })
+        let before: Vec<Head> = record
+            .head
+            .iter()
+            .flat_map(|head| history::before(&record.history, head.artifact))
+            .filter(|entry| record.why_failing(entry.artifact).is_none())
             .filter_map(Entry::head)
             .collect();
-        (head, before)
+        (record.head.clone(), before)
     });
     let Some(head) = head else { return false };
     for older in before {
@@ -164,11 +159,17 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
 /// HEAD, unless it is left out, or the newest that was good before it and comes up.
 async fn restore_app(apps: &Apps, app: &Arc<App>, left_out: Option<LeftOut>) {
     let (head, before) = app.saved.read(|record| {
-        let before: Vec<Head> = history::once_active(&record.history)
-            .into_iter()
-            .filter(|entry| Some(entry.artifact) != record.head.as_ref().map(|head| head.artifact))
-            .filter_map(Entry::head)
-            .collect();
+        let head = record.head.as_ref().map(|head| head.artifact);
+        let chosen = head.map_or_else(Vec::new, |head| history::before(&record.history, head));
+        // What was taken back is better than nothing.
+        let others = history::once_active(&record.history);
+        let mut before: Vec<Head> = Vec::new();
+        for older in chosen.into_iter().chain(others).filter_map(Entry::head) {
+            let is_known = before.iter().any(|known| known.artifact == older.artifact);
+            if Some(older.artifact) != head && !is_known {
+                before.push(older);
+            }
+        }
         (record.head.clone(), before)
     });
     let Some(head) = head else { return };
