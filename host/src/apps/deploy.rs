@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::{
     Apps, Cause, Wait,
     app::{App, Live, Unstarted},
-    crash::{self, Tried},
+    crash::{self, Step, Tried, Trying},
     drain::{self, Leaving},
     events::Kind,
     history::Entry,
@@ -50,6 +50,19 @@ pub(super) struct Plan {
     pub(super) stage: bool,
     /// When preflight and start must have ended.
     pub(super) deadline: Option<Deadline>,
+}
+
+impl Plan {
+    fn tried(&self, step: Step, generation: Option<GenerationId>) -> Tried {
+        Tried {
+            step,
+            artifact: self.artifact.sha256,
+            version: self.artifact.manifest.version.clone(),
+            generation,
+            cause: self.cause.as_str().to_owned(),
+            source: self.source.clone(),
+        }
+    }
 }
 
 /// When a deploy is given up.
@@ -303,6 +316,8 @@ async fn give_up(
 /// Carries out `plan` and records how it ended.
 async fn carry_out(apps: &Apps, app: &Arc<App>, plan: Plan, speaker: &Speaker) -> Ended {
     let (artifact, cause, source) = (plan.artifact.clone(), plan.cause, plan.source.clone());
+    // Until its end is written down.
+    let _trying = Trying::of(apps, &app.name);
     match try_plan(apps, app, plan, speaker).await {
         Ok(ended) => ended,
         Err(failure) => {
@@ -346,10 +361,11 @@ async fn try_plan(
         make_room(apps, app)?;
     }
     // What has to be on disk before it is used gets there while the artifact is checked.
-    let (checked, kept, id) = tokio::join!(
+    let (checked, kept, id, ()) = tokio::join!(
         check(apps, app, &plan, deadline, speaker),
         keep(apps, &plan),
         reserve(app, &plan),
+        crash::trying(apps, &app.name, plan.tried(Step::Checked, None)),
     );
     let checked = match checked.and_then(|checked| kept.map(|()| checked)) {
         Ok(checked) => checked,
@@ -661,14 +677,7 @@ async fn load_and_start(
     speaker: &Speaker,
 ) -> Result<Started, Failure> {
     // From here on code of it runs in this process.
-    let tried = Tried {
-        artifact: plan.artifact.sha256,
-        version: plan.artifact.manifest.version.clone(),
-        generation: id,
-        cause: plan.cause.as_str().to_owned(),
-        source: plan.source.clone(),
-    };
-    let _trying = crash::trying(apps, &app.name, tried).await;
+    crash::trying(apps, &app.name, plan.tried(Step::Loaded, Some(id))).await;
     let began = Instant::now();
     let artifact = plan.artifact.clone();
     let longest = app.settings.check.deadline;
@@ -686,6 +695,10 @@ async fn load_and_start(
         runtime_threads: app.settings.runtime_threads.get(),
         start_deadline: longest,
         preflight: false,
+        stays: app.saved.read(|record| {
+            let reason = record.why_staying(plan.artifact.sha256);
+            reason.map(str::to_owned)
+        }),
     };
     // Keeps a library that cannot be unmapped now.
     let keep = |spec: &Spec, retained: Option<Box<generation::Retained>>| {
@@ -767,7 +780,7 @@ async fn go_live(
         return Err(Failure::host("the host is shutting down").of(spec.id));
     }
     // Before the first request can crash it, and not on a worker: it is a file.
-    let (journal, named) = (apps.clone(), spec.clone());
+    let (journal, named) = (apps.clone(), Arc::clone(started.generation()));
     let written = tokio::task::spawn_blocking(move || journal.0.journal.live(&named));
     if let Err(broken) = written.await {
         tracing::warn!(%broken, "the crash journal was not written");

@@ -330,6 +330,7 @@ mod tests {
             runtime_threads: 1,
             start_deadline: Duration::ZERO,
             preflight: false,
+            stays: None,
         }
     }
 

@@ -58,6 +58,8 @@ pub struct Library {
     kept: ManuallyDrop<Option<Arc<dyn Any + Send + Sync>>>,
     /// The pointer to it that kept it mapped when it was last looked for.
     reference: Option<Box<Reference>>,
+    /// Why it is never unmapped, if it is not.
+    stays: Option<String>,
 }
 
 impl Library {
@@ -193,6 +195,7 @@ impl Library {
             image: ManuallyDrop::new(Box::new(image)),
             kept: ManuallyDrop::new(None),
             reference: None,
+            stays: None,
         })
     }
 
@@ -307,6 +310,21 @@ impl Library {
         }
     }
 
+    /// Has it stay mapped for the life of the process, if there is a reason.
+    pub fn stay(&mut self, reason: Option<String>) {
+        self.stays = reason;
+    }
+
+    /// Why it is never unmapped, if it is not.
+    pub fn stays(&self) -> Option<&str> {
+        self.stays.as_deref()
+    }
+
+    /// Where its code and its statics are mapped.
+    pub fn range(&self) -> Option<Range<usize>> {
+        self.object().map(|object| object.range)
+    }
+
     /// What it holds in the host.
     pub fn account(&self) -> &Account {
         &self.account
@@ -332,6 +350,10 @@ impl Library {
     /// the dynamic linker keeps it. Trying again is allowed: the finalisers have run then, and do
     /// not run again.
     pub fn close(mut self) -> Result<Left, (Self, Held)> {
+        if let Some(reason) = &self.stays {
+            let held = Held::by(Holder::Crash, reason.as_str());
+            return Err((self, held));
+        }
         if !self.code.is_the_last() {
             let reason = "code of it may be running on a thread of the host";
             return Err((self, Held::by(Holder::Host, reason)));

@@ -223,6 +223,7 @@ async fn start_and_ask(
         // The parent ends this process at the deadline, and says what it was at.
         start_deadline: Duration::MAX,
         preflight: true,
+        stays: None,
     };
     let started = generation::start(library, spec)
         .await

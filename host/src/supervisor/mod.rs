@@ -92,7 +92,7 @@ async fn supervise(listener: &TcpListener) -> Result<u8, SupervisorError> {
     let mut once_ready = false;
     loop {
         let began = Instant::now();
-        let mut host = match Host::start(listener.as_raw_fd(), crashed.take()) {
+        let mut host = match Host::start(listener.as_raw_fd(), crashed.as_ref()) {
             Ok(host) => host,
             Err(error) if !once_ready => return Err(error.into()),
             Err(error) => {
@@ -111,6 +111,10 @@ async fn supervise(listener: &TcpListener) -> Result<u8, SupervisorError> {
             }
         };
         once_ready |= host.was_ready();
+        if host.was_ready() {
+            // It has heard of the crash before it. One that did not come up may not have.
+            crashed = None;
+        }
         match end {
             End::Meant(code) => return Ok(code),
             // It has said why.
@@ -123,7 +127,7 @@ async fn supervise(listener: &TcpListener) -> Result<u8, SupervisorError> {
                     pid = host.pid(),
                     "the host crashed: {how}; it is started again, and connections wait meanwhile"
                 );
-                crashed = Some(how);
+                crashed = Some(host.crash(how));
             }
         }
         let pause = backoff.after(began.elapsed());
