@@ -20,6 +20,7 @@ pub mod ownership;
 pub mod preflight;
 pub mod process;
 pub mod server;
+mod shortage;
 pub mod signals;
 pub mod supervisor;
 pub mod telemetry;

@@ -43,7 +43,7 @@ use super::{
     counted,
     culprit::{self, Culprit},
     events::Kind,
-    now_ms, people,
+    growth, now_ms, people,
     status::millis,
 };
 use crate::{
@@ -52,6 +52,7 @@ use crate::{
     ledger::{self, AccountId, LastWords},
     names::{AppName, GenerationId},
     origin::origin,
+    shortage,
 };
 
 /// The file in the state directory by which systemd says how the host ended: see docs/systemd/handover.service.
@@ -241,6 +242,8 @@ pub(super) struct Lived {
     range: Range<u64>,
     /// The name of its library in the ledger.
     account: AccountId,
+    /// The bytes of its heap when it became live, and when it was measured last.
+    pub(super) heap: (u64, u64),
 }
 
 impl Lived {
@@ -267,6 +270,7 @@ impl Lived {
             since_ms: 0,
             range,
             account,
+            heap: (0, 0),
         }
     }
 }
@@ -328,7 +332,7 @@ impl Journal {
     }
 
     /// `generation` is about to be live.
-    pub(super) fn live(&self, generation: &Generation) {
+    pub(super) fn live(&self, generation: &Generation, heap: Option<u64>) {
         let spec = generation.spec();
         let range = generation.range();
         let lived = Lived {
@@ -338,6 +342,7 @@ impl Journal {
             since_ms: now_ms(),
             range: range.start as u64..range.end as u64,
             account: generation.account(),
+            heap: (heap.unwrap_or_default(), heap.unwrap_or_default()),
         };
         self.change(|written| {
             let left_out = written.left_out.get(&spec.app);
@@ -405,13 +410,15 @@ impl Journal {
         // Read once: the next start is about another end.
         let _ = fs::remove_file(&path);
         let (code, status) = said.trim().split_once(' ')?;
+        let status_only = status.split(' ').next().unwrap_or_default();
         Some(match code {
-            "exited" => format!("exit with code {status}"),
-            _ => format!("SIG{status}"),
+            _ if status.ends_with(" oom-kill") => shortage::OUT_OF_MEMORY.to_owned(),
+            "exited" => format!("exit with code {status_only}"),
+            _ => format!("SIG{status_only}"),
         })
     }
 
-    fn change(&self, change: impl FnOnce(&mut Written)) {
+    pub(super) fn change(&self, change: impl FnOnce(&mut Written)) {
         let mut written = self.written.lock();
         change(&mut written);
         if self.ended.load(Ordering::Relaxed) {
@@ -454,7 +461,12 @@ pub(super) fn begin(apps: &Apps, crashed: Option<Crashed>) -> Findings {
     let words = crashed
         .as_ref()
         .and_then(|crashed| crashed.last_words.as_ref());
+    let eater = growth::eater(&before).filter(|_| how == shortage::OUT_OF_MEMORY);
     let (culprit, place) = match words {
+        _ if how == shortage::OUT_OF_MEMORY => match eater {
+            Some((app, place)) => (Culprit::Live(app), place),
+            None => (Culprit::Unknown, String::new()),
+        },
         Some(words) => culprit::find(&before, words, now_ms()),
         None => (Culprit::Unknown, String::new()),
     };
@@ -475,7 +487,11 @@ pub(super) fn begin(apps: &Apps, crashed: Option<Crashed>) -> Findings {
     apps.0.events.tell(Kind::Crash, None, None, message);
     let is_own_fault = crashed
         .as_ref()
-        .is_some_and(|crashed| is_own_fault(&crashed.how));
+        .is_some_and(|crashed| match crashed.how.as_str() {
+            // Somebody else may have eaten it.
+            shortage::OUT_OF_MEMORY => matches!(culprit, Culprit::Live(_)),
+            how => is_own_fault(how),
+        });
     let mut findings = match &culprit {
         _ if !is_own_fault => Findings::default(),
         Culprit::Left(left) => Findings {
@@ -638,6 +654,10 @@ fn blame(apps: &Apps, before: &Written, how: &str, culprit: &Culprit) -> BTreeMa
     if blamed.is_empty() && crashes.len() >= settings.max_crashes.get() {
         let newest = suspects
             .iter()
+            .filter(|(app, _)| match culprit {
+                Culprit::Live(name) => app.name == *name,
+                _ => true,
+            })
             .max_by_key(|(app, _)| app.saved.read(|record| record.changed_at_ms()));
         if let Some((app, lived)) = newest {
             let count = counted(crashes.len() as u64, "time");
@@ -720,6 +740,14 @@ mod tests {
         fs::write(dir.path().join("crashed"), "dumped SEGV\n").unwrap();
         assert_eq!(journal.said_by_systemd().as_deref(), Some("SIGSEGV"));
         assert_eq!(journal.said_by_systemd(), None);
+        for (said, how) in [
+            ("killed KILL oom-kill\n", shortage::OUT_OF_MEMORY),
+            ("killed KILL signal\n", "SIGKILL"),
+            ("exited 70 exit-code\n", "exit with code 70"),
+        ] {
+            fs::write(dir.path().join("crashed"), said).unwrap();
+            assert_eq!(journal.said_by_systemd().as_deref(), Some(how));
+        }
     }
 
     #[test]

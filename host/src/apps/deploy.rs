@@ -29,6 +29,7 @@ use crate::{
     ledger::Held,
     names::GenerationId,
     preflight::{self, Passed, Scope, Verdict},
+    shortage,
 };
 
 /// What is to be made live, and how.
@@ -745,9 +746,11 @@ async fn load_and_start(
         Ok(started) => started,
         Err(error) => {
             let reason = error.explained();
+            let is_short = error.refused.is_empty() && shortage::is_named(&error.reason);
             keep(&spec, error.retained);
             return Err(match deadline {
                 Some(by) if Instant::now() >= by => Failure::late(plan, "its constructor").of(id),
+                _ if is_short => Failure::host(format!("it could not be started: {reason}")).of(id),
                 _ => {
                     let reason = format!("it did not start: {reason}");
                     Failure::own(Outcome::Rejected, reason, Some(id))
@@ -781,7 +784,8 @@ async fn go_live(
     }
     // Before the first request can crash it, and not on a worker: it is a file.
     let (journal, named) = (apps.clone(), Arc::clone(started.generation()));
-    let written = tokio::task::spawn_blocking(move || journal.0.journal.live(&named));
+    let heap = started.heap_bytes();
+    let written = tokio::task::spawn_blocking(move || journal.0.journal.live(&named, heap));
     if let Err(broken) = written.await {
         tracing::warn!(%broken, "the crash journal was not written");
     }

@@ -11,6 +11,7 @@
 //! - [`leaks`]: what generations leave behind, and the budget for it
 //! - [`residue`]: an estimate of what those without a heap of their own left in memory
 //! - [`changed`]: what generations changed for the whole process
+//! - [`growth`]: how much memory apps take while the process grows
 //! - [`history`]: what was deployed, and what a rollback goes back to
 //! - [`rollback`], [`reload`], [`offer`]: the other ways in
 //! - [`refused`]: uploads that were not taken
@@ -31,6 +32,7 @@ mod cutover;
 mod deploy;
 mod drain;
 mod events;
+mod growth;
 mod history;
 mod leaks;
 mod metrics;
@@ -319,6 +321,7 @@ impl Apps {
     /// Makes live again what was live when the host ended, or what was before it where that crashed the host, which `crashed` says.
     /// Ends when every app serves, or was found unable to.
     pub async fn restore(&self, crashed: Option<Crashed>) {
+        growth::watch(self);
         restore::restore(self, crashed).await;
     }
 

@@ -467,6 +467,11 @@ impl Started {
         &self.0.generation
     }
 
+    /// The bytes of its heap; none when it was built without one of its own.
+    pub fn heap_bytes(&self) -> Option<u64> {
+        self.0.library.heap_bytes()
+    }
+
     /// Lets requests in. The caller publishes it in the routes right after.
     pub fn activate(self) -> Active {
         self.0.generation.set_state(State::Active);
@@ -484,6 +489,11 @@ impl Active {
     /// The shared part.
     pub fn generation(&self) -> &Arc<Generation> {
         &self.0.generation
+    }
+
+    /// The bytes of its heap; none when it was built without one of its own.
+    pub fn heap_bytes(&self) -> Option<u64> {
+        self.0.library.heap_bytes()
     }
 
     /// Closes it for new requests and tells the app, on a thread of its own. The caller has

@@ -74,6 +74,8 @@ fn end() -> ! {
 fn prepare() -> io::Result<(Mouth, Image, Task)> {
     // Before anything can go wrong: the host's death is ours, a crash writes no core.
     set_parent_process_death_signal(Some(Signal::KILL))?;
+    // Where memory runs out this is the process to end, not the host. Without /proc the kernel chooses.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     setrlimit(
         Resource::Core,
         Rlimit {

@@ -38,6 +38,7 @@ use crate::{
     ledger,
     names::{self, AppName},
     origin::origin,
+    shortage,
 };
 
 /// How many children may run at once: they start whole runtimes, and the host has users to serve.
@@ -324,6 +325,12 @@ impl Heard {
         };
         match self.last {
             Some(Line::Passed) => return Ok(self.passed(leave)),
+            // No fault of the artifact: a lock that somebody else has says the same, and is named.
+            Some(Line::Rejected { reason, refused })
+                if refused.is_empty() && shortage::is_named(&reason) =>
+            {
+                return Err(io::Error::other(with_output(reason)));
+            }
             Some(Line::Rejected { reason, refused }) => {
                 let reason = ledger::explained(&reason, &refused);
                 return Ok(Verdict::Rejected(with_output(reason)));
@@ -366,6 +373,7 @@ impl Heard {
         match self.stage {
             // None of its code had run.
             Stage::Preparing | Stage::Reading => Err(io::Error::other(with_output(what))),
+            _ if shortage::is_named(printed) => Err(io::Error::other(with_output(what))),
             Stage::Mapping | Stage::Starting | Stage::Smoke { .. } => {
                 Ok(Verdict::Rejected(with_output(what)))
             }
