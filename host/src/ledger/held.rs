@@ -29,7 +29,7 @@ pub enum Holder {
 
 impl Holder {
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Threads,
         Self::ThreadLocals,
         Self::Signals,
