@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use crate::{
-    apps::{self, Apps, Wait},
+    apps::{self, Apps, Crashed, Wait},
     artifact::Store,
     config::{self, Config, Server},
     control::{self, Access, ControlSocket, Shutdown, ShutdownHandle, access},
@@ -61,7 +61,7 @@ pub struct Given {
     /// Whether a supervisor of our own started it, which passes signals on.
     pub is_supervised: bool,
     /// How the host before it crashed.
-    pub crashed: Option<String>,
+    pub crashed: Option<Crashed>,
 }
 
 /// A running host.
@@ -240,7 +240,13 @@ impl Daemon {
                 write_workers(to, workers);
             })
         };
-        restore(&apps, crashed).await;
+        // The words of the host before it are read by now.
+        let said_before = apps.hear_last_words(if is_supervised {
+            notifier.listener().ok().flatten()
+        } else {
+            None
+        });
+        restore(&apps, crashed.or(said_before)).await;
 
         let (stop_serving, stop) = channel::channel(false);
         let server = server::Settings {
@@ -424,7 +430,7 @@ async fn bind_later(path: &Path, group: Option<u32>) -> (UnixListener, ControlSo
 
 /// Makes live again what was live before. Apps that have not come up after a while hold up no other that has; as long as nothing
 /// serves, connections wait.
-async fn restore(apps: &Apps, crashed: Option<String>) {
+async fn restore(apps: &Apps, crashed: Option<Crashed>) {
     let restored = apps.clone();
     let mut restoring = tokio::spawn(async move { restored.restore(crashed).await });
     loop {

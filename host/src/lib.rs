@@ -21,6 +21,7 @@ pub mod ownership;
 pub mod preflight;
 pub mod process;
 pub mod server;
+mod shortage;
 mod shown;
 pub mod signals;
 pub mod supervisor;

@@ -7,6 +7,7 @@ use std::{
     ffi::{OsStr, OsString},
     io,
     os::{
+        fd::OwnedFd,
         linux::net::SocketAddrExt,
         unix::{
             ffi::OsStrExt,
@@ -82,6 +83,17 @@ impl Notifier {
         {
             tracing::debug!(%error, "the service manager does not listen");
         }
+    }
+
+    /// Whom it tells, for somebody who says something in a way of its own.
+    ///
+    /// # Errors
+    /// When there are no more descriptors.
+    pub fn listener(&self) -> io::Result<Option<OwnedFd>> {
+        let socket = self.0.as_ref();
+        socket
+            .map(|socket| socket.try_clone().map(OwnedFd::from))
+            .transpose()
     }
 
     /// Says that the host serves, and which process it is.

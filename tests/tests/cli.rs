@@ -11,6 +11,7 @@ use handover_tests::{
     host::{Host, Setup, handover},
     plugins::{self, fixture, hello_as, misfit},
 };
+use rustix::process::Signal;
 use serde_json::Value;
 
 /// The names of the fields of an object.
@@ -222,6 +223,30 @@ async fn rollback_goes_to_the_previous_artifact_or_the_named_one() {
         .expect_code(1)
         .expect_words(&["9.9.9"]);
     assert_eq!(host.active("hello").await.version, "1.2.0");
+}
+
+#[tokio::test]
+async fn a_version_that_a_rollback_has_left_does_not_come_back_by_rolling_back_again() {
+    let mut host = Host::start().await;
+    for version in ["1.0.0", "1.1.0", "1.2.0"] {
+        host.deploy_bytes(&hello_as(version)).await.expect_code(0);
+    }
+    host.cli(["rollback"]).await.expect_code(0);
+    host.live("hello", "1.1.0").await;
+    // Nor after a restart.
+    host.signal_inner(Signal::KILL);
+    host.came_back().await;
+    host.live("hello", "1.1.0").await;
+    host.cli(["rollback"]).await.expect_code(0);
+    host.live("hello", "1.0.0").await;
+    host.cli(["rollback"]).await.expect_code(1).expect_words(&[
+        "nothing to go back to",
+        "--to",
+        "1.2.0 (generation 3)",
+    ]);
+    assert_eq!(host.active("hello").await.version, "1.0.0");
+    host.cli(["rollback", "--to", "1.2.0"]).await.expect_code(0);
+    host.live("hello", "1.2.0").await;
 }
 
 #[tokio::test]

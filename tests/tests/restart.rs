@@ -264,8 +264,13 @@ async fn a_verdict_is_asked_again_by_another_host_and_by_the_same_one_not() {
         .expect_code(0)
         .expect_words(&["preflight", "constructor ended"]);
     assert!(rollback.text().contains("1.0.0"), "{rollback:?}");
-    host.cli(["rollback", "hello"]).await.expect_code(0);
-    let again = host.cli(["rollback", "hello"]).await.expect_code(0);
+    host.cli(["rollback", "hello", "--to", "2.0.0"])
+        .await
+        .expect_code(0);
+    let again = host
+        .cli(["rollback", "hello", "--to", "1.0.0"])
+        .await
+        .expect_code(0);
     assert!(!again.text().contains("preflight"), "{again:?}");
 }
 

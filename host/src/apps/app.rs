@@ -1,6 +1,9 @@
 //! What the host holds of one app while it runs.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -33,7 +36,12 @@ pub(super) struct App {
     running: Mutex<Running>,
     /// The dropped artifact that waits because too many generations drain, so that it is said once.
     waiting: Mutex<Option<Sha256>>,
+    /// The dropped artifact that the machine was too short for, until when it waits for that, and for how long.
+    short: Mutex<Option<(Sha256, Instant, Duration)>>,
 }
+
+/// How long a dropped artifact waits that the machine was too short for: twice as long each time, up to the longest.
+const SHORT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Its generations.
 #[derive(Debug, Default)]
@@ -159,6 +167,7 @@ impl App {
             turns: Turns::new(),
             running: Mutex::default(),
             waiting: Mutex::default(),
+            short: Mutex::default(),
         }
     }
 
@@ -229,6 +238,22 @@ impl App {
                 stays
             });
         });
+    }
+
+    /// The machine was too short of something to deploy `artifact` from the drop folder.
+    pub(super) fn is_short_for(&self, artifact: Sha256) {
+        let mut short = self.short.lock();
+        let pause = match *short {
+            Some((known, _, pause)) if known == artifact => (pause * 2).min(SHORT.1),
+            _ => SHORT.0,
+        };
+        *short = Some((artifact, Instant::now() + pause, pause));
+    }
+
+    /// Whether `artifact` still waits for a machine that was too short for it.
+    pub(super) fn waits_for_machine(&self, artifact: Sha256) -> bool {
+        let short = *self.short.lock();
+        short.is_some_and(|(known, until, _)| known == artifact && Instant::now() < until)
     }
 
     /// Whether it is news that `artifact` has to wait.

@@ -8,6 +8,9 @@
 //! - an artifact that has not yet served for the app's `bake` without a break is on probation, and one crash is enough
 //! - after `max_crashes` within `crash_window` the app that was changed last goes back, whatever it has proven
 //!
+//! The last words of the host, where there are some, say more ([`culprit`](super::culprit)): of several on probation only the one whose code
+//! ran is taken back, and what a replaced generation had left behind is no fault of its successor: its artifact is never unmapped again.
+//!
 //! But where an artifact was being loaded or constructed at that moment, that one is to blame and nobody else: the journal names it
 //! before any of its code runs. What was being deployed has failed. What was being started again is left out of the next start, which
 //! serves what was good before it, and is tried again after a pause that grows. Where several were in it, the next start
@@ -17,7 +20,10 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs::{self, File},
+    io,
+    ops::Range,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -27,6 +33,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use rustix::fs::FallocateFlags;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
@@ -36,20 +43,29 @@ use super::{
     app::App,
     clock::{self, since_boot_ms},
     counted,
+    culprit::{self, Culprit},
     events::Kind,
-    people,
+    growth, people,
     room::Room,
     status::millis,
 };
 use crate::{
     artifact::Sha256,
-    generation::Spec,
+    generation::{Generation, Spec},
+    ledger::{self, AccountId, LastWords},
     names::{AppName, GenerationId},
     origin::origin,
+    shortage,
 };
 
 /// The file in the state directory by which systemd says how the host ended: see docs/systemd/handover.service.
 const SAID_BY_SYSTEMD: &str = "crashed";
+
+/// The file in the state directory with the last words of a host that has no supervisor.
+const LAST_WORDS: &str = "last-words";
+
+/// How many replaced generations the journal knows, which is more than there are between two that are mapped at one place.
+const REPLACED: usize = 64;
 
 /// The journal of the running host.
 #[derive(Debug)]
@@ -59,37 +75,68 @@ pub(super) struct Journal {
     room: Arc<Room>,
     /// Whether the file says less than that. Changed while `written` is locked.
     is_behind: AtomicBool,
+    /// A clean end was written down: nothing else is.
+    ended: AtomicBool,
 }
 
 /// What the journal says.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-struct Written {
+pub(super) struct Written {
     /// The host.
-    pid: u32,
+    pub(super) pid: u32,
+    /// The host before it whose crash has been seen to.
+    pub(super) answered: Option<u32>,
     /// The boot of the machine that the times here count from, in milliseconds.
-    boot: String,
+    pub(super) boot: String,
     /// When it started.
-    since_ms: u64,
+    pub(super) since_ms: u64,
     /// What is live.
-    live: BTreeMap<AppName, Lived>,
+    pub(super) live: BTreeMap<AppName, Lived>,
+    /// What was replaced, oldest first.
+    pub(super) replaced: Vec<Replaced>,
     /// Crashes that count, oldest first.
-    crashes: Vec<Crash>,
-    /// What is being loaded or constructed.
-    trying: BTreeMap<AppName, Tried>,
+    pub(super) crashes: Vec<Crash>,
+    /// What is being made live.
+    pub(super) trying: BTreeMap<AppName, Tried>,
     /// What crashed the host when it was started again, and has not come up since.
-    left_out: BTreeMap<AppName, LeftOut>,
+    pub(super) left_out: BTreeMap<AppName, LeftOut>,
 }
 
-/// An artifact whose code runs for the first time in this process.
+/// How a host crashed.
+#[derive(Clone, Debug, Default)]
+pub struct Crashed {
+    /// `SIGSEGV`, or an exit code.
+    pub how: String,
+    /// Which process it was, where that is known.
+    pub pid: Option<u32>,
+    /// What it said of it.
+    pub last_words: Option<LastWords>,
+}
+
+/// How far an artifact is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Step {
+    /// None of its code runs in this process.
+    Checked,
+    /// Its code runs for the first time in this process.
+    Loaded,
+    /// It takes requests, which is not written down yet.
+    Live,
+}
+
+/// An artifact that is being made live.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Tried {
+    /// How far it is.
+    pub(super) step: Step,
     /// Its identity.
     pub(super) artifact: Sha256,
     /// The version of its manifest.
     pub(super) version: Version,
-    /// The generation that it was to be.
-    pub(super) generation: GenerationId,
+    /// The generation that it was to be, once it has one.
+    pub(super) generation: Option<GenerationId>,
     /// Why it was tried, as the history has it.
     pub(super) cause: String,
     /// Where it came from.
@@ -107,7 +154,7 @@ pub(super) struct LeftOut {
     pub(super) reason: String,
 }
 
-/// Something is tried as long as this lives.
+/// What is written down of an artifact that is made live stays there as long as this lives.
 #[derive(Debug)]
 pub(super) struct Trying {
     apps: Apps,
@@ -118,11 +165,14 @@ impl Drop for Trying {
     fn drop(&mut self) {
         let (apps, app) = (self.apps.clone(), self.app.clone());
         let write = move || {
-            apps.0.journal.change(|written| {
-                written.trying.remove(&app);
-            });
+            let journal = &apps.0.journal;
+            if journal.written.lock().trying.contains_key(&app) {
+                journal.change(|written| {
+                    written.trying.remove(&app);
+                });
+            }
         };
-        // It is a file. Until that is written a crash is its fault as well, which has only just come up.
+        // It is a file.
         match Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn_blocking(write)),
             // The runtime ends, and drops what it still had.
@@ -131,23 +181,45 @@ impl Drop for Trying {
     }
 }
 
-/// Writes down that the code of `tried` is about to run in this process for the first time. Until what this returns is dropped, the
-/// end of the process is its fault.
-pub(super) async fn trying(apps: &Apps, app: &AppName, tried: Tried) -> Trying {
-    let trying = Trying {
-        apps: apps.clone(),
-        app: app.clone(),
-    };
-    let (apps, app) = (apps.clone(), app.clone());
-    let written = tokio::task::spawn_blocking(move || {
-        apps.0.journal.change(|written| {
-            written.trying.insert(app, tried);
-        });
-    });
+impl Trying {
+    /// Takes what is written down of an app from now on ([`trying`]) back when it is dropped.
+    pub(super) fn of(apps: &Apps, app: &AppName) -> Self {
+        Self {
+            apps: apps.clone(),
+            app: app.clone(),
+        }
+    }
+}
+
+/// Writes down how far `tried` is. Where its code is about to run in this process, the end of the process is its fault from then on.
+pub(super) async fn trying(apps: &Apps, app: &AppName, tried: Tried) {
+    let app = app.clone();
+    journal(apps, move |written| {
+        written.trying.insert(app, tried);
+    })
+    .await;
+}
+
+/// Writes down that a generation that was replaced is about to end.
+pub(super) async fn leaves(apps: &Apps, app: &AppName, id: GenerationId) {
+    let app = app.clone();
+    let now = since_boot_ms();
+    journal(apps, move |written| {
+        let mut all = written.replaced.iter_mut();
+        if let Some(old) = all.find(|old| old.app == app && old.lived.generation == id) {
+            old.left_at_ms = Some(now);
+        }
+    })
+    .await;
+}
+
+/// Changes the journal, not on a worker: it is a file.
+async fn journal(apps: &Apps, change: impl FnOnce(&mut Written) + Send + 'static) {
+    let apps = apps.clone();
+    let written = tokio::task::spawn_blocking(move || apps.0.journal.change(change));
     if let Err(broken) = written.await {
         tracing::warn!(%broken, "the crash journal was not written");
     }
-    trying
 }
 
 /// What the end of the host before means for this start.
@@ -161,20 +233,68 @@ pub(super) struct Findings {
     pub(super) suspects: Vec<AppName>,
     /// What was being deployed, and why that has failed.
     pub(super) failed: Vec<(AppName, Tried, String)>,
+    /// What was under way when the host ended for another reason, and that reason.
+    pub(super) cut: Vec<(AppName, Tried, String)>,
+    /// Artifacts that are never unmapped again, and why.
+    pub(super) staying: Vec<(AppName, Lived, String)>,
 }
 
 /// What was live of an app.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Lived {
-    artifact: Sha256,
-    generation: GenerationId,
-    version: Version,
+    pub(super) artifact: Sha256,
+    pub(super) generation: GenerationId,
+    pub(super) version: Version,
     since_ms: u64,
+    /// Where its library is mapped.
+    range: Range<u64>,
+    /// The name of its library in the ledger.
+    account: AccountId,
+    /// The bytes of its heap when it became live, and when it was measured last.
+    pub(super) heap: (u64, u64),
+}
+
+impl Lived {
+    /// Whether its library is, or was, mapped at `address`.
+    pub(super) fn is_mapped_at(&self, address: u64) -> bool {
+        self.range.contains(&address)
+    }
+
+    /// The name of its library in the ledger.
+    pub(super) fn account(&self) -> Option<AccountId> {
+        (self.account != 0).then_some(self.account)
+    }
+
+    #[cfg(test)]
+    pub(super) fn mapped_at(
+        generation: GenerationId,
+        range: Range<u64>,
+        account: AccountId,
+    ) -> Self {
+        Self {
+            artifact: Sha256([1; 32]),
+            generation,
+            version: Version::new(1, 0, 0),
+            since_ms: 0,
+            range,
+            account,
+            heap: (0, 0),
+        }
+    }
+}
+
+/// A generation that was replaced.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Replaced {
+    pub(super) app: AppName,
+    pub(super) lived: Lived,
+    /// When its library was unmapped, or its end began, in milliseconds, as [`Written::boot`] says. It may have been retained since.
+    pub(super) left_at_ms: Option<u64>,
 }
 
 /// A crash of the host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Crash {
+pub(super) struct Crash {
     /// In milliseconds, as [`Written::boot`] says.
     at_ms: u64,
     how: String,
@@ -204,6 +324,7 @@ impl Journal {
             written: Mutex::default(),
             room,
             is_behind: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
         }
     }
 
@@ -236,26 +357,74 @@ impl Journal {
         before
     }
 
-    /// `spec` is about to be live.
-    pub(super) fn live(&self, spec: &Spec) {
+    /// `generation` is about to be live.
+    pub(super) fn live(&self, generation: &Generation, heap: Option<u64>) {
+        let spec = generation.spec();
+        let range = generation.range();
         let lived = Lived {
             artifact: spec.artifact,
             generation: spec.id,
             version: spec.version.clone(),
             since_ms: since_boot_ms(),
+            range: range.start as u64..range.end as u64,
+            account: generation.account(),
+            heap: (heap.unwrap_or_default(), heap.unwrap_or_default()),
         };
         self.change(|written| {
             let left_out = written.left_out.get(&spec.app);
             if left_out.is_some_and(|left_out| left_out.artifact == spec.artifact) {
                 written.left_out.remove(&spec.app);
             }
-            written.live.insert(spec.app.clone(), lived);
+            if let Some(tried) = written.trying.get_mut(&spec.app) {
+                tried.step = Step::Live;
+            }
+            let is_elsewhere = |old: &Replaced| {
+                old.lived.range.end <= lived.range.start || lived.range.end <= old.lived.range.start
+            };
+            written.replaced.retain(is_elsewhere);
+            if let Some(lived) = written.live.insert(spec.app.clone(), lived) {
+                written.replaced.push(Replaced {
+                    app: spec.app.clone(),
+                    lived,
+                    left_at_ms: None,
+                });
+            }
+            let beyond = written.replaced.len().saturating_sub(REPLACED);
+            written.replaced.drain(..beyond);
         });
+    }
+
+    /// Has the last words of this host written to `supervisor`, or without one into a file. Gives what the host before has
+    /// written there.
+    pub(super) fn hear_last_words(&self, supervisor: Option<OwnedFd>) -> Option<Crashed> {
+        if let Some(supervisor) = supervisor {
+            ledger::tell_last_words(supervisor);
+            return None;
+        }
+        let path = self.path.with_file_name(LAST_WORDS);
+        let before = fs::read_to_string(&path).ok();
+        match File::create(&path) {
+            Ok(file) => {
+                // So that there is room for it on a disk that is full by then.
+                let _ = rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, 4096);
+                ledger::tell_last_words(file.into());
+            }
+            Err(error) => {
+                tracing::warn!(%error, "where a fault is will not be known: {} cannot be written", path.display());
+            }
+        }
+        let last_words = LastWords::parse(&before?)?;
+        Some(Crashed {
+            how: last_words.end.to_string(),
+            pid: None,
+            last_words: Some(last_words),
+        })
     }
 
     /// A clean end.
     pub(super) fn end(&self) {
         let _written = self.written.lock();
+        self.ended.store(true, Ordering::Relaxed);
         // What stays is read at the next start, and blames nobody without a crash that was seen.
         let _ = fs::remove_file(&self.path);
     }
@@ -267,15 +436,20 @@ impl Journal {
         // Read once: the next start is about another end.
         let _ = fs::remove_file(&path);
         let (code, status) = said.trim().split_once(' ')?;
+        let status_only = status.split(' ').next().unwrap_or_default();
         Some(match code {
-            "exited" => format!("exit with code {status}"),
-            _ => format!("SIG{status}"),
+            _ if status.ends_with(" oom-kill") => shortage::OUT_OF_MEMORY.to_owned(),
+            "exited" => format!("exit with code {status_only}"),
+            _ => format!("SIG{status_only}"),
         })
     }
 
-    fn change(&self, change: impl FnOnce(&mut Written)) {
+    pub(super) fn change(&self, change: impl FnOnce(&mut Written)) {
         let mut written = self.written.lock();
         change(&mut written);
+        if self.ended.load(Ordering::Relaxed) {
+            return;
+        }
         self.write(&written);
     }
 
@@ -313,63 +487,143 @@ fn write(path: &Path, written: &Written) -> io::Result<()> {
 }
 
 /// Begins the journal, tells how the host before ended, and finds what follows from it. `crashed` is what the supervisor saw.
-pub(super) fn begin(apps: &Apps, crashed: Option<String>) -> Findings {
+pub(super) fn begin(apps: &Apps, crashed: Option<Crashed>) -> Findings {
     let said_by_systemd = apps.0.journal.said_by_systemd();
-    let crashed = crashed.or(said_by_systemd);
+    let crashed = match (crashed, said_by_systemd) {
+        (Some(crashed), Some(how)) if crashed.pid.is_none() => Some(Crashed { how, ..crashed }),
+        (None, Some(how)) => Some(Crashed {
+            how,
+            ..Crashed::default()
+        }),
+        (crashed, _) => crashed,
+    };
     let Some(before) = apps.0.journal.begin() else {
         return Findings::default();
     };
+    // A host that has begun and did not come up has seen to the one before it, and the supervisor tells of that one again.
+    let crashed = crashed.filter(|crashed| crashed.pid.is_none() || crashed.pid != before.answered);
     let pid = before.pid;
     let since = match before.age_ms(before.since_ms) {
         Some(age) => format!("started {} ago", people(Duration::from_millis(age))),
         None => "before the machine was booted".to_owned(),
     };
-    let how = crashed.as_deref().unwrap_or("without notice");
+    let how = crashed
+        .as_ref()
+        .map_or("without notice", |crashed| crashed.how.as_str());
+    let words = crashed
+        .as_ref()
+        .and_then(|crashed| crashed.last_words.as_ref());
+    let eater = growth::eater(&before).filter(|_| how == shortage::OUT_OF_MEMORY);
+    let (culprit, place) = match words {
+        _ if how == shortage::OUT_OF_MEMORY => match eater {
+            Some((app, place)) => (Culprit::Live(app), place),
+            None => (Culprit::Unknown, String::new()),
+        },
+        Some(words) => culprit::find(&before, words, before.age_ms(0).unwrap_or(u64::MAX)),
+        None => (Culprit::Unknown, String::new()),
+    };
     let during: Vec<_> = before
         .trying
         .iter()
+        .filter(|(_, tried)| tried.step == Step::Loaded)
         .map(|(app, tried)| format!("{app} {} ({})", tried.version, tried.artifact.short()))
         .collect();
-    let during = if during.is_empty() {
+    let while_it_started = if during.is_empty() {
         String::new()
     } else {
         format!(" while it started {}", during.join(", "))
     };
-    let message = format!("the host before this one (process {pid}, {since}) ended: {how}{during}");
+    let message = format!(
+        "the host before this one (process {pid}, {since}) ended: {how}{while_it_started}{place}"
+    );
     apps.0.events.tell(Kind::Crash, None, None, message);
-    let mut findings = match crashed {
-        Some(how) if is_own_fault(&how) && !before.trying.is_empty() => tried(apps, &before, &how),
-        Some(how) if is_own_fault(&how) => Findings {
-            blamed: blame(apps, &before, how),
+    let is_own_fault = crashed
+        .as_ref()
+        .is_some_and(|crashed| match crashed.how.as_str() {
+            // Somebody else may have eaten it.
+            shortage::OUT_OF_MEMORY => matches!(culprit, Culprit::Live(_)),
+            how => is_own_fault(how),
+        });
+    let mut findings = match &culprit {
+        _ if !is_own_fault => Findings::default(),
+        Culprit::Left(left) => Findings {
+            staying: staying(left, how),
             ..Findings::default()
         },
-        _ => Findings::default(),
+        Culprit::Unknown if !during.is_empty() => tried(apps, &before, how),
+        _ => Findings {
+            blamed: blame(apps, &before, &format!("{how}{place}"), &culprit),
+            ..Findings::default()
+        },
     };
+    if matches!(culprit, Culprit::Left(_)) || !is_own_fault {
+        // It says nothing of what is live.
+        apps.0
+            .journal
+            .change(|written| written.crashes.clone_from(&before.crashes));
+    }
+    for (app, tried) in &before.trying {
+        let is_failed = findings.failed.iter().any(|(failed, ..)| failed == app);
+        if !is_failed && !tried.is_start() {
+            let during = match tried.step {
+                Step::Checked => "was checked",
+                Step::Loaded => "was loaded or constructed",
+                Step::Live => "took its first requests, before that was written down",
+            };
+            let reason = format!("the host ended ({how}{place}) while it {during}");
+            findings.cut.push((app.clone(), tried.clone(), reason));
+        }
+    }
     // What was left out of the start before has not come up since.
     for (app, known) in before.left_out {
         findings.left_out.entry(app).or_insert(known);
     }
     let left_out = findings.left_out.clone();
-    apps.0.journal.change(|written| written.left_out = left_out);
+    let answered = crashed.and_then(|crashed| crashed.pid);
+    apps.0.journal.change(|written| {
+        written.left_out = left_out;
+        written.answered = answered;
+    });
     findings
+}
+
+/// What was left behind of generations that had ended, with the reason why they stay mapped from now on.
+fn staying(left: &[(AppName, Lived, String)], how: &str) -> Vec<(AppName, Lived, String)> {
+    let reason = |lived: &Lived, sentence: &str| {
+        format!(
+            "the host crashed ({how}) after {} ({}) was unloaded, and {sentence}; it is never unmapped again",
+            lived.version,
+            lived.artifact.short()
+        )
+    };
+    left.iter()
+        .map(|(app, lived, sentence)| (app.clone(), lived.clone(), reason(lived, sentence)))
+        .collect()
+}
+
+impl Tried {
+    /// Whether it was live before, and is started again.
+    fn is_start(&self) -> bool {
+        [Cause::Start, Cause::Crash]
+            .map(Cause::as_str)
+            .contains(&self.cause.as_str())
+    }
 }
 
 /// What follows from a crash while artifacts were being started.
 fn tried(apps: &Apps, before: &Written, how: &str) -> Findings {
     let mut findings = Findings::default();
-    let is_start = |tried: &Tried| {
-        [Cause::Start, Cause::Crash]
-            .map(Cause::as_str)
-            .contains(&tried.cause.as_str())
+    let loaded = || {
+        before
+            .trying
+            .iter()
+            .filter(|(_, tried)| tried.step == Step::Loaded)
     };
-    let started = before
-        .trying
-        .values()
-        .filter(|tried| is_start(tried))
-        .count();
-    for (app, tried) in before.trying.clone() {
+    let started = loaded().filter(|(_, tried)| tried.is_start()).count();
+    for (app, tried) in loaded() {
+        let (app, tried) = (app.clone(), tried.clone());
         let reason = format!("the host crashed ({how}) while it was loaded or constructed");
-        if !is_start(&tried) {
+        if !tried.is_start() {
             findings.failed.push((app, tried, reason));
         } else if started > 1 {
             findings.suspects.push(app);
@@ -389,7 +643,7 @@ fn tried(apps: &Apps, before: &Written, how: &str) -> Findings {
     // They say nothing of what is live.
     apps.0
         .journal
-        .change(|written| written.crashes = before.crashes.clone());
+        .change(|written| written.crashes.clone_from(&before.crashes));
     findings
 }
 
@@ -398,14 +652,14 @@ fn is_own_fault(how: &str) -> bool {
     !matches!(how, "SIGKILL" | "SIGTERM" | "SIGINT" | "SIGHUP")
 }
 
-fn blame(apps: &Apps, before: &Written, how: String) -> BTreeMap<AppName, Blame> {
+fn blame(apps: &Apps, before: &Written, how: &str, culprit: &Culprit) -> BTreeMap<AppName, Blame> {
     let settings = &apps.0.config.server;
     let (now, window) = (since_boot_ms(), settings.crash_window);
     let mut crashes = before.crashes.clone();
     crashes.retain(|crash| now.saturating_sub(crash.at_ms) < millis(window));
     crashes.push(Crash {
         at_ms: now,
-        how: how.clone(),
+        how: how.to_owned(),
     });
 
     // What was live is HEAD, unless the host died in the instant between.
@@ -422,6 +676,11 @@ fn blame(apps: &Apps, before: &Written, how: String) -> BTreeMap<AppName, Blame>
 
     let mut blamed: BTreeMap<AppName, Blame> = suspects
         .iter()
+        .filter(|(app, _)| match culprit {
+            Culprit::Unknown => true,
+            Culprit::Live(name) => app.name == *name,
+            Culprit::Draining | Culprit::Left(_) => false,
+        })
         .filter_map(|(app, lived)| {
             let bake = app.settings.bake?;
             let proven = app.saved.read(|record| record.is_proven(lived.artifact));
@@ -448,6 +707,10 @@ fn blame(apps: &Apps, before: &Written, how: String) -> BTreeMap<AppName, Blame>
     if blamed.is_empty() && crashes.len() >= settings.max_crashes.get() {
         let newest = suspects
             .iter()
+            .filter(|(app, _)| match culprit {
+                Culprit::Live(name) => app.name == *name,
+                _ => true,
+            })
             .max_by_key(|(app, _)| app.saved.read(|record| record.changed_at()));
         if let Some((app, lived)) = newest {
             let count = counted(crashes.len() as u64, "time");
@@ -534,6 +797,14 @@ mod tests {
         fs::write(dir.path().join("crashed"), "dumped SEGV\n").unwrap();
         assert_eq!(journal.said_by_systemd().as_deref(), Some("SIGSEGV"));
         assert_eq!(journal.said_by_systemd(), None);
+        for (said, how) in [
+            ("killed KILL oom-kill\n", shortage::OUT_OF_MEMORY),
+            ("killed KILL signal\n", "SIGKILL"),
+            ("exited 70 exit-code\n", "exit with code 70"),
+        ] {
+            fs::write(dir.path().join("crashed"), said).unwrap();
+            assert_eq!(journal.said_by_systemd().as_deref(), Some(how));
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::{
     Apps, Cause, Wait,
     app::{App, Live, Unstarted},
     clock::Order,
-    crash::{self, Tried},
+    crash::{self, Step, Tried, Trying},
     drain::{self, Leaving},
     events::Kind,
     history::Entry,
@@ -31,6 +31,7 @@ use crate::{
     loader::Companion,
     names::GenerationId,
     preflight::{self, Passed, Scope, Verdict},
+    shortage,
 };
 
 /// What is to be made live, and how.
@@ -52,6 +53,19 @@ pub(super) struct Plan {
     pub(super) stage: bool,
     /// When preflight and start must have ended.
     pub(super) deadline: Option<Deadline>,
+}
+
+impl Plan {
+    fn tried(&self, step: Step, generation: Option<GenerationId>) -> Tried {
+        Tried {
+            step,
+            artifact: self.artifact.sha256,
+            version: self.artifact.manifest.version.clone(),
+            generation,
+            cause: self.cause.as_str().to_owned(),
+            source: self.source.clone(),
+        }
+    }
 }
 
 /// When a deploy is given up.
@@ -305,6 +319,8 @@ async fn give_up(
 /// Carries out `plan` and records how it ended.
 async fn carry_out(apps: &Apps, app: &Arc<App>, plan: Plan, speaker: &Speaker) -> Ended {
     let (artifact, cause, source) = (plan.artifact.clone(), plan.cause, plan.source.clone());
+    // Until its end is written down.
+    let _trying = Trying::of(apps, &app.name);
     match try_plan(apps, app, plan, speaker).await {
         Ok(ended) => ended,
         Err(failure) => {
@@ -348,10 +364,11 @@ async fn try_plan(
         make_room(apps, app)?;
     }
     // What has to be on disk before it is used gets there while the artifact is checked.
-    let (checked, kept, id) = tokio::join!(
+    let (checked, kept, id, ()) = tokio::join!(
         check(apps, app, &plan, deadline, speaker),
         keep(apps, &plan),
         reserve(app, &plan),
+        crash::trying(apps, &app.name, plan.tried(Step::Checked, None)),
     );
     let mut checked = match checked.and_then(|checked| kept.map(|()| checked)) {
         Ok(checked) => checked,
@@ -699,14 +716,7 @@ async fn load_and_start(
     speaker: &Speaker,
 ) -> Result<Started, Failure> {
     // From here on code of it runs in this process.
-    let tried = Tried {
-        artifact: plan.artifact.sha256,
-        version: plan.artifact.manifest.version.clone(),
-        generation: id,
-        cause: plan.cause.as_str().to_owned(),
-        source: plan.source.clone(),
-    };
-    let _trying = crash::trying(apps, &app.name, tried).await;
+    crash::trying(apps, &app.name, plan.tried(Step::Loaded, Some(id))).await;
     let began = Instant::now();
     let artifact = plan.artifact.clone();
     let longest = app.settings.check.deadline;
@@ -724,6 +734,10 @@ async fn load_and_start(
         runtime_threads: app.settings.runtime_threads.get(),
         start_deadline: longest,
         preflight: false,
+        stays: app.saved.read(|record| {
+            let reason = record.why_staying(plan.artifact.sha256);
+            reason.map(str::to_owned)
+        }),
     };
     // Keeps a library that cannot be unmapped now.
     let keep = |spec: &Spec, retained: Option<Box<generation::Retained>>| {
@@ -773,9 +787,11 @@ async fn load_and_start(
         Ok(started) => started,
         Err(error) => {
             let reason = error.explained();
+            let is_short = error.refused.is_empty() && shortage::is_named(&error.reason);
             keep(&spec, error.retained);
             return Err(match deadline {
                 Some(by) if Instant::now() >= by => Failure::late(plan, "its constructor").of(id),
+                _ if is_short => Failure::host(format!("it could not be started: {reason}")).of(id),
                 _ => {
                     let reason = format!("it did not start: {reason}");
                     Failure::own(Outcome::Rejected, reason, Some(id))
@@ -808,8 +824,9 @@ async fn go_live(
         return Err(Failure::host("the host is shutting down").of(spec.id));
     }
     // Before the first request can crash it, and not on a worker: it is a file.
-    let (journal, named) = (apps.clone(), spec.clone());
-    let written = tokio::task::spawn_blocking(move || journal.0.journal.live(&named));
+    let (journal, named) = (apps.clone(), Arc::clone(started.generation()));
+    let heap = started.heap_bytes();
+    let written = tokio::task::spawn_blocking(move || journal.0.journal.live(&named, heap));
     if let Err(broken) = written.await {
         tracing::warn!(%broken, "the crash journal was not written");
     }

@@ -16,7 +16,7 @@ use tokio::{
 use super::{
     Apps, Inner,
     app::{App, Replaced},
-    changed, counted,
+    changed, counted, crash,
     events::Kind,
     leaks,
     operation::Speaker,
@@ -35,6 +35,9 @@ const TOLD_EVERY: Duration = Duration::from_millis(250);
 const CANCELLED_WITHIN: Duration = Duration::from_secs(5);
 /// How often panics are looked for, what was changed for all, and whether a library that stays mapped may be unloaded by now.
 const LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
+
+/// When a generation's end began so long before its unload, the journal has the wrong time for it.
+const LONG_AGO: Duration = Duration::from_secs(1);
 
 /// A generation on its way out, counted for the shutdown until it is put away.
 #[derive(Debug)]
@@ -173,7 +176,13 @@ pub(super) async fn see_out(
         ),
     );
     finish(app, id, &mut telling, &drain, took).await;
-    put_away(apps, app, id, draining.retire().await);
+    crash::leaves(apps, &app.name, id).await;
+    let began = Instant::now();
+    let ended = draining.retire().await;
+    if began.elapsed() > LONG_AGO {
+        crash::leaves(apps, &app.name, id).await;
+    }
+    put_away(apps, app, id, ended);
 }
 
 /// Cancels what still runs on a generation, and tells how many that were.
@@ -353,7 +362,11 @@ fn upgrade(inner: &Weak<Inner>) -> Option<Apps> {
 async fn retry(apps: &Apps, eager: bool) {
     let retained = std::mem::take(&mut *apps.0.attic.retained.lock());
     for (app, id, retained) in retained {
-        put_away(apps, &app, id, retained.retry(eager).await);
+        let ended = retained.retry(eager).await;
+        if matches!(ended, Ended::Unloaded(_)) {
+            crash::leaves(apps, &app.name, id).await;
+        }
+        put_away(apps, &app, id, ended);
     }
 }
 

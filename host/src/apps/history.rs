@@ -3,7 +3,7 @@
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use super::{clock::Order, saved::Head};
+use super::{Cause, clock::Order, saved::Head};
 use crate::{
     artifact::Sha256,
     control::api::{HistoryEntry, Outcome},
@@ -94,7 +94,44 @@ pub(super) fn once_active(history: &[Entry]) -> Vec<&Entry> {
     found
 }
 
-/// What a rollback goes back to: without `to` the artifact that was active before the live one, else the newest of
+/// The artifacts that were chosen one after the other, oldest first, as far as nobody has turned away from them: what a rollback
+/// or a crash took back is not among them, until it is deployed again. The last one is what was chosen now.
+fn lineage(history: &[Entry]) -> Vec<&Entry> {
+    let mut chosen: Vec<&Entry> = Vec::new();
+    for entry in history.iter().filter(|entry| entry.was_active()) {
+        let known = chosen
+            .iter()
+            .position(|known| known.artifact == entry.artifact);
+        let goes_back = [Cause::Rollback, Cause::Crash]
+            .map(Cause::as_str)
+            .contains(&entry.cause.as_str());
+        match known {
+            // It takes its own artifact back.
+            _ if entry.outcome == Outcome::RolledBack => {
+                chosen.retain(|known| known.artifact != entry.artifact);
+                continue;
+            }
+            // A restart chooses nothing.
+            _ if entry.cause == Cause::Start.as_str() => continue,
+            Some(at) if goes_back => chosen.truncate(at),
+            Some(at) => drop(chosen.remove(at)),
+            None => {}
+        }
+        chosen.push(entry);
+    }
+    chosen
+}
+
+/// What may serve in place of `artifact`, the best first: what was chosen before it, newest first.
+pub(super) fn before(history: &[Entry], artifact: Sha256) -> Vec<&Entry> {
+    let mut chosen = lineage(history);
+    let at = chosen.iter().position(|entry| entry.artifact == artifact);
+    chosen.truncate(at.unwrap_or(chosen.len()));
+    chosen.reverse();
+    chosen
+}
+
+/// What a rollback goes back to: without `to` the artifact that was chosen before the live one, else the newest of
 /// that version, or the artifact of that generation.
 ///
 /// # Errors
@@ -107,13 +144,23 @@ pub(super) fn rollback_target<'h>(
 ) -> Result<&'h Entry, String> {
     let known = once_active(history);
     let Some(to) = to else {
-        return known
-            .into_iter()
-            // Not to what crashed the host: that takes a `to`.
-            .find(|entry| Some(entry.artifact) != live && entry.outcome != Outcome::RolledBack)
-            .ok_or_else(|| {
-                format!("{app} has nothing to go back to: no other artifact was ever active")
-            });
+        let chosen = lineage(history);
+        let before = chosen
+            .iter()
+            .position(|entry| Some(entry.artifact) == live)
+            // Nothing serves, or what does was not chosen: to what was chosen last.
+            .unwrap_or(chosen.len());
+        return chosen[..before].last().copied().ok_or_else(|| {
+            let nothing = format!("{app} has nothing to go back to");
+            if known.iter().any(|entry| Some(entry.artifact) != live) {
+                format!(
+                    "{nothing}: what else was active was taken back since, and comes again with `--to` only: {}",
+                    choices(&known)
+                )
+            } else {
+                format!("{nothing}: no other artifact was ever active")
+            }
+        });
     };
     let found = if let Ok(number) = to.parse::<u64>() {
         let id = Some(GenerationId(number));
@@ -184,6 +231,11 @@ mod tests {
             .map(|entry| entry.generation.unwrap().0)
     }
 
+    fn caused(cause: Cause, entry: Entry) -> Entry {
+        let cause = cause.as_str().into();
+        Entry { cause, ..entry }
+    }
+
     #[test]
     fn rollback_goes_to_the_previous_different_artifact_that_was_active() {
         let history = [
@@ -194,7 +246,39 @@ mod tests {
             entry(5, "4.0.0", 4, Outcome::Done),
         ];
         assert_eq!(target(&history, 4, None), Ok(2));
-        assert_eq!(target(&history, 2, None), Ok(5));
+    }
+
+    #[test]
+    fn what_a_rollback_has_left_comes_back_by_a_deploy_or_by_its_name_only() {
+        let mut history = vec![
+            entry(1, "1.0.0", 1, Outcome::Done),
+            entry(2, "2.0.0", 2, Outcome::Done),
+            entry(3, "3.0.0", 3, Outcome::Done),
+            caused(Cause::Rollback, entry(4, "2.0.0", 2, Outcome::Done)),
+        ];
+        assert_eq!(target(&history, 2, None), Ok(1));
+        history.push(caused(Cause::Start, entry(5, "2.0.0", 2, Outcome::Done)));
+        assert_eq!(target(&history, 2, None), Ok(1), "a restart chose nothing");
+        history.push(caused(Cause::Rollback, entry(6, "1.0.0", 1, Outcome::Done)));
+        let refused = target(&history, 1, None).unwrap_err();
+        assert!(
+            refused.contains("nothing to go back to") && refused.contains("3.0.0 (generation 3)"),
+            "{refused}"
+        );
+        assert_eq!(target(&history, 1, Some("3.0.0")), Ok(3));
+        history.push(entry(7, "3.0.0", 3, Outcome::Done));
+        assert_eq!(target(&history, 3, None), Ok(6));
+    }
+
+    #[test]
+    fn what_serves_in_place_of_what_was_chosen_goes_back_from_where_it_stands() {
+        let history = [
+            entry(1, "1.0.0", 1, Outcome::Done),
+            entry(2, "2.0.0", 2, Outcome::Done),
+            entry(3, "3.0.0", 3, Outcome::Done),
+            caused(Cause::Start, entry(4, "2.0.0", 2, Outcome::Done)),
+        ];
+        assert_eq!(target(&history, 2, None), Ok(1));
     }
 
     #[test]
@@ -203,8 +287,8 @@ mod tests {
             entry(1, "1.0.0", 1, Outcome::Done),
             entry(2, "2.0.0", 2, Outcome::Done),
             entry(3, "3.0.0", 3, Outcome::Done),
-            entry(3, "3.0.0", 3, Outcome::RolledBack),
-            entry(4, "2.0.0", 2, Outcome::Done),
+            caused(Cause::Crash, entry(3, "3.0.0", 3, Outcome::RolledBack)),
+            caused(Cause::Crash, entry(4, "2.0.0", 2, Outcome::Done)),
         ];
         assert_eq!(target(&history, 2, None), Ok(1));
         assert_eq!(target(&history, 2, Some("3.0.0")), Ok(3));

@@ -7,10 +7,12 @@
 //! - [`deploy`]: an artifact's way to being live, step by step
 //! - [`cutover`]: the instant new requests go to the new generation, and where apps answer
 //! - [`crash`]: who is to blame when the host crashed, and what is trusted
+//! - [`culprit`]: what the last words of a host say about that
 //! - [`drain`]: a replaced generation finishing what it has, its end, and the retry of what stays mapped
 //! - [`leaks`]: what generations leave behind, and the budget for it
 //! - [`residue`]: an estimate of what those without a heap of their own left in memory
 //! - [`changed`]: what generations changed for the whole process
+//! - [`growth`]: how much memory apps take while the process grows
 //! - [`history`]: what was deployed, and what a rollback goes back to
 //! - [`rollback`], [`reload`], [`offer`]: the other ways in
 //! - [`refused`]: uploads that were not taken
@@ -27,10 +29,12 @@ mod app;
 mod changed;
 mod clock;
 mod crash;
+mod culprit;
 mod cutover;
 mod deploy;
 mod drain;
 mod events;
+mod growth;
 mod history;
 mod leaks;
 mod metrics;
@@ -54,6 +58,7 @@ use std::{
     collections::BTreeMap,
     fmt, io,
     net::SocketAddr,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock, atomic::AtomicBool},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -62,7 +67,6 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 
-pub use self::operation::{Interest, Operation};
 pub(crate) use self::stall::{park_spares, sleeping_spares, wake_spares};
 use self::{
     app::App,
@@ -75,6 +79,10 @@ use self::{
     reload::Reloads,
     room::Room,
     saved::Saved,
+};
+pub use self::{
+    crash::Crashed,
+    operation::{Interest, Operation},
 };
 use crate::{
     artifact::{Artifact, Store},
@@ -346,8 +354,15 @@ impl Apps {
 
     /// Makes live again what was live when the host ended, or what was before it where that crashed the host, which `crashed` says.
     /// Ends when every app serves, or was found unable to.
-    pub async fn restore(&self, crashed: Option<String>) {
+    pub async fn restore(&self, crashed: Option<Crashed>) {
+        growth::watch(self);
         restore::restore(self, crashed).await;
+    }
+
+    /// Has the last words of this host written to `supervisor`, or without one into a file. Gives what the host before has
+    /// written there. Blocks.
+    pub fn hear_last_words(&self, supervisor: Option<OwnedFd>) -> Option<Crashed> {
+        self.0.journal.hear_last_words(supervisor)
     }
 
     /// Ends all generations: lets them finish up to `deadline`, then cancels what still runs. Nothing can be deployed

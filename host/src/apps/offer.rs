@@ -20,7 +20,7 @@ use crate::{
     names::AppName,
     ownership,
     preflight::Scope,
-    shown,
+    shortage, shown,
     watch::{Answer, DropTarget, Offer},
     writers::name_of_one,
 };
@@ -152,6 +152,9 @@ impl DropTarget for Apps {
             }
             return Answer::Later;
         }
+        if !offer.again && app.waits_for_machine(sha256) {
+            return Answer::Later;
+        }
         let live = app.live();
         let live_source =
             app.running(|running| running.live.as_ref().and_then(|live| live.source.clone()));
@@ -255,7 +258,7 @@ impl Apps {
         path: String,
         stage: bool,
     ) -> Answer {
-        let sha256 = offer.artifact.sha256;
+        let (sha256, again) = (offer.artifact.sha256, offer.again);
         if !stage && app.settings.when_full == WhenFull::Refuse && app.is_full() {
             // It will fit when one of those has drained; nobody has to drop it again.
             if app.waits(Some(sha256)) {
@@ -315,6 +318,11 @@ impl Apps {
                 Answer::Deployed(message + &notes.collect::<String>())
             }
             Outcome::Conflict => Answer::Later,
+            // The machine's fault: the same file is fine in a moment.
+            Outcome::Failed if !again && shortage::is_named(&message) => {
+                app.is_short_for(sha256);
+                Answer::Later
+            }
             Outcome::Failed
             | Outcome::Rejected
             | Outcome::Unhealthy
@@ -355,6 +363,7 @@ mod tests {
             runtime_threads: 1,
             start_deadline: Duration::ZERO,
             preflight: false,
+            stays: None,
         }
     }
 

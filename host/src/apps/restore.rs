@@ -13,7 +13,7 @@ use super::{
     Apps, Cause,
     app::App,
     clock::Order,
-    crash::{self, Blame, LeftOut, Tried},
+    crash::{self, Blame, Crashed, LeftOut, Lived, Tried},
     deploy::{self, Asked, Entrance},
     events::Kind,
     history::{self, Entry},
@@ -31,10 +31,16 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 /// Makes the HEAD of every app live, all apps at once: one that waits in its constructor keeps no other. What crashed the host before
 /// is left out, and apps one of which crashed it come last, one after the other.
-pub(super) async fn restore(apps: &Apps, crashed: Option<String>) {
+pub(super) async fn restore(apps: &Apps, crashed: Option<Crashed>) {
     let mut findings = crash::begin(apps, crashed);
     for (app, tried, reason) in std::mem::take(&mut findings.failed) {
-        record_crash(apps, &app, tried, reason).await;
+        record_end(apps, &app, tried, Outcome::Rejected, reason).await;
+    }
+    for (app, tried, reason) in std::mem::take(&mut findings.cut) {
+        record_end(apps, &app, tried, Outcome::Failed, reason).await;
+    }
+    for (app, lived, reason) in std::mem::take(&mut findings.staying) {
+        stay(apps, &app, &lived, reason).await;
     }
     let (suspects, others): (Vec<_>, Vec<_>) = apps
         .all()
@@ -100,24 +106,38 @@ async fn bring_back(apps: Apps, app: Arc<App>, blame: Option<Blame>, left_out: O
     }
 }
 
-/// Writes down that an artifact crashed the host before it was live.
-async fn record_crash(apps: &Apps, name: &AppName, tried: Tried, reason: String) {
+/// Writes down how an artifact ended with the host before: it crashed it, or was cut by its end.
+async fn record_end(apps: &Apps, name: &AppName, tried: Tried, outcome: Outcome, reason: String) {
     let app = apps.app(name);
+    let is_known = tried.generation.is_some_and(|id| {
+        app.saved.read(|record| {
+            let mut entries = record.history.iter().rev();
+            entries.any(|entry| entry.generation == Some(id))
+        })
+    });
+    if is_known {
+        // The host ended right after that was written down.
+        return;
+    }
+    let (kind, word) = match outcome {
+        Outcome::Rejected => (Kind::Rejected, "was not taken"),
+        _ => (Kind::Failed, "was cut"),
+    };
     let message = format!(
-        "{name} {} ({}) was not taken: {reason}",
+        "{name} {} ({}) {word}: {reason}",
         tried.version,
         tried.artifact.short()
     );
-    apps.tell(Kind::Rejected, &app, Some(tried.generation), message);
-    app.tally.ended(Outcome::Rejected);
+    apps.tell(kind, &app, tried.generation, message);
+    app.tally.ended(outcome);
     let entry = Entry {
         at_ms: super::now_ms(),
         order: Order::next(),
-        generation: Some(tried.generation),
+        generation: tried.generation,
         version: Some(tried.version),
         artifact: tried.artifact,
         cause: tried.cause,
-        outcome: Outcome::Rejected,
+        outcome,
         reason: Some(reason.clone()),
         source: tried.source,
         warnings: Vec::new(),
@@ -126,12 +146,31 @@ async fn record_crash(apps: &Apps, name: &AppName, tried: Tried, reason: String)
         .saved
         .change(|record| {
             record.remember(entry);
-            record.failed(tried.artifact, reason);
+            if outcome == Outcome::Rejected {
+                record.failed(tried.artifact, reason);
+            }
         })
         .await;
     if let Err(cause) = saved {
-        let trouble = format!("the crash could not be recorded: {cause}");
-        apps.tell(Kind::State, &app, Some(tried.generation), trouble);
+        let trouble = format!("the end of a deploy could not be recorded: {cause}");
+        apps.tell(Kind::State, &app, tried.generation, trouble);
+    }
+}
+
+/// Has an artifact that crashed the host after its unload stay mapped from now on.
+async fn stay(apps: &Apps, name: &AppName, lived: &Lived, reason: String) {
+    let app = apps.app(name);
+    apps.tell(Kind::Warning, &app, Some(lived.generation), reason.as_str());
+    let (_, saved) = app
+        .saved
+        .change(|record| record.stays(lived.artifact, reason))
+        .await;
+    if let Err(cause) = saved {
+        let trouble = format!(
+            "that {} stays mapped could not be recorded: {cause}",
+            lived.version
+        );
+        apps.tell(Kind::State, &app, Some(lived.generation), trouble);
     }
 }
 
@@ -140,19 +179,14 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
     let Blame { generation, reason } = blame;
     let (taken_back_at_ms, order) = (super::now_ms(), Order::next());
     let (head, before) = app.saved.read(|record| {
-        let head = record.head.clone();
-        let before: Vec<Head> = history::once_active(&record.history)
-            .into_iter()
-            .filter(|entry| {
-                entry.outcome != Outcome::RolledBack
-                    && record.why_failing(entry.artifact).is_none()
-                    && head
-                        .as_ref()
-                        .is_none_or(|head| head.artifact != entry.artifact)
-            })
+        let before: Vec<Head> = record
+            .head
+            .iter()
+            .flat_map(|head| history::before(&record.history, head.artifact))
+            .filter(|entry| record.why_failing(entry.artifact).is_none())
             .filter_map(Entry::head)
             .collect();
-        (head, before)
+        (record.head.clone(), before)
     });
     let Some(head) = head else { return false };
     for older in before {
@@ -204,11 +238,17 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
 /// HEAD, unless it is left out, or the newest that was good before it and comes up.
 async fn restore_app(apps: &Apps, app: &Arc<App>, left_out: Option<LeftOut>) {
     let (head, before) = app.saved.read(|record| {
-        let before: Vec<Head> = history::once_active(&record.history)
-            .into_iter()
-            .filter(|entry| Some(entry.artifact) != record.head.as_ref().map(|head| head.artifact))
-            .filter_map(Entry::head)
-            .collect();
+        let head = record.head.as_ref().map(|head| head.artifact);
+        let chosen = head.map_or_else(Vec::new, |head| history::before(&record.history, head));
+        // What was taken back is better than nothing.
+        let others = history::once_active(&record.history);
+        let mut before: Vec<Head> = Vec::new();
+        for older in chosen.into_iter().chain(others).filter_map(Entry::head) {
+            let is_known = before.iter().any(|known| known.artifact == older.artifact);
+            if Some(older.artifact) != head && !is_known {
+                before.push(older);
+            }
+        }
         (record.head.clone(), before)
     });
     let Some(head) = head else { return };

@@ -52,6 +52,8 @@ pub(super) struct Record {
     pub(super) assigned: Option<Assigned>,
     /// Artifacts that failed by their own fault.
     pub(super) failing: Vec<Failing>,
+    /// Artifacts that are never unmapped, with the reason.
+    pub(super) staying: Vec<Failing>,
     /// Artifacts that served for the app's `bake` without a break.
     pub(super) proven: Vec<Sha256>,
     /// Artifacts that passed preflight, with the host that said so.
@@ -83,7 +85,7 @@ pub(super) enum Assigned {
     Name,
 }
 
-/// An artifact that failed by its own fault.
+/// An artifact that failed by its own fault, or caused a crash after it was replaced.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Failing {
     /// Its identity.
@@ -134,6 +136,22 @@ impl Record {
     /// Why an artifact failed, if it did.
     pub(super) fn why_failing(&self, artifact: Sha256) -> Option<&str> {
         self.failing
+            .iter()
+            .find(|known| known.artifact == artifact)
+            .map(|known| known.reason.as_str())
+    }
+
+    /// Remembers that an artifact is never unmapped again.
+    pub(super) fn stays(&mut self, artifact: Sha256, reason: String) {
+        self.staying.retain(|known| known.artifact != artifact);
+        self.staying.push(Failing { artifact, reason });
+        let beyond = self.staying.len().saturating_sub(FAILING);
+        self.staying.drain(..beyond);
+    }
+
+    /// Why an artifact is never unmapped, if it is not.
+    pub(super) fn why_staying(&self, artifact: Sha256) -> Option<&str> {
+        self.staying
             .iter()
             .find(|known| known.artifact == artifact)
             .map(|known| known.reason.as_str())

@@ -203,6 +203,12 @@ pub(super) struct Run {
     /// How the host before this one crashed.
     #[arg(long, value_name = "HOW", hide = true)]
     pub(super) crashed: Option<String>,
+    /// Which process that was.
+    #[arg(long, value_name = "PID", hide = true)]
+    pub(super) crashed_pid: Option<u32>,
+    /// What it said of it.
+    #[arg(long, value_name = "LINE", hide = true, allow_hyphen_values = true)]
+    pub(super) last_words: Option<String>,
     /// Accept a configuration file, drop folders and a state directory that others may write
     #[arg(long)]
     pub(super) insecure_paths: bool,

@@ -8,8 +8,10 @@ use super::{
     output,
 };
 use crate::{
+    apps::Crashed,
     config::{Config, Server, absolute},
     daemon::{self, Daemon, Given},
+    ledger::{self, LastWords},
     loader,
     notify::Notifier,
     origin, ownership, process,
@@ -35,7 +37,11 @@ pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
         None => Config::without_file(),
     };
     let (alone, supervised) = (args.no_supervisor, args.supervised);
-    let crashed = args.crashed.clone();
+    let crashed = args.crashed.clone().map(|how| Crashed {
+        how,
+        pid: args.crashed_pid,
+        last_words: args.last_words.as_deref().and_then(LastWords::parse),
+    });
     config.trust.insecure_paths |= args.insecure_paths;
     overrule(&mut config.server, global, args);
     process::own_program().map_err(|error| Failure::new(error.to_string()))?;
@@ -63,7 +69,7 @@ fn serve(
     listeners: Vec<TcpListener>,
     supervised: Option<u32>,
     supervises: bool,
-    crashed: Option<String>,
+    crashed: Option<Crashed>,
 ) -> Result<(), Failure> {
     let notifier = match supervised {
         Some(supervisor) => supervisor::attach(supervisor),
@@ -88,6 +94,7 @@ fn serve(
     if let Err(error) = rustix::thread::set_name(c"handover") {
         tracing::debug!(%error, "the process keeps the name that it has");
     }
+    ledger::tell_exits(supervised.is_none());
     let runtime = daemon::runtime(&config).map_err(|error| {
         given.notifier.failed();
         Failure::new(format!("the host has no runtime: {error}"))
@@ -159,6 +166,8 @@ mod tests {
             no_supervisor: false,
             supervised: None,
             crashed: None,
+            crashed_pid: None,
+            last_words: None,
             insecure_paths: false,
         };
         let global = |control: Option<&str>| Global {

@@ -1,6 +1,7 @@
 //! What all states of a generation share, and the gate that requests come through.
 
 use std::{
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
@@ -17,7 +18,10 @@ use super::{
     offer::{PluginOffer, Working},
     spec::Spec,
 };
-use crate::ledger::{self, Account, AccountId, Call};
+use crate::{
+    ledger::{self, AccountId, Call},
+    loader::Library,
+};
 
 /// How long what is streamed has to end after the drain deadline, before its connection is cut.
 const GRACE: Duration = Duration::from_secs(1);
@@ -195,10 +199,12 @@ pub struct Generation {
     shards: Shards,
     state: AtomicU8,
     loaded_at: Instant,
+    range: Range<usize>,
 }
 
 impl Generation {
-    pub(super) fn new(spec: Spec, account: &Account, app: AppHandle<PluginOffer>) -> Self {
+    pub(super) fn new(spec: Spec, library: &Library, app: AppHandle<PluginOffer>) -> Self {
+        let account = library.account();
         let core = Arc::new(Core {
             spec,
             account: account.id(),
@@ -216,7 +222,18 @@ impl Generation {
             core,
             state: AtomicU8::new(State::Started as u8),
             loaded_at: Instant::now(),
+            range: library.range().unwrap_or_default(),
         }
+    }
+
+    /// The name of its library in the tables of the ledger.
+    pub fn account(&self) -> AccountId {
+        self.core.account
+    }
+
+    /// Where its library is mapped.
+    pub fn range(&self) -> &Range<usize> {
+        &self.range
     }
 
     /// Who it is.

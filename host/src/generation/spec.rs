@@ -32,6 +32,8 @@ pub struct Spec {
     pub start_deadline: Duration,
     /// Whether this is a preflight child, where it will never serve a user.
     pub preflight: bool,
+    /// Why its library is never unmapped, if it is not.
+    pub stays: Option<String>,
 }
 
 /// Why a generation did not start.

@@ -104,6 +104,8 @@ struct Known {
 enum Place {
     /// Nobody is inside.
     Here(Library),
+    /// It stays for the life of the process. Nobody is inside that is known of.
+    ForGood(Library),
     /// A thread maps it.
     Mapping(Late<Result<Library, LoadError>>),
     /// A thread runs its initialisers, or the constructor of its app.
@@ -121,7 +123,7 @@ enum Place {
 impl Retained {
     fn new(generation: Option<Arc<Generation>>, place: Place, held: Held) -> Self {
         let (holds, seen) = match &place {
-            Place::Here(library) | Place::Hooks(library, _) => {
+            Place::Here(library) | Place::ForGood(library) | Place::Hooks(library, _) => {
                 (holds(library), Some(library.account().look()))
             }
             Place::Constructor(library, _) | Place::Destructors(library, _) => {
@@ -207,6 +209,7 @@ pub async fn start(mut library: Library, spec: Spec) -> Result<Started, StartErr
     let services = Arc::clone(&offer);
     let account = library.account().id();
     library.account().name(&spec.app, spec.id, &spec.version);
+    library.stay(spec.stays.clone());
     let (code, stage) = (library.code(), library.stage());
     let started = lifecycle::run("start", deadline, move || {
         let code = code;
@@ -241,7 +244,7 @@ pub async fn start(mut library: Library, spec: Spec) -> Result<Started, StartErr
     }
     let reason = match started {
         Ok(Ok(app)) => {
-            let generation = Arc::new(Generation::new(spec, library.account(), app));
+            let generation = Arc::new(Generation::new(spec, &library, app));
             return Ok(Started(Loaded {
                 generation,
                 library,
@@ -365,6 +368,11 @@ async fn unload(generation: Option<Arc<Generation>>, library: Library, settle: D
     if let Err(unsettled) = library.settle(settle).await {
         return retained(generation, Place::Here(library), unsettled.held);
     }
+    if let Some(reason) = library.stays() {
+        // Its finalisers do not run either: what it left may still need its statics.
+        let held = Held::by(Holder::Crash, reason);
+        return retained(generation, Place::ForGood(library), held);
+    }
     let (what, stage) = (library.what().to_owned(), library.stage());
     // The thread may fail to start; the library comes back then, so it is handed over through this.
     let slot = Arc::new(Mutex::new(Some(library)));
@@ -459,6 +467,11 @@ impl Started {
         &self.0.generation
     }
 
+    /// The bytes of its heap; none when it was built without one of its own.
+    pub fn heap_bytes(&self) -> Option<u64> {
+        self.0.library.heap_bytes()
+    }
+
     /// Lets requests in. The caller publishes it in the routes right after.
     pub fn activate(self) -> Active {
         self.0.generation.set_state(State::Active);
@@ -476,6 +489,11 @@ impl Active {
     /// The shared part.
     pub fn generation(&self) -> &Arc<Generation> {
         &self.0.generation
+    }
+
+    /// The bytes of its heap; none when it was built without one of its own.
+    pub fn heap_bytes(&self) -> Option<u64> {
+        self.0.library.heap_bytes()
     }
 
     /// Closes it for new requests and tells the app, on a thread of its own. The caller has
@@ -653,7 +671,7 @@ impl Retained {
                 }
                 Ok(Ok(None) | Err(_)) => stays(generation, Place::Unknown, known),
             },
-            Place::Unknown => stays(generation, Place::Unknown, known),
+            place @ (Place::ForGood(_) | Place::Unknown) => stays(generation, place, known),
         }
     }
 }

@@ -23,11 +23,13 @@ pub enum Holder {
     Linker,
     /// Something that the host itself could not do.
     Host,
+    /// A crash of an earlier host, in what it had left behind.
+    Crash,
 }
 
 impl Holder {
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Threads,
         Self::ThreadLocals,
         Self::Signals,
@@ -37,6 +39,7 @@ impl Holder {
         Self::Destructors,
         Self::Linker,
         Self::Host,
+        Self::Crash,
     ];
 
     /// The word for programs.
@@ -51,6 +54,7 @@ impl Holder {
             Self::Destructors => "destructors",
             Self::Linker => "linker",
             Self::Host => "host",
+            Self::Crash => "crash",
         }
     }
 }

@@ -136,10 +136,15 @@ pub fn inside<R>(what: &Call<'_>, call: impl FnOnce() -> R) -> R {
 
 /// The account of the library that the current thread is called into; none outside of a call.
 pub(super) fn current_account() -> Option<AccountId> {
+    current(|call| call.account)
+}
+
+/// Looks at the call that the current thread is inside of; none outside of one. Neither blocks nor allocates.
+pub(super) fn current<R>(look: impl FnOnce(&Call<'_>) -> R) -> Option<R> {
     let at = OWN.get()?.at.load(Ordering::Relaxed);
     let at = at.map_addr(|address| address & !READ);
     // SAFETY: null, or what `inside` published on this very thread and has not taken back; a mark is no part of the address.
-    unsafe { at.as_ref() }.map(|call| call.account)
+    unsafe { at.as_ref() }.map(look)
 }
 
 /// Every thread that ever called a plugin.

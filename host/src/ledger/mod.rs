@@ -85,6 +85,7 @@ pub use self::{
     notes::{Changed, Note, take_notes},
     owner::Acting,
     refused_locks::{RefusedLock, explained},
+    signals::{End, LAST_WORDS, LastWords, tell_exits, tell_last_words},
     visit::mark_worker,
 };
 

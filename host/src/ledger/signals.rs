@@ -8,6 +8,7 @@
 //! - [`action`]: a disposition as a value
 //! - [`table`]: the dispositions of all accounts, and what of them the kernel is told
 //! - [`deliver`]: the host's handler
+//! - [`last_words`]: what is said when a fault ends the process
 //! - [`calls`]: the C functions that read and change dispositions
 //!
 //! What a library wants never reaches another: to ignore SIGPIPE, to reap children by ignoring SIGCHLD, and to die by SIGTERM are wishes of its own. A
@@ -16,10 +17,12 @@
 mod action;
 mod calls;
 mod deliver;
+mod last_words;
 mod table;
 
 use libc::c_int;
 
+pub use self::last_words::{End, LAST_WORDS, LastWords, tell_exits, tell_last_words};
 pub(super) use self::{
     calls::symbols,
     table::{Holding, forget, held, leave},

@@ -56,8 +56,16 @@ pub struct Library {
     image: ManuallyDrop<Box<Image>>,
     /// What its code has pointers to, and may follow on whatever thread it left. Dropped after it is unmapped, and never when it is not.
     kept: ManuallyDrop<Option<Arc<dyn Any + Send + Sync>>>,
+    staying: Box<Staying>,
+}
+
+/// Why a library stays mapped, though nothing is registered for it.
+#[derive(Debug, Default)]
+struct Staying {
     /// The pointer to it that kept it mapped when it was last looked for.
-    reference: Option<Box<Reference>>,
+    reference: Option<Reference>,
+    /// Why it is never unmapped, if it is not.
+    always: Option<String>,
 }
 
 impl Library {
@@ -192,7 +200,7 @@ impl Library {
             heap,
             image: ManuallyDrop::new(Box::new(image)),
             kept: ManuallyDrop::new(None),
-            reference: None,
+            staying: Box::default(),
         })
     }
 
@@ -307,6 +315,21 @@ impl Library {
         }
     }
 
+    /// Has it stay mapped for the life of the process, if there is a reason.
+    pub fn stay(&mut self, reason: Option<String>) {
+        self.staying.always = reason;
+    }
+
+    /// Why it is never unmapped, if it is not.
+    pub fn stays(&self) -> Option<&str> {
+        self.staying.always.as_deref()
+    }
+
+    /// Where its code and its statics are mapped.
+    pub fn range(&self) -> Option<Range<usize>> {
+        self.object().map(|object| object.range)
+    }
+
     /// What it holds in the host.
     pub fn account(&self) -> &Account {
         &self.account
@@ -332,6 +355,10 @@ impl Library {
     /// the dynamic linker keeps it. Trying again is allowed: the finalisers have run then, and do
     /// not run again.
     pub fn close(mut self) -> Result<Left, (Self, Held)> {
+        if let Some(reason) = &self.staying.always {
+            let held = Held::by(Holder::Crash, reason.as_str());
+            return Err((self, held));
+        }
         if !self.code.is_the_last() {
             let reason = "code of it may be running on a thread of the host";
             return Err((self, Held::by(Holder::Host, reason)));
@@ -341,13 +368,12 @@ impl Library {
             return Err((self, held));
         }
         // Before the finalisers: what is called back later finds its statics as they were.
-        if !self.reference.as_deref().is_some_and(Reference::is_recent) {
+        let reference = self.staying.reference.as_ref();
+        if !reference.is_some_and(Reference::is_recent) {
             let object = self.object();
-            self.reference = object
-                .and_then(|object| references::to(&object))
-                .map(Box::new);
+            self.staying.reference = object.and_then(|object| references::to(&object));
         }
-        if let Some(reference) = &self.reference {
+        if let Some(reference) = &self.staying.reference {
             let held = Held::by(Holder::References, reference.sentence());
             return Err((self, held));
         }

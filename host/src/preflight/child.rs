@@ -74,6 +74,8 @@ fn end() -> ! {
 fn prepare() -> io::Result<(Mouth, Image, Task)> {
     // Before anything can go wrong: the host's death is ours, a crash writes no core.
     set_parent_process_death_signal(Some(Signal::KILL))?;
+    // Where memory runs out this is the process to end, not the host. Without /proc the kernel chooses.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     setrlimit(
         Resource::Core,
         Rlimit {
@@ -225,6 +227,7 @@ async fn start_and_ask(
         // The parent ends this process at the deadline, and says what it was at.
         start_deadline: Duration::MAX,
         preflight: true,
+        stays: None,
     };
     let started = generation::start(library, spec)
         .await

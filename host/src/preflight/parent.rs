@@ -39,7 +39,7 @@ use crate::{
     loader::Companion,
     names::{self, AppName},
     origin::origin,
-    process,
+    process, shortage,
 };
 
 /// How many children may run at once: they start whole runtimes, and the host has users to serve.
@@ -334,6 +334,12 @@ impl Heard {
         };
         match self.last {
             Some(Line::Passed) => return Ok(self.passed(leave)),
+            // No fault of the artifact: a lock that somebody else has says the same, and is named.
+            Some(Line::Rejected { reason, refused })
+                if refused.is_empty() && shortage::is_named(&reason) =>
+            {
+                return Err(io::Error::other(with_output(reason)));
+            }
             Some(Line::Rejected { reason, refused }) => {
                 let reason = ledger::explained(&reason, &refused);
                 return Ok(Verdict::Rejected(with_output(reason)));
@@ -387,6 +393,7 @@ impl Heard {
         match self.stage {
             // None of its code had run.
             Stage::Preparing | Stage::Reading => Err(io::Error::other(with_output(what))),
+            _ if shortage::is_named(printed) => Err(io::Error::other(with_output(what))),
             Stage::Mapping | Stage::Starting | Stage::Smoke { .. } => {
                 Ok(Verdict::Rejected(with_output(what)))
             }

@@ -18,6 +18,7 @@ use tokio::{
 
 use super::own_pid;
 use crate::{
+    ledger::LAST_WORDS,
     names,
     notify::{FAILED, Notifier, READY, STOPPING},
     process,
@@ -39,6 +40,34 @@ pub(super) struct Host {
     failed: bool,
     /// By a signal to this process.
     asked_to_end: bool,
+    /// What it said of a fault, in the ledger's line.
+    last_words: Option<String>,
+}
+
+/// A crash, as the next host is told of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Crash {
+    /// `SIGSEGV`, or an exit code.
+    pub(super) how: String,
+    /// The process that it was.
+    pub(super) pid: u32,
+    /// What it said of it.
+    pub(super) last_words: Option<String>,
+}
+
+impl Crash {
+    fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec![
+            "--crashed".to_owned(),
+            self.how.clone(),
+            "--crashed-pid".to_owned(),
+            self.pid.to_string(),
+        ];
+        if let Some(words) = &self.last_words {
+            arguments.extend(["--last-words".to_owned(), words.clone()]);
+        }
+        arguments
+    }
 }
 
 /// What the end of a host means.
@@ -54,7 +83,7 @@ pub(super) enum End {
 
 impl Host {
     /// Starts this very program again, with the same arguments, `listener`, and how the one before crashed.
-    pub(super) fn start(listener: RawFd, crashed: Option<String>) -> io::Result<Self> {
+    pub(super) fn start(listener: RawFd, crashed: Option<&Crash>) -> io::Result<Self> {
         let (reports, theirs) = StdDatagram::pair()?;
         reports.set_nonblocking(true)?;
         let mut command = Command::from(process::own_program()?);
@@ -67,7 +96,7 @@ impl Host {
         command
             .args(std::env::args_os().skip(1))
             .args(["--supervised", &own_pid()])
-            .args(crashed.iter().flat_map(|how| ["--crashed", how]))
+            .args(crashed.into_iter().flat_map(Crash::arguments))
             .env("LISTEN_FDS", "1")
             .env("LISTEN_FDS_FIRST_FD", listener.to_string())
             .env_remove("LISTEN_PID")
@@ -86,6 +115,7 @@ impl Host {
             stopping: false,
             failed: false,
             asked_to_end: false,
+            last_words: None,
         })
     }
 
@@ -97,6 +127,15 @@ impl Host {
     /// Whether it ever served.
     pub(super) fn was_ready(&self) -> bool {
         self.ready
+    }
+
+    /// What to tell the next one of its crash.
+    pub(super) fn crash(&self, how: String) -> Crash {
+        Crash {
+            how,
+            pid: self.pid,
+            last_words: self.last_words.clone(),
+        }
     }
 
     /// Passes a signal on.
@@ -150,6 +189,10 @@ impl Host {
             self.ready |= line == READY;
             self.stopping |= line == STOPPING;
             self.failed |= line == FAILED;
+            if line.starts_with(LAST_WORDS) {
+                self.last_words = Some(String::from_utf8_lossy(line).into_owned());
+                continue;
+            }
             // The process to watch is this one: it is there when the host is not.
             if !line.starts_with(b"MAINPID=") {
                 manager.tell(line);

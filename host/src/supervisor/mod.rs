@@ -28,7 +28,10 @@ use rustix::{
     io::{FdFlags, fcntl_setfd},
     process::Signal,
 };
-use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal as Stream, SignalKind, signal},
+    time::MissedTickBehavior,
+};
 
 pub use self::host::attach;
 use self::{
@@ -40,11 +43,15 @@ use crate::{
     config::Server,
     notify::Notifier,
     server::socket::{self, SocketError},
+    shortage::{Kills, OUT_OF_MEMORY},
     signals, telemetry,
 };
 
 /// How long an address may still be in use: a host that was killed is gone, but the kernel may not have closed its sockets yet.
 const STILL_IN_USE: Duration = Duration::from_millis(500);
+
+/// How often it is looked whether the kernel has killed a process for want of memory.
+const LOOKED_AT_KILLS: Duration = Duration::from_secs(1);
 
 /// Why there is no supervisor.
 #[derive(Debug, thiserror::Error)]
@@ -90,9 +97,12 @@ async fn supervise(listener: &TcpListener) -> Result<u8, SupervisorError> {
     let mut backoff = Backoff::default();
     let mut crashed = None;
     let mut once_ready = false;
+    let mut kills = Kills::new();
+    let mut tick = tokio::time::interval(LOOKED_AT_KILLS);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let began = Instant::now();
-        let mut host = match Host::start(listener.as_raw_fd(), crashed.take()) {
+        let mut host = match Host::start(listener.as_raw_fd(), crashed.as_ref()) {
             Ok(host) => host,
             Err(error) if !once_ready => return Err(error.into()),
             Err(error) => {
@@ -108,9 +118,17 @@ async fn supervise(listener: &TcpListener) -> Result<u8, SupervisorError> {
                 signal = signals.next() => host.signal(signal),
                 () = orphans.come() => orphans::reap(host.pid()),
                 end = host.ended(&manager) => break end?,
+                // So that the end of a preflight child is not taken for that of the host later on.
+                _ = tick.tick() => {
+                    kills.any_more();
+                }
             }
         };
         once_ready |= host.was_ready();
+        if host.was_ready() {
+            // It has heard of the crash before it. One that did not come up may not have.
+            crashed = None;
+        }
         match end {
             End::Meant(code) => return Ok(code),
             // It has said why.
@@ -119,11 +137,15 @@ async fn supervise(listener: &TcpListener) -> Result<u8, SupervisorError> {
                 tracing::error!("the host did not come up again, and is tried anew");
             }
             End::Crashed(how) => {
+                let how = match how.as_str() {
+                    "SIGKILL" if kills.any_more() => OUT_OF_MEMORY.to_owned(),
+                    _ => how,
+                };
                 tracing::error!(
                     pid = host.pid(),
                     "the host crashed: {how}; it is started again, and connections wait meanwhile"
                 );
-                crashed = Some(how);
+                crashed = Some(host.crash(how));
             }
         }
         let pause = backoff.after(began.elapsed());

@@ -17,6 +17,7 @@ use super::{
     Class,
     action::Action,
     calls, class,
+    last_words::{self, End, Fault},
     table::{self, Table, Wish},
 };
 use crate::ledger::{AccountId, errno, interval_timers, masks, owner, threads};
@@ -132,13 +133,31 @@ impl Signal {
             }
             // It takes its handler away and sends the signal to itself: it means to die of it.
             if !is_real && self.is_own() {
+                self.say_last_words();
                 self.die();
                 return;
             }
         }
+        self.say_last_words();
+        // Whoever ends the process for it does so by aborting, on what is left of a small stack.
+        calls::kernel(libc::SIGABRT, Some(Action::DEFAULT));
         if !self.call(&table.host, None) {
             self.die();
         }
+    }
+
+    fn say_last_words(&self) {
+        let is_real = self.code() > 0;
+        let address = || {
+            // SAFETY: what the kernel found wrong says where.
+            unsafe { (*self.info).si_addr() }.addr()
+        };
+        last_words::say(Fault {
+            end: End::Signal(self.number),
+            is_own: is_real || self.is_own(),
+            instruction: self.counter().filter(|_| is_real).unwrap_or_default(),
+            address: if is_real { address() } else { 0 },
+        });
     }
 
     /// Whether this process sent it.

@@ -28,6 +28,9 @@ pub(super) struct Wish {
     running: AtomicU32,
 }
 
+/// Whether faults are told of before they end the process.
+static WATCHED: AtomicBool = AtomicBool::new(false);
+
 /// All that is wanted of one signal.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -190,6 +193,14 @@ impl Table {
         self.tell_kernel(signal);
     }
 
+    /// Has the host's handler called for `signal`, a fault, whether a library listens or not.
+    pub(super) fn watch(&self, signal: c_int) {
+        WATCHED.store(true, Ordering::SeqCst);
+        let _lock = Undisturbed::lock(&self.lock);
+        self.learn(signal);
+        self.tell_kernel(signal);
+    }
+
     /// Finds out what the host wants, once: until then it is what the kernel has.
     fn learn(&self, signal: c_int) {
         if self.known.load(Ordering::SeqCst) {
@@ -222,12 +233,19 @@ impl Table {
             let action = wish.action();
             (wish.owner.load(Ordering::SeqCst) != 0 && action.calls()).then_some(action)
         });
-        let had = self.had.load(Ordering::SeqCst);
-        calls::kernel(signal, Some(together(class(signal), host, handlers, had)));
+        let always = match class(signal) {
+            Class::Fault => host.handler != libc::SIG_IGN && WATCHED.load(Ordering::SeqCst),
+            Class::Notice => host.handler == libc::SIG_DFL && self.had.load(Ordering::SeqCst),
+            Class::Process => false,
+        };
+        calls::kernel(
+            signal,
+            Some(together(class(signal), host, handlers, always)),
+        );
     }
 }
 
-/// What the kernel is told when the host wants `host`, libraries have `handlers`, and `had` says whether one ever had anything.
+/// What the kernel is told when the host wants `host`, libraries have `handlers`, and the host's handler is needed without them if `always`.
 ///
 /// Each of them is called with less than it asked for rather than with more than it can bear:
 /// - signals that any of them wants blocked are blocked, and so is the signal itself unless all of them want to be interrupted by it;
@@ -238,12 +256,12 @@ fn together(
     class: Class,
     host: Action,
     handlers: impl Iterator<Item = Action>,
-    had: bool,
+    always: bool,
 ) -> Action {
     const ALL_WANT: c_int = libc::SA_RESTART | libc::SA_NODEFER | libc::SA_NOCLDSTOP;
     let mut handlers = handlers.peekable();
     let none = handlers.peek().is_none();
-    if none && (host.handler != libc::SIG_DFL || class != Class::Notice || !had) {
+    if none && !always {
         return host;
     }
     let ours = Action {
@@ -366,7 +384,7 @@ mod tests {
             ..Action::DEFAULT
         };
         for class in [Class::Fault, Class::Process, Class::Notice] {
-            assert_eq!(together(class, ignore, none(), true), ignore);
+            assert_eq!(together(class, ignore, none(), false), ignore);
             assert_eq!(
                 together(class, Action::DEFAULT, none(), false),
                 Action::DEFAULT
@@ -374,10 +392,6 @@ mod tests {
         }
         let kept = together(Class::Notice, Action::DEFAULT, none(), true);
         assert!(deliver::is_ours(kept.handler));
-        assert_eq!(
-            together(Class::Process, Action::DEFAULT, none(), true),
-            Action::DEFAULT
-        );
     }
 
     #[test]

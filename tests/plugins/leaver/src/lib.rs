@@ -7,6 +7,7 @@
 //! | `task` | spawns a task that does not hear that it is to drain |
 //! | `file` | leaves a file open |
 //! | `drop-hang`, `drop-segv`, `drop-exit` | its app value does when it is dropped |
+//! | `handler` | handles SIGUSR2 past the C library, so that nobody knows of it |
 //! | `unload-segv` | crashes while it is unmapped |
 
 use std::{fs::File, hint::black_box, sync::Arc};
@@ -70,6 +71,7 @@ async fn app(cx: Context) -> Result<Router, Error> {
         "task" => {
             drop(cx.spawn(std::future::pending::<()>()));
         }
+        "handler" => handle_past_libc(),
         "file" => std::mem::forget(File::open("/proc/self/exe")?),
         _ => {}
     }
@@ -78,6 +80,48 @@ async fn app(cx: Context) -> Result<Router, Error> {
     Ok(Router::new()
         .route("/", get(answer))
         .with_state(Arc::new(Leaving)))
+}
+
+/// What the kernel takes for `struct sigaction`.
+#[repr(C)]
+struct KernelAction {
+    handler: usize,
+    flags: u64,
+    restorer: usize,
+    mask: u64,
+}
+
+extern "C" fn handler(_: i32) {}
+
+fn handle_past_libc() {
+    const SA_RESTORER: u64 = 0x0400_0000;
+    let before = std::mem::MaybeUninit::<KernelAction>::zeroed();
+    // SAFETY: zeroes are a disposition.
+    let mut action = unsafe { before.assume_init() };
+    let all = size_of::<u64>();
+    // SAFETY: what libc has set for SIGUSR1 is read, for the way back from a handler that it brings along.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            libc::SIGUSR1,
+            std::ptr::null::<KernelAction>(),
+            &raw mut action,
+            all,
+        )
+    };
+    action.handler = handler as extern "C" fn(i32) as usize;
+    action.flags = if action.restorer == 0 { 0 } else { SA_RESTORER };
+    action.mask = 0;
+    // SAFETY: none once this library is unmapped; this is the fault that the tests want.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            libc::SIGUSR2,
+            &raw const action,
+            std::ptr::null_mut::<KernelAction>(),
+            all,
+        )
+    };
 }
 
 fn crash() {

@@ -5,6 +5,9 @@
 //! | `none` | nothing wrong |
 //! | `load-segv` | crashes while it is loaded, before anything of it is called |
 //! | `start-error`, `start-panic`, `start-segv`, `start-abort`, `start-exit`, `start-hang`, `start-spin` | its constructor does |
+//! | `short` | its constructor finds too many files open, as long as the file `when` of its configuration is there |
+//! | `live-short` | it does, but not in preflight |
+//! | `eater`, `start-eat` | takes memory until there is none, for a request to `/eat` or in its constructor |
 //! | `live-error`, `live-panic`, `live-hang` | its constructor does, but not in preflight |
 //! | `start-wordy`, `live-wordy` | its constructor fails with an error of three mebibytes, the latter not in preflight |
 //! | `live-orphan` | its constructor fails after it has started a thread that logs for ever, but not in preflight |
@@ -56,13 +59,21 @@ async fn app(cx: Context) -> Result<Router, Error> {
         }
         _ => kind,
     };
+    if habit == "short" {
+        let config = cx.config::<BTreeMap<String, PathBuf>>()?;
+        if config.get("when").is_some_and(|file| file.exists()) {
+            return Err(std::io::Error::from_raw_os_error(24).into());
+        }
+    }
     match kind {
+        "short" => return Err(std::io::Error::from_raw_os_error(24).into()),
         "error" => return Err(Error::msg("the database of the misfit is not there")),
         "panic" => panic!("the misfit panics"),
         "wordy" => {
             let page = "<p>\x1b[31mred</p>\n".repeat(192 << 10);
             return Err(Error::msg(format!("502 Bad Gateway\n{page}")));
         }
+        "eat" => eat().await,
         "orphan" => {
             std::thread::Builder::new()
                 .name("heartbeat".to_owned())
@@ -98,7 +109,17 @@ async fn app(cx: Context) -> Result<Router, Error> {
     } else {
         StatusCode::OK
     };
-    Ok(Router::new().route("/", get(async move || (status, format!("misfit: {habit}")))))
+    Ok(Router::new()
+        .route("/eat", get(eat))
+        .route("/", get(async move || (status, format!("misfit: {habit}")))))
+}
+
+async fn eat() {
+    let mut eaten = Vec::new();
+    while matches!(habit(), "eater" | "start-eat") {
+        eaten.push(vec![1_u8; 1 << 20]);
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
 }
 
 fn crash() {

@@ -1,0 +1,110 @@
+//! What the machine is short of: the errors that say so, and the processes that the kernel killed for want of memory.
+//!
+//! An error of this kind is no fault of whoever ran into it, and gone a moment later. It often comes as text only: from the
+//! dynamic linker, or from a plugin.
+
+use std::fs;
+
+/// How a process ended that the kernel killed for want of memory, in place of `SIGKILL`.
+pub(crate) const OUT_OF_MEMORY: &str = "SIGKILL by the kernel, which was out of memory";
+
+/// EAGAIN, ENOMEM, ENFILE and EMFILE, as Rust shows the errors of the system, and in its debug format.
+const CODES: [&str; 8] = [
+    "(os error 11)",
+    "(os error 12)",
+    "(os error 23)",
+    "(os error 24)",
+    "code: 11,",
+    "code: 12,",
+    "code: 23,",
+    "code: 24,",
+];
+
+/// The same in the words of the C library.
+const WORDS: [&str; 4] = [
+    "Resource temporarily unavailable",
+    "Cannot allocate memory",
+    "Too many open files",
+    "cannot allocate memory",
+];
+
+/// Whether `reason` says that the machine was short of processes, threads, memory or descriptors.
+pub(crate) fn is_named(reason: &str) -> bool {
+    CODES.iter().chain(&WORDS).any(|sign| reason.contains(sign))
+}
+
+/// Counts the processes that the kernel killed for want of memory, as far as this one can see them.
+#[derive(Debug)]
+pub(crate) struct Kills {
+    seen: Option<u64>,
+}
+
+impl Kills {
+    /// Counts from now on.
+    pub(crate) fn new() -> Self {
+        Self { seen: killed() }
+    }
+
+    /// Whether there were any since this was asked last.
+    pub(crate) fn any_more(&mut self) -> bool {
+        let now = killed();
+        let before = std::mem::replace(&mut self.seen, now);
+        matches!((before, now), (Some(before), Some(now)) if now > before)
+    }
+}
+
+/// How many were killed in the control group of this process, or in the whole system where that counts none.
+fn killed() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let files = groups.lines().filter_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?);
+        match controllers {
+            "" => Some(format!("/sys/fs/cgroup{path}/memory.events")),
+            "memory" => Some(format!("/sys/fs/cgroup/memory{path}/memory.oom_control")),
+            _ => None,
+        }
+    });
+    let files = files.chain(["/proc/vmstat".to_owned()]);
+    files
+        .filter_map(|file| fs::read_to_string(file).ok())
+        .find_map(|text| counter(&text))
+}
+
+fn counter(text: &str) -> Option<u64> {
+    let mut lines = text.lines();
+    lines.find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shortage_is_known_in_the_words_of_whoever_ran_into_it() {
+        for error in [11, 12, 23, 24] {
+            let error = std::io::Error::from_raw_os_error(error);
+            assert!(is_named(&format!("it did not start: {error}")), "{error}");
+            assert!(is_named(&format!("a panic: {error:?}")), "{error:?}");
+        }
+        assert!(is_named(
+            "x.so: failed to map segment from shared object: Cannot allocate memory"
+        ));
+        let missing = std::io::Error::from_raw_os_error(2);
+        assert!(!is_named(&format!("{missing} {missing:?}")));
+        assert!(!is_named("exit code: 1"));
+    }
+
+    #[test]
+    fn the_kernel_counts_its_kills_in_all_its_files() {
+        assert_eq!(
+            counter("low 0\noom 3\noom_kill 2\noom_group_kill 0\n"),
+            Some(2)
+        );
+        assert_eq!(
+            counter("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"),
+            Some(1)
+        );
+        assert_eq!(counter("low 0\n"), None);
+    }
+}
