@@ -41,7 +41,10 @@ pub(super) struct Protocols {
 impl Protocols {
     pub(super) fn new(routes: Arc<Routes>, settings: Settings) -> Self {
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http2().timer(TokioTimer::new());
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .enable_connect_protocol();
         Self {
             builder,
             routes,
