@@ -19,14 +19,13 @@ use handover_plugin::abi::{
 };
 use http::{HeaderValue, Request, Response, Uri, Version, header};
 use http_body::Body;
-use hyper::upgrade::OnUpgrade;
 
 use super::{
     body::{AnswerBody, Expiry, RequestBody},
     limits::Limited,
     own,
-    route::{Chosen, Routes, names_its_host, target, whole_target},
-    upgrade,
+    route::{Chosen, Routes, names_its_host, target, told_target, whole_target},
+    upgrade::{self, Upgrade},
 };
 use crate::generation::{Cut, Generation, InFlight};
 
@@ -69,7 +68,7 @@ struct New<B> {
 /// What is needed to call the app, beside the request and its origin.
 #[derive(Debug)]
 struct Call {
-    on_upgrade: Option<OnUpgrade>,
+    upgrade: Option<Upgrade>,
     /// Bytes of the path that the app does not see.
     strip: usize,
     in_flight: InFlight,
@@ -81,7 +80,7 @@ struct Running {
     /// None once it has ended.
     call: Option<RunningCall>,
     expiry: Expiry,
-    on_upgrade: Option<OnUpgrade>,
+    upgrade: Option<Upgrade>,
     /// For people, when it holds its worker for too long.
     uri: Uri,
     in_flight: InFlight,
@@ -114,7 +113,7 @@ impl Origin {
 /// Where the answer of the app arrives.
 struct Slot<'a> {
     answer: Answer<'a>,
-    on_upgrade: &'a mut Option<OnUpgrade>,
+    upgrade: &'a mut Option<Upgrade>,
     response: &'a mut Option<Response<AnswerBody>>,
 }
 
@@ -147,8 +146,8 @@ impl TakeAnswer for Slot<'_> {
                     AnswerBody::stream(stream, in_flight.clone(), origin.cut.clone());
             }
             Crossing::Upgrade(io) => {
-                if let Some(on_upgrade) = self.on_upgrade.take() {
-                    let seat = upgrade::join(on_upgrade, io, in_flight.clone());
+                if let Some(upgrade) = self.upgrade.take() {
+                    let seat = upgrade::join(upgrade, io, in_flight.clone());
                     response.extensions_mut().insert(seat);
                 }
             }
@@ -191,14 +190,6 @@ impl Answer<'_> {
         }
         headers.insert("handover-generation", spec.id.0.into());
     }
-}
-
-/// Whether the client asks for another protocol on this connection. Hyper has put down how it is upgraded, then.
-#[inline]
-fn asks_for_upgrade<B>(request: &Request<B>) -> bool {
-    request.extensions().get::<OnUpgrade>().is_some()
-        && request.version() == Version::HTTP_11
-        && request.headers().contains_key(header::UPGRADE)
 }
 
 impl<B> Step<B>
@@ -344,7 +335,7 @@ impl Call {
     #[inline]
     fn new<B: Body>(request: &mut Request<B>, strip: usize, in_flight: InFlight) -> Self {
         Self {
-            on_upgrade: asks_for_upgrade(request).then(|| hyper::upgrade::on(request)),
+            upgrade: Upgrade::of(request),
             strip,
             in_flight,
         }
@@ -360,19 +351,21 @@ impl Call {
         waker: &Waker,
         response: &mut Option<Response<AnswerBody>>,
     ) -> Option<RunningCall> {
-        let upgrade = self.on_upgrade.is_some();
+        let upgrade = self.upgrade.is_some();
         let in_flight = &self.in_flight;
         let answer = Answer { in_flight, origin };
         let mut slot = Slot {
             answer,
-            on_upgrade: &mut self.on_upgrade,
+            upgrade: &mut self.upgrade,
             response,
         };
         let core = in_flight.core();
-        let whole = whole_target(request.uri());
-        let target = target(whole, self.strip);
-        let (state, running) = RequestHead::lend(request, &target, origin.peer, |head| {
-            core.inside(whole, || core.call(head, body, upgrade, waker, &mut slot))
+        let target = target(whole_target(request.uri()), self.strip);
+        let protocol = upgrade::protocol(request, upgrade);
+        let (state, running) = RequestHead::lend(request, &target, protocol, origin.peer, |head| {
+            core.inside(told_target(request.uri()), || {
+                core.call(head, body, upgrade, waker, &mut slot)
+            })
         });
         drop(target);
         // The plugin has its copy.
@@ -389,7 +382,7 @@ impl Call {
         Running {
             call: Some(call),
             expiry: Expiry::default(),
-            on_upgrade: self.on_upgrade,
+            upgrade: self.upgrade,
             uri: std::mem::take(request.uri_mut()),
             in_flight: self.in_flight,
             origin,
@@ -403,7 +396,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         if let Some(call) = self.call.take() {
             let core = self.in_flight.core();
-            core.dropping(whole_target(&self.uri), || drop(call));
+            core.dropping(told_target(&self.uri), || drop(call));
         }
     }
 }
@@ -417,7 +410,7 @@ impl Running {
         };
         let mut slot = Slot {
             answer,
-            on_upgrade: &mut self.on_upgrade,
+            upgrade: &mut self.upgrade,
             response,
         };
         let call = &mut self.call;
@@ -433,7 +426,7 @@ impl Running {
             None => PollState::Pending, // it was polled again after its end
         };
         let core = self.in_flight.core();
-        let state = core.inside(whole_target(&self.uri), poll);
+        let state = core.inside(told_target(&self.uri), poll);
         if state == PollState::Pending {
             return self.expired(cx, response);
         }
@@ -471,7 +464,7 @@ pub async fn smoke(generation: &Arc<Generation>, path: &str) -> Result<http::Sta
         .enter()
         .ok_or("the generation takes no requests")?;
     let call = Call {
-        on_upgrade: None,
+        upgrade: None,
         strip: 0,
         in_flight,
     };

@@ -1,7 +1,7 @@
 //! The bytes of an upgraded connection, between the client's socket and the plugin.
 //!
 //! At the drain deadline a WebSocket is closed with code 1012 (service restart), at the end of the frame that is under way, so that its client
-//! understands and comes back; anything else is just closed.
+//! understands and comes back; anything else, such as the tunnel of a CONNECT, is just closed.
 
 use std::{
     io,
@@ -11,7 +11,8 @@ use std::{
 };
 
 use handover_plugin::abi::upgrade::{IoStream, PollIo};
-use hyper::upgrade::OnUpgrade;
+use http::{Request, header};
+use hyper::{ext::Protocol, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
@@ -36,8 +37,41 @@ impl Seat {
     }
 }
 
+/// How the connection of a request is upgraded, should its app want that.
+#[derive(Debug)]
+pub(super) struct Upgrade {
+    on_upgrade: OnUpgrade,
+    is_websocket: bool,
+}
+
+impl Upgrade {
+    /// That of `request`, if it asks for one: hyper has put down how, then.
+    #[inline]
+    pub(super) fn of<B>(request: &mut Request<B>) -> Option<Self> {
+        let on_upgrade = request.extensions_mut().remove()?;
+        let asked = match request.headers().get(header::UPGRADE) {
+            Some(asked) => asked.as_bytes(),
+            None => protocol(request, true).as_bytes(),
+        };
+        Some(Self {
+            on_upgrade,
+            is_websocket: asked.eq_ignore_ascii_case(b"websocket"),
+        })
+    }
+}
+
+/// The `:protocol` of an extended CONNECT, which may be upgraded; empty in any other request.
+#[inline]
+pub(super) fn protocol<B>(request: &Request<B>, may_be_upgraded: bool) -> &str {
+    if !may_be_upgraded {
+        return "";
+    }
+    let protocol = request.extensions().get::<Protocol>();
+    protocol.map_or("", Protocol::as_str)
+}
+
 /// Joins both ends once hyper has given up the connection, on a task of its own, which is counted as in flight, and gives its place.
-pub(super) fn join(on_upgrade: OnUpgrade, io: IoStream, in_flight: InFlight) -> Seat {
+pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Seat {
     let seat = Seat::default();
     let held = seat.clone();
     tokio::spawn(async move {
@@ -46,7 +80,7 @@ pub(super) fn join(on_upgrade: OnUpgrade, io: IoStream, in_flight: InFlight) -> 
             io: Some(io),
             hold: in_flight.hold(),
         };
-        let client = match on_upgrade.await {
+        let client = match upgrade.on_upgrade.await {
             Ok(upgraded) => TokioIo::new(upgraded),
             // The client left between its request and our answer.
             Err(_) => return,
@@ -65,6 +99,10 @@ pub(super) fn join(on_upgrade: OnUpgrade, io: IoStream, in_flight: InFlight) -> 
             let mut buffer = vec![0; 16 * 1024];
             loop {
                 let expired = core.is_expired();
+                if expired && !upgrade.is_websocket {
+                    core.count_cut();
+                    return to_client.shutdown().await;
+                }
                 if expired && frames.between() {
                     core.count_cut();
                     to_client.write_all(&SERVICE_RESTART).await?;
@@ -77,7 +115,9 @@ pub(super) fn join(on_upgrade: OnUpgrade, io: IoStream, in_flight: InFlight) -> 
                 if read == 0 {
                     return to_client.shutdown().await;
                 }
-                frames.pass(&buffer[..read]);
+                if upgrade.is_websocket {
+                    frames.pass(&buffer[..read]);
+                }
                 to_client.write_all(&buffer[..read]).await?;
             }
         };

@@ -207,7 +207,7 @@ impl Http {
             Version::Http2 => {
                 let tasks = StreamTasks(Arc::clone(&requests.activity));
                 let mut builder = http2::Builder::new(tasks);
-                builder.timer(TokioTimer::new());
+                builder.timer(TokioTimer::new()).enable_connect_protocol();
                 if let Some(interval) = settings.timeouts.http2_ping {
                     builder
                         .keep_alive_interval(interval)

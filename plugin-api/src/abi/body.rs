@@ -52,6 +52,8 @@ unsafe impl Grows for BodyTable {}
 
 // SAFETY: `BodyStream::new` takes only bodies that are Send.
 unsafe impl Send for BodyStream {}
+// SAFETY: what is behind it is reached by `&mut` only.
+unsafe impl Sync for BodyStream {}
 
 /// Where a poll of a body puts its frame.
 #[repr(C)]

@@ -35,6 +35,14 @@ pub struct RequestHead<'a> {
 // SAFETY: `repr(C)`, and the size is first.
 unsafe impl Grows for RequestHead<'_> {}
 
+/// A [`RequestHead`], and what the minor 1.1 added to it.
+#[repr(C)]
+pub(super) struct RequestHead1<'a> {
+    pub(super) head: RequestHead<'a>,
+    /// The `:protocol` of an extended CONNECT; empty in any other request.
+    pub(super) protocol: RStr<'a>,
+}
+
 /// The address of the client, as it crosses. `family` is 4 or 6; any other is no address, and 0 the one of a
 /// unix socket. It lies inside a head, and so does not grow.
 #[repr(C)]
@@ -99,26 +107,33 @@ fn version_of(number: u8) -> Version {
 }
 
 impl RequestHead<'_> {
-    /// Lends the head of `request` to `f` in the shape that crosses. `target` is the path and query that the app is to see.
+    /// Lends the head of `request` to `f` in the shape that crosses. `target` is the path and query that the app is to see, and empty
+    /// where the request names an authority only; `protocol` is that of an extended CONNECT, else empty.
     #[inline]
     pub fn lend<B, R>(
         request: &Request<B>,
         target: &str,
+        protocol: &str,
         peer: Peer,
         f: impl FnOnce(Lent<'_, RequestHead<'_>>) -> R,
     ) -> R {
         let uri = request.uri();
         headers::lend(request.headers(), None, |fields| {
-            f(Lent::of(&RequestHead {
-                size: Size::of::<RequestHead<'_>>(),
-                target: target.into(),
-                method: request.method().as_str().into(),
-                scheme: uri.scheme_str().unwrap_or_default().into(),
-                authority: uri.authority().map_or("", uri::Authority::as_str).into(),
-                fields: fields.into(),
-                peer,
-                version: version_number(request.version()),
-            }))
+            let head = RequestHead1 {
+                head: RequestHead {
+                    size: Size::of::<RequestHead1<'_>>(),
+                    target: target.into(),
+                    method: request.method().as_str().into(),
+                    scheme: uri.scheme_str().unwrap_or_default().into(),
+                    authority: uri.authority().map_or("", uri::Authority::as_str).into(),
+                    fields: fields.into(),
+                    peer,
+                    version: version_number(request.version()),
+                },
+                protocol: protocol.into(),
+            };
+            // SAFETY: it begins with a `RequestHead`, and the size is its own.
+            f(unsafe { Lent::longer(&head) })
         })
     }
 
@@ -138,7 +153,10 @@ impl RequestHead<'_> {
         let is_root = self.target.as_bytes() == b"/" && self.authority.is_empty();
         let target = if is_root { &[] } else { self.target.as_bytes() };
         let mut buffer = Buffer::copy(target, fields, request.headers_mut());
-        if !is_root {
+        if target.is_empty() && !is_root {
+            let authority = self.authority.as_str();
+            *request.uri_mut() = Uri::builder().authority(authority).build()?;
+        } else if !is_root {
             let target = uri::PathAndQuery::from_maybe_shared(buffer.next(target.len()))?;
             *request.uri_mut() = self.uri(target)?;
         }
@@ -164,6 +182,18 @@ impl RequestHead<'_> {
             .authority(self.authority.as_str())
             .path_and_query(target)
             .build()
+    }
+}
+
+impl<'a> Lent<'a, RequestHead<'a>> {
+    /// The `:protocol` of an extended CONNECT; empty in any other request, and from a host that does not know it.
+    pub fn protocol(self) -> &'a str {
+        // SAFETY: since 1.1 there is a text at this offset.
+        let protocol: Option<RStr<'a>> =
+            unsafe { self.later(std::mem::offset_of!(RequestHead1<'_>, protocol)) };
+        protocol.map_or("", |text| {
+            std::str::from_utf8(text.as_str().as_bytes()).unwrap_or("")
+        })
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
     body::{BodyStream, BodyTable, FrameSink, FrameTable},
     bytes::OwnedBytes,
     call::{Called, Respond, Responder},
-    head::{Peer, RequestHead, ResponseHead},
+    head::{Peer, RequestHead, RequestHead1, ResponseHead},
     headers::Field,
     host::{Event, Pair, Work},
     lent::{Lent, Size},
@@ -59,6 +59,8 @@ fn every_field_lies_where_it_was_released() {
     lies!(FrameTable, 40, 8, size 0, lent 8, owned 16, trailers 24, failed 32);
     lies!(IoTable, 48, 8, size 0, read 8, write 16, flush 24, shutdown 32, drop 40);
     lies!(WakerOps, 32, 8, size 0, clone 8, wake_by_ref 16, drop 24);
+    // What later minors added to them.
+    lies!(RequestHead1<'_>, 128, 8, head 0, protocol 112);
     assert_eq!(
         [
             PollState::Pending,

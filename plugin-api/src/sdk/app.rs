@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    future::Future,
+    future::{Future, poll_fn},
     pin::Pin,
     task::{self, Poll, Waker},
     time::Duration,
@@ -21,7 +21,7 @@ use super::{
     error::Error,
     log,
     runtime::{self, AppRuntime},
-    upgrade,
+    upgrade::{Offer, Upgrading},
 };
 use crate::abi::{
     body::BodyStream,
@@ -116,8 +116,8 @@ impl<A: App> Plugin for Running<A> {
         self.context.tell_client(&head, &mut request);
         let mut app = self.app.clone();
         if upgrade {
-            let runtime = self.runtime.handle().clone();
-            return Some(first.poll(|| upgrade::call(app, request, runtime)));
+            let offer = Offer::to(&mut request, head.protocol());
+            return Some(first.poll(|| Upgrading::new(when_ready(app, request), offer)));
         }
         // Almost every service is ready at once, and then needs no state to wait in. One that is not is asked again, with a waker.
         let ready = app.poll_ready(&mut task::Context::from_waker(Waker::noop()));
@@ -125,9 +125,8 @@ impl<A: App> Plugin for Running<A> {
             Poll::Ready(Ok(())) => first.poll(|| Calling {
                 future: app.call(request),
             }),
-            Poll::Ready(Err(_)) | Poll::Pending => first.poll(|| Waiting::Ready {
-                app,
-                request: Some(request),
+            Poll::Ready(Err(_)) | Poll::Pending => first.poll(|| Calling {
+                future: when_ready(app, request),
             }),
         })
     }
@@ -187,38 +186,13 @@ where
     }
 }
 
-pin_project! {
-    /// A request that waits until the app is ready for it.
-    #[project = WaitingProjection]
-    enum Waiting<A: App> {
-        Ready { app: A, request: Option<Request<Body>> },
-        Answer { #[pin] calling: Calling<A::Future> },
-    }
-}
-
-impl<A: App> Answering for Waiting<A> {
-    fn poll(
-        mut self: Pin<&mut Self>,
-        cx: &mut task::Context<'_>,
-        responder: &Responder<'_>,
-    ) -> PollState {
-        loop {
-            let (app, request) = match self.as_mut().project() {
-                WaitingProjection::Answer { calling } => return calling.poll(cx, responder),
-                WaitingProjection::Ready { app, request } => (app, request),
-            };
-            let ready = match app.poll_ready(cx) {
-                Poll::Pending => return PollState::Pending,
-                Poll::Ready(ready) => told(ready),
-            };
-            let Some(request) = ready.and_then(|()| request.take()) else {
-                return PollState::Failed;
-            };
-            let future = app.call(request);
-            let calling = Calling { future };
-            self.set(Self::Answer { calling });
-        }
-    }
+/// Asks `app` as soon as it is ready for it.
+async fn when_ready<A: App>(
+    mut app: A,
+    request: Request<Body>,
+) -> Result<Response<A::ResponseBody>, A::Error> {
+    poll_fn(|cx| app.poll_ready(cx)).await?;
+    app.call(request).await
 }
 
 /// Logs a failure; the host answers for the app.

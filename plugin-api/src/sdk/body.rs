@@ -51,3 +51,12 @@ impl http_body::Body for Body {
         self.0.as_ref().is_none_or(http_body::Body::is_end_stream)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_body_may_be_shared() {
+        fn shared<T: Sync>() {}
+        shared::<super::Body>();
+    }
+}

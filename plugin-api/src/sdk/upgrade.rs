@@ -1,29 +1,39 @@
-//! WebSockets and other upgraded connections.
+//! The upgrade of a connection: WebSockets, CONNECT tunnels and others.
 //!
-//! The upgrade of a connection is hyper's: only a hyper connection can make the `OnUpgrade` that axum's `WebSocketUpgrade` and others
-//! look for in a request. So a request that asks for an upgrade is sent through a hyper connection of the plugin's own, in memory, and what
-//! comes out at its client's end after `101 Switching Protocols` is the byte stream that the host joins with the real connection.
+//! Frameworks look for an `OnUpgrade` of hyper's in the extensions of a request, and only a connection of hyper's can make one. So a request
+//! that may be upgraded gets that of a connection which exists for nothing else: it has read a request of ours, waits for its answer, and
+//! nothing polls it. The app's own request and answer never pass through it. Only when the app takes the upgrade is it told to answer 101,
+//! and what hyper then gives to the `OnUpgrade` is a pipe, whose other end the host joins with the client.
 
 use std::{
-    future::poll_fn,
-    io,
+    convert::Infallible,
+    fmt, io,
     pin::Pin,
-    task::{Context, Poll},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Waker},
 };
 
-use bytes::Buf;
-use http::{Request, Response, StatusCode};
-use http_body_util::BodyExt;
-use hyper::{body::Incoming, service::service_fn, upgrade::Upgraded};
+use bytes::{Buf, Bytes};
+use http::{Method, Request, Response, StatusCode};
+use http_body::Body as HttpBody;
+use http_body_util::Empty;
+use hyper::{
+    body::Incoming,
+    rt::ReadBufCursor,
+    server::conn::http1::{Builder, UpgradeableConnection},
+    service::Service,
+    upgrade::OnUpgrade,
+};
 use hyper_util::rt::TokioIo;
-use tokio::{io::ReadBuf, runtime::Handle};
+use parking_lot::Mutex;
+use pin_project_lite::pin_project;
+use tokio::io::{DuplexStream, ReadBuf};
 
-use super::{
-    app::{App, answer, told},
-    body::Body,
-};
+use super::app::{answer, told};
 use crate::abi::{
-    body::BodyStream,
     call::{Payload, Responder},
     export::Answering,
     poll::PollState,
@@ -33,79 +43,193 @@ use crate::abi::{
 /// What may wait in memory in each direction, in bytes.
 const BUFFER: usize = 64 * 1024;
 
-/// Asks `app` through a connection in memory.
-pub(super) fn call<A: App>(app: A, request: Request<Body>, runtime: Handle) -> impl Answering {
-    Upgrading(Box::pin(ask(app, request, runtime)))
+/// What the connection reads, so that it makes an `OnUpgrade`.
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nupgrade: x\r\n\r\n";
+
+/// An upgrade that the app may take: whoever drops it has refused it, which the `OnUpgrade` then says.
+pub(super) struct Offer {
+    connection: UpgradeableConnection<Near, Ask>,
+    taken: Arc<AtomicBool>,
+    far: DuplexStream,
+    /// A tunnel is opened by any success; all else by 101 only.
+    is_connect: bool,
 }
 
-type Asked = Result<(Response<Incoming>, Option<Upgraded>), String>;
+impl Offer {
+    /// Puts the `OnUpgrade` into the extensions of `request`, and the `protocol` of an extended CONNECT, which is else empty.
+    pub(super) fn to<B>(request: &mut Request<B>, protocol: &str) -> Self {
+        if !protocol.is_empty() {
+            request
+                .extensions_mut()
+                .insert(hyper::ext::Protocol::from(protocol));
+        }
+        let (near, far) = tokio::io::duplex(BUFFER);
+        let ask = Ask::default();
+        let (taken, made) = (Arc::clone(&ask.taken), Arc::clone(&ask.made));
+        let near = Near {
+            request: REQUEST,
+            answered: false,
+            pipe: TokioIo::new(near),
+        };
+        let mut connection = Builder::new()
+            .auto_date_header(false)
+            .serve_connection(near, ask)
+            .with_upgrades();
+        // Everything that it waits for is in memory, so it is polled when there is something to do, and wakes nobody.
+        let _ = Pin::new(&mut connection).poll(&mut Context::from_waker(Waker::noop()));
+        if let Some(on_upgrade) = made.lock().take() {
+            request.extensions_mut().insert(on_upgrade);
+        }
+        Self {
+            connection,
+            taken,
+            far,
+            is_connect: request.method() == Method::CONNECT,
+        }
+    }
 
-struct Upgrading(Pin<Box<dyn Future<Output = Asked> + Send>>);
+    fn is_taken_by(&self, status: StatusCode) -> bool {
+        status == StatusCode::SWITCHING_PROTOCOLS || self.is_connect && status.is_success()
+    }
 
-impl Answering for Upgrading {
-    fn poll(
+    /// Has the `OnUpgrade` give its end of the pipe, and gives the other one.
+    fn take(mut self) -> DuplexStream {
+        self.taken.store(true, Ordering::Relaxed);
+        let _ = Pin::new(&mut self.connection).poll(&mut Context::from_waker(Waker::noop()));
+        self.far
+    }
+}
+
+pin_project! {
+    /// A request that the app may answer with an upgrade.
+    pub(super) struct Upgrading<F> {
+        #[pin]
+        future: F,
+        offer: Option<Offer>,
+    }
+}
+
+impl<F> Upgrading<F> {
+    pub(super) fn new(future: F, offer: Offer) -> Self {
+        Self {
+            future,
+            offer: Some(offer),
+        }
+    }
+}
+
+impl<F, B, E> Answering for Upgrading<F>
+where
+    F: Future<Output = Result<Response<B>, E>> + Send,
+    B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static,
+    E: fmt::Display,
+{
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>, responder: &Responder<'_>) -> PollState {
+        let this = self.project();
+        let Poll::Ready(outcome) = this.future.poll(cx) else {
+            return PollState::Pending;
+        };
+        let Some(response) = told(outcome) else {
+            return PollState::Failed;
+        };
+        match this.offer.take() {
+            Some(offer) if offer.is_taken_by(response.status()) => {
+                let io = IoStream::new(Far(offer.take()));
+                responder.respond(response.into_parts().0, Payload::Upgrade(io));
+            }
+            _ => answer(response, cx, responder),
+        }
+        PollState::Ready
+    }
+}
+
+/// The service of the connection: it keeps the `OnUpgrade` that came with the request, and answers 101 once that is taken.
+#[derive(Default)]
+struct Ask {
+    made: Arc<Mutex<Option<OnUpgrade>>>,
+    taken: Arc<AtomicBool>,
+}
+
+impl Service<Request<Incoming>> for Ask {
+    type Response = Response<Empty<Bytes>>;
+    type Error = Infallible;
+    type Future = Taken;
+
+    fn call(&self, mut request: Request<Incoming>) -> Taken {
+        *self.made.lock() = Some(hyper::upgrade::on(&mut request));
+        Taken(Arc::clone(&self.taken))
+    }
+}
+
+/// The answer 101, once the upgrade is taken. Whoever takes it polls again, so nobody is woken.
+struct Taken(Arc<AtomicBool>);
+
+impl Future for Taken {
+    type Output = Result<Response<Empty<Bytes>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        if !self.0.load(Ordering::Relaxed) {
+            return Poll::Pending;
+        }
+        let mut response = Response::new(Empty::new());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        Poll::Ready(Ok(response))
+    }
+}
+
+/// The connection's bytes: our request, the answer to it, which nobody reads, and from then on the pipe.
+struct Near {
+    /// What is still to be read of the request.
+    request: &'static [u8],
+    answered: bool,
+    pipe: TokioIo<DuplexStream>,
+}
+
+impl hyper::rt::Read for Near {
+    fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        responder: &Responder<'_>,
-    ) -> PollState {
-        match self.0.as_mut().poll(cx) {
-            Poll::Pending => PollState::Pending,
-            Poll::Ready(asked) => match told(asked) {
-                None => PollState::Failed,
-                Some((response, None)) => {
-                    answer(response, cx, responder);
-                    PollState::Ready
-                }
-                Some((response, Some(upgraded))) => {
-                    let io = IoStream::new(Stream(TokioIo::new(upgraded)));
-                    responder.respond(response.into_parts().0, Payload::Upgrade(io));
-                    PollState::Ready
-                }
-            },
+        mut buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.request.is_empty() {
+            return Pin::new(&mut self.pipe).poll_read(cx, buffer);
         }
+        let (now, later) = self
+            .request
+            .split_at(self.request.len().min(buffer.remaining()));
+        buffer.put_slice(now);
+        self.request = later;
+        Poll::Ready(Ok(()))
     }
 }
 
-async fn ask<A: App>(app: A, request: Request<Body>, runtime: Handle) -> Asked {
-    let (client, server) = tokio::io::duplex(BUFFER);
-    let service = service_fn(move |request: Request<Incoming>| {
-        let mut app = app.clone();
-        async move {
-            let request = request.map(|body| Body::of(Some(BodyStream::new(body))));
-            let failed = |error: A::Error| io::Error::other(error.to_string());
-            poll_fn(|cx| app.poll_ready(cx)).await.map_err(failed)?;
-            let response = app.call(request).await.map_err(failed)?;
-            io::Result::Ok(response.map(|body| {
-                let body = body.map_frame(|frame| {
-                    frame.map_data(|mut data| data.copy_to_bytes(data.remaining()))
-                });
-                body.map_err(|error| io::Error::other(error.to_string()))
-                    .boxed_unsync()
-            }))
+impl hyper::rt::Write for Near {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.answered {
+            return Pin::new(&mut self.pipe).poll_write(cx, bytes);
         }
-    });
-    let text = |error: hyper::Error| error.to_string();
-    runtime.spawn(
-        hyper::server::conn::http1::Builder::new()
-            .serve_connection(TokioIo::new(server), service)
-            .with_upgrades(),
-    );
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(client))
-        .await
-        .map_err(text)?;
-    runtime.spawn(connection.with_upgrades());
-    let mut response = sender.send_request(request).await.map_err(text)?;
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return Ok((response, None));
+        // The head is written in one piece, since all of it is taken.
+        self.answered = bytes.ends_with(b"\r\n\r\n");
+        Poll::Ready(Ok(bytes.len()))
     }
-    let upgraded = hyper::upgrade::on(&mut response).await.map_err(text)?;
-    Ok((response, Some(upgraded)))
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.pipe).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.pipe).poll_shutdown(cx)
+    }
 }
 
-/// The client's end of the connection in memory.
-struct Stream(TokioIo<Upgraded>);
+/// The host's end of the pipe.
+struct Far(DuplexStream);
 
-impl PollIo for Stream {
+impl PollIo for Far {
     fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut buffer = ReadBuf::new(buffer);
         tokio::io::AsyncRead::poll_read(Pin::new(&mut self.0), cx, &mut buffer)
@@ -122,5 +246,42 @@ impl PollIo for Stream {
 
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         tokio::io::AsyncWrite::poll_shutdown(Pin::new(&mut self.0), cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    fn offered() -> (Offer, OnUpgrade) {
+        let mut request = Request::new(());
+        let offer = Offer::to(&mut request, "");
+        let on_upgrade = request.extensions_mut().remove().expect("it was put there");
+        (offer, on_upgrade)
+    }
+
+    #[tokio::test]
+    async fn what_is_taken_is_a_pipe_from_its_first_byte() {
+        let (offer, on_upgrade) = offered();
+        let mut far = offer.take();
+        let mut near = TokioIo::new(on_upgrade.await.expect("it was taken"));
+        near.write_all(b"from the app").await.expect("room");
+        far.write_all(b"from the client").await.expect("room");
+        let mut came = [0; 15];
+        near.read_exact(&mut came).await.expect("all of it");
+        assert_eq!(&came, b"from the client");
+        drop(near);
+        let mut came = Vec::new();
+        far.read_to_end(&mut came).await.expect("all of it");
+        assert_eq!(came, b"from the app");
+    }
+
+    #[tokio::test]
+    async fn what_is_not_taken_ends_its_future() {
+        let (offer, on_upgrade) = offered();
+        drop(offer);
+        assert!(on_upgrade.await.is_err());
     }
 }

@@ -82,15 +82,49 @@ impl Http2 {
         path: &str,
         end: bool,
     ) -> Result<(h2::client::ResponseFuture, SendStream<Bytes>), Fault> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", self.authority))
+            .header("te", "trailers");
+        self.send(request, end).await
+    }
+
+    /// Asks for a tunnel to `authority`.
+    pub async fn connect_to(
+        &self,
+        authority: &str,
+    ) -> Result<(h2::client::ResponseFuture, SendStream<Bytes>), Fault> {
+        let request = Request::builder().method(Method::CONNECT).uri(authority);
+        self.send(request, false).await
+    }
+
+    /// Asks for `protocol` on a stream (RFC 8441), which the server must have offered.
+    pub async fn extended_connect(
+        &self,
+        protocol: &'static str,
+        path: &str,
+    ) -> Result<(h2::client::ResponseFuture, SendStream<Bytes>), Fault> {
+        if !self.requests.is_extended_connect_protocol_enabled() {
+            return Err(Fault::Malformed("extended CONNECT is not offered".into()));
+        }
+        let request = Request::builder()
+            .method(Method::CONNECT)
+            .uri(format!("http://{}{path}", self.authority))
+            .header("sec-websocket-version", "13")
+            .extension(h2::ext::Protocol::from_static(protocol));
+        self.send(request, false).await
+    }
+
+    async fn send(
+        &self,
+        request: http::request::Builder,
+        end: bool,
+    ) -> Result<(h2::client::ResponseFuture, SendStream<Bytes>), Fault> {
         let mut ready = timeout(PATIENCE, self.requests.clone().ready())
             .await
             .map_err(|_| Fault::Silent)?
             .map_err(cut("before the request"))?;
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("http://{}{path}", self.authority));
         let request = request
-            .header("te", "trailers")
             .body(())
             .map_err(|error| Fault::Malformed(error.to_string()))?;
         ready

@@ -9,7 +9,7 @@ use super::{
         headers::Field,
         lent::{Lent, Size},
     },
-    Peer, RequestHead, ResponseHead,
+    Peer, RequestHead, RequestHead1, ResponseHead,
 };
 
 /// What a head says.
@@ -45,20 +45,25 @@ impl Forged<'_> {
     /// Lends it as the head of a request.
     pub fn request<R>(&self, f: impl FnOnce(Lent<'_, RequestHead<'_>>) -> R) -> R {
         let fields = self.fields();
-        f(Lent::of(&RequestHead {
-            size: Size::forged(self.size),
-            target: text(self.target),
-            method: text(self.method),
-            scheme: text(self.scheme),
-            authority: text(self.authority),
-            fields: fields[..].into(),
-            peer: Peer {
-                address: [1; 16],
-                port: 80,
-                family: self.family,
+        let head = RequestHead1 {
+            head: RequestHead {
+                size: Size::forged(self.size),
+                target: text(self.target),
+                method: text(self.method),
+                scheme: text(self.scheme),
+                authority: text(self.authority),
+                fields: fields[..].into(),
+                peer: Peer {
+                    address: [1; 16],
+                    port: 80,
+                    family: self.family,
+                },
+                version: self.version,
             },
-            version: self.version,
-        }))
+            protocol: text(self.target),
+        };
+        // SAFETY: it begins with a `RequestHead`, and what a size beyond its own promises is read by nobody yet.
+        f(unsafe { Lent::longer(&head) })
     }
 
     /// Lends it as the head of a response.
@@ -81,9 +86,9 @@ impl Forged<'_> {
             let target = request
                 .uri()
                 .path_and_query()
-                .map_or("/", |target| target.as_str());
+                .map_or("", |target| target.as_str());
             let mut again = http::Request::new(());
-            RequestHead::lend(&request, target, Peer::from(None), |head| {
+            RequestHead::lend(&request, target, "", Peer::from(None), |head| {
                 head.fill(&mut again)
             })
             .expect("what was taken in can be sent");

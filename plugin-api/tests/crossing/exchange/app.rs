@@ -114,7 +114,11 @@ impl Plugin for Scripted {
         let mut request = http::Request::new(());
         head.fill(&mut request).unwrap();
         *given.seen.lock().unwrap() = Some(Seen {
-            request: (request.into_parts().0, head.peer()),
+            request: (
+                request.into_parts().0,
+                head.peer(),
+                head.protocol().to_owned(),
+            ),
             body: body.as_ref().map(|_| Vec::new()),
         });
         Some(first.poll(|| Working {

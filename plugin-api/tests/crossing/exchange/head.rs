@@ -15,11 +15,13 @@ pub(super) struct RequestHead {
     pub(super) whole: Request<()>,
     /// The path and query that the app is to see.
     pub(super) target: String,
+    /// That of an extended CONNECT, or nothing.
+    pub(super) protocol: &'static str,
     pub(super) peer: Option<SocketAddr>,
 }
 
 /// What came of it.
-pub(super) type CameRequest = (request::Parts, Option<SocketAddr>);
+pub(super) type CameRequest = (request::Parts, Option<SocketAddr>, String);
 
 /// A head of a request.
 pub(super) fn request(u: &mut Unstructured<'_>) -> Result<RequestHead> {
@@ -30,26 +32,32 @@ pub(super) fn request(u: &mut Unstructured<'_>) -> Result<RequestHead> {
         .parse()
         .unwrap_or_else(|_| PathAndQuery::from_static("/"));
     parts.uri = uri(u, &target)?;
+    let target = match parts.uri.path_and_query() {
+        Some(_) => target.to_string(),
+        None => String::new(),
+    };
     parts.version = version(u)?;
     parts.headers = map(u)?;
     Ok(RequestHead {
         whole: Request::from_parts(parts, ()),
-        target: target.to_string(),
+        target,
+        protocol: u.choose(&["", "websocket"])?,
         peer: peer(u)?,
     })
 }
 
 impl RequestHead {
-    pub(super) fn came_as(&self, (came, peer): &CameRequest) {
+    pub(super) fn came_as(&self, (came, peer, protocol): &CameRequest) {
         let sent = &self.whole;
         assert_eq!(*sent.method(), came.method);
         assert_eq!(sent.version(), came.version);
         assert_eq!(sent.uri().authority(), came.uri.authority());
         assert_eq!(sent.uri().scheme(), came.uri.scheme());
         assert_eq!(
-            came.uri.path_and_query().map(PathAndQuery::as_str),
-            Some(&*self.target)
+            came.uri.path_and_query().map_or("", PathAndQuery::as_str),
+            self.target
         );
+        assert_eq!(self.protocol, protocol);
         same(sent.headers(), &came.headers);
         assert_eq!(self.peer, *peer);
     }
@@ -160,7 +168,7 @@ fn version(u: &mut Unstructured<'_>) -> Result<Version> {
     ])?)
 }
 
-/// With an authority and a scheme, as HTTP/2 has them, or without.
+/// With an authority and a scheme, as HTTP/2 has them, or without, or an authority alone.
 fn uri(u: &mut Unstructured<'_>, target: &PathAndQuery) -> Result<Uri> {
     if u.arbitrary()? {
         return Ok(target.clone().into());
@@ -170,6 +178,12 @@ fn uri(u: &mut Unstructured<'_>, target: &PathAndQuery) -> Result<Uri> {
         Ok(authority) => authority,
         Err(_) => Authority::from_static("example.org:8080"),
     };
+    if u.ratio(1, 4)? {
+        return Ok(authority
+            .as_str()
+            .parse()
+            .unwrap_or_else(|_| target.clone().into()));
+    }
     let whole = Uri::builder()
         .scheme(scheme)
         .authority(authority)

@@ -60,6 +60,7 @@ pub(crate) fn run(bytes: &[u8]) -> Result<()> {
     let (mut state, mut running) = RequestHead::lend(
         &request.whole,
         &request.target,
+        request.protocol,
         request.peer.into(),
         |head| {
             let body = body

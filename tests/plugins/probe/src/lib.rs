@@ -15,11 +15,16 @@ use axum::{
 use bytes::Bytes;
 use futures_util::stream::poll_fn;
 use handover_plugin::{Context, Error};
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::mpsc,
+};
 
 /// Compiled in, so that an answer proves which code made it.
 const VERSION: &str = match option_env!("HANDOVER_VERSION") {
@@ -43,7 +48,7 @@ async fn app(cx: Context) -> Result<Router, Error> {
         .route("/client", get(client))
         .route("/slow", get(slow))
         .route("/yield", get(yields))
-        .route("/stream", get(stream))
+        .route("/stream", any(stream))
         .route("/echo", post(echo))
         .route("/tag", post(tag))
         .route("/sink", post(sink))
@@ -60,7 +65,7 @@ async fn app(cx: Context) -> Result<Router, Error> {
         .route("/panic-in-spawn", get(panics_in_spawn))
         .route("/spawn", get(spawn))
         .route("/job", get(job))
-        .route("/ws", get(websocket))
+        .route("/ws", any(websocket))
         .route("/events", get(events))
         .route("/until-draining", get(until_draining))
         .route("/panic-in-job", get(panics_in_job))
@@ -75,6 +80,7 @@ async fn app(cx: Context) -> Result<Router, Error> {
         .route("/abort", get(abort))
         .route("/overflow", get(overflow))
         .route("/exit", get(exit))
+        .fallback(elsewhere)
         .with_state(cx))
 }
 
@@ -421,18 +427,47 @@ async fn job(State(cx): State<Context>, Query(told): Query<Told>) -> &'static st
     VERSION
 }
 
-/// Answers each text with the version and the text.
-async fn websocket(upgrade: WebSocketUpgrade) -> Response {
-    upgrade.on_upgrade(async |mut socket: WebSocket| {
+/// Answers each text with the version and the text, and `who?` with the client's address.
+async fn websocket(
+    ConnectInfo(address): ConnectInfo<SocketAddr>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    upgrade.on_upgrade(async move |mut socket: WebSocket| {
         while let Some(Ok(message)) = socket.recv().await {
             if let Message::Text(text) = message {
-                let answer = format!("{VERSION} {text}");
+                let answer = match text.as_str() {
+                    "who?" => address.to_string(),
+                    text => format!("{VERSION} {text}"),
+                };
                 if socket.send(Message::Text(answer.into())).await.is_err() {
                     return;
                 }
             }
         }
     })
+}
+
+/// Where no route is: the tunnel of a CONNECT, which answers in capitals, or 404 with what came of the head.
+async fn elsewhere(mut request: Request) -> Response {
+    if request.method() != Method::CONNECT {
+        return (StatusCode::NOT_FOUND, head(request).await).into_response();
+    }
+    let on_upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async { shout(on_upgrade.await?).await.map_err(Error::from) });
+    StatusCode::OK.into_response()
+}
+
+async fn shout(tunnel: Upgraded) -> std::io::Result<()> {
+    let mut tunnel = TokioIo::new(tunnel);
+    let mut buffer = [0; 1024];
+    loop {
+        let read = tunnel.read(&mut buffer).await?;
+        if read == 0 {
+            return tunnel.shutdown().await;
+        }
+        buffer[..read].make_ascii_uppercase();
+        tunnel.write_all(&buffer[..read]).await?;
+    }
 }
 
 /// The version as an event every `every_ms`, and a goodbye when the generation drains.

@@ -230,7 +230,7 @@ static HEADER: LibHeader = header::<Released>();
 
 /// As a text, so that the version is that of the ABI.
 const VERSION: &str = match ABI.minor {
-    0 => "1.0.0",
+    1 => "1.1.0",
     _ => panic!("name the minor here"),
 };
 
