@@ -5,7 +5,7 @@
 
 use std::os::fd::RawFd;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
 /// Below this an operator should know: a host with some apps and a thousand clients is beyond it.
 const FEW: u64 = 4096;
@@ -13,16 +13,15 @@ const FEW: u64 = 4096;
 /// How many descriptors are kept back at least and at most. A deploy takes about 15 at a time.
 const RESERVE: (u64, u64) = (24, 1024);
 
-/// Raises the limit as far as it goes, and tells what it is.
+/// Raises the limit as far as it goes, and tells what it is. A system that denies it is told of, and lived with.
 pub(crate) fn raise() {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: maximum,
-        maximum,
-    };
-    if current != maximum
-        && let Err(error) = setrlimit(Resource::Nofile, raised)
-    {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft == hard {
+            return Ok(());
+        }
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    });
+    if let Err(error) = raised {
         tracing::warn!("the limit of open files stays what it is: {error}");
     }
     match limit() {
@@ -34,9 +33,10 @@ pub(crate) fn raise() {
     }
 }
 
-/// How many can be open at a time; none = any number.
+/// How many can be open at a time; none = any number, or the system does not say.
 pub(crate) fn limit() -> Option<u64> {
-    getrlimit(Resource::Nofile).current
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    (soft != RLIM_INFINITY).then_some(soft)
 }
 
 /// The first descriptor that is not for clients: the last ones, a quarter but not too many, are kept for the control socket, deploys, and
@@ -49,11 +49,14 @@ pub(crate) fn first_reserved() -> Option<RawFd> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
     use super::*;
 
     #[test]
     fn the_limit_is_raised_to_what_the_system_grants() {
         raise();
-        assert_eq!(limit(), getrlimit(Resource::Nofile).maximum);
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        assert_eq!(limit(), (hard != RLIM_INFINITY).then_some(hard));
     }
 }

@@ -72,17 +72,15 @@ fn end() -> ! {
 
 /// Makes this process safe to crash in, and takes its task.
 fn prepare() -> io::Result<(Mouth, Image, Task)> {
-    // Before anything can go wrong: the host's death is ours, a crash writes no core.
+    // Before anything can go wrong: the host's death is ours, and a crash writes no core unless the system denies to limit that.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // Where memory runs out this is the process to end, not the host. Without /proc the kernel chooses.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
-    setrlimit(
-        Resource::Core,
-        Rlimit {
-            current: Some(0),
-            maximum: Some(0),
-        },
-    )?;
+    let no_core = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    let _ = setrlimit(Resource::Core, no_core);
 
     // The socket moves away from standard input, where a plugin could read it, and is not left to its children.
     let socket = UnixStream::from(rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?);

@@ -206,12 +206,22 @@ fn meaning(status: ExitStatus, failed: bool, stopping: bool) -> End {
     let code = status.code().map(|code| u8::try_from(code).unwrap_or(1));
     match code {
         Some(code) if stopping => End::Meant(code),
+        // So early that it did not handle the signal yet, and had nothing to drain.
+        None if stopping && ended_by_order(status) => End::Meant(0),
         // It crashed, but on its way out.
         None if stopping => End::Meant(1),
         Some(code) if failed => End::NotStarted(code),
         Some(code) => End::Crashed(format!("exit with code {code}")),
         None => End::Crashed(names::signal(status.signal().unwrap_or_default())),
     }
+}
+
+/// Whether the process ended by one of the signals that ask for an end.
+fn ended_by_order(status: ExitStatus) -> bool {
+    let orders = [Signal::TERM, Signal::INT, Signal::HUP];
+    orders
+        .iter()
+        .any(|order| status.signal() == Some(order.as_raw()))
 }
 
 /// Ties this process to the supervisor that started it: it ends when that one does, and tells it how it is.
@@ -245,6 +255,7 @@ mod tests {
 
         assert_eq!(meaning(exit(0), false, true), End::Meant(0));
         assert_eq!(meaning(killed(Signal::SEGV), false, true), End::Meant(1));
+        assert_eq!(meaning(killed(Signal::TERM), false, true), End::Meant(0));
         assert_eq!(meaning(exit(1), true, false), End::NotStarted(1));
         assert_eq!(meaning(exit(0), false, false), crashed("exit with code 0"));
         assert_eq!(
