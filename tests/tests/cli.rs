@@ -175,13 +175,14 @@ async fn inspect_reads_without_loading() {
     let file = dir.path().join("misfit.so");
     fs::write(&file, misfit("load-segv")).unwrap();
     let manifest = elf::manifest(&fs::read(&file).unwrap());
+    let abi = format!("{}.{}", manifest["abi"][0], manifest["abi"][1]);
     handover(["inspect", file.to_str().unwrap()])
         .await
         .expect_code(0)
         .expect_words(&[
             "misfit",
             "1.0.0",
-            "1.0 (this host: 1.0)",
+            &format!("{abi} (this host: {abi})"),
             manifest["build"]["rustc"].as_str().unwrap(),
             manifest["build"]["target"].as_str().unwrap(),
         ]);

@@ -11,7 +11,7 @@ use super::{
     people,
 };
 use crate::{
-    ledger::{End, LastWords},
+    ledger::{AccountId, End, LastWords},
     names::AppName,
 };
 
@@ -64,15 +64,16 @@ pub(super) fn find(before: &Written, words: &LastWords, now_ms: u64) -> (Culprit
         is_live: false,
         left_at_ms: old.left_at_ms,
     });
-    // What is mapped now hides what was there before.
+    // What is mapped hides what was there before, be it known here or not: what is being tried is not.
     let known: Vec<_> = live.chain(replaced).collect();
-    let at = |address: u64| {
-        known
-            .iter()
-            .find(|known| address != 0 && known.lived.is_mapped_at(address))
+    let at = |address: u64, mapped: AccountId| {
+        known.iter().find(|known| {
+            let is_it = mapped == 0 || known.lived.account() == Some(mapped);
+            address != 0 && is_it && known.lived.is_mapped_at(address)
+        })
     };
-    let code = at(words.instruction);
-    let data = at(words.address).filter(|known| known.left_at_ms.is_some());
+    let code = at(words.instruction, words.code);
+    let data = at(words.address, words.data).filter(|known| known.left_at_ms.is_some());
     let called = || {
         let by_account = known
             .iter()
@@ -180,6 +181,8 @@ mod tests {
             is_own: true,
             instruction,
             address,
+            code: 0,
+            data: 0,
             account,
             call: None,
         }
@@ -190,6 +193,16 @@ mod tests {
             Culprit::Left(left) => left.first().map(|(_, lived, _)| lived.generation.0),
             _ => None,
         }
+    }
+
+    #[test]
+    fn an_address_where_something_else_is_mapped_now_says_nothing_of_what_was_there() {
+        let words = LastWords {
+            code: 77,
+            account: 77,
+            ..fault(0x1008, 0, 0)
+        };
+        assert!(matches!(find(&before(), &words, NOW).0, Culprit::Unknown));
     }
 
     #[test]

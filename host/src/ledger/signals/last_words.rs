@@ -19,7 +19,7 @@ use super::{
     table::{self, Table},
 };
 use crate::{
-    ledger::{AccountId, errno, inside, owner},
+    ledger::{AccountId, errno, inside, owner, ranges},
     names::{self, AppName, GenerationId},
 };
 
@@ -96,6 +96,10 @@ pub struct LastWords {
     pub instruction: u64,
     /// The address that was reached for; zero when that says nothing.
     pub address: u64,
+    /// The library that was mapped at the address of the instruction; zero for none.
+    pub code: AccountId,
+    /// The library that was mapped at the address that was reached for; zero for none.
+    pub data: AccountId,
     /// The library that the thread worked for; zero for none.
     pub account: AccountId,
     /// The call that the thread was in: the app, the generation, and what was asked for.
@@ -107,10 +111,11 @@ impl LastWords {
     pub fn parse(line: &str) -> Option<Self> {
         let beginning = std::str::from_utf8(LAST_WORDS).ok()?;
         let line = line.strip_prefix(beginning).unwrap_or(line).trim_end();
-        let mut words = line.splitn(8, ' ');
+        let mut words = line.splitn(10, ' ');
         let mut number = || u64::from_str_radix(words.next()?, 16).ok();
         let (end, is_own) = (End::of(number()?), number()? == 1);
-        let (instruction, address, account) = (number()?, number()?, number()?);
+        let (instruction, address) = (number()?, number()?);
+        let (code, data, account) = (number()?, number()?, number()?);
         let call = || {
             let app = words.next()?.parse().ok()?;
             let generation = GenerationId(words.next()?.parse().ok()?);
@@ -121,6 +126,8 @@ impl LastWords {
             is_own,
             instruction,
             address,
+            code,
+            data,
             account,
             call: { call }(),
         })
@@ -225,11 +232,13 @@ pub(super) fn say(fault: Fault) {
         length: 0,
     };
     let (is_own, account) = (u8::from(fault.is_own), owner::current().unwrap_or_default());
+    let mapped = |address| ranges::lookup(address).unwrap_or_default();
+    let (code, data) = (mapped(fault.instruction), mapped(fault.address));
     // Writing into a line cannot fail.
     let _ = line.write_str(std::str::from_utf8(LAST_WORDS).unwrap_or_default());
     let _ = write!(
         line,
-        "{:x} {is_own:x} {:x} {:x} {account:x}",
+        "{:x} {is_own:x} {:x} {:x} {code:x} {data:x} {account:x}",
         fault.end.number(),
         fault.instruction,
         fault.address
@@ -271,7 +280,7 @@ mod tests {
     #[test]
     fn words_are_read_as_they_are_said() {
         let words =
-            LastWords::parse("X_HANDOVER_LAST_WORDS=b 1 7f00 10 2a shop 7 /a path\n").unwrap();
+            LastWords::parse("X_HANDOVER_LAST_WORDS=b 1 7f00 10 2a 0 2a shop 7 /a path\n").unwrap();
         let call = ("shop".parse().unwrap(), GenerationId(7), "/a path".into());
         assert_eq!(
             words,
@@ -280,14 +289,16 @@ mod tests {
                 is_own: true,
                 instruction: 0x7f00,
                 address: 0x10,
+                code: 42,
+                data: 0,
                 account: 42,
                 call: Some(call),
             }
         );
         assert_eq!(
-            LastWords::parse("100 0 0 0 0").unwrap(),
+            LastWords::parse("100 0 0 0 0 0 0").unwrap(),
             LastWords::default()
         );
-        assert_eq!(LastWords::parse("b 1 7f00 1"), None);
+        assert_eq!(LastWords::parse("b 1 7f00 1 0 0"), None);
     }
 }
