@@ -162,7 +162,14 @@ fn sha256(file: &Path) -> String {
 
 /// The messages of the step `preflight` in the first operation of this run of the host, which made `hello` live again.
 async fn checked_at_start(host: &Host) -> Vec<String> {
-    preflights(host, "op-1").await
+    let checked = preflights(host, "op-1").await;
+    if checked.is_empty() {
+        // For whoever reads why a test failed that wanted some.
+        for event in host.events().await {
+            println!("{}: {}", event.kind, event.message);
+        }
+    }
+    checked
 }
 
 async fn preflights(host: &Host, operation: &str) -> Vec<String> {
