@@ -252,6 +252,10 @@ impl Running {
             // What it said just before is still in the socket.
             let _ = tokio::time::timeout(AFTERWARDS, heard.listen(&mut lines)).await;
         }
+        // A child ends right after its last line, so its end may be seen before that.
+        if heard.last.is_some() {
+            return Ok(Ended::Reported);
+        }
         Ok(ended)
     }
 
