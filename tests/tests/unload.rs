@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use handover_tests::{
     client::{Http1, Http2},
-    host::{Host, Setup},
+    host::{DEADLINE, Host, Setup},
     load::Load,
     plugins::{fixture, misfit},
 };
@@ -36,7 +36,8 @@ impl Cost {
             threads: host.threads(),
             descriptors: host.descriptors(),
         };
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        // Threads for blocking work end when they had none for ten seconds.
+        let deadline = tokio::time::Instant::now() + DEADLINE;
         let mut last = now();
         loop {
             tokio::time::sleep(Duration::from_millis(100)).await;
