@@ -2,6 +2,8 @@
 
 use std::{fs, io, process::Command, time::Duration};
 
+use nix::time::{ClockId, clock_gettime};
+
 /// Starts this very program again, whatever lies at its path by now.
 ///
 /// # Errors
@@ -44,11 +46,8 @@ pub fn descriptors() -> u64 {
 
 /// The time of processors that was used, by the process and the kernel for it.
 pub fn cpu() -> Duration {
-    let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(
-        used.tv_sec.try_into().unwrap_or(0),
-        used.tv_nsec.try_into().unwrap_or(0),
-    )
+    let used = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID);
+    used.map(Duration::from).unwrap_or_default()
 }
 
 fn field(name: &str) -> u64 {

@@ -3,16 +3,17 @@
 use std::{
     fs,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
 };
 
-use rustix::time::{ClockId, clock_gettime};
+use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 /// Milliseconds since the machine was booted, time asleep included. Means something beside the same [`boot`] only.
 pub(super) fn since_boot_ms() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
-    let (seconds, nanos) = (u64::try_from(now.tv_sec), u64::try_from(now.tv_nsec));
-    seconds.unwrap_or(0) * 1000 + nanos.unwrap_or(0) / 1_000_000
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from);
+    let millis = now.unwrap_or_default().as_millis();
+    u64::try_from(millis).unwrap_or(u64::MAX)
 }
 
 /// Which boot of the machine this is; empty where the kernel does not say.
