@@ -8,15 +8,27 @@ pub(crate) const SENTENCE: usize = 4 * 1024;
 /// `text` with its control characters escaped, but for tabs; lines after the first are indented, so none looks like one of ours.
 pub(crate) fn harmless(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
+    push_harmless(text, &mut shown);
+    shown
+}
+
+/// Appends `text` to `to`, as [`harmless`] shows it.
+pub(crate) fn push_harmless(text: &str, to: &mut String) {
     for letter in text.chars() {
         match letter {
-            '\n' => shown.push_str("\n    "),
-            '\t' => shown.push('\t'),
-            letter if letter.is_control() => shown.extend(letter.escape_default()),
-            letter => shown.push(letter),
+            '\n' => to.push_str("\n    "),
+            '\t' => to.push('\t'),
+            letter => push_escaped(letter, to),
         }
     }
-    shown
+}
+
+fn push_escaped(letter: char, to: &mut String) {
+    if letter.is_control() {
+        to.extend(letter.escape_default());
+    } else {
+        to.push(letter);
+    }
 }
 
 /// A path in one line: control characters and bytes that are no text are escaped.
@@ -24,11 +36,7 @@ pub(crate) fn path(path: &Path) -> String {
     let mut shown = String::new();
     for chunk in path.as_os_str().as_encoded_bytes().utf8_chunks() {
         for letter in chunk.valid().chars() {
-            if letter.is_control() {
-                shown.extend(letter.escape_default());
-            } else {
-                shown.push(letter);
-            }
+            push_escaped(letter, &mut shown);
         }
         for byte in chunk.invalid() {
             let _ = write!(shown, "\\x{byte:02x}"); // writing to a string does not fail

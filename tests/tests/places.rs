@@ -162,6 +162,14 @@ fn with_own_mounts(folder: &Path) -> Option<PathBuf> {
     Some(program)
 }
 
+/// A host with mounts of its own, and the folder that its program lies in; none where that is not allowed.
+async fn host_with_own_mounts() -> Option<(tempfile::TempDir, Host)> {
+    let folder = tempfile::tempdir().unwrap();
+    let program = with_own_mounts(folder.path())?;
+    let host = Setup::new().program(program).start().await;
+    Some((folder, host))
+}
+
 /// Runs a command where the mounts are those of `host`.
 fn inside(host: &Host, command: &str) -> bool {
     Command::new("nsenter")
@@ -174,11 +182,9 @@ fn inside(host: &Host, command: &str) -> bool {
 
 #[tokio::test]
 async fn a_folder_that_is_mounted_over_and_unmounted_is_watched_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let Some(program) = with_own_mounts(folder.path()) else {
+    let Some((_folder, host)) = host_with_own_mounts().await else {
         return;
     };
-    let host = Setup::new().program(program).start().await;
     let plugins = host.plugins();
     let at = plugins.display();
     host.drop_in("hello.so", &hello_as("1.0.0"));
@@ -204,11 +210,9 @@ async fn a_folder_that_is_mounted_over_and_unmounted_is_watched_again() {
 
 #[tokio::test]
 async fn a_drop_folder_may_be_an_overlay() {
-    let folder = tempfile::tempdir().unwrap();
-    let Some(program) = with_own_mounts(folder.path()) else {
+    let Some((_folder, host)) = host_with_own_mounts().await else {
         return;
     };
-    let host = Setup::new().program(program).start().await;
     let plugins = host.plugins();
     let at = plugins.display();
     let lower = host.scratch("lower");

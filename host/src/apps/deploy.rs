@@ -554,6 +554,14 @@ impl Checked {
             .collect()
     }
 
+    /// Notes the verdict on `artifact`, if this host gave one just now.
+    fn note_in(&self, record: &mut Record, artifact: Sha256) {
+        if self.passed {
+            let companions = self.companions.clone();
+            record.passed(artifact, verdict::host(), HOST_ABI, companions);
+        }
+    }
+
     fn warnings(&self) -> Vec<String> {
         let warnings = self.remarks.iter().filter(|remark| remark.warning);
         warnings.map(|remark| remark.message.clone()).collect()
@@ -679,14 +687,7 @@ async fn stage(
         .saved
         .change(|record| {
             record.staged = Some(head);
-            if checked.passed {
-                record.passed(
-                    sha256,
-                    verdict::host(),
-                    HOST_ABI,
-                    checked.companions.clone(),
-                );
-            }
+            checked.note_in(record, sha256);
             record.failing.retain(|known| known.artifact != sha256);
             record.remember(entry);
         })
@@ -895,14 +896,7 @@ async fn go_live(
             {
                 record.staged = None;
             }
-            if checked.passed {
-                record.passed(
-                    spec.artifact,
-                    verdict::host(),
-                    HOST_ABI,
-                    checked.companions.clone(),
-                );
-            }
+            checked.note_in(record, spec.artifact);
             // At a start HEAD is what was wanted, even if something older had to be taken for it.
             if plan.cause != Cause::Start {
                 record.head = Some(head);

@@ -57,6 +57,9 @@ fn look(apps: &Weak<Inner>, largest: &mut u64) -> bool {
             measured.map(|(id, bytes)| (app.name.clone(), id, bytes))
         })
         .collect();
+    if heaps.is_empty() {
+        return true; // nothing to write down
+    }
     apps.0.journal.change(|written| {
         for (app, id, bytes) in heaps {
             if let Some(lived) = written.live.get_mut(&app)

@@ -122,7 +122,7 @@ fn lineage(history: &[Entry]) -> Vec<&Entry> {
     chosen
 }
 
-/// What may serve in place of `artifact`, the best first: what was chosen before it, newest first.
+/// What may serve in place of `artifact`, the best first: what was chosen before it, newest first, and all that was if it was not chosen.
 pub(super) fn before(history: &[Entry], artifact: Sha256) -> Vec<&Entry> {
     let mut chosen = lineage(history);
     let at = chosen.iter().position(|entry| entry.artifact == artifact);
@@ -144,13 +144,11 @@ pub(super) fn rollback_target<'h>(
 ) -> Result<&'h Entry, String> {
     let known = once_active(history);
     let Some(to) = to else {
-        let chosen = lineage(history);
-        let before = chosen
-            .iter()
-            .position(|entry| Some(entry.artifact) == live)
-            // Nothing serves, or what does was not chosen: to what was chosen last.
-            .unwrap_or(chosen.len());
-        return chosen[..before].last().copied().ok_or_else(|| {
+        let target = match live {
+            Some(live) => before(history, live).first().copied(),
+            None => lineage(history).pop(),
+        };
+        return target.ok_or_else(|| {
             let nothing = format!("{app} has nothing to go back to");
             if known.iter().any(|entry| Some(entry.artifact) != live) {
                 format!(

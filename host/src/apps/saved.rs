@@ -117,6 +117,20 @@ pub(super) struct Answered {
     pub(super) artifact: Sha256,
 }
 
+/// Notes `reason` for `artifact` in place of what was noted for it, and forgets the oldest beyond [`FAILING`].
+fn note(list: &mut Vec<Failing>, artifact: Sha256, reason: String) {
+    list.retain(|known| known.artifact != artifact);
+    list.push(Failing { artifact, reason });
+    let beyond = list.len().saturating_sub(FAILING);
+    list.drain(..beyond);
+}
+
+/// What is noted for `artifact`.
+fn reason(list: &[Failing], artifact: Sha256) -> Option<&str> {
+    let known = list.iter().find(|known| known.artifact == artifact)?;
+    Some(&known.reason)
+}
+
 impl Record {
     /// Adds to the history.
     pub(super) fn remember(&mut self, entry: Entry) {
@@ -127,34 +141,22 @@ impl Record {
 
     /// Remembers that an artifact failed by its own fault.
     pub(super) fn failed(&mut self, artifact: Sha256, reason: String) {
-        self.failing.retain(|known| known.artifact != artifact);
-        self.failing.push(Failing { artifact, reason });
-        let beyond = self.failing.len().saturating_sub(FAILING);
-        self.failing.drain(..beyond);
+        note(&mut self.failing, artifact, reason);
     }
 
     /// Why an artifact failed, if it did.
     pub(super) fn why_failing(&self, artifact: Sha256) -> Option<&str> {
-        self.failing
-            .iter()
-            .find(|known| known.artifact == artifact)
-            .map(|known| known.reason.as_str())
+        reason(&self.failing, artifact)
     }
 
     /// Remembers that an artifact is never unmapped again.
     pub(super) fn stays(&mut self, artifact: Sha256, reason: String) {
-        self.staying.retain(|known| known.artifact != artifact);
-        self.staying.push(Failing { artifact, reason });
-        let beyond = self.staying.len().saturating_sub(FAILING);
-        self.staying.drain(..beyond);
+        note(&mut self.staying, artifact, reason);
     }
 
     /// Why an artifact is never unmapped, if it is not.
     pub(super) fn why_staying(&self, artifact: Sha256) -> Option<&str> {
-        self.staying
-            .iter()
-            .find(|known| known.artifact == artifact)
-            .map(|known| known.reason.as_str())
+        reason(&self.staying, artifact)
     }
 
     /// Remembers that an artifact is no longer on probation.

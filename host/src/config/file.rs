@@ -432,6 +432,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
 fn server(table: ServerTable, folder: &Path) -> Server {
     let default = Server::under(folder);
     let state = table.state.map_or(default.state, |path| folder.join(path));
+    let patience = |written: Option<Patience>, default| written.map_or(default, |limit| limit.0);
     Server {
         listen: table.listen.map_or(default.listen, |address| address.0),
         workers: table.workers.and_then(Count::nonzero),
@@ -474,21 +475,11 @@ fn server(table: ServerTable, folder: &Path) -> Server {
                 .map_or(default.leak_budget.retained, |count| count.get() as u64),
         },
         timeouts: Timeouts {
-            first_byte: table
-                .first_byte_timeout
-                .map_or(default.timeouts.first_byte, |limit| limit.0),
-            head: table
-                .head_timeout
-                .map_or(default.timeouts.head, |limit| limit.0),
-            idle: table
-                .idle_timeout
-                .map_or(default.timeouts.idle, |limit| limit.0),
-            write: table
-                .write_timeout
-                .map_or(default.timeouts.write, |limit| limit.0),
-            http2_ping: table
-                .http2_ping
-                .map_or(default.timeouts.http2_ping, |limit| limit.0),
+            first_byte: patience(table.first_byte_timeout, default.timeouts.first_byte),
+            head: patience(table.head_timeout, default.timeouts.head),
+            idle: patience(table.idle_timeout, default.timeouts.idle),
+            write: patience(table.write_timeout, default.timeouts.write),
+            http2_ping: patience(table.http2_ping, default.timeouts.http2_ping),
             http2_pong: table
                 .http2_ping_timeout
                 .map_or(default.timeouts.http2_pong, |span| span.0),

@@ -18,6 +18,7 @@
 //! - [`ranges`]: whose address is this? Read on each of those calls, without a lock
 //! - [`threads`]: the threads that a library started, or that were started for it, alive until the kernel says otherwise
 //! - [`tasks`]: every thread that was seen to begin, and what the kernel lists
+//! - [`mappings`]: what is mapped in this process
 //! - [`stack`]: the modules whose code is on a thread's stack
 //! - [`strangers`]: the tasks that nobody has entered, and which libraries they hold
 //! - [`callbacks`]: what libraries want libc to call on threads of its own
@@ -44,6 +45,8 @@
     reason = "stands between plugins and the C library: raw function pointers in, raw calls out"
 )]
 
+use std::ops::Range;
+
 mod account;
 mod callbacks;
 mod closers;
@@ -57,6 +60,7 @@ mod interval_timers;
 mod keys;
 mod known;
 mod look;
+mod mappings;
 mod masks;
 mod notes;
 mod openers;
@@ -82,6 +86,7 @@ pub use self::{
     inside::{Call, SHARED_WORKER, inside, slots},
     interposed::armed,
     look::Look,
+    mappings::{Mapping, mappings},
     notes::{Changed, Note, take_notes},
     owner::Acting,
     refused_locks::{RefusedLock, explained},
@@ -94,9 +99,10 @@ pub fn is_library(address: usize) -> bool {
     ranges::lookup(address).is_some()
 }
 
-/// Where libc's record of the thread `tid` of this process lies, above the stack of that thread.
-pub fn thread_record(tid: i32) -> Option<usize> {
-    stack::robust_list(tid)
+/// Where libc's records of the threads of this process lie, each above the stack of its thread. Empty when the threads cannot be listed.
+pub fn thread_records() -> Vec<Range<usize>> {
+    let tids = tasks::all().unwrap_or_default();
+    tids.into_iter().filter_map(stack::record).collect()
 }
 
 /// The name of an account in the tables of the ledger: never zero, never used twice.

@@ -12,7 +12,11 @@ use std::{
     ptr,
 };
 
-use super::{AccountId, ranges};
+use super::{
+    AccountId,
+    mappings::{Mapping, mappings},
+    ranges,
+};
 
 /// What is mapped.
 #[derive(Debug)]
@@ -58,7 +62,6 @@ pub(super) struct Waiting {
 impl Modules {
     /// What is mapped now. Empty when the kernel does not tell.
     pub(super) fn read() -> Self {
-        let maps = fs::read("/proc/self/maps").unwrap_or_default();
         let host = fs::read_link("/proc/self/exe").unwrap_or_default();
         let mut modules = Self {
             mapped: Vec::new(),
@@ -67,27 +70,21 @@ impl Modules {
             host: host.to_string_lossy().into_owned(),
             memory: File::open("/proc/self/mem").ok(),
         };
-        for line in maps.split(|byte| *byte == b'\n') {
-            modules.enter(&String::from_utf8_lossy(line));
+        for mapping in mappings().unwrap_or_default() {
+            modules.enter(mapping);
         }
         modules
     }
 
-    /// `address perms offset dev inode name`.
-    fn enter(&mut self, line: &str) -> Option<()> {
-        let mut fields = line.splitn(6, ' ');
-        let (start, end) = fields.next()?.split_once('-')?;
-        let range = usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?;
-        let is_code = fields.next()?.contains('x');
-        let name = fields.nth(3).unwrap_or_default().trim();
-        if Self::is_libc(&short(name)) {
+    fn enter(&mut self, mapping: Mapping) {
+        let Mapping { range, name, .. } = mapping;
+        if Self::is_libc(&short(&name)) {
             self.libc.push(range.clone());
         }
-        if is_code {
-            self.code.push((range.clone(), name.to_owned()));
+        if mapping.is_code {
+            self.code.push((range.clone(), name));
         }
         self.mapped.push(range);
-        Some(())
     }
 
     /// The module that has code at `address`.
@@ -153,9 +150,9 @@ impl Modules {
         let (sp, pc) = (hex(at.0)?, hex(at.1)?);
         let next = self.mapped.partition_point(|range| range.end <= sp);
         let mapped = self.mapped.get(next).filter(|range| range.contains(&sp))?;
-        let record = robust_list(tid).filter(|head| (sp..mapped.end).contains(head));
+        let record = record(tid).filter(|record| (sp..mapped.end).contains(&record.start));
         let (end, whole) = match record {
-            Some(head) => ((head + RECORD).min(mapped.end), true),
+            Some(record) => (record.end.min(mapped.end), true),
             None => (mapped.end.min(sp + MOST), false),
         };
         let sp = sp.next_multiple_of(size_of::<usize>());
@@ -198,14 +195,15 @@ fn short(path: &str) -> String {
     }
 }
 
-/// Where glibc keeps the list of robust mutexes of a thread that it made, which is in its record of the thread, above its stack.
-pub(super) fn robust_list(tid: i32) -> Option<usize> {
+/// The record that glibc has of a thread that it made, above its stack, from the list of robust mutexes in it on. What lies behind may
+/// be taken for a part of it.
+pub(super) fn record(tid: i32) -> Option<Range<usize>> {
     let mut head = ptr::null::<()>();
     let mut len = 0_usize;
     // SAFETY: there is room for both answers, and the kernel keeps neither address.
     let answer =
         unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut len) };
-    (answer == 0 && !head.is_null()).then(|| head.addr())
+    (answer == 0 && !head.is_null()).then(|| head.addr()..head.addr() + RECORD)
 }
 
 #[cfg(test)]
@@ -254,7 +252,7 @@ mod tests {
             "2000-3000 r-xp 00000000 08:01 7                  /usr/lib/libcb v2.so.1",
             "4000-5000 r-xp 00000000 00:00 0 ",
         ] {
-            modules.enter(line).unwrap();
+            modules.enter(Mapping::parse(line).unwrap());
         }
         assert_eq!(modules.name_at(0x2010).as_deref(), Some("libcb v2.so.1"));
         assert_eq!(modules.name_at(0x4010).as_deref(), Some("generated code"));

@@ -1,11 +1,14 @@
 //! The libraries of files that are mapped beside plugins: the dynamic linker takes what is there already for another of the same name.
 
-use std::{collections::HashMap, ffi::OsString, fs, os::unix::ffi::OsStringExt, path::PathBuf};
+use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::mapped::{self, Object};
-use crate::shown;
+use crate::{
+    ledger::{self, Mapping},
+    shown,
+};
 
 /// One of them, as it is mapped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,14 +22,13 @@ pub(crate) struct Companion {
 impl Companion {
     /// Those of this process.
     pub(crate) fn all() -> Vec<Self> {
-        let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
-        let files = files_by_address(&maps);
+        let mappings = ledger::mappings().unwrap_or_default();
         mapped::objects()
             .into_iter()
             // The program has no name, what is mapped from memory one of the kernel's.
             .filter(|object| object.name.starts_with(b"/") && !object.name.starts_with(b"/proc/"))
             .map(|object| Self {
-                identity: identity(&object, &files),
+                identity: identity(&object, &mappings),
                 path: PathBuf::from(OsString::from_vec(object.name)),
             })
             .collect()
@@ -65,32 +67,14 @@ impl Companion {
     }
 }
 
-fn identity(object: &Object, files: &HashMap<usize, &str>) -> String {
-    match &object.build_id {
-        Some(id) => id.iter().map(|byte| format!("{byte:02x}")).collect(),
-        None => files
-            .get(&object.range.start)
-            .copied()
-            .unwrap_or_default()
-            .to_owned(),
+fn identity(object: &Object, mappings: &[Mapping]) -> String {
+    if let Some(id) = &object.build_id {
+        return id.iter().map(|byte| format!("{byte:02x}")).collect();
     }
-}
-
-/// `DEVICE INODE` of each mapping, by the address that it begins at.
-fn files_by_address(maps: &str) -> HashMap<usize, &str> {
-    maps.lines()
-        .filter_map(|line| {
-            // address perms offset dev inode pathname
-            let start = usize::from_str_radix(line.split_once('-')?.0, 16).ok()?;
-            let mut words = line.splitn(4, ' ');
-            let file = words.nth(3)?;
-            let end = file.find(' ').and_then(|device| {
-                let inode = file.get(device + 1..)?;
-                Some(device + 1 + inode.find(' ').unwrap_or(inode.len()))
-            })?;
-            Some((start, file.get(..end)?))
-        })
-        .collect()
+    let start = object.range.start;
+    let file = mappings.iter().find(|mapping| mapping.range.start == start);
+    file.map(|mapping| format!("{} {}", mapping.device, mapping.inode))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -131,8 +115,18 @@ mod tests {
     #[test]
     fn mappings_are_known_by_where_they_begin() {
         let maps = "7f00-7f10 r-xp 00000000 fe:00 1234                       /lib/a b.so\n8f00-8f10 rw-p 00000000 00:00 0 \n";
-        let files = files_by_address(maps);
-        assert_eq!(files[&0x7f00], "fe:00 1234");
-        assert_eq!(files[&0x8f00], "00:00 0");
+        let mappings: Vec<_> = maps.lines().filter_map(Mapping::parse).collect();
+        let at = |start: usize| {
+            let object = Object {
+                base: start,
+                name: Vec::new(),
+                range: start..start + 0x10,
+                writable: Vec::new(),
+                build_id: None,
+            };
+            identity(&object, &mappings)
+        };
+        assert_eq!(at(0x7f00), "fe:00 1234");
+        assert_eq!(at(0x8f00), "00:00 0");
     }
 }

@@ -12,7 +12,7 @@ use std::{
     ffi::c_void,
     mem::transmute,
     ptr::{self, NonNull},
-    sync::{Mutex, MutexGuard, Once, PoisonError},
+    sync::{Mutex, MutexGuard, Once, PoisonError, RwLock, RwLockReadGuard},
 };
 
 use handover_plugin::abi::heap::{self, Heap, HeapRoot};
@@ -42,8 +42,8 @@ const _: () = assert!(
     "the options of this mimalloc are others: look at its mimalloc.h",
 );
 
-/// All heaps that there are. Held while they are looked at, so that none goes meanwhile.
-static HEAPS: Mutex<Vec<SharedHeap>> = Mutex::new(Vec::new());
+/// All heaps that there are. Held while they are looked at, so that none goes meanwhile; by many at once, as workers are among them.
+static HEAPS: RwLock<Vec<SharedHeap>> = RwLock::new(Vec::new());
 
 /// A heap of mimalloc's.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -51,6 +51,8 @@ struct SharedHeap(NonNull<mi::mi_heap_t>);
 
 // SAFETY: any thread may use such a heap.
 unsafe impl Send for SharedHeap {}
+// SAFETY: several at a time, too: each allocates and collects in a part of its own, and looking at all parts only reads counts.
+unsafe impl Sync for SharedHeap {}
 
 /// The heap for the library that is being mapped. One is mapped at a time.
 static OFFER: Mutex<Option<Offered>> = Mutex::new(None);
@@ -178,7 +180,7 @@ impl OwnHeap {
         SET_UP.call_once(|| unsafe { mi::mi_option_set(MAX_OBJECT_SIZE, IN_ARENAS) });
         // SAFETY: as above.
         let heap = NonNull::new(unsafe { mi::mi_heap_new() })?;
-        heaps().push(SharedHeap(heap));
+        change_heaps(|heaps| heaps.push(SharedHeap(heap)));
         Some(Self(NonNull::from(Box::leak(Box::new(table(heap))))))
     }
 
@@ -201,7 +203,7 @@ impl OwnHeap {
     pub(super) unsafe fn destroy(self) -> u64 {
         // What other threads freed last is still counted until its page is looked at, so each block is asked for.
         let mut bytes = 0u64;
-        heaps().retain(|heap| heap.0.as_ptr() != self.heap());
+        change_heaps(|heaps| heaps.retain(|heap| heap.0.as_ptr() != self.heap()));
         // SAFETY: the heap is there, and nobody else uses it; the table was boxed by `new`.
         unsafe {
             mi::mi_heap_visit_blocks(self.heap(), true, Some(add_block), (&raw mut bytes).cast());
@@ -214,8 +216,12 @@ impl OwnHeap {
     }
 }
 
-fn heaps() -> MutexGuard<'static, Vec<SharedHeap>> {
-    HEAPS.lock().unwrap_or_else(PoisonError::into_inner)
+fn heaps() -> RwLockReadGuard<'static, Vec<SharedHeap>> {
+    HEAPS.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn change_heaps(change: impl FnOnce(&mut Vec<SharedHeap>)) {
+    change(&mut HEAPS.write().unwrap_or_else(PoisonError::into_inner));
 }
 
 /// The bytes that are allocated in `heap`.
@@ -243,9 +249,15 @@ pub(super) fn private_bytes_outside() -> u64 {
 
 /// Gives what is free back to the system. Threads that allocate from the C library may wait meanwhile.
 pub(crate) fn give_back() {
+    give_back_of_libc();
+    give_back_of_heaps();
+}
+
+/// Gives back what is free in the heaps of the C library, and makes whole what lies in pieces there. Threads that allocate from it may
+/// wait meanwhile.
+pub(super) fn give_back_of_libc() {
     // SAFETY: may be called at any time, on any thread.
     unsafe { libc::malloc_trim(0) };
-    give_back_of_heaps();
 }
 
 /// Makes free what others freed of what this thread has allocated, from heaps of libraries and from the host's own.

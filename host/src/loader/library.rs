@@ -370,8 +370,7 @@ impl Library {
         // Before the finalisers: what is called back later finds its statics as they were.
         let reference = self.staying.reference.as_ref();
         if !reference.is_some_and(Reference::is_recent) {
-            let object = self.object();
-            self.staying.reference = object.and_then(|object| references::to(&object));
+            self.staying.reference = references::to(&self.name);
         }
         if let Some(reference) = &self.staying.reference {
             let held = Held::by(Holder::References, reference.sentence());

@@ -5,6 +5,8 @@ use std::{
     ops::Range,
 };
 
+use crate::ledger::{Mapping, mappings};
+
 /// One object that the dynamic linker has mapped.
 #[derive(Clone, Debug)]
 pub(super) struct Object {
@@ -121,22 +123,11 @@ fn gnu_build_id(mut notes: &[u8], align: usize) -> Option<Vec<u8>> {
 /// # Errors
 /// When /proc cannot be read.
 pub(super) fn of_inode(inode: u64) -> std::io::Result<Vec<Range<usize>>> {
-    let maps = std::fs::read("/proc/self/maps")?;
-    Ok(maps
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| {
-            // address perms offset dev inode pathname; memory files are told from others by their name, since inode numbers
-            // are only unique on one device.
-            let line = std::str::from_utf8(line).ok()?;
-            let mut fields = line.split_ascii_whitespace();
-            let (start, end) = fields.next()?.split_once('-')?;
-            let is = fields.nth(3)?.parse() == Ok(inode)
-                && fields.next()?.starts_with("/memfd:handover:");
-            is.then_some(
-                usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?,
-            )
-        })
-        .collect())
+    // Memory files are told from others by their name, since inode numbers are only unique on one device.
+    let is =
+        |mapping: &Mapping| mapping.inode == inode && mapping.name.starts_with("/memfd:handover:");
+    let found = mappings()?.into_iter().filter(is);
+    Ok(found.map(|mapping| mapping.range).collect())
 }
 
 #[cfg(test)]

@@ -14,7 +14,6 @@ use std::{
     cell::OnceCell,
     collections::HashSet,
     ffi::c_void,
-    fs,
     ops::Range,
     ptr,
     sync::OnceLock,
@@ -26,14 +25,13 @@ use super::{
     heap,
     mapped::{self, Object},
 };
-use crate::ledger;
+use crate::ledger::{self, Mapping};
 
-/// A pointer to a library.
+/// What a shared library keeps of a library.
 #[derive(Clone, Debug)]
 pub(super) struct Reference {
-    /// Where it lies.
-    at: usize,
-    value: usize,
+    /// Where the pointer lies, and the pointer; none when there was too much to look for it.
+    pointer: Option<(usize, usize)>,
     found: Instant,
     sentence: String,
 }
@@ -42,8 +40,6 @@ pub(super) struct Reference {
 const TOO_MUCH: usize = 1 << 30;
 /// How much is read from a pointer on that points into memory of another allocator than libc's, mostly of small objects.
 const WINDOW: usize = 512;
-/// How far glibc's record of a thread goes beyond its list of robust mutexes, at the most.
-const THREAD_RECORD: usize = 2304;
 /// A reference that is still where it was found is not looked for again for so long.
 const LOOKED_FOR_EVERY: Duration = Duration::from_secs(60);
 /// Of `dlfcn.h`: the record of the object that an address is in.
@@ -57,11 +53,14 @@ pub(super) fn note_host(objects: &[Object]) {
     HOSTS.get_or_init(|| objects.iter().map(|object| object.base).collect());
 }
 
-/// A pointer into `library` that a shared library which came along can reach; none when there is no such pointer, and when the
-/// kernel does not show the memory of this process.
-pub(super) fn to(library: &Object) -> Option<Reference> {
+/// A pointer into the library that the dynamic linker knows as `name` which a shared library that came along can reach; none when there
+/// is no such pointer, and when the kernel does not show the memory of this process.
+pub(super) fn to(name: &str) -> Option<Reference> {
     let objects = mapped::objects();
     let hosts = HOSTS.get()?;
+    let library = objects
+        .iter()
+        .find(|object| object.name == name.as_bytes())?;
     let shared: Vec<_> = objects
         .iter()
         .filter(|object| !hosts.contains(&object.base) && !ledger::is_library(object.base))
@@ -74,10 +73,21 @@ pub(super) fn to(library: &Object) -> Option<Reference> {
 }
 
 impl Reference {
+    fn now(pointer: Option<(usize, usize)>, sentence: String) -> Self {
+        Self {
+            pointer,
+            found: Instant::now(),
+            sentence,
+        }
+    }
+
     /// Whether it is where it was found, and was looked for not long ago.
     pub(super) fn is_recent(&self) -> bool {
-        let read = Memory::open().and_then(|memory| memory.word(self.at));
-        self.found.elapsed() < LOOKED_FOR_EVERY && read.is_ok_and(|word| word == self.value)
+        let is_there = |(at, value)| {
+            let word = Memory::open().and_then(|memory| memory.word(at));
+            word.is_ok_and(|word| word == value)
+        };
+        self.found.elapsed() < LOOKED_FOR_EVERY && self.pointer.is_none_or(is_there)
     }
 
     /// The reference, for people.
@@ -98,16 +108,15 @@ struct Following {
 
 impl Following {
     fn begin(objects: &[Object]) -> Option<Self> {
-        // Blocks that were freed a moment ago are not told from others before that.
-        // SAFETY: gives free memory back, for any thread.
-        unsafe { libc::malloc_trim(0) };
+        // Small blocks that were freed a moment ago are not told from others before that.
+        heap::give_back_of_libc();
         let memory = Memory::open().ok()?;
-        let maps = fs::read_to_string("/proc/self/maps").ok()?;
-        let stacks = stack_records();
-        let heaps = maps
-            .lines()
+        let threads = ledger::thread_records();
+        let heaps = ledger::mappings()
+            .ok()?
+            .into_iter()
             .filter_map(anonymous)
-            .map(|range| above_stack(range, &stacks))
+            .map(|range| above_stack(range, &threads))
             .flat_map(|range| without(range, objects))
             .map(|range| (range, OnceCell::new()))
             .collect();
@@ -127,16 +136,12 @@ impl Following {
             while let Some(block) = waiting.pop() {
                 read += block.len();
                 if read > TOO_MUCH {
-                    return Some(Reference {
-                        at: 0,
-                        value: 0,
-                        found: Instant::now(),
-                        sentence: format!(
-                            "{} has more than {} GiB that would have to be searched for pointers to it",
-                            holder.short_name(),
-                            TOO_MUCH >> 30
-                        ),
-                    });
+                    let sentence = format!(
+                        "{} has more than {} GiB that would have to be searched for pointers to it",
+                        holder.short_name(),
+                        TOO_MUCH >> 30
+                    );
+                    return Some(Reference::now(None, sentence));
                 }
                 let mut found = None;
                 self.memory.words(&block, |at, word| {
@@ -150,19 +155,14 @@ impl Following {
                     }
                     found.is_none()
                 });
-                if let Some((at, value)) = found {
-                    return Some(Reference {
-                        at,
-                        value,
-                        found: Instant::now(),
-                        sentence: format!(
-                            "{} keeps a pointer to it (to {:#x} of its file) and may call it: take the callback back, or \
-                             shut {} down, when the app is dropped",
-                            holder.short_name(),
-                            value - library.base,
-                            holder.short_name(),
-                        ),
-                    });
+                if let Some((_, value)) = found {
+                    let sentence = format!(
+                        "{holder} keeps a pointer to it (to {:#x} of its file) and may call it: take the callback back, or shut {holder} \
+                         down, when the app is dropped",
+                        value - library.base,
+                        holder = holder.short_name(),
+                    );
+                    return Some(Reference::now(found, sentence));
                 }
             }
         }
@@ -192,35 +192,19 @@ impl Following {
     }
 }
 
-/// The range of a line of `/proc/self/maps` that is private memory of no file and may be written.
-fn anonymous(line: &str) -> Option<Range<usize>> {
-    let mut fields = line.split_ascii_whitespace();
-    let (start, end) = fields.next()?.split_once('-')?;
-    let is_writable = fields.next()?.starts_with("rw-p");
-    let inode = fields.nth(2)?;
-    let is_heap = fields
-        .next()
-        .is_none_or(|name| name == "[heap]" || name.starts_with("[anon"));
-    let range = usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?;
-    (is_writable && inode == "0" && is_heap).then_some(range)
+/// The range of `mapping` if it is private memory of no file that may be written.
+fn anonymous(mapping: Mapping) -> Option<Range<usize>> {
+    let is_heap = ["", "[heap]"].contains(&&*mapping.name) || mapping.name.starts_with("[anon");
+    let is_data = mapping.is_writable && !mapping.is_code && mapping.is_private;
+    (is_data && mapping.inode == 0 && is_heap).then_some(mapping.range)
 }
 
-/// The ends of the records that glibc has of the threads, each above the stack of its thread.
-fn stack_records() -> Vec<usize> {
-    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten();
-    tasks
-        .filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok())
-        .filter_map(ledger::thread_record)
-        .map(|record| record + THREAD_RECORD)
-        .collect()
-}
-
-/// The part of `range` above the stacks in it.
-fn above_stack(range: Range<usize>, records: &[usize]) -> Range<usize> {
-    let stacks = records
+/// The part of `range` above the stacks in it, which end with the `threads` of glibc.
+fn above_stack(range: Range<usize>, threads: &[Range<usize>]) -> Range<usize> {
+    let stacks = threads
         .iter()
-        .filter(|end| range.contains(&(**end - THREAD_RECORD)));
-    let start = stacks.copied().max().unwrap_or(range.start);
+        .filter(|record| range.contains(&record.start));
+    let start = stacks.map(|record| record.end).max().unwrap_or(range.start);
     start.min(range.end)..range.end
 }
 

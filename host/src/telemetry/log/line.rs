@@ -11,7 +11,7 @@ use tracing::{
     field::{Field, Visit},
 };
 
-use crate::shown::harmless;
+use crate::shown::push_harmless;
 
 /// How lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,12 +99,12 @@ impl Line {
         };
         let now = humantime::format_rfc3339_micros(SystemTime::now());
         let mut text = format!("{dim}{now}{end} {level}{:>5}{end} ", self.level);
-        text.push_str(&harmless(&self.message));
+        push_harmless(&self.message, &mut text);
         for Entry { name, value, kind } in &self.fields {
             // Writing to a string does not fail.
             let _ = write!(text, " {italic}{name}{end}{dim}={end}");
             match (kind, value.as_str()) {
-                (Kind::Shown, Some(value)) => text.push_str(&harmless(value)),
+                (Kind::Shown, Some(value)) => push_harmless(value, &mut text),
                 (Kind::Value, _) | (Kind::Shown, None) => {
                     let _ = write!(text, "{value}");
                 }
