@@ -20,7 +20,7 @@ pub use self::{
     route::{InvalidRoute, RoutePrefix},
     who::{InvalidWho, Who},
 };
-use crate::{artifact::Keys, names::AppName, origin::origin};
+use crate::{artifact::Keys, names::AppName, origin::origin, state};
 
 const MAX_CRASHES: NonZeroUsize = NonZeroUsize::new(3).unwrap();
 
@@ -233,6 +233,8 @@ pub struct App {
     pub keep_artifacts: usize,
     /// What the app reads with `Context::config`. Default `{}`.
     pub config: serde_json::Value,
+    /// `[app.NAME.state]`
+    pub state: state::Settings,
     /// `[app.NAME.check]`
     pub check: Check,
 }
@@ -437,6 +439,7 @@ impl Default for App {
             env: Vec::new(),
             keep_artifacts: 5,
             config: serde_json::Value::Object(serde_json::Map::new()),
+            state: state::Settings::default(),
             check: Check::default(),
         }
     }

@@ -412,6 +412,9 @@ impl Daemon {
         memory.abort();
         // Its file goes with it. An error is what it was cancelled for.
         let _ = control.await;
+        // What was handed over is on the disk, and every file closed, before another host may open them.
+        let stores = apps.stores().clone();
+        let _ = tokio::task::spawn_blocking(move || stores.close()).await;
         drop(lock);
         tracing::info!("the host has ended");
     }

@@ -24,6 +24,7 @@ pub mod server;
 mod shortage;
 mod shown;
 pub mod signals;
+pub mod state;
 pub mod supervisor;
 pub mod telemetry;
 pub mod watch;

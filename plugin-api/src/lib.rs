@@ -22,6 +22,7 @@ pub use sdk::{
     body::Body,
     context::{Context, Jobs},
     error::Error,
+    state::{Change, Changes, Scan, State, StateError, Transaction, Watch, Write},
 };
 
 /// Gives the plugin that expands this a heap that leaves with it. Not for use by hand: `#[app]` does.

@@ -735,6 +735,7 @@ async fn load_and_start(
         runtime_threads: app.settings.runtime_threads.get(),
         start_deadline: longest,
         preflight: false,
+        state: Some(apps.0.stores.of(&app.name)),
         stays: app.saved.read(|record| {
             let reason = record.why_staying(plan.artifact.sha256);
             reason.map(str::to_owned)

@@ -92,6 +92,7 @@ use crate::{
     names::AppName,
     preflight::Scope,
     process,
+    state::Stores,
     watch::WatcherHandle,
 };
 
@@ -125,6 +126,7 @@ struct Inner {
     metrics_at: OnceLock<SocketAddr>,
     connections: ConnectionCounts,
     watcher: OnceLock<WatcherHandle>,
+    stores: Stores,
 }
 
 /// Who counts the connections of clients: somebody above.
@@ -235,6 +237,10 @@ impl Apps {
             metrics_at: OnceLock::new(),
             connections: ConnectionCounts::default(),
             watcher: OnceLock::new(),
+            stores: Stores::new(state.join("state"), {
+                let config = config.clone();
+                move |app| config.app(app).state
+            }),
             records,
             config,
         }));
@@ -376,6 +382,11 @@ impl Apps {
             tracing::error!(%error, "the apps could not be ended in order");
         }
         self.0.journal.end();
+    }
+
+    /// The stores of all apps.
+    pub fn stores(&self) -> &Stores {
+        &self.0.stores
     }
 
     /// The apps of the configuration whose drop folders are watched.

@@ -4,18 +4,22 @@ use std::{
     collections::HashMap,
     fmt::Write,
     sync::atomic::{AtomicU64, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use handover_plugin::abi::{
     host::{Event, TASK, Work},
     import::Offer,
     lent::Lent,
+    state::StateService,
 };
 use parking_lot::Mutex;
 use tracing::Level;
 
-use crate::names::{AppName, GenerationId};
+use crate::{
+    names::{AppName, GenerationId},
+    state::Session,
+};
 
 /// What the host offers to one generation.
 #[derive(Debug)]
@@ -26,6 +30,7 @@ pub struct PluginOffer {
     next: AtomicU64,
     /// None once its app was stopped, or never came to be: nothing is in flight there any more, whatever threads it left.
     work: Mutex<Option<HashMap<u64, Working>>>,
+    state: Option<Session>,
 }
 
 /// Work that outlives its request.
@@ -42,14 +47,15 @@ pub struct Working {
 }
 
 impl PluginOffer {
-    /// An offer to this generation.
-    pub fn new(app: AppName, generation: GenerationId) -> Self {
+    /// An offer to this generation, whose app has its state in `state`.
+    pub fn new(app: AppName, generation: GenerationId, state: Option<Session>) -> Self {
         Self {
             app,
             generation,
             panics: AtomicU64::new(0),
             next: AtomicU64::new(1),
             work: Mutex::new(Some(HashMap::new())),
+            state,
         }
     }
 
@@ -73,9 +79,21 @@ impl PluginOffer {
             .collect()
     }
 
-    /// The end of its app: no work is counted from now on. What its threads log is still told.
+    /// The end of its app: no work is counted from now on, and nothing of the state is read or written for it. What its threads log is
+    /// still told.
     pub fn end(&self) {
         *self.work.lock() = None;
+        if let Some(state) = &self.state {
+            state.end();
+        }
+    }
+
+    /// Waits until the state has no waker of the plugin any more, for `deadline` at the longest; gives how many are left.
+    pub async fn release_wakers(&self, deadline: Duration) -> u64 {
+        match &self.state {
+            Some(state) => state.release_wakers(deadline).await,
+            None => 0,
+        }
     }
 
     /// Panics that the plugin's hook told of.
@@ -157,5 +175,9 @@ impl Offer for PluginOffer {
         if let Some(work) = &mut *self.work.lock() {
             work.remove(&number);
         }
+    }
+
+    fn state(&self) -> Option<&dyn StateService> {
+        self.state.as_ref().map(|state| state as _)
     }
 }

@@ -34,6 +34,7 @@ use crate::{
     ledger::Holder,
     loader::{Companion, Layouts, Library},
     names::GenerationId,
+    state::{Settings as StateSettings, Store},
     workers,
 };
 
@@ -214,6 +215,7 @@ async fn start_and_ask(
     library: Library,
 ) -> Result<Line, Line> {
     let began = Instant::now();
+    let task_app = task.app.clone();
     let spec = Spec {
         app: task.app,
         id: GenerationId(0),
@@ -225,6 +227,11 @@ async fn start_and_ask(
         // The parent ends this process at the deadline, and says what it was at.
         start_deadline: Duration::MAX,
         preflight: true,
+        // Nothing that it writes here is to stay.
+        state: Some(Arc::new(Store::scratch(
+            task_app.as_str(),
+            StateSettings::default(),
+        ))),
         stays: None,
     };
     let started = generation::start(library, spec)

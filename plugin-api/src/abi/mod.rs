@@ -10,6 +10,7 @@
 //! - [`upgrade`]: the byte stream of an upgraded connection
 //! - [`waker`], [`poll`]: asynchrony
 //! - [`lent`]: structs and tables that can grow
+//! - [`state`]: what the app keeps in the host
 //! - [`heap`]: a heap that leaves with its plugin
 //! - [`keep`]: memory that goes round from one head to the next
 //! - `caught`: where panics end
@@ -39,6 +40,7 @@ pub mod lent;
 pub mod manifest;
 pub mod poll;
 pub mod root;
+pub mod state;
 pub mod upgrade;
 pub mod version;
 pub mod waker;

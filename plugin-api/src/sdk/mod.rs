@@ -7,6 +7,8 @@
 //! - [`work`]: tasks and jobs that outlive their request
 //! - [`log`]: events, log records and panics on their way to the host
 //! - [`upgrade`]: WebSockets and other upgraded connections
+//! - [`state`]: what the app keeps in the host
+//! - [`writes`]: answers that wait for their writes
 //! - [`error`]: why an app does not start
 
 pub(crate) mod app;
@@ -15,5 +17,7 @@ pub(crate) mod context;
 pub(crate) mod error;
 pub(crate) mod log;
 pub(crate) mod runtime;
+pub(crate) mod state;
 pub(crate) mod upgrade;
 pub(crate) mod work;
+mod writes;

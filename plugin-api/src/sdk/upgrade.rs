@@ -32,7 +32,10 @@ use parking_lot::Mutex;
 use pin_project_lite::pin_project;
 use tokio::io::{DuplexStream, ReadBuf};
 
-use super::app::{answer, told};
+use super::{
+    app::{answer, not_written, told},
+    writes::Durable,
+};
 use crate::abi::{
     call::{Payload, Responder},
     export::Answering,
@@ -102,15 +105,15 @@ impl Offer {
 
 pin_project! {
     /// A request that the app may answer with an upgrade.
-    pub(super) struct Upgrading<F> {
+    pub(super) struct Upgrading<F, R> {
         #[pin]
-        future: F,
+        future: Durable<F, R>,
         offer: Option<Offer>,
     }
 }
 
-impl<F> Upgrading<F> {
-    pub(super) fn new(future: F, offer: Offer) -> Self {
+impl<F, R> Upgrading<F, R> {
+    pub(super) fn new(future: Durable<F, R>, offer: Offer) -> Self {
         Self {
             future,
             offer: Some(offer),
@@ -118,7 +121,7 @@ impl<F> Upgrading<F> {
     }
 }
 
-impl<F, B, E> Answering for Upgrading<F>
+impl<F, B, E> Answering for Upgrading<F, Response<B>>
 where
     F: Future<Output = Result<Response<B>, E>> + Send,
     B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static,
@@ -126,8 +129,13 @@ where
 {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>, responder: &Responder<'_>) -> PollState {
         let this = self.project();
-        let Poll::Ready(outcome) = this.future.poll(cx) else {
-            return PollState::Pending;
+        let outcome = match this.future.poll(cx) {
+            Poll::Pending => return PollState::Pending,
+            Poll::Ready(Ok(outcome)) => outcome,
+            Poll::Ready(Err(error)) => {
+                not_written(&error, responder);
+                return PollState::Ready;
+            }
         };
         let Some(response) = told(outcome) else {
             return PollState::Failed;
