@@ -82,6 +82,13 @@ const APART: &[(&str, &[Build])] = &[
             build(&["signals"], "2.0.0", &[]),
         ],
     ),
+    (
+        "state",
+        &[
+            build(&["state"], "1.0.0", &[]),
+            build(&["state"], "2.0.0", &[]),
+        ],
+    ),
     ("interposed", &[build(&["interposed"], "1.0.0", &[])]),
 ];
 

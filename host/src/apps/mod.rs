@@ -92,7 +92,7 @@ use crate::{
     names::AppName,
     preflight::Scope,
     process,
-    state::Stores,
+    state::{self, Stores},
     watch::WatcherHandle,
 };
 
@@ -382,6 +382,12 @@ impl Apps {
             tracing::error!(%error, "the apps could not be ended in order");
         }
         self.0.journal.end();
+    }
+
+    /// The state of `app`; none when nobody knows it.
+    pub fn state(&self, app: &AppName) -> Option<Arc<state::Store>> {
+        let is_known = self.known(app).is_some() || self.0.stores.is_known(app);
+        is_known.then(|| self.0.stores.of(app))
     }
 
     /// The stores of all apps.

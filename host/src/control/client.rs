@@ -17,11 +17,13 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::mpsc;
 
 use super::{
-    api::{Event, History, Problem, Progress, SIGNATURE, ShuttingDown, Status},
+    api::{
+        Event, History, Problem, Progress, SIGNATURE, ShuttingDown, StateDone, StateKeyLine, Status,
+    },
     body::ChannelBody,
     socket,
 };
-use crate::{apps::Wait, artifact::Signature, names::AppName};
+use crate::{apps::Wait, artifact::Signature, names::AppName, state::StoreStats};
 
 /// How much of an artifact travels at once.
 const PIECE: usize = 64 * 1024;
@@ -135,6 +137,38 @@ impl Query<'_> {
         } else {
             format!("{path}?{query}")
         }
+    }
+}
+
+/// What a call for the state of an app is about.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct StateQuery<'a> {
+    /// The namespace; none is `default`, or all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<&'a str>,
+    /// The key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<&'a str>,
+    /// What keys begin with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<&'a str>,
+    /// The key to go on behind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<&'a str>,
+    /// How many keys at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// How long it stays, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl_ms: Option<u64>,
+}
+
+impl StateQuery<'_> {
+    fn on(&self, app: &AppName, what: &str) -> String {
+        // Strings and numbers only: this cannot fail.
+        let query = serde_urlencoded::to_string(self).unwrap_or_default();
+        let mark = if query.is_empty() { "" } else { "?" };
+        format!("/v1/state/{app}/{what}{mark}{query}")
     }
 }
 
@@ -281,6 +315,102 @@ impl Client {
                 .await?,
         )
         .await
+    }
+
+    /// `GET /v1/state/APP/keys`
+    pub async fn state_keys(
+        &self,
+        app: &AppName,
+        query: &StateQuery<'_>,
+    ) -> Result<Lines<StateKeyLine>, ClientError> {
+        self.lines(Method::GET, &query.on(app, "keys")).await
+    }
+
+    /// `GET /v1/state/APP/value`: the bytes.
+    pub async fn state_value(
+        &self,
+        app: &AppName,
+        query: &StateQuery<'_>,
+    ) -> Result<Bytes, ClientError> {
+        let response = self
+            .call(
+                Method::GET,
+                &query.on(app, "value"),
+                Either::Left(Empty::new()),
+                None,
+            )
+            .await?;
+        let whole = response.into_body().collect().await;
+        Ok(whole.map_err(ClientError::Broken)?.to_bytes())
+    }
+
+    /// `GET /v1/state/APP/stats`
+    pub async fn state_stats(&self, app: &AppName) -> Result<StoreStats, ClientError> {
+        self.get(&StateQuery::default().on(app, "stats")).await
+    }
+
+    /// `PUT` or `DELETE /v1/state/APP/value`, or `POST` of what is named, with the bytes of `from`, which stream.
+    pub async fn state_change(
+        &self,
+        method: Method,
+        app: &AppName,
+        what: &str,
+        query: &StateQuery<'_>,
+        from: Option<Box<dyn Read + Send>>,
+    ) -> Result<StateDone, ClientError> {
+        let body = match from {
+            None => Either::Left(Empty::new()),
+            Some(mut from) => {
+                let (tx, rx) = mpsc::channel(4);
+                tokio::task::spawn_blocking(move || {
+                    loop {
+                        let mut piece = vec![0; PIECE];
+                        let next = match from.read(&mut piece) {
+                            Ok(0) => return,
+                            Ok(length) => {
+                                piece.truncate(length);
+                                Ok(Bytes::from(piece))
+                            }
+                            Err(error) => Err(error),
+                        };
+                        if tx.blocking_send(next).is_err() {
+                            return;
+                        }
+                    }
+                });
+                Either::Right(ChannelBody(rx))
+            }
+        };
+        parse(self.call(method, &query.on(app, what), body, None).await?).await
+    }
+
+    /// `GET /v1/state/APP/export` or `backup`: the lines as they are, to `take`, which may say that it has enough.
+    pub async fn state_dump(
+        &self,
+        app: &AppName,
+        what: &str,
+        query: &StateQuery<'_>,
+        mut take: impl FnMut(&[u8]) -> io::Result<bool>,
+    ) -> Result<io::Result<()>, ClientError> {
+        let response = self
+            .call(
+                Method::GET,
+                &query.on(app, what),
+                Either::Left(Empty::new()),
+                None,
+            )
+            .await?;
+        let mut body = response.into_body();
+        while let Some(frame) = body.frame().await {
+            if let Ok(bytes) = frame.map_err(ClientError::Broken)?.into_data() {
+                match take(&bytes) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => return Ok(Err(error)),
+                }
+            }
+        }
+        Ok(Ok(()))
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {

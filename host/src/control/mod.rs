@@ -2,6 +2,7 @@
 //!
 //! - [`api`]: the JSON, a contract
 //! - [`server`]: the host's side, HTTP/1.1 over a unix socket
+//! - [`state`]: the calls for the state of an app
 //! - [`client`]: the side of the command line
 //! - [`socket`]: the file that both meet at
 //! - [`access`]: who may call what
@@ -14,6 +15,7 @@ pub mod client;
 pub mod server;
 pub mod shutdown;
 pub mod socket;
+mod state;
 
 pub use self::{
     access::Access,

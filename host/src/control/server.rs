@@ -31,6 +31,7 @@ use super::{
     body::ChannelBody,
     shutdown::{Shutdown, ShutdownHandle},
     socket::ControlSocket,
+    state::{self, STATE},
 };
 use crate::{
     apps::{Apps, Cause, Operation, Wait},
@@ -88,6 +89,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn operation(&self, id: &str) -> Option<Operation>;
     /// For `GET /metrics`.
     fn metrics(&self) -> Gather;
+    /// For `/v1/state/APP/…`: the store of an app that this host knows.
+    fn state(&self, app: &AppName) -> Option<Arc<crate::state::Store>>;
+    /// A store that is forgotten, to try a backup of `app`. Blocks on the file system.
+    fn scratch(&self, app: &AppName) -> std::io::Result<crate::state::Store>;
 }
 
 /// Bytes on their way in. Dropping it forgets them. Every method blocks on the file system.
@@ -177,6 +182,14 @@ impl Backend for Host {
 
     fn metrics(&self) -> Gather {
         self.metrics.clone()
+    }
+
+    fn state(&self, app: &AppName) -> Option<Arc<crate::state::Store>> {
+        self.apps.state(app)
+    }
+
+    fn scratch(&self, app: &AppName) -> std::io::Result<crate::state::Store> {
+        self.apps.stores().scratch(app)
     }
 }
 
@@ -328,17 +341,17 @@ async fn connection<B: Backend>(
     }
 }
 
-type Answer = Response<Either<Full<Bytes>, ChannelBody<Infallible>>>;
+pub(super) type Answer = Response<Either<Full<Bytes>, ChannelBody<Infallible>>>;
 
 /// A call that is not taken.
-struct Refusal {
+pub(super) struct Refusal {
     status: StatusCode,
     allow: Option<&'static str>,
     problem: Problem,
 }
 
 impl Refusal {
-    fn new(status: StatusCode, exit_code: u8, error: impl fmt::Display) -> Self {
+    pub(super) fn new(status: StatusCode, exit_code: u8, error: impl fmt::Display) -> Self {
         Self {
             status,
             allow: None,
@@ -437,7 +450,7 @@ struct ShutdownQuery {
     now: bool,
 }
 
-fn query<Q: DeserializeOwned>(request: &Request<Incoming>) -> Result<Q, Refusal> {
+pub(super) fn query<Q: DeserializeOwned>(request: &Request<Incoming>) -> Result<Q, Refusal> {
     let text = request.uri().query().unwrap_or_default();
     serde_urlencoded::from_str(text).map_err(|error| {
         Refusal::new(
@@ -473,6 +486,9 @@ async fn answer<B: Backend>(
     asked: &OnceLock<Shutdown>,
 ) -> Result<Answer, Refusal> {
     let path = request.uri().path().to_owned();
+    if let Some((app, what)) = state::parts(&path) {
+        return app_state(request, app, what, backend).await;
+    }
     check_method(request.method(), &path)?;
     match path.as_str() {
         "/v1/status" => {
@@ -550,6 +566,37 @@ async fn answer<B: Backend>(
     }
 }
 
+/// A call for the state of an app.
+async fn app_state<B: Backend>(
+    request: Request<Incoming>,
+    app: &str,
+    what: &str,
+    backend: B,
+) -> Result<Answer, Refusal> {
+    let store = app.parse::<AppName>().ok().and_then(|name| {
+        let store = backend.state(&name)?;
+        Some((name, store))
+    });
+    let Some((name, store)) = store else {
+        discard(request.into_body()).await;
+        return Err(Refusal::new(
+            StatusCode::NOT_FOUND,
+            1,
+            format_args!("this host knows no app `{app}`"),
+        ));
+    };
+    let scratch = {
+        let name = name.clone();
+        move || {
+            backend.scratch(&name).map_err(|error| {
+                let why = format!("no store can be made to try it: {error}");
+                Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, 1, why)
+            })
+        }
+    };
+    state::answer(request, what, name, store, scratch).await
+}
+
 /// 404 and 405.
 fn check_method(method: &Method, path: &str) -> Result<(), Refusal> {
     let allowed = CALLS
@@ -571,7 +618,7 @@ fn check_method(method: &Method, path: &str) -> Result<(), Refusal> {
                 StatusCode::NOT_FOUND,
                 1,
                 format_args!(
-                    "there is no call {path}: this host knows {}, GET {OPERATIONS}ID",
+                    "there is no call {path}: this host knows {}, GET {OPERATIONS}ID, {STATE}APP/…",
                     calls.join(", ")
                 ),
             ))
@@ -588,7 +635,7 @@ fn check_method(method: &Method, path: &str) -> Result<(), Refusal> {
     }
 }
 
-fn json(value: &impl Serialize) -> Answer {
+pub(super) fn json(value: &impl Serialize) -> Answer {
     let mut response = Response::new(Either::Left(Full::new(line(value))));
     response.headers_mut().insert(
         header::CONTENT_TYPE,
@@ -621,7 +668,7 @@ async fn metrics(gather: Gather) -> Result<Answer, Refusal> {
     Ok(response)
 }
 
-fn lines(lines: mpsc::Receiver<Result<Bytes, Infallible>>) -> Answer {
+pub(super) fn lines(lines: mpsc::Receiver<Result<Bytes, Infallible>>) -> Answer {
     let mut response = Response::new(Either::Right(ChannelBody(lines)));
     response.headers_mut().insert(
         header::CONTENT_TYPE,
@@ -993,6 +1040,14 @@ mod tests {
 
         fn metrics(&self) -> Gather {
             Gather::new(|to| to.one("up", exposition::Kind::Gauge, "It is.", 1))
+        }
+
+        fn state(&self, _app: &AppName) -> Option<Arc<crate::state::Store>> {
+            None
+        }
+
+        fn scratch(&self, app: &AppName) -> std::io::Result<crate::state::Store> {
+            Err(std::io::Error::other(app.to_string()))
         }
     }
 

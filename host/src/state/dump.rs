@@ -2,7 +2,10 @@
 //!
 //! Keys and values that are text are JSON strings, others are base64, so every byte comes back as it was.
 
-use std::io::{self, BufRead};
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader},
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
@@ -11,13 +14,16 @@ use sha2::Digest;
 use super::{
     commit::{Commit, Mutation, StateError},
     engine::Record,
-    partition::{Query, Snapshot, now_ms},
+    partition::{Entries, Query, Snapshot, now_ms},
     place::{Bounds, Namespace, Place, split},
     store::Store,
 };
 
 /// The format of a backup.
 const FORMAT: u32 = 1;
+/// How the first and the last line of a backup begin, as no entry does.
+const HEADER: &[u8] = b"{\"handover_state\"";
+const FOOTER: &[u8] = b"{\"footer\"";
 /// The longest line: a value in base64, or in JSON where each byte is escaped.
 const LONGEST_LINE: u64 = 120 << 20;
 /// Entries that are imported in one commit.
@@ -28,24 +34,24 @@ const BYTES_AT_ONCE: usize = 4 << 20;
 /// One entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Entry {
+struct Entry {
     /// The namespace.
-    pub namespace: String,
+    namespace: String,
     /// The key, if it is text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub key: Option<String>,
+    key: Option<String>,
     /// The key, if it is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub key_base64: Option<String>,
+    key_base64: Option<String>,
     /// The value, if it is text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub value: Option<String>,
+    value: Option<String>,
     /// The value, if it is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub value_base64: Option<String>,
+    value_base64: Option<String>,
     /// When it expires, in milliseconds since 1970; never without this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expires_at_ms: Option<u64>,
+    expires_at_ms: Option<u64>,
 }
 
 /// The first line of a backup.
@@ -93,7 +99,7 @@ pub enum DumpError {
 }
 
 /// Bytes as text where they are text, else as base64.
-pub(crate) fn text_or_base64(bytes: &[u8]) -> (Option<String>, Option<String>) {
+pub fn text_or_base64(bytes: &[u8]) -> (Option<String>, Option<String>) {
     match std::str::from_utf8(bytes) {
         Ok(text) => (Some(text.to_owned()), None),
         Err(_) => (None, Some(STANDARD.encode(bytes))),
@@ -241,7 +247,7 @@ pub fn read_dump(
     let (mut entries, mut number) = (0, 1);
     while next_line(&mut from, &mut text)? {
         number += 1;
-        if text.starts_with(b"{\"footer\"") {
+        if text.starts_with(FOOTER) {
             let FooterLine { footer } =
                 serde_json::from_slice(&text).map_err(|error| DumpError::Line {
                     line: number,
@@ -273,6 +279,71 @@ fn parse(text: &[u8], line: u64) -> Result<(bool, Place, Vec<u8>, u64), DumpErro
         .map_err(|reason| DumpError::Line { line, reason })
 }
 
+/// The entries of a backup, for a store that is to become it. Those that have expired since are left out.
+pub(super) fn entries_of(file: File) -> Box<Entries> {
+    let mut from = BufReader::new(file);
+    let mut text = Vec::new();
+    let (mut number, mut ended) = (0, false);
+    // Its end and its digest were looked at by who asked; here it must not end before that.
+    Box::new(std::iter::from_fn(move || {
+        while !ended {
+            let refuse = |error: DumpError| Some(Err(StateError::Unavailable(error.to_string())));
+            match next_line(&mut from, &mut text) {
+                Err(error) => return refuse(error.into()),
+                Ok(false) => {
+                    ended = true;
+                    return refuse(DumpError::NoBackup("it was cut".to_owned()));
+                }
+                Ok(true) => {}
+            }
+            number += 1;
+            if text.starts_with(HEADER) {
+                continue;
+            }
+            if text.starts_with(FOOTER) {
+                ended = true;
+                break;
+            }
+            match parse(&text, number) {
+                Ok((_, _, _, expires_ms)) if expires_ms != 0 && expires_ms <= now_ms() => {}
+                Ok((_, place, value, expires_ms)) => return Some(Ok((place, value, expires_ms))),
+                Err(error) => return refuse(error),
+            }
+        }
+        None
+    }))
+}
+
+/// Looks whether all entries of a backup are in `store`, and nothing else; gives how many. Blocks.
+///
+/// # Errors
+/// What is not as it should be.
+pub fn verify_dump(store: &Store, from: impl BufRead) -> Result<u64, DumpError> {
+    let snapshot = store.snapshot(false)?;
+    let mut there = 0;
+    let mut differs = None;
+    read_dump(from, |_, place, value, expires_ms| {
+        let (mut same, mut is_there) = (false, false);
+        snapshot.get(&place, |record| {
+            is_there = true;
+            same = record.value == value && record.expires_ms == expires_ms;
+        })?;
+        there += u64::from(is_there);
+        // One that has its time may have had it.
+        if !same && (is_there || expires_ms == 0) {
+            differs.get_or_insert_with(|| {
+                let key = String::from_utf8_lossy(split(place.as_bytes()).1).into_owned();
+                format!("restored, the key `{key}` is another one than it was")
+            });
+        }
+        Ok(())
+    })?;
+    if let Some(differs) = differs {
+        return Err(DumpError::NoBackup(differs));
+    }
+    Ok(there)
+}
+
 /// Puts the entries of an export into `store`, some at a time; gives how many. Those before a wrong line stay. Blocks.
 ///
 /// # Errors
@@ -297,7 +368,7 @@ pub fn restore_entries(
     };
     while next_line(&mut from, &mut text)? {
         number += 1;
-        if text.starts_with(b"{\"handover_state\"") || text.starts_with(b"{\"footer\"") {
+        if text.starts_with(HEADER) || text.starts_with(FOOTER) {
             continue; // a backup is an export, too
         }
         if text.trim_ascii().is_empty() {

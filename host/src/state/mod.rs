@@ -29,7 +29,9 @@ mod ticket;
 
 pub use self::{
     commit::{Check, Commit, Committed, Mutation, RangeCheck, StateError},
-    dump::{DumpError, Entry, Footer, read_dump, restore_entries, write_dump},
+    dump::{
+        DumpError, Footer, read_dump, restore_entries, text_or_base64, verify_dump, write_dump,
+    },
     partition::{Page, Query, Settings},
     place::{Bounds, InvalidPlace, Namespace, Place},
     session::Session,

@@ -17,7 +17,7 @@ use super::{
     changes::{Change, Changes},
     commit::{Applied, Commit, Committed, Rules, StateError, apply, sweep, weight},
     engine::{Engine, EngineError, Record, Totals, Verdict, View},
-    place::{Bounds, Place},
+    place::{Bounds, Namespace, Place, split},
     ticket::{Outcome, Parked, Pending, Ticket, wake_all},
 };
 
@@ -186,6 +186,41 @@ impl Snapshot {
             })
             .map_err(|cause| unavailable(&cause))?;
         Ok(Page { more })
+    }
+}
+
+impl Snapshot {
+    /// The names of the namespaces that have anything, one look for each.
+    pub(super) fn namespaces(&self, memory: bool) -> Result<Vec<String>, StateError> {
+        let mut names = Vec::new();
+        let mut bounds = Bounds::all();
+        loop {
+            let mut first = None;
+            self.0
+                .scan(&bounds, false, &mut |place, _| {
+                    first = Some(split(place).0.to_owned());
+                    ControlFlow::Break(())
+                })
+                .map_err(|cause| unavailable(&cause))?;
+            let Some(name) = first else {
+                return Ok(names);
+            };
+            let named = if memory {
+                format!("memory:{name}")
+            } else {
+                name
+            };
+            let Ok(namespace) = named.parse::<Namespace>() else {
+                return Err(unavailable(&EngineError::Corrupted(format!(
+                    "it has a namespace `{named}`"
+                ))));
+            };
+            names.push(named);
+            match namespace.prefix(&[]).to {
+                Some(next) => bounds.from = next,
+                None => return Ok(names),
+            }
+        }
     }
 }
 

@@ -116,6 +116,11 @@ impl fmt::Display for Namespace {
 pub struct Place(pub(super) Vec<u8>);
 
 impl Place {
+    /// The key of an encoded place.
+    pub fn key_of(place: &[u8]) -> &[u8] {
+        split(place).1
+    }
+
     /// The encoded bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0

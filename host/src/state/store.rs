@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    fs::DirBuilder,
+    fs::{DirBuilder, File},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 
 use super::{
     commit::{Commit, StateError},
+    dump::entries_of,
     engine::{Engine, Record},
     partition::{Entries, Partition, Settings, Snapshot, now_ms},
     place::Place,
@@ -64,6 +65,7 @@ impl Stores {
                 runtime: self.0.runtime.clone(),
                 disk: Slot::default(),
                 memory: Slot::default(),
+                _folder: None,
             })
         };
         match &mut *self.0.open.lock() {
@@ -74,6 +76,32 @@ impl Stores {
                 store
             }
         }
+    }
+
+    /// A store beside that of `app`, whose file is gone when it is dropped. To be called where blocking is allowed.
+    ///
+    /// # Errors
+    /// When no file can be made.
+    pub fn scratch(&self, app: &AppName) -> std::io::Result<Store> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.0.folder)?;
+        let folder = tempfile::Builder::new()
+            .prefix(".trying-")
+            .tempdir_in(&self.0.folder)?;
+        Ok(Store {
+            name: format!("{app}-trial"),
+            file: Some(folder.path().join("trial.redb")),
+            settings: Settings {
+                max_size: u64::MAX,
+                ..Settings::default()
+            },
+            runtime: self.0.runtime.clone(),
+            disk: Slot::default(),
+            memory: Slot::default(),
+            _folder: Some(folder),
+        })
     }
 
     /// Whether there is anything of `app` on the disk.
@@ -99,6 +127,8 @@ pub struct Store {
     runtime: Handle,
     disk: Slot,
     memory: Slot,
+    /// That of its file, which goes with it, after that is closed.
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl fmt::Debug for Store {
@@ -133,6 +163,8 @@ pub struct StoreStats {
     pub file_bytes: u64,
     /// The version of the last commit.
     pub version: u64,
+    /// The namespaces, those in memory behind the others.
+    pub namespaces: Vec<String>,
     /// Keys in memory.
     pub memory_keys: u64,
     /// Their bytes.
@@ -149,6 +181,7 @@ impl Store {
             runtime: Handle::current(),
             disk: Slot::default(),
             memory: Slot::default(),
+            _folder: None,
         }
     }
 
@@ -249,8 +282,12 @@ impl Store {
             .unwrap_or_else(|error| Pending::new(Ticket::ended(Err(error))))
     }
 
-    /// Replaces everything on the disk by `entries`, in one commit.
-    pub(super) fn replace(&self, entries: Box<Entries>) -> Pending {
+    /// Replaces everything on the disk by the backup in `file`, in one commit, which is refused where the backup is not whole.
+    pub fn replace_by(&self, file: File) -> Pending {
+        self.replace(entries_of(file))
+    }
+
+    fn replace(&self, entries: Box<Entries>) -> Pending {
         self.with(false, |partition| partition.replace(entries))
             .unwrap_or_else(|error| Pending::new(Ticket::ended(Err(error))))
     }
@@ -260,9 +297,15 @@ impl Store {
     /// # Errors
     /// When the store cannot be read.
     pub fn stats(&self) -> Result<StoreStats, StateError> {
-        let disk = self.snapshot(false)?.totals();
+        let snapshot = self.snapshot(false)?;
+        let disk = snapshot.totals();
+        let mut namespaces = snapshot.namespaces(false)?;
         let memory = match &*self.memory.open.load() {
-            Some(open) => open.snapshot()?.totals(),
+            Some(open) => {
+                let snapshot = open.snapshot()?;
+                namespaces.extend(snapshot.namespaces(true)?);
+                snapshot.totals()
+            }
             None => super::engine::Totals::default(),
         };
         let file = self.file.as_deref();
@@ -276,6 +319,7 @@ impl Store {
                 .and_then(|file| file.metadata().ok())
                 .map_or(0, |found| found.len()),
             version: disk.version,
+            namespaces,
             memory_keys: memory.keys,
             memory_bytes: memory.bytes,
         })
