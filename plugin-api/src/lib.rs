@@ -16,12 +16,16 @@ mod sdk;
 
 #[cfg(feature = "sdk")]
 pub use handover_plugin_macros::app;
+#[cfg(feature = "sessions")]
+pub use sdk::sessions::Sessions;
 #[cfg(feature = "sdk")]
 pub use sdk::{
     app::App,
     body::Body,
+    cache::Cache,
     context::{Context, Jobs},
     error::Error,
+    rate_limit::{Decision, RateLimiter},
     state::{Change, Changes, Scan, State, StateError, Transaction, Watch, Write},
 };
 

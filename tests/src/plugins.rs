@@ -89,6 +89,14 @@ const APART: &[(&str, &[Build])] = &[
             build(&["state"], "2.0.0", &[]),
         ],
     ),
+    // No fixture, but it is an app with state as people write them.
+    (
+        "example-plugin",
+        &[
+            build(&["example-plugin"], "1.0.0", &[]),
+            build(&["example-plugin"], "2.0.0", &[]),
+        ],
+    ),
     ("interposed", &[build(&["interposed"], "1.0.0", &[])]),
 ];
 
@@ -300,6 +308,7 @@ fn fingerprint() -> String {
         "Cargo.lock",
         "plugin-api",
         "tests/plugins",
+        "example-plugin",
         "tests/src/plugins.rs",
     ] {
         hash_tree(&workspace().join(part), &mut hasher);

@@ -462,3 +462,36 @@ async fn what_a_preflight_check_writes_is_thrown_away() {
     host.deploy(&file).await.expect_code(0);
     assert_eq!(host.get("/kv/started").await.text(), "by the constructor");
 }
+
+#[tokio::test]
+async fn sessions_a_cache_and_rate_limits_survive_a_swap() {
+    let mut host = started().await;
+    let session = send(&host, "POST", "/sessions", "ann").await.text();
+    let mut together = JoinSet::new();
+    for _ in 0..10 {
+        let address = host.address;
+        together.spawn(async move { ask(address, "GET", "/cached/a", b"").await.unwrap().text() });
+    }
+    while let Some(times) = together.join_next().await {
+        assert_eq!(times.unwrap(), "1", "computed once for all who wait");
+    }
+    for left in ["4", "3", "2"] {
+        assert_eq!(host.get("/limited/ann").await.text(), left);
+    }
+    swap(&host, 0).await;
+    assert_eq!(host.get("/cached/a").await.text(), "1");
+    let statuses = [200, 200, 429, 429];
+    for status in statuses {
+        assert_eq!(host.get("/limited/ann").await.status, status);
+    }
+    assert_eq!(host.get("/limited/bob").await.status, 200);
+    let path = format!("/sessions/{session}");
+    assert_eq!(host.get(&path).await.text(), "\"ann\"");
+    host.crash(|_| ()).await;
+    host.live("state", "2.0.0").await;
+    assert_eq!(host.get(&path).await.text(), "\"ann\"");
+    assert_eq!(send(&host, "DELETE", &path, "").await.status, 200);
+    assert_eq!(host.get(&path).await.status, 404);
+    // What is in memory only began anew with the host.
+    assert_eq!(host.get("/cached/a").await.text(), "2");
+}

@@ -14,11 +14,15 @@ use super::{
 type Open = fn(&Path) -> Box<dyn Engine>;
 
 fn on_disk(folder: &Path) -> Box<dyn Engine> {
-    Box::new(Redb::open(&folder.join("store.redb")).unwrap())
+    let engine = Redb::open(&folder.join("store.redb")).unwrap();
+    engine.prepare().unwrap();
+    Box::new(engine)
 }
 
 fn in_memory(_folder: &Path) -> Box<dyn Engine> {
-    Box::new(Redb::in_memory().unwrap())
+    let engine = Redb::in_memory().unwrap();
+    engine.prepare().unwrap();
+    Box::new(engine)
 }
 
 /// Runs each test against each engine.

@@ -74,6 +74,12 @@ pub(super) type TakeEntry<'a> = dyn FnMut(&[u8], Record<'_>) -> ControlFlow<()> 
 
 /// A storage engine: ordered places with records, snapshots, and transactions that are durable when they have returned.
 pub(super) trait Engine: Send + Sync {
+    /// Makes sure that what it takes for committed is on the disk. To be called after it was opened, before anything is written.
+    ///
+    /// # Errors
+    /// When it cannot be written; it is to be opened again then.
+    fn prepare(&self) -> Result<(), EngineError>;
+
     /// A snapshot of what was committed last.
     ///
     /// # Errors

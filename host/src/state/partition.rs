@@ -236,6 +236,7 @@ impl Partition {
         runtime: Handle,
     ) -> Result<Self, StateError> {
         let engine = open().map_err(|cause| unavailable(&cause))?;
+        engine.prepare().map_err(|cause| unavailable(&cause))?;
         let view = engine.view().map_err(|cause| unavailable(&cause))?;
         let shared = Arc::new(Shared {
             changes: Changes::since(view.totals().version),
@@ -249,7 +250,7 @@ impl Partition {
             shared: Arc::clone(&shared),
             engine: Some(engine),
             open,
-            failed_at: Instant::now(),
+            broken: None,
             together: 1,
             sweep_at: Some(Instant::now()),
             name: name.to_owned(),
@@ -337,10 +338,11 @@ impl Drop for Partition {
 
 struct Writer {
     shared: Arc<Shared>,
-    /// None after it failed.
+    /// None where it cannot be opened.
     engine: Option<Box<dyn Engine>>,
     open: Box<Open>,
-    failed_at: Instant,
+    /// Why nothing can be written, and since when; it may be read all the same.
+    broken: Option<(StateError, Instant)>,
     /// How many commits were made together the last time.
     together: usize,
     /// When to look for what has expired; none while nothing does.
@@ -353,6 +355,7 @@ enum Work {
     Commits(Vec<(Commit, Arc<Ticket>)>),
     Replace(Box<Entries>, Arc<Ticket>),
     Sweep,
+    Reopen,
     End,
 }
 
@@ -363,6 +366,7 @@ impl Writer {
                 Work::Commits(commits) => self.commit(commits),
                 Work::Replace(entries, ticket) => self.replace(entries, &ticket),
                 Work::Sweep => self.sweep(),
+                Work::Reopen => self.reopen(),
                 Work::End => return,
             }
         }
@@ -376,15 +380,24 @@ impl Writer {
             if queue.closed {
                 return Work::End;
             }
-            match self.sweep_at {
-                Some(at) if at <= Instant::now() => return Work::Sweep,
+            let again_at = self
+                .broken
+                .as_ref()
+                .map(|(_, since)| *since + OPEN_AGAIN_AFTER);
+            match again_at.or(self.sweep_at) {
+                Some(at) if at <= Instant::now() => {
+                    return match again_at {
+                        Some(_) => Work::Reopen,
+                        None => Work::Sweep,
+                    };
+                }
                 Some(at) => {
                     shared.ordered.wait_until(&mut queue, at);
                 }
                 None => shared.ordered.wait(&mut queue),
             }
         }
-        if self.sweep_at.is_some_and(|at| at <= Instant::now()) {
+        if self.broken.is_none() && self.sweep_at.is_some_and(|at| at <= Instant::now()) {
             // Also while there is always something to write.
             return Work::Sweep;
         }
@@ -421,65 +434,102 @@ impl Writer {
         Work::Commits(commits)
     }
 
-    /// The engine. One that failed is opened again when it has been left alone for a while.
-    fn engine(&mut self) -> Result<(), StateError> {
-        if self.engine.is_some() {
-            return Ok(());
+    /// Whether anything can be written. An engine that failed is opened again when it has been left alone for a while.
+    fn check_writable(&mut self) -> Result<(), StateError> {
+        if let Some((error, since)) = &self.broken {
+            if since.elapsed() < OPEN_AGAIN_AFTER {
+                return Err(error.clone());
+            }
+            self.reopen();
         }
-        if self.failed_at.elapsed() < OPEN_AGAIN_AFTER {
-            return Err(match &**self.shared.readable.load() {
-                Readable::Broken(reason) => StateError::Unavailable(reason.to_string()),
-                Readable::Snapshot(_) => StateError::Unavailable("it failed".to_owned()),
-            });
+        match &self.broken {
+            Some((error, _)) => Err(error.clone()),
+            None => Ok(()),
         }
+    }
+
+    /// Opens the engine again. Where nothing can be written, as the disk is full, it is opened once more to be read.
+    fn reopen(&mut self) {
+        self.close();
         let open = &self.open;
         let opened = guarded(|| {
             let engine = open()?;
+            engine.prepare()?;
             let view = engine.view()?;
             Ok((engine, view))
         });
         match opened {
             Ok((engine, view)) => {
-                tracing::warn!(store = self.name, "the state is open again");
-                let woken = self.shared.changes.reset(view.totals().version);
-                self.engine = Some(engine);
-                self.shared
-                    .readable
-                    .store(Arc::new(Readable::Snapshot(view)));
-                wake_all(woken, &self.shared.runtime);
-                Ok(())
+                tracing::warn!(store = self.name, "the state can be written again");
+                self.broken = None;
+                self.sweep_at = Some(Instant::now());
+                self.publish_anew(engine, view);
             }
             Err(cause) => {
-                let error = unavailable(&cause);
-                self.fail(cause);
-                Err(error)
+                self.broken = Some((unavailable(&cause), Instant::now()));
+                self.open_to_read(&cause);
             }
         }
     }
 
-    /// The engine failed: nothing of it is used any more.
-    fn fail(&mut self, cause: EngineError) {
-        if self.engine.is_some() {
-            tracing::error!(
-                store = self.name,
-                "the state cannot be written: {cause}; it is opened again when something is to be written"
-            );
+    /// The engine failed: nothing more is written to it.
+    fn fail(&mut self, cause: &EngineError) {
+        tracing::error!(
+            store = self.name,
+            "the state cannot be written: {cause}; its file is opened again"
+        );
+        self.broken = Some((unavailable(cause), Instant::now()));
+        self.sweep_at = None;
+        self.close();
+        self.open_to_read(cause);
+    }
+
+    /// On a disk that is full everything can be read.
+    fn open_to_read(&mut self, cause: &EngineError) {
+        self.close();
+        let reason: Arc<str> = cause.to_string().into();
+        let mut readable = Readable::Broken(Arc::clone(&reason));
+        if matches!(cause, EngineError::Full(_)) {
+            let open = &self.open;
+            let opened = guarded(|| {
+                let engine = open()?;
+                let view = engine.view()?;
+                Ok((engine, view))
+            });
+            if let Ok((engine, view)) = opened {
+                self.engine = Some(engine);
+                readable = Readable::Snapshot(view);
+            }
         }
-        self.failed_at = Instant::now();
-        self.shared
-            .readable
-            .store(Arc::new(Readable::Broken(cause.to_string().into())));
-        // What it does as it closes may fail as well, and even panic.
+        self.shared.readable.store(Arc::new(readable));
+    }
+
+    /// Closes the engine. What it does then may fail as well, and even panic.
+    fn close(&mut self) {
+        if self.engine.is_some() {
+            let reason = "its file is being opened".into();
+            self.shared
+                .readable
+                .store(Arc::new(Readable::Broken(reason)));
+        }
         let engine = self.engine.take();
         let _ = guarded(|| {
             drop(engine);
             Ok(())
         });
-        self.sweep_at = None;
+    }
+
+    fn publish_anew(&mut self, engine: Box<dyn Engine>, view: Arc<dyn View>) {
+        let woken = self.shared.changes.reset(view.totals().version);
+        self.engine = Some(engine);
+        self.shared
+            .readable
+            .store(Arc::new(Readable::Snapshot(view)));
+        wake_all(woken, &self.shared.runtime);
     }
 
     fn commit(&mut self, commits: Vec<(Commit, Arc<Ticket>)>) {
-        let outcomes = match self.engine() {
+        let outcomes = match self.check_writable() {
             Ok(()) => self.write(commits.iter().map(|(commit, _)| commit)),
             Err(error) => commits.iter().map(|_| Err(error.clone())).collect(),
         };
@@ -542,7 +592,7 @@ impl Writer {
             }
             Err(cause) => {
                 let error = unavailable(&cause);
-                self.fail(cause);
+                self.fail(&cause);
                 commits.map(|_| Err(error.clone())).collect()
             }
         }
@@ -603,12 +653,14 @@ impl Writer {
                     self.sweep_at = Some(Instant::now());
                 }
             }
-            Err(cause) => self.fail(cause),
+            Err(cause) => self.fail(&cause),
         }
     }
 
     fn replace(&mut self, entries: Box<Entries>, ticket: &Ticket) {
-        let outcome = self.engine().and_then(|()| self.replace_by(entries));
+        let outcome = self
+            .check_writable()
+            .and_then(|()| self.replace_by(entries));
         let parked = ticket.end(outcome).into_iter().collect();
         wake_all(parked, &self.shared.runtime);
     }
@@ -675,7 +727,7 @@ impl Writer {
             }
             Err(cause) => {
                 let error = unavailable(&cause);
-                self.fail(cause);
+                self.fail(&cause);
                 Err(error)
             }
         }
@@ -895,6 +947,10 @@ mod tests {
     struct Failing(Redb, Arc<AtomicBool>);
 
     impl Engine for Failing {
+        fn prepare(&self) -> Result<(), EngineError> {
+            self.0.prepare()
+        }
+
         fn view(&self) -> Result<Arc<dyn View>, EngineError> {
             self.0.view()
         }

@@ -68,12 +68,10 @@ impl Redb {
                 .and_then(|folder| folder.sync_all())
                 .map_err(io_error)?;
         }
-        let engine = Self {
+        Ok(Self {
             database,
             file: Some(path.to_owned()),
-        };
-        engine.prepare()?;
-        Ok(engine)
+        })
     }
 
     /// Makes one that is kept in memory.
@@ -85,21 +83,9 @@ impl Redb {
             .set_cache_size(1 << 20)
             .create_with_backend(InMemoryBackend::new())
             .map_err(error)?;
-        let engine = Self {
+        Ok(Self {
             database,
             file: None,
-        };
-        engine.prepare()?;
-        Ok(engine)
-    }
-
-    /// Makes the tables, and commits. After a commit whose sync failed this is what brings the file and what the kernel believes of it
-    /// together again: the header is written anew before any page that an older header points to can be used again.
-    fn prepare(&self) -> Result<(), EngineError> {
-        self.write(&mut |transaction| {
-            let totals = transaction.totals();
-            transaction.set_totals(totals);
-            Ok(Verdict::Commit)
         })
     }
 }
@@ -135,6 +121,16 @@ fn record(bytes: &[u8]) -> Result<Record<'_>, EngineError> {
 }
 
 impl Engine for Redb {
+    /// Makes the tables, and commits. After a commit whose sync failed this is what brings the file and what the kernel believes of it
+    /// together again: the header is written anew before any page that an older header points to can be used again.
+    fn prepare(&self) -> Result<(), EngineError> {
+        self.write(&mut |transaction| {
+            let totals = transaction.totals();
+            transaction.set_totals(totals);
+            Ok(Verdict::Commit)
+        })
+    }
+
     fn view(&self) -> Result<Arc<dyn View>, EngineError> {
         let transaction = self.database.begin_read().map_err(error)?;
         let totals = transaction.open_table(TOTALS).map_err(error)?;

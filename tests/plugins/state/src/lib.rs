@@ -18,13 +18,22 @@ use axum::{
     routing::{get, post, put},
 };
 use bytes::Bytes;
-use handover_plugin::{Context, Error, State, StateError};
+use handover_plugin::{Cache, Context, Error, RateLimiter, Sessions, State, StateError};
 use serde::Deserialize;
+use tower_sessions_core::{
+    SessionStore,
+    session::{Id, Record},
+};
 
 #[derive(Clone)]
 struct App {
     cx: Context,
     state: State,
+    cache: Cache,
+    limiter: RateLimiter,
+    sessions: Sessions,
+    /// What the next bench request takes.
+    next: Arc<AtomicU64>,
     /// Changes that a task of this generation was told of: one that never ends by itself.
     told: Arc<AtomicU64>,
 }
@@ -52,8 +61,17 @@ async fn app(cx: Context) -> Result<Router, Error> {
             count.fetch_add(changes.changes.len() as u64, Ordering::Relaxed);
         }
     });
-    let app = App { cx, state, told };
+    let app = App {
+        cache: Cache::new(state.memory("cache")),
+        limiter: RateLimiter::new(state.memory("limits"), 5, Duration::from_secs(86_400)),
+        sessions: Sessions::new(state.namespace("sessions")),
+        cx,
+        state,
+        next: Arc::default(),
+        told,
+    };
     Ok(Router::new()
+        .route("/", get(version))
         .route("/version", get(version))
         .route("/kv/{key}", put(put_value).get(get_value).delete(delete))
         .route("/left/{key}", put(put_and_leave))
@@ -67,6 +85,14 @@ async fn app(cx: Context) -> Result<Router, Error> {
         .route("/watch", get(watch_once))
         .route("/told", get(count_told))
         .route("/large/{length}", put(put_large).get(get_large))
+        .route("/cached/{key}", get(cached))
+        .route("/limited/{key}", get(limited))
+        .route("/sessions", post(begin_session))
+        .route("/sessions/{id}", get(read_session).delete(end_session))
+        .route("/bench/read", get(bench_read))
+        .route("/bench/write", get(bench_write))
+        .route("/bench/transaction", get(bench_transaction))
+        .route("/bench/fill", post(bench_fill))
         .with_state(app))
 }
 
@@ -351,4 +377,101 @@ async fn get_large(Shared(app): Shared<App>, Path(length): Path<usize>) -> Resul
         .enumerate()
         .all(|(at, byte)| *byte == (at % 251) as u8);
     Ok((right && value.len() == length).to_string())
+}
+
+/// The routes of the bench: the same as in tests/benches/contenders/state-twin.
+const KEYS: u64 = 1000;
+
+impl App {
+    fn key(&self) -> u64 {
+        let n = self.next.fetch_add(1, Ordering::Relaxed);
+        n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32
+    }
+}
+
+async fn bench_fill(Shared(app): Shared<App>) -> Result<(), Failed> {
+    for key in 0..KEYS {
+        app.state
+            .put_bytes(format!("key-{key:04}"), &[b'x'; 100])
+            .await?;
+    }
+    Ok(())
+}
+
+async fn bench_read(Shared(app): Shared<App>) -> Result<Bytes, Failed> {
+    let key = format!("key-{:04}", app.key() % KEYS);
+    Ok(app.state.get_bytes(key).await?.unwrap_or_default())
+}
+
+async fn bench_write(Shared(app): Shared<App>) -> Result<(), Failed> {
+    let key = format!("key-{:04}", app.key() % KEYS);
+    Ok(app.state.put_bytes(key, &[b'x'; 100]).await?)
+}
+
+async fn bench_transaction(Shared(app): Shared<App>) -> Result<(), Failed> {
+    let name = |number: u64| format!("account-{:04}", number % KEYS);
+    let (from, to) = (&name(app.key()), &name(app.key()));
+    let work = |tx: handover_plugin::Transaction| async move {
+        tx.add(from, -1).await?;
+        tx.add(to, 1).await?;
+        Ok::<_, StateError>(())
+    };
+    Ok(app.state.transaction(work).await?)
+}
+
+/// How often it was computed, which takes a while.
+async fn cached(Shared(app): Shared<App>, Path(key): Path<String>) -> Result<String, Failed> {
+    let computed = app.state.namespace("computed");
+    let ttl = Duration::from_secs(3600);
+    let compute = || async {
+        let times = computed.add(&key, 1).await?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        Ok::<_, Failed>(times)
+    };
+    let times: i64 = app.cache.get_or(&key, ttl, compute).await?;
+    Ok(times.to_string())
+}
+
+async fn limited(Shared(app): Shared<App>, Path(key): Path<String>) -> Result<Response, Failed> {
+    let decision = app.limiter.check(&key).await?;
+    let status = if decision.is_allowed {
+        StatusCode::OK
+    } else {
+        StatusCode::TOO_MANY_REQUESTS
+    };
+    Ok((status, decision.remaining.to_string()).into_response())
+}
+
+fn session_failed(error: impl fmt::Display) -> Failed {
+    Failed(StateError::Unavailable(error.to_string()))
+}
+
+async fn begin_session(Shared(app): Shared<App>, name: String) -> Result<String, Failed> {
+    let mut record = Record {
+        id: Id::default(),
+        data: [("name".to_owned(), serde_json::json!(name))].into(),
+        expiry_date: time::OffsetDateTime::now_utc() + Duration::from_secs(3600),
+    };
+    app.sessions
+        .create(&mut record)
+        .await
+        .map_err(session_failed)?;
+    Ok(record.id.to_string())
+}
+
+async fn read_session(
+    Shared(app): Shared<App>,
+    Path(id): Path<String>,
+) -> Result<Response, Failed> {
+    let id: Id = id.parse().map_err(session_failed)?;
+    let found = app.sessions.load(&id).await.map_err(session_failed)?;
+    Ok(match found {
+        Some(record) => record.data["name"].to_string().into_response(),
+        None => StatusCode::NOT_FOUND.into_response(),
+    })
+}
+
+async fn end_session(Shared(app): Shared<App>, Path(id): Path<String>) -> Result<(), Failed> {
+    let id: Id = id.parse().map_err(session_failed)?;
+    app.sessions.delete(&id).await.map_err(session_failed)
 }
