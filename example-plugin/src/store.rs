@@ -1,4 +1,5 @@
-//! The links, in the state that the host keeps for the app: they outlive generations, and all of them see the same.
+//! The links, in the state that the host keeps for the app: they outlive generations, and all of
+//! them see the same.
 //!
 //! | key | value |
 //! | --- | --- |
@@ -40,7 +41,8 @@ pub(crate) struct Link {
     pub(crate) number: u64,
 }
 
-/// One link, as it is kept. The version before and the one after read it as well: fields may be added with a default.
+/// One link, as it is kept. The version before and the one after read it as well: fields may be
+/// added with a default.
 #[derive(Debug, Serialize, Deserialize)]
 struct Kept {
     url: String,
@@ -223,7 +225,8 @@ impl Store {
         self.state.transaction(remove).await
     }
 
-    /// Counts one hit and says where the link leads. The answer waits until the hit is on the disk, so this does not.
+    /// Counts one hit and says where the link leads. The answer waits until the hit is on the disk,
+    /// so this does not.
     ///
     /// # Errors
     /// When the state cannot be read.
@@ -235,7 +238,8 @@ impl Store {
         Ok(Target::parse(&kept.url).ok())
     }
 
-    /// Wakes its holder after each change, whichever generation makes it. Many changes may be one wake: look at [`Store::list`] then.
+    /// Wakes its holder after each change, whichever generation makes it. Many changes may be one
+    /// wake: look at [`Store::list`] then.
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }

@@ -1,12 +1,14 @@
-//! What state costs: reads, durable writes and transactions through a plugin, beside redb and SQLite used directly by a static app.
+//! What state costs: reads, durable writes and transactions through a plugin, beside redb and
+//! SQLite used directly by a static app.
 //!
 //! ```text
 //! cargo bench -p handover-tests --bench state             # about 4 minutes; writes docs/benchmarks
 //! cargo bench -p handover-tests --bench state -- --quick   # the same with a second each; writes nothing
 //! ```
 //!
-//! All of them serve the same routes over HTTP on this machine. They take turns, round by round, so that what the machine does meanwhile
-//! meets all of them. A write is answered when it is on the disk. A transaction reads two of a thousand numbers and writes both.
+//! All of them serve the same routes over HTTP on this machine. They take turns, round by round, so
+//! that what the machine does meanwhile meets all of them. A write is answered when it is on the
+//! disk. A transaction reads two of a thousand numbers and writes both.
 
 use std::{
     collections::BTreeMap,

@@ -1,8 +1,9 @@
-//! Whether what clients saw of transactions can have happened one after the other, and in the order that they saw.
+//! Whether what clients saw of transactions can have happened one after the other, and in the order
+//! that they saw.
 //!
-//! Each transaction reads lists and appends numbers to lists, each number once. So a list that was read says which transactions it has
-//! seen, and in which order they were: the dependencies between all of them follow from what was read, and a history that is no cycle is
-//! strictly serializable.
+//! Each transaction reads lists and appends numbers to lists, each number once. So a list that was
+//! read says which transactions it has seen, and in which order they were: the dependencies between
+//! all of them follow from what was read, and a history that is no cycle is strictly serializable.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -93,7 +94,8 @@ pub fn strictly_serializable(
             }
         }
     }
-    // Time: what was acknowledged was before all that was asked for later. A chain of instants stands between them.
+    // Time: what was acknowledged was before all that was asked for later. A chain of instants
+    // stands between them.
     let mut ends: Vec<_> = history
         .iter()
         .enumerate()

@@ -1,4 +1,5 @@
-//! The example keeps its promise: links that keep working while the code behind them is being replaced.
+//! The example keeps its promise: links that keep working while the code behind them is being
+//! replaced.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"

@@ -1,4 +1,5 @@
-//! State outlives code: what an app was told is written is there after swaps, restarts and `kill -9`.
+//! State outlives code: what an app was told is written is there after swaps, restarts and `kill
+//! -9`.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"

@@ -153,7 +153,8 @@ async fn content(host: &Host) -> BTreeMap<String, String> {
 async fn a_backup_of_a_busy_app_is_of_one_time_and_is_restored_at_once() {
     let host = started().await;
     put_all(&host, (0..200).map(|n| format!("k{n:03}"))).await;
-    // What moves from one account to the other is in none of them twice, whenever that is looked at.
+    // What moves from one account to the other is in none of them twice, whenever that is looked
+    // at.
     let address = host.address;
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let busy = tokio::spawn(async move {

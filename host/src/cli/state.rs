@@ -200,7 +200,8 @@ fn tell(global: &Global, done: &StateDone, text: &str) {
     });
 }
 
-/// Prints a value alone. Its bytes are as they are, with the end of a line behind text that has none.
+/// Prints a value alone. Its bytes are as they are, with the end of a line behind text that has
+/// none.
 fn print(global: &Global, key: &str, value: &[u8]) {
     let (text, base64) = text_or_base64(value);
     if global.json {

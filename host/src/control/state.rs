@@ -1,4 +1,5 @@
-//! The calls under `/v1/state/APP/`: what an operator does with the state of an app, while it serves.
+//! The calls under `/v1/state/APP/`: what an operator does with the state of an app, while it
+//! serves.
 //!
 //! Everything that is long streams: nothing of a store is in memory as a whole.
 
@@ -341,7 +342,8 @@ fn backup(app: AppName, store: Arc<Store>) -> Answer {
     })
 }
 
-/// The next piece of an upload, or the word that there are no more: a closed channel alone means that it was cut.
+/// The next piece of an upload, or the word that there are no more: a closed channel alone means
+/// that it was cut.
 enum Piece {
     Bytes(Bytes),
     End,
@@ -388,7 +390,8 @@ async fn upload<R: Send + 'static>(
             whole = false;
             break;
         };
-        // Read to its end even when the reader gave up: a client that still writes could not read why.
+        // Read to its end even when the reader gave up: a client that still writes could not read
+        // why.
         if let Ok(bytes) = frame.into_data() {
             let _ = tx.send(Piece::Bytes(bytes)).await;
         }

@@ -1,6 +1,7 @@
 //! What was committed last: for those who watch, and for checks of ranges.
 //!
-//! It lies in memory and is bounded. Who asks for what is no longer there is told so, and reads anew.
+//! It lies in memory and is bounded. Who asks for what is no longer there is told so, and reads
+//! anew.
 
 use std::{
     collections::VecDeque,
@@ -129,7 +130,8 @@ impl Changes {
         woken
     }
 
-    /// Forgets everything: what was known is not how it came to be. All who watch are told that they missed something.
+    /// Forgets everything: what was known is not how it came to be. All who watch are told that
+    /// they missed something.
     #[must_use]
     pub(super) fn reset(&self, version: u64) -> Vec<Parked> {
         let mut inner = self.0.lock();
@@ -159,7 +161,8 @@ impl Changes {
         watcher
     }
 
-    /// What `watcher` has not seen yet, at most about `limit` of it. None when there is nothing: `waker` is woken then when there is.
+    /// What `watcher` has not seen yet, at most about `limit` of it. None when there is nothing:
+    /// `waker` is woken then when there is.
     pub(super) fn poll(
         &self,
         watcher: &Watcher,

@@ -196,13 +196,15 @@ pub(super) struct Rules<'a> {
     pub(super) now_ms: u64,
     /// How many bytes the app may hold.
     pub(super) quota: u64,
-    /// Whether anything in these bounds changed after that version, as far as is known: if it is not known, it did.
+    /// Whether anything in these bounds changed after that version, as far as is known: if it is
+    /// not known, it did.
     pub(super) has_changed: &'a dyn Fn(&Bounds, u64) -> bool,
 }
 
 /// What is at a place while a commit is applied.
 struct Planned {
-    /// The length of the value that was there; none when there was none, or an expired one that still takes room.
+    /// The length of the value that was there; none when there was none, or an expired one that
+    /// still takes room.
     before: Option<usize>,
     /// What will be there.
     after: Option<(Bytes, u64)>,
@@ -344,7 +346,8 @@ fn count(totals: &mut Totals, place: &[u8], before: Option<usize>, after: Option
     }
 }
 
-/// Removes at most `limit` records that expired until `now_ms`, as a commit of its own; gives what was removed.
+/// Removes at most `limit` records that expired until `now_ms`, as a commit of its own; gives what
+/// was removed.
 pub(super) fn sweep(
     transaction: &mut dyn Transaction,
     now_ms: u64,

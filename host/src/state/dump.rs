@@ -1,6 +1,8 @@
-//! Entries as JSON lines: for export and import, and with a header and a digest at the end as a backup.
+//! Entries as JSON lines: for export and import, and with a header and a digest at the end as a
+//! backup.
 //!
-//! Keys and values that are text are JSON strings, others are base64, so every byte comes back as it was.
+//! Keys and values that are text are JSON strings, others are base64, so every byte comes back as
+//! it was.
 
 use std::{
     fs::File,
@@ -153,7 +155,8 @@ fn line(value: &impl Serialize) -> Vec<u8> {
     text
 }
 
-/// Gives the lines of all in `bounds` to `take`, until that says no; with `backup_of`, the name of an app, as a backup. Blocks.
+/// Gives the lines of all in `bounds` to `take`, until that says no; with `backup_of`, the name of
+/// an app, as a backup. Blocks.
 ///
 /// # Errors
 /// When the store cannot be read.
@@ -222,7 +225,8 @@ fn next_line(from: &mut impl BufRead, text: &mut Vec<u8>) -> Result<bool, io::Er
     Ok(length > 0)
 }
 
-/// Reads a backup, and gives its entries to `take`. Only at the end it is known whether it is whole. Blocks.
+/// Reads a backup, and gives its entries to `take`. Only at the end it is known whether it is
+/// whole. Blocks.
 ///
 /// # Errors
 /// When it is no backup, was cut or changed, or when `take` says no.
@@ -279,7 +283,8 @@ fn parse(text: &[u8], line: u64) -> Result<(bool, Place, Vec<u8>, u64), DumpErro
         .map_err(|reason| DumpError::Line { line, reason })
 }
 
-/// The entries of a backup, for a store that is to become it. Those that have expired since are left out.
+/// The entries of a backup, for a store that is to become it. Those that have expired since are
+/// left out.
 pub(super) fn entries_of(file: File) -> Box<Entries> {
     let mut from = BufReader::new(file);
     let mut text = Vec::new();
@@ -344,7 +349,8 @@ pub fn verify_dump(store: &Store, from: impl BufRead) -> Result<u64, DumpError> 
     Ok(there)
 }
 
-/// Puts the entries of an export into `store`, some at a time; gives how many. Those before a wrong line stay. Blocks.
+/// Puts the entries of an export into `store`, some at a time; gives how many. Those before a wrong
+/// line stay. Blocks.
 ///
 /// # Errors
 /// When a line is none, or the store does not take it.

@@ -1,4 +1,5 @@
-//! What a storage engine does. The traits have nothing in them that only an embedded engine, or only a server, can do.
+//! What a storage engine does. The traits have nothing in them that only an embedded engine, or
+//! only a server, can do.
 
 use std::{io, ops::ControlFlow, sync::Arc};
 
@@ -72,9 +73,11 @@ pub(super) enum EngineError {
 /// What a reader is given of a range: each place with its record, until it has had enough.
 pub(super) type TakeEntry<'a> = dyn FnMut(&[u8], Record<'_>) -> ControlFlow<()> + 'a;
 
-/// A storage engine: ordered places with records, snapshots, and transactions that are durable when they have returned.
+/// A storage engine: ordered places with records, snapshots, and transactions that are durable when
+/// they have returned.
 pub(super) trait Engine: Send + Sync {
-    /// Makes sure that what it takes for committed is on the disk. To be called after it was opened, before anything is written.
+    /// Makes sure that what it takes for committed is on the disk. To be called after it was
+    /// opened, before anything is written.
     ///
     /// # Errors
     /// When it cannot be written; it is to be opened again then.
@@ -89,7 +92,8 @@ pub(super) trait Engine: Send + Sync {
     /// Runs `work` as a transaction, the only one at that time. Blocks until it is durable.
     ///
     /// # Errors
-    /// Those of `work`, and those of the commit. Whether it took place is not known then, and the engine is to be opened again.
+    /// Those of `work`, and those of the commit. Whether it took place is not known then, and the
+    /// engine is to be opened again.
     fn write(
         &self,
         work: &mut dyn FnMut(&mut dyn Transaction) -> Result<Verdict, EngineError>,
@@ -145,7 +149,8 @@ pub(super) trait Transaction {
     /// When it cannot be written.
     fn delete(&mut self, place: &[u8]) -> Result<Option<Replaced>, EngineError>;
 
-    /// The places of at most `limit` records that expired until `now_ms`, those first that expired first.
+    /// The places of at most `limit` records that expired until `now_ms`, those first that expired
+    /// first.
     ///
     /// # Errors
     /// When they cannot be read.

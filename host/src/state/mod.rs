@@ -1,6 +1,7 @@
 //! State that outlives code: what apps keep in the host, over swaps and restarts.
 //!
-//! - [`place`]: namespaces and keys, checked once at the edge and encoded in the order of their keys
+//! - [`place`]: namespaces and keys, checked once at the edge and encoded in the order of their
+//!   keys
 //! - [`engine`]: what a storage engine does, as traits; [`redb`] is the first one
 //! - [`commit`]: the atomic commit: checks and mutations, applied in a transaction of any engine
 //! - [`partition`]: one engine with its writer thread: group commit, snapshots for readers, expiry
@@ -10,9 +11,10 @@
 //! - [`session`]: a store as one generation sees it, over the ABI
 //! - [`dump`]: entries as JSON lines, for export, import, backup and restore
 //!
-//! Data flow: a reader takes the snapshot that was published last and reads on its own thread, without a lock. A writer hands a
-//! [`Commit`] to the partition's thread, which applies all that came in while the last one was synced in one transaction of the engine,
-//! syncs, publishes a new snapshot, and then lets all of them know. No code of a plugin runs inside that transaction.
+//! Data flow: a reader takes the snapshot that was published last and reads on its own thread,
+//! without a lock. A writer hands a [`Commit`] to the partition's thread, which applies all that
+//! came in while the last one was synced in one transaction of the engine, syncs, publishes a new
+//! snapshot, and then lets all of them know. No code of a plugin runs inside that transaction.
 
 mod changes;
 mod commit;

@@ -43,7 +43,8 @@ const MOST_PAGE_BYTES: usize = 4 << 20;
 pub struct Settings {
     /// Bytes of keys and values on the disk, and as many again in memory. Default 1 GiB.
     pub max_size: u64,
-    /// Whether the head of an answer waits until the writes of its request are on the disk. Default true.
+    /// Whether the head of an answer waits until the writes of its request are on the disk. Default
+    /// true.
     pub answers_wait: bool,
 }
 
@@ -143,7 +144,8 @@ impl Snapshot {
         self.0.totals()
     }
 
-    /// Gives what is at `place` to `take`, if anything is. Blocks on the disk where the place is not in memory.
+    /// Gives what is at `place` to `take`, if anything is. Blocks on the disk where the place is
+    /// not in memory.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -434,7 +436,8 @@ impl Writer {
         Work::Commits(commits)
     }
 
-    /// Whether anything can be written. An engine that failed is opened again when it has been left alone for a while.
+    /// Whether anything can be written. An engine that failed is opened again when it has been left
+    /// alone for a while.
     fn check_writable(&mut self) -> Result<(), StateError> {
         if let Some((error, since)) = &self.broken {
             if since.elapsed() < OPEN_AGAIN_AFTER {
@@ -448,7 +451,8 @@ impl Writer {
         }
     }
 
-    /// Opens the engine again. Where nothing can be written, as the disk is full, it is opened once more to be read.
+    /// Opens the engine again. Where nothing can be written, as the disk is full, it is opened once
+    /// more to be read.
     fn reopen(&mut self) {
         self.close();
         let open = &self.open;

@@ -1,4 +1,5 @@
-//! Namespaces and keys, checked once at the edge and encoded so that the order of places is the order of keys in a namespace.
+//! Namespaces and keys, checked once at the edge and encoded so that the order of places is the
+//! order of keys in a namespace.
 
 use std::{fmt, str::FromStr};
 
@@ -58,7 +59,8 @@ impl Namespace {
         Bounds { from, to }
     }
 
-    /// The places of keys from `from` on, up to and without `to`; to the end of the namespace without one.
+    /// The places of keys from `from` on, up to and without `to`; to the end of the namespace
+    /// without one.
     pub fn range(&self, from: &[u8], to: Option<&[u8]>) -> Bounds {
         let whole = self.prefix(&[]);
         Bounds {

@@ -1,6 +1,7 @@
 //! redb as an engine: one file, opened by this process alone, or all of it in memory.
 //!
-//! Every commit is one with quick repair, so a file is open again at once after a crash, whatever its size.
+//! Every commit is one with quick repair, so a file is open again at once after a crash, whatever
+//! its size.
 
 use std::{
     fs::{File, OpenOptions},
@@ -23,7 +24,8 @@ use super::{
     place::Bounds,
 };
 
-/// Places, each with its record: 8 bytes of version, 8 of expiry, both little-endian, then the value.
+/// Places, each with its record: 8 bytes of version, 8 of expiry, both little-endian, then the
+/// value.
 const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
 /// When records expire: milliseconds, and the place.
 const EXPIRIES: TableDefinition<'_, (u64, &[u8]), ()> = TableDefinition::new("expiries");
@@ -121,8 +123,9 @@ fn record(bytes: &[u8]) -> Result<Record<'_>, EngineError> {
 }
 
 impl Engine for Redb {
-    /// Makes the tables, and commits. After a commit whose sync failed this is what brings the file and what the kernel believes of it
-    /// together again: the header is written anew before any page that an older header points to can be used again.
+    /// Makes the tables, and commits. After a commit whose sync failed this is what brings the file
+    /// and what the kernel believes of it together again: the header is written anew before any
+    /// page that an older header points to can be used again.
     fn prepare(&self) -> Result<(), EngineError> {
         self.write(&mut |transaction| {
             let totals = transaction.totals();

@@ -86,12 +86,14 @@ impl Session {
         }
     }
 
-    /// The generation ends: nothing that it asks for is done from now on. What it has handed over is.
+    /// The generation ends: nothing that it asks for is done from now on. What it has handed over
+    /// is.
     pub fn end(&self) {
         *self.ended.write() = true;
     }
 
-    /// Waits until the host has no waker of the generation any more, for `deadline` at the longest; gives how many are left.
+    /// Waits until the host has no waker of the generation any more, for `deadline` at the longest;
+    /// gives how many are left.
     pub async fn release_wakers(&self, deadline: Duration) -> u64 {
         let by = Instant::now() + deadline;
         while self.wakers.get() > 0 && Instant::now() < by {
@@ -165,7 +167,7 @@ impl Session {
 
     fn take(&self, commit: Lent<'_, abi::Commit<'_>>) -> Result<Pending, StateError> {
         let (memory, commit) = owned(&commit)?;
-        // Held until it is handed over: after `end` nothing is.
+        // RetainReasons until it is handed over: after `end` nothing is.
         let ended = self.ended.read();
         if *ended {
             return Err(StateError::Ended);

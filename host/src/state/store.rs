@@ -42,7 +42,8 @@ impl fmt::Debug for Stores {
 }
 
 impl Stores {
-    /// Those whose files lie in `folder`, each app with its `settings`. Nothing is opened yet. To be called within the host's runtime.
+    /// Those whose files lie in `folder`, each app with its `settings`. Nothing is opened yet. To
+    /// be called within the host's runtime.
     pub fn new(
         folder: PathBuf,
         settings: impl Fn(&AppName) -> Settings + Send + Sync + 'static,
@@ -78,7 +79,8 @@ impl Stores {
         }
     }
 
-    /// A store beside that of `app`, whose file is gone when it is dropped. To be called where blocking is allowed.
+    /// A store beside that of `app`, whose file is gone when it is dropped. To be called where
+    /// blocking is allowed.
     ///
     /// # Errors
     /// When no file can be made.
@@ -109,7 +111,8 @@ impl Stores {
         self.0.folder.join(format!("{app}.redb")).exists()
     }
 
-    /// Writes what was handed over, and closes all files. Nothing can be read or written any more. Blocks on the disk.
+    /// Writes what was handed over, and closes all files. Nothing can be read or written any more.
+    /// Blocks on the disk.
     pub fn close(&self) {
         let open = self.0.open.lock().take();
         for store in open.into_iter().flatten().map(|(_, store)| store) {
@@ -118,7 +121,8 @@ impl Stores {
     }
 }
 
-/// The state of one app: what is kept on the disk, and what is kept in memory. Each is opened when it is first asked for.
+/// The state of one app: what is kept on the disk, and what is kept in memory. Each is opened when
+/// it is first asked for.
 pub struct Store {
     name: String,
     /// None: all of it is in memory, as for a preflight check.
@@ -142,7 +146,7 @@ impl fmt::Debug for Store {
 struct Slot {
     /// Read on each call, without a lock.
     open: arc_swap::ArcSwapOption<Partition>,
-    /// Held while it is opened. True when it is closed for good.
+    /// RetainReasons while it is opened. True when it is closed for good.
     opening: Mutex<bool>,
 }
 
@@ -172,7 +176,8 @@ pub struct StoreStats {
 }
 
 impl Store {
-    /// One that is kept in memory and forgotten with it: for a preflight check, or to try a backup. To be called within a runtime.
+    /// One that is kept in memory and forgotten with it: for a preflight check, or to try a backup.
+    /// To be called within a runtime.
     pub fn scratch(name: &str, settings: Settings) -> Self {
         Self {
             name: name.to_owned(),
@@ -246,7 +251,8 @@ impl Store {
         self.settings
     }
 
-    /// Gives what is at `place` to `take`, if anything is. Blocks on the disk where the place is not in memory.
+    /// Gives what is at `place` to `take`, if anything is. Blocks on the disk where the place is
+    /// not in memory.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -282,7 +288,8 @@ impl Store {
             .unwrap_or_else(|error| Pending::new(Ticket::ended(Err(error))))
     }
 
-    /// Replaces everything on the disk by the backup in `file`, in one commit, which is refused where the backup is not whole.
+    /// Replaces everything on the disk by the backup in `file`, in one commit, which is refused
+    /// where the backup is not whole.
     pub fn replace_by(&self, file: File) -> Pending {
         self.replace(entries_of(file))
     }

@@ -1,7 +1,8 @@
 //! A commit on its way, and who waits for it.
 //!
-//! A waker may belong to a plugin, and waking or dropping it then runs code of that. So it is never touched on a thread of the store:
-//! it is woken on a worker of the host, which the ledger can visit, and its session counts it until that is done.
+//! A waker may belong to a plugin, and waking or dropping it then runs code of that. So it is never
+//! touched on a thread of the store: it is woken on a worker of the host, which the ledger can
+//! visit, and its session counts it until that is done.
 
 use std::{
     future::Future,

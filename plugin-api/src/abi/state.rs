@@ -1,7 +1,8 @@
 //! The state of an app, which the host keeps: the table of that service, and both halves over it.
 //!
-//! What is read is there at once and lent to a sink, so bytes are copied by who keeps them and by nobody else. A commit is handed over
-//! whole; from then on it is made or refused, whatever becomes of the handle that waits for it.
+//! What is read is there at once and lent to a sink, so bytes are copied by who keeps them and by
+//! nobody else. A commit is handed over whole; from then on it is made or refused, whatever becomes
+//! of the handle that waits for it.
 
 use std::{any::Any, marker::PhantomData, ptr, ptr::NonNull, task::Waker};
 
@@ -11,8 +12,8 @@ use abi_stable::{
 };
 
 use super::{
-    caught::caught,
     lent::{Grows, Lent, Size},
+    panics::catch_panic,
     poll::{PollCode, PollState},
     waker::WakerRef,
 };
@@ -20,11 +21,12 @@ use super::{
 /// The number of this service for [`Host::service`](super::host::Host::service).
 pub const STATE: u32 = 1;
 
-/// Answers wait until the writes of their requests are on the disk: a bit of [`StateTable::settings`].
+/// Answers wait until the writes of their requests are on the disk: a bit of
+/// [`StateTable::settings`].
 pub const ANSWERS_WAIT: u64 = 1;
 
-/// What the host does for the state of an app. Every function takes the pointer that came with the host's table, or one that this table
-/// gave. It can grow at its end.
+/// What the host does for the state of an app. Every function takes the pointer that came with the
+/// host's table, or one that this table gave. It can grow at its end.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct StateTable {
@@ -255,7 +257,8 @@ impl StateSink<'_> {
         unsafe { (self.table.entry)(self.slot, key.into(), value.into(), version) }
     }
 
-    /// The end of a page: the version of the snapshot that was read, and whether there is more behind it.
+    /// The end of a page: the version of the snapshot that was read, and whether there is more
+    /// behind it.
     pub fn page(&self, version: u64, more: bool) {
         // SAFETY: as in `entry`.
         unsafe { (self.table.page)(self.slot, version, if more { MORE } else { 0 }) }
@@ -312,7 +315,7 @@ impl<T: TakeState> Taking<T> {
     unsafe fn with(slot: *mut (), f: impl FnOnce(&mut T)) {
         // SAFETY: `slot` is the exclusive borrow of `lend`, which waits below us on the stack.
         let take = unsafe { &mut *slot.cast::<T>() };
-        caught(|| f(take));
+        catch_panic(|| f(take));
     }
 
     unsafe extern "C" fn entry(
@@ -524,8 +527,8 @@ impl Drop for StateCall {
     }
 }
 
-/// The state as a host keeps it, for one generation. Its functions are called on any thread of the plugin, and a panic in them ends at
-/// the boundary. Those that read may block on the disk.
+/// The state as a host keeps it, for one generation. Its functions are called on any thread of the
+/// plugin, and a panic in them ends at the boundary. Those that read may block on the disk.
 pub trait StateService: Send + Sync {
     /// See [`StateTable::settings`].
     fn settings(&self) -> u64;
@@ -544,7 +547,8 @@ pub trait StateService: Send + Sync {
 /// What a host gives as a snapshot, and gets back.
 pub type Snapshot = Box<dyn Any + Send + Sync>;
 
-/// What a plugin waits for. The waker is the plugin's: it must not be left with anybody who could use it when its library is gone.
+/// What a plugin waits for. The waker is the plugin's: it must not be left with anybody who could
+/// use it when its library is gone.
 pub trait StateFuture: Send {
     /// `Ready` when something was given to `sink`; `Failed` when it failed, which was said there.
     fn poll(&mut self, waker: &Waker, sink: &StateSink<'_>) -> PollState;
@@ -582,7 +586,7 @@ impl<S: Serves> Service<S> {
     unsafe fn with<R>(data: *const (), f: impl FnOnce(&dyn StateService) -> R) -> Option<R> {
         // SAFETY: by the contract of this function.
         let state = unsafe { S::state(data) }?;
-        caught(|| f(state))
+        catch_panic(|| f(state))
     }
 
     unsafe extern "C" fn settings(data: *const ()) -> u64 {
@@ -634,13 +638,13 @@ impl<S: Serves> Service<S> {
 unsafe extern "C" fn drop_snapshot(snapshot: *mut ()) {
     // SAFETY: it is the box that `snapshot` made, given up by its only owner.
     let snapshot = unsafe { Box::from_raw(snapshot.cast::<Snapshot>()) };
-    caught(|| drop(snapshot));
+    catch_panic(|| drop(snapshot));
 }
 
 unsafe extern "C" fn poll(future: *mut (), waker: &WakerRef<'_>, sink: &StateSink<'_>) -> PollCode {
     // SAFETY: it is the box that `commit` or `watch` made, polled by its only owner.
     let future = unsafe { &mut *future.cast::<Box<dyn StateFuture>>() };
-    let polled = caught(|| waker.with(|waker| future.poll(waker, sink)));
+    let polled = catch_panic(|| waker.with(|waker| future.poll(waker, sink)));
     polled
         .unwrap_or_else(|| {
             sink.failed(codes::UNAVAILABLE, "the host failed");
@@ -652,5 +656,5 @@ unsafe extern "C" fn poll(future: *mut (), waker: &WakerRef<'_>, sink: &StateSin
 unsafe extern "C" fn drop_future(future: *mut ()) {
     // SAFETY: it is the box that `commit` or `watch` made, given up by its only owner.
     let future = unsafe { Box::from_raw(future.cast::<Box<dyn StateFuture>>()) };
-    caught(|| drop(future));
+    catch_panic(|| drop(future));
 }

@@ -18,8 +18,9 @@ type Flights = Mutex<HashMap<Vec<u8>, Weak<AsyncMutex<()>>>>;
 
 /// A cache in a namespace of the state, with a TTL for each entry. Cheap to clone.
 ///
-/// In a namespace of [`State::memory`] it survives swaps, in any other restarts as well. A value is computed once at a time in each
-/// generation: those who ask for it meanwhile wait for the one who computes it. While two generations drain and serve, each may.
+/// In a namespace of [`State::memory`] it survives swaps, in any other restarts as well. A value is
+/// computed once at a time in each generation: those who ask for it meanwhile wait for the one who
+/// computes it. While two generations drain and serve, each may.
 #[derive(Clone, Debug)]
 pub struct Cache {
     state: State,
@@ -35,7 +36,8 @@ impl Cache {
         }
     }
 
-    /// The value at `key`, or what `compute` gives, which is kept for `ttl`. When the state is not available, it is computed each time.
+    /// The value at `key`, or what `compute` gives, which is kept for `ttl`. When the state is not
+    /// available, it is computed each time.
     ///
     /// # Errors
     /// Those of `compute`, of which nothing is kept.
@@ -78,7 +80,8 @@ impl Cache {
         if let Some(flight) = flights.get(key).and_then(Weak::upgrade) {
             return flight;
         }
-        // Those that have ended are taken away now and then, so that the map stays as large as what is under way.
+        // Those that have ended are taken away now and then, so that the map stays as large as what
+        // is under way.
         if flights.len() >= 64 && flights.len().is_power_of_two() {
             flights.retain(|_, flight| flight.strong_count() > 0);
         }

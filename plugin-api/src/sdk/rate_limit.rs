@@ -6,8 +6,9 @@ use super::state::{State, StateError};
 
 /// Lets so many through in each window of time, for each key. Cheap to clone.
 ///
-/// Windows begin at multiples of their length by the clock of the machine, so at the border of two of them up to twice as many may
-/// come within one length. In a namespace of [`State::memory`] counts survive swaps, and cost no sync of the disk.
+/// Windows begin at multiples of their length by the clock of the machine, so at the border of two
+/// of them up to twice as many may come within one length. In a namespace of [`State::memory`]
+/// counts survive swaps, and cost no sync of the disk.
 #[derive(Clone, Debug)]
 pub struct RateLimiter {
     state: State,

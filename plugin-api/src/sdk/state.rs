@@ -1,8 +1,9 @@
 //! State that outlives the code: what the app keeps in the host, over swaps and restarts.
 //!
-//! Values are JSON. A value is read by code that did not write it, older and newer, at the same time while a generation drains: so the
-//! format has to name its fields, as postcard does not. Of those that do, JSON is what people read, write and grep (`handover state get`),
-//! and what an app has a serializer for anyway. Who counts bytes has [`State::put_bytes`].
+//! Values are JSON. A value is read by code that did not write it, older and newer, at the same
+//! time while a generation drains: so the format has to name its fields, as postcard does not. Of
+//! those that do, JSON is what people read, write and grep (`handover state get`), and what an app
+//! has a serializer for anyway. Who counts bytes has [`State::put_bytes`].
 
 use std::{
     fmt,
@@ -50,7 +51,8 @@ pub enum StateError {
     Quota(String),
     /// What is to be added to is no whole number, or the sum is none.
     NoCounter,
-    /// The state cannot be read or written now: the sentence. A request that needs it is to be answered with 503.
+    /// The state cannot be read or written now: the sentence. A request that needs it is to be
+    /// answered with 503.
     Unavailable(String),
     /// More is written than the disk takes: try again.
     Busy,
@@ -107,7 +109,8 @@ impl std::error::Error for StateError {}
 
 /// A namespace of the state of an app. Cheap to clone.
 ///
-/// What is acknowledged is on the disk. It survives swaps, restarts and crashes, and all generations of the app see the same.
+/// What is acknowledged is on the disk. It survives swaps, restarts and crashes, and all
+/// generations of the app see the same.
 #[derive(Clone, Debug)]
 pub struct State {
     handle: Option<StateHandle>,
@@ -125,7 +128,8 @@ impl State {
         }
     }
 
-    /// The namespace `name` of the same app: 1 to 64 of `a-z`, `0-9`, `.`, `_` and `-`. Its keys are apart from those of all others.
+    /// The namespace `name` of the same app: 1 to 64 of `a-z`, `0-9`, `.`, `_` and `-`. Its keys
+    /// are apart from those of all others.
     #[must_use]
     pub fn namespace(&self, name: &str) -> Self {
         Self {
@@ -190,8 +194,8 @@ impl State {
             .collect()
     }
 
-    /// Puts `value` at `key`. It is on its way when this returns, and on the disk when what this gives has ended; dropping that changes
-    /// nothing but that nobody hears of an error.
+    /// Puts `value` at `key`. It is on its way when this returns, and on the disk when what this
+    /// gives has ended; dropping that changes nothing but that nobody hears of an error.
     pub fn put<T: Serialize + ?Sized>(&self, key: impl AsRef<[u8]>, value: &T) -> Write<()> {
         self.put_encoded(key.as_ref(), encode(value), None)
     }
@@ -216,18 +220,21 @@ impl State {
         self.put_raw(key.as_ref(), value, Some(ttl))
     }
 
-    /// Removes `key`, if it is there. As for [`put`](Self::put), it is on its way when this returns.
+    /// Removes `key`, if it is there. As for [`put`](Self::put), it is on its way when this
+    /// returns.
     pub fn delete(&self, key: impl AsRef<[u8]>) -> Write<()> {
         self.write(key.as_ref(), &[], None, 0, DELETE)
     }
 
-    /// Adds `delta` to the number at `key`, which is 0 when it is not there, and gives the sum. Additions of many at a time are each done
-    /// once. As for [`put`](Self::put), it is on its way when this returns.
+    /// Adds `delta` to the number at `key`, which is 0 when it is not there, and gives the sum.
+    /// Additions of many at a time are each done once. As for [`put`](Self::put), it is on its way
+    /// when this returns.
     pub fn add(&self, key: impl AsRef<[u8]>, delta: i64) -> Write<i64> {
         self.write(key.as_ref(), &[], None, delta, ADD)
     }
 
-    /// As [`add`](Self::add). A counter that is not there yet is gone after `ttl`; one that is there keeps its end.
+    /// As [`add`](Self::add). A counter that is not there yet is gone after `ttl`; one that is
+    /// there keeps its end.
     pub fn add_ttl(&self, key: impl AsRef<[u8]>, delta: i64, ttl: Duration) -> Write<i64> {
         self.write(key.as_ref(), &[], Some(ttl), delta, ADD)
     }
@@ -276,7 +283,8 @@ impl State {
         }))
     }
 
-    /// The entries whose keys begin with `prefix`, in the order of their keys, as they were when the scan began.
+    /// The entries whose keys begin with `prefix`, in the order of their keys, as they were when
+    /// the scan began.
     pub fn scan<T: DeserializeOwned>(&self, prefix: impl AsRef<[u8]>) -> Scan<T> {
         Scan::new(
             self.handle,
@@ -299,8 +307,9 @@ impl State {
         Scan::new(self.handle, Arc::clone(&self.namespace), range)
     }
 
-    /// Runs `work` as a transaction: all that it reads is as it was at one time, and what it writes happens at once, or not at all. When
-    /// somebody else changed what it has read, it is run again, so it must do nothing else that may not happen twice.
+    /// Runs `work` as a transaction: all that it reads is as it was at one time, and what it writes
+    /// happens at once, or not at all. When somebody else changed what it has read, it is run
+    /// again, so it must do nothing else that may not happen twice.
     ///
     /// # Errors
     /// Those of `work`, after which nothing is written, and those of the commit.
@@ -329,7 +338,8 @@ impl State {
         Err(StateError::Conflict.into())
     }
 
-    /// Tells of each change of a key that begins with `prefix`, from now on, whichever generation makes it.
+    /// Tells of each change of a key that begins with `prefix`, from now on, whichever generation
+    /// makes it.
     pub fn watch(&self, prefix: impl AsRef<[u8]>) -> Watch {
         self.begin_watch(prefix.as_ref(), None)
     }
@@ -366,7 +376,8 @@ fn milliseconds(ttl: Duration) -> u64 {
     u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
-/// Reads one key: what `make` makes of its value, and its version. The value is lent to it as the host has it.
+/// Reads one key: what `make` makes of its value, and its version. The value is lent to it as the
+/// host has it.
 fn read<R>(
     handle: Option<StateHandle>,
     snapshot: Option<&StateSnapshot>,
@@ -424,7 +435,8 @@ impl Written for i64 {
 
 /// A write on its way. It ends when it is on the disk, or was refused.
 ///
-/// Dropped while a request is answered, it is waited for before the answer leaves: see `answers_wait` in the operator's guide.
+/// Dropped while a request is answered, it is waited for before the answer leaves: see
+/// `answers_wait` in the operator's guide.
 #[derive(Debug)]
 pub struct Write<T> {
     call: Option<StateCall>,
@@ -732,7 +744,8 @@ impl Transaction {
         }
     }
 
-    /// The same transaction in another namespace. It cannot write both to those on the disk and to those in memory.
+    /// The same transaction in another namespace. It cannot write both to those on the disk and to
+    /// those in memory.
     #[must_use]
     pub fn namespace(&self, name: &str) -> Self {
         Self {
@@ -839,7 +852,8 @@ impl Transaction {
         Ok(sum)
     }
 
-    /// All entries whose keys begin with `prefix`, in the order of their keys. Keys that come into the range later are a conflict as well.
+    /// All entries whose keys begin with `prefix`, in the order of their keys. Keys that come into
+    /// the range later are a conflict as well.
     ///
     /// # Errors
     /// When one of them cannot be read, or is of another type.
@@ -965,7 +979,8 @@ pub struct Change {
 pub struct Changes {
     /// The changes, those of a commit together.
     pub changes: Vec<Change>,
-    /// There were changes that are no longer known, for the host was restarted, or who watches was slow: read anew what is watched.
+    /// There were changes that are no longer known, for the host was restarted, or who watches was
+    /// slow: read anew what is watched.
     pub missed: bool,
     /// Where [`State::watch_after`] goes on.
     pub token: u64,

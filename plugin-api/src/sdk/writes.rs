@@ -1,4 +1,5 @@
-//! Answers wait for their writes: what a request has begun to write and left is on the disk before its answer leaves.
+//! Answers wait for their writes: what a request has begun to write and left is on the disk before
+//! its answer leaves.
 //!
 //! A plugin that never asked for its state pays one look at a flag for it.
 
@@ -64,7 +65,8 @@ pub(super) fn leave_failed(error: StateError) {
     });
 }
 
-/// A number from a half to one, so that those who were in each other's way do not come back at the same time.
+/// A number from a half to one, so that those who were in each other's way do not come back at the
+/// same time.
 pub(super) fn fraction() -> f64 {
     RANDOM.with(|random| {
         let mut x = random.get();
@@ -81,7 +83,8 @@ pub(super) fn fraction() -> f64 {
 }
 
 pin_project! {
-    /// The future of a request that ends when what it has left is written, too. One that failed is not waited for: nobody is told a lie.
+    /// The future of a request that ends when what it has left is written, too. One that failed is
+    /// not waited for: nobody is told a lie.
     pub(super) struct Durable<F, R> {
         #[pin]
         future: F,

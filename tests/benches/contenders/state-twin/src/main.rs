@@ -1,8 +1,11 @@
-//! The bench routes of the state fixture in a static axum app: what an app has that keeps its own database.
+//! The bench routes of the state fixture in a static axum app: what an app has that keeps its own
+//! database.
 //!
-//! `state-twin ADDRESS WORKERS redb|sqlite FILE`. Each write is a commit of its own and durable before it is answered, as each of these
-//! databases does it when an app just uses it: redb with its defaults, SQLite with a write-ahead log and `synchronous = FULL`. Writes and
-//! transactions run on tokio's blocking threads, one at a time, since both databases have one writer; reads run where the handler runs.
+//! `state-twin ADDRESS WORKERS redb|sqlite FILE`. Each write is a commit of its own and durable
+//! before it is answered, as each of these databases does it when an app just uses it: redb with
+//! its defaults, SQLite with a write-ahead log and `synchronous = FULL`. Writes and transactions
+//! run on tokio's blocking threads, one at a time, since both databases have one writer; reads run
+//! where the handler runs.
 
 use std::{
     cell::RefCell,

@@ -1,4 +1,5 @@
-//! What the host offers to the plugin of a generation: its log, its panic counter, its count of spawned work.
+//! What the host offers to the plugin of a generation: its log, its panic counter, its count of
+//! spawned work.
 
 use std::{
     collections::HashMap,
@@ -9,7 +10,7 @@ use std::{
 
 use handover_plugin::abi::{
     host::{Event, TASK, Work},
-    import::Offer,
+    import::HostServices,
     lent::Lent,
     state::StateService,
 };
@@ -23,12 +24,13 @@ use crate::{
 
 /// What the host offers to one generation.
 #[derive(Debug)]
-pub struct PluginOffer {
+pub struct GenerationServices {
     app: AppName,
     generation: GenerationId,
     panics: AtomicU64,
     next: AtomicU64,
-    /// None once its app was stopped, or never came to be: nothing is in flight there any more, whatever threads it left.
+    /// None once its app was stopped, or never came to be: nothing is in flight there any more,
+    /// whatever threads it left.
     work: Mutex<Option<HashMap<u64, Working>>>,
     state: Option<Session>,
 }
@@ -46,7 +48,7 @@ pub struct Working {
     pub since: Instant,
 }
 
-impl PluginOffer {
+impl GenerationServices {
     /// An offer to this generation, whose app has its state in `state`.
     pub fn new(app: AppName, generation: GenerationId, state: Option<Session>) -> Self {
         Self {
@@ -79,8 +81,8 @@ impl PluginOffer {
             .collect()
     }
 
-    /// The end of its app: no work is counted from now on, and nothing of the state is read or written for it. What its threads log is
-    /// still told.
+    /// The end of its app: no work is counted from now on, and nothing of the state is read or
+    /// written for it. What its threads log is still told.
     pub fn end(&self) {
         *self.work.lock() = None;
         if let Some(state) = &self.state {
@@ -88,7 +90,8 @@ impl PluginOffer {
         }
     }
 
-    /// Waits until the state has no waker of the plugin any more, for `deadline` at the longest; gives how many are left.
+    /// Waits until the state has no waker of the plugin any more, for `deadline` at the longest;
+    /// gives how many are left.
     pub async fn release_wakers(&self, deadline: Duration) -> u64 {
         match &self.state {
             Some(state) => state.release_wakers(deadline).await,
@@ -102,7 +105,8 @@ impl PluginOffer {
     }
 }
 
-/// One log event of a plugin, at a level that is only known now: the level of a tracing event is fixed where it stands.
+/// One log event of a plugin, at a level that is only known now: the level of a tracing event is
+/// fixed where it stands.
 macro_rules! log_at {
     ($level:expr, $($rest:tt)*) => {
         match $level {
@@ -115,7 +119,7 @@ macro_rules! log_at {
     };
 }
 
-impl Offer for PluginOffer {
+impl HostServices for GenerationServices {
     fn log_enabled(&self, level: u8) -> bool {
         match level {
             1 => tracing::enabled!(target: "plugin", Level::ERROR),
