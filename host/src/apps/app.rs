@@ -8,7 +8,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{saved::Saved, tally::Tally, turns::Turns};
+use super::{queue::OperationQueue, saved::Saved, tally::Tally};
 use crate::{
     artifact::{Artifact, Sha256},
     config,
@@ -32,7 +32,7 @@ pub(super) struct App {
     /// What is counted of it for the metrics.
     pub(super) tally: Tally,
     /// Which operation may change what is live.
-    pub(super) turns: Arc<Turns>,
+    pub(super) queue: Arc<OperationQueue>,
     running: Mutex<Running>,
     /// The dropped artifact that waits because too many generations drain, so that it is said once.
     waiting: Mutex<Option<Sha256>>,
@@ -164,7 +164,7 @@ impl App {
             settings,
             saved,
             tally: Tally::default(),
-            turns: Turns::new(),
+            queue: OperationQueue::new(),
             running: Mutex::default(),
             waiting: Mutex::default(),
             short: Mutex::default(),
@@ -181,7 +181,7 @@ impl App {
         let runs = self.running(|running| {
             running.live.is_some() || !running.old.is_empty() || !running.unstarted.is_empty()
         });
-        runs || self.turns.under_way(false).is_some()
+        runs || self.queue.under_way(false).is_some()
             || self
                 .saved
                 .read(|record| record.head.is_some() || record.staged.is_some())

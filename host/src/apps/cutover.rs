@@ -24,16 +24,16 @@ impl Apps {
             // On disk together with HEAD, right after this.
             app.saved.edit(|record| record.assigned = Some(at));
         }
-        self.publish_in_turn(&publishing);
+        self.publish_locked(&publishing);
         replaced
     }
 
     /// Publishes the routes of all apps as they are now.
     pub(super) fn publish(&self) {
-        self.publish_in_turn(&self.0.publishing.lock());
+        self.publish_locked(&self.0.publishing.lock());
     }
 
-    fn publish_in_turn(&self, _turn: &MutexGuard<'_, ()>) {
+    fn publish_locked(&self, _lock: &MutexGuard<'_, ()>) {
         let mut routes = Vec::new();
         for app in self.all() {
             let active = app.running(|running| {

@@ -16,9 +16,9 @@ use super::{
     events::Kind,
     history::Entry,
     operation::{self, Operation, Speaker, Wanted},
+    queue::{Closed, OperationLock, Place},
     result,
     saved::{Head, Record},
-    turns::{Closed, Place, Turn},
     verdict,
 };
 use crate::{
@@ -186,33 +186,33 @@ where
         Entrance::Now | Entrance::OfReload | Entrance::DetachedQueue => (None, Wanted::ALWAYS),
     };
     operation.interest = interest;
-    let turn = match entrance {
-        Entrance::Now => app.turns.take(own, false).map(Ok),
-        Entrance::OfReload => app.turns.take(own, true).map(Ok),
+    let lock = match entrance {
+        Entrance::Now => app.queue.take(own, false).map(Ok),
+        Entrance::OfReload => app.queue.take(own, true).map(Ok),
         // In the order of asking, so before the task begins.
-        Entrance::Queue | Entrance::DetachedQueue => Ok(Err(app.turns.queue(own))),
+        Entrance::Queue | Entrance::DetachedQueue => Ok(Err(app.queue.enqueue(own))),
     };
-    match turn {
+    match lock {
         Err(other) => {
             let conflict = conflict(&app, &other);
             app.tally.ended(conflict.outcome);
             speaker.finish(conflict.clone());
             let _ = tell.send(conflict);
         }
-        Ok(turn) => {
+        Ok(lock) => {
             let apps = apps.clone();
             tokio::spawn(async move {
-                let turn = match turn {
-                    Ok(turn) => Ok(turn),
+                let lock = match lock {
+                    Ok(lock) => Ok(lock),
                     Err(place) => queued(&app, place, deadline, wanted, &speaker).await,
                 };
-                let (turn, ended) = match turn {
-                    Ok(turn) => {
+                let (lock, ended) = match lock {
+                    Ok(lock) => {
                         let ended = match plan.await {
                             Ok(plan) => carry_out(&apps, &app, plan, &speaker).await,
                             Err(result) => Ended::Otherwise(result),
                         };
-                        (Some(turn), ended)
+                        (Some(lock), ended)
                     }
                     Err(reason) => {
                         let ended = give_up(&apps, &app, plan.await, reason).await;
@@ -222,7 +222,7 @@ where
                 let (Ended::Live(result, _) | Ended::Otherwise(result)) = &ended;
                 app.tally.ended(result.outcome);
                 // Given back before anybody hears the result, so that who hears it can begin the next operation.
-                drop(turn);
+                drop(lock);
                 match ended {
                     Ended::Otherwise(result) => {
                         let _ = tell.send(result.clone());
@@ -267,7 +267,7 @@ pub(super) async fn queued(
     deadline: Option<Deadline>,
     wanted: Wanted,
     speaker: &Speaker,
-) -> Result<Turn, String> {
+) -> Result<OperationLock, String> {
     let mut behind = None;
     let waits = |other: &OperationStatus, ahead: usize| {
         behind = Some(other.clone());
@@ -288,8 +288,8 @@ pub(super) async fn queued(
     };
     let passed = tokio::select! {
         biased;
-        turn = place.turn(waits) => {
-            return turn.map_err(|Closed| "the host is shutting down".to_owned());
+        lock = place.acquire(waits) => {
+            return lock.map_err(|Closed| "the host is shutting down".to_owned());
         }
         () = wanted.no_more() => {
             return Err("whoever asked for it left while it waited for its turn".to_owned());

@@ -3,7 +3,7 @@
 //! - [`app`]: what the host holds of one app while it runs
 //! - [`saved`]: what it remembers of it over restarts
 //! - [`room`]: room on the disk for that, taken in advance
-//! - [`turns`]: whose turn it is to change what is live
+//! - [`queue`]: whose turn it is to change what is live
 //! - [`deploy`]: an artifact's way to being live, step by step
 //! - [`cutover`]: the instant new requests go to the new generation, and where apps answer
 //! - [`crash`]: who is to blame when the host crashed, and what is trusted
@@ -40,6 +40,7 @@ mod leaks;
 mod metrics;
 mod offer;
 mod operation;
+mod queue;
 mod refused;
 mod reload;
 mod residue;
@@ -51,7 +52,6 @@ mod shutdown;
 mod stall;
 mod status;
 mod tally;
-mod turns;
 mod verdict;
 
 use std::{

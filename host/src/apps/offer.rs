@@ -146,7 +146,7 @@ impl DropTarget for Apps {
             offer.artifact.sha256,
             offer.artifact.manifest.version.clone(),
         );
-        if let Some(other) = app.turns.under_way(offer.again) {
+        if let Some(other) = app.queue.under_way(offer.again) {
             if offer.again {
                 self.caused(&app, Caused::Said(deploy::conflict(&app, &other)));
             }

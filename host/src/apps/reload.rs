@@ -13,7 +13,7 @@ use super::{
     deploy::{self, Asked, Entrance},
     no_app,
     operation::{self, Operation, Speaker, Wanted},
-    turns::{Place, Turn},
+    queue::{OperationLock, Place},
 };
 use crate::{
     control::api::{OperationResult, OperationStatus, Outcome, Progress},
@@ -81,20 +81,20 @@ pub(super) fn begin(apps: &Apps, app: Option<AppName>, wait: Wait) -> Operation 
         what: "reload".to_owned(),
     };
     let entered = chosen.and_then(|chosen| {
-        let turns = match (wait, chosen.as_slice()) {
+        let locks = match (wait, chosen.as_slice()) {
             (Wait::No, [only]) if app.is_some() => {
-                let turn = only.turns.take(own(), false);
-                let turn = turn.map_err(|other| Box::new(deploy::conflict(only, &other)))?;
-                Entered::Now(vec![turn])
+                let lock = only.queue.take(own(), false);
+                let lock = lock.map_err(|other| Box::new(deploy::conflict(only, &other)))?;
+                Entered::Now(vec![lock])
             }
             (Wait::No, _) => Entered::Now(Vec::new()),
             (Wait::WhileWanted | Wait::Detached, all) => {
                 // All at once, so that no two reloads wait for each other.
                 let _in_turn = apps.0.reloads.queueing.lock();
-                Entered::Waits(all.iter().map(|app| app.turns.queue(own())).collect())
+                Entered::Waits(all.iter().map(|app| app.queue.enqueue(own())).collect())
             }
         };
-        Ok((chosen, turns))
+        Ok((chosen, locks))
     });
     match entered {
         Err(result) => speaker.finish(*result),
@@ -107,14 +107,14 @@ pub(super) fn begin(apps: &Apps, app: Option<AppName>, wait: Wait) -> Operation 
             }
             let apps = apps.clone();
             tokio::spawn(async move {
-                let turns = match entered {
-                    Entered::Now(turns) => Ok(turns),
+                let locks = match entered {
+                    Entered::Now(locks) => Ok(locks),
                     Entered::Waits(places) => {
-                        let mut turns = Vec::new();
+                        let mut locks = Vec::new();
                         let all = async {
                             for (app, place) in chosen.iter().zip(places) {
                                 let always = Wanted::ALWAYS;
-                                turns.push(
+                                locks.push(
                                     deploy::queued(app, place, None, always, &speaker).await?,
                                 );
                             }
@@ -124,11 +124,11 @@ pub(super) fn begin(apps: &Apps, app: Option<AppName>, wait: Wait) -> Operation 
                             waited = all => waited,
                             () = wanted.no_more() => Err(LEFT.to_owned()),
                         };
-                        waited.map(|()| turns)
+                        waited.map(|()| locks)
                     }
                 };
-                match turns {
-                    Ok(turns) => run(&apps, app, chosen, turns, speaker).await,
+                match locks {
+                    Ok(locks) => run(&apps, app, chosen, locks, speaker).await,
                     Err(reason) => {
                         let message = format!("nothing was reloaded: {reason}");
                         speaker.finish(no_app(Outcome::Failed, message));
@@ -142,7 +142,7 @@ pub(super) fn begin(apps: &Apps, app: Option<AppName>, wait: Wait) -> Operation 
 
 /// How a reload came to its turns.
 enum Entered {
-    Now(Vec<Turn>),
+    Now(Vec<OperationLock>),
     Waits(Vec<Place>),
 }
 
@@ -150,10 +150,10 @@ async fn run(
     apps: &Apps,
     app: Option<AppName>,
     chosen: Vec<Arc<App>>,
-    turns: Vec<Turn>,
+    locks: Vec<OperationLock>,
     speaker: Speaker,
 ) {
-    turns.iter().for_each(Turn::lend);
+    locks.iter().for_each(OperationLock::admit_caused);
     let speaker = Arc::new(speaker);
     let mut caused = apps.0.reloads.listen(app.clone());
     let mut following = JoinSet::new();
@@ -208,7 +208,7 @@ async fn run(
         let _ = cutover.await;
     }
     // What drains now is in nobody's way.
-    drop(turns);
+    drop(locks);
     while let Some(ended) = following.join_next().await {
         results.extend(ended.ok().flatten());
     }

@@ -322,7 +322,7 @@ async fn start(apps: &Apps, app: &Arc<App>, head: Head, cause: Cause) -> bool {
         deadline: None,
         plan: async move {
             // Never closed: without a turn it would only be less considerate.
-            let _turn = READING.acquire().await;
+            let _permit = READING.acquire().await;
             stored.plan_stored(&of, head, cause).await
         },
     };

@@ -20,7 +20,7 @@ const CANCELLED_WITHIN: Duration = Duration::from_secs(5);
 pub(super) async fn shutdown(apps: &Apps, deadline: Duration) {
     apps.0.closing.store(true, Ordering::Release);
     for app in apps.all() {
-        app.turns.close();
+        app.queue.close();
     }
     let by = tokio::time::Instant::now() + deadline;
     loop {

@@ -68,7 +68,7 @@ pub(super) fn app_status(app: &App) -> AppStatus {
     let unstarted = unstarted.iter().map(unstarted_status);
     let mut generations: Vec<_> = started.chain(unstarted).collect();
     generations.sort_by_key(|generation| generation.generation);
-    let (operation, queue) = app.turns.seen();
+    let (operation, queue) = app.queue.seen();
     AppStatus {
         name: app.name.clone(),
         state: match (&operation, &active) {

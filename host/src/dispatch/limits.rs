@@ -143,11 +143,11 @@ impl Drop for Place {
     }
 }
 
-type Turn = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;
+type AcquirePermit = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;
 
 enum Admission {
     Now(Option<OwnedSemaphorePermit>),
-    Wait(Turn),
+    Wait(AcquirePermit),
     Full,
 }
 
@@ -168,7 +168,7 @@ enum Stage<B> {
 
 /// What is needed when the turn comes.
 struct Waiting<B> {
-    turn: Turn,
+    acquire: AcquirePermit,
     request: Request<B>,
     routes: Arc<Routes>,
     origin: Origin,
@@ -207,9 +207,9 @@ where
                 let dispatched = Dispatched::admitted(routes, request, origin);
                 (Self::begin(&limits, dispatched), permit)
             }
-            Admission::Wait(turn) => {
+            Admission::Wait(acquire) => {
                 let waiting = Waiting {
-                    turn,
+                    acquire,
                     request,
                     routes: Arc::clone(routes),
                     origin: origin.clone(),
@@ -228,8 +228,8 @@ where
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Response<AnswerBody>> {
         if let Stage::Waiting(waiting) = &mut self.stage
-            && let Some(turn) = waiting.as_mut().map(|waiting| waiting.turn.as_mut())
-            && let Poll::Ready(permit) = turn.poll(cx)
+            && let Some(acquire) = waiting.as_mut().map(|waiting| waiting.acquire.as_mut())
+            && let Poll::Ready(permit) = acquire.poll(cx)
             && let Some(waiting) = waiting.take()
         {
             self.permit = permit;

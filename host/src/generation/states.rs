@@ -36,7 +36,7 @@ const SETTLE_DEADLINE: Duration = Duration::from_secs(1);
 const SETTLE_AGAIN_DEADLINE: Duration = Duration::from_millis(100);
 /// How long the finalisers of a library may take, with its turn with the dynamic linker, and that
 /// to let it go.
-const UNLOAD_DEADLINE: Duration = loader::LONGEST_TURN.saturating_mul(2);
+const UNLOAD_DEADLINE: Duration = loader::LONGEST_LINKER_WAIT.saturating_mul(2);
 /// How long an app may take to hear that it is to drain, or that its deadline passed.
 const HOOK_DEADLINE: Duration = Duration::from_secs(1);
 /// How often what is retained is tried again at first, and at last.
@@ -158,7 +158,7 @@ fn holds(library: &Library) -> (Option<u64>, usize) {
 /// # Errors
 /// The reason, as the operator should read it.
 pub async fn load(artifact: Artifact, deadline: Duration) -> Result<Library, StartError> {
-    let deadline = deadline.saturating_add(loader::LONGEST_TURN);
+    let deadline = deadline.saturating_add(loader::LONGEST_LINKER_WAIT);
     let what = format!("{} {}", artifact.manifest.app, artifact.manifest.version);
     let mapped = lifecycle::run("map", deadline, move || {
         Library::map(&artifact, Layouts::Trust)

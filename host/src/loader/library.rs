@@ -16,10 +16,10 @@ use super::{
     code::{Code, Stage},
     heap::{self, Offer, OwnHeap},
     initialisers::Functions,
+    linker_lock::LinkerLock,
     mapped::{self, Object},
     missing,
     references::{self, Reference},
-    turn::Turn,
 };
 use crate::{
     artifact::{Artifact, Image},
@@ -106,8 +106,8 @@ impl Library {
             manifest.version,
             artifact.sha256.short()
         );
-        let turn =
-            Turn::take(format!("loading {what}")).map_err(|busy| LoadError(busy.to_string()))?;
+        let lock = LinkerLock::take(format!("loading {what}"))
+            .map_err(|busy| LoadError(busy.to_string()))?;
         let library = on_own_thread("load", || {
             Self::map_image(image, what, layouts).map_err(|LoadError(said)| {
                 let more = missing::explain(&said, &artifact.elf.linkage, layouts);
@@ -116,7 +116,7 @@ impl Library {
         })??;
         match library.verify(artifact) {
             Ok(()) => Ok(library),
-            Err(reason) => Err(LoadError(match library.unmap(turn) {
+            Err(reason) => Err(LoadError(match library.unmap(lock) {
                 Ok(_) => reason,
                 Err((_, held)) => format!("{reason}; and it stays mapped, because {held}"),
             })),
@@ -386,13 +386,13 @@ impl Library {
                 return Err((self, held));
             }
         }
-        match Turn::take(format!("unloading {}", self.what())) {
-            Ok(turn) => self.unmap(turn),
+        match LinkerLock::take(format!("unloading {}", self.what())) {
+            Ok(lock) => self.unmap(lock),
             Err(busy) => Err((self, Held::by(Holder::Linker, busy.to_string()))),
         }
     }
 
-    fn unmap(self, _turn: Turn) -> Result<Left, (Self, Held)> {
+    fn unmap(self, _lock: LinkerLock) -> Result<Left, (Self, Held)> {
         // The thread may fail to start; the library comes back then, so it is handed over through this.
         let slot = Mutex::new(Some(self));
         let take = || slot.lock().unwrap_or_else(PoisonError::into_inner).take();

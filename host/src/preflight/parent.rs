@@ -63,7 +63,7 @@ pub async fn check(
     settings: &config::App,
     scope: Scope,
 ) -> io::Result<Verdict> {
-    let _turn = AT_ONCE.acquire().await.map_err(io::Error::other)?;
+    let _permit = AT_ONCE.acquire().await.map_err(io::Error::other)?;
     let deadline = settings.check.deadline;
     let task = Task {
         parent: std::process::id(),

@@ -21,7 +21,7 @@ use super::{
     activity::{Activity, StreamTasks},
     open::{Connections, OpenConnection, Place},
     patience::{HeadTimer, Patience, Verdict},
-    stream::{Stream, Turn, Version},
+    stream::{PollCycle, Stream, Version},
     streamed::{StreamAnswering, StreamBody},
 };
 use crate::{
@@ -52,7 +52,7 @@ struct Serving {
     // In a box, so that no future that this one becomes part of has room for it twice.
     http: Pin<Box<Http>>,
     patience: Patience,
-    turn: Turn,
+    cycle: PollCycle,
     settings: Settings,
     requests: Requests,
     followed: Option<Order>,
@@ -104,11 +104,11 @@ impl Protocols {
             },
             activity: Arc::clone(activity),
         };
-        let (stream, turn) = Stream::new(TokioIo::new(stream), Arc::clone(activity), Some(place));
+        let (stream, cycle) = Stream::new(TokioIo::new(stream), Arc::clone(activity), Some(place));
         Serving {
             http: Box::pin(Http::Opening(Some(stream))),
             patience: Patience::new(Arc::clone(activity), self.settings.timeouts),
-            turn,
+            cycle,
             settings: self.settings,
             requests,
             followed: None,
@@ -139,7 +139,7 @@ impl Future for Serving {
             }
         }
         loop {
-            let polled = this.turn.take(cx, |cx| {
+            let polled = this.cycle.take(cx, |cx| {
                 this.http
                     .as_mut()
                     .poll(cx, &this.requests, &this.settings, &mut this.patience)

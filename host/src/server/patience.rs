@@ -213,7 +213,7 @@ mod tests {
         let (client, server) = tokio::io::duplex(4096);
         let connection = tokio::spawn(async move {
             let activity = Activity::new();
-            let (stream, turn) = Stream::new(TokioIo::new(server), Arc::clone(&activity), None);
+            let (stream, cycle) = Stream::new(TokioIo::new(server), Arc::clone(&activity), None);
             let mut patience = Patience::new(Arc::clone(&activity), LIMITS);
             let of_requests = Arc::clone(&activity);
             let service = service_fn(move |_: Request<Incoming>| {
@@ -229,7 +229,7 @@ mod tests {
                 .serve_connection(stream, service);
             let mut connection = std::pin::pin!(connection);
             poll_fn(|cx| {
-                if turn.take(cx, |cx| connection.as_mut().poll(cx)).is_ready() {
+                if cycle.take(cx, |cx| connection.as_mut().poll(cx)).is_ready() {
                     return Poll::Ready(None);
                 }
                 Poll::Ready(Some(ready!(patience.poll(cx))))

@@ -29,7 +29,7 @@ const FRAME_HEAD: usize = 9;
 #[derive(Debug)]
 pub(super) struct Stream<T> {
     bytes: T,
-    turn: Turn,
+    cycle: PollCycle,
     activity: Arc<Activity>,
     first: First,
     speaks: Speaks,
@@ -65,7 +65,7 @@ pub(super) enum Version {
 
 /// The turn of the task that a connection is polled in.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Turn(Arc<Shared>);
+pub(super) struct PollCycle(Arc<Shared>);
 
 /// Written by the task of the connection only, so it needs no order with anything else.
 #[derive(Debug, Default)]
@@ -81,7 +81,7 @@ fn task_of(waker: &Waker) -> usize {
     waker.data().addr() | 1
 }
 
-impl Turn {
+impl PollCycle {
     /// Takes a turn of the task that `cx` wakes.
     #[inline]
     pub(super) fn take<R>(
@@ -99,17 +99,21 @@ impl Turn {
 
 impl<T> Stream<T> {
     /// The bytes of a connection that does what `activity` says, and its turns.
-    pub(super) fn new(bytes: T, activity: Arc<Activity>, place: Option<Place>) -> (Self, Turn) {
-        let turn = Turn::default();
+    pub(super) fn new(
+        bytes: T,
+        activity: Arc<Activity>,
+        place: Option<Place>,
+    ) -> (Self, PollCycle) {
+        let cycle = PollCycle::default();
         let stream = Self {
             bytes,
-            turn: turn.clone(),
+            cycle: cycle.clone(),
             activity,
             first: First::default(),
             speaks: Speaks::Http1,
             _place: place,
         };
-        (stream, turn)
+        (stream, cycle)
     }
 }
 
@@ -179,7 +183,7 @@ impl<T: Read + Unpin> Read for Stream<T> {
             self.read_again(buffer);
             return Poll::Ready(Ok(()));
         }
-        let Shared { task, was_empty } = &*self.turn.0;
+        let Shared { task, was_empty } = &*self.cycle.0;
         let in_turn = task.load(Ordering::Relaxed) == task_of(cx.waker());
         if in_turn && was_empty.load(Ordering::Relaxed) {
             return Poll::Pending;
@@ -190,7 +194,7 @@ impl<T: Read + Unpin> Read for Stream<T> {
         };
         if read.is_pending() {
             if in_turn {
-                self.turn.0.was_empty.store(true, Ordering::Relaxed);
+                self.cycle.0.was_empty.store(true, Ordering::Relaxed);
             }
         } else if matches!(self.speaks, Speaks::Http1) {
             // Whether a client of HTTP/2 is idle is known by its streams.
@@ -274,23 +278,23 @@ mod tests {
 
     #[test]
     fn what_was_empty_is_asked_again_in_the_next_turn() {
-        let (mut stream, turn) = Stream::new(Asked(0), Activity::new(), None);
+        let (mut stream, cycle) = Stream::new(Asked(0), Activity::new(), None);
         let own = Waker::from(Arc::new(Task));
-        for turns in 1..4 {
-            turn.take(&mut Context::from_waker(&own), |cx| {
+        for cycles in 1..4 {
+            cycle.take(&mut Context::from_waker(&own), |cx| {
                 ask(&mut stream, cx);
                 ask(&mut stream, cx);
                 ask(&mut stream, cx);
             });
-            assert_eq!(stream.bytes.0, turns);
+            assert_eq!(stream.bytes.0, cycles);
         }
     }
 
     #[test]
     fn another_task_is_always_let_through() {
-        let (mut stream, turn) = Stream::new(Asked(0), Activity::new(), None);
+        let (mut stream, cycle) = Stream::new(Asked(0), Activity::new(), None);
         let (own, other) = (Arc::new(Task).into(), Arc::new(Task).into());
-        turn.take(&mut Context::from_waker(&own), |cx| {
+        cycle.take(&mut Context::from_waker(&own), |cx| {
             ask(&mut stream, cx);
             ask(&mut stream, &mut Context::from_waker(&other));
             ask(&mut stream, &mut Context::from_waker(&other));
