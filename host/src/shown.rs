@@ -46,7 +46,7 @@ pub(crate) fn path(path: &Path) -> String {
 }
 
 /// `text`, or its beginning of at most `limit` bytes and how much was left out.
-pub(crate) fn cut(text: String, limit: usize) -> String {
+pub(crate) fn truncate(text: String, limit: usize) -> String {
     if text.len() <= limit {
         return text;
     }
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn what_is_cut_says_how_much() {
-        assert_eq!(cut("short".to_owned(), 5), "short");
-        assert_eq!(cut("ééé".to_owned(), 3), "é… (4 more bytes)");
+        assert_eq!(truncate("short".to_owned(), 5), "short");
+        assert_eq!(truncate("ééé".to_owned(), 3), "é… (4 more bytes)");
     }
 }

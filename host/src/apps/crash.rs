@@ -234,7 +234,7 @@ pub(super) struct Findings {
     /// What was being deployed, and why that has failed.
     pub(super) failed: Vec<(AppName, Tried, String)>,
     /// What was under way when the host ended for another reason, and that reason.
-    pub(super) cut: Vec<(AppName, Tried, String)>,
+    pub(super) interrupted: Vec<(AppName, Tried, String)>,
     /// Artifacts that are never unmapped again, and why.
     pub(super) staying: Vec<(AppName, Lived, String)>,
 }
@@ -571,7 +571,9 @@ pub(super) fn begin(apps: &Apps, crashed: Option<Crashed>) -> Findings {
                 Step::Live => "took its first requests, before that was written down",
             };
             let reason = format!("the host ended ({how}{place}) while it {during}");
-            findings.cut.push((app.clone(), tried.clone(), reason));
+            findings
+                .interrupted
+                .push((app.clone(), tried.clone(), reason));
         }
     }
     // What was left out of the start before has not come up since.

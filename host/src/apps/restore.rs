@@ -36,7 +36,7 @@ pub(super) async fn restore(apps: &Apps, crashed: Option<Crashed>) {
     for (app, tried, reason) in std::mem::take(&mut findings.failed) {
         record_end(apps, &app, tried, Outcome::Rejected, reason).await;
     }
-    for (app, tried, reason) in std::mem::take(&mut findings.cut) {
+    for (app, tried, reason) in std::mem::take(&mut findings.interrupted) {
         record_end(apps, &app, tried, Outcome::Failed, reason).await;
     }
     for (app, lived, reason) in std::mem::take(&mut findings.staying) {

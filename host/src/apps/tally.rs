@@ -53,10 +53,10 @@ impl Tally {
     }
 
     /// A replaced generation is quiet; `cut` when it had to be ended.
-    pub(super) fn drained(&self, took: Duration, cut: bool) {
+    pub(super) fn drained(&self, took: Duration, aborted: bool) {
         let mut counts = self.0.lock();
         counts.steps.entry("drain").or_default().add(took);
-        if cut {
+        if aborted {
             counts.deadlines += 1;
         } else {
             counts.drained += 1;

@@ -126,7 +126,7 @@ pub enum ManifestError {
     Missing,
     /// The section ends before what it announces.
     #[error("its manifest is cut off ({have} of {need} bytes): build it again")]
-    Cut {
+    Truncated {
         /// The bytes that are there.
         have: usize,
         /// The bytes that it takes.
@@ -186,30 +186,30 @@ impl Manifest {
     /// # Errors
     /// What is wrong with the section and what to do.
     pub fn from_section(section: &[u8]) -> Result<Self, ManifestError> {
-        let cut = |need| ManifestError::Cut {
+        let truncated = |need| ManifestError::Truncated {
             have: section.len(),
             need,
         };
         if section.is_empty() {
             return Err(ManifestError::Missing);
         }
-        let (magic, rest) = section.split_first_chunk().ok_or(cut(HEADER))?;
+        let (magic, rest) = section.split_first_chunk().ok_or(truncated(HEADER))?;
         if *magic != MAGIC {
             return Err(ManifestError::Magic);
         }
-        let (format, rest) = rest.split_first_chunk().ok_or(cut(HEADER))?;
+        let (format, rest) = rest.split_first_chunk().ok_or(truncated(HEADER))?;
         let format = u32::from_le_bytes(*format);
         if !(FIRST_LAYOUT..=FORMAT).contains(&format) {
             return Err(ManifestError::Format(format));
         }
-        let (length, rest) = rest.split_first_chunk().ok_or(cut(HEADER))?;
+        let (length, rest) = rest.split_first_chunk().ok_or(truncated(HEADER))?;
         let length = u32::from_le_bytes(*length) as usize;
         if length > JSON_LIMIT {
             return Err(ManifestError::TooLong(length));
         }
         let (json, after) = rest
             .split_at_checked(length)
-            .ok_or(cut(HEADER.saturating_add(length)))?;
+            .ok_or(truncated(HEADER.saturating_add(length)))?;
         if after.iter().any(|byte| *byte != 0) {
             return Err(ManifestError::Several);
         }

@@ -728,7 +728,7 @@ async fn deploy<B: Backend>(
     });
     let error = match deploying.await {
         Ok(Ok(operation)) => return Ok(progress(operation)),
-        Ok(Err(ReceiveError::Cut(error))) => {
+        Ok(Err(ReceiveError::Aborted(error))) => {
             return Err(Refusal::new(
                 StatusCode::BAD_REQUEST,
                 1,
@@ -768,7 +768,7 @@ fn ended(result: OperationResult) -> Answer {
 
 enum ReceiveError {
     /// The client left, or lied about the length.
-    Cut(hyper::Error),
+    Aborted(hyper::Error),
     Store(StoreError),
 }
 
@@ -793,7 +793,7 @@ async fn receive<B: Backend>(mut body: Incoming, backend: B) -> Result<B::Artifa
     }));
     while let Some(frame) = body.frame().await {
         // Read to its end even when the writer gave up: a client that still writes could not read why.
-        if let Ok(bytes) = frame.map_err(ReceiveError::Cut)?.into_data() {
+        if let Ok(bytes) = frame.map_err(ReceiveError::Aborted)?.into_data() {
             let _ = tx.send(Piece::Bytes(bytes)).await;
         }
     }

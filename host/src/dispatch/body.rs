@@ -17,7 +17,7 @@ use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, futures::OwnedNotified, mpsc};
 
-use crate::generation::{Cut, Hold, InFlight};
+use crate::generation::{CloseHandle, Hold, InFlight};
 
 /// Waits for the drain deadline of a generation.
 ///
@@ -81,7 +81,7 @@ impl Pumped {
         let frame = std::task::ready!(self.frames.poll_recv(cx));
         self.hint = SizeHint::default();
         self.ended = !matches!(frame, Some(Some(Ok(_))));
-        // Cut off without its end, it is not whole.
+        // CloseHandle off without its end, it is not whole.
         Poll::Ready(frame.unwrap_or(Some(Err(AnswerError::Expired))))
     }
 }
@@ -97,7 +97,7 @@ struct Permitted {
 #[derive(Debug)]
 struct Streaming {
     /// The switch of the connection, left with the generation.
-    connection: Option<Arc<Cut>>,
+    connection: Option<Arc<CloseHandle>>,
     body: Imported<InFlight>,
     expiry: Expiry,
 }
@@ -200,10 +200,10 @@ impl AnswerBody {
     pub(super) fn stream(
         stream: BodyStream,
         in_flight: InFlight,
-        connection: Option<Arc<Cut>>,
+        connection: Option<Arc<CloseHandle>>,
     ) -> Self {
-        if let Some(cut) = &connection {
-            in_flight.core().streams(cut);
+        if let Some(handle) = &connection {
+            in_flight.core().streams(handle);
         }
         Self(Kind::Stream(Box::new(Streaming {
             connection,
@@ -250,8 +250,8 @@ impl Body for AnswerBody {
 
 impl Drop for Streaming {
     fn drop(&mut self) {
-        if let Some(cut) = &self.connection {
-            self.body.guard().core().streams_no_more(cut);
+        if let Some(handle) = &self.connection {
+            self.body.guard().core().streams_no_more(handle);
         }
     }
 }
@@ -270,14 +270,14 @@ impl Streaming {
             }
             // What fed it may have been cancelled at the deadline just before: an end then is none.
             Poll::Ready(None) if self.body.guard().core().is_expired() => {
-                self.body.guard().core().count_cut();
+                self.body.guard().core().count_aborted();
                 Poll::Ready(Some(Err(AnswerError::Expired)))
             }
             Poll::Ready(ready) => {
                 Poll::Ready(ready.map(|frame| frame.map_err(AnswerError::Plugin)))
             }
             Poll::Pending if self.expiry.poll(self.body.guard(), cx) => {
-                self.body.guard().core().count_cut();
+                self.body.guard().core().count_aborted();
                 Poll::Ready(Some(Err(AnswerError::Expired)))
             }
             Poll::Pending => Poll::Pending,

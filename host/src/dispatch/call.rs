@@ -27,7 +27,7 @@ use super::{
     route::{Chosen, Routes, names_its_host, target, told_target, whole_target},
     upgrade::{self, Upgrade},
 };
-use crate::generation::{Cut, Generation, InFlight};
+use crate::generation::{CloseHandle, Generation, InFlight};
 
 /// A request on its way.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ pub struct Origin {
     /// Whether answers name the version that they are from.
     pub name_version: bool,
     /// The switch of the connection, for what is streamed over it.
-    pub cut: Option<Arc<Cut>>,
+    pub close_handle: Option<Arc<CloseHandle>>,
 }
 
 /// Counted in, and left to its first poll.
@@ -104,9 +104,9 @@ impl Origin {
     /// The waker that `request` will be polled with, if it may be polled at once: with HTTP/1 that of the connection, with HTTP/2 each is a
     /// task of its own. What has a body waits for some of it anyway.
     fn waker_of<B: Body>(&self, request: &Request<B>) -> Option<&Waker> {
-        let cut = self.cut.as_deref()?;
+        let close_handle = self.close_handle.as_deref()?;
         let at_once = request.version() < Version::HTTP_2 && request.body().is_end_stream();
-        cut.waker().filter(|_| at_once)
+        close_handle.waker().filter(|_| at_once)
     }
 }
 
@@ -143,7 +143,7 @@ impl TakeAnswer for Slot<'_> {
             }
             Crossing::Stream(stream) => {
                 *response.body_mut() =
-                    AnswerBody::stream(stream, in_flight.clone(), origin.cut.clone());
+                    AnswerBody::stream(stream, in_flight.clone(), origin.close_handle.clone());
             }
             Crossing::Upgrade(io) => {
                 if let Some(upgrade) = self.upgrade.take() {
@@ -443,7 +443,7 @@ impl Running {
         let in_flight = &self.in_flight;
         let expired = self.expiry.poll(in_flight, cx);
         if expired {
-            in_flight.core().count_cut();
+            in_flight.core().count_aborted();
             *response = Some(own::expired(in_flight.core().spec()));
         }
         expired
@@ -471,7 +471,7 @@ pub async fn smoke(generation: &Arc<Generation>, path: &str) -> Result<http::Sta
     let origin = Origin {
         peer: Peer::from(None),
         name_version: false,
-        cut: None,
+        close_handle: None,
     };
     let response = Dispatched(Step::new(request, call, origin)).await;
     let status = response.status();

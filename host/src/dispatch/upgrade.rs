@@ -100,11 +100,11 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Seat 
             loop {
                 let expired = core.is_expired();
                 if expired && !upgrade.is_websocket {
-                    core.count_cut();
+                    core.count_aborted();
                     return to_client.shutdown().await;
                 }
                 if expired && frames.between() {
-                    core.count_cut();
+                    core.count_aborted();
                     to_client.write_all(&SERVICE_RESTART).await?;
                     return to_client.shutdown().await;
                 }

@@ -13,7 +13,7 @@ use handover_plugin::abi::{import::AppHandle, lent::Lent};
 use tokio::sync::Notify;
 
 use super::{
-    cut::{Cut, Streams},
+    close_handle::{CloseHandle, Streams},
     in_flight::{Gate, InFlight, Shards},
     offer::{PluginOffer, Working},
     spec::Spec,
@@ -91,7 +91,7 @@ pub struct Core {
     gate: Gate,
     expired: AtomicBool,
     expiry: Arc<Notify>,
-    cut: AtomicU64,
+    aborted: AtomicU64,
     streams: Streams,
     panics: AtomicU64,
     stalls: Arc<AtomicU64>,
@@ -148,13 +148,13 @@ impl Core {
     }
 
     /// Something is streamed over the connection of `cut`, until [`streams_no_more`](Self::streams_no_more).
-    pub fn streams(&self, cut: &Arc<Cut>) {
-        self.streams.add(cut);
+    pub fn streams(&self, handle: &Arc<CloseHandle>) {
+        self.streams.add(handle);
     }
 
     /// The end of one [`streams`](Self::streams).
-    pub fn streams_no_more(&self, cut: &Arc<Cut>) {
-        self.streams.remove(cut);
+    pub fn streams_no_more(&self, handle: &Arc<CloseHandle>) {
+        self.streams.remove(handle);
     }
 
     /// Runs `call`, which is one into its app, and is for `target` to the watchdog.
@@ -182,8 +182,8 @@ impl Core {
     }
 
     /// One request, stream or connection was ended at the deadline.
-    pub fn count_cut(&self) {
-        self.cut.fetch_add(1, Ordering::Relaxed);
+    pub fn count_aborted(&self) {
+        self.aborted.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A panic was caught.
@@ -212,7 +212,7 @@ impl Generation {
             gate: Gate::closed(),
             expired: AtomicBool::new(false),
             expiry: Arc::default(),
-            cut: AtomicU64::new(0),
+            aborted: AtomicU64::new(0),
             streams: Streams::default(),
             panics: AtomicU64::new(0),
             stalls: account.stalls(),
@@ -301,7 +301,7 @@ impl Generation {
         let core = Arc::clone(&self.core);
         tokio::spawn(async move {
             tokio::time::sleep(GRACE).await;
-            let left = core.streams.throw_all();
+            let left = core.streams.close_all_now();
             if left > 0 {
                 tracing::warn!(
                     app = %core.spec.app,

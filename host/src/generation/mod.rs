@@ -4,12 +4,12 @@
 //! - [`states`]: `Started → Active → Draining → Unloaded | Retained`, each a type
 //! - [`core`]: what all of them share, and the gate that requests come through
 //! - [`in_flight`]: counting in and out, with [`worker`] and [`sync`]
-//! - [`cut`]: the switch that ends a connection at the drain deadline
+//! - [`close_handle`]: the switch that ends a connection at the drain deadline
 //! - [`offer`]: what the host offers to its plugin: log, panics, work
 //! - [`lifecycle`]: the threads that constructors, destructors and hooks run on
 
+pub mod close_handle;
 pub mod core;
-pub mod cut;
 pub mod in_flight;
 mod lifecycle;
 pub mod offer;
@@ -19,8 +19,8 @@ mod sync;
 mod worker;
 
 pub use self::{
+    close_handle::{CloseHandle, CloseRequest},
     core::{Counts, Generation, State},
-    cut::{Cut, Order},
     in_flight::{Hold, InFlight},
     spec::{Spec, StartError},
     states::{Active, Draining, Ended, Retained, Started, load, start},

@@ -23,5 +23,5 @@ pub(crate) fn start<O: Offer>(
     // in flight, stops the app after that, and only then closes the library. It has
     // given the offer to the library to keep (`Library::keep`).
     unsafe { AppHandle::start(root, offer, settings) }
-        .map_err(|reason| shown::cut(reason, shown::SENTENCE))
+        .map_err(|reason| shown::truncate(reason, shown::SENTENCE))
 }

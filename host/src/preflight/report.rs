@@ -70,7 +70,7 @@ impl Line {
 /// Cuts every text in `value`, and every list: what is left fits into [`LONGEST`].
 fn cut_texts(value: &mut Value) {
     match value {
-        Value::String(text) => *text = shown::cut(std::mem::take(text), shown::SENTENCE),
+        Value::String(text) => *text = shown::truncate(std::mem::take(text), shown::SENTENCE),
         Value::Array(list) => {
             list.truncate(LIST);
             list.iter_mut().for_each(cut_texts);

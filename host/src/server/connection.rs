@@ -27,7 +27,7 @@ use super::{
 use crate::{
     config,
     dispatch::{AnswerBody, Dispatched, Origin, Routes, dispatch},
-    generation::Order,
+    generation::CloseRequest,
 };
 
 /// How connections are served.
@@ -55,7 +55,7 @@ struct Serving {
     cycle: PollCycle,
     settings: Settings,
     requests: Requests,
-    followed: Option<Order>,
+    followed: Option<CloseRequest>,
     connections: Connections,
     open: OpenConnection,
 }
@@ -100,7 +100,7 @@ impl Protocols {
             origin: Origin {
                 peer: Some(peer).into(),
                 name_version: self.settings.version_header,
-                cut: Some(Arc::clone(open.cut())),
+                close_handle: Some(Arc::clone(open.close_handle())),
             },
             activity: Arc::clone(activity),
         };
@@ -124,18 +124,18 @@ impl Future for Serving {
     fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         if this.followed.is_none() {
-            this.open.cut().wakes(cx.waker());
+            this.open.close_handle().wakes(cx.waker());
         }
-        let order = this.open.cut().order();
-        if this.followed != Some(order) {
-            this.followed = Some(order);
-            match order {
-                Order::GoOn => {}
-                Order::Finish => {
+        let request = this.open.close_handle().requested();
+        if this.followed != Some(request) {
+            this.followed = Some(request);
+            match request {
+                CloseRequest::None => {}
+                CloseRequest::Graceful => {
                     this.http.as_mut().finish();
                     this.patience.leaves();
                 }
-                Order::End => return Poll::Ready(Err("the host cut it".to_owned())),
+                CloseRequest::Immediate => return Poll::Ready(Err("the host cut it".to_owned())),
             }
         }
         loop {

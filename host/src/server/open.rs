@@ -22,7 +22,7 @@ use super::{
     patience::LEAVE_WITHIN,
 };
 use crate::{
-    config, control::api::ConnectionsStatus, generation::Cut, open_files,
+    config, control::api::ConnectionsStatus, generation::CloseHandle, open_files,
     telemetry::exposition::Exposition,
 };
 
@@ -64,7 +64,7 @@ struct State {
 
 #[derive(Debug)]
 struct Entry {
-    cut: Arc<Cut>,
+    close_handle: Arc<CloseHandle>,
     activity: Arc<Activity>,
     claim: Arc<Claim>,
 }
@@ -86,7 +86,7 @@ pub(super) struct Place {
 /// A connection, as long as it speaks HTTP.
 #[derive(Debug)]
 pub(super) struct OpenConnection {
-    cut: Arc<Cut>,
+    close_handle: Arc<CloseHandle>,
     activity: Arc<Activity>,
     among: Arc<Shared>,
 }
@@ -169,7 +169,7 @@ impl Connections {
     }
 
     fn add(&self, state: &mut State, client: IpAddr) -> (OpenConnection, Place) {
-        let cut = Arc::new(Cut::default());
+        let close_handle = Arc::new(CloseHandle::default());
         let activity = Activity::new();
         let claim = Arc::new(Claim {
             client,
@@ -180,11 +180,13 @@ impl Connections {
             *state.by_client.entry(client).or_default() += 1;
         }
         let entry = Entry {
-            cut: Arc::clone(&cut),
+            close_handle: Arc::clone(&close_handle),
             activity: Arc::clone(&activity),
             claim: Arc::clone(&claim),
         };
-        state.connections.insert(Arc::as_ptr(&cut).addr(), entry);
+        state
+            .connections
+            .insert(Arc::as_ptr(&close_handle).addr(), entry);
         self.0.counts.accepted();
         let place = Place {
             claim,
@@ -192,7 +194,7 @@ impl Connections {
         };
         let among = Arc::clone(&self.0);
         let connection = OpenConnection {
-            cut,
+            close_handle,
             activity,
             among,
         };
@@ -212,7 +214,7 @@ impl Connections {
     /// Asks all of them to finish, and waits until they have.
     pub(super) async fn finish(self) {
         for entry in self.0.state.lock().connections.values() {
-            entry.cut.finish();
+            entry.close_handle.close_gracefully();
         }
         loop {
             // Asks to be told first and looks then, so that none that ends in between is missed.
@@ -259,9 +261,9 @@ impl State {
             };
             let claim = Arc::clone(&entry.claim);
             if idle(entry) {
-                entry.cut.finish();
+                entry.close_handle.close_gracefully();
             } else {
-                entry.cut.throw();
+                entry.close_handle.close_now();
             }
             self.give_up(&claim);
             counts.ended(Ended::ForAnother);
@@ -305,8 +307,8 @@ impl State {
 
 impl OpenConnection {
     /// Its switch.
-    pub(super) fn cut(&self) -> &Arc<Cut> {
-        &self.cut
+    pub(super) fn close_handle(&self) -> &Arc<CloseHandle> {
+        &self.close_handle
     }
 
     /// What it does.
@@ -318,7 +320,9 @@ impl OpenConnection {
 impl Drop for OpenConnection {
     fn drop(&mut self) {
         let mut state = self.among.state.lock();
-        state.connections.remove(&Arc::as_ptr(&self.cut).addr());
+        state
+            .connections
+            .remove(&Arc::as_ptr(&self.close_handle).addr());
         self.among.counts.closed();
         drop(state);
         self.among.ended.notify_waiters();

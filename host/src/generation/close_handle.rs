@@ -16,26 +16,26 @@ use parking_lot::Mutex;
 
 /// The switch of one connection.
 #[derive(Debug, Default)]
-pub struct Cut {
-    /// An [`Order`].
-    order: AtomicU8,
+pub struct CloseHandle {
+    /// An [`CloseRequest`].
+    request: AtomicU8,
     waker: OnceLock<Waker>,
 }
 
 /// What a connection is to do. Each goes further than the one before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Order {
+pub enum CloseRequest {
     /// Go on.
-    GoOn,
+    None,
     /// Finish what it has, take nothing more, and close.
-    Finish,
+    Graceful,
     /// End at once.
-    End,
+    Immediate,
 }
 
-impl Cut {
-    /// Wakes `waker`, the connection's, at each order from now on. To be called before the first look at [`order`](Self::order), and
+impl CloseHandle {
+    /// Wakes `waker`, the connection's, at each order from now on. To be called before the first look at [`requested`](Self::requested), and
     /// once: a task has one waker for all its life.
     pub fn wakes(&self, waker: &Waker) {
         self.waker.get_or_init(|| waker.clone());
@@ -51,26 +51,26 @@ impl Cut {
 
     /// What the connection is to do.
     #[inline]
-    pub fn order(&self) -> Order {
-        match self.order.load(Ordering::Acquire) {
-            0 => Order::GoOn,
-            1 => Order::Finish,
-            _ => Order::End,
+    pub fn requested(&self) -> CloseRequest {
+        match self.request.load(Ordering::Acquire) {
+            0 => CloseRequest::None,
+            1 => CloseRequest::Graceful,
+            _ => CloseRequest::Immediate,
         }
     }
 
     /// Asks the connection to finish.
-    pub fn finish(&self) {
-        self.give(Order::Finish);
+    pub fn close_gracefully(&self) {
+        self.request(CloseRequest::Graceful);
     }
 
     /// Ends the connection.
-    pub fn throw(&self) {
-        self.give(Order::End);
+    pub fn close_now(&self) {
+        self.request(CloseRequest::Immediate);
     }
 
-    fn give(&self, order: Order) {
-        self.order.fetch_max(order as u8, Ordering::Release);
+    fn request(&self, request: CloseRequest) {
+        self.request.fetch_max(request as u8, Ordering::Release);
         fence(Ordering::SeqCst);
         if let Some(waker) = self.waker.get() {
             waker.wake_by_ref();
@@ -80,24 +80,27 @@ impl Cut {
 
 /// The switches of the connections that stream something of a generation.
 #[derive(Debug, Default)]
-pub(super) struct Streams(Mutex<Vec<Arc<Cut>>>);
+pub(super) struct Streams(Mutex<Vec<Arc<CloseHandle>>>);
 
 impl Streams {
-    pub(super) fn add(&self, cut: &Arc<Cut>) {
-        self.0.lock().push(Arc::clone(cut));
+    pub(super) fn add(&self, handle: &Arc<CloseHandle>) {
+        self.0.lock().push(Arc::clone(handle));
     }
 
     /// Takes one entry of `cut` away: a connection may stream several things.
-    pub(super) fn remove(&self, cut: &Arc<Cut>) {
+    pub(super) fn remove(&self, handle: &Arc<CloseHandle>) {
         let mut streams = self.0.lock();
-        if let Some(at) = streams.iter().position(|stream| Arc::ptr_eq(stream, cut)) {
+        if let Some(at) = streams
+            .iter()
+            .position(|stream| Arc::ptr_eq(stream, handle))
+        {
             streams.swap_remove(at);
         }
     }
 
-    pub(super) fn throw_all(&self) -> usize {
+    pub(super) fn close_all_now(&self) -> usize {
         let streams = self.0.lock().clone();
-        streams.iter().for_each(|cut| cut.throw());
+        streams.iter().for_each(|handle| handle.close_now());
         streams.len()
     }
 }
