@@ -62,7 +62,7 @@ use crate::{
 
 /// What was found in a drop folder.
 #[derive(Clone, Debug)]
-pub struct Offer {
+pub struct DroppedArtifact {
     /// The app: of the sub-folder, else of the manifest.
     pub app: AppName,
     /// The file in the drop folder.
@@ -104,7 +104,7 @@ pub trait DropTarget: Send + Sync + 'static {
     /// Whether these bytes are what `app` serves or what waits for `handover reload`: putting them there once more changes nothing.
     fn has(&self, app: &AppName, sha256: Sha256) -> bool;
     /// Deploys or stages an offer. Called one after the other for each app, on a task that may wait.
-    fn offer(&self, offer: Offer) -> impl Future<Output = Answer> + Send;
+    fn deploy_dropped(&self, dropped: DroppedArtifact) -> impl Future<Output = Answer> + Send;
     /// Somebody still has the file at `path` open for writing, so it waits; `asked`: `handover reload` wanted it. For the event log.
     fn waits(&self, app: Option<&AppName>, path: &Path, asked: bool);
     /// Bytes that could not become an artifact, so nobody will be offered them. For the event log.

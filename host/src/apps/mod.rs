@@ -14,7 +14,7 @@
 //! - [`changed`]: what generations changed for the whole process
 //! - [`growth`]: how much memory apps take while the process grows
 //! - [`history`]: what was deployed, and what a rollback goes back to
-//! - [`rollback`], [`reload`], [`offer`]: the other ways in
+//! - [`rollback`], [`reload`], [`drop_folder`]: the other ways in
 //! - [`refused`]: uploads that were not taken
 //! - [`verdict`]: whose verdict of preflight counts
 //! - [`restore`]: what was live is live again after a restart
@@ -33,12 +33,12 @@ mod culprit;
 mod cutover;
 mod deploy;
 mod drain;
+mod drop_folder;
 mod events;
 mod growth;
 mod history;
 mod leaks;
 mod metrics;
-mod offer;
 mod operation;
 mod queue;
 mod refused;

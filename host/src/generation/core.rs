@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use super::{
     close_handle::{CloseHandle, Streams},
     in_flight::{Gate, InFlight, Shards},
-    offer::{PluginOffer, Working},
+    services::{GenerationServices, Working},
     spec::Spec,
 };
 use crate::{
@@ -87,7 +87,7 @@ pub struct Counts {
 pub struct Core {
     spec: Spec,
     account: AccountId,
-    app: AppHandle<PluginOffer>,
+    app: AppHandle<GenerationServices>,
     gate: Gate,
     expired: AtomicBool,
     expiry: Arc<Notify>,
@@ -102,7 +102,7 @@ impl Core {
         &self.gate
     }
 
-    pub(super) fn app(&self) -> &AppHandle<PluginOffer> {
+    pub(super) fn app(&self) -> &AppHandle<GenerationServices> {
         &self.app
     }
 
@@ -134,7 +134,7 @@ impl Core {
     /// Stops the app. Nothing of it is counted from then on, whatever threads it left.
     pub(super) fn stop(&self, deadline: u64) {
         self.app.stop(deadline);
-        self.app.offer().end();
+        self.app.services().end();
     }
 
     /// Whether what is still in flight has to end now.
@@ -203,7 +203,7 @@ pub struct Generation {
 }
 
 impl Generation {
-    pub(super) fn new(spec: Spec, library: &Library, app: AppHandle<PluginOffer>) -> Self {
+    pub(super) fn new(spec: Spec, library: &Library, app: AppHandle<GenerationServices>) -> Self {
         let account = library.account();
         let core = Arc::new(Core {
             spec,
@@ -245,21 +245,25 @@ impl Generation {
     pub fn counts(&self) -> Counts {
         // Requests before work: a request that ends in between has left its spawned work behind to be seen.
         let in_flight = self.shards.in_flight();
-        let offer = self.core.app.offer();
-        let (work, jobs) = offer.work();
+        let services = self.core.app.services();
+        let (work, jobs) = services.work();
         Counts {
             in_flight: in_flight + work,
             jobs,
             requests: self.shards.requests(),
             // An app may replace the hook that tells of panics; those caught at the boundary are counted here anyway.
-            panics: self.core.panics.load(Ordering::Relaxed).max(offer.panics()),
+            panics: self
+                .core
+                .panics
+                .load(Ordering::Relaxed)
+                .max(services.panics()),
             stalls: self.core.stalls.load(Ordering::Relaxed),
         }
     }
 
     /// The work that it has spawned and that has not ended.
     pub fn working(&self) -> Vec<Working> {
-        self.core.app.offer().working()
+        self.core.app.services().working()
     }
 
     /// When it was loaded.

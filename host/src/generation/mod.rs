@@ -5,14 +5,14 @@
 //! - [`core`]: what all of them share, and the gate that requests come through
 //! - [`in_flight`]: counting in and out, with [`worker`] and [`sync`]
 //! - [`close_handle`]: the switch that ends a connection at the drain deadline
-//! - [`offer`]: what the host offers to its plugin: log, panics, work
+//! - [`services`]: what the host offers to its plugin: log, panics, work
 //! - [`lifecycle`]: the threads that constructors, destructors and hooks run on
 
 pub mod close_handle;
 pub mod core;
 pub mod in_flight;
 mod lifecycle;
-pub mod offer;
+pub mod services;
 pub mod spec;
 pub mod states;
 mod sync;

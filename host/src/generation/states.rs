@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use super::{
     core::{Core, Generation, State},
     lifecycle::{self, Late, Unfinished},
-    offer::PluginOffer,
+    services::GenerationServices,
     spec::{Spec, StartError},
 };
 use crate::{
@@ -109,7 +109,7 @@ enum Place {
     /// A thread maps it.
     Mapping(Late<Result<Library, LoadError>>),
     /// A thread runs its initialisers, or the constructor of its app.
-    Constructor(Library, Late<Result<AppHandle<PluginOffer>, String>>),
+    Constructor(Library, Late<Result<AppHandle<GenerationServices>, String>>),
     /// Threads tell its app of the end.
     Hooks(Library, Hooks),
     /// A thread runs the destructors of its app.
@@ -204,9 +204,9 @@ pub async fn load(artifact: Artifact, deadline: Duration) -> Result<Library, Sta
 pub async fn start(mut library: Library, spec: Spec) -> Result<Started, StartError> {
     let deadline = spec.start_deadline;
     let constructing = spec.clone();
-    let offer = Arc::new(PluginOffer::new(spec.app.clone(), spec.id));
-    library.keep(offer.clone());
-    let services = Arc::clone(&offer);
+    let services = Arc::new(GenerationServices::new(spec.app.clone(), spec.id));
+    library.keep(services.clone());
+    let given = Arc::clone(&services);
     let account = library.account().id();
     library.account().name(&spec.app, spec.id, &spec.version);
     library.stay(spec.stays.clone());
@@ -236,7 +236,7 @@ pub async fn start(mut library: Library, spec: Spec) -> Result<Started, StartErr
             runtime_threads: u32::try_from(spec.runtime_threads).unwrap_or(u32::MAX),
             preflight: spec.preflight,
         };
-        loader::start(root, offer, &settings)
+        loader::start(root, given, &settings)
     })
     .await;
     if !matches!(started, Ok(Ok(_))) {

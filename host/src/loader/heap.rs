@@ -55,11 +55,11 @@ unsafe impl Send for SharedHeap {}
 unsafe impl Sync for SharedHeap {}
 
 /// The heap for the library that is being mapped. One is mapped at a time.
-static OFFER: Mutex<Option<Offered>> = Mutex::new(None);
+static GRANT: Mutex<Option<Granted>> = Mutex::new(None);
 
 /// What is offered, and to whom.
 #[derive(Debug)]
-struct Offered {
+struct Granted {
     heap: OwnHeap,
     /// The name that the dynamic linker will know the library by.
     name: Vec<u8>,
@@ -70,12 +70,12 @@ struct Offered {
 /// The library that is mapped next gets a heap of its own, from now until this is taken or withdrawn. Dropping it leaves the
 /// heap for the life of the process.
 #[derive(Debug)]
-pub(super) struct Offer(());
+pub(super) struct HeapGrant(());
 
-impl Offer {
+impl HeapGrant {
     /// Makes the heap for the library that will be mapped as `name`. It gets none where there is no memory for that.
     pub(super) fn to(name: &str) -> Self {
-        *offer() = OwnHeap::new().map(|heap| Offered {
+        *grant() = OwnHeap::new().map(|heap| Granted {
             heap,
             name: name.as_bytes().to_vec(),
             is_told: false,
@@ -86,7 +86,7 @@ impl Offer {
     /// Gives the heap to `library`, which is mapped as `object`, unless a constructor of it has asked for it before. None when
     /// it was built without a heap of its own.
     pub(super) fn take(self, library: &dl::Library, object: &Object) -> Option<OwnHeap> {
-        let Offered { heap, is_told, .. } = offer().take()?;
+        let Granted { heap, is_told, .. } = grant().take()?;
         // SAFETY: asks for the address only.
         let root = unsafe { library.get::<*const HeapRoot>(heap::SYMBOL.as_bytes()) };
         let root = root.ok().and_then(|root| {
@@ -107,12 +107,12 @@ impl Offer {
 
     /// Takes it back: nothing was mapped.
     pub(super) fn withdraw(self) {
-        let offered = offer().take();
-        if let Some(Offered {
+        let granted = grant().take();
+        if let Some(Granted {
             heap,
             is_told: false,
             ..
-        }) = offered
+        }) = granted
         {
             // SAFETY: nobody has heard of it.
             unsafe { heap.destroy() };
@@ -120,14 +120,14 @@ impl Offer {
     }
 }
 
-impl Drop for Offer {
+impl Drop for HeapGrant {
     fn drop(&mut self) {
-        offer().take();
+        grant().take();
     }
 }
 
-fn offer() -> MutexGuard<'static, Option<Offered>> {
-    OFFER.lock().unwrap_or_else(PoisonError::into_inner)
+fn grant() -> MutexGuard<'static, Option<Granted>> {
+    GRANT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The root at `address`, if it lies in `object`.
@@ -148,22 +148,22 @@ unsafe fn root_in<'a>(address: *const HeapRoot, object: &Object) -> Option<&'a H
 /// `root` is a root that is mapped, or null.
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn handover_heap(root: *const HeapRoot) -> *const Heap {
-    let mut offer = offer();
-    let Some(offered) = offer.as_mut() else {
+    let mut grant = grant();
+    let Some(granted) = grant.as_mut() else {
         return ptr::null();
     };
     // Only the library that it was made for: one that a constructor opens may stay when that is unmapped.
     let objects = mapped::objects();
     let asks = objects
         .iter()
-        .filter(|object| object.name == offered.name)
+        .filter(|object| object.name == granted.name)
         // SAFETY: the caller's promise.
         .find_map(|object| unsafe { root_in(root, object) });
     if !asks.is_some_and(HeapRoot::fits) {
         return ptr::null();
     }
-    offered.is_told = true;
-    offered.heap.0.as_ptr()
+    granted.is_told = true;
+    granted.heap.0.as_ptr()
 }
 
 /// Whether `address` lies in memory of mimalloc's: of the host, or of the heap of a library.

@@ -14,7 +14,7 @@ use object::{Object as _, ObjectSymbol as _};
 
 use super::{
     code::{Code, Stage},
-    heap::{self, Offer, OwnHeap},
+    heap::{self, HeapGrant, OwnHeap},
     initialisers::Functions,
     linker_lock::LinkerLock,
     mapped::{self, Object},
@@ -129,7 +129,7 @@ impl Library {
         references::note_host(&before);
         let executable = before.first().map_or(0..0, |object| object.range.clone());
         let loading = ledger::loading(&executable);
-        let offer = Offer::to(&name);
+        let grant = HeapGrant::to(&name);
         // SAFETY: runs the initialisers of the libraries that it brings along, whatever they do:
         // the operator deployed it, and preflight ran them in another process. No symbol of it
         // becomes visible to others (RTLD_LOCAL), none is resolved later (RTLD_NOW).
@@ -137,7 +137,7 @@ impl Library {
         {
             Ok(handle) => ManuallyDrop::new(handle),
             Err(error) => {
-                offer.withdraw();
+                grant.withdraw();
                 return Err(LoadError(format!(
                     "the dynamic linker refused it: {}{}",
                     linker_sentence(&error),
@@ -162,7 +162,7 @@ impl Library {
         else {
             // Nothing was mapped: the reference to the old library, whatever it is, goes back.
             drop(ManuallyDrop::into_inner(handle));
-            offer.withdraw();
+            grant.withdraw();
             return Err(LoadError(format!(
                 "the dynamic linker gave an old library back instead of mapping the new one (as {name}); nothing was loaded"
             )));
@@ -172,7 +172,7 @@ impl Library {
                 pin(brought);
             }
         }
-        let heap = offer.take(&handle, object);
+        let heap = grant.take(&handle, object);
         let Some(account) = loading.attribute(vec![object.range.clone()]) else {
             std::mem::forget(image);
             return Err(LoadError(

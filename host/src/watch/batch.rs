@@ -10,7 +10,7 @@ use std::{
 use tokio::{sync::Semaphore, task};
 
 use super::{
-    Answer, DropTarget, Offer,
+    Answer, DropTarget, DroppedArtifact,
     answer::{self, Verdict},
     scan::{Key, Stamp},
 };
@@ -67,7 +67,7 @@ pub(super) enum End {
 pub(super) struct Report {
     pub(super) key: Key,
     pub(super) outcomes: Vec<Outcome>,
-    pub(super) offers: usize,
+    pub(super) dropped_count: usize,
 }
 
 /// A file with new bytes.
@@ -119,7 +119,7 @@ pub(super) async fn run<T: DropTarget>(
         return Report {
             key,
             outcomes: unread,
-            offers: 0,
+            dropped_count: 0,
         };
     };
     drop(permit);
@@ -137,11 +137,11 @@ pub(super) async fn run<T: DropTarget>(
         return Report {
             key,
             outcomes,
-            offers: 0,
+            dropped_count: 0,
         };
     };
     let sha256 = best.artifact.sha256;
-    let offer = Offer {
+    let dropped = DroppedArtifact {
         app,
         path: best.candidate.path.clone(),
         artifact: best.artifact,
@@ -152,7 +152,7 @@ pub(super) async fn run<T: DropTarget>(
         stored_in: best.stored_in,
     };
     // On a task of its own, so that a panic is an answer and not the end of this app's queue.
-    let answer = match task::spawn(async move { target.offer(offer).await }).await {
+    let answer = match task::spawn(async move { target.deploy_dropped(dropped).await }).await {
         Ok(answer) => answer,
         Err(error) if error.is_panic() => Answer::Failed(
             "the deploy panicked, which is a bug in the host: see its log, then try `handover reload`"
@@ -184,7 +184,7 @@ pub(super) async fn run<T: DropTarget>(
     Report {
         key,
         outcomes,
-        offers: 1,
+        dropped_count: 1,
     }
 }
 

@@ -149,14 +149,14 @@ struct Queue {
 
 /// Somebody who waits for batches to end: answered when the last of them lets go.
 struct Waiter {
-    offers: AtomicUsize,
+    dropped_count: AtomicUsize,
     reply: Option<oneshot::Sender<usize>>,
 }
 
 impl Drop for Waiter {
     fn drop(&mut self) {
         if let Some(reply) = self.reply.take() {
-            let _ = reply.send(*self.offers.get_mut()); // nobody waits any more
+            let _ = reply.send(*self.dropped_count.get_mut()); // nobody waits any more
         }
     }
 }
@@ -302,7 +302,7 @@ impl<T: DropTarget> Scanner<T> {
             Message::Event(event) => self.hints.take(event, &self.root, &mut self.folders),
             Message::Rescan { app, again, reply } => {
                 let waiter = Arc::new(Waiter {
-                    offers: AtomicUsize::new(0),
+                    dropped_count: AtomicUsize::new(0),
                     reply: Some(reply),
                 });
                 self.scan(&Reason::Asked { app, again, waiter });
@@ -342,7 +342,9 @@ impl<T: DropTarget> Scanner<T> {
         if let Some(queue) = self.queues.get_mut(&report.key) {
             queue.running = false;
             for waiter in queue.running_for.drain(..) {
-                waiter.offers.fetch_add(report.offers, Ordering::Relaxed);
+                waiter
+                    .dropped_count
+                    .fetch_add(report.dropped_count, Ordering::Relaxed);
             }
             for waiter in std::mem::take(&mut queue.again_for) {
                 let (app, again) = (report.key.clone(), true);

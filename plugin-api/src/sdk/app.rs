@@ -21,7 +21,7 @@ use super::{
     error::Error,
     log,
     runtime::{self, AppRuntime},
-    upgrade::{Offer, Upgrading},
+    upgrade::{PendingUpgrade, Upgrading},
 };
 use crate::abi::{
     body::BodyStream,
@@ -116,8 +116,8 @@ impl<A: App> Plugin for Running<A> {
         self.context.tell_client(&head, &mut request);
         let mut app = self.app.clone();
         if upgrade {
-            let offer = Offer::to(&mut request, head.protocol());
-            return Some(first.poll(|| Upgrading::new(when_ready(app, request), offer)));
+            let pending = PendingUpgrade::to(&mut request, head.protocol());
+            return Some(first.poll(|| Upgrading::new(when_ready(app, request), pending)));
         }
         // Almost every service is ready at once, and then needs no state to wait in. One that is not is asked again, with a waker.
         let ready = app.poll_ready(&mut task::Context::from_waker(Waker::noop()));

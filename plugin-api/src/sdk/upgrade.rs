@@ -47,7 +47,7 @@ const BUFFER: usize = 64 * 1024;
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nupgrade: x\r\n\r\n";
 
 /// An upgrade that the app may take: whoever drops it has refused it, which the `OnUpgrade` then says.
-pub(super) struct Offer {
+pub(super) struct PendingUpgrade {
     connection: UpgradeableConnection<Near, Ask>,
     taken: Arc<AtomicBool>,
     far: DuplexStream,
@@ -55,7 +55,7 @@ pub(super) struct Offer {
     is_connect: bool,
 }
 
-impl Offer {
+impl PendingUpgrade {
     /// Puts the `OnUpgrade` into the extensions of `request`, and the `protocol` of an extended CONNECT, which is else empty.
     pub(super) fn to<B>(request: &mut Request<B>, protocol: &str) -> Self {
         if !protocol.is_empty() {
@@ -105,15 +105,15 @@ pin_project! {
     pub(super) struct Upgrading<F> {
         #[pin]
         future: F,
-        offer: Option<Offer>,
+        pending: Option<PendingUpgrade>,
     }
 }
 
 impl<F> Upgrading<F> {
-    pub(super) fn new(future: F, offer: Offer) -> Self {
+    pub(super) fn new(future: F, pending: PendingUpgrade) -> Self {
         Self {
             future,
-            offer: Some(offer),
+            pending: Some(pending),
         }
     }
 }
@@ -132,9 +132,9 @@ where
         let Some(response) = told(outcome) else {
             return PollState::Failed;
         };
-        match this.offer.take() {
-            Some(offer) if offer.is_taken_by(response.status()) => {
-                let io = IoStream::new(Far(offer.take()));
+        match this.pending.take() {
+            Some(pending) if pending.is_taken_by(response.status()) => {
+                let io = IoStream::new(Far(pending.take()));
                 responder.respond(response.into_parts().0, Payload::Upgrade(io));
             }
             _ => answer(response, cx, responder),
@@ -255,17 +255,17 @@ mod tests {
 
     use super::*;
 
-    fn offered() -> (Offer, OnUpgrade) {
+    fn pending_pair() -> (PendingUpgrade, OnUpgrade) {
         let mut request = Request::new(());
-        let offer = Offer::to(&mut request, "");
+        let pending = PendingUpgrade::to(&mut request, "");
         let on_upgrade = request.extensions_mut().remove().expect("it was put there");
-        (offer, on_upgrade)
+        (pending, on_upgrade)
     }
 
     #[tokio::test]
     async fn what_is_taken_is_a_pipe_from_its_first_byte() {
-        let (offer, on_upgrade) = offered();
-        let mut far = offer.take();
+        let (pending, on_upgrade) = pending_pair();
+        let mut far = pending.take();
         let mut near = TokioIo::new(on_upgrade.await.expect("it was taken"));
         near.write_all(b"from the app").await.expect("room");
         far.write_all(b"from the client").await.expect("room");
@@ -280,8 +280,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_not_taken_ends_its_future() {
-        let (offer, on_upgrade) = offered();
-        drop(offer);
+        let (pending, on_upgrade) = pending_pair();
+        drop(pending);
         assert!(on_upgrade.await.is_err());
     }
 }

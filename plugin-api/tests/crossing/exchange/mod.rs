@@ -21,7 +21,7 @@ use handover_plugin::abi::{
     call::{AnswerBody, TakeAnswer},
     head::{RequestHead, ResponseHead},
     host::{Event, Work},
-    import::{AppHandle, Offer},
+    import::{AppHandle, HostServices},
     lent::{Lent, Size},
     poll::PollState,
     root::Settings,
@@ -238,7 +238,7 @@ impl TakeAnswer for Slot {
 
 struct Nothing;
 
-impl Offer for Nothing {
+impl HostServices for Nothing {
     fn log_enabled(&self, _level: u8) -> bool {
         false
     }

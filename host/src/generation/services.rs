@@ -9,7 +9,7 @@ use std::{
 
 use handover_plugin::abi::{
     host::{Event, TASK, Work},
-    import::Offer,
+    import::HostServices,
     lent::Lent,
 };
 use parking_lot::Mutex;
@@ -19,7 +19,7 @@ use crate::names::{AppName, GenerationId};
 
 /// What the host offers to one generation.
 #[derive(Debug)]
-pub struct PluginOffer {
+pub struct GenerationServices {
     app: AppName,
     generation: GenerationId,
     panics: AtomicU64,
@@ -41,7 +41,7 @@ pub struct Working {
     pub since: Instant,
 }
 
-impl PluginOffer {
+impl GenerationServices {
     /// An offer to this generation.
     pub fn new(app: AppName, generation: GenerationId) -> Self {
         Self {
@@ -97,7 +97,7 @@ macro_rules! log_at {
     };
 }
 
-impl Offer for PluginOffer {
+impl HostServices for GenerationServices {
     fn log_enabled(&self, level: u8) -> bool {
         match level {
             1 => tracing::enabled!(target: "plugin", Level::ERROR),

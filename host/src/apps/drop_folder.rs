@@ -21,7 +21,7 @@ use crate::{
     ownership,
     preflight::Scope,
     shortage, shown,
-    watch::{Answer, DropTarget, Offer},
+    watch::{Answer, DropTarget, DroppedArtifact},
     writers::name_of_one,
 };
 
@@ -139,20 +139,20 @@ impl DropTarget for Apps {
         })
     }
 
-    async fn offer(&self, offer: Offer) -> Answer {
-        let app = self.app(&offer.app);
-        let path = offer.path.to_string_lossy().into_owned();
+    async fn deploy_dropped(&self, dropped: DroppedArtifact) -> Answer {
+        let app = self.app(&dropped.app);
+        let path = dropped.path.to_string_lossy().into_owned();
         let (sha256, version) = (
-            offer.artifact.sha256,
-            offer.artifact.manifest.version.clone(),
+            dropped.artifact.sha256,
+            dropped.artifact.manifest.version.clone(),
         );
-        if let Some(other) = app.queue.under_way(offer.again) {
-            if offer.again {
+        if let Some(other) = app.queue.under_way(dropped.again) {
+            if dropped.again {
                 self.caused(&app, Caused::Said(deploy::conflict(&app, &other)));
             }
             return Answer::Later;
         }
-        if !offer.again && app.waits_for_machine(sha256) {
+        if !dropped.again && app.waits_for_machine(sha256) {
             return Answer::Later;
         }
         let live = app.live();
@@ -163,8 +163,8 @@ impl DropTarget for Apps {
                 artifact: sha256,
                 version: &version,
                 path: &path,
-                again: offer.again,
-                met_again: offer.lay_there && record.was_answered(&path, sha256),
+                again: dropped.again,
+                met_again: dropped.lay_there && record.was_answered(&path, sha256),
                 live: live.as_ref(),
                 live_source: live_source.as_deref(),
                 staged: record.staged.as_ref().map(|staged| staged.artifact),
@@ -177,7 +177,7 @@ impl DropTarget for Apps {
             Decision::Live => {
                 let id = live.map_or(0, |live| live.id.0);
                 let message = format!("{named} is live already as generation {id}");
-                self.said(&app, &offer, &message);
+                self.said(&app, &dropped, &message);
                 Answer::Deployed(message)
             }
             Decision::Staged => {
@@ -185,23 +185,23 @@ impl DropTarget for Apps {
                     "{named} is staged already: `handover reload {}` makes it live",
                     app.name
                 );
-                self.said(&app, &offer, &message);
+                self.said(&app, &dropped, &message);
                 Answer::Deployed(message)
             }
             Decision::Refuse(reason) => {
                 let message = format!("{named} was not taken: {reason}");
-                self.said(&app, &offer, &message);
+                self.said(&app, &dropped, &message);
                 self.tell(
                     Kind::Rejected,
                     &app,
                     None,
-                    format!("{}: {message}", shown::path(&offer.path)),
+                    format!("{}: {message}", shown::path(&dropped.path)),
                 );
                 Answer::Failed(message)
             }
             Decision::Deploy | Decision::Stage => {
                 let stage = decision == Decision::Stage;
-                self.take(&app, offer, path.clone(), stage).await
+                self.take(&app, dropped, path.clone(), stage).await
             }
         };
         if !matches!(answer, Answer::Later) {
@@ -254,11 +254,11 @@ impl Apps {
     async fn take(
         &self,
         app: &std::sync::Arc<App>,
-        offer: Offer,
+        dropped: DroppedArtifact,
         path: String,
         stage: bool,
     ) -> Answer {
-        let (sha256, again) = (offer.artifact.sha256, offer.again);
+        let (sha256, again) = (dropped.artifact.sha256, dropped.again);
         if !stage && app.settings.when_full == WhenFull::Refuse && app.is_full() {
             // It will fit when one of those has drained; nobody has to drop it again.
             if app.waits(Some(sha256)) {
@@ -270,7 +270,7 @@ impl Apps {
                 );
                 self.tell(Kind::Waiting, app, None, message);
             }
-            if offer.again {
+            if dropped.again {
                 let message = "too many replaced generations still drain (max_old_generations): what was dropped waits for them";
                 self.caused(app, Caused::Said(result(Outcome::Failed, app, message)));
             }
@@ -278,26 +278,26 @@ impl Apps {
         }
         app.waits(None);
         let plan = Plan {
-            artifact: offer.artifact,
-            cause: if offer.again {
+            artifact: dropped.artifact,
+            cause: if dropped.again {
                 Cause::Reload
             } else {
                 Cause::Drop
             },
             source: Some(path),
-            noticed_in: Some(offer.noticed_in),
-            stored_in: Some(offer.stored_in),
+            noticed_in: Some(dropped.noticed_in),
+            stored_in: Some(dropped.stored_in),
             preflight: Some(Scope::All),
             stage,
             deadline: None,
         };
-        let entrance = if offer.again {
+        let entrance = if dropped.again {
             Entrance::OfReload
         } else {
             Entrance::Now
         };
         let begun = deploy::begin(self, std::sync::Arc::clone(app), plan, entrance);
-        if offer.again {
+        if dropped.again {
             self.caused(app, Caused::Operation(begun.operation.id.clone()));
         }
         // An error means that the operation broke off, which was logged.
@@ -332,8 +332,8 @@ impl Apps {
     }
 
     /// Tells the reload that asked, if one did, that there was nothing to do.
-    fn said(&self, app: &App, offer: &Offer, message: &str) {
-        if offer.again {
+    fn said(&self, app: &App, dropped: &DroppedArtifact, message: &str) {
+        if dropped.again {
             self.caused(app, Caused::Said(result(Outcome::Unchanged, app, message)));
         }
     }
