@@ -536,7 +536,7 @@ pub(super) fn begin(apps: &Apps, crashed: Option<Crashed>) -> Findings {
     let message = format!(
         "the host before this one (process {pid}, {since}) ended: {how}{while_it_started}{place}"
     );
-    apps.0.events.tell(Kind::Crash, None, None, message);
+    apps.0.events.record(Kind::Crash, None, None, message);
     let is_own_fault = crashed
         .as_ref()
         .is_some_and(|crashed| match crashed.how.as_str() {
@@ -757,7 +757,7 @@ pub(super) fn prove_later(apps: &Apps, app: &Arc<App>, spec: &Spec) {
             ),
             Err(cause) => format!("the end of the probation could not be saved: {cause}"),
         };
-        apps.tell(Kind::Proven, &app, Some(id), message);
+        apps.record_event(Kind::Proven, &app, Some(id), message);
     });
 }
 

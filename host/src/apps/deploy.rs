@@ -15,7 +15,7 @@ use super::{
     drain::{self, Leaving},
     events::Kind,
     history::Entry,
-    operation::{self, Operation, Speaker, Wanted},
+    operation::{self, Operation, ProgressSender, Wanted},
     queue::{Closed, OperationLock, Place},
     result,
     saved::{Head, Record},
@@ -166,8 +166,8 @@ pub(super) fn begin_with<F>(
 where
     F: Future<Output = Result<Plan, OperationResult>> + Send + 'static,
 {
-    let speaker = apps.0.operations.begin();
-    let mut operation = speaker.listen();
+    let progress = apps.0.operations.begin();
+    let mut operation = progress.listen();
     let (tell, at_cutover) = oneshot::channel();
     let Asked {
         what,
@@ -175,7 +175,7 @@ where
         plan,
     } = asked;
     let own = OperationStatus {
-        id: speaker.id().to_owned(),
+        id: progress.id().to_owned(),
         what,
     };
     let (interest, wanted) = match entrance {
@@ -196,7 +196,7 @@ where
         Err(other) => {
             let conflict = conflict(&app, &other);
             app.tally.ended(conflict.outcome);
-            speaker.finish(conflict.clone());
+            progress.finish(conflict.clone());
             let _ = tell.send(conflict);
         }
         Ok(lock) => {
@@ -204,12 +204,12 @@ where
             tokio::spawn(async move {
                 let lock = match lock {
                     Ok(lock) => Ok(lock),
-                    Err(place) => queued(&app, place, deadline, wanted, &speaker).await,
+                    Err(place) => queued(&app, place, deadline, wanted, &progress).await,
                 };
                 let (lock, ended) = match lock {
                     Ok(lock) => {
                         let ended = match plan.await {
-                            Ok(plan) => carry_out(&apps, &app, plan, &speaker).await,
+                            Ok(plan) => carry_out(&apps, &app, plan, &progress).await,
                             Err(result) => Ended::Otherwise(result),
                         };
                         (Some(lock), ended)
@@ -226,14 +226,15 @@ where
                 match ended {
                     Ended::Otherwise(result) => {
                         let _ = tell.send(result.clone());
-                        speaker.finish(result);
+                        progress.finish(result);
                     }
                     Ended::Live(result, leaving) => {
                         let _ = tell.send(result.clone());
                         match leaving {
-                            None => speaker.finish(result),
+                            None => progress.finish(result),
                             Some(leaving) => {
-                                drain::see_out(&apps, &app, leaving, Some((speaker, result))).await;
+                                drain::see_out(&apps, &app, leaving, Some((progress, result)))
+                                    .await;
                             }
                         }
                         apps.collect().await;
@@ -266,12 +267,12 @@ pub(super) async fn queued(
     place: Place,
     deadline: Option<Deadline>,
     wanted: Wanted,
-    speaker: &Speaker,
+    progress: &ProgressSender,
 ) -> Result<OperationLock, String> {
     let mut behind = None;
     let waits = |other: &OperationStatus, ahead: usize| {
         behind = Some(other.clone());
-        speaker.say(Progress::Queued {
+        progress.send(Progress::Queued {
             app: app.name.clone(),
             behind: other.clone(),
             ahead: ahead as u64,
@@ -317,11 +318,11 @@ async fn give_up(
 }
 
 /// Carries out `plan` and records how it ended.
-async fn carry_out(apps: &Apps, app: &Arc<App>, plan: Plan, speaker: &Speaker) -> Ended {
+async fn carry_out(apps: &Apps, app: &Arc<App>, plan: Plan, progress: &ProgressSender) -> Ended {
     let (artifact, cause, source) = (plan.artifact.clone(), plan.cause, plan.source.clone());
     // Until its end is written down.
     let _trying = Trying::of(apps, &app.name);
-    match try_plan(apps, app, plan, speaker).await {
+    match try_plan(apps, app, plan, progress).await {
         Ok(ended) => ended,
         Err(failure) => {
             Ended::Otherwise(record_failure(apps, app, &artifact, cause, source, failure).await)
@@ -333,18 +334,18 @@ async fn try_plan(
     apps: &Apps,
     app: &Arc<App>,
     plan: Plan,
-    speaker: &Speaker,
+    progress: &ProgressSender,
 ) -> Result<Ended, Failure> {
     let deadline = plan.deadline.map(|deadline| deadline.by);
     if apps.0.closing.load(Ordering::Acquire) {
         return Err(Failure::host("the host is shutting down"));
     }
     if let Some(took) = plan.noticed_in {
-        speaker.step("notice", app, took, "found in the drop folder".to_owned());
+        progress.step("notice", app, took, "found in the drop folder".to_owned());
     }
     if let Some(took) = plan.stored_in {
         let (size, sha256) = (bytes(plan.artifact.size), plan.artifact.sha256.short());
-        speaker.step("store", app, took, format!("{size} stored as {sha256}"));
+        progress.step("store", app, took, format!("{size} stored as {sha256}"));
     }
     if let Some(live) = app.live()
         && live.artifact == plan.artifact.sha256
@@ -359,13 +360,13 @@ async fn try_plan(
         return Ok(Ended::Otherwise(result(Outcome::Unchanged, app, message)));
     }
     // Before anything is ended to make room for it.
-    admit(apps, app, &plan, speaker).await?;
+    admit(apps, app, &plan, progress).await?;
     if !plan.stage {
         make_room(apps, app)?;
     }
     // What has to be on disk before it is used gets there while the artifact is checked.
     let (checked, kept, id, ()) = tokio::join!(
-        check(apps, app, &plan, deadline, speaker),
+        check(apps, app, &plan, deadline, progress),
         keep(apps, &plan),
         reserve(app, &plan),
         crash::trying(apps, &app.name, plan.tried(Step::Checked, None)),
@@ -382,13 +383,18 @@ async fn try_plan(
     let Some(id) = id? else {
         return stage(apps, app, &plan, checked).await.map(Ended::Otherwise);
     };
-    let started = load_and_start(apps, app, &plan, &mut checked, id, deadline, speaker).await?;
-    go_live(apps, app, plan, checked, started, speaker).await
+    let started = load_and_start(apps, app, &plan, &mut checked, id, deadline, progress).await?;
+    go_live(apps, app, plan, checked, started, progress).await
 }
 
 /// Whether these bytes may become code at all: what they say of themselves, their version and who signed them. Asked each time, so that a
 /// key, a version or an ABI that is not good any more counts for a restart and a rollback too.
-async fn admit(apps: &Apps, app: &App, plan: &Plan, speaker: &Speaker) -> Result<(), Failure> {
+async fn admit(
+    apps: &Apps,
+    app: &App,
+    plan: &Plan,
+    progress: &ProgressSender,
+) -> Result<(), Failure> {
     let refused = |reason: String| Failure {
         own_fault: false, // with other settings or a signature the same bytes are fine
         ..Failure::own(Outcome::Rejected, reason, None)
@@ -412,7 +418,7 @@ async fn admit(apps: &Apps, app: &App, plan: &Plan, speaker: &Speaker) -> Result
         if plan.cause != Cause::Start || !was_live {
             return Err(refused(reason));
         }
-        apps.tell(
+        apps.record_event(
             Kind::State,
             app,
             None,
@@ -443,7 +449,7 @@ async fn admit(apps: &Apps, app: &App, plan: &Plan, speaker: &Speaker) -> Result
         Failure::host(format!("its signature could not be verified: {broken}"))
     })??;
     if let Some(key) = key {
-        speaker.step(
+        progress.step(
             "trust",
             app,
             began.elapsed(),
@@ -473,8 +479,7 @@ fn make_room(apps: &Apps, app: &App) -> Result<(), Failure> {
             counts.jobs,
         ))),
         WhenFull::EndOldest => {
-            apps.tell(
-                Kind::Draining,
+            apps.record_event(Kind::Draining,
                 app,
                 Some(id),
                 format!(
@@ -568,7 +573,13 @@ impl Checked {
     }
 
     /// Tells of the warnings as events about what was taken.
-    fn tell(&self, apps: &Apps, app: &App, plan: &Plan, generation: Option<GenerationId>) {
+    fn record_remarks(
+        &self,
+        apps: &Apps,
+        app: &App,
+        plan: &Plan,
+        generation: Option<GenerationId>,
+    ) {
         for warning in self.warnings() {
             let message = format!(
                 "{} {} ({}): {warning}",
@@ -576,7 +587,7 @@ impl Checked {
                 plan.artifact.manifest.version,
                 plan.artifact.sha256.short()
             );
-            apps.tell(Kind::Warning, app, generation, message);
+            apps.record_event(Kind::Warning, app, generation, message);
         }
     }
 }
@@ -587,7 +598,7 @@ async fn check(
     app: &App,
     plan: &Plan,
     deadline: Option<Instant>,
-    speaker: &Speaker,
+    progress: &ProgressSender,
 ) -> Result<Checked, Failure> {
     let Some(scope) = plan.preflight else {
         return Ok(Checked::default());
@@ -616,7 +627,7 @@ async fn check(
                 passed: true,
                 companions,
             };
-            speaker.found(
+            progress.found(
                 "preflight",
                 app,
                 began.elapsed(),
@@ -642,8 +653,7 @@ async fn check(
         ))),
         // What was live is not given up for that; the next start asks again.
         (Err(cause), Scope::Again) => {
-            apps.tell(
-                Kind::State,
+            apps.record_event(Kind::State,
                 app,
                 None,
                 format!(
@@ -698,8 +708,8 @@ async fn stage(
         app.name,
         sha256.short()
     );
-    apps.tell(Kind::Staged, app, None, message.as_str());
-    checked.tell(apps, app, plan, None);
+    apps.record_event(Kind::Staged, app, None, message.as_str());
+    checked.record_remarks(apps, app, plan, None);
     Ok(OperationResult {
         notes: checked.notes(),
         ..result(Outcome::Staged, app, message)
@@ -714,7 +724,7 @@ async fn load_and_start(
     checked: &mut Checked,
     id: GenerationId,
     deadline: Option<Instant>,
-    speaker: &Speaker,
+    progress: &ProgressSender,
 ) -> Result<Started, Failure> {
     // From here on code of it runs in this process.
     crash::trying(apps, &app.name, plan.tried(Step::Loaded, Some(id))).await;
@@ -773,7 +783,7 @@ async fn load_and_start(
         );
     }
     let differences = checked.compare(app, plan.artifact.sha256).await;
-    speaker.found(
+    progress.found(
         "load",
         app,
         began.elapsed(),
@@ -800,7 +810,7 @@ async fn load_and_start(
             });
         }
     };
-    speaker.step(
+    progress.step(
         "start",
         app,
         began.elapsed(),
@@ -816,7 +826,7 @@ async fn go_live(
     plan: Plan,
     checked: Checked,
     started: Started,
-    speaker: &Speaker,
+    progress: &ProgressSender,
 ) -> Result<Ended, Failure> {
     let spec = started.generation().spec().clone();
     if apps.0.closing.load(Ordering::Acquire) {
@@ -838,7 +848,7 @@ async fn go_live(
         source: plan.source.clone(),
     };
     let replaced = apps.cut_over(app, live);
-    speaker.step(
+    progress.step(
         "cutover",
         app,
         began.elapsed(),
@@ -858,13 +868,13 @@ async fn go_live(
         spec.artifact.short(),
         spec.id
     );
-    apps.tell(
+    apps.record_event(
         Kind::Active,
         app,
         Some(spec.id),
         format!("{message}{}", instead.unwrap_or_default()),
     );
-    checked.tell(apps, app, &plan, Some(spec.id));
+    checked.record_remarks(apps, app, &plan, Some(spec.id));
 
     let entry = Entry {
         warnings: checked.warnings(),
@@ -908,7 +918,7 @@ async fn go_live(
         let trouble = format!(
             "this is not durable yet, and a restart would go back to what was live before: {cause}; it is written when there is room"
         );
-        apps.tell(Kind::State, app, Some(spec.id), trouble.as_str());
+        apps.record_event(Kind::State, app, Some(spec.id), trouble.as_str());
         message = format!("{message}; but {trouble}");
     }
 
@@ -949,7 +959,7 @@ async fn record_failure(
         artifact.manifest.version,
         artifact.sha256.short()
     );
-    apps.tell(kind, app, generation, message.as_str());
+    apps.record_event(kind, app, generation, message.as_str());
     let entry = entry(
         artifact,
         cause,
@@ -974,7 +984,7 @@ async fn record_failure(
         })
         .await;
     if let Err(cause) = saved {
-        apps.tell(
+        apps.record_event(
             Kind::State,
             app,
             generation,
@@ -1048,7 +1058,7 @@ fn late(timeout: Duration, during: &str) -> String {
     )
 }
 
-impl Speaker {
+impl ProgressSender {
     /// Says that a step ended well.
     fn step(&self, step: &'static str, app: &App, took: Duration, message: String) {
         self.found(step, app, took, message, Vec::new());
@@ -1064,7 +1074,7 @@ impl Speaker {
         notes: Vec<Note>,
     ) {
         app.tally.step(step, took);
-        self.say(Progress::Step {
+        self.send(Progress::Step {
             step: step.to_owned(),
             app: app.name.clone(),
             message,
@@ -1109,7 +1119,7 @@ impl Apps {
             head.version,
             head.artifact.short()
         );
-        self.tell(Kind::Failed, app, None, message.as_str());
+        self.record_event(Kind::Failed, app, None, message.as_str());
         Err(result(Outcome::Failed, app, message))
     }
 

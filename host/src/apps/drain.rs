@@ -19,7 +19,7 @@ use super::{
     changed, counted, crash,
     events::Kind,
     leaks,
-    operation::Speaker,
+    operation::ProgressSender,
     people, restore,
     status::millis,
 };
@@ -83,7 +83,7 @@ pub(super) async fn see_out(
     apps: &Apps,
     app: &Arc<App>,
     leaving: Leaving,
-    telling: Option<(Speaker, OperationResult)>,
+    telling: Option<(ProgressSender, OperationResult)>,
 ) {
     let Leaving {
         draining,
@@ -95,7 +95,7 @@ pub(super) async fn see_out(
     let began = Instant::now();
     let counts = generation.counts();
     if counts.in_flight > 0 {
-        apps.tell(
+        apps.record_event(
             Kind::Draining,
             app,
             Some(id),
@@ -141,15 +141,15 @@ pub(super) async fn see_out(
                     let counts = generation.counts();
                     drain.stuck = counts.in_flight - counts.jobs.min(counts.in_flight);
                     if drain.stuck > 0 {
-                        apps.tell(Kind::DeadlinePassed, app, Some(id), stuck(id, drain.stuck));
+                        apps.record_event(Kind::DeadlinePassed, app, Some(id), stuck(id, drain.stuck));
                         finish(app, id, &mut telling, &drain, began.elapsed()).await;
                     }
                 }
                 _ = told.tick() => {
                     let counts = generation.counts();
-                    if let Some((speaker, _)) = &telling && counts.in_flight > 0 {
+                    if let Some((progress, _)) = &telling && counts.in_flight > 0 {
                         let by = if counts.in_flight > counts.jobs { requests_by } else { jobs_by };
-                        speaker.say(Progress::Draining {
+                        progress.send(Progress::Draining {
                             app: app.name.clone(),
                             generation: id,
                             in_flight: counts.in_flight,
@@ -164,7 +164,7 @@ pub(super) async fn see_out(
     drain.stuck = 0;
     let took = began.elapsed();
     app.tally.drained(took, drain.cancelled > 0);
-    apps.tell(
+    apps.record_event(
         Kind::Drained,
         app,
         Some(id),
@@ -194,7 +194,7 @@ async fn cancel(apps: &Apps, app: &App, draining: &Draining, jobs: bool, why: &s
             1.. if !jobs => "; its jobs go on",
             _ => "",
         };
-        apps.tell(
+        apps.record_event(
             Kind::DeadlinePassed,
             app,
             Some(id),
@@ -208,11 +208,11 @@ async fn cancel(apps: &Apps, app: &App, draining: &Draining, jobs: bool, why: &s
 async fn finish(
     app: &App,
     id: GenerationId,
-    telling: &mut Option<(Speaker, OperationResult)>,
+    telling: &mut Option<(ProgressSender, OperationResult)>,
     drain: &Drain,
     took: Duration,
 ) {
-    let Some((speaker, mut result)) = telling.take() else {
+    let Some((progress, mut result)) = telling.take() else {
         return;
     };
     if drain.cancelled > 0 || drain.stuck > 0 {
@@ -248,7 +248,7 @@ async fn finish(
             people(took)
         );
     }
-    speaker.finish(result);
+    progress.finish(result);
 }
 
 fn stuck(id: GenerationId, number: u64) -> String {
@@ -290,7 +290,7 @@ pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: End
         Ended::Unloaded(left) => {
             app.unloaded(id);
             let lost = apps.0.leaks.unloaded(&app.name, id, &left);
-            apps.0.events.tell_unloaded(
+            apps.0.events.record_unloaded(
                 &app.name,
                 id,
                 &left,
@@ -305,7 +305,7 @@ pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: End
             let held = retained.held().clone();
             apps.0.leaks.retained(&app.name, id, retained.holds());
             if app.retained(id, &held) {
-                apps.tell(
+                apps.record_event(
                     Kind::Retained,
                     app,
                     Some(id),
@@ -319,7 +319,7 @@ pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: End
                 .push((Arc::clone(app), id, retained));
         }
     }
-    leaks::tell_overdrawn(apps);
+    leaks::record_overdrawn(apps);
 }
 
 /// Retries libraries that stay mapped, looks for panics and for what was changed for all, for as long as the apps live.
@@ -328,8 +328,8 @@ pub(super) fn keep_tidy(apps: &Apps) {
     tokio::spawn(async move {
         let mut panics = HashMap::new();
         while let Some(apps) = upgrade(&inner) {
-            tell_panics(&apps, &mut panics);
-            changed::tell_changed(&apps);
+            record_panics(&apps, &mut panics);
+            changed::record_changes(&apps);
             drop(apps);
             tokio::time::sleep(LOOKED_AT_EVERY).await;
         }
@@ -371,7 +371,7 @@ async fn retry(apps: &Apps, eager: bool) {
 }
 
 /// Tells of panics that were caught since the last look.
-fn tell_panics(apps: &Apps, known: &mut HashMap<(AppName, GenerationId), u64>) {
+fn record_panics(apps: &Apps, known: &mut HashMap<(AppName, GenerationId), u64>) {
     let mut seen = HashMap::new();
     for app in apps.all() {
         for (generation, _) in app.running(|running| running.generations()) {
@@ -384,7 +384,7 @@ fn tell_panics(apps: &Apps, known: &mut HashMap<(AppName, GenerationId), u64>) {
                     counted(more, "more panic"),
                     generation.spec().version
                 );
-                apps.tell(Kind::Panic, &app, Some(id), message);
+                apps.record_event(Kind::Panic, &app, Some(id), message);
             }
             seen.insert(key, panics);
         }

@@ -191,7 +191,7 @@ impl DropTarget for Apps {
             Decision::Refuse(reason) => {
                 let message = format!("{named} was not taken: {reason}");
                 self.said(&app, &dropped, &message);
-                self.tell(
+                self.record_event(
                     Kind::Rejected,
                     &app,
                     None,
@@ -210,7 +210,7 @@ impl DropTarget for Apps {
                 .change(|record| record.answered(&path, sha256))
                 .await;
             if let Err(cause) = saved {
-                self.tell(
+                self.record_event(
                     Kind::State,
                     &app,
                     None,
@@ -232,7 +232,7 @@ impl DropTarget for Apps {
         );
         self.0
             .events
-            .tell(Kind::Waiting, app, None, message.as_str());
+            .record(Kind::Waiting, app, None, message.as_str());
         if asked && let Some(app) = app.and_then(|name| self.known(name)) {
             self.caused(&app, Caused::Said(result(Outcome::Failed, &app, message)));
         }
@@ -242,7 +242,7 @@ impl DropTarget for Apps {
         let message = format!("{} was not taken: {reason}", shown::path(path));
         self.0
             .events
-            .tell(Kind::Rejected, app, None, message.as_str());
+            .record(Kind::Rejected, app, None, message.as_str());
         if let Some(app) = app.and_then(|name| self.known(name)) {
             self.caused(&app, Caused::Said(result(Outcome::Rejected, &app, message)));
         }
@@ -268,7 +268,7 @@ impl Apps {
                     app.draining().len(),
                     app.settings.max_old_generations
                 );
-                self.tell(Kind::Waiting, app, None, message);
+                self.record_event(Kind::Waiting, app, None, message);
             }
             if dropped.again {
                 let message = "too many replaced generations still drain (max_old_generations): what was dropped waits for them";
@@ -339,7 +339,7 @@ impl Apps {
     }
 
     fn caused(&self, app: &App, caused: Caused) {
-        self.0.reloads.tell(&app.name, &caused);
+        self.0.reloads.notify(&app.name, &caused);
     }
 }
 

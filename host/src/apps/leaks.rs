@@ -105,7 +105,7 @@ impl Sums {
 }
 
 /// Tells when the budget is overdrawn.
-pub(super) fn tell_overdrawn(apps: &Apps) {
+pub(super) fn record_overdrawn(apps: &Apps) {
     let sentences = apps
         .0
         .leaks
@@ -113,7 +113,7 @@ pub(super) fn tell_overdrawn(apps: &Apps) {
         .lock()
         .overdrawn(&apps.0.config.server.leak_budget);
     for sentence in sentences {
-        apps.0.events.tell(Kind::LeakBudget, None, None, sentence);
+        apps.0.events.record(Kind::LeakBudget, None, None, sentence);
     }
 }
 

@@ -396,7 +396,7 @@ impl Apps {
         apps.insert(name.clone(), Arc::clone(&app));
         drop(apps);
         if let Some(trouble) = trouble {
-            self.tell(Kind::State, &app, None, trouble);
+            self.record_event(Kind::State, &app, None, trouble);
         }
         app
     }
@@ -418,7 +418,7 @@ impl Apps {
         all
     }
 
-    fn tell(
+    fn record_event(
         &self,
         kind: Kind,
         app: &App,
@@ -427,7 +427,7 @@ impl Apps {
     ) {
         self.0
             .events
-            .tell(kind, Some(&app.name), generation, message);
+            .record(kind, Some(&app.name), generation, message);
     }
 }
 

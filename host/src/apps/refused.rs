@@ -30,7 +30,7 @@ impl Apps {
         let message = format!("{file} was not taken: {error}");
         self.0
             .events
-            .tell(kind, app.as_ref(), None, message.as_str());
+            .record(kind, app.as_ref(), None, message.as_str());
         if let (Some(name), Some(artifact)) = (&app, sha256) {
             let app = self.app(name);
             app.tally.ended(outcome);
@@ -49,7 +49,7 @@ impl Apps {
             let (_, saved) = app.saved.change(|record| record.remember(entry)).await;
             if let Err(cause) = saved {
                 let trouble = format!("the failure could not be recorded: {cause}");
-                self.tell(Kind::State, &app, None, trouble);
+                self.record_event(Kind::State, &app, None, trouble);
             }
         }
         OperationResult {

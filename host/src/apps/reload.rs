@@ -12,7 +12,7 @@ use super::{
     app::App,
     deploy::{self, Asked, Entrance},
     no_app,
-    operation::{self, Operation, Speaker, Wanted},
+    operation::{self, Operation, ProgressSender, Wanted},
     queue::{OperationLock, Place},
 };
 use crate::{
@@ -49,7 +49,7 @@ pub(super) enum Caused {
 
 impl Reloads {
     /// Tells the reloads of `app` what they caused.
-    pub(super) fn tell(&self, app: &AppName, caused: &Caused) {
+    pub(super) fn notify(&self, app: &AppName, caused: &Caused) {
         self.listeners.lock().retain(|listener| {
             // Those of other apps stay; those that have ended go.
             listener.app.as_ref().is_some_and(|only| only != app)
@@ -70,14 +70,14 @@ impl Reloads {
 /// Begins a reload. One of a single app has its turn like a deploy, and lends it to the operations that it causes; one of all apps waits
 /// for the turns of all of them where it is to wait, and has none otherwise: where something is under way, its operations conflict.
 pub(super) fn begin(apps: &Apps, app: Option<AppName>, wait: Wait) -> Operation {
-    let speaker = apps.0.operations.begin();
-    let mut operation = speaker.listen();
+    let progress = apps.0.operations.begin();
+    let mut operation = progress.listen();
     let chosen = match &app {
         None => Ok(apps.all()),
         Some(name) => apps.known_or_fail(name).map(|app| vec![app]),
     };
     let own = || OperationStatus {
-        id: speaker.id().to_owned(),
+        id: progress.id().to_owned(),
         what: "reload".to_owned(),
     };
     let entered = chosen.and_then(|chosen| {
@@ -97,7 +97,7 @@ pub(super) fn begin(apps: &Apps, app: Option<AppName>, wait: Wait) -> Operation 
         Ok((chosen, locks))
     });
     match entered {
-        Err(result) => speaker.finish(*result),
+        Err(result) => progress.finish(*result),
         Ok((chosen, entered)) => {
             let mut wanted = Wanted::ALWAYS;
             if wait == Wait::WhileWanted {
@@ -115,7 +115,7 @@ pub(super) fn begin(apps: &Apps, app: Option<AppName>, wait: Wait) -> Operation 
                             for (app, place) in chosen.iter().zip(places) {
                                 let always = Wanted::ALWAYS;
                                 locks.push(
-                                    deploy::queued(app, place, None, always, &speaker).await?,
+                                    deploy::queued(app, place, None, always, &progress).await?,
                                 );
                             }
                             Ok(())
@@ -128,10 +128,10 @@ pub(super) fn begin(apps: &Apps, app: Option<AppName>, wait: Wait) -> Operation 
                     }
                 };
                 match locks {
-                    Ok(locks) => run(&apps, app, chosen, locks, speaker).await,
+                    Ok(locks) => run(&apps, app, chosen, locks, progress).await,
                     Err(reason) => {
                         let message = format!("nothing was reloaded: {reason}");
-                        speaker.finish(no_app(Outcome::Failed, message));
+                        progress.finish(no_app(Outcome::Failed, message));
                     }
                 }
             });
@@ -151,10 +151,10 @@ async fn run(
     app: Option<AppName>,
     chosen: Vec<Arc<App>>,
     locks: Vec<OperationLock>,
-    speaker: Speaker,
+    progress: ProgressSender,
 ) {
     locks.iter().for_each(OperationLock::admit_caused);
-    let speaker = Arc::new(speaker);
+    let progress = Arc::new(progress);
     let mut caused = apps.0.reloads.listen(app.clone());
     let mut following = JoinSet::new();
     let mut results = Vec::new();
@@ -167,7 +167,7 @@ async fn run(
                 Some(caused) = caused.recv() => match caused {
                     Caused::Operation(id) => {
                         if let Some(operation) = apps.operation(&id) {
-                            following.spawn(follow(operation, Arc::clone(&speaker)));
+                            following.spawn(follow(operation, Arc::clone(&progress)));
                         }
                     }
                     Caused::Said(result) => results.push(result),
@@ -182,7 +182,7 @@ async fn run(
         match caused {
             Caused::Operation(id) => {
                 if let Some(operation) = apps.operation(&id) {
-                    following.spawn(follow(operation, Arc::clone(&speaker)));
+                    following.spawn(follow(operation, Arc::clone(&progress)));
                 }
             }
             Caused::Said(result) => results.push(result),
@@ -201,7 +201,7 @@ async fn run(
         };
         let begun = deploy::begin_with(apps, app, asked, Entrance::OfReload);
         cutovers.push(begun.at_cutover);
-        following.spawn(follow(begun.operation, Arc::clone(&speaker)));
+        following.spawn(follow(begun.operation, Arc::clone(&progress)));
     }
     for cutover in cutovers {
         // An error means that it broke off, which its listeners hear.
@@ -212,18 +212,21 @@ async fn run(
     while let Some(ended) = following.join_next().await {
         results.extend(ended.ok().flatten());
     }
-    speaker.finish(sum(results));
+    progress.finish(sum(results));
 }
 
 /// Passes the lines of an operation on, and gives its result.
-async fn follow(mut operation: Operation, speaker: Arc<Speaker>) -> Option<OperationResult> {
+async fn follow(
+    mut operation: Operation,
+    progress: Arc<ProgressSender>,
+) -> Option<OperationResult> {
     while let Some(line) = operation.lines.recv().await {
         match line {
             Progress::Accepted { .. } => {}
             Progress::Result(result) => return Some(result),
             line
             @ (Progress::Queued { .. } | Progress::Step { .. } | Progress::Draining { .. }) => {
-                speaker.say(line)
+                progress.send(line)
             }
         }
     }
@@ -322,14 +325,14 @@ mod tests {
         let name = |text: &str| text.parse::<AppName>().unwrap();
         let (mut one, mut all) = (reloads.listen(Some(name("a"))), reloads.listen(None));
         for app in ["b", "a"] {
-            reloads.tell(&name(app), &Caused::Operation(app.to_owned()));
+            reloads.notify(&name(app), &Caused::Operation(app.to_owned()));
         }
         let heard = |ear: &mut mpsc::UnboundedReceiver<Caused>| {
             std::iter::from_fn(|| ear.try_recv().ok()).count()
         };
         assert_eq!((heard(&mut one), heard(&mut all)), (1, 2));
         drop((one, all));
-        reloads.tell(&name("a"), &Caused::Operation("late".into()));
+        reloads.notify(&name("a"), &Caused::Operation("late".into()));
         assert!(reloads.listeners.lock().is_empty());
     }
 }

@@ -85,11 +85,11 @@ pub(super) async fn catch_up(apps: &Apps) {
             Again::Nothing => {}
             Again::Written => {
                 let message = format!("what was done of {} is on disk now", app.name);
-                apps.tell(Kind::State, &app, None, message);
+                apps.record_event(Kind::State, &app, None, message);
             }
             Again::Read => {
                 let message = format!("the record of {} could be read", app.name);
-                apps.tell(Kind::State, &app, None, message);
+                apps.record_event(Kind::State, &app, None, message);
                 restore_app(apps, &app, None).await;
             }
         }
@@ -128,7 +128,7 @@ async fn record_end(apps: &Apps, name: &AppName, tried: Tried, outcome: Outcome,
         tried.version,
         tried.artifact.short()
     );
-    apps.tell(kind, &app, tried.generation, message);
+    apps.record_event(kind, &app, tried.generation, message);
     app.tally.ended(outcome);
     let entry = Entry {
         at_ms: super::now_ms(),
@@ -153,14 +153,14 @@ async fn record_end(apps: &Apps, name: &AppName, tried: Tried, outcome: Outcome,
         .await;
     if let Err(cause) = saved {
         let trouble = format!("the end of a deploy could not be recorded: {cause}");
-        apps.tell(Kind::State, &app, tried.generation, trouble);
+        apps.record_event(Kind::State, &app, tried.generation, trouble);
     }
 }
 
 /// Has an artifact that crashed the host after its unload stay mapped from now on.
 async fn stay(apps: &Apps, name: &AppName, lived: &Lived, reason: String) {
     let app = apps.app(name);
-    apps.tell(Kind::Warning, &app, Some(lived.generation), reason.as_str());
+    apps.record_event(Kind::Warning, &app, Some(lived.generation), reason.as_str());
     let (_, saved) = app
         .saved
         .change(|record| record.stays(lived.artifact, reason))
@@ -170,7 +170,7 @@ async fn stay(apps: &Apps, name: &AppName, lived: &Lived, reason: String) {
             "that {} stays mapped could not be recorded: {cause}",
             lived.version
         );
-        apps.tell(Kind::State, &app, Some(lived.generation), trouble);
+        apps.record_event(Kind::State, &app, Some(lived.generation), trouble);
     }
 }
 
@@ -198,7 +198,7 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
             "{} {} is rolled back to {version}: {reason}",
             app.name, head.version
         );
-        apps.tell(Kind::RolledBack, app, Some(generation), message.as_str());
+        apps.record_event(Kind::RolledBack, app, Some(generation), message.as_str());
         app.tally.ended(Outcome::RolledBack);
         let entry = Entry {
             at_ms: taken_back_at_ms,
@@ -223,7 +223,7 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
             .await;
         if let Err(cause) = saved {
             let trouble = format!("the rollback could not be recorded: {cause}");
-            apps.tell(Kind::State, app, Some(generation), trouble);
+            apps.record_event(Kind::State, app, Some(generation), trouble);
         }
         return true;
     }
@@ -231,7 +231,7 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
         "{} has nothing to go back to, so {} is tried again: {reason}",
         app.name, head.version
     );
-    apps.tell(Kind::Failed, app, Some(generation), message);
+    apps.record_event(Kind::Failed, app, Some(generation), message);
     false
 }
 
@@ -277,7 +277,7 @@ async fn restore_app(apps: &Apps, app: &Arc<App>, left_out: Option<LeftOut>) {
                 "{version} serves in place of {}, which was live before the restart and {why}; `handover deploy` replaces it",
                 head.version
             );
-            apps.tell(Kind::Failed, app, None, message);
+            apps.record_event(Kind::Failed, app, None, message);
             return;
         }
     }
@@ -285,7 +285,7 @@ async fn restore_app(apps: &Apps, app: &Arc<App>, left_out: Option<LeftOut>) {
         "{} serves nothing: {}, which was live before the restart, {why}; and nothing before it came up",
         app.name, head.version
     );
-    apps.tell(Kind::Failed, app, None, message);
+    apps.record_event(Kind::Failed, app, None, message);
 }
 
 fn pause(crashes: u32) -> Duration {

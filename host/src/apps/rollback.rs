@@ -40,9 +40,9 @@ pub(super) fn begin(
             deploy::begin_with(apps, app, asked, wait.into()).operation
         }
         Err(result) => {
-            let speaker = apps.0.operations.begin();
-            speaker.finish(*result);
-            speaker.listen()
+            let progress = apps.0.operations.begin();
+            progress.finish(*result);
+            progress.listen()
         }
     }
 }

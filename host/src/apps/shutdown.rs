@@ -49,7 +49,7 @@ pub(super) async fn shutdown(apps: &Apps, deadline: Duration) {
             "the host ends with {} that did not notice being cancelled",
             counted(left, "request")
         );
-        apps.0.events.tell(Kind::Host, None, None, message);
+        apps.0.events.record(Kind::Host, None, None, message);
     }
 }
 

@@ -179,7 +179,7 @@ impl Watchdog {
                                 people(took),
                             );
                             let events = &apps.0.events;
-                            events.tell(Kind::Stalled, Some(app), Some(*generation), message);
+                            events.record(Kind::Stalled, Some(app), Some(*generation), message);
                         }
                     }
                 }
@@ -195,7 +195,7 @@ impl Watchdog {
                         None => self.long.remove(&slot.tid()),
                     };
                     if let Some(ended) = ended {
-                        tell_end(&apps, &ended, now);
+                        record_end(&apps, &ended, now);
                     }
                 }
             }
@@ -231,13 +231,13 @@ impl Watchdog {
     }
 }
 
-fn tell_end(apps: &Apps, ended: &Long, now: Instant) {
+fn record_end(apps: &Apps, ended: &Long, now: Instant) {
     if let Some((app, generation, path)) = &ended.told {
         let took = people(now.saturating_duration_since(ended.since));
         let message = format!("{app} {generation} gave its worker back after {took} in {path}");
         apps.0
             .events
-            .tell(Kind::StallEnded, Some(app), Some(*generation), message);
+            .record(Kind::StallEnded, Some(app), Some(*generation), message);
         // The worker may owe something to a library that waits for that.
         apps.0.attic.stir();
     }

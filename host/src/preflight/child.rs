@@ -49,7 +49,7 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 
 /// Reads the task from standard input, does it, reports on it, and ends.
 pub fn main() -> ExitCode {
-    let (mouth, image, task) = match prepare() {
+    let (report, image, task) = match prepare() {
         Ok(prepared) => prepared,
         Err(error) => {
             eprintln!(
@@ -58,8 +58,8 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let last = check(&mouth, image, task).unwrap_or_else(|last| last);
-    mouth.say(&last);
+    let last = check(&report, image, task).unwrap_or_else(|last| last);
+    report.write_line(&last);
     end()
 }
 
@@ -71,7 +71,7 @@ fn end() -> ! {
 }
 
 /// Makes this process safe to crash in, and takes its task.
-fn prepare() -> io::Result<(Mouth, Image, Task)> {
+fn prepare() -> io::Result<(ReportWriter, Image, Task)> {
     // Before anything can go wrong: the host's death is ours, and a crash writes no core unless the system denies to limit that.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // Where memory runs out this is the process to end, not the host. Without /proc the kernel chooses.
@@ -87,9 +87,9 @@ fn prepare() -> io::Result<(Mouth, Image, Task)> {
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
 
     let image = receive(&socket)?;
-    let mut ear = BufReader::new(socket.try_clone()?);
+    let mut reader = BufReader::new(socket.try_clone()?);
     let mut line = Vec::new();
-    ear.read_until(b'\n', &mut line)?;
+    reader.read_until(b'\n', &mut line)?;
     let task: Task = serde_json::from_slice(&line)?;
     let parent = getppid().map(|pid| pid.as_raw_nonzero().get().cast_unsigned());
     if parent != Some(task.parent) {
@@ -99,10 +99,10 @@ fn prepare() -> io::Result<(Mouth, Image, Task)> {
     std::thread::Builder::new()
         .name("preflight-guard".to_owned())
         .spawn(move || {
-            let _ = ear.read(&mut [0]);
+            let _ = reader.read(&mut [0]);
             end()
         })?;
-    Ok((Mouth(Arc::new(socket)), image, task))
+    Ok((ReportWriter(Arc::new(socket)), image, task))
 }
 
 /// Takes the image, which comes with the first byte.
@@ -124,10 +124,10 @@ fn receive(socket: &UnixStream) -> io::Result<Image> {
 
 /// Says lines to the host.
 #[derive(Clone)]
-struct Mouth(Arc<UnixStream>);
+struct ReportWriter(Arc<UnixStream>);
 
-impl Mouth {
-    fn say(&self, line: &Line) {
+impl ReportWriter {
+    fn write_line(&self, line: &Line) {
         let Ok(text) = line.text() else {
             return;
         };
@@ -136,23 +136,23 @@ impl Mouth {
     }
 
     fn begin(&self, stage: Stage) {
-        self.say(&Line::Begins { stage });
+        self.write_line(&Line::Begins { stage });
     }
 
     fn checked(&self, what: String) {
-        self.say(&Line::Checked { what });
+        self.write_line(&Line::Checked { what });
     }
 
     fn remark(&self, remark: Remark) {
-        self.say(&Line::Remarked { remark });
+        self.write_line(&Line::Remarked { remark });
     }
 }
 
 /// Does the task. Both results are the last line; an error is one that came early.
-fn check(mouth: &Mouth, image: Image, task: Task) -> Result<Line, Line> {
-    mouth.begin(Stage::Reading);
-    let artifact = read(mouth, image, &task)?;
-    mouth.checked(format!(
+fn check(report: &ReportWriter, image: Image, task: Task) -> Result<Line, Line> {
+    report.begin(Stage::Reading);
+    let artifact = read(report, image, &task)?;
+    report.checked(format!(
         "{} {} for {}, ABI {}",
         artifact.manifest.app,
         artifact.manifest.version,
@@ -160,31 +160,31 @@ fn check(mouth: &Mouth, image: Image, task: Task) -> Result<Line, Line> {
         artifact.manifest.abi_named()
     ));
 
-    mouth.begin(Stage::Mapping);
+    report.begin(Stage::Mapping);
     let library = Library::open(&artifact, Layouts::Check).map_err(Line::rejected)?;
     library
         .root::<RootRef>()
         .map_err(|error| Line::rejected(format!("its layouts do not fit this host: {error}")))?;
-    mouth.checked("layouts match".to_owned());
+    report.checked("layouts match".to_owned());
     for companion in Companion::all() {
-        mouth.say(&Line::Beside { companion });
+        report.write_line(&Line::Beside { companion });
     }
     if !task.start {
         return Ok(Line::Passed);
     }
 
-    mouth.begin(Stage::Starting);
+    report.begin(Stage::Starting);
     let runtime = workers::runtime(Some(WORKERS.try_into().map_err(broken)?)).map_err(broken)?;
     runtime.block_on(async {
         // On a worker, as in the host.
-        let mouth = mouth.clone();
-        tokio::spawn(async move { start_and_ask(&mouth, task, &artifact, library).await })
+        let report = report.clone();
+        tokio::spawn(async move { start_and_ask(&report, task, &artifact, library).await })
             .await
             .map_err(broken)?
     })
 }
 
-fn read(mouth: &Mouth, image: Image, task: &Task) -> Result<Artifact, Line> {
+fn read(report: &ReportWriter, image: Image, task: &Task) -> Result<Artifact, Line> {
     let bundled = match task.scope {
         Scope::All => image.bundled(),
         Scope::Again => Bundled::default(),
@@ -201,14 +201,14 @@ fn read(mouth: &Mouth, image: Image, task: &Task) -> Result<Artifact, Line> {
     if task.scope == Scope::All {
         let linkage = artifact.elf.linkage.remarks();
         for remark in linkage.into_iter().chain(bundled.remarks) {
-            mouth.remark(remark);
+            report.remark(remark);
         }
     }
     Ok(artifact)
 }
 
 async fn start_and_ask(
-    mouth: &Mouth,
+    report: &ReportWriter,
     task: Task,
     artifact: &Artifact,
     library: Library,
@@ -233,44 +233,44 @@ async fn start_and_ask(
             reason: format!("it did not start: {error}"),
             refused: error.refused,
         })?;
-    mouth.checked(format!(
+    report.checked(format!(
         "constructor ended in {} ms",
         began.elapsed().as_millis()
     ));
     let active = started.activate();
     for request in &task.requests {
-        mouth.begin(Stage::Smoke {
+        report.begin(Stage::Smoke {
             path: request.path.clone(),
         });
-        ask(mouth, active.generation(), request).await?;
+        ask(report, active.generation(), request).await?;
     }
     if task.leave != Leave::Off {
-        leave(mouth, artifact, active).await;
+        leave(report, artifact, active).await;
     }
     Ok(Line::Passed)
 }
 
 /// Rehearses its end, as the host would go about it after a cutover, and remarks on what would be left.
-async fn leave(mouth: &Mouth, artifact: &Artifact, active: Active) {
-    mouth.begin(Stage::Leaving);
+async fn leave(report: &ReportWriter, artifact: &Artifact, active: Active) {
+    report.begin(Stage::Leaving);
     let began = Instant::now();
     let draining = active.drain();
     if tokio::time::timeout(DRAIN_WITHIN, draining.quiet())
         .await
         .is_err()
     {
-        mouth.remark(slow_drain(draining.generation()));
+        report.remark(slow_drain(draining.generation()));
         draining.expire(true).await;
     }
     match tokio::time::timeout(LEAVE_WITHIN, draining.retire()).await {
         Ok(Ended::Unloaded(left)) => {
-            mouth.checked(format!(
+            report.checked(format!(
                 "stopped and unloaded in {} ms",
                 began.elapsed().as_millis()
             ));
             if !left.open.is_empty() {
                 let open = left.open.join(", ");
-                mouth.remark(Remark::warning(
+                report.remark(Remark::warning(
                     Topic::LeftOpen,
                     format!(
                         "replaced, it leaves open what cannot be closed for it: {open}; close it when `draining()` ends"
@@ -284,12 +284,12 @@ async fn leave(mouth: &Mouth, artifact: &Artifact, active: Active) {
             if artifact.elf.linkage.never_unloads && held.holders() == [Holder::Linker] {
                 return;
             }
-            mouth.remark(Remark::warning(
+            report.remark(Remark::warning(
                 Topic::Retained,
                 format!("replaced, it would stay mapped (retained): {held}"),
             ));
         }
-        Err(_) => mouth.remark(Remark::warning(
+        Err(_) => report.remark(Remark::warning(
             Topic::SlowEnd,
             format!(
                 "replaced, its end takes long: it was not stopped and unloaded within {} when that was rehearsed, so it would stay \
@@ -324,14 +324,14 @@ fn slow_drain(generation: &Generation) -> Remark {
 }
 
 async fn ask(
-    mouth: &Mouth,
+    report: &ReportWriter,
     generation: &Arc<Generation>,
     request: &SmokeRequest,
 ) -> Result<(), Line> {
     let SmokeRequest { path, status } = request;
     match dispatch::smoke(generation, path).await {
         Ok(got) if got.as_u16() == *status => {
-            mouth.checked(format!("GET {path} answered {status}"));
+            report.checked(format!("GET {path} answered {status}"));
             Ok(())
         }
         Ok(got) => Err(Line::Unhealthy {
