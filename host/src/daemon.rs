@@ -82,7 +82,7 @@ pub struct Daemon {
     notifier: Notifier,
     alive: JoinHandle<()>,
     memory: JoinHandle<()>,
-    /// Held for the life of the host, so that no second one works on the same state.
+    /// RetainReasons for the life of the host, so that no second one works on the same state.
     lock: File,
 }
 
@@ -507,7 +507,7 @@ fn take_state(state: &Path, patience: Duration) -> Result<File, DaemonError> {
         fs::set_permissions(state, fs::Permissions::from_mode(0o700))
             .map_err(|cause| trouble("made private", cause))?;
     }
-    // Held by a descriptor that only reads, so that the file system may become read-only under it.
+    // RetainReasons by a descriptor that only reads, so that the file system may become read-only under it.
     let path = state.join("lock");
     let mut writing = OpenOptions::new();
     writing.write(true).create(true).truncate(false).mode(0o600);

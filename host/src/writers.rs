@@ -30,7 +30,7 @@ const REMOTE: [u32; 7] = [
 #[derive(Debug)]
 pub(crate) enum Writers {
     /// Nobody has. Whoever opens it for writing waits until this is dropped.
-    Nobody(Hold),
+    Nobody(WriteLease),
     /// Somebody has.
     Somebody,
     /// Nobody whom this process can see has.
@@ -39,16 +39,16 @@ pub(crate) enum Writers {
 
 /// A read lease on a file: nobody opens it for writing meanwhile.
 #[derive(Debug)]
-pub(crate) struct Hold(File);
+pub(crate) struct WriteLease(File);
 
-impl Hold {
+impl WriteLease {
     /// Whether `path` leads to the held file.
     pub(crate) fn is_of(&self, path: &Path) -> bool {
         matches!((self.0.metadata(), fs::metadata(path)), (Ok(held), Ok(there)) if same(&held, &there))
     }
 }
 
-impl Drop for Hold {
+impl Drop for WriteLease {
     fn drop(&mut self) {
         // By name: a child that is being started may have a copy of the descriptor.
         let _ = lease(self.0.as_raw_fd(), libc::F_UNLCK); // there is none then
@@ -74,7 +74,7 @@ pub(crate) fn writers(path: &Path) -> io::Result<Writers> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"));
     }
     match lease(file.as_raw_fd(), libc::F_RDLCK) {
-        Ok(()) => return Ok(Writers::Nobody(Hold(file))),
+        Ok(()) => return Ok(Writers::Nobody(WriteLease(file))),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock && !is_remote(&file) => {
             return Ok(Writers::Somebody);
         }

@@ -208,7 +208,7 @@ fn what_outlives_its_request_finds_the_library_mapped() {
         let generation = Generation::new();
         let request = request(&generation, 1, |in_flight| {
             // Bytes of the answer.
-            let hold = in_flight.hold();
+            let hold = in_flight.keep_alive();
             drop(in_flight);
             call(hold.core());
         });

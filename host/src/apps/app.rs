@@ -14,7 +14,7 @@ use crate::{
     config,
     dispatch::Limits,
     generation::{Active, Counts, Generation, Spec, State},
-    ledger::Held,
+    ledger::RetainReasons,
     names::{AppName, GenerationId},
 };
 
@@ -75,7 +75,7 @@ pub(super) struct Unstarted {
     /// When it was loaded.
     pub(super) loaded_at: Instant,
     /// What keeps its library mapped.
-    pub(super) held: Held,
+    pub(super) held: RetainReasons,
 }
 
 /// The generation that answers new requests.
@@ -103,7 +103,7 @@ pub(super) struct Old {
     /// Asks the task that watches its drain to end it now, jobs included.
     pub(super) end: Arc<Notify>,
     /// What keeps its library mapped.
-    pub(super) held: Option<Held>,
+    pub(super) held: Option<RetainReasons>,
 }
 
 /// What was just replaced, or is to leave without a successor.
@@ -133,7 +133,7 @@ impl Running {
     }
 
     /// The generations, oldest first, each with what keeps its library mapped.
-    pub(super) fn generations(&self) -> Vec<(Arc<Generation>, Option<Held>)> {
+    pub(super) fn generations(&self) -> Vec<(Arc<Generation>, Option<RetainReasons>)> {
         let old = self
             .old
             .iter()
@@ -213,7 +213,7 @@ impl App {
     }
 
     /// Sets what keeps the library of a generation mapped that is not live. Whether that is news.
-    pub(super) fn retained(&self, id: GenerationId, held: &Held) -> bool {
+    pub(super) fn retained(&self, id: GenerationId, held: &RetainReasons) -> bool {
         self.running(|running| {
             if let Some(unstarted) = running.unstarted.iter_mut().find(|one| one.spec.id == id) {
                 return std::mem::replace(&mut unstarted.held, held.clone()) != *held;

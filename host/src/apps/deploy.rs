@@ -27,7 +27,7 @@ use crate::{
     config::WhenFull,
     control::api::{Note, OperationResult, OperationStatus, Outcome, Progress},
     generation::{self, Spec, StartError, Started},
-    ledger::Held,
+    ledger::RetainReasons,
     loader::Companion,
     names::GenerationId,
     preflight::{self, Passed, Scope, Verdict},
@@ -756,7 +756,7 @@ async fn load_and_start(
             let unstarted = Unstarted {
                 spec: spec.clone(),
                 loaded_at: began,
-                held: Held::default(),
+                held: RetainReasons::default(),
             };
             app.running(|running| running.unstarted.push(unstarted));
             drain::put_away(apps, app, id, generation::Ended::Retained(retained));

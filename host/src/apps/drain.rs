@@ -303,7 +303,7 @@ pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: End
         }
         Ended::Retained(retained) => {
             let held = retained.held().clone();
-            apps.0.leaks.retained(&app.name, id, retained.holds());
+            apps.0.leaks.retained(&app.name, id, retained.resources());
             if app.retained(id, &held) {
                 apps.record_event(
                     Kind::Retained,

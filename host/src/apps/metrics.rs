@@ -18,7 +18,7 @@ use super::{
 use crate::{
     artifact::manifest::HOST_ABI,
     control::api::{AppStatus, GenerationStatus, LimitsStatus, Outcome},
-    ledger::Held,
+    ledger::RetainReasons,
     names::GenerationId,
     open_files,
     telemetry::exposition::{Exposition, Kind},
@@ -33,7 +33,7 @@ struct Seen {
     /// Requests, panics and stalls since the host started.
     totals: (u64, u64, u64),
     tally: Counts,
-    held: Vec<(GenerationId, Held)>,
+    held: Vec<(GenerationId, RetainReasons)>,
 }
 
 impl Apps {
@@ -126,7 +126,7 @@ impl Apps {
         );
         for app in seen {
             for (generation, held) in &app.held {
-                for holder in held.holders() {
+                for holder in held.reasons() {
                     family.sample(
                         &[
                             ("app", &app.status.name),

@@ -107,7 +107,7 @@ struct Inner {
     records: PathBuf,
     routes: Arc<Routes>,
     apps: Mutex<BTreeMap<AppName, Arc<App>>>,
-    /// Held while the routes of all apps are gathered and published, so that no cutover is undone by another one.
+    /// RetainReasons while the routes of all apps are gathered and published, so that no cutover is undone by another one.
     publishing: Mutex<()>,
     operations: Operations,
     events: Events,

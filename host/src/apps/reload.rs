@@ -24,7 +24,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Reloads {
     listeners: Mutex<Vec<Listener>>,
-    /// Held while a reload of all apps enters their queues.
+    /// RetainReasons while a reload of all apps enters their queues.
     queueing: Mutex<()>,
 }
 

@@ -257,7 +257,7 @@ pub(super) struct Saved {
     path: PathBuf,
     record: Mutex<Record>,
     room: Arc<Room>,
-    /// Held while the file is written, so that an older record never replaces a newer one. Why it is behind, if it is.
+    /// RetainReasons while the file is written, so that an older record never replaces a newer one. Why it is behind, if it is.
     disk: Mutex<Disk>,
 }
 

@@ -14,7 +14,7 @@ use crate::{
         StagedStatus, Status,
     },
     generation::{Generation, State},
-    ledger::Held,
+    ledger::RetainReasons,
     open_files,
 };
 
@@ -112,7 +112,7 @@ pub(super) fn app_status(app: &App) -> AppStatus {
     }
 }
 
-fn generation_status(generation: &Generation, held: Option<&Held>) -> GenerationStatus {
+fn generation_status(generation: &Generation, held: Option<&RetainReasons>) -> GenerationStatus {
     let spec = generation.spec();
     let counts = generation.counts();
     GenerationStatus {
@@ -126,7 +126,7 @@ fn generation_status(generation: &Generation, held: Option<&Held>) -> Generation
         panics: counts.panics,
         stalls: counts.stalls,
         age_ms: millis(generation.loaded_at().elapsed()),
-        retained_because: held.map(Held::to_string),
+        retained_because: held.map(RetainReasons::to_string),
     }
 }
 

@@ -17,7 +17,7 @@ use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, futures::OwnedNotified, mpsc};
 
-use crate::generation::{CloseHandle, Hold, InFlight};
+use crate::generation::{CloseHandle, InFlight, KeepAlive};
 
 /// Waits for the drain deadline of a generation.
 ///
@@ -103,10 +103,10 @@ struct Streaming {
 }
 
 impl Guard for InFlight {
-    type Hold = Hold;
+    type KeepAlive = KeepAlive;
 
-    fn hold(&self) -> Hold {
-        Self::hold(self)
+    fn keep_alive(&self) -> KeepAlive {
+        Self::keep_alive(self)
     }
 
     fn inside<R>(&self, call: impl FnOnce() -> R) -> R {
@@ -118,7 +118,7 @@ impl Guard for InFlight {
     }
 }
 
-impl crossing::Hold for Hold {
+impl crossing::KeepAlive for KeepAlive {
     fn dropping(&self, drop: impl FnOnce()) {
         self.core().dropping("bytes of an answer", drop);
     }
@@ -290,11 +290,11 @@ impl Streaming {
 pub(super) struct RequestBody<B> {
     body: B,
     relay: Option<(Arc<Relay>, Waker)>,
-    hold: Hold,
+    hold: KeepAlive,
 }
 
 impl<B> RequestBody<B> {
-    pub(super) fn new(body: B, hold: Hold) -> Self {
+    pub(super) fn new(body: B, hold: KeepAlive) -> Self {
         Self {
             body,
             relay: None,
@@ -308,7 +308,7 @@ impl<B> RequestBody<B> {
 /// The waker has a hold with it, in this order: whoever wakes may be the last to have something of
 /// the plugin.
 #[derive(Debug, Default)]
-struct Relay(Mutex<Option<(Waker, Hold)>>);
+struct Relay(Mutex<Option<(Waker, KeepAlive)>>);
 
 impl Wake for Relay {
     fn wake(self: Arc<Self>) {

@@ -139,7 +139,8 @@ impl TakeAnswer for Slot<'_> {
         match body {
             Crossing::Full(Chunk::Borrowed(_)) => *response.body_mut() = AnswerBody::full(copied),
             Crossing::Full(owned) => {
-                *response.body_mut() = AnswerBody::full(owned.into_bytes(|| in_flight.hold()));
+                *response.body_mut() =
+                    AnswerBody::full(owned.into_bytes(|| in_flight.keep_alive()));
             }
             Crossing::Stream(stream) => {
                 *response.body_mut() =
@@ -297,7 +298,7 @@ where
                 let body = new
                     .body
                     .take_if(|body| !body.is_end_stream())
-                    .map(|body| RequestBody::new(body, new.call.in_flight.hold()))
+                    .map(|body| RequestBody::new(body, new.call.in_flight.keep_alive()))
                     .map(BodyStream::new);
                 let begun = new.call.begin(
                     &mut new.request,

@@ -19,7 +19,7 @@ use tokio::{
     sync::OwnedSemaphorePermit,
 };
 
-use crate::generation::{Hold, InFlight};
+use crate::generation::{InFlight, KeepAlive};
 
 /// A close frame from the server: code 1012, no reason.
 const SERVICE_RESTART: [u8; 4] = [0x88, 0x02, 0x03, 0xF4];
@@ -78,7 +78,7 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Seat 
         let _held = held;
         let plugin = PluginIo {
             io: Some(io),
-            hold: in_flight.hold(),
+            hold: in_flight.keep_alive(),
         };
         let client = match upgrade.on_upgrade.await {
             Ok(upgraded) => TokioIo::new(upgraded),
@@ -196,7 +196,7 @@ impl Frames {
 struct PluginIo {
     /// None only while it is dropped, before the hold that keeps its code mapped.
     io: Option<IoStream>,
-    hold: Hold,
+    hold: KeepAlive,
 }
 
 /// What it is to the watchdog.

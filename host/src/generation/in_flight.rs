@@ -5,7 +5,7 @@
 //! travels with whatever holds it (a request, the stream of an answer, an upgraded connection).
 //!
 //! What belongs to one of those and may outlive it by a moment (the body of the request, bytes of the answer that still belong to the
-//! plugin) has a [`Hold`] instead: the generation stays for it as well, and people are not told of it as if it were a request more.
+//! plugin) has a [`KeepAlive`] instead: the generation stays for it as well, and people are not told of it as if it were a request more.
 //!
 //! The race with retirement is decided by the gate: a request first counts in, then looks at the gate, and goes back out if
 //! it is closed; whoever retires first closes the gate, then looks at the counts. Both put a sequentially consistent fence between the two, so at
@@ -29,13 +29,13 @@ pub(super) struct Shard {
     /// Requests that came through this shard.
     requests: AtomicU64,
     core: Arc<Core>,
-    holds: Arc<Holds>,
+    kept_alive: Arc<KeptAlive>,
 }
 
 /// One worker's share of what is held: as with the shard, its references are the count.
 #[derive(Debug)]
 #[repr(align(128))]
-struct Holds {
+struct KeptAlive {
     core: Arc<Core>,
 }
 
@@ -49,7 +49,7 @@ pub struct InFlight(Arc<Shard>);
 
 /// Something of a generation is still there, which is therefore neither retired nor unloaded.
 #[derive(Clone, Debug)]
-pub struct Hold(Arc<Holds>);
+pub struct KeepAlive(Arc<KeptAlive>);
 
 impl Gate {
     pub(super) fn closed() -> Self {
@@ -77,7 +77,7 @@ impl Shards {
                     Arc::new(Shard {
                         requests: AtomicU64::new(0),
                         core: Arc::clone(core),
-                        holds: Arc::new(Holds {
+                        kept_alive: Arc::new(KeptAlive {
                             core: Arc::clone(core),
                         }),
                     })
@@ -111,7 +111,7 @@ impl Shards {
         let is_held = self
             .0
             .iter()
-            .any(|shard| Arc::strong_count(&shard.holds) > 1);
+            .any(|shard| Arc::strong_count(&shard.kept_alive) > 1);
         // What was done before the last of them counted out is visible after this.
         fence(Ordering::SeqCst);
         // The last bytes of an answer are an answer that is in flight.
@@ -126,7 +126,7 @@ impl Shards {
     }
 }
 
-impl Hold {
+impl KeepAlive {
     /// The generation.
     pub fn core(&self) -> &Core {
         &self.0.core
@@ -135,8 +135,8 @@ impl Hold {
 
 impl InFlight {
     /// A hold on the same generation.
-    pub fn hold(&self) -> Hold {
-        Hold(Arc::clone(&self.0.holds))
+    pub fn keep_alive(&self) -> KeepAlive {
+        KeepAlive(Arc::clone(&self.0.kept_alive))
     }
 
     /// The generation.

@@ -21,7 +21,7 @@ mod worker;
 pub use self::{
     close_handle::{CloseHandle, CloseRequest},
     core::{Counts, Generation, State},
-    in_flight::{Hold, InFlight},
+    in_flight::{InFlight, KeepAlive},
     spec::{Spec, StartError},
     states::{Active, Draining, Ended, Retained, Started, load, start},
 };

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     artifact::Artifact,
-    ledger::{self, AccountId, Held, Holder, Left, Look},
+    ledger::{self, AccountId, Left, Look, RetainReason, RetainReasons},
     loader::{self, Layouts, Library, LoadError, Running},
 };
 
@@ -88,9 +88,9 @@ pub struct Retained {
 /// What is known of a library that stays mapped.
 #[derive(Debug)]
 struct Known {
-    held: Held,
+    held: RetainReasons,
     /// Bytes of its heap, and descriptors, when that was looked at last.
-    holds: (Option<u64>, usize),
+    resources: (Option<u64>, usize),
     /// What there was when it was tried last.
     seen: Option<Look>,
     /// When it is tried again, even if nothing that can be seen has changed, and how long that is
@@ -115,26 +115,26 @@ enum Place {
     /// A thread runs the destructors of its app.
     Destructors(Library, Late<()>),
     /// A thread runs its finalisers, or unmaps it.
-    Unmapping(Late<Option<Result<Left, (Library, Held)>>>),
+    Unmapping(Late<Option<Result<Left, (Library, RetainReasons)>>>),
     /// Where a thread is that was inside of it nobody knows.
     Unknown,
 }
 
 impl Retained {
-    fn new(generation: Option<Arc<Generation>>, place: Place, held: Held) -> Self {
-        let (holds, seen) = match &place {
+    fn new(generation: Option<Arc<Generation>>, place: Place, held: RetainReasons) -> Self {
+        let (resources, seen) = match &place {
             Place::Here(library) | Place::ForGood(library) | Place::Hooks(library, _) => {
-                (holds(library), Some(library.account().look()))
+                (resources_of(library), Some(library.account().look()))
             }
             Place::Constructor(library, _) | Place::Destructors(library, _) => {
-                (holds(library), None)
+                (resources_of(library), None)
             }
             Place::Mapping(_) | Place::Unmapping(_) | Place::Unknown => ((None, 0), None),
         };
         let again = (Instant::now() + AGAIN.0, AGAIN.0);
         let known = Known {
             held,
-            holds,
+            resources,
             seen,
             again,
         };
@@ -148,7 +148,7 @@ impl Retained {
 
 /// Bytes of the heap of a library, none when it was built without one of its own, and how many
 /// descriptors it has open.
-fn holds(library: &Library) -> (Option<u64>, usize) {
+fn resources_of(library: &Library) -> (Option<u64>, usize) {
     (library.heap_bytes(), library.account().descriptors())
 }
 
@@ -180,7 +180,7 @@ pub async fn load(artifact: Artifact, deadline: Duration) -> Result<Library, Sta
                 retained: Some(Box::new(Retained::new(
                     None,
                     Place::Mapping(late),
-                    Held::by(Holder::Linker, sentence),
+                    RetainReasons::by(RetainReason::Linker, sentence),
                 ))),
             });
         }
@@ -278,7 +278,7 @@ pub async fn start(mut library: Library, spec: Spec) -> Result<Started, StartErr
                 retained: Some(Box::new(Retained::new(
                     None,
                     Place::Constructor(library, late),
-                    Held::by(Holder::Constructor, sentence),
+                    RetainReasons::by(RetainReason::Constructor, sentence),
                 ))),
             });
         }
@@ -306,7 +306,7 @@ enum NotStopped {
     /// A thread is inside.
     Late(Late<()>),
     /// What happened is not known.
-    Unknown(Held),
+    Unknown(RetainReasons),
 }
 
 /// Drops the app value of a generation, on a thread of its own.
@@ -322,12 +322,12 @@ async fn stop(
     .await;
     stopped.map_err(|unfinished| match unfinished {
         Unfinished::Late(late) => NotStopped::Late(late),
-        Unfinished::NoThread(error) => NotStopped::Unknown(Held::by(
-            Holder::Host,
+        Unfinished::NoThread(error) => NotStopped::Unknown(RetainReasons::by(
+            RetainReason::Host,
             format!("no thread could be started to drop it: {error}"),
         )),
-        Unfinished::Panicked => NotStopped::Unknown(Held::by(
-            Holder::Host,
+        Unfinished::Panicked => NotStopped::Unknown(RetainReasons::by(
+            RetainReason::Host,
             "the host panicked while it dropped the app: this is a fault of handover",
         )),
     })
@@ -345,8 +345,8 @@ async fn stop_and_unload(
         Ok(()) => return unload(generation, library, settle).await,
         Err(NotStopped::Late(late)) => (
             Place::Destructors(library, late),
-            Held::by(
-                Holder::Destructors,
+            RetainReasons::by(
+                RetainReason::Destructors,
                 "its destructors did not end: a thread is still inside it",
             ),
         ),
@@ -356,7 +356,7 @@ async fn stop_and_unload(
     retained(generation, place, held)
 }
 
-fn retained(generation: Option<Arc<Generation>>, place: Place, held: Held) -> Ended {
+fn retained(generation: Option<Arc<Generation>>, place: Place, held: RetainReasons) -> Ended {
     if let Some(generation) = &generation {
         generation.set_state(State::Retained);
     }
@@ -370,7 +370,7 @@ async fn unload(generation: Option<Arc<Generation>>, library: Library, settle: D
     }
     if let Some(reason) = library.stays() {
         // Its finalisers do not run either: what it left may still need its statics.
-        let held = Held::by(Holder::Crash, reason);
+        let held = RetainReasons::by(RetainReason::Crash, reason);
         return retained(generation, Place::ForGood(library), held);
     }
     let (what, stage) = (library.what().to_owned(), library.stage());
@@ -392,14 +392,14 @@ async fn unload(generation: Option<Arc<Generation>>, library: Library, settle: D
         Err(Unfinished::Late(late)) => {
             let deadline = humantime::format_duration(UNLOAD_DEADLINE);
             let held = match stage.running() {
-                Running::Finalisers => Held::by(
-                    Holder::Destructors,
+                Running::Finalisers => RetainReasons::by(
+                    RetainReason::Destructors,
                     format!(
                         "the static destructors (ELF finalisers) of {what} did not end within {deadline}, and go on"
                     ),
                 ),
-                _ => Held::by(
-                    Holder::Linker,
+                _ => RetainReasons::by(
+                    RetainReason::Linker,
                     format!("the dynamic linker has not let {what} go within {deadline}"),
                 ),
             };
@@ -407,15 +407,15 @@ async fn unload(generation: Option<Arc<Generation>>, library: Library, settle: D
         }
         Err(Unfinished::NoThread(error)) => (
             slot.lock().take().map_or(Place::Unknown, Place::Here),
-            Held::by(
-                Holder::Host,
+            RetainReasons::by(
+                RetainReason::Host,
                 format!("no thread could be started to unmap it: {error}"),
             ),
         ),
         Ok(None) | Err(Unfinished::Panicked) => (
             Place::Unknown,
-            Held::by(
-                Holder::Host,
+            RetainReasons::by(
+                RetainReason::Host,
                 "the host panicked while it unmapped it: this is a fault of handover",
             ),
         ),
@@ -571,8 +571,8 @@ async fn retire(
 ) -> Ended {
     let hooks = hooks.left(Instant::now() + patience).await;
     if !hooks.0.is_empty() {
-        let held = Held::by(
-            Holder::Destructors,
+        let held = RetainReasons::by(
+            RetainReason::Destructors,
             "what its app does when it is told to drain, or that its deadline passed, did not end: a thread is still inside it",
         );
         return retained(Some(generation), Place::Hooks(library, hooks), held);
@@ -593,13 +593,13 @@ fn stays(generation: Option<Arc<Generation>>, place: Place, known: Known) -> End
 
 impl Retained {
     /// What held it.
-    pub fn held(&self) -> &Held {
+    pub fn held(&self) -> &RetainReasons {
         &self.known.held
     }
 
     /// Bytes of its heap, none when it was built without one of its own, and how many descriptors it has open.
-    pub fn holds(&self) -> (Option<u64>, usize) {
-        self.known.holds
+    pub fn resources(&self) -> (Option<u64>, usize) {
+        self.known.resources
     }
 
     /// Tries again, if that can come to anything: the first look costs nothing that others would

@@ -14,7 +14,8 @@ use std::{
 use tokio::{runtime::Handle, sync::Notify};
 
 use super::{
-    AccountId, Call, Held, Holder, Look, callbacks, descriptors, interposed, interval_timers, keys,
+    AccountId, Call, Look, RetainReason, RetainReasons, callbacks, descriptors, interposed,
+    interval_timers, keys,
     known::{self, Known},
     look::Owing,
     notes,
@@ -151,7 +152,7 @@ pub struct Left {
 #[error("{held}")]
 pub struct Unsettled {
     /// What holds it. Never empty.
-    pub held: Held,
+    pub held: RetainReasons,
 }
 
 /// For so many rounds what settling waits for is looked at after each pause.
@@ -317,13 +318,17 @@ impl Account {
     /// What holds the library now. Empty when it is quiet.
     ///
     /// Blocks for some milliseconds while there are threads that nobody can account for, which may be about to end.
-    pub fn holds(&self) -> Held {
+    pub fn retain_reasons(&self) -> RetainReasons {
         let strangers = strangers::lasting(self.0.look());
         self.held_for(None, strangers)
     }
 
-    fn held_for(&self, waited: Option<Duration>, strangers: io::Result<Vec<Stranger>>) -> Held {
-        let mut held = Held::default();
+    fn held_for(
+        &self,
+        waited: Option<Duration>,
+        strangers: io::Result<Vec<Stranger>>,
+    ) -> RetainReasons {
+        let mut held = RetainReasons::default();
         let alive = threads::alive(self.0.id);
         if !alive.is_empty() {
             let modules = Modules::read();
@@ -337,7 +342,7 @@ impl Account {
                 "threads"
             };
             held.add(
-                Holder::Threads,
+                RetainReason::Threads,
                 format!(
                     "{} {threads} that it started still live: {}",
                     alive.len(),
@@ -348,16 +353,16 @@ impl Account {
         match strangers {
             Ok(strangers) => {
                 for sentence in strangers::sentences(&strangers) {
-                    held.add(Holder::Threads, sentence);
+                    held.add(RetainReason::Threads, sentence);
                 }
             }
             Err(error) => held.add(
-                Holder::Host,
+                RetainReason::Host,
                 format!("the threads of the process cannot be listed: {error}"),
             ),
         }
         for sentence in requests::held(self.0.id) {
-            held.add(Holder::Requests, sentence);
+            held.add(RetainReason::Requests, sentence);
         }
         for holder in visit::held(self.0.id) {
             let thread = threads::describe(holder.tid);
@@ -382,7 +387,7 @@ impl Account {
             } else {
                 format!("{who} ran code of it and is ending")
             };
-            held.add(Holder::ThreadLocals, sentence);
+            held.add(RetainReason::ThreadLocals, sentence);
         }
         for signals::Holding { signal, running } in signals::held(self.0.id) {
             let signal = signals::name(signal);
@@ -391,7 +396,7 @@ impl Account {
             } else {
                 format!("it handles {signal}")
             };
-            held.add(Holder::Signals, sentence);
+            held.add(RetainReason::Signals, sentence);
         }
         held
     }

@@ -37,7 +37,7 @@ impl Owing {
         self.is_worker && self.waiting > 0 && !self.running
     }
 
-    pub(super) fn of(holder: &visit::Holder) -> Self {
+    pub(super) fn of(holder: &visit::BlockingThread) -> Self {
         Self {
             tid: holder.tid,
             is_worker: holder.worker.is_some(),

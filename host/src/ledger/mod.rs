@@ -36,7 +36,7 @@
 //! - [`undisturbed`]: short sections that no signal interrupts
 //! - [`inside`]: which call into a library each thread is inside of, for those who look for calls that do not come back
 //! - [`account`]: all of that for one library, and the proof that nothing is left
-//! - [`held`]: what there is when that proof fails
+//! - [`retain_reasons`]: what there is when that proof fails
 //! - [`look`]: what there is of it, as far as can be seen at no cost to others
 //!
 //! Invariant: no lock of the ledger is held while code of a plugin runs.
@@ -52,7 +52,6 @@ mod callbacks;
 mod closers;
 mod descriptors;
 mod errno;
-mod held;
 mod inside;
 mod interpose;
 mod interposed;
@@ -70,6 +69,7 @@ mod ranges;
 mod record_locks;
 mod refused_locks;
 mod requests;
+mod retain_reasons;
 mod signals;
 mod stack;
 mod strangers;
@@ -82,7 +82,6 @@ mod visit;
 
 pub use self::{
     account::{Account, Left, Loading, Report, Unsettled, act_for, loading, others, visit_as_well},
-    held::{Held, Holder},
     inside::{Call, SHARED_WORKER, inside, slots},
     interposed::armed,
     look::Look,
@@ -90,6 +89,7 @@ pub use self::{
     notes::{Changed, Note, take_notes},
     owner::Acting,
     refused_locks::{RefusedLock, explained},
+    retain_reasons::{RetainReason, RetainReasons},
     signals::{End, LAST_WORDS, LastWords, tell_exits, tell_last_words},
     visit::mark_worker,
 };

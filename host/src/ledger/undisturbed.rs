@@ -49,7 +49,7 @@ fn change(to: &u64, before: *mut u64) {
     };
 }
 
-/// A lock for a few instructions. Held by [`Undisturbed`] only, so never across code of a plugin.
+/// A lock for a few instructions. SpinGuard by [`Undisturbed`] only, so never across code of a plugin.
 #[derive(Debug)]
 pub(super) struct Spin(AtomicBool);
 
@@ -62,13 +62,13 @@ impl Spin {
 /// A lock that is held, on a thread whose signals wait until this is dropped.
 pub(super) struct Undisturbed<'a> {
     // Released before a signal can come.
-    _lock: Held<'a>,
+    _lock: SpinGuard<'a>,
     _blocked: SignalsBlocked,
 }
 
-struct Held<'a>(&'a Spin);
+struct SpinGuard<'a>(&'a Spin);
 
-impl Drop for Held<'_> {
+impl Drop for SpinGuard<'_> {
     fn drop(&mut self) {
         self.0.0.store(false, Ordering::Release);
     }
@@ -83,7 +83,7 @@ impl<'a> Undisturbed<'a> {
             std::thread::yield_now();
         }
         Self {
-            _lock: Held(lock),
+            _lock: SpinGuard(lock),
             _blocked: blocked,
         }
     }

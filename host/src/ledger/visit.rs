@@ -276,7 +276,7 @@ fn run_value(
 }
 
 /// A thread of the host that holds a library.
-pub(super) struct Holder {
+pub(super) struct BlockingThread {
     pub(super) tid: i32,
     pub(super) worker: Option<usize>,
     /// Destructors and values that wait for the thread to be visited.
@@ -288,7 +288,7 @@ pub(super) struct Holder {
 }
 
 /// The threads of the host that hold the library of `account`.
-pub(super) fn held(account: AccountId) -> Vec<Holder> {
+pub(super) fn held(account: AccountId) -> Vec<BlockingThread> {
     let keys: Vec<_> = keys::of(account).collect();
     let mut all = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
     all.retain(|thread| thread.exists());
@@ -301,7 +301,7 @@ pub(super) fn held(account: AccountId) -> Vec<Holder> {
                 .filter(|entry| entry.owner == account)
                 .count();
             let values = keys.iter().filter(|key| thread.has_value(**key)).count();
-            let holder = Holder {
+            let holder = BlockingThread {
                 tid: thread.tid,
                 worker: thread.worker,
                 waiting: entries + values,

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, Image},
-    ledger::{self, Account, Held, Holder, Left, Report, Unsettled},
+    ledger::{self, Account, Left, Report, RetainReason, RetainReasons, Unsettled},
 };
 
 /// Whether the layouts of the root module are compared.
@@ -354,16 +354,16 @@ impl Library {
     /// Gives it back, mapped, with what holds it: it was not settled, code of it may be running, or
     /// the dynamic linker keeps it. Trying again is allowed: the finalisers have run then, and do
     /// not run again.
-    pub fn close(mut self) -> Result<Left, (Self, Held)> {
+    pub fn close(mut self) -> Result<Left, (Self, RetainReasons)> {
         if let Some(reason) = &self.staying.always {
-            let held = Held::by(Holder::Crash, reason.as_str());
+            let held = RetainReasons::by(RetainReason::Crash, reason.as_str());
             return Err((self, held));
         }
         if !self.code.is_the_last() {
             let reason = "code of it may be running on a thread of the host";
-            return Err((self, Held::by(Holder::Host, reason)));
+            return Err((self, RetainReasons::by(RetainReason::Host, reason)));
         }
-        let held = self.account.holds();
+        let held = self.account.retain_reasons();
         if !held.is_empty() {
             return Err((self, held));
         }
@@ -373,26 +373,29 @@ impl Library {
             self.staying.reference = references::to(&self.name);
         }
         if let Some(reference) = &self.staying.reference {
-            let held = Held::by(Holder::References, reference.sentence());
+            let held = RetainReasons::by(RetainReason::References, reference.sentence());
             return Err((self, held));
         }
         if self.code.has_to_finish() {
             if let Err(LoadError(reason)) = on_own_thread("finalise", || self.code.finalise()) {
-                return Err((self, Held::by(Holder::Host, reason)));
+                return Err((self, RetainReasons::by(RetainReason::Host, reason)));
             }
             // They may have started a thread.
-            let held = self.account.holds();
+            let held = self.account.retain_reasons();
             if !held.is_empty() {
                 return Err((self, held));
             }
         }
         match LinkerLock::take(format!("unloading {}", self.what())) {
             Ok(lock) => self.unmap(lock),
-            Err(busy) => Err((self, Held::by(Holder::Linker, busy.to_string()))),
+            Err(busy) => Err((
+                self,
+                RetainReasons::by(RetainReason::Linker, busy.to_string()),
+            )),
         }
     }
 
-    fn unmap(self, _lock: LinkerLock) -> Result<Left, (Self, Held)> {
+    fn unmap(self, _lock: LinkerLock) -> Result<Left, (Self, RetainReasons)> {
         // The thread may fail to start; the library comes back then, so it is handed over through this.
         let slot = Mutex::new(Some(self));
         let take = || slot.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -400,20 +403,20 @@ impl Library {
             Ok(Some(answer)) => answer,
             Ok(None) => unreachable!("the slot is emptied once"),
             Err(LoadError(reason)) => match take() {
-                Some(library) => Err((library, Held::by(Holder::Host, reason))),
+                Some(library) => Err((library, RetainReasons::by(RetainReason::Host, reason))),
                 None => panic!("{reason}"), // a panic of `unmap_here`, which has none
             },
         }
     }
 
-    fn unmap_here(mut self) -> Result<Left, (Self, Held)> {
+    fn unmap_here(mut self) -> Result<Left, (Self, RetainReasons)> {
         let _acting = self.account.act();
         let inode = self.image.inode();
         if let Err(error) = mapped::of_inode(inode) {
             let reason = format!(
                 "cannot read /proc/self/maps to see it go: {error}; mount /proc for this service"
             );
-            return Err((self, Held::by(Holder::Host, reason)));
+            return Err((self, RetainReasons::by(RetainReason::Host, reason)));
         }
         let range = self.object().map_or(0..0, |object| object.range);
         let mut said = String::new();
@@ -434,7 +437,7 @@ impl Library {
             let reason = format!(
                 "the dynamic linker keeps it{said}: a thread that is no worker of the host has thread-locals of it, another library uses it, or it was linked to stay (NODELETE, or C++ symbols that are unique)"
             );
-            return Err((self, Held::by(Holder::Linker, reason)));
+            return Err((self, RetainReasons::by(RetainReason::Linker, reason)));
         }
         // Elsewhere the image may have been mapped as a file, by whoever looked up names for a backtrace: code of the library is
         // none of that, and std keeps such a mapping for ever.
@@ -446,7 +449,7 @@ impl Library {
                 "the dynamic linker let it go, but the kernel still has it at {:#x}{said}",
                 place.start
             );
-            return Err((self, Held::by(Holder::Linker, reason)));
+            return Err((self, RetainReasons::by(RetainReason::Linker, reason)));
         }
         let left = self.account.close();
         // SAFETY: the library was quiet, and is unmapped with its statics. A pointer to its heap that somebody else still had

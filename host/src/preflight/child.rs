@@ -31,7 +31,7 @@ use crate::{
     config::{Leave, SmokeRequest},
     dispatch,
     generation::{self, Active, Ended, Generation, Spec},
-    ledger::Holder,
+    ledger::RetainReason,
     loader::{Companion, Layouts, Library},
     names::GenerationId,
     workers,
@@ -281,7 +281,7 @@ async fn leave(report: &ReportWriter, artifact: &Artifact, active: Active) {
         Ok(Ended::Retained(retained)) => {
             let held = retained.held();
             // That was said, with what to do, when its file was read.
-            if artifact.elf.linkage.never_unloads && held.holders() == [Holder::Linker] {
+            if artifact.elf.linkage.never_unloads && held.reasons() == [RetainReason::Linker] {
                 return;
             }
             report.remark(Remark::warning(

@@ -18,7 +18,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
 use super::{
-    bytes::{Chunk, Hold, OwnedBytes},
+    bytes::{Chunk, KeepAlive, OwnedBytes},
     caught::caught,
     headers::{self, Buffer, Field},
     lent::{Grows, Lent, Size},
@@ -119,7 +119,7 @@ impl BodyStream {
         }
     }
 
-    /// Takes it in. `guard` is held as long as the body is; bytes that live on by themselves get a [`Guard::Hold`].
+    /// Takes it in. `guard` is held as long as the body is; bytes that live on by themselves get a [`Guard::KeepAlive`].
     pub fn import<G: Guard>(self, guard: G) -> Imported<G> {
         Imported {
             stream: Some(self),
@@ -240,10 +240,10 @@ pub struct Imported<G: Guard> {
 /// What keeps the code of the other side mapped while something of it lives here.
 pub trait Guard: Send + Unpin + 'static {
     /// The same for bytes of a body, which belong to it and are nothing in flight of their own.
-    type Hold: Hold;
+    type KeepAlive: KeepAlive;
 
     /// A hold for some bytes.
-    fn hold(&self) -> Self::Hold;
+    fn keep_alive(&self) -> Self::KeepAlive;
 
     /// Runs `call`, which is one into the other side.
     #[inline]
@@ -260,9 +260,9 @@ pub trait Guard: Send + Unpin + 'static {
 
 /// Nothing to keep: a plugin is never there without its host.
 impl Guard for () {
-    type Hold = ();
+    type KeepAlive = ();
 
-    fn hold(&self) {}
+    fn keep_alive(&self) {}
 }
 
 /// What one poll put into the sink.
@@ -344,7 +344,7 @@ impl<G: Guard> Imported<G> {
 
 impl<G: Guard> Slot<'_, G> {
     fn data(&mut self, bytes: Chunk<'_>) {
-        self.frame = Some(Frame::data(bytes.into_bytes(|| self.guard.hold())));
+        self.frame = Some(Frame::data(bytes.into_bytes(|| self.guard.keep_alive())));
     }
 }
 

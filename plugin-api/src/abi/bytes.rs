@@ -66,7 +66,7 @@ pub enum Chunk<'a> {
 }
 
 /// What keeps the code of the other side mapped while bytes of it live here.
-pub trait Hold: Send + 'static {
+pub trait KeepAlive: Send + 'static {
     /// Runs `drop`, which frees them there.
     #[inline]
     fn dropping(&self, drop: impl FnOnce()) {
@@ -75,7 +75,7 @@ pub trait Hold: Send + 'static {
 }
 
 /// Nothing to keep: a plugin is never there without its host.
-impl Hold for () {}
+impl KeepAlive for () {}
 
 impl<'a> Chunk<'a> {
     /// Hands over `bytes`: small ones to be copied by the receiver, large ones with their owner.
@@ -89,18 +89,18 @@ impl<'a> Chunk<'a> {
 
     /// Takes the bytes in. `hold` is made only when they still belong to the other side, and is
     /// dropped after them.
-    pub fn into_bytes<H: Hold>(self, hold: impl FnOnce() -> H) -> Bytes {
-        struct Held<H: Hold> {
+    pub fn into_bytes<H: KeepAlive>(self, hold: impl FnOnce() -> H) -> Bytes {
+        struct KeptBytes<H: KeepAlive> {
             /// None only while it is dropped, before the hold that keeps its code mapped.
             bytes: Option<OwnedBytes>,
             hold: H,
         }
-        impl<H: Hold> AsRef<[u8]> for Held<H> {
+        impl<H: KeepAlive> AsRef<[u8]> for KeptBytes<H> {
             fn as_ref(&self) -> &[u8] {
                 self.bytes.as_ref().map_or(&[], OwnedBytes::as_ref)
             }
         }
-        impl<H: Hold> Drop for Held<H> {
+        impl<H: KeepAlive> Drop for KeptBytes<H> {
             fn drop(&mut self) {
                 let bytes = self.bytes.take();
                 self.hold.dropping(|| drop(bytes));
@@ -108,7 +108,7 @@ impl<'a> Chunk<'a> {
         }
         match self {
             Self::Borrowed(slice) => keep::text(slice.len(), |room| room.put(slice.as_slice())),
-            Self::Owned(owned) => Bytes::from_owner(Held {
+            Self::Owned(owned) => Bytes::from_owner(KeptBytes {
                 bytes: Some(owned),
                 hold: hold(),
             }),

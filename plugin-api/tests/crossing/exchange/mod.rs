@@ -17,7 +17,7 @@ use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
 use handover_plugin::abi::{
     body::{BodyError, BodyStream, Guard},
-    bytes::{Chunk, Hold},
+    bytes::{Chunk, KeepAlive},
     call::{AnswerBody, TakeAnswer},
     head::{RequestHead, ResponseHead},
     host::{Event, Work},
@@ -200,12 +200,12 @@ enum Got {
 #[derive(Clone, Debug)]
 struct Counted(#[expect(dead_code, reason = "held for its count")] Arc<()>);
 
-impl Hold for Counted {}
+impl KeepAlive for Counted {}
 
 impl Guard for Counted {
-    type Hold = Self;
+    type KeepAlive = Self;
 
-    fn hold(&self) -> Self {
+    fn keep_alive(&self) -> Self {
         self.clone()
     }
 }
