@@ -160,13 +160,13 @@ impl Core {
     /// Runs `call`, which is one into its app, and is for `target` to the watchdog.
     #[inline]
     pub fn inside<R>(&self, target: &str, call: impl FnOnce() -> R) -> R {
-        ledger::inside(&self.what(target, false), call)
+        ledger::enter_call(&self.what(target, false), call)
     }
 
     /// Runs `call`, which drops something of its app that was for `target`.
     #[inline]
     pub fn dropping<R>(&self, target: &str, call: impl FnOnce() -> R) -> R {
-        ledger::inside(&self.what(target, true), call)
+        ledger::enter_call(&self.what(target, true), call)
     }
 
     #[inline]

@@ -25,7 +25,7 @@ use super::{
     requests, signals,
     stack::Modules,
     strangers::{self, Stranger},
-    surroundings, tasks, threads, timers, visit,
+    surroundings, tasks, threads, timers, tls_destructors,
 };
 use crate::names::{AppName, GenerationId};
 
@@ -217,7 +217,7 @@ impl Account {
             requests::cancel(self.0.id);
             interval_timers::disarm(self.0.id);
             let mut signals = signals::leave(self.0.id, false);
-            if !visit::on_worker() {
+            if !tls_destructors::on_worker() {
                 self.0.visit();
             }
             if self.runs_nowhere() {
@@ -240,7 +240,7 @@ impl Account {
                 }
                 return Err(Unsettled { held });
             }
-            let owing = visit::held(self.0.id);
+            let owing = tls_destructors::held(self.0.id);
             if owing
                 .iter()
                 .map(Owing::of)
@@ -289,7 +289,10 @@ impl Account {
         let strangers = strangers::of(self.0.look()).unwrap_or_default();
         Look {
             threads: alive.iter().map(|thread| thread.tid).collect(),
-            owing: visit::held(self.0.id).iter().map(Owing::of).collect(),
+            owing: tls_destructors::held(self.0.id)
+                .iter()
+                .map(Owing::of)
+                .collect(),
             signals: signals.collect(),
             requests: requests::held(self.0.id),
             strangers: strangers.iter().map(|stranger| stranger.tid).collect(),
@@ -307,12 +310,12 @@ impl Account {
             && signals::held(self.0.id).is_empty()
             && strangers::of(self.0.look()).is_ok_and(|strangers| strangers.is_empty())
             && threads::alive(self.0.id).is_empty()
-            && visit::held(self.0.id).is_empty()
+            && tls_destructors::held(self.0.id).is_empty()
     }
 
     /// Whether no thread runs code of the library, or will, but for a signal.
     fn runs_nowhere(&self) -> bool {
-        visit::held(self.0.id).is_empty() && threads::alive(self.0.id).is_empty()
+        tls_destructors::held(self.0.id).is_empty() && threads::alive(self.0.id).is_empty()
     }
 
     /// What holds the library now. Empty when it is quiet.
@@ -364,7 +367,7 @@ impl Account {
         for sentence in requests::held(self.0.id) {
             held.add(RetainReason::Requests, sentence);
         }
-        for holder in visit::held(self.0.id) {
+        for holder in tls_destructors::held(self.0.id) {
             let thread = threads::describe(holder.tid);
             let (who, busy) = match holder.worker {
                 Some(number) => (
@@ -443,7 +446,7 @@ impl Account {
     ///
     /// To be called on the thread that unmapped it, before that thread ends.
     pub(crate) fn close(self) -> Left {
-        visit::forget(self.0.id);
+        tls_destructors::forget(self.0.id);
         interval_timers::disarm(self.0.id);
         timers::disarm(self.0.id); // what finalizers made
         requests::forget(self.0.id);
@@ -485,7 +488,7 @@ impl Inner {
             dropped: false,
             stalls: &self.stalls,
         });
-        let ran = visit::here(self.id, call.as_ref());
+        let ran = tls_destructors::here(self.id, call.as_ref());
         if ran > 0 {
             self.destructors.fetch_add(ran, Ordering::Relaxed);
             self.visited.notify_one();

@@ -1,7 +1,7 @@
 //! The descriptors that libraries opened and have not closed.
 //!
 //! A descriptor is a number that the process hands out again, so the one thing that must never happen is to close a number
-//! that has become somebody else's. What is known of each number is who asked libc for it ([`super::openers`] sees the
+//! that has become somebody else's. What is known of each number is who asked libc for it ([`super::fd_interposers`] sees the
 //! caller), and which object it stood for then. A number is taken for a library's only while the same object is behind it.
 //!
 //! That is proof for sockets, pipes and memory files: the kernel gives each of them an inode of its own, so the object

@@ -16,7 +16,7 @@ use libc::pthread_key_t;
 use super::{
     interposed::{Real, Symbol},
     keys, owner, ranges, threads,
-    visit::{self, Destructor},
+    tls_destructors::{self, Destructor},
 };
 
 type ThreadAtexit = unsafe extern "C" fn(Destructor, *mut c_void, *mut c_void) -> c_int;
@@ -83,7 +83,7 @@ pub unsafe extern "C" fn __cxa_thread_atexit_impl(
     let owner = ranges::lookup(destructor as usize).or_else(|| ranges::lookup(dso as usize));
     if let Some(owner) = owner
         && !threads::current_is_of(owner)
-        && visit::enter(owner, destructor, object)
+        && tls_destructors::enter(owner, destructor, object)
     {
         return 0;
     }
@@ -152,7 +152,7 @@ pub unsafe extern "C" fn pthread_setspecific(key: pthread_key_t, value: *const c
     if let Some(owner) = keys::owner(key)
         && !threads::current_is_of(owner)
     {
-        visit::value_set(owner, key, !value.is_null());
+        tls_destructors::value_set(owner, key, !value.is_null());
     }
     // SAFETY: the arguments of the caller, as they came.
     unsafe { real_setspecific(key, value) }

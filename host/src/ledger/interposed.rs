@@ -78,7 +78,7 @@ fn symbols() -> impl Iterator<Item = Symbol> {
         .chain(super::threads::symbols())
         .chain(super::timers::symbols())
         .chain(super::requests::symbols())
-        .chain(super::openers::symbols())
+        .chain(super::fd_interposers::symbols())
         .chain(super::closers::symbols())
         .chain(super::signals::symbols())
         .chain(super::masks::symbols())

@@ -16,7 +16,7 @@ use libc::{c_int, sigset_t, stack_t};
 use super::{
     AccountId,
     interposed::{Symbol, interposed},
-    process, threads, visit,
+    process, threads, tls_destructors,
 };
 
 /// How many libraries can have something left on one thread at once. What more of them leave stays.
@@ -221,7 +221,7 @@ fn leave(account: AccountId, change: impl FnOnce(&mut Trace)) {
             let free = traces.iter().find(|trace| trace.get().account == 0)?;
             // Given to the visit as a number, not as an address.
             let object = ptr::without_provenance_mut(account as usize);
-            visit::enter(account, take_back, object).then_some(free)
+            tls_destructors::enter(account, take_back, object).then_some(free)
         });
         if let Some(trace) = trace {
             let mut new = Trace {

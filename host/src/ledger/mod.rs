@@ -10,7 +10,7 @@
 //! - [`owner`]: whose code asks, by its address or by the thread it runs on
 //! - [`process`]: whether code runs in the process that loads libraries, or in a child that it forked
 //! - [`interpose`]: the C functions for thread-locals and keys that plugins call instead of libc's
-//! - [`openers`]: those that give out descriptors
+//! - [`fd_interposers`]: those that give out descriptors
 //! - [`closers`]: those that close descriptors, and those that take locks on files
 //! - [`record_locks`]: record locks for each generation, as two processes have them
 //! - [`refused_locks`]: the locks that a library was refused, for the reason why it did not start
@@ -25,7 +25,7 @@
 //! - [`timers`]: the POSIX timers that libraries made
 //! - [`requests`]: what libc does for libraries on threads of its own
 //! - [`keys`]: the thread-specific keys that a library created
-//! - [`visit`]: the host's own threads, what each of them still has to run for whom, and the running of it
+//! - [`tls_destructors`]: the host's own threads, what each of them still has to run for whom, and the running of it
 //! - [`signals`]: what each library wants to be done on signals, and the one handler of the host that does it
 //! - [`masks`]: blocked signals and alternate stacks that a library leaves on threads of the host
 //! - [`interval_timers`]: which library armed the timers that a process has once
@@ -34,7 +34,7 @@
 //! - [`notes`]: what libraries changed for everybody, for those who tell of it
 //! - [`errno`]: the error that C functions leave to their callers
 //! - [`undisturbed`]: short sections that no signal interrupts
-//! - [`inside`]: which call into a library each thread is inside of, for those who look for calls that do not come back
+//! - [`call_slot`]: which call into a library each thread is inside of, for those who look for calls that do not come back
 //! - [`account`]: all of that for one library, and the proof that nothing is left
 //! - [`retain_reasons`]: what there is when that proof fails
 //! - [`look`]: what there is of it, as far as can be seen at no cost to others
@@ -48,11 +48,12 @@
 use std::ops::Range;
 
 mod account;
+mod call_slot;
 mod callbacks;
 mod closers;
 mod descriptors;
 mod errno;
-mod inside;
+mod fd_interposers;
 mod interpose;
 mod interposed;
 mod interval_timers;
@@ -62,7 +63,6 @@ mod look;
 mod mappings;
 mod masks;
 mod notes;
-mod openers;
 mod owner;
 mod process;
 mod ranges;
@@ -77,12 +77,12 @@ mod surroundings;
 mod tasks;
 mod threads;
 mod timers;
+mod tls_destructors;
 mod undisturbed;
-mod visit;
 
 pub use self::{
     account::{Account, Left, Loading, Report, Unsettled, act_for, loading, others, visit_as_well},
-    inside::{Call, SHARED_WORKER, inside, slots},
+    call_slot::{Call, SHARED_WORKER, enter_call, slots},
     interposed::armed,
     look::Look,
     mappings::{Mapping, mappings},
@@ -91,7 +91,7 @@ pub use self::{
     refused_locks::{RefusedLock, explained},
     retain_reasons::{RetainReason, RetainReasons},
     signals::{End, LAST_WORDS, LastWords, tell_exits, tell_last_words},
-    visit::mark_worker,
+    tls_destructors::mark_worker,
 };
 
 /// Whether a library that has an account is mapped at `address`.

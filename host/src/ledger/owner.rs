@@ -11,7 +11,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use super::{AccountId, inside, ranges, threads};
+use super::{AccountId, call_slot, ranges, threads};
 
 thread_local! {
     /// The account of the library whose code this thread of the host runs outside of a request: it loads or unloads it, or runs
@@ -71,7 +71,7 @@ pub(super) fn current() -> Option<AccountId> {
         account => account,
     };
     if account == 0 {
-        inside::current_account()
+        call_slot::current_account()
     } else {
         Some(account)
     }

@@ -19,7 +19,7 @@ use super::{
     table::{self, Table},
 };
 use crate::{
-    ledger::{AccountId, errno, inside, owner, ranges},
+    ledger::{AccountId, call_slot, errno, owner, ranges},
     names::{self, AppName, GenerationId},
 };
 
@@ -243,7 +243,7 @@ pub(super) fn say(fault: Fault) {
         fault.instruction,
         fault.address
     );
-    inside::current(|call| {
+    call_slot::current(|call| {
         let _ = write!(
             line,
             " {} {} {}",

@@ -120,7 +120,7 @@ impl Drop for Leave {
 
 /// Runs `call`, which is `what`.
 #[inline]
-pub fn inside<R>(what: &Call<'_>, call: impl FnOnce() -> R) -> R {
+pub fn enter_call<R>(what: &Call<'_>, call: impl FnOnce() -> R) -> R {
     let slot = own();
     // Only this thread writes it.
     let calls = slot.calls.load(Ordering::Relaxed);
@@ -143,7 +143,7 @@ pub(super) fn current_account() -> Option<AccountId> {
 pub(super) fn current<R>(look: impl FnOnce(&Call<'_>) -> R) -> Option<R> {
     let at = OWN.get()?.at.load(Ordering::Relaxed);
     let at = at.map_addr(|address| address & !READ);
-    // SAFETY: null, or what `inside` published on this very thread and has not taken back; a mark is no part of the address.
+    // SAFETY: null, or what `call_slot` published on this very thread and has not taken back; a mark is no part of the address.
     unsafe { at.as_ref() }.map(look)
 }
 
@@ -182,7 +182,7 @@ impl Slot {
             .compare_exchange(at, marked, Ordering::AcqRel, Ordering::Relaxed)
             .is_ok();
         let seen = held.then(|| {
-            // SAFETY: `at` was published by `inside`, which keeps what it points to borrowed until its `Leave` is dropped.
+            // SAFETY: `at` was published by `call_slot`, which keeps what it points to borrowed until its `Leave` is dropped.
             // That exchanges the pointer, finds our mark, and waits until `reading` is false again, which is below. Were the
             // pointer exchanged before the mark was set, then setting it would have failed, unless another call has
             // published the same address since: then that one is what is read.
@@ -233,9 +233,9 @@ mod tests {
             stalls: &stalls,
         };
         assert_eq!(own_path(), None);
-        inside(&call("/outer?token=x"), || {
+        enter_call(&call("/outer?token=x"), || {
             let first = own().call().unwrap();
-            inside(&call("/inner"), || {
+            enter_call(&call("/inner"), || {
                 assert_eq!(own_path().as_deref(), Some("/inner"));
                 assert_ne!(own().call(), Some(first));
             });
@@ -266,7 +266,7 @@ mod tests {
                         dropped: false,
                         stalls: &stalls,
                     };
-                    inside(&call, || std::hint::black_box(&path).len());
+                    enter_call(&call, || std::hint::black_box(&path).len());
                     // Freed memory is soon something else.
                     drop(path);
                 }

@@ -16,7 +16,7 @@ use std::{
 
 use libc::pthread_key_t;
 
-use super::{AccountId, Call, inside, interpose, interposed, keys, owner, threads};
+use super::{AccountId, Call, enter_call, interpose, interposed, keys, owner, threads};
 
 /// A destructor of a thread-local or of a key's value.
 pub(super) type Destructor = unsafe extern "C" fn(*mut c_void);
@@ -194,7 +194,7 @@ pub(super) fn here(account: AccountId, call: Option<&Call<'_>>) -> usize {
 /// Runs `destructor`, which is `call` to the watchdog.
 fn watched(call: Option<&Call<'_>>, destructor: impl FnOnce()) {
     match call {
-        Some(call) => inside(call, destructor),
+        Some(call) => enter_call(call, destructor),
         None => destructor(),
     }
 }
