@@ -233,8 +233,13 @@ where
                         match leaving {
                             None => progress.finish(result),
                             Some(leaving) => {
-                                drain::see_out(&apps, &app, leaving, Some((progress, result)))
-                                    .await;
+                                drain::drain_and_retire(
+                                    &apps,
+                                    &app,
+                                    leaving,
+                                    Some((progress, result)),
+                                )
+                                .await;
                             }
                         }
                         apps.collect().await;
@@ -759,7 +764,7 @@ async fn load_and_start(
                 held: RetainReasons::default(),
             };
             app.running(|running| running.unstarted.push(unstarted));
-            drain::put_away(apps, app, id, generation::Ended::Retained(retained));
+            drain::retain(apps, app, id, generation::Ended::Retained(retained));
         }
     };
     let library = match generation::load(artifact, left(longest)).await {
@@ -831,7 +836,7 @@ async fn go_live(
     let spec = started.generation().spec().clone();
     if apps.0.closing.load(Ordering::Acquire) {
         let ended = started.discard().await;
-        drain::put_away(apps, app, spec.id, ended);
+        drain::retain(apps, app, spec.id, ended);
         return Err(Failure::host("the host is shutting down").of(spec.id));
     }
     // Before the first request can crash it, and not on a worker: it is a file.

@@ -79,7 +79,7 @@ struct Drain {
 
 /// Watches a replaced generation until it is quiet, ends it at its deadlines, and puts it away. `telling` is the
 /// operation that waits for it, with the result to end with when all goes well.
-pub(super) async fn see_out(
+pub(super) async fn drain_and_retire(
     apps: &Apps,
     app: &Arc<App>,
     leaving: Leaving,
@@ -182,7 +182,7 @@ pub(super) async fn see_out(
     if began.elapsed() > LONG_AGO {
         crash::leaves(apps, &app.name, id).await;
     }
-    put_away(apps, app, id, ended);
+    retain(apps, app, id, ended);
 }
 
 /// Cancels what still runs on a generation, and tells how many that were.
@@ -271,13 +271,13 @@ type Kept = (Arc<App>, GenerationId, Box<Retained>);
 
 /// The libraries that stay mapped.
 #[derive(Debug, Default)]
-pub(super) struct Attic {
+pub(super) struct RetainedLibraries {
     retained: Mutex<Vec<Kept>>,
     /// Something changed that may have freed one.
     changed: Notify,
 }
 
-impl Attic {
+impl RetainedLibraries {
     /// Something changed that may have freed a library.
     pub(super) fn stir(&self) {
         self.changed.notify_one();
@@ -285,7 +285,7 @@ impl Attic {
 }
 
 /// Records how a generation ended.
-pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: Ended) {
+pub(super) fn retain(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: Ended) {
     match ended {
         Ended::Unloaded(left) => {
             app.unloaded(id);
@@ -299,7 +299,7 @@ pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: End
                     leaks::sentence(&left, lost)
                 ),
             );
-            apps.0.attic.stir();
+            apps.0.retained_libraries.stir();
         }
         Ended::Retained(retained) => {
             let held = retained.held().clone();
@@ -313,7 +313,7 @@ pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: End
                 );
             }
             apps.0
-                .attic
+                .retained_libraries
                 .retained
                 .lock()
                 .push((Arc::clone(app), id, retained));
@@ -323,7 +323,7 @@ pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: End
 }
 
 /// Retries libraries that stay mapped, looks for panics and for what was changed for all, for as long as the apps live.
-pub(super) fn keep_tidy(apps: &Apps) {
+pub(super) fn sweep_retained(apps: &Apps) {
     let inner = Arc::downgrade(&apps.0);
     tokio::spawn(async move {
         let mut panics = HashMap::new();
@@ -347,7 +347,10 @@ pub(super) fn keep_tidy(apps: &Apps) {
         while let Some(apps) = upgrade(&inner) {
             // Bounded, so that the task ends with the apps. What cannot have changed is only looked
             // at.
-            let changed = tokio::time::timeout(LOOKED_AT_EVERY, apps.0.attic.changed.notified());
+            let changed = tokio::time::timeout(
+                LOOKED_AT_EVERY,
+                apps.0.retained_libraries.changed.notified(),
+            );
             let changed = changed.await.is_ok();
             retry(&apps, changed).await;
         }
@@ -360,13 +363,13 @@ fn upgrade(inner: &Weak<Inner>) -> Option<Apps> {
 
 /// Tries once to unload each library that stays mapped and may be quiet by now.
 async fn retry(apps: &Apps, eager: bool) {
-    let retained = std::mem::take(&mut *apps.0.attic.retained.lock());
+    let retained = std::mem::take(&mut *apps.0.retained_libraries.retained.lock());
     for (app, id, retained) in retained {
         let ended = retained.retry(eager).await;
         if matches!(ended, Ended::Unloaded(_)) {
             crash::leaves(apps, &app.name, id).await;
         }
-        put_away(apps, &app, id, ended);
+        retain(apps, &app, id, ended);
     }
 }
 

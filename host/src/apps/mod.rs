@@ -72,7 +72,7 @@ use self::{
     app::App,
     crash::Journal,
     deploy::Deadline,
-    drain::Attic,
+    drain::RetainedLibraries,
     events::{Events, Kind},
     leaks::Leaks,
     operation::Operations,
@@ -112,7 +112,7 @@ struct Inner {
     operations: Operations,
     events: Events,
     reloads: Reloads,
-    attic: Attic,
+    retained_libraries: RetainedLibraries,
     journal: Journal,
     room: Arc<Room>,
     leaks: Leaks,
@@ -224,7 +224,7 @@ impl Apps {
             operations: Operations::default(),
             events: Events::new(),
             reloads: Reloads::default(),
-            attic: Attic::default(),
+            retained_libraries: RetainedLibraries::default(),
             journal: Journal::new(state, Arc::clone(&room)),
             room,
             leaks: Leaks::default(),
@@ -243,7 +243,7 @@ impl Apps {
             apps.app(&name);
         }
         apps.publish();
-        drain::keep_tidy(&apps);
+        drain::sweep_retained(&apps);
         Ok(apps)
     }
 

@@ -239,6 +239,6 @@ fn record_end(apps: &Apps, ended: &Long, now: Instant) {
             .events
             .record(Kind::StallEnded, Some(app), Some(*generation), message);
         // The worker may owe something to a library that waits for that.
-        apps.0.attic.stir();
+        apps.0.retained_libraries.stir();
     }
 }
