@@ -8,7 +8,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{queue::OperationQueue, saved::Saved, tally::Tally};
+use super::{counters::Counters, queue::OperationQueue, saved::Saved};
 use crate::{
     artifact::{Artifact, Sha256},
     config,
@@ -30,7 +30,7 @@ pub(super) struct App {
     /// What is remembered of it over restarts.
     pub(super) saved: Arc<Saved>,
     /// What is counted of it for the metrics.
-    pub(super) tally: Tally,
+    pub(super) counters: Counters,
     /// Which operation may change what is live.
     pub(super) queue: Arc<OperationQueue>,
     running: Mutex<Running>,
@@ -51,14 +51,14 @@ pub(super) struct Running {
     /// What was replaced and is not unloaded, oldest first.
     pub(super) old: Vec<Old>,
     /// What did not start and could not be unmapped, oldest first.
-    pub(super) unstarted: Vec<Unstarted>,
+    pub(super) failed_starts: Vec<FailedStart>,
     /// What was counted on those that are unloaded.
-    pub(super) gone: Gone,
+    pub(super) retired: RetiredTotals,
 }
 
 /// What was counted on generations that are unloaded.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Gone {
+pub(super) struct RetiredTotals {
     /// Requests they were given.
     pub(super) requests: u64,
     /// Panics caught in them.
@@ -69,7 +69,7 @@ pub(super) struct Gone {
 
 /// A generation that did not start, and whose library stays mapped.
 #[derive(Clone, Debug)]
-pub(super) struct Unstarted {
+pub(super) struct FailedStart {
     /// Who it would have been.
     pub(super) spec: Spec,
     /// When it was loaded.
@@ -146,7 +146,7 @@ impl Running {
     }
 }
 
-impl Gone {
+impl RetiredTotals {
     /// Adds what was counted on a generation.
     pub(super) fn add(&mut self, counts: &Counts) {
         self.requests += counts.requests;
@@ -163,7 +163,7 @@ impl App {
             name,
             settings,
             saved,
-            tally: Tally::default(),
+            counters: Counters::default(),
             queue: OperationQueue::new(),
             running: Mutex::default(),
             waiting: Mutex::default(),
@@ -179,7 +179,7 @@ impl App {
     /// Whether there is more of it than the memory of deploys that failed.
     pub(super) fn has_anything(&self) -> bool {
         let runs = self.running(|running| {
-            running.live.is_some() || !running.old.is_empty() || !running.unstarted.is_empty()
+            running.live.is_some() || !running.old.is_empty() || !running.failed_starts.is_empty()
         });
         runs || self.queue.under_way(false).is_some()
             || self
@@ -215,8 +215,12 @@ impl App {
     /// Sets what keeps the library of a generation mapped that is not live. Whether that is news.
     pub(super) fn retained(&self, id: GenerationId, held: &RetainReasons) -> bool {
         self.running(|running| {
-            if let Some(unstarted) = running.unstarted.iter_mut().find(|one| one.spec.id == id) {
-                return std::mem::replace(&mut unstarted.held, held.clone()) != *held;
+            if let Some(failed_starts) = running
+                .failed_starts
+                .iter_mut()
+                .find(|one| one.spec.id == id)
+            {
+                return std::mem::replace(&mut failed_starts.held, held.clone()) != *held;
             }
             let old = running.old.iter_mut();
             let mut old = old.filter(|old| old.generation.spec().id == id);
@@ -228,12 +232,12 @@ impl App {
     /// Forgets a generation that is not live: its library is unmapped.
     pub(super) fn unloaded(&self, id: GenerationId) {
         self.running(|running| {
-            running.unstarted.retain(|one| one.spec.id != id);
-            let Running { old, gone, .. } = running;
+            running.failed_starts.retain(|one| one.spec.id != id);
+            let Running { old, retired, .. } = running;
             old.retain(|old| {
                 let stays = old.generation.spec().id != id;
                 if !stays {
-                    gone.add(&old.generation.counts());
+                    retired.add(&old.generation.counts());
                 }
                 stays
             });

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Apps, Cause, Wait,
-    app::{App, Live, Unstarted},
+    app::{App, FailedStart, Live},
     clock::Order,
     crash::{self, Step, Tried, Trying},
     drain::{self, Leaving},
@@ -195,7 +195,7 @@ where
     match lock {
         Err(other) => {
             let conflict = conflict(&app, &other);
-            app.tally.ended(conflict.outcome);
+            app.counters.ended(conflict.outcome);
             progress.finish(conflict.clone());
             let _ = tell.send(conflict);
         }
@@ -220,7 +220,7 @@ where
                     }
                 };
                 let (Ended::Live(result, _) | Ended::Otherwise(result)) = &ended;
-                app.tally.ended(result.outcome);
+                app.counters.ended(result.outcome);
                 // Given back before anybody hears the result, so that who hears it can begin the next operation.
                 drop(lock);
                 match ended {
@@ -758,12 +758,12 @@ async fn load_and_start(
     // Keeps a library that cannot be unmapped now.
     let keep = |spec: &Spec, retained: Option<Box<generation::Retained>>| {
         if let Some(retained) = retained {
-            let unstarted = Unstarted {
+            let failed_starts = FailedStart {
                 spec: spec.clone(),
                 loaded_at: began,
                 held: RetainReasons::default(),
             };
-            app.running(|running| running.unstarted.push(unstarted));
+            app.running(|running| running.failed_starts.push(failed_starts));
             drain::retain(apps, app, id, generation::Ended::Retained(retained));
         }
     };
@@ -1078,7 +1078,7 @@ impl ProgressSender {
         message: String,
         notes: Vec<Note>,
     ) {
-        app.tally.step(step, took);
+        app.counters.step(step, took);
         self.send(Progress::Step {
             step: step.to_owned(),
             app: app.name.clone(),

@@ -163,7 +163,7 @@ pub(super) async fn drain_and_retire(
     }
     drain.stuck = 0;
     let took = began.elapsed();
-    app.tally.drained(took, drain.cancelled > 0);
+    app.counters.drained(took, drain.cancelled > 0);
     apps.record_event(
         Kind::Drained,
         app,

@@ -7,7 +7,7 @@ use tokio::sync::broadcast;
 
 use crate::{
     control::api::Event,
-    ledger::Left,
+    ledger::Leftovers,
     names::{AppName, GenerationId},
 };
 
@@ -169,7 +169,7 @@ impl Events {
         &self,
         app: &AppName,
         generation: GenerationId,
-        left: &Left,
+        left: &Leftovers,
         message: String,
     ) {
         self.append(
@@ -186,7 +186,7 @@ impl Events {
         kind: Kind,
         app: Option<&AppName>,
         generation: Option<GenerationId>,
-        left: Option<&Left>,
+        left: Option<&Leftovers>,
         message: String,
     ) {
         let (name, number) = (app.map(tracing::field::display), generation.map(|id| id.0));

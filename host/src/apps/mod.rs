@@ -21,13 +21,14 @@
 //! - [`stall`]: requests that hold their worker, and who serves the others meanwhile
 //! - [`shutdown`]: the end of all generations
 //! - [`operation`], [`events`], [`status`]: what people are told
-//! - [`tally`], [`metrics`]: what is counted, and what machines are told
+//! - [`counters`], [`metrics`]: what is counted, and what machines are told
 //!
 //! No lock is held across an await, nor while a plugin's code may run.
 
 mod app;
 mod changed;
 mod clock;
+mod counters;
 mod crash;
 mod culprit;
 mod cutover;
@@ -51,7 +52,6 @@ mod saved;
 mod shutdown;
 mod stall;
 mod status;
-mod tally;
 mod verdict;
 
 use std::{

@@ -33,7 +33,7 @@ impl Apps {
             .record(kind, app.as_ref(), None, message.as_str());
         if let (Some(name), Some(artifact)) = (&app, sha256) {
             let app = self.app(name);
-            app.tally.ended(outcome);
+            app.counters.ended(outcome);
             let entry = Entry {
                 at_ms: super::now_ms(),
                 order: Order::next(),

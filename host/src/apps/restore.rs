@@ -129,7 +129,7 @@ async fn record_end(apps: &Apps, name: &AppName, tried: Tried, outcome: Outcome,
         tried.artifact.short()
     );
     apps.record_event(kind, &app, tried.generation, message);
-    app.tally.ended(outcome);
+    app.counters.ended(outcome);
     let entry = Entry {
         at_ms: super::now_ms(),
         order: Order::next(),
@@ -199,7 +199,7 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
             app.name, head.version
         );
         apps.record_event(Kind::RolledBack, app, Some(generation), message.as_str());
-        app.tally.ended(Outcome::RolledBack);
+        app.counters.ended(Outcome::RolledBack);
         let entry = Entry {
             at_ms: taken_back_at_ms,
             order,

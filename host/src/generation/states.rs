@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     artifact::Artifact,
-    ledger::{self, AccountId, Left, Look, RetainReason, RetainReasons},
+    ledger::{self, AccountId, Leftovers, Look, RetainReason, RetainReasons},
     loader::{self, Layouts, Library, LoadError, Running},
 };
 
@@ -71,7 +71,7 @@ struct Loaded {
 #[derive(Debug)]
 pub enum Ended {
     /// Its library is unmapped, which was verified; what it left behind.
-    Unloaded(Left),
+    Unloaded(Leftovers),
     /// Its library could not be proven quiet and stays mapped.
     Retained(Box<Retained>),
 }
@@ -115,7 +115,7 @@ enum Place {
     /// A thread runs the destructors of its app.
     Destructors(Library, Late<()>),
     /// A thread runs its finalisers, or unmaps it.
-    Unmapping(Late<Option<Result<Left, (Library, RetainReasons)>>>),
+    Unmapping(Late<Option<Result<Leftovers, (Library, RetainReasons)>>>),
     /// Where a thread is that was inside of it nobody knows.
     Unknown,
 }
@@ -633,7 +633,7 @@ impl Retained {
             Place::Mapping(late) => match late.ended() {
                 Err(late) => stays(generation, Place::Mapping(late), known),
                 Ok(Ok(Ok(library))) => unload(generation, library, settle).await,
-                Ok(Ok(Err(_))) => Ended::Unloaded(Left::default()),
+                Ok(Ok(Err(_))) => Ended::Unloaded(Leftovers::default()),
                 Ok(Err(_)) => stays(generation, Place::Unknown, known),
             },
             Place::Constructor(library, late) => match late.ended() {

@@ -133,7 +133,7 @@ pub struct Report {
 
 /// What a library left behind that does not keep it from being unmapped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Left {
+pub struct Leftovers {
     /// Bytes of its heap that it never freed, and that were freed for it; none when it was built without a heap of its own.
     pub heap_bytes: Option<u64>,
     /// Where it had no heap of its own: the private memory of the process after it was unmapped, but for the heaps of others.
@@ -445,7 +445,7 @@ impl Account {
     /// Closes the account: the library is unmapped. Gives what it left behind.
     ///
     /// To be called on the thread that unmapped it, before that thread ends.
-    pub(crate) fn close(self) -> Left {
+    pub(crate) fn close(self) -> Leftovers {
         tls_destructors::forget(self.0.id);
         interval_timers::disarm(self.0.id);
         timers::disarm(self.0.id); // what finalizers made
@@ -457,9 +457,9 @@ impl Account {
         record_locks::end(self.0.id);
         refused_locks::forget(self.0.id);
         known::forget(self.0.id);
-        let descriptors::Left { closed, open } = descriptors::settle(self.0.id);
+        let descriptors::Leftovers { closed, open } = descriptors::settle(self.0.id);
         ranges::give_back(self.0.id);
-        Left {
+        Leftovers {
             heap_bytes: None,
             private_bytes: None,
             closed,

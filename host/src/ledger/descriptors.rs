@@ -128,15 +128,15 @@ pub(super) fn count(account: AccountId) -> usize {
 
 /// What became of the descriptors that a library left open, each for people: `descriptor 12 (socket)`.
 #[derive(Debug, Default)]
-pub(super) struct Left {
+pub(super) struct Leftovers {
     pub(super) closed: Vec<String>,
     pub(super) open: Vec<String>,
 }
 
 /// Closes what the library of `account` left open where it is proven to be its, and names the rest. Its library is unmapped:
 /// before that it could still close them itself, and hit the next owner of the number.
-pub(super) fn settle(account: AccountId) -> Left {
-    let mut left = Left::default();
+pub(super) fn settle(account: AccountId) -> Leftovers {
+    let mut left = Leftovers::default();
     for (fd, slot) in of(account) {
         let target = std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap_or_default();
         let name = name(fd, &target);

@@ -81,7 +81,9 @@ mod tls_destructors;
 mod undisturbed;
 
 pub use self::{
-    account::{Account, Left, Loading, Report, Unsettled, act_for, loading, others, visit_as_well},
+    account::{
+        Account, Leftovers, Loading, Report, Unsettled, act_for, loading, others, visit_as_well,
+    },
     call_slot::{Call, SHARED_WORKER, enter_call, slots},
     interposed::armed,
     look::Look,

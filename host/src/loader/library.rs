@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, Image},
-    ledger::{self, Account, Left, Report, RetainReason, RetainReasons, Unsettled},
+    ledger::{self, Account, Leftovers, Report, RetainReason, RetainReasons, Unsettled},
 };
 
 /// Whether the layouts of the root module are compared.
@@ -354,7 +354,7 @@ impl Library {
     /// Gives it back, mapped, with what holds it: it was not settled, code of it may be running, or
     /// the dynamic linker keeps it. Trying again is allowed: the finalisers have run then, and do
     /// not run again.
-    pub fn close(mut self) -> Result<Left, (Self, RetainReasons)> {
+    pub fn close(mut self) -> Result<Leftovers, (Self, RetainReasons)> {
         if let Some(reason) = &self.staying.always {
             let held = RetainReasons::by(RetainReason::Crash, reason.as_str());
             return Err((self, held));
@@ -395,7 +395,7 @@ impl Library {
         }
     }
 
-    fn unmap(self, _lock: LinkerLock) -> Result<Left, (Self, RetainReasons)> {
+    fn unmap(self, _lock: LinkerLock) -> Result<Leftovers, (Self, RetainReasons)> {
         // The thread may fail to start; the library comes back then, so it is handed over through this.
         let slot = Mutex::new(Some(self));
         let take = || slot.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -409,7 +409,7 @@ impl Library {
         }
     }
 
-    fn unmap_here(mut self) -> Result<Left, (Self, RetainReasons)> {
+    fn unmap_here(mut self) -> Result<Leftovers, (Self, RetainReasons)> {
         let _acting = self.account.act();
         let inode = self.image.inode();
         if let Err(error) = mapped::of_inode(inode) {
@@ -457,7 +457,7 @@ impl Library {
         let heap_bytes = self.heap.map(|heap| unsafe { heap.destroy() });
         drop(ManuallyDrop::into_inner(self.image));
         drop(ManuallyDrop::into_inner(self.kept));
-        Ok(Left {
+        Ok(Leftovers {
             heap_bytes,
             private_bytes: heap_bytes.is_none().then(heap::private_bytes_outside),
             ..left

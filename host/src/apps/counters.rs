@@ -13,7 +13,7 @@ pub(super) const BOUNDS: [f64; 14] = [
 
 /// The counts of one app.
 #[derive(Debug, Default)]
-pub(super) struct Tally(Mutex<Counts>);
+pub(super) struct Counters(Mutex<Counts>);
 
 /// What has been counted.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +41,7 @@ pub(super) struct Steps {
     pub(super) last: Duration,
 }
 
-impl Tally {
+impl Counters {
     /// An operation ended, or came to its cutover.
     pub(super) fn ended(&self, outcome: Outcome) {
         *self.0.lock().outcomes.entry(outcome).or_default() += 1;
