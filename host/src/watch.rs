@@ -83,7 +83,7 @@ pub struct DroppedArtifact {
 
 /// What became of an offer.
 #[derive(Clone, Debug)]
-pub enum Answer {
+pub enum DropOutcome {
     /// Live, staged, or live already. The text goes into `NAME.so.deployed`.
     Deployed(String),
     /// Not taken. The text goes into `NAME.so.failed`.
@@ -104,7 +104,7 @@ pub trait DropTarget: Send + Sync + 'static {
     /// Whether these bytes are what `app` serves or what waits for `handover reload`: putting them there once more changes nothing.
     fn has(&self, app: &AppName, sha256: Sha256) -> bool;
     /// Deploys or stages an offer. Called one after the other for each app, on a task that may wait.
-    fn deploy_dropped(&self, dropped: DroppedArtifact) -> impl Future<Output = Answer> + Send;
+    fn deploy_dropped(&self, dropped: DroppedArtifact) -> impl Future<Output = DropOutcome> + Send;
     /// Somebody still has the file at `path` open for writing, so it waits; `asked`: `handover reload` wanted it. For the event log.
     fn waits(&self, app: Option<&AppName>, path: &Path, asked: bool);
     /// Bytes that could not become an artifact, so nobody will be offered them. For the event log.

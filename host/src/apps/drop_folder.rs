@@ -21,7 +21,7 @@ use crate::{
     ownership,
     preflight::Scope,
     shortage, shown,
-    watch::{Answer, DropTarget, DroppedArtifact},
+    watch::{DropOutcome, DropTarget, DroppedArtifact},
     writers::name_of_one,
 };
 
@@ -139,7 +139,7 @@ impl DropTarget for Apps {
         })
     }
 
-    async fn deploy_dropped(&self, dropped: DroppedArtifact) -> Answer {
+    async fn deploy_dropped(&self, dropped: DroppedArtifact) -> DropOutcome {
         let app = self.app(&dropped.app);
         let path = dropped.path.to_string_lossy().into_owned();
         let (sha256, version) = (
@@ -150,10 +150,10 @@ impl DropTarget for Apps {
             if dropped.again {
                 self.caused(&app, Caused::Said(deploy::conflict(&app, &other)));
             }
-            return Answer::Later;
+            return DropOutcome::Later;
         }
         if !dropped.again && app.waits_for_machine(sha256) {
-            return Answer::Later;
+            return DropOutcome::Later;
         }
         let live = app.live();
         let live_source =
@@ -178,7 +178,7 @@ impl DropTarget for Apps {
                 let id = live.map_or(0, |live| live.id.0);
                 let message = format!("{named} is live already as generation {id}");
                 self.said(&app, &dropped, &message);
-                Answer::Deployed(message)
+                DropOutcome::Deployed(message)
             }
             Decision::Staged => {
                 let message = format!(
@@ -186,7 +186,7 @@ impl DropTarget for Apps {
                     app.name
                 );
                 self.said(&app, &dropped, &message);
-                Answer::Deployed(message)
+                DropOutcome::Deployed(message)
             }
             Decision::Refuse(reason) => {
                 let message = format!("{named} was not taken: {reason}");
@@ -197,14 +197,14 @@ impl DropTarget for Apps {
                     None,
                     format!("{}: {message}", shown::path(&dropped.path)),
                 );
-                Answer::Failed(message)
+                DropOutcome::Failed(message)
             }
             Decision::Deploy | Decision::Stage => {
                 let stage = decision == Decision::Stage;
                 self.take(&app, dropped, path.clone(), stage).await
             }
         };
-        if !matches!(answer, Answer::Later) {
+        if !matches!(answer, DropOutcome::Later) {
             let (_, saved) = app
                 .saved
                 .change(|record| record.answered(&path, sha256))
@@ -257,7 +257,7 @@ impl Apps {
         dropped: DroppedArtifact,
         path: String,
         stage: bool,
-    ) -> Answer {
+    ) -> DropOutcome {
         let (sha256, again) = (dropped.artifact.sha256, dropped.again);
         if !stage && app.settings.when_full == WhenFull::Refuse && app.is_full() {
             // It will fit when one of those has drained; nobody has to drop it again.
@@ -274,7 +274,7 @@ impl Apps {
                 let message = "too many replaced generations still drain (max_old_generations): what was dropped waits for them";
                 self.caused(app, Caused::Said(result(Outcome::Failed, app, message)));
             }
-            return Answer::Later;
+            return DropOutcome::Later;
         }
         app.waits(None);
         let plan = Plan {
@@ -308,26 +308,26 @@ impl Apps {
             ..
         }) = begun.at_cutover.await
         else {
-            return Answer::Failed(
+            return DropOutcome::Failed(
                 "the deploy broke off inside the host: its log says more".to_owned(),
             );
         };
         match outcome {
             Outcome::Done | Outcome::Unchanged | Outcome::Staged | Outcome::DeadlinePassed => {
                 let notes = notes.iter().map(|note| format!("\n{note}"));
-                Answer::Deployed(message + &notes.collect::<String>())
+                DropOutcome::Deployed(message + &notes.collect::<String>())
             }
-            Outcome::Conflict => Answer::Later,
+            Outcome::Conflict => DropOutcome::Later,
             // The machine's fault: the same file is fine in a moment.
             Outcome::Failed if !again && shortage::is_named(&message) => {
                 app.is_short_for(sha256);
-                Answer::Later
+                DropOutcome::Later
             }
             Outcome::Failed
             | Outcome::Rejected
             | Outcome::Unhealthy
             | Outcome::RolledBack
-            | Outcome::Denied => Answer::Failed(message),
+            | Outcome::Denied => DropOutcome::Failed(message),
         }
     }
 

@@ -328,7 +328,7 @@ async fn connection<B: Backend>(
     }
 }
 
-type Answer = Response<Either<Full<Bytes>, ChannelBody<Infallible>>>;
+type ControlResponse = Response<Either<Full<Bytes>, ChannelBody<Infallible>>>;
 
 /// A call that is not taken.
 struct Refusal {
@@ -353,7 +353,7 @@ impl Refusal {
         Self::new(StatusCode::FORBIDDEN, Outcome::Denied.exit_code(), error)
     }
 
-    fn into_response(self) -> Answer {
+    fn into_response(self) -> ControlResponse {
         let mut response = json(&self.problem);
         *response.status_mut() = self.status;
         if let Some(allow) = self.allow {
@@ -471,7 +471,7 @@ async fn answer<B: Backend>(
     request: Request<Incoming>,
     backend: B,
     asked: &OnceLock<Shutdown>,
-) -> Result<Answer, Refusal> {
+) -> Result<ControlResponse, Refusal> {
     let path = request.uri().path().to_owned();
     check_method(request.method(), &path)?;
     match path.as_str() {
@@ -588,7 +588,7 @@ fn check_method(method: &Method, path: &str) -> Result<(), Refusal> {
     }
 }
 
-fn json(value: &impl Serialize) -> Answer {
+fn json(value: &impl Serialize) -> ControlResponse {
     let mut response = Response::new(Either::Left(Full::new(line(value))));
     response.headers_mut().insert(
         header::CONTENT_TYPE,
@@ -605,7 +605,7 @@ fn line(value: &impl Serialize) -> Bytes {
     text.into()
 }
 
-async fn metrics(gather: Gather) -> Result<Answer, Refusal> {
+async fn metrics(gather: Gather) -> Result<ControlResponse, Refusal> {
     let text = gather.text().await.map_err(|error| {
         Refusal::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -621,7 +621,7 @@ async fn metrics(gather: Gather) -> Result<Answer, Refusal> {
     Ok(response)
 }
 
-fn lines(lines: mpsc::Receiver<Result<Bytes, Infallible>>) -> Answer {
+fn lines(lines: mpsc::Receiver<Result<Bytes, Infallible>>) -> ControlResponse {
     let mut response = Response::new(Either::Right(ChannelBody(lines)));
     response.headers_mut().insert(
         header::CONTENT_TYPE,
@@ -632,7 +632,7 @@ fn lines(lines: mpsc::Receiver<Result<Bytes, Infallible>>) -> Answer {
 
 /// The lines of an operation until its end. Only one that waits for its turn depends on somebody reading them: with the task its interest
 /// is dropped.
-fn progress(operation: Operation) -> Answer {
+fn progress(operation: Operation) -> ControlResponse {
     let Operation {
         lines: mut said,
         interest,
@@ -655,7 +655,10 @@ fn progress(operation: Operation) -> Answer {
 }
 
 /// The events so far, and with `follow` those to come, for ever.
-fn events((past, mut coming): (Vec<Event>, broadcast::Receiver<Event>), follow: bool) -> Answer {
+fn events(
+    (past, mut coming): (Vec<Event>, broadcast::Receiver<Event>),
+    follow: bool,
+) -> ControlResponse {
     let (tx, rx) = mpsc::channel(WAITING);
     tokio::spawn(async move {
         let mut last = 0;
@@ -710,7 +713,7 @@ async fn deploy<B: Backend>(
     query: DeployQuery,
     signature: Option<Signature>,
     backend: B,
-) -> Result<Answer, Refusal> {
+) -> Result<ControlResponse, Refusal> {
     let timeout = query.timeout_ms.map(Duration::from_millis);
     let (told, app) = (backend.clone(), query.app.clone());
     // On a task of its own: when the last byte is in, the deploy happens, even if the client dies in that moment.
@@ -757,7 +760,7 @@ async fn discard(mut body: Incoming) {
 }
 
 /// An operation that ended before it had an id.
-fn ended(result: OperationResult) -> Answer {
+fn ended(result: OperationResult) -> ControlResponse {
     let mut response = Response::new(Either::Left(Full::new(line(&Progress::Result(result)))));
     response.headers_mut().insert(
         header::CONTENT_TYPE,

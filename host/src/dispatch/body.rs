@@ -51,7 +51,7 @@ impl Expiry {
 
 /// The body of an answer.
 #[derive(Debug)]
-pub struct AnswerBody(Kind);
+pub struct ResponseBody(Kind);
 
 #[derive(Debug)]
 enum Kind {
@@ -64,7 +64,7 @@ enum Kind {
 /// A body that is polled on the threads of its app, and comes from there frame by frame. None is its end.
 #[derive(Debug)]
 struct Pumped {
-    frames: mpsc::Receiver<Option<Result<Frame<Bytes>, AnswerError>>>,
+    frames: mpsc::Receiver<Option<Result<Frame<Bytes>, ResponseBodyError>>>,
     /// As long as nothing was taken of it.
     hint: SizeHint,
     ended: bool,
@@ -74,7 +74,7 @@ impl Pumped {
     fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
         if self.ended {
             return Poll::Ready(None);
         }
@@ -82,14 +82,14 @@ impl Pumped {
         self.hint = SizeHint::default();
         self.ended = !matches!(frame, Some(Some(Ok(_))));
         // CloseHandle off without its end, it is not whole.
-        Poll::Ready(frame.unwrap_or(Some(Err(AnswerError::Expired))))
+        Poll::Ready(frame.unwrap_or(Some(Err(ResponseBodyError::Expired))))
     }
 }
 
 /// The body of an answer that counts against `max_concurrent` until it has ended.
 #[derive(Debug)]
 struct Permitted {
-    body: AnswerBody,
+    body: ResponseBody,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -129,14 +129,14 @@ const ANSWER: &str = "the body of an answer";
 
 /// Why the body of an answer ended before its end.
 #[derive(Debug)]
-pub enum AnswerError {
+pub enum ResponseBodyError {
     /// The plugin's body failed or panicked.
     Plugin(BodyError),
     /// The drain deadline passed.
     Expired,
 }
 
-impl fmt::Display for AnswerError {
+impl fmt::Display for ResponseBodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Plugin(error) => write!(f, "the app's response body failed: {error}"),
@@ -145,9 +145,9 @@ impl fmt::Display for AnswerError {
     }
 }
 
-impl std::error::Error for AnswerError {}
+impl std::error::Error for ResponseBodyError {}
 
-impl AnswerBody {
+impl ResponseBody {
     pub(super) fn empty() -> Self {
         Self(Kind::Full(None))
     }
@@ -213,14 +213,14 @@ impl AnswerBody {
     }
 }
 
-impl Body for AnswerBody {
+impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = AnswerError;
+    type Error = ResponseBodyError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
         match &mut self.get_mut().0 {
             Kind::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Kind::Stream(streaming) => streaming.poll_frame(cx),
@@ -260,25 +260,25 @@ impl Streaming {
     fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Err(error))) => {
                 if matches!(error, BodyError::Panicked) {
                     self.body.guard().core().count_panic();
                 }
-                Poll::Ready(Some(Err(AnswerError::Plugin(error))))
+                Poll::Ready(Some(Err(ResponseBodyError::Plugin(error))))
             }
             // What fed it may have been cancelled at the deadline just before: an end then is none.
             Poll::Ready(None) if self.body.guard().core().is_expired() => {
                 self.body.guard().core().count_aborted();
-                Poll::Ready(Some(Err(AnswerError::Expired)))
+                Poll::Ready(Some(Err(ResponseBodyError::Expired)))
             }
             Poll::Ready(ready) => {
-                Poll::Ready(ready.map(|frame| frame.map_err(AnswerError::Plugin)))
+                Poll::Ready(ready.map(|frame| frame.map_err(ResponseBodyError::Plugin)))
             }
             Poll::Pending if self.expiry.poll(self.body.guard(), cx) => {
                 self.body.guard().core().count_aborted();
-                Poll::Ready(Some(Err(AnswerError::Expired)))
+                Poll::Ready(Some(Err(ResponseBodyError::Expired)))
             }
             Poll::Pending => Poll::Pending,
         }

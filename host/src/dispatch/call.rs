@@ -10,7 +10,7 @@ use bytes::Bytes;
 use handover_plugin::abi::{
     body::BodyStream,
     bytes::Chunk,
-    call::{AnswerBody as Crossing, TakeAnswer},
+    call::{ReceiveResponse, ReceivedBody},
     head::{Peer, RequestHead, ResponseHead},
     import::RunningCall,
     keep::keep_map,
@@ -21,9 +21,9 @@ use http::{HeaderValue, Request, Response, Uri, Version, header};
 use http_body::Body;
 
 use super::{
-    body::{AnswerBody, Expiry, RequestBody},
+    body::{Expiry, RequestBody, ResponseBody},
+    error_response,
     limits::Limited,
-    own,
     route::{Chosen, Routes, names_its_host, target, told_target, whole_target},
     upgrade::{self, Upgrade},
 };
@@ -36,7 +36,7 @@ pub struct Dispatched<B>(Step<B>);
 #[derive(Debug)]
 enum Step<B> {
     /// It is answered already, by its app or by the host. None only once that was taken.
-    Answered(Option<Response<AnswerBody>>),
+    Answered(Option<Response<ResponseBody>>),
     /// Counted in, and not yet given to the app.
     New(New<B>),
     /// The app works on it.
@@ -112,55 +112,57 @@ impl Origin {
 
 /// Where the answer of the app arrives.
 struct Slot<'a> {
-    answer: Answer<'a>,
+    answer: AnswerContext<'a>,
     upgrade: &'a mut Option<Upgrade>,
-    response: &'a mut Option<Response<AnswerBody>>,
+    response: &'a mut Option<Response<ResponseBody>>,
 }
 
 /// What an answer is made with.
 #[derive(Clone, Copy)]
-struct Answer<'a> {
+struct AnswerContext<'a> {
     in_flight: &'a InFlight,
     origin: &'a Origin,
 }
 
-impl TakeAnswer for Slot<'_> {
-    fn take(&mut self, head: Lent<'_, ResponseHead<'_>>, body: Crossing<'_>) {
-        let Answer { in_flight, origin } = self.answer;
+impl ReceiveResponse for Slot<'_> {
+    fn take(&mut self, head: Lent<'_, ResponseHead<'_>>, body: ReceivedBody<'_>) {
+        let AnswerContext { in_flight, origin } = self.answer;
         if self.response.is_some() {
             return; // its first answer counts
         }
-        let response = self.response.insert(Response::new(AnswerBody::empty()));
+        let response = self.response.insert(Response::new(ResponseBody::empty()));
         let borrowed = match &body {
-            Crossing::Full(Chunk::Borrowed(bytes)) => bytes.as_slice(),
+            ReceivedBody::Full(Chunk::Borrowed(bytes)) => bytes.as_slice(),
             _ => &[],
         };
         let copied = head.fill(response, borrowed);
         match body {
-            Crossing::Full(Chunk::Borrowed(_)) => *response.body_mut() = AnswerBody::full(copied),
-            Crossing::Full(owned) => {
-                *response.body_mut() =
-                    AnswerBody::full(owned.into_bytes(|| in_flight.keep_alive()));
+            ReceivedBody::Full(Chunk::Borrowed(_)) => {
+                *response.body_mut() = ResponseBody::full(copied)
             }
-            Crossing::Stream(stream) => {
+            ReceivedBody::Full(owned) => {
                 *response.body_mut() =
-                    AnswerBody::stream(stream, in_flight.clone(), origin.close_handle.clone());
+                    ResponseBody::full(owned.into_bytes(|| in_flight.keep_alive()));
             }
-            Crossing::Upgrade(io) => {
+            ReceivedBody::Stream(stream) => {
+                *response.body_mut() =
+                    ResponseBody::stream(stream, in_flight.clone(), origin.close_handle.clone());
+            }
+            ReceivedBody::Upgrade(io) => {
                 if let Some(upgrade) = self.upgrade.take() {
                     let seat = upgrade::join(upgrade, io, in_flight.clone());
                     response.extensions_mut().insert(seat);
                 }
             }
-            Crossing::Empty => {}
+            ReceivedBody::Empty => {}
         }
     }
 }
 
-impl Answer<'_> {
+impl AnswerContext<'_> {
     /// Completes the response to a call that ended with `state`. It is left where it lies, as it is large.
     #[inline]
-    fn ended(self, state: PollState, response: &mut Option<Response<AnswerBody>>) {
+    fn ended(self, state: PollState, response: &mut Option<Response<ResponseBody>>) {
         if state != PollState::Ready || response.is_none() {
             *response = Some(self.instead(state));
         }
@@ -173,17 +175,17 @@ impl Answer<'_> {
 
     /// What the host answers where the app has not.
     #[cold]
-    fn instead(self, state: PollState) -> Response<AnswerBody> {
+    fn instead(self, state: PollState) -> Response<ResponseBody> {
         let core = self.in_flight.core();
         if state == PollState::Panicked {
             core.count_panic();
-            own::panicked(core.spec())
+            error_response::panicked(core.spec())
         } else {
-            own::no_answer(core.spec())
+            error_response::no_answer(core.spec())
         }
     }
 
-    fn name_version(self, response: &mut Response<AnswerBody>) {
+    fn name_version(self, response: &mut Response<ResponseBody>) {
         let spec = self.in_flight.core().spec();
         let headers = response.headers_mut();
         if let Ok(version) = HeaderValue::from_str(&spec.version.to_string()) {
@@ -226,7 +228,7 @@ where
         // Request and response are large: the one moves only if it is kept, the other is made where it will be taken from.
         let mut this = Self(Step::Answered(None));
         if !names_its_host(request.version(), request.headers()) {
-            this.0 = Step::Answered(Some(own::no_host()));
+            this.0 = Step::Answered(Some(error_response::no_host()));
             return this;
         }
         match routes.choose(request.uri(), request.headers(), admitted) {
@@ -244,9 +246,9 @@ where
             }
             Chosen::Empty(what) => {
                 let (app, down) = *what;
-                this.0 = Step::Answered(Some(own::empty(&app, down.as_ref())));
+                this.0 = Step::Answered(Some(error_response::empty(&app, down.as_ref())));
             }
-            Chosen::NoApp => this.0 = Step::Answered(Some(own::no_app())),
+            Chosen::NoApp => this.0 = Step::Answered(Some(error_response::no_app())),
         }
         this
     }
@@ -270,10 +272,10 @@ impl<B> Future for Dispatched<B>
 where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
-    type Output = Response<AnswerBody>;
+    type Output = Response<ResponseBody>;
 
     #[inline]
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response<AnswerBody>> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response<ResponseBody>> {
         match &mut self.0 {
             Step::Answered(response) => match response.take() {
                 Some(response) => Poll::Ready(response),
@@ -289,7 +291,7 @@ where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
     /// Polls what has not answered yet.
-    fn work(&mut self, cx: &mut Context<'_>) -> Poll<Response<AnswerBody>> {
+    fn work(&mut self, cx: &mut Context<'_>) -> Poll<Response<ResponseBody>> {
         let step = &mut self.0;
         let mut response = None;
         match step {
@@ -350,11 +352,11 @@ impl Call {
         body: Option<BodyStream>,
         origin: &Origin,
         waker: &Waker,
-        response: &mut Option<Response<AnswerBody>>,
+        response: &mut Option<Response<ResponseBody>>,
     ) -> Option<RunningCall> {
         let upgrade = self.upgrade.is_some();
         let in_flight = &self.in_flight;
-        let answer = Answer { in_flight, origin };
+        let answer = AnswerContext { in_flight, origin };
         let mut slot = Slot {
             answer,
             upgrade: &mut self.upgrade,
@@ -404,8 +406,12 @@ impl Drop for Running {
 
 impl Running {
     /// Whether it ended, with a response.
-    fn poll(&mut self, cx: &mut Context<'_>, response: &mut Option<Response<AnswerBody>>) -> bool {
-        let answer = Answer {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        response: &mut Option<Response<ResponseBody>>,
+    ) -> bool {
+        let answer = AnswerContext {
             in_flight: &self.in_flight,
             origin: &self.origin,
         };
@@ -439,13 +445,13 @@ impl Running {
     fn expired(
         &mut self,
         cx: &mut Context<'_>,
-        response: &mut Option<Response<AnswerBody>>,
+        response: &mut Option<Response<ResponseBody>>,
     ) -> bool {
         let in_flight = &self.in_flight;
         let expired = self.expiry.poll(in_flight, cx);
         if expired {
             in_flight.core().count_aborted();
-            *response = Some(own::expired(in_flight.core().spec()));
+            *response = Some(error_response::expired(in_flight.core().spec()));
         }
         expired
     }

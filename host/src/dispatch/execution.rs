@@ -19,7 +19,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{body::AnswerBody, call::Dispatched};
+use super::{body::ResponseBody, call::Dispatched};
 use crate::{config, ledger, names::AppName};
 
 /// The threads of an app.
@@ -59,7 +59,7 @@ impl Threads {
     where
         B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
     {
-        let answering = async move { dispatched.await.map(AnswerBody::pumped) };
+        let answering = async move { dispatched.await.map(ResponseBody::pumped) };
         Elsewhere(self.handle.spawn(answering))
     }
 }
@@ -75,11 +75,11 @@ impl Drop for Threads {
 
 /// A request that runs on the threads of its app. Dropping it cancels it there.
 #[derive(Debug)]
-pub(super) struct Elsewhere(JoinHandle<Response<AnswerBody>>);
+pub(super) struct Elsewhere(JoinHandle<Response<ResponseBody>>);
 
 impl Elsewhere {
     /// The answer; none when there is none, because the host ends.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Response<AnswerBody>>> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Response<ResponseBody>>> {
         Pin::new(&mut self.0).poll(cx).map(Result::ok)
     }
 }

@@ -23,10 +23,10 @@ use tokio::{
 };
 
 use super::{
-    body::AnswerBody,
+    body::ResponseBody,
     call::{Dispatched, Origin},
+    error_response,
     execution::{Elsewhere, Threads},
-    own,
     route::Routes,
     upgrade::Seat,
 };
@@ -226,7 +226,7 @@ where
         }
     }
 
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Response<AnswerBody>> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Response<ResponseBody>> {
         if let Stage::Waiting(waiting) = &mut self.stage
             && let Some(acquire) = waiting.as_mut().map(|waiting| waiting.acquire.as_mut())
             && let Poll::Ready(permit) = acquire.poll(cx)
@@ -238,7 +238,7 @@ where
             self.stage = Self::begin(&self.limits, dispatched);
         }
         match &mut self.stage {
-            Stage::Refused => return Poll::Ready(own::busy(&self.limits.app)),
+            Stage::Refused => return Poll::Ready(error_response::busy(&self.limits.app)),
             Stage::Waiting(_) => {}
             Stage::Running(dispatched) => {
                 if let Poll::Ready(response) = Pin::new(dispatched).poll(cx) {
@@ -247,7 +247,8 @@ where
             }
             Stage::Elsewhere(elsewhere) => {
                 if let Poll::Ready(response) = elsewhere.poll(cx) {
-                    let response = response.unwrap_or_else(|| own::ends(&self.limits.app));
+                    let response =
+                        response.unwrap_or_else(|| error_response::ends(&self.limits.app));
                     return Poll::Ready(hand_on(self.permit.take(), response));
                 }
             }
@@ -263,15 +264,15 @@ where
         // What it was doing is dropped before its answer goes out, and with it its permit.
         self.stage = Stage::Waiting(None);
         self.permit = None;
-        Poll::Ready(own::timed_out(&self.limits.app))
+        Poll::Ready(error_response::timed_out(&self.limits.app))
     }
 }
 
 /// Gives the permit to what goes on after the head of the answer: the upgraded connection, or the body.
 fn hand_on(
     permit: Option<OwnedSemaphorePermit>,
-    mut response: Response<AnswerBody>,
-) -> Response<AnswerBody> {
+    mut response: Response<ResponseBody>,
+) -> Response<ResponseBody> {
     let Some(permit) = permit else {
         return response;
     };

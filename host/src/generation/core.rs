@@ -123,7 +123,7 @@ impl Core {
         body: Option<handover_plugin::abi::body::BodyStream>,
         upgrade: bool,
         waker: &std::task::Waker,
-        slot: &mut impl handover_plugin::abi::call::TakeAnswer,
+        slot: &mut impl handover_plugin::abi::call::ReceiveResponse,
     ) -> (
         handover_plugin::abi::poll::PollState,
         Option<handover_plugin::abi::import::RunningCall>,

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     config,
-    dispatch::{AnswerBody, Dispatched, Origin, Routes, dispatch},
+    dispatch::{Dispatched, Origin, ResponseBody, Routes, dispatch},
     generation::CloseRequest,
 };
 
@@ -238,7 +238,7 @@ struct Requests {
 }
 
 impl Service<Request<Incoming>> for Requests {
-    type Response = Response<AnswerBody>;
+    type Response = Response<ResponseBody>;
     type Error = Infallible;
     type Future = Answering;
 
@@ -254,7 +254,7 @@ impl Service<Request<Incoming>> for Requests {
 pub(super) struct Answering(Dispatched<Incoming>);
 
 impl Future for Answering {
-    type Output = Result<Response<AnswerBody>, Infallible>;
+    type Output = Result<Response<ResponseBody>, Infallible>;
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {

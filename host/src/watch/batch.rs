@@ -10,7 +10,7 @@ use std::{
 use tokio::{sync::Semaphore, task};
 
 use super::{
-    Answer, DropTarget, DroppedArtifact,
+    DropOutcome, DropTarget, DroppedArtifact,
     answer::{self, Verdict},
     scan::{Key, Stamp},
 };
@@ -154,16 +154,16 @@ pub(super) async fn run<T: DropTarget>(
     // On a task of its own, so that a panic is an answer and not the end of this app's queue.
     let answer = match task::spawn(async move { target.deploy_dropped(dropped).await }).await {
         Ok(answer) => answer,
-        Err(error) if error.is_panic() => Answer::Failed(
+        Err(error) if error.is_panic() => DropOutcome::Failed(
             "the deploy panicked, which is a bug in the host: see its log, then try `handover reload`"
                 .to_owned(),
         ),
-        Err(_) => Answer::Later, // the runtime ends
+        Err(_) => DropOutcome::Later, // the runtime ends
     };
     let (verdict, message) = match answer {
-        Answer::Deployed(message) => (Some(Verdict::Deployed), message),
-        Answer::Failed(message) => (Some(Verdict::Failed), message),
-        Answer::Later => (None, String::new()),
+        DropOutcome::Deployed(message) => (Some(Verdict::Deployed), message),
+        DropOutcome::Failed(message) => (Some(Verdict::Failed), message),
+        DropOutcome::Later => (None, String::new()),
     };
     let about: Vec<_> = std::iter::once(best.candidate).chain(twins).collect();
     outcomes.extend(about.iter().map(|candidate| {

@@ -19,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Answer, DropTarget, DroppedArtifact, Message, Timing, WatcherHandle, spawn_with};
+use super::{DropOutcome, DropTarget, DroppedArtifact, Message, Timing, WatcherHandle, spawn_with};
 use crate::{
     artifact::{Sha256, Signature, Store, testing::TestElf},
     names::AppName,
@@ -45,7 +45,7 @@ const BY_CLOCK: Timing = Timing {
     ..BY_HAND
 };
 
-type Reply = dyn Fn(&DroppedArtifact) -> Answer + Send + Sync;
+type Reply = dyn Fn(&DroppedArtifact) -> DropOutcome + Send + Sync;
 
 struct Target {
     dropped_artifacts: mpsc::UnboundedSender<DroppedArtifact>,
@@ -75,9 +75,9 @@ impl DropTarget for Target {
         !self.changed_since.load(Ordering::Relaxed)
     }
 
-    async fn deploy_dropped(&self, dropped: DroppedArtifact) -> Answer {
+    async fn deploy_dropped(&self, dropped: DroppedArtifact) -> DropOutcome {
         let answer = (self.reply)(&dropped);
-        if matches!(answer, Answer::Deployed(_)) {
+        if matches!(answer, DropOutcome::Deployed(_)) {
             self.store.keep(&dropped.artifact).unwrap();
         }
         let slow = dropped.app.as_str() == "slow";
@@ -109,8 +109,8 @@ struct Host {
     waiting: mpsc::UnboundedReceiver<(PathBuf, bool)>,
 }
 
-fn fine(dropped: &DroppedArtifact) -> Answer {
-    Answer::Deployed(format!("{} is live", dropped.artifact.manifest.version))
+fn fine(dropped: &DroppedArtifact) -> DropOutcome {
+    DropOutcome::Deployed(format!("{} is live", dropped.artifact.manifest.version))
 }
 
 impl Host {
@@ -157,7 +157,7 @@ impl Host {
     /// Without events.
     async fn without_events(
         timing: Timing,
-        reply: impl Fn(&DroppedArtifact) -> Answer + Send + Sync + 'static,
+        reply: impl Fn(&DroppedArtifact) -> DropOutcome + Send + Sync + 'static,
     ) -> Self {
         let temp = tempfile::tempdir().unwrap();
         let host = Self::start(temp, timing, false, Box::new(reply));
@@ -443,7 +443,7 @@ async fn what_was_written_within_one_tick_of_the_clock_is_found() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_failed_are_tried_again_only_when_asked() {
     let mut host = Host::without_events(BY_HAND, |_| {
-        Answer::Failed("no luck\nbecause of the rain".to_owned())
+        DropOutcome::Failed("no luck\nbecause of the rain".to_owned())
     })
     .await;
     let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
@@ -468,7 +468,8 @@ async fn bytes_that_failed_are_tried_again_only_when_asked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_asks_while_it_is_tried_gets_a_second_try_when_it_fails() {
-    let mut host = Host::without_events(BY_CLOCK, |_| Answer::Failed("no luck".to_owned())).await;
+    let mut host =
+        Host::without_events(BY_CLOCK, |_| DropOutcome::Failed("no luck".to_owned())).await;
     host.rename_in(&TestElf::new("slow", "1.0.0"), "slow/a.so");
     assert!(!host.next_dropped().await.again);
     let handle = host.handle.clone();
@@ -487,8 +488,8 @@ async fn who_asks_while_it_is_tried_gets_a_second_try_when_it_fails() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_host_honours_the_answers() {
     let host = Host::without_events(BY_HAND, |dropped| match dropped.app.as_str() {
-        "bad" => Answer::Failed("no".to_owned()),
-        _ => Answer::Deployed("yes".to_owned()),
+        "bad" => DropOutcome::Failed("no".to_owned()),
+        _ => DropOutcome::Deployed("yes".to_owned()),
     })
     .await;
     host.rename_in(&shop("1.0.0"), "shop/a.so");
@@ -703,7 +704,7 @@ async fn what_others_could_have_put_there_is_refused_and_not_stored() {
 async fn a_refused_file_is_offered_again_when_its_signature_comes() {
     let reply = |dropped: &DroppedArtifact| match &dropped.artifact.signature {
         Some(_) => fine(dropped),
-        None => Answer::Failed("not signed".to_owned()),
+        None => DropOutcome::Failed("not signed".to_owned()),
     };
     let mut host = Host::without_events(BY_HAND, reply).await;
     let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
@@ -771,7 +772,7 @@ async fn what_could_not_be_tried_is_offered_at_the_next_scan() {
     let tries = std::sync::atomic::AtomicUsize::new(0);
     let mut host = Host::without_events(BY_HAND, move |dropped| {
         match tries.fetch_add(1, Ordering::Relaxed) {
-            0 => Answer::Later,
+            0 => DropOutcome::Later,
             _ => fine(dropped),
         }
     })

@@ -61,7 +61,7 @@ unsafe impl Grows for Respond {}
 
 /// The body of an answer as it comes in.
 #[derive(Debug)]
-pub enum AnswerBody<'a> {
+pub enum ReceivedBody<'a> {
     /// No body.
     Empty,
     /// All of it.
@@ -74,7 +74,7 @@ pub enum AnswerBody<'a> {
 
 /// The body of an answer, owned.
 #[derive(Debug)]
-pub enum Payload {
+pub enum OwnedBody {
     /// No body.
     Empty,
     /// All of it.
@@ -87,9 +87,9 @@ pub enum Payload {
 
 impl Responder<'_> {
     /// Gives an answer to the host: the head `response`, with `body`.
-    pub fn respond(&self, mut response: response::Parts, body: Payload) {
+    pub fn respond(&self, mut response: response::Parts, body: OwnedBody) {
         let whole = match &body {
-            Payload::Full(bytes) => Some(bytes.len()),
+            OwnedBody::Full(bytes) => Some(bytes.len()),
             _ => None,
         };
         let (slot, table) = (self.slot, &*self.table);
@@ -97,13 +97,13 @@ impl Responder<'_> {
             // SAFETY: the slot is live during the poll that lent this responder.
             unsafe {
                 match body {
-                    Payload::Empty => (table.empty)(slot, head),
-                    Payload::Full(bytes) => match Chunk::of(&bytes) {
+                    OwnedBody::Empty => (table.empty)(slot, head),
+                    OwnedBody::Full(bytes) => match Chunk::of(&bytes) {
                         Chunk::Borrowed(bytes) => (table.lent)(slot, head, bytes),
                         Chunk::Owned(bytes) => (table.owned)(slot, head, bytes),
                     },
-                    Payload::Stream(stream) => (table.stream)(slot, head, stream),
-                    Payload::Upgrade(io) => (table.upgrade)(slot, head, io),
+                    OwnedBody::Stream(stream) => (table.stream)(slot, head, stream),
+                    OwnedBody::Upgrade(io) => (table.upgrade)(slot, head, io),
                 }
             }
         });
@@ -112,14 +112,14 @@ impl Responder<'_> {
 }
 
 /// What the host makes of an answer.
-pub trait TakeAnswer {
+pub trait ReceiveResponse {
     /// Takes it.
-    fn take(&mut self, head: Lent<'_, ResponseHead<'_>>, body: AnswerBody<'_>);
+    fn take(&mut self, head: Lent<'_, ResponseHead<'_>>, body: ReceivedBody<'_>);
 }
 
 struct Table<T>(T);
 
-impl<T: TakeAnswer> Table<T> {
+impl<T: ReceiveResponse> Table<T> {
     const RESPOND: &'static Respond = &Respond {
         size: Size::of::<Respond>(),
         empty: Self::empty,
@@ -134,7 +134,7 @@ impl<T: TakeAnswer> Table<T> {
     /// # Safety
     /// `slot` is that of `lend_responder`.
     #[inline(always)] // into five functions, each of which knows the kind
-    unsafe fn take(slot: *mut (), head: Lent<'_, ResponseHead<'_>>, body: AnswerBody<'_>) {
+    unsafe fn take(slot: *mut (), head: Lent<'_, ResponseHead<'_>>, body: ReceivedBody<'_>) {
         // SAFETY: `slot` is the exclusive borrow of `lend_responder`, which waits below us on the stack.
         let slot = unsafe { &mut *slot.cast::<T>() };
         caught(|| slot.take(head, body));
@@ -142,7 +142,7 @@ impl<T: TakeAnswer> Table<T> {
 
     unsafe extern "C" fn empty(slot: *mut (), head: Lent<'_, ResponseHead<'_>>) {
         // SAFETY: the plugin gives back the slot that it was lent.
-        unsafe { Self::take(slot, head, AnswerBody::Empty) }
+        unsafe { Self::take(slot, head, ReceivedBody::Empty) }
     }
 
     unsafe extern "C" fn lent(
@@ -151,12 +151,12 @@ impl<T: TakeAnswer> Table<T> {
         bytes: RSlice<'_, u8>,
     ) {
         // SAFETY: as above.
-        unsafe { Self::take(slot, head, AnswerBody::Full(Chunk::Borrowed(bytes))) }
+        unsafe { Self::take(slot, head, ReceivedBody::Full(Chunk::Borrowed(bytes))) }
     }
 
     unsafe extern "C" fn owned(slot: *mut (), head: Lent<'_, ResponseHead<'_>>, bytes: OwnedBytes) {
         // SAFETY: as above.
-        unsafe { Self::take(slot, head, AnswerBody::Full(Chunk::Owned(bytes))) }
+        unsafe { Self::take(slot, head, ReceivedBody::Full(Chunk::Owned(bytes))) }
     }
 
     unsafe extern "C" fn stream(
@@ -165,17 +165,17 @@ impl<T: TakeAnswer> Table<T> {
         stream: BodyStream,
     ) {
         // SAFETY: as above.
-        unsafe { Self::take(slot, head, AnswerBody::Stream(stream)) }
+        unsafe { Self::take(slot, head, ReceivedBody::Stream(stream)) }
     }
 
     unsafe extern "C" fn upgrade(slot: *mut (), head: Lent<'_, ResponseHead<'_>>, io: IoStream) {
         // SAFETY: as above.
-        unsafe { Self::take(slot, head, AnswerBody::Upgrade(io)) }
+        unsafe { Self::take(slot, head, ReceivedBody::Upgrade(io)) }
     }
 }
 
 /// Lends `slot` as a [`Responder`] during `f`.
-pub(super) fn lend_responder<T: TakeAnswer, R>(
+pub(super) fn lend_responder<T: ReceiveResponse, R>(
     slot: &mut T,
     f: impl FnOnce(&Responder<'_>) -> R,
 ) -> R {

@@ -9,7 +9,7 @@ use abi_stable::{
 
 use super::{
     body::BodyStream,
-    call::{TakeAnswer, UPGRADE, lend_responder},
+    call::{ReceiveResponse, UPGRADE, lend_responder},
     caught::caught,
     head::RequestHead,
     host::{Event, Host, HostRef, Work},
@@ -152,7 +152,7 @@ impl<O: HostServices> AppHandle<O> {
         body: Option<BodyStream>,
         upgrade: bool,
         waker: &Waker,
-        slot: &mut impl TakeAnswer,
+        slot: &mut impl ReceiveResponse,
     ) -> (PollState, Option<RunningCall>) {
         let called = lend_responder(slot, |responder| {
             let body = body.map_or(ROption::RNone, ROption::RSome);
@@ -208,7 +208,7 @@ unsafe impl Sync for RunningCall {}
 
 impl RunningCall {
     /// Polls it. The answer goes into `slot`, where the state is `Ready`.
-    pub fn poll(&mut self, waker: &Waker, slot: &mut impl TakeAnswer) -> PollState {
+    pub fn poll(&mut self, waker: &Waker, slot: &mut impl ReceiveResponse) -> PollState {
         lend_responder(slot, |responder| {
             // SAFETY: the future is owned by this value, and its code is mapped by the contract of `start`.
             unsafe { self.root.poll_call()(self.future, &WakerRef::of(waker), responder) }.state()

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::abi::{
     body::BodyStream,
-    call::{Payload, Responder},
+    call::{OwnedBody, Responder},
     export::{Answering, FirstPoll, HostHandle, Plugin, Polled},
     head::RequestHead,
     lent::Lent,
@@ -215,22 +215,22 @@ pub(super) fn answer<B>(
     responder.respond(parts, payload(body, cx));
 }
 
-fn payload<B>(mut body: B, cx: &mut task::Context<'_>) -> Payload
+fn payload<B>(mut body: B, cx: &mut task::Context<'_>) -> OwnedBody
 where
     B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static,
 {
     if body.is_end_stream() {
-        return Payload::Empty;
+        return OwnedBody::Empty;
     }
     if body.size_hint().exact().is_none() {
         return stream(None, body);
     }
     match Pin::new(&mut body).poll_frame(cx) {
         Poll::Pending => stream(None, body),
-        Poll::Ready(None) => Payload::Empty,
+        Poll::Ready(None) => OwnedBody::Empty,
         Poll::Ready(Some(Ok(frame))) if frame.is_data() && body.is_end_stream() => frame
             .into_data()
-            .map_or(Payload::Empty, |data| Payload::Full(flat(data))),
+            .map_or(OwnedBody::Empty, |data| OwnedBody::Full(flat(data))),
         Poll::Ready(first) => stream(first, body),
     }
 }
@@ -239,7 +239,7 @@ fn flat(mut data: impl Buf) -> Bytes {
     data.copy_to_bytes(data.remaining())
 }
 
-fn stream<B>(first: Option<Result<Frame<B::Data>, B::Error>>, body: B) -> Payload
+fn stream<B>(first: Option<Result<Frame<B::Data>, B::Error>>, body: B) -> OwnedBody
 where
     B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static,
 {
@@ -248,7 +248,7 @@ where
             .map(|frame| frame.map_data(flat))
             .map_err(|error| error.to_string())
     });
-    Payload::Stream(BodyStream::new(Streamed {
+    OwnedBody::Stream(BodyStream::new(Streamed {
         first,
         body,
         runtime: Handle::current(),
@@ -319,10 +319,10 @@ mod tests {
             http_body_util::Full::new(Bytes::from_static(b"hello")),
             &mut cx,
         );
-        assert!(matches!(whole, Payload::Full(bytes) if bytes == "hello"));
+        assert!(matches!(whole, OwnedBody::Full(bytes) if bytes == "hello"));
         assert!(matches!(
             payload(http_body_util::Empty::<Bytes>::new(), &mut cx),
-            Payload::Empty
+            OwnedBody::Empty
         ));
     }
 }

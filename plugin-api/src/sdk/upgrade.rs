@@ -34,7 +34,7 @@ use tokio::io::{DuplexStream, ReadBuf};
 
 use super::app::{answer, told};
 use crate::abi::{
-    call::{Payload, Responder},
+    call::{OwnedBody, Responder},
     export::Answering,
     poll::PollState,
     upgrade::{IoStream, PollIo},
@@ -135,7 +135,7 @@ where
         match this.pending.take() {
             Some(pending) if pending.is_taken_by(response.status()) => {
                 let io = IoStream::new(Far(pending.take()));
-                responder.respond(response.into_parts().0, Payload::Upgrade(io));
+                responder.respond(response.into_parts().0, OwnedBody::Upgrade(io));
             }
             _ => answer(response, cx, responder),
         }

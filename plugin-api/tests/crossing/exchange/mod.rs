@@ -18,7 +18,7 @@ use bytes::Bytes;
 use handover_plugin::abi::{
     body::{BodyError, BodyStream, Guard},
     bytes::{Chunk, KeepAlive},
-    call::{AnswerBody, TakeAnswer},
+    call::{ReceiveResponse, ReceivedBody},
     head::{RequestHead, ResponseHead},
     host::{Event, Work},
     import::{AppHandle, HostServices},
@@ -216,22 +216,22 @@ struct Slot {
     guards: Arc<()>,
 }
 
-impl TakeAnswer for Slot {
-    fn take(&mut self, head: Lent<'_, ResponseHead<'_>>, body: AnswerBody<'_>) {
+impl ReceiveResponse for Slot {
+    fn take(&mut self, head: Lent<'_, ResponseHead<'_>>, body: ReceivedBody<'_>) {
         let guard = Counted(Arc::clone(&self.guards));
         assert!(self.response.is_none(), "it answers twice");
         let response = self.response.insert(http::Response::new(Got::Empty));
         let borrowed = match &body {
-            AnswerBody::Full(Chunk::Borrowed(bytes)) => bytes.as_slice(),
+            ReceivedBody::Full(Chunk::Borrowed(bytes)) => bytes.as_slice(),
             _ => &[],
         };
         let copied = head.fill(response, borrowed);
         *response.body_mut() = match body {
-            AnswerBody::Full(Chunk::Borrowed(_)) => Got::Full(copied),
-            AnswerBody::Full(owned) => Got::Full(owned.into_bytes(|| guard)),
-            AnswerBody::Empty => Got::Empty,
-            AnswerBody::Stream(stream) => Got::Stream(stream.import(guard)),
-            AnswerBody::Upgrade(io) => Got::Upgrade(io),
+            ReceivedBody::Full(Chunk::Borrowed(_)) => Got::Full(copied),
+            ReceivedBody::Full(owned) => Got::Full(owned.into_bytes(|| guard)),
+            ReceivedBody::Empty => Got::Empty,
+            ReceivedBody::Stream(stream) => Got::Stream(stream.import(guard)),
+            ReceivedBody::Upgrade(io) => Got::Upgrade(io),
         };
     }
 }

@@ -14,7 +14,7 @@ use abi_stable::library::LibHeader;
 use bytes::Bytes;
 use handover_plugin::abi::{
     body::{BodyStream, Imported},
-    call::{Payload, Responder},
+    call::{OwnedBody, Responder},
     export::{Answering, Entry, FirstPoll, HostHandle, Plugin, Polled, header},
     head::RequestHead,
     host::{Event, Pair, TASK, Work},
@@ -173,10 +173,10 @@ impl Answering for Working {
             }
         }
         let body = match &mut this.answer {
-            Answer::Text(text) => Payload::Full(std::mem::take(text).into()),
-            Answer::Echo => Payload::Full(std::mem::take(&mut this.read).into()),
-            Answer::Stream => Payload::Stream(BodyStream::new(Parts(0))),
-            Answer::Nothing => Payload::Empty,
+            Answer::Text(text) => OwnedBody::Full(std::mem::take(text).into()),
+            Answer::Echo => OwnedBody::Full(std::mem::take(&mut this.read).into()),
+            Answer::Stream => OwnedBody::Stream(BodyStream::new(Parts(0))),
+            Answer::Nothing => OwnedBody::Empty,
             Answer::Panic => panic!("the released plugin panics"),
         };
         to.respond(parts(), body);
