@@ -53,7 +53,7 @@ const STILL_ENDING: Duration = Duration::from_secs(1);
 
 /// What a host is given by whoever starts it.
 #[derive(Debug, Default)]
-pub struct Given {
+pub struct StartupHandoff {
     /// Listening sockets. Empty: the host binds the configured address.
     pub listeners: Vec<TcpListener>,
     /// Who is told how it is.
@@ -150,13 +150,13 @@ impl Daemon {
     ///
     /// # Errors
     /// What could not be had and what to do. Nothing is left running then.
-    pub async fn start(config: Config, given: Given) -> Result<Self, DaemonError> {
-        let Given {
+    pub async fn start(config: Config, handoff: StartupHandoff) -> Result<Self, DaemonError> {
+        let StartupHandoff {
             mut listeners,
             notifier,
             is_supervised,
             crashed,
-        } = given;
+        } = handoff;
         open_files::raise();
         let settings = config.server.clone();
         let config_metrics = config.metrics;

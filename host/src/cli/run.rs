@@ -10,7 +10,7 @@ use super::{
 use crate::{
     apps::Crashed,
     config::{Config, Server, absolute},
-    daemon::{self, Daemon, Given},
+    daemon::{self, Daemon, StartupHandoff},
     ledger::{self, LastWords},
     loader,
     notify::Notifier,
@@ -84,7 +84,7 @@ fn serve(
         }
     }
     .map_err(|error| Failure::new(format!("nobody can be told how the host is: {error}")))?;
-    let given = Given {
+    let handoff = StartupHandoff {
         listeners,
         notifier,
         is_supervised: supervised.is_some(),
@@ -96,13 +96,13 @@ fn serve(
     }
     ledger::tell_exits(supervised.is_none());
     let runtime = daemon::runtime(&config).map_err(|error| {
-        given.notifier.failed();
+        handoff.notifier.failed();
         Failure::new(format!("the host has no runtime: {error}"))
     })?;
     let server = config.server.clone();
     let ended = runtime.block_on(async {
-        let told = given.notifier.clone();
-        let daemon = Daemon::start(config, given).await.map_err(|error| {
+        let told = handoff.notifier.clone();
+        let daemon = Daemon::start(config, handoff).await.map_err(|error| {
             told.failed();
             Failure::new(error.to_string())
         })?;

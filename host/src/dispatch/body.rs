@@ -24,9 +24,9 @@ use crate::generation::{CloseHandle, InFlight, KeepAlive};
 /// It registers only when something is pending, so what is answered at once never pays for it, and once for each waker: what all of a
 /// generation register with has a lock.
 #[derive(Debug, Default)]
-pub(super) struct Expiry(Option<(Pin<Box<OwnedNotified>>, Waker)>);
+pub(super) struct DrainDeadline(Option<(Pin<Box<OwnedNotified>>, Waker)>);
 
-impl Expiry {
+impl DrainDeadline {
     /// Whether the deadline has passed; if not, the task is woken when it does.
     pub(super) fn poll(&mut self, in_flight: &InFlight, cx: &mut Context<'_>) -> bool {
         let core = in_flight.core();
@@ -99,7 +99,7 @@ struct Streaming {
     /// The switch of the connection, left with the generation.
     connection: Option<Arc<CloseHandle>>,
     body: Imported<InFlight>,
-    expiry: Expiry,
+    expiry: DrainDeadline,
 }
 
 impl Guard for InFlight {
@@ -208,7 +208,7 @@ impl ResponseBody {
         Self(Kind::Stream(Box::new(Streaming {
             connection,
             body: stream.import(in_flight),
-            expiry: Expiry::default(),
+            expiry: DrainDeadline::default(),
         })))
     }
 }

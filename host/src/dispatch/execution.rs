@@ -55,12 +55,12 @@ impl Threads {
     }
 
     /// Runs a request there.
-    pub(super) fn run<B>(&self, dispatched: Dispatched<B>) -> Elsewhere
+    pub(super) fn run<B>(&self, dispatched: Dispatched<B>) -> OffloadedCall
     where
         B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
     {
         let answering = async move { dispatched.await.map(ResponseBody::pumped) };
-        Elsewhere(self.handle.spawn(answering))
+        OffloadedCall(self.handle.spawn(answering))
     }
 }
 
@@ -75,16 +75,16 @@ impl Drop for Threads {
 
 /// A request that runs on the threads of its app. Dropping it cancels it there.
 #[derive(Debug)]
-pub(super) struct Elsewhere(JoinHandle<Response<ResponseBody>>);
+pub(super) struct OffloadedCall(JoinHandle<Response<ResponseBody>>);
 
-impl Elsewhere {
+impl OffloadedCall {
     /// The answer; none when there is none, because the host ends.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Response<ResponseBody>>> {
         Pin::new(&mut self.0).poll(cx).map(Result::ok)
     }
 }
 
-impl Drop for Elsewhere {
+impl Drop for OffloadedCall {
     fn drop(&mut self) {
         self.0.abort();
     }

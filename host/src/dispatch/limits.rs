@@ -24,11 +24,11 @@ use tokio::{
 
 use super::{
     body::ResponseBody,
-    call::{Dispatched, Origin},
+    call::{ConnectionInfo, Dispatched},
     error_response,
-    execution::{Elsewhere, Threads},
+    execution::{OffloadedCall, Threads},
     route::Routes,
-    upgrade::Seat,
+    upgrade::UpgradePermit,
 };
 use crate::{config, names::AppName};
 
@@ -162,7 +162,7 @@ pub(super) struct Limited<B> {
 enum Stage<B> {
     Waiting(Option<Waiting<B>>),
     Running(Dispatched<B>),
-    Elsewhere(Elsewhere),
+    OffloadedCall(OffloadedCall),
     Refused,
 }
 
@@ -171,7 +171,7 @@ struct Waiting<B> {
     acquire: AcquirePermit,
     request: Request<B>,
     routes: Arc<Routes>,
-    origin: Origin,
+    connection: ConnectionInfo,
 }
 
 impl<B> fmt::Debug for Limited<B> {
@@ -188,7 +188,7 @@ where
 {
     fn begin(limits: &Limits, dispatched: Dispatched<B>) -> Stage<B> {
         match &limits.threads {
-            Some(threads) => Stage::Elsewhere(threads.run(dispatched)),
+            Some(threads) => Stage::OffloadedCall(threads.run(dispatched)),
             None => Stage::Running(dispatched),
         }
     }
@@ -197,14 +197,14 @@ where
         limits: Arc<Limits>,
         routes: &Arc<Routes>,
         request: Request<B>,
-        origin: &Origin,
+        connection: &ConnectionInfo,
     ) -> Self {
         let deadline = limits
             .timeout
             .map(|timeout| Box::pin(tokio::time::sleep(timeout)));
         let (stage, permit) = match limits.admit() {
             Admission::Now(permit) => {
-                let dispatched = Dispatched::admitted(routes, request, origin);
+                let dispatched = Dispatched::admitted(routes, request, connection);
                 (Self::begin(&limits, dispatched), permit)
             }
             Admission::Wait(acquire) => {
@@ -212,7 +212,7 @@ where
                     acquire,
                     request,
                     routes: Arc::clone(routes),
-                    origin: origin.clone(),
+                    connection: connection.clone(),
                 };
                 (Stage::Waiting(Some(waiting)), None)
             }
@@ -234,7 +234,7 @@ where
         {
             self.permit = permit;
             let dispatched =
-                Dispatched::admitted(&waiting.routes, waiting.request, &waiting.origin);
+                Dispatched::admitted(&waiting.routes, waiting.request, &waiting.connection);
             self.stage = Self::begin(&self.limits, dispatched);
         }
         match &mut self.stage {
@@ -245,8 +245,8 @@ where
                     return Poll::Ready(hand_on(self.permit.take(), response));
                 }
             }
-            Stage::Elsewhere(elsewhere) => {
-                if let Poll::Ready(response) = elsewhere.poll(cx) {
+            Stage::OffloadedCall(offloaded) => {
+                if let Poll::Ready(response) = offloaded.poll(cx) {
                     let response =
                         response.unwrap_or_else(|| error_response::ends(&self.limits.app));
                     return Poll::Ready(hand_on(self.permit.take(), response));
@@ -276,8 +276,8 @@ fn hand_on(
     let Some(permit) = permit else {
         return response;
     };
-    if let Some(seat) = response.extensions_mut().remove::<Seat>() {
-        seat.take(permit);
+    if let Some(upgrade) = response.extensions_mut().remove::<UpgradePermit>() {
+        upgrade.take(permit);
         return response;
     }
     response.map(|body| body.with_permit(Some(permit)))

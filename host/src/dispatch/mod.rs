@@ -18,7 +18,7 @@ pub mod upgrade;
 
 pub use self::{
     body::ResponseBody,
-    call::{Dispatched, Origin, dispatch, smoke},
+    call::{ConnectionInfo, Dispatched, dispatch, smoke},
     limits::Limits,
     route::{Route, Routes},
 };

@@ -27,9 +27,9 @@ const SERVICE_RESTART: [u8; 4] = [0x88, 0x02, 0x03, 0xF4];
 /// The place of an upgraded connection among the requests that its app may have at a time. It travels on the response, since the connection
 /// is joined before the limits hear of the answer, and lies there until the connection has ended.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Seat(Arc<OnceLock<OwnedSemaphorePermit>>);
+pub(super) struct UpgradePermit(Arc<OnceLock<OwnedSemaphorePermit>>);
 
-impl Seat {
+impl UpgradePermit {
     /// Takes the place.
     pub(super) fn take(&self, permit: OwnedSemaphorePermit) {
         // Taken once: a response has one request.
@@ -71,9 +71,9 @@ pub(super) fn protocol<B>(request: &Request<B>, may_be_upgraded: bool) -> &str {
 }
 
 /// Joins both ends once hyper has given up the connection, on a task of its own, which is counted as in flight, and gives its place.
-pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Seat {
-    let seat = Seat::default();
-    let held = seat.clone();
+pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> UpgradePermit {
+    let permit = UpgradePermit::default();
+    let held = permit.clone();
     tokio::spawn(async move {
         let _held = held;
         let plugin = PluginIo {
@@ -132,7 +132,7 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Seat 
             () = give_up => {}
         }
     });
-    seat
+    permit
 }
 
 /// Ends when the drain deadline has passed.

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     config,
-    dispatch::{Dispatched, Origin, ResponseBody, Routes, dispatch},
+    dispatch::{ConnectionInfo, Dispatched, ResponseBody, Routes, dispatch},
     generation::CloseRequest,
 };
 
@@ -97,7 +97,7 @@ impl Protocols {
         let activity = open.activity();
         let requests = Requests {
             routes: Arc::clone(&self.routes),
-            origin: Origin {
+            connection: ConnectionInfo {
                 peer: Some(peer).into(),
                 name_version: self.settings.version_header,
                 close_handle: Some(Arc::clone(open.close_handle())),
@@ -233,7 +233,7 @@ impl Http {
 #[derive(Clone, Debug)]
 struct Requests {
     routes: Arc<Routes>,
-    origin: Origin,
+    connection: ConnectionInfo,
     activity: Arc<Activity>,
 }
 
@@ -245,7 +245,7 @@ impl Service<Request<Incoming>> for Requests {
     #[inline]
     fn call(&self, request: Request<Incoming>) -> Answering {
         self.activity.begins();
-        Answering(dispatch(&self.routes, request, &self.origin))
+        Answering(dispatch(&self.routes, request, &self.connection))
     }
 }
 
@@ -275,9 +275,9 @@ impl Service<Request<Incoming>> for StreamRequests {
     fn call(&self, request: Request<Incoming>) -> StreamAnswering {
         let Requests {
             routes,
-            origin,
+            connection,
             activity,
         } = &self.0;
-        StreamAnswering::new(Answering(dispatch(routes, request, origin)), activity)
+        StreamAnswering::new(Answering(dispatch(routes, request, connection)), activity)
     }
 }
