@@ -29,17 +29,17 @@ pub(super) struct DrainDeadline(Option<(Pin<Box<OwnedNotified>>, Waker)>);
 impl DrainDeadline {
     /// Whether the deadline has passed; if not, the task is woken when it does.
     pub(super) fn poll(&mut self, in_flight: &InFlight, cx: &mut Context<'_>) -> bool {
-        let core = in_flight.core();
+        let shared = in_flight.shared();
         if !self.wakes(cx.waker()) {
             let (notified, waker) = self.0.get_or_insert_with(|| {
-                let notified = Arc::clone(core.expiry()).notified_owned();
+                let notified = Arc::clone(shared.expiry()).notified_owned();
                 (Box::pin(notified), cx.waker().clone())
             });
             waker.clone_from(cx.waker());
             // Registers first and looks then, so that a deadline between the two is not missed.
             let _ = notified.as_mut().poll(cx);
         }
-        core.is_expired()
+        shared.is_expired()
     }
 
     /// Whether it is `waker` that it has registered, so that this was there when it was polled last.
@@ -110,17 +110,17 @@ impl Guard for InFlight {
     }
 
     fn inside<R>(&self, call: impl FnOnce() -> R) -> R {
-        self.core().inside(ANSWER, call)
+        self.shared().inside(ANSWER, call)
     }
 
     fn dropping(&self, drop: impl FnOnce()) {
-        self.core().dropping(ANSWER, drop);
+        self.shared().dropping(ANSWER, drop);
     }
 }
 
 impl crossing::KeepAlive for KeepAlive {
     fn dropping(&self, drop: impl FnOnce()) {
-        self.core().dropping("bytes of an answer", drop);
+        self.shared().dropping("bytes of an answer", drop);
     }
 }
 
@@ -203,7 +203,7 @@ impl ResponseBody {
         connection: Option<Arc<CloseHandle>>,
     ) -> Self {
         if let Some(handle) = &connection {
-            in_flight.core().streams(handle);
+            in_flight.shared().streams(handle);
         }
         Self(Kind::Stream(Box::new(Streaming {
             connection,
@@ -251,7 +251,7 @@ impl Body for ResponseBody {
 impl Drop for Streaming {
     fn drop(&mut self) {
         if let Some(handle) = &self.connection {
-            self.body.guard().core().streams_no_more(handle);
+            self.body.guard().shared().streams_no_more(handle);
         }
     }
 }
@@ -264,20 +264,20 @@ impl Streaming {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Err(error))) => {
                 if matches!(error, BodyError::Panicked) {
-                    self.body.guard().core().count_panic();
+                    self.body.guard().shared().count_panic();
                 }
                 Poll::Ready(Some(Err(ResponseBodyError::Plugin(error))))
             }
             // What fed it may have been cancelled at the deadline just before: an end then is none.
-            Poll::Ready(None) if self.body.guard().core().is_expired() => {
-                self.body.guard().core().count_aborted();
+            Poll::Ready(None) if self.body.guard().shared().is_expired() => {
+                self.body.guard().shared().count_aborted();
                 Poll::Ready(Some(Err(ResponseBodyError::Expired)))
             }
             Poll::Ready(ready) => {
                 Poll::Ready(ready.map(|frame| frame.map_err(ResponseBodyError::Plugin)))
             }
             Poll::Pending if self.expiry.poll(self.body.guard(), cx) => {
-                self.body.guard().core().count_aborted();
+                self.body.guard().shared().count_aborted();
                 Poll::Ready(Some(Err(ResponseBodyError::Expired)))
             }
             Poll::Pending => Poll::Pending,
@@ -319,7 +319,7 @@ impl Wake for Relay {
         // Taken out first: no lock is held while code of the plugin runs. The body's next poll puts a waker back.
         let waker = self.0.lock().take();
         if let Some((waker, hold)) = waker {
-            hold.core().inside("a waker of its own", || waker.wake());
+            hold.shared().inside("a waker of its own", || waker.wake());
         }
     }
 }

@@ -13,9 +13,9 @@ use handover_plugin::abi::{
     call::{ReceiveResponse, ReceivedBody},
     head::{Peer, RequestHead, ResponseHead},
     import::RunningCall,
-    keep::keep_map,
     lent::Lent,
     poll::PollState,
+    pool::return_map,
 };
 use http::{HeaderValue, Request, Response, Uri, Version, header};
 use http_body::Body;
@@ -186,17 +186,17 @@ impl AnswerContext<'_> {
     /// What the host answers where the app has not.
     #[cold]
     fn instead(self, state: PollState) -> Response<ResponseBody> {
-        let core = self.in_flight.core();
+        let shared = self.in_flight.shared();
         if state == PollState::Panicked {
-            core.count_panic();
-            error_response::panicked(core.spec())
+            shared.count_panic();
+            error_response::panicked(shared.spec())
         } else {
-            error_response::no_answer(core.spec())
+            error_response::no_answer(shared.spec())
         }
     }
 
     fn name_version(self, response: &mut Response<ResponseBody>) {
-        let spec = self.in_flight.core().spec();
+        let spec = self.in_flight.shared().spec();
         let headers = response.headers_mut();
         if let Ok(version) = HeaderValue::from_str(&spec.version.to_string()) {
             headers.insert("handover-version", version);
@@ -385,18 +385,18 @@ impl Call {
             upgrade: &mut self.upgrade,
             response,
         };
-        let core = in_flight.core();
+        let shared = in_flight.shared();
         let target = target(whole_target(request.uri()), self.strip);
         let protocol = upgrade::protocol(request, upgrade);
         let (state, running) =
             RequestHead::lend(request, &target, protocol, connection.peer, |head| {
-                core.inside(told_target(request.uri()), || {
-                    core.call(head, body, upgrade, waker, &mut slot)
+                shared.inside(told_target(request.uri()), || {
+                    shared.call(head, body, upgrade, waker, &mut slot)
                 })
             });
         drop(target);
         // The plugin has its copy.
-        keep_map(request.headers_mut());
+        return_map(request.headers_mut());
         if state == PollState::Pending && running.is_some() {
             return running;
         }
@@ -427,8 +427,8 @@ impl Drop for Running {
     #[inline]
     fn drop(&mut self) {
         if let Some(call) = self.call.take() {
-            let core = self.in_flight.core();
-            core.dropping(told_target(&self.uri), || drop(call));
+            let shared = self.in_flight.shared();
+            shared.dropping(told_target(&self.uri), || drop(call));
         }
     }
 }
@@ -461,8 +461,8 @@ impl Running {
             }
             None => PollState::Pending, // it was polled again after its end
         };
-        let core = self.in_flight.core();
-        let state = core.inside(told_target(&self.uri), poll);
+        let shared = self.in_flight.shared();
+        let state = shared.inside(told_target(&self.uri), poll);
         if state == PollState::Pending {
             return self.expired(cx, response);
         }
@@ -479,8 +479,8 @@ impl Running {
         let in_flight = &self.in_flight;
         let expired = self.expiry.poll(in_flight, cx);
         if expired {
-            in_flight.core().count_aborted();
-            *response = Some(error_response::expired(in_flight.core().spec()));
+            in_flight.shared().count_aborted();
+            *response = Some(error_response::expired(in_flight.shared().spec()));
         }
         expired
     }

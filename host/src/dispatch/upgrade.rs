@@ -85,7 +85,7 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Upgra
             // The client left between its request and our answer.
             Err(_) => return,
         };
-        let core = in_flight.core();
+        let shared = in_flight.shared();
         let (mut from_client, mut to_client) = tokio::io::split(client);
         let (mut from_plugin, mut to_plugin) = tokio::io::split(plugin);
         let up = async {
@@ -98,19 +98,19 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Upgra
         let down = async {
             let mut buffer = vec![0; 16 * 1024];
             loop {
-                let expired = core.is_expired();
+                let expired = shared.is_expired();
                 if expired && !upgrade.is_websocket {
-                    core.count_aborted();
+                    shared.count_aborted();
                     return to_client.shutdown().await;
                 }
                 if expired && frames.between() {
-                    core.count_aborted();
+                    shared.count_aborted();
                     to_client.write_all(&SERVICE_RESTART).await?;
                     return to_client.shutdown().await;
                 }
                 let read = tokio::select! {
                     read = from_plugin.read(&mut buffer) => read?,
-                    () = expiry(core), if !expired => continue,
+                    () = expiry(shared), if !expired => continue,
                 };
                 if read == 0 {
                     return to_client.shutdown().await;
@@ -123,7 +123,7 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Upgra
         };
         let both = async { tokio::join!(up, down) };
         let give_up = async {
-            expiry(core).await;
+            expiry(shared).await;
             // A frame that is under way, and a client that answers the close, have this long.
             tokio::time::sleep(std::time::Duration::from_secs(1)).await;
         };
@@ -136,11 +136,11 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Upgra
 }
 
 /// Ends when the drain deadline has passed.
-async fn expiry(core: &crate::generation::core::Core) {
-    let notified = core.expiry().notified();
+async fn expiry(shared: &crate::generation::shared::Shared) {
+    let notified = shared.expiry().notified();
     tokio::pin!(notified);
     notified.as_mut().enable();
-    if !core.is_expired() {
+    if !shared.is_expired() {
         notified.await;
     }
 }
@@ -209,7 +209,7 @@ impl PluginIo {
         poll: impl FnOnce(&mut IoStream) -> Poll<io::Result<R>>,
     ) -> Poll<io::Result<R>> {
         match &mut self.io {
-            Some(io) => self.hold.core().inside(CONNECTION, || poll(io)),
+            Some(io) => self.hold.shared().inside(CONNECTION, || poll(io)),
             None => Poll::Pending, // it is not polled while it is dropped
         }
     }
@@ -218,7 +218,7 @@ impl PluginIo {
 impl Drop for PluginIo {
     fn drop(&mut self) {
         let io = self.io.take();
-        self.hold.core().dropping(CONNECTION, || drop(io));
+        self.hold.shared().dropping(CONNECTION, || drop(io));
     }
 }
 

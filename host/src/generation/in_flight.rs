@@ -13,7 +13,7 @@
 //! `tests/count_in_model.rs` runs this file in every order.
 
 use super::{
-    core::Core,
+    shared::Shared,
     sync::{Arc, AtomicBool, AtomicU64, Ordering, fence, fence_after_update},
     worker,
 };
@@ -28,7 +28,7 @@ pub(super) struct Gate(AtomicBool);
 pub(super) struct Shard {
     /// Requests that came through this shard.
     requests: AtomicU64,
-    core: Arc<Core>,
+    shared: Arc<Shared>,
     kept_alive: Arc<KeptAlive>,
 }
 
@@ -36,7 +36,7 @@ pub(super) struct Shard {
 #[derive(Debug)]
 #[repr(align(128))]
 struct KeptAlive {
-    core: Arc<Core>,
+    shared: Arc<Shared>,
 }
 
 /// The shards of a generation.
@@ -70,15 +70,15 @@ impl Gate {
 }
 
 impl Shards {
-    pub(super) fn new(core: &Arc<Core>) -> Self {
+    pub(super) fn new(shared: &Arc<Shared>) -> Self {
         Self(
             (0..worker::shards())
                 .map(|_| {
                     Arc::new(Shard {
                         requests: AtomicU64::new(0),
-                        core: Arc::clone(core),
+                        shared: Arc::clone(shared),
                         kept_alive: Arc::new(KeptAlive {
-                            core: Arc::clone(core),
+                            shared: Arc::clone(shared),
                         }),
                     })
                 })
@@ -91,7 +91,7 @@ impl Shards {
         let shard = &self.0[worker::number() & (self.0.len() - 1)];
         let in_flight = InFlight(Arc::clone(shard));
         fence_after_update();
-        if shard.core.gate().is_closed() {
+        if shard.shared.gate().is_closed() {
             return None;
         }
         shard.requests.fetch_add(1, Ordering::Relaxed);
@@ -128,8 +128,8 @@ impl Shards {
 
 impl KeepAlive {
     /// The generation.
-    pub fn core(&self) -> &Core {
-        &self.0.core
+    pub fn shared(&self) -> &Shared {
+        &self.0.shared
     }
 }
 
@@ -140,7 +140,7 @@ impl InFlight {
     }
 
     /// The generation.
-    pub fn core(&self) -> &Core {
-        &self.0.core
+    pub fn shared(&self) -> &Shared {
+        &self.0.shared
     }
 }

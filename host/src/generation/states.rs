@@ -16,9 +16,9 @@ use handover_plugin::abi::{
 use parking_lot::Mutex;
 
 use super::{
-    core::{Core, Generation, State},
     lifecycle::{self, Late, Unfinished},
     services::GenerationServices,
+    shared::{Generation, Shared, State},
     spec::{Spec, StartError},
 };
 use crate::{
@@ -427,16 +427,16 @@ impl Hooks {
     /// Begins `hook`, a call into the app of `core`. One that cannot be begun is left out: the app
     /// is not told then.
     fn begin(
-        core: &Arc<Core>,
+        shared: &Arc<Shared>,
         name: &str,
-        hook: impl FnOnce(&Core) -> u64 + Send + 'static,
+        hook: impl FnOnce(&Shared) -> u64 + Send + 'static,
     ) -> Option<Late<u64>> {
-        let of = Arc::clone(core);
+        let of = Arc::clone(shared);
         let begun = lifecycle::begin(name, move || {
             let _acting = ledger::act_for(of.account());
             hook(&of)
         });
-        let spec = core.spec();
+        let spec = shared.spec();
         begun
             .inspect_err(|error| {
                 tracing::error!(
@@ -502,8 +502,8 @@ impl Active {
         let generation = &self.0.generation;
         generation.set_state(State::Draining);
         generation.close_gate();
-        let told = Hooks::begin(generation.core(), "drain", |core| {
-            core.app().drain();
+        let told = Hooks::begin(generation.shared(), "drain", |shared| {
+            shared.app().drain();
             0
         });
         Draining {
@@ -533,8 +533,8 @@ impl Draining {
     /// second at most.
     pub async fn expire(&self, jobs: bool) -> u64 {
         let before = self.generation().expire();
-        let told = Hooks::begin(self.generation().core(), "expire", move |core| {
-            core.app().expire(jobs)
+        let told = Hooks::begin(self.generation().shared(), "expire", move |shared| {
+            shared.app().expire(jobs)
         });
         let Some(told) = told else { return before };
         match told.within(HOOK_DEADLINE).await {
@@ -577,8 +577,8 @@ async fn retire(
         );
         return retained(Some(generation), Place::Hooks(library, hooks), held);
     }
-    let core = Arc::clone(generation.core());
-    let drop_app = move |deadline| core.stop(deadline);
+    let shared = Arc::clone(generation.shared());
+    let drop_app = move |deadline| shared.stop(deadline);
     stop_and_unload(Some(generation), library, settle, drop_app).await
 }
 

@@ -19,9 +19,9 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::{
     bytes::{Chunk, KeepAlive, OwnedBytes},
-    caught::caught,
     headers::{self, Buffer, Field},
     lent::{Grows, Lent, Size},
+    panics::catch_panic,
     poll::{PollCode, PollState},
     waker::{WakerCache, WakerRef},
 };
@@ -171,7 +171,7 @@ where
 {
     // SAFETY: `body` is the box of `BodyStream::new`; the other side polls it from one place at a time, as it owns it exclusively.
     let exported = unsafe { &mut *body.cast::<Exported<B>>() };
-    caught(|| {
+    catch_panic(|| {
         // SAFETY: the box never moves until `drop_exported`.
         let body = unsafe { Pin::new_unchecked(&mut exported.body) };
         match body.poll_frame(&mut Context::from_waker(exported.waker.get(waker))) {
@@ -195,7 +195,7 @@ unsafe extern "C" fn drop_exported<B>(body: *mut ()) {
     // SAFETY: `body` is the box of `BodyStream::new`, given up by its only owner.
     let exported = unsafe { Box::from_raw(body.cast::<Exported<B>>()) };
     // A destructor that panics ends here: its panic was told by the panic hook, and the other side cannot do more.
-    caught(|| drop(exported));
+    catch_panic(|| drop(exported));
 }
 
 impl FrameSink<'_> {
@@ -310,7 +310,7 @@ impl<G: Guard> Imported<G> {
     unsafe fn put(slot: *mut (), put: impl FnOnce(&mut Slot<'_, G>)) {
         // SAFETY: the slot is the one on the stack of `poll_frame`, which lent it for this poll.
         let slot = unsafe { &mut *slot.cast::<Slot<'_, G>>() };
-        caught(|| put(slot));
+        catch_panic(|| put(slot));
     }
 
     unsafe extern "C" fn lent(slot: *mut (), bytes: RSlice<'_, u8>) {

@@ -3,7 +3,7 @@
 use abi_stable::{StableAbi, std_types::RSlice};
 use bytes::Bytes;
 
-use super::{caught::caught, keep};
+use super::{panics::catch_panic, pool};
 
 /// Up to here copying is cheaper than an owner that travels: an allocation for the handle, a call back to free it.
 pub const COPY_UP_TO: usize = 16 * 1024;
@@ -29,7 +29,7 @@ impl From<Bytes> for OwnedBytes {
             // SAFETY: `owner` is the box that `from` made, and `Drop` calls this once.
             let bytes = unsafe { Box::from_raw(owner.cast::<Bytes>()) };
             // A destructor of what they are made of may panic; the panic hook told it.
-            caught(|| drop(bytes));
+            catch_panic(|| drop(bytes));
         }
         let boxed = Box::new(bytes);
         Self {
@@ -107,7 +107,7 @@ impl<'a> Chunk<'a> {
             }
         }
         match self {
-            Self::Borrowed(slice) => keep::text(slice.len(), |room| room.put(slice.as_slice())),
+            Self::Borrowed(slice) => pool::text(slice.len(), |room| room.put(slice.as_slice())),
             Self::Owned(owned) => Bytes::from_owner(KeptBytes {
                 bytes: Some(owned),
                 hold: hold(),

@@ -7,11 +7,11 @@ use http::response;
 use super::{
     body::BodyStream,
     bytes::{Chunk, OwnedBytes},
-    caught::caught,
     head::ResponseHead,
-    keep,
     lent::{Grows, Lent, Size},
+    panics::catch_panic,
     poll::PollCode,
+    pool,
     upgrade::IoStream,
 };
 
@@ -107,7 +107,7 @@ impl Responder<'_> {
                 }
             }
         });
-        keep::keep_map(&mut response.headers);
+        pool::return_map(&mut response.headers);
     }
 }
 
@@ -137,7 +137,7 @@ impl<T: ReceiveResponse> Table<T> {
     unsafe fn take(slot: *mut (), head: Lent<'_, ResponseHead<'_>>, body: ReceivedBody<'_>) {
         // SAFETY: `slot` is the exclusive borrow of `lend_responder`, which waits below us on the stack.
         let slot = unsafe { &mut *slot.cast::<T>() };
-        caught(|| slot.take(head, body));
+        catch_panic(|| slot.take(head, body));
     }
 
     unsafe extern "C" fn empty(slot: *mut (), head: Lent<'_, ResponseHead<'_>>) {

@@ -17,12 +17,12 @@ use abi_stable::{
 use super::{
     body::BodyStream,
     call::{Called, Responder, UPGRADE},
-    caught::{caught, let_go},
     head::RequestHead,
     host::{Event, HostRef, Work},
-    keep,
     lent::Lent,
+    panics::{catch_panic, drop_payload},
     poll::{PollCode, PollState},
+    pool,
     root::{JOBS, Root, RootRef, Settings, TextSink},
     waker::{WakerCache, WakerRef},
 };
@@ -106,11 +106,11 @@ impl FirstPoll<'_> {
     pub fn poll<A: Answering + 'static>(self, begin: impl FnOnce() -> A) -> Polled {
         // Made here, so that it moves once.
         let answering = begin();
-        let room = keep::room::<A>();
+        let room = pool::spare_slot::<A>();
         // SAFETY: the room is uninitialized, of this type, and ours.
         unsafe { room.write(answering) };
         let mut polled = None;
-        caught(|| {
+        catch_panic(|| {
             // SAFETY: it does not move from here until it is dropped: either below, or by the box that takes its very memory over.
             let pinned = unsafe { Pin::new_unchecked(&mut *room.as_ptr()) };
             let mut cx = Context::from_waker(self.waker);
@@ -124,7 +124,7 @@ impl FirstPoll<'_> {
         let state = polled.unwrap_or(PollState::Panicked);
         if polled.is_none() {
             // SAFETY: its poll panicked, so it was not dropped.
-            caught(|| unsafe { room.drop_in_place() });
+            catch_panic(|| unsafe { room.drop_in_place() });
         }
         if state == PollState::Pending {
             // SAFETY: the room was allocated as a box does it, holds a value, and is ours alone.
@@ -132,7 +132,7 @@ impl FirstPoll<'_> {
             return Polled(state, Some(Box::into_pin(boxed)));
         }
         // SAFETY: it came from `room`, and nothing is in it any more. What destructors panic with was told by the panic hook.
-        unsafe { keep::keep_room(room) };
+        unsafe { pool::return_slot(room) };
         Polled(state, None)
     }
 }
@@ -229,7 +229,7 @@ unsafe extern "C" fn start<E: Entry>(
         Err(payload) => {
             failed.put("the constructor panicked: ");
             failed.put(panic_message(&*payload));
-            let_go(payload);
+            drop_payload(payload);
             ptr::null_mut()
         }
     }
@@ -250,7 +250,7 @@ fn poll_once(
     waker: &Waker,
     responder: &Responder<'_>,
 ) -> PollState {
-    let polled = caught(|| match future {
+    let polled = catch_panic(|| match future {
         Some(future) => future
             .as_mut()
             .poll(&mut Context::from_waker(waker), responder),
@@ -260,7 +260,7 @@ fn poll_once(
     if state != PollState::Pending {
         let ended = future.take();
         // What its destructors panic with was told by the panic hook; the answer stands.
-        caught(|| drop(ended));
+        catch_panic(|| drop(ended));
     }
     state
 }
@@ -275,7 +275,7 @@ unsafe extern "C" fn call(
 ) -> Called {
     // SAFETY: the host calls between `start` and `stop`.
     let plugin = unsafe { app_of(app) };
-    let polled = caught(|| {
+    let polled = catch_panic(|| {
         plugin.enter();
         waker.with(|waker| {
             plugin.call(
@@ -331,7 +331,7 @@ unsafe extern "C" fn drop_call(call: *mut ()) {
     // SAFETY: an app outlives its calls.
     let app = unsafe { &*call.app };
     // A destructor that panics ends here; the panic hook told it.
-    caught(|| {
+    catch_panic(|| {
         app.enter();
         drop(call);
     });
@@ -340,19 +340,19 @@ unsafe extern "C" fn drop_call(call: *mut ()) {
 unsafe extern "C" fn drain(app: *mut ()) {
     // SAFETY: the host calls between `start` and `stop`.
     let plugin = unsafe { app_of(app) };
-    caught(|| plugin.drain());
+    catch_panic(|| plugin.drain());
 }
 
 unsafe extern "C" fn stop(app: *mut (), deadline_ms: u64) {
     // SAFETY: `app` is the box that `start` made, given up by the host, with nothing in flight.
     let plugin = *unsafe { Box::from_raw(app.cast::<App>()) };
-    caught(|| plugin.stop(Duration::from_millis(deadline_ms)));
+    catch_panic(|| plugin.stop(Duration::from_millis(deadline_ms)));
 }
 
 unsafe extern "C" fn expire(app: *mut (), flags: u32) -> u64 {
     // SAFETY: the host calls between `start` and `stop`.
     let plugin = unsafe { app_of(app) };
-    caught(|| plugin.expire(flags & JOBS != 0)).unwrap_or(0)
+    catch_panic(|| plugin.expire(flags & JOBS != 0)).unwrap_or(0)
 }
 
 unsafe extern "C" fn entry(_number: u32) -> *const () {

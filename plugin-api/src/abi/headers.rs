@@ -15,7 +15,7 @@ use abi_stable::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use super::keep;
+use super::pool;
 
 /// The index of a name that is not in [`STANDARD`].
 const CUSTOM: u16 = u16::MAX;
@@ -111,7 +111,7 @@ impl Buffer {
                 .checked_add(field.value.len())
                 .expect("all of it is in memory");
         }
-        Self(keep::head(length, fields.len(), map, |room| {
+        Self(pool::head(length, fields.len(), map, |room| {
             room.put(first);
             for field in fields {
                 room.put(field.value.as_slice());
@@ -135,7 +135,7 @@ impl Buffer {
             let value = self.next(field.value.len());
             let name = match STANDARD.get(usize::from(field.index)) {
                 Some(name) => name.clone(),
-                None => match keep::name(field.name.as_bytes()) {
+                None => match pool::name(field.name.as_bytes()) {
                     Some(name) => name,
                     None => continue,
                 },

@@ -10,10 +10,10 @@ use abi_stable::{
 use super::{
     body::BodyStream,
     call::{ReceiveResponse, UPGRADE, lend_responder},
-    caught::caught,
     head::RequestHead,
     host::{Event, Host, HostRef, Work},
     lent::Lent,
+    panics::catch_panic,
     poll::PollState,
     root::{JOBS, RootRef, Settings, TextSink},
     waker::WakerRef,
@@ -54,7 +54,7 @@ impl<O: HostServices> Table<O> {
     unsafe fn with<R>(data: *const (), f: impl FnOnce(&O) -> R) -> Option<R> {
         // SAFETY: by the contract of this function.
         let services = unsafe { &*data.cast::<O>() };
-        caught(|| f(services))
+        catch_panic(|| f(services))
     }
 
     unsafe extern "C" fn log_enabled(data: *const (), level: u8) -> bool {

@@ -11,10 +11,10 @@ use abi_stable::{
 use super::{
     body::BodyStream,
     call::{Called, Responder},
-    caught::caught,
     head::RequestHead,
     host::{HostRef, Pair},
     lent::{Grows, Lent, Size},
+    panics::catch_panic,
     poll::PollCode,
     version::AbiVersion,
     waker::WakerRef,
@@ -120,7 +120,7 @@ impl TextSink<'_> {
         unsafe extern "C" fn put(slot: *mut (), text: RStr<'_>) {
             // SAFETY: `slot` is the exclusive borrow of `lend`, which waits below us on the stack.
             let into = unsafe { &mut *slot.cast::<String>() };
-            caught(|| into.push_str(text.as_str()));
+            catch_panic(|| into.push_str(text.as_str()));
         }
         f(&TextSink {
             slot: std::ptr::from_mut(text).cast(),

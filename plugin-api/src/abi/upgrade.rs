@@ -8,8 +8,8 @@ use std::{
 use abi_stable::StableAbi;
 
 use super::{
-    caught::caught,
     lent::{Grows, Lent, Size},
+    panics::catch_panic,
     poll::{PollCode, PollState},
     waker::WakerRef,
 };
@@ -55,7 +55,7 @@ pub trait PollIo: Send + Unpin + 'static {
 }
 
 fn guarded<T>(poll: impl FnOnce() -> Poll<io::Result<T>>, done: impl FnOnce(T)) -> PollCode {
-    let state = match caught(poll) {
+    let state = match catch_panic(poll) {
         Some(Poll::Pending) => PollState::Pending,
         Some(Poll::Ready(Ok(value))) => {
             done(value);
@@ -130,7 +130,7 @@ impl IoStream {
             // SAFETY: the caller owned `io` and gives it up.
             let io = unsafe { Box::from_raw(io.cast::<T>()) };
             // A destructor that panics ends here; the panic hook told it.
-            caught(|| drop(io));
+            catch_panic(|| drop(io));
         }
         Self {
             io: Box::into_raw(Box::new(io)).cast(),

@@ -12,7 +12,7 @@ use std::{
 
 use abi_stable::StableAbi;
 
-use super::{caught::caught, lent::Size};
+use super::{lent::Size, panics::catch_panic};
 
 /// The functions of the side that made a waker. Each takes the two words of that waker. It can grow at its end.
 #[repr(C)]
@@ -67,7 +67,7 @@ fn words_of(waker: &Waker) -> WakerWords {
 unsafe extern "C" fn clone_words(data: *const (), vtable: *const ()) -> WakerWords {
     // SAFETY: the caller lends words that this side gave.
     let waker = unsafe { rebuild(data, vtable) };
-    let clone = caught(|| Waker::clone(&waker)).unwrap_or_else(|| Waker::noop().clone());
+    let clone = catch_panic(|| Waker::clone(&waker)).unwrap_or_else(|| Waker::noop().clone());
     words_of(&ManuallyDrop::new(clone))
 }
 
@@ -75,13 +75,13 @@ unsafe extern "C" fn wake_words(data: *const (), vtable: *const ()) {
     // SAFETY: the caller lends words that this side gave.
     let waker = unsafe { rebuild(data, vtable) };
     // A waker may be any that the executor, or a future between it and us, has made.
-    caught(|| waker.wake_by_ref());
+    catch_panic(|| waker.wake_by_ref());
 }
 
 unsafe extern "C" fn drop_words(data: *const (), vtable: *const ()) {
     // SAFETY: the caller owns words that `clone_words` gave, and gives them up.
     let waker = ManuallyDrop::into_inner(unsafe { rebuild(data, vtable) });
-    caught(|| drop(waker));
+    catch_panic(|| drop(waker));
 }
 
 impl<'a> WakerRef<'a> {

@@ -84,7 +84,7 @@ pub struct Counts {
 
 /// What a request needs of its generation.
 #[derive(Debug)]
-pub struct Core {
+pub struct Shared {
     spec: Spec,
     account: AccountId,
     app: AppHandle<GenerationServices>,
@@ -97,7 +97,7 @@ pub struct Core {
     stalls: Arc<AtomicU64>,
 }
 
-impl Core {
+impl Shared {
     pub(super) fn gate(&self) -> &Gate {
         &self.gate
     }
@@ -195,7 +195,7 @@ impl Core {
 /// A generation, as those who watch it see it.
 #[derive(Debug)]
 pub struct Generation {
-    core: Arc<Core>,
+    shared: Arc<Shared>,
     shards: Shards,
     state: AtomicU8,
     loaded_at: Instant,
@@ -205,7 +205,7 @@ pub struct Generation {
 impl Generation {
     pub(super) fn new(spec: Spec, library: &Library, app: AppHandle<GenerationServices>) -> Self {
         let account = library.account();
-        let core = Arc::new(Core {
+        let shared = Arc::new(Shared {
             spec,
             account: account.id(),
             app,
@@ -218,8 +218,8 @@ impl Generation {
             stalls: account.stalls(),
         });
         Self {
-            shards: Shards::new(&core),
-            core,
+            shards: Shards::new(&shared),
+            shared,
             state: AtomicU8::new(State::Started as u8),
             loaded_at: Instant::now(),
             range: library.range().unwrap_or_default(),
@@ -228,7 +228,7 @@ impl Generation {
 
     /// The name of its library in the tables of the ledger.
     pub fn account(&self) -> AccountId {
-        self.core.account
+        self.shared.account
     }
 
     /// Where its library is mapped.
@@ -238,14 +238,14 @@ impl Generation {
 
     /// Who it is.
     pub fn spec(&self) -> &Spec {
-        &self.core.spec
+        &self.shared.spec
     }
 
     /// What is counted, now.
     pub fn counts(&self) -> Counts {
         // Requests before work: a request that ends in between has left its spawned work behind to be seen.
         let in_flight = self.shards.in_flight();
-        let services = self.core.app.services();
+        let services = self.shared.app.services();
         let (work, jobs) = services.work();
         Counts {
             in_flight: in_flight + work,
@@ -253,17 +253,17 @@ impl Generation {
             requests: self.shards.requests(),
             // An app may replace the hook that tells of panics; those caught at the boundary are counted here anyway.
             panics: self
-                .core
+                .shared
                 .panics
                 .load(Ordering::Relaxed)
                 .max(services.panics()),
-            stalls: self.core.stalls.load(Ordering::Relaxed),
+            stalls: self.shared.stalls.load(Ordering::Relaxed),
         }
     }
 
     /// The work that it has spawned and that has not ended.
     pub fn working(&self) -> Vec<Working> {
-        self.core.app.services().working()
+        self.shared.app.services().working()
     }
 
     /// When it was loaded.
@@ -285,31 +285,31 @@ impl Generation {
         self.state.store(state as u8, Ordering::Release);
     }
 
-    pub(super) fn core(&self) -> &Arc<Core> {
-        &self.core
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     pub(super) fn open_gate(&self) {
-        self.core.gate.open();
+        self.shared.gate.open();
     }
 
     pub(super) fn close_gate(&self) {
-        self.core.gate.close();
+        self.shared.gate.close();
     }
 
     /// Ends what is in flight but spawned work, which only the app can; gives how much that was.
     pub(super) fn expire(&self) -> u64 {
         let before = self.shards.in_flight();
-        self.core.expired.store(true, Ordering::Release);
-        self.core.expiry.notify_waiters();
-        let core = Arc::clone(&self.core);
+        self.shared.expired.store(true, Ordering::Release);
+        self.shared.expiry.notify_waiters();
+        let shared = Arc::clone(&self.shared);
         tokio::spawn(async move {
             tokio::time::sleep(GRACE).await;
-            let left = core.streams.close_all_now();
+            let left = shared.streams.close_all_now();
             if left > 0 {
                 tracing::warn!(
-                    app = %core.spec.app,
-                    generation = %core.spec.id,
+                    app = %shared.spec.app,
+                    generation = %shared.spec.id,
                     "{left} streams whose clients did not read were cut with their connections"
                 );
             }

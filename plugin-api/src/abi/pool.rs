@@ -149,7 +149,7 @@ fn write(buffer: &mut BytesMut, length: usize, fill: impl Fn(&mut Room<'_>)) {
 
 /// Keeps `map` for the next head, without what is in it.
 #[inline]
-pub fn keep_map(map: &mut HeaderMap) {
+pub fn return_map(map: &mut HeaderMap) {
     let capacity = map.capacity();
     // Without any room, it wraps.
     if capacity.wrapping_sub(1) >= MOST_FIELDS {
@@ -215,7 +215,7 @@ impl Drop for Block {
 
 /// Room for a `T`, uninitialized, as `Box` would allocate it.
 #[inline]
-pub(super) fn room<T>() -> NonNull<T> {
+pub(super) fn spare_slot<T>() -> NonNull<T> {
     let layout = Layout::new::<T>();
     if layout.size() == 0 {
         return NonNull::dangling();
@@ -234,7 +234,7 @@ pub(super) fn room<T>() -> NonNull<T> {
 /// # Safety
 /// `room` is of [`room`], nobody else's any more, and what was in it is dropped.
 #[inline]
-pub(super) unsafe fn keep_room<T>(room: NonNull<T>) {
+pub(super) unsafe fn return_slot<T>(room: NonNull<T>) {
     let layout = Layout::new::<T>();
     if layout.size() == 0 {
         return;
@@ -286,7 +286,7 @@ mod tests {
         let mut map = HeaderMap::new();
         map.insert(header::COOKIE, HeaderValue::from_static("secret"));
         let room = map.capacity();
-        keep_map(&mut map);
+        return_map(&mut map);
         let mut next = HeaderMap::new();
         head(0, 1, &mut next, |_| {});
         assert!(next.is_empty());
@@ -311,18 +311,18 @@ mod tests {
 
     #[test]
     fn room_that_is_kept_is_given_to_the_same_size_only() {
-        let first = room::<[u64; 8]>();
+        let first = spare_slot::<[u64; 8]>();
         // SAFETY: it is of `room`, and empty.
-        unsafe { keep_room(first) };
-        let other = room::<[u64; 9]>();
-        let again = room::<[u64; 8]>();
+        unsafe { return_slot(first) };
+        let other = spare_slot::<[u64; 9]>();
+        let again = spare_slot::<[u64; 8]>();
         assert_ne!(first.cast::<u8>(), other.cast::<u8>());
         assert_eq!(first, again);
         // SAFETY: both are of `room`, and empty.
         unsafe {
-            keep_room(other);
-            keep_room(again);
-            keep_room(room::<()>());
+            return_slot(other);
+            return_slot(again);
+            return_slot(spare_slot::<()>());
         }
     }
 }
