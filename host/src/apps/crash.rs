@@ -329,7 +329,7 @@ impl Journal {
     }
 
     /// Begins the journal of this host. Gives what the host before left, if it did not end cleanly.
-    fn begin(&self) -> Option<Written> {
+    fn open_journal(&self) -> Option<Written> {
         let before = fs::read(&self.path)
             .ok()
             // What cannot be read blames nobody.
@@ -487,7 +487,7 @@ fn write(path: &Path, written: &Written) -> io::Result<()> {
 }
 
 /// Begins the journal, tells how the host before ended, and finds what follows from it. `crashed` is what the supervisor saw.
-pub(super) fn begin(apps: &Apps, crashed: Option<Crashed>) -> Findings {
+pub(super) fn take_findings(apps: &Apps, crashed: Option<Crashed>) -> Findings {
     let said_by_systemd = apps.0.journal.said_by_systemd();
     let crashed = match (crashed, said_by_systemd) {
         (Some(crashed), Some(how)) if crashed.pid.is_none() => Some(Crashed { how, ..crashed }),
@@ -497,7 +497,7 @@ pub(super) fn begin(apps: &Apps, crashed: Option<Crashed>) -> Findings {
         }),
         (crashed, _) => crashed,
     };
-    let Some(before) = apps.0.journal.begin() else {
+    let Some(before) = apps.0.journal.open_journal() else {
         return Findings::default();
     };
     // A host that has begun and did not come up has seen to the one before it, and the supervisor tells of that one again.
@@ -774,20 +774,20 @@ mod tests {
     #[test]
     fn only_a_host_that_did_not_end_cleanly_leaves_something() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(journal_in(dir.path()).begin().is_none());
-        let left = journal_in(dir.path()).begin().unwrap();
+        assert!(journal_in(dir.path()).open_journal().is_none());
+        let left = journal_in(dir.path()).open_journal().unwrap();
         assert_eq!(left.pid, std::process::id());
         let journal = journal_in(dir.path());
-        journal.begin();
+        journal.open_journal();
         journal.end();
-        assert!(journal_in(dir.path()).begin().is_none());
+        assert!(journal_in(dir.path()).open_journal().is_none());
     }
 
     #[test]
     fn a_journal_that_cannot_be_read_blames_nobody() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("running.json"), "{\"pid\": ").unwrap();
-        let left = journal_in(dir.path()).begin().unwrap();
+        let left = journal_in(dir.path()).open_journal().unwrap();
         assert!(left.live.is_empty() && left.crashes.is_empty());
     }
 

@@ -147,17 +147,17 @@ enum Ended {
 }
 
 /// Begins to carry out `plan`; the rest happens on a task of its own.
-pub(super) fn begin(apps: &Apps, app: Arc<App>, plan: Plan, entrance: Entrance) -> Begun {
+pub(super) fn begin_deploy(apps: &Apps, app: Arc<App>, plan: Plan, entrance: Entrance) -> Begun {
     let asked = Asked {
         what: format!("deploy of {}", plan.artifact.manifest.version),
         deadline: plan.deadline,
         plan: async { Ok(plan) },
     };
-    begin_with(apps, app, asked, entrance)
+    begin_deploy_with(apps, app, asked, entrance)
 }
 
-/// [`begin`] with a plan that is made when its turn has come.
-pub(super) fn begin_with<F>(
+/// [`begin_deploy`] with a plan that is made when its turn has come.
+pub(super) fn begin_deploy_with<F>(
     apps: &Apps,
     app: Arc<App>,
     asked: Asked<F>,
@@ -166,7 +166,7 @@ pub(super) fn begin_with<F>(
 where
     F: Future<Output = Result<Plan, OperationResult>> + Send + 'static,
 {
-    let progress = apps.0.operations.begin();
+    let progress = apps.0.operations.begin_operation();
     let mut operation = progress.listen();
     let (tell, at_cutover) = oneshot::channel();
     let Asked {

@@ -296,7 +296,7 @@ impl Apps {
         } else {
             Entrance::Now
         };
-        let begun = deploy::begin(self, std::sync::Arc::clone(app), plan, entrance);
+        let begun = deploy::begin_deploy(self, std::sync::Arc::clone(app), plan, entrance);
         if dropped.again {
             self.caused(app, Caused::Operation(begun.operation.id.clone()));
         }

@@ -329,17 +329,17 @@ impl Apps {
             stage: false,
             deadline: timeout.map(Deadline::after),
         };
-        deploy::begin(self, app, plan, wait.into()).operation
+        deploy::begin_deploy(self, app, plan, wait.into()).operation
     }
 
     /// Activates what is staged and re-scans the drop folder, of one app or of all.
     pub fn reload(&self, app: Option<AppName>, wait: Wait) -> Operation {
-        reload::begin(self, app, wait)
+        reload::begin_reload(self, app, wait)
     }
 
     /// Goes back to the previous artifact, or to the one that `to` names (a version or a generation's number).
     pub fn rollback(&self, app: Option<AppName>, to: Option<String>, wait: Wait) -> Operation {
-        rollback::begin(self, app, to, wait)
+        rollback::begin_rollback(self, app, to, wait)
     }
 
     /// A running or recent operation by its id, from its beginning.

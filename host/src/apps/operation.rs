@@ -86,7 +86,7 @@ pub(super) struct ProgressSender(Arc<Record>);
 
 impl Operations {
     /// A new operation that has said `Accepted`.
-    pub(super) fn begin(&self) -> ProgressSender {
+    pub(super) fn begin_operation(&self) -> ProgressSender {
         let id = format!("op-{}", self.last.fetch_add(1, Ordering::Relaxed) + 1);
         let record = Arc::new(Record {
             id: id.clone(),
@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn a_late_listener_hears_everything_from_the_beginning() {
         let operations = Operations::default();
-        let progress = operations.begin();
+        let progress = operations.begin_operation();
         let early = progress.listen();
         progress.send(draining(3));
         progress.finish(result(Outcome::Done));
@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn a_long_drain_does_not_grow_what_is_kept() {
         let operations = Operations::default();
-        let progress = operations.begin();
+        let progress = operations.begin_operation();
         for n in 0..1_000 {
             progress.send(draining(1_000 - n));
         }
@@ -262,7 +262,7 @@ mod tests {
     #[test]
     fn an_operation_that_breaks_off_still_ends_for_its_listeners() {
         let operations = Operations::default();
-        let ear = operations.begin().listen();
+        let ear = operations.begin_operation().listen();
         let lines = drain(ear);
         assert!(
             matches!(&lines[1], Progress::Result(r) if r.outcome == Outcome::Failed && r.message.contains("op-1"))
@@ -272,9 +272,9 @@ mod tests {
     #[test]
     fn running_operations_are_never_forgotten() {
         let operations = Operations::default();
-        let running = operations.begin();
+        let running = operations.begin_operation();
         for _ in 0..3 * KEPT {
-            operations.begin().finish(result(Outcome::Done));
+            operations.begin_operation().finish(result(Outcome::Done));
         }
         assert!(operations.listen(running.id()).is_some());
         assert!(operations.listen("op-2").is_none());

@@ -69,8 +69,8 @@ impl Reloads {
 
 /// Begins a reload. One of a single app has its turn like a deploy, and lends it to the operations that it causes; one of all apps waits
 /// for the turns of all of them where it is to wait, and has none otherwise: where something is under way, its operations conflict.
-pub(super) fn begin(apps: &Apps, app: Option<AppName>, wait: Wait) -> Operation {
-    let progress = apps.0.operations.begin();
+pub(super) fn begin_reload(apps: &Apps, app: Option<AppName>, wait: Wait) -> Operation {
+    let progress = apps.0.operations.begin_operation();
     let mut operation = progress.listen();
     let chosen = match &app {
         None => Ok(apps.all()),
@@ -199,7 +199,7 @@ async fn run(
             deadline: None,
             plan: async move { stored.plan_stored(&of, staged, Cause::Reload).await },
         };
-        let begun = deploy::begin_with(apps, app, asked, Entrance::OfReload);
+        let begun = deploy::begin_deploy_with(apps, app, asked, Entrance::OfReload);
         cutovers.push(begun.at_cutover);
         following.spawn(follow(begun.operation, Arc::clone(&progress)));
     }

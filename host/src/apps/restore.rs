@@ -32,7 +32,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 /// Makes the HEAD of every app live, all apps at once: one that waits in its constructor keeps no other. What crashed the host before
 /// is left out, and apps one of which crashed it come last, one after the other.
 pub(super) async fn restore(apps: &Apps, crashed: Option<Crashed>) {
-    let mut findings = crash::begin(apps, crashed);
+    let mut findings = crash::take_findings(apps, crashed);
     for (app, tried, reason) in std::mem::take(&mut findings.failed) {
         record_end(apps, &app, tried, Outcome::Rejected, reason).await;
     }
@@ -326,6 +326,6 @@ async fn start(apps: &Apps, app: &Arc<App>, head: Head, cause: Cause) -> bool {
             stored.plan_stored(&of, head, cause).await
         },
     };
-    let begun = deploy::begin_with(apps, Arc::clone(app), asked, Entrance::Now);
+    let begun = deploy::begin_deploy_with(apps, Arc::clone(app), asked, Entrance::Now);
     matches!(begun.at_cutover.await, Ok(result) if result.outcome == Outcome::Done)
 }

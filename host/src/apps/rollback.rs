@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Begins a rollback. What it goes back to is decided when its turn has come.
-pub(super) fn begin(
+pub(super) fn begin_rollback(
     apps: &Apps,
     app: Option<AppName>,
     to: Option<String>,
@@ -37,10 +37,10 @@ pub(super) fn begin(
                     stored.plan_stored(&of, head, Cause::Rollback).await
                 },
             };
-            deploy::begin_with(apps, app, asked, wait.into()).operation
+            deploy::begin_deploy_with(apps, app, asked, wait.into()).operation
         }
         Err(result) => {
-            let progress = apps.0.operations.begin();
+            let progress = apps.0.operations.begin_operation();
             progress.finish(*result);
             progress.listen()
         }
