@@ -10,6 +10,7 @@ pub mod control;
 pub mod daemon;
 pub mod dispatch;
 pub mod generation;
+mod human;
 pub mod ledger;
 pub mod loader;
 mod memory;

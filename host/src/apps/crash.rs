@@ -42,16 +42,16 @@ use super::{
     Apps, Cause,
     app::App,
     clock::{self, since_boot_ms},
-    counted,
     culprit::{self, Culprit},
     events::Kind,
-    growth, people,
+    growth,
     room::Room,
     status::millis,
 };
 use crate::{
     artifact::Sha256,
     generation::{Generation, Spec},
+    human,
     ledger::{self, AccountId, LastWords},
     names::{AppName, GenerationId},
     origin::origin,
@@ -504,7 +504,10 @@ pub(super) fn take_findings(apps: &Apps, crashed: Option<Crashed>) -> Findings {
     let crashed = crashed.filter(|crashed| crashed.pid.is_none() || crashed.pid != before.answered);
     let pid = before.pid;
     let since = match before.age_ms(before.since_ms) {
-        Some(age) => format!("started {} ago", people(Duration::from_millis(age))),
+        Some(age) => format!(
+            "started {} ago",
+            human::duration(Duration::from_millis(age))
+        ),
         None => "before the machine was booted".to_owned(),
     };
     let how = crashed
@@ -690,7 +693,8 @@ fn blame(apps: &Apps, before: &Written, how: &str, culprit: &Culprit) -> BTreeMa
                 "the host crashed ({how}) while {} was on probation{} of {}",
                 lived.version,
                 match before.age_ms(lived.since_ms) {
-                    Some(age) => format!(": live for {}", people(Duration::from_millis(age))),
+                    Some(age) =>
+                        format!(": live for {}", human::duration(Duration::from_millis(age))),
                     None => String::new(),
                 },
                 humantime::format_duration(bake),
@@ -715,7 +719,7 @@ fn blame(apps: &Apps, before: &Written, how: &str, culprit: &Culprit) -> BTreeMa
             })
             .max_by_key(|(app, _)| app.saved.read(|record| record.changed_at()));
         if let Some((app, lived)) = newest {
-            let count = counted(crashes.len() as u64, "time");
+            let count = human::pluralize(crashes.len() as u64, "time");
             let reason = format!(
                 "the host crashed {count} within {} (last: {how}), and {} is what was changed last",
                 humantime::format_duration(window),

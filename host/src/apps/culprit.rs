@@ -6,11 +6,9 @@
 
 use std::time::Duration;
 
-use super::{
-    crash::{Lived, Written},
-    people,
-};
+use super::crash::{Lived, Written};
 use crate::{
+    human,
     ledger::{AccountId, End, LastWords},
     names::AppName,
 };
@@ -140,7 +138,7 @@ pub(super) fn find(before: &Written, words: &LastWords, now_ms: u64) -> (Culprit
 
 fn ago(known: &Known<'_>, now_ms: u64) -> String {
     let passed = known.left_at_ms.map_or(0, |at| now_ms.saturating_sub(at));
-    format!("{} before", people(Duration::from_millis(passed)))
+    format!("{} before", human::duration(Duration::from_millis(passed)))
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ use crate::{
     config::WhenFull,
     control::api::{Note, OperationResult, OperationStatus, Outcome, Progress},
     generation::{self, Spec, StartError, Started},
+    human,
     ledger::RetainReasons,
     loader::Companion,
     names::GenerationId,
@@ -349,7 +350,10 @@ async fn try_plan(
         progress.step("notice", app, took, "found in the drop folder".to_owned());
     }
     if let Some(took) = plan.stored_in {
-        let (size, sha256) = (bytes(plan.artifact.size), plan.artifact.sha256.short());
+        let (size, sha256) = (
+            human::file_size(plan.artifact.size),
+            plan.artifact.sha256.short(),
+        );
         progress.step("store", app, took, format!("{size} stored as {sha256}"));
     }
     if let Some(live) = app.live()
@@ -792,7 +796,10 @@ async fn load_and_start(
         "load",
         app,
         began.elapsed(),
-        format!("{} mapped as generation {id}", bytes(plan.artifact.size)),
+        format!(
+            "{} mapped as generation {id}",
+            human::file_size(plan.artifact.size)
+        ),
         differences.iter().map(Note::from).collect(),
     );
     checked.remarks.extend(differences);
@@ -1144,14 +1151,5 @@ impl Apps {
             Ok(Err(error)) => tracing::warn!(%error, "old artifacts could not be deleted"),
             Err(error) => tracing::error!(%error, "old artifacts could not be deleted"),
         }
-    }
-}
-
-/// A size for people.
-fn bytes(size: u64) -> String {
-    match size {
-        0..1_000 => format!("{size} B"),
-        1_000..1_000_000 => format!("{:.1} kB", size as f64 / 1e3),
-        _ => format!("{:.1} MB", size as f64 / 1e6),
     }
 }

@@ -16,16 +16,17 @@ use tokio::{
 use super::{
     Apps, Inner,
     app::{App, Replaced},
-    changed, counted, crash,
+    changed, crash,
     events::Kind,
     leaks,
     operation::ProgressSender,
-    people, restore,
+    restore,
     status::millis,
 };
 use crate::{
     control::api::{OperationResult, Outcome, Progress},
     generation::{Draining, Ended, Retained},
+    human,
     names::{AppName, GenerationId},
 };
 
@@ -171,8 +172,8 @@ pub(super) async fn drain_and_retire(
         format!(
             "generation {id} ({}) drained in {} after {}",
             generation.spec().version,
-            people(took),
-            counted(generation.counts().requests, "request")
+            human::duration(took),
+            human::pluralize(generation.counts().requests, "request")
         ),
     );
     finish(app, id, &mut telling, &drain, took).await;
@@ -245,7 +246,7 @@ async fn finish(
         result.message = format!(
             "{}; generation {id} drained in {}",
             result.message,
-            people(took)
+            human::duration(took)
         );
     }
     progress.finish(result);
@@ -254,7 +255,7 @@ async fn finish(
 fn stuck(id: GenerationId, number: u64) -> String {
     format!(
         "{} of generation {id} did not notice being cancelled (blocking code?), so it stays loaded until they return",
-        counted(number, "request")
+        human::pluralize(number, "request")
     )
 }
 
@@ -384,7 +385,7 @@ fn record_panics(apps: &Apps, known: &mut HashMap<(AppName, GenerationId), u64>)
             if more > 0 {
                 let message = format!(
                     "{} in generation {id} ({}), {panics} so far",
-                    counted(more, "more panic"),
+                    human::pluralize(more, "more panic"),
                     generation.spec().version
                 );
                 apps.record_event(Kind::Panic, &app, Some(id), message);

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use parking_lot::Mutex;
 
 use super::{
-    Apps, counted,
+    Apps,
     events::Kind,
     residue::{Lost, Residue},
 };
 use crate::{
     config::LeakBudget,
     control::api::LeakStatus,
+    human,
     ledger::Leftovers,
     names::{AppName, GenerationId},
 };
@@ -91,10 +92,10 @@ impl Sums {
             }
         };
         look("bytes", bytes, budget.bytes, &|bytes| {
-            format!("{} of heap", people(bytes))
+            format!("{} of heap", human::memory(bytes))
         });
         look("descriptors", descriptors, budget.descriptors, &|number| {
-            counted(number, "descriptor")
+            human::pluralize(number, "descriptor")
         });
         look(
             "retained",
@@ -127,7 +128,7 @@ pub(super) fn record_overdrawn(apps: &Apps) {
 pub(super) fn sentence(left: &Leftovers, lost: Option<Lost>) -> String {
     let mut text = String::new();
     if let Some(bytes @ 1..) = left.heap_bytes {
-        text.push_str(&format!("; {} of heap freed for it", people(bytes)));
+        text.push_str(&format!("; {} of heap freed for it", human::memory(bytes)));
     }
     if let Some(Lost {
         bytes: bytes @ 1..,
@@ -136,8 +137,8 @@ pub(super) fn sentence(left: &Leftovers, lost: Option<Lost>) -> String {
     {
         text.push_str(&format!(
             "; it had no heap of its own, and such generations have left about {} of memory in all, {} a reload",
-            people(bytes),
-            people(each)
+            human::memory(bytes),
+            human::memory(each)
         ));
     }
     for (what, which) in [("closed for it", &left.closed), ("left open", &left.open)] {
@@ -152,26 +153,6 @@ pub(super) fn sentence(left: &Leftovers, lost: Option<Lost>) -> String {
         }
     }
     text
-}
-
-/// A size for people: `512 B`, `23.4 KiB`.
-fn people(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    let mut size = bytes as f64 / 1024.0;
-    let mut unit = 0;
-    while size >= 1024.0 && unit + 1 < UNITS.len() {
-        size /= 1024.0;
-        unit += 1;
-    }
-    let text = format!("{size:.1}");
-    format!(
-        "{} {}",
-        text.strip_suffix(".0").unwrap_or(&text),
-        UNITS[unit]
-    )
 }
 
 #[cfg(test)]

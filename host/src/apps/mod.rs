@@ -466,21 +466,3 @@ fn now_ms() -> u64 {
             u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
         })
 }
-
-/// A duration for people: `240 µs`, `12 ms`, `3.4 s`, `2m 5s`.
-fn people(duration: Duration) -> String {
-    match duration.as_micros() {
-        0..1_000 => format!("{} µs", duration.as_micros()),
-        1_000..1_000_000 => format!("{} ms", duration.as_millis()),
-        1_000_000..60_000_000 => format!("{:.1} s", duration.as_secs_f64()),
-        _ => humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string(),
-    }
-}
-
-/// `1 request`, `2 requests`.
-fn counted(number: u64, one: &str) -> String {
-    match number {
-        1 => format!("1 {one}"),
-        _ => format!("{number} {one}s"),
-    }
-}

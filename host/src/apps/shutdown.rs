@@ -8,10 +8,10 @@ use std::{
 use super::{
     Apps,
     app::App,
-    counted,
     drain::{self, Leaving},
     events::Kind,
 };
+use crate::human;
 
 /// How long cancelled work has to end, past the deadline.
 const CANCELLED_WITHIN: Duration = Duration::from_secs(5);
@@ -47,7 +47,7 @@ pub(super) async fn shutdown(apps: &Apps, deadline: Duration) {
             .sum();
         let message = format!(
             "the host ends with {} that did not notice being cancelled",
-            counted(left, "request")
+            human::pluralize(left, "request")
         );
         apps.0.events.record(Kind::Host, None, None, message);
     }

@@ -24,9 +24,9 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use tokio::runtime::{Handle, Runtime};
 
-use super::{Apps, Inner, events::Kind, people};
+use super::{Apps, Inner, events::Kind};
 use crate::{
-    ledger,
+    human, ledger,
     names::{AppName, GenerationId},
 };
 
@@ -176,7 +176,7 @@ impl Watchdog {
                                 "{app} {generation} holds a worker (thread {}) for {} in {path}: it spins or blocks; the other \
                                  workers go on",
                                 slot.tid(),
-                                people(took),
+                                human::duration(took),
                             );
                             let events = &apps.0.events;
                             events.record(Kind::Stalled, Some(app), Some(*generation), message);
@@ -233,7 +233,7 @@ impl Watchdog {
 
 fn record_end(apps: &Apps, ended: &Long, now: Instant) {
     if let Some((app, generation, path)) = &ended.told {
-        let took = people(now.saturating_duration_since(ended.since));
+        let took = human::duration(now.saturating_duration_since(ended.since));
         let message = format!("{app} {generation} gave its worker back after {took} in {path}");
         apps.0
             .events

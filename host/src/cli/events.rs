@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     control::{Client, ClientError, api::Event},
+    human,
     shown::harmless,
 };
 
@@ -45,7 +46,7 @@ fn text(event: &Event, colour: bool) -> String {
     };
     format!(
         "{} {}{} {}",
-        paint(colour, Paint::Dim, &output::instant(event.at_ms)),
+        paint(colour, Paint::Dim, &human::timestamp(event.at_ms)),
         paint(colour, kind, &event.kind),
         " ".repeat(9_usize.saturating_sub(event.kind.chars().count())),
         harmless(&event.message)

@@ -12,6 +12,7 @@ use crate::control::{
     Client,
     api::{History, HistoryEntry, Outcome},
 };
+use crate::human;
 
 /// `handover history`
 pub(super) async fn history(global: &Global, args: args::History) -> Result<(), Failure> {
@@ -62,7 +63,7 @@ fn rows(entry: &HistoryEntry) -> Vec<Row> {
         Outcome::Denied => ("denied", Paint::Red),
     };
     let mut rows = vec![Row::Cells(vec![
-        output::instant(entry.at_ms).into(),
+        human::timestamp(entry.at_ms).into(),
         entry.app.as_str().into(),
         entry
             .generation

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     artifact::{self, Artifact, BuildFacts, Bundled, StoreError, manifest::HOST_ABI},
     control::api::{Note, Outcome},
+    human,
     names::AppName,
 };
 
@@ -124,7 +125,7 @@ fn text(report: &Report<'_>, colour: bool) -> String {
         ),
         ("state schema", report.schema.to_string().into()),
         ("sha256", report.sha256.as_str().into()),
-        ("size", output::size(report.size).into()),
+        ("size", human::file_size(report.size).into()),
         (
             "build id",
             report.build_id.clone().unwrap_or_else(unknown).into(),

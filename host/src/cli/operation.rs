@@ -19,6 +19,7 @@ use crate::{
         api::{Note, OperationResult, OperationStatus, Outcome, Progress},
         client::Lines,
     },
+    human,
     names::{AppName, GenerationId},
     shown::harmless,
 };
@@ -195,7 +196,7 @@ impl Drain {
             jobs => text.push_str(&format!(" ({jobs} jobs)")),
         }
         if let Some(left) = self.left {
-            text.push_str(&format!(", {} left", output::age(left)));
+            text.push_str(&format!(", {} left", human::age(left)));
         }
         text
     }
@@ -250,7 +251,7 @@ impl Display {
         let took = paint(
             self.colour,
             Paint::Dim,
-            &format!("({})", output::time(took)),
+            &format!("({})", human::duration(took)),
         );
         let app = if self.several {
             format!("{app} ")

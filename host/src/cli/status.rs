@@ -15,6 +15,7 @@ use crate::{
         Client, ClientError,
         api::{AppStatus, GenerationStatus, HostStatus, LeakStatus, LimitsStatus, Status},
     },
+    human,
     names::AppName,
 };
 
@@ -140,8 +141,8 @@ fn host(host: &HostStatus, colour: bool) -> String {
         "{} pid {}, up {}, {}, {}",
         paint(colour, Paint::Bold, &format!("handover {}", host.version)),
         host.pid,
-        output::age(Duration::from_millis(host.uptime_ms)),
-        output::size(host.rss_bytes),
+        human::age(Duration::from_millis(host.uptime_ms)),
+        human::file_size(host.rss_bytes),
         listen.join(" ")
     )
 }
@@ -161,11 +162,11 @@ fn leaks(host: &HostStatus) -> Option<Sentence> {
     let text = format!(
         "Replaced generations hold {libraries} (of {}), {} (of {}) and {}{} of heap (of {}){}",
         may.retained,
-        output::counted(is.descriptors, "descriptor"),
+        human::pluralize(is.descriptors, "descriptor"),
         may.descriptors,
         if is.estimated > 0 { "about " } else { "" },
-        output::memory(is.bytes),
-        output::memory(may.bytes),
+        human::memory(is.bytes),
+        human::memory(may.bytes),
         if over {
             ": more than the leak budget; `handover events` says whose, a restart gives it back"
         } else {
@@ -252,11 +253,11 @@ fn notes(app: &AppStatus, say: &mut dyn FnMut(String, Paint)) {
     for generation in app.generations.iter().rev() {
         let id = generation.generation;
         if generation.panics > 0 {
-            let panics = output::counted(generation.panics, "panic");
+            let panics = human::pluralize(generation.panics, "panic");
             say(format!("generation {id}: {panics}"), Paint::Red);
         }
         if generation.stalls > 0 {
-            let stalls = output::counted(generation.stalls, "stall");
+            let stalls = human::pluralize(generation.stalls, "stall");
             say(
                 format!("generation {id}: {stalls}, requests that held a worker for too long"),
                 Paint::Red,
@@ -302,7 +303,7 @@ fn numbers(generation: &GenerationStatus) -> Vec<Cell> {
         generation.in_flight.to_string().into(),
         generation.jobs.to_string().into(),
         generation.requests.to_string().into(),
-        output::age(Duration::from_millis(generation.age_ms)).into(),
+        human::age(Duration::from_millis(generation.age_ms)).into(),
     ]
 }
 

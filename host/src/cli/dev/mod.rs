@@ -33,7 +33,7 @@ use crate::{
         socket,
     },
     daemon::{self, Daemon, StartupHandoff},
-    loader,
+    human, loader,
     names::{AppName, GenerationId},
     telemetry,
 };
@@ -254,7 +254,10 @@ to look inside: handover --control {} status -w",
         if self.last == Some(artifact.sha256) {
             return self.say(
                 Paint::Dim,
-                &format!("built in {}: the plugin is the same", output::time(built)),
+                &format!(
+                    "built in {}: the plugin is the same",
+                    human::duration(built)
+                ),
             );
         }
         let stored_in = started.elapsed().saturating_sub(built);
@@ -311,8 +314,8 @@ to look inside: handover --control {} status -w",
         };
         let times = format!(
             "built in {}, live {} later",
-            output::time(built),
-            output::time(started.elapsed())
+            human::duration(built),
+            human::duration(started.elapsed())
         );
         let first = self.live.replace(generation).is_none();
         self.say(
