@@ -1,5 +1,5 @@
-//! Durations, sizes, times and counts as text for people. One unit system for each: memory counts in
-//! powers of 1024, files in powers of 1000.
+//! Durations, sizes, times and counts as text for people. One unit system for each: memory counts
+//! in powers of 1024, files in powers of 1000.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

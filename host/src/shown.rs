@@ -1,11 +1,13 @@
-//! Text from elsewhere as people are shown it: of bounded length, and without what steers a terminal or forges a line.
+//! Text from elsewhere as people are shown it: of bounded length, and without what steers a
+//! terminal or forges a line.
 
 use std::{fmt::Write, path::Path};
 
 /// The longest sentence of a plugin's that goes into reasons, events and the history, in bytes.
 pub(crate) const SENTENCE: usize = 4 * 1024;
 
-/// `text` with its control characters escaped, but for tabs; lines after the first are indented, so none looks like one of ours.
+/// `text` with its control characters escaped, but for tabs; lines after the first are indented, so
+/// none looks like one of ours.
 pub(crate) fn harmless(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     push_harmless(text, &mut shown);

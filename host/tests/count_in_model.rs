@@ -1,8 +1,11 @@
-//! The race between requests that count in and a generation that is retired, in every order that the memory model allows.
+//! The race between requests that count in and a generation that is retired, in every order that
+//! the memory model allows.
 //!
-//! What runs is `generation::in_flight` itself, compiled a second time, with loom's atomics in place of std's, and an `Arc` whose count is
-//! made of one as std's is. What the library is in memory is a cell: a request in flight reads it, unmapping writes it. loom fails on a read and a
-//! write of which neither happens before the other. Leaving out one of the fences there makes a test here fail.
+//! What runs is `generation::in_flight` itself, compiled a second time, with loom's atomics in
+//! place of std's, and an `Arc` whose count is made of one as std's is. What the library is in
+//! memory is a cell: a request in flight reads it, unmapping writes it. loom fails on a read and a
+//! write of which neither happens before the other. Leaving out one of the fences there makes a
+//! test here fail.
 
 use loom::{cell::UnsafeCell, thread};
 
@@ -28,7 +31,8 @@ mod sync {
         fence(Ordering::SeqCst);
     }
 
-    /// An `Arc` as std has it, with the same orderings. The one of loom knows its count without reading it as others would.
+    /// An `Arc` as std has it, with the same orderings. The one of loom knows its count without
+    /// reading it as others would.
     #[derive(Debug)]
     pub(super) struct Arc<T>(NonNull<Counted<T>>);
 
@@ -38,7 +42,8 @@ mod sync {
         value: T,
     }
 
-    // SAFETY: as std's: it gives shared references to the value, and drops it on whichever thread is last.
+    // SAFETY: as std's: it gives shared references to the value, and drops it on whichever thread
+    // is last.
     unsafe impl<T: Send + Sync> Send for Arc<T> {}
     // SAFETY: as above.
     unsafe impl<T: Send + Sync> Sync for Arc<T> {}
@@ -85,7 +90,8 @@ mod sync {
     }
 }
 
-/// In place of `generation::worker`: as few shards as there can be of both kinds, one's own and another's.
+/// In place of `generation::worker`: as few shards as there can be of both kinds, one's own and
+/// another's.
 mod worker {
     use std::cell::Cell;
 
@@ -180,7 +186,8 @@ fn request(
     })
 }
 
-/// All orders with up to so many switches that no thread asked for: that is where faults are, and it takes seconds.
+/// All orders with up to so many switches that no thread asked for: that is where faults are, and
+/// it takes seconds.
 fn model(switches: usize, run: impl Fn() + Send + Sync + 'static) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(switches);

@@ -36,11 +36,13 @@ pub(super) struct App {
     running: Mutex<Running>,
     /// The dropped artifact that waits because too many generations drain, so that it is said once.
     waiting: Mutex<Option<Sha256>>,
-    /// The dropped artifact that the machine was too short for, until when it waits for that, and for how long.
+    /// The dropped artifact that the machine was too short for, until when it waits for that, and
+    /// for how long.
     short: Mutex<Option<(Sha256, Instant, Duration)>>,
 }
 
-/// How long a dropped artifact waits that the machine was too short for: twice as long each time, up to the longest.
+/// How long a dropped artifact waits that the machine was too short for: twice as long each time,
+/// up to the longest.
 const SHORT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Its generations.
@@ -116,7 +118,8 @@ pub(super) struct Replaced {
 }
 
 impl Running {
-    /// Puts `next` in the place of what is live, which is listed among the old ones from this moment on: nobody who looks misses it.
+    /// Puts `next` in the place of what is live, which is listed among the old ones from this
+    /// moment on: nobody who looks misses it.
     pub(super) fn replace(&mut self, next: Option<Live>) -> Option<Replaced> {
         let live = std::mem::replace(&mut self.live, next)?;
         let end = Arc::new(Notify::new());

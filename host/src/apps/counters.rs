@@ -1,4 +1,5 @@
-//! What is counted of one app over all its generations: how its operations ended, and how long their steps took.
+//! What is counted of one app over all its generations: how its operations ended, and how long
+//! their steps took.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -6,7 +7,8 @@ use parking_lot::Mutex;
 
 use crate::control::api::Outcome;
 
-/// The bounds of the histogram of steps, in seconds: a cutover takes microseconds, a drain may take minutes.
+/// The bounds of the histogram of steps, in seconds: a cutover takes microseconds, a drain may take
+/// minutes.
 pub(super) const BOUNDS: [f64; 14] = [
     0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0,
 ];

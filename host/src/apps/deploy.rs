@@ -1,4 +1,5 @@
-//! An artifact's way to being live: preflight, load, start, cutover, HEAD; and what becomes of it when a step fails.
+//! An artifact's way to being live: preflight, load, start, cutover, HEAD; and what becomes of it
+//! when a step fails.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -222,7 +223,8 @@ where
                 };
                 let (Ended::Live(result, _) | Ended::Otherwise(result)) = &ended;
                 app.counters.ended(result.outcome);
-                // Given back before anybody hears the result, so that who hears it can begin the next operation.
+                // Given back before anybody hears the result, so that who hears it can begin the
+                // next operation.
                 drop(lock);
                 match ended {
                     Ended::Otherwise(result) => {
@@ -396,8 +398,9 @@ async fn try_plan(
     go_live(apps, app, plan, checked, started, progress).await
 }
 
-/// Whether these bytes may become code at all: what they say of themselves, their version and who signed them. Asked each time, so that a
-/// key, a version or an ABI that is not good any more counts for a restart and a rollback too.
+/// Whether these bytes may become code at all: what they say of themselves, their version and who
+/// signed them. Asked each time, so that a key, a version or an ABI that is not good any more
+/// counts for a restart and a rollback too.
 async fn admit(
     apps: &Apps,
     app: &App,
@@ -416,7 +419,8 @@ async fn admit(
     }
     .map_err(refused)?;
     if let Some(reason) = app.settings.too_old(&plan.artifact.manifest.version) {
-        // A restart takes nobody back: what was live stays, and what is older than that does not come.
+        // A restart takes nobody back: what was live stays, and what is older than that does not
+        // come.
         let sha256 = plan.artifact.sha256;
         let was_live = app.saved.read(|record| {
             record
@@ -512,8 +516,9 @@ async fn keep(apps: &Apps, plan: &Plan) -> Result<(), Failure> {
         .map_err(|error| Failure::host(format!("it could not be stored: {error}")))
 }
 
-/// The number of the generation that it will be, if it will be one. On disk before it is used: the number of a generation never comes
-/// back, whatever ends the host. But for what is to be served again, which must not need a disk: its number is written when there is room.
+/// The number of the generation that it will be, if it will be one. On disk before it is used: the
+/// number of a generation never comes back, whatever ends the host. But for what is to be served
+/// again, which must not need a disk: its number is written when there is room.
 async fn reserve(app: &App, plan: &Plan) -> Result<Option<GenerationId>, Failure> {
     if plan.stage {
         return Ok(None);
@@ -549,7 +554,8 @@ impl Checked {
         self.remarks.iter().map(Note::from).collect()
     }
 
-    /// Compares what the library that was just loaded runs beside with what preflight ran. Returns what differs.
+    /// Compares what the library that was just loaded runs beside with what preflight ran. Returns
+    /// what differs.
     async fn compare(&mut self, app: &App, artifact: Sha256) -> Vec<Remark> {
         if !self.passed {
             let verdict = |record: &Record| record.verdict(artifact).cloned();
@@ -1097,7 +1103,8 @@ impl ProgressSender {
 }
 
 impl Apps {
-    /// The plan to make an artifact live that is in the store. It is checked again when its verdict is not this host's.
+    /// The plan to make an artifact live that is in the store. It is checked again when its verdict
+    /// is not this host's.
     pub(super) async fn plan_stored(
         &self,
         app: &App,

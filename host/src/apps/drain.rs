@@ -1,4 +1,5 @@
-//! A replaced generation finishing what it has: its deadlines, its end, and the retry of libraries that stay mapped.
+//! A replaced generation finishing what it has: its deadlines, its end, and the retry of libraries
+//! that stay mapped.
 
 use std::{
     collections::HashMap,
@@ -34,7 +35,8 @@ use crate::{
 const TOLD_EVERY: Duration = Duration::from_millis(250);
 /// How long cancelled work has to notice before the operation ends without waiting for it.
 const CANCELLED_WITHIN: Duration = Duration::from_secs(5);
-/// How often panics are looked for, what was changed for all, and whether a library that stays mapped may be unloaded by now.
+/// How often panics are looked for, what was changed for all, and whether a library that stays
+/// mapped may be unloaded by now.
 const LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
 
 /// When a generation's end began so long before its unload, the journal has the wrong time for it.
@@ -78,8 +80,8 @@ struct Drain {
     stuck: u64,
 }
 
-/// Watches a replaced generation until it is quiet, ends it at its deadlines, and puts it away. `telling` is the
-/// operation that waits for it, with the result to end with when all goes well.
+/// Watches a replaced generation until it is quiet, ends it at its deadlines, and puts it away.
+/// `telling` is the operation that waits for it, with the result to end with when all goes well.
 pub(super) async fn drain_and_retire(
     apps: &Apps,
     app: &Arc<App>,
@@ -205,7 +207,8 @@ async fn cancel(apps: &Apps, app: &App, draining: &Draining, jobs: bool, why: &s
     cancelled
 }
 
-/// Ends the operation that waited for the drain, if it still does, and records a deadline that passed.
+/// Ends the operation that waited for the drain, if it still does, and records a deadline that
+/// passed.
 async fn finish(
     app: &App,
     id: GenerationId,
@@ -323,7 +326,8 @@ pub(super) fn retain(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: Ended
     leaks::record_overdrawn(apps);
 }
 
-/// Retries libraries that stay mapped, looks for panics and for what was changed for all, for as long as the apps live.
+/// Retries libraries that stay mapped, looks for panics and for what was changed for all, for as
+/// long as the apps live.
 pub(super) fn sweep_retained(apps: &Apps) {
     let inner = Arc::downgrade(&apps.0);
     tokio::spawn(async move {

@@ -1,4 +1,5 @@
-//! What the drop folder brings: whether it is deployed, staged or refused, and what its answer file says.
+//! What the drop folder brings: whether it is deployed, staged or refused, and what its answer file
+//! says.
 
 use std::path::Path;
 
@@ -36,7 +37,8 @@ struct Facts<'f> {
     path: &'f str,
     /// Whether a person asked to try again.
     again: bool,
-    /// Whether this very file with these bytes was answered before the host was started, and nobody touched it since.
+    /// Whether this very file with these bytes was answered before the host was started, and nobody
+    /// touched it since.
     met_again: bool,
     /// What is live.
     live: Option<&'f Spec>,
@@ -65,7 +67,8 @@ enum Decision {
     Refuse(String),
 }
 
-/// The rule. Nothing is refused without a reason; order is that of versions, except where a file was replaced by hand.
+/// The rule. Nothing is refused without a reason; order is that of versions, except where a file
+/// was replaced by hand.
 fn decide(facts: &Facts<'_>) -> Decision {
     let Facts {
         artifact, version, ..

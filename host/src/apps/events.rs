@@ -236,7 +236,8 @@ impl Events {
                 );
             }
         }
-        // Sent under the lock, so that a follower who subscribes under it misses none and sees none twice.
+        // Sent under the lock, so that a follower who subscribes under it misses none and sees none
+        // twice.
         let mut ring = self.ring.lock();
         ring.counts[kind as usize] += 1;
         ring.seq += 1;

@@ -39,7 +39,8 @@ impl Leaks {
         self.0.lock().status()
     }
 
-    /// A generation is unloaded and left that behind. Returns what all without a heap of their own have lost, if it had none.
+    /// A generation is unloaded and left that behind. Returns what all without a heap of their own
+    /// have lost, if it had none.
     pub(super) fn unloaded(
         &self,
         app: &AppName,
@@ -123,8 +124,8 @@ pub(super) fn record_overdrawn(apps: &Apps) {
     }
 }
 
-/// What a generation that is unloaded left behind, for its event, with what all without a heap of their own have lost:
-/// begins with `; `, or is empty.
+/// What a generation that is unloaded left behind, for its event, with what all without a heap of
+/// their own have lost: begins with `; `, or is empty.
 pub(super) fn sentence(left: &Leftovers, lost: Option<Lost>) -> String {
     let mut text = String::new();
     if let Some(bytes @ 1..) = left.heap_bytes {

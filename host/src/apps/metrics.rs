@@ -1,6 +1,8 @@
-//! What the apps tell of themselves as metrics. Read from what is counted anyway: a request never waits for a reader.
+//! What the apps tell of themselves as metrics. Read from what is counted anyway: a request never
+//! waits for a reader.
 //!
-//! Series of an app go on over its swaps. Series of a generation end with it, so there are as many as generations that are mapped.
+//! Series of an app go on over its swaps. Series of a generation end with it, so there are as many
+//! as generations that are mapped.
 
 use std::{
     collections::BTreeMap,

@@ -8,7 +8,8 @@
 //! - [`cutover`]: the instant new requests go to the new generation, and where apps answer
 //! - [`crash`]: who is to blame when the host crashed, and what is trusted
 //! - [`culprit`]: what the last words of a host say about that
-//! - [`drain`]: a replaced generation finishing what it has, its end, and the retry of what stays mapped
+//! - [`drain`]: a replaced generation finishing what it has, its end, and the retry of what stays
+//!   mapped
 //! - [`leaks`]: what generations leave behind, and the budget for it
 //! - [`residue`]: an estimate of what those without a heap of their own left in memory
 //! - [`changed`]: what generations changed for the whole process
@@ -107,7 +108,8 @@ struct Inner {
     records: PathBuf,
     routes: Arc<Routes>,
     apps: Mutex<BTreeMap<AppName, Arc<App>>>,
-    /// RetainReasons while the routes of all apps are gathered and published, so that no cutover is undone by another one.
+    /// RetainReasons while the routes of all apps are gathered and published, so that no cutover is
+    /// undone by another one.
     publishing: Mutex<()>,
     operations: Operations,
     events: Events,
@@ -155,7 +157,8 @@ pub enum Wait {
 }
 
 impl Wait {
-    /// As the command line and the control socket have it: `queue`, and `detach` for whoever does not stay to see it.
+    /// As the command line and the control socket have it: `queue`, and `detach` for whoever does
+    /// not stay to see it.
     pub fn asked(queue: bool, detach: bool) -> Self {
         match (queue, detach) {
             (false, _) => Self::No,
@@ -200,7 +203,8 @@ impl Cause {
 }
 
 impl Apps {
-    /// The apps of `config` and those that `state` remembers, none of them serving yet: see [`Apps::restore`].
+    /// The apps of `config` and those that `state` remembers, none of them serving yet: see
+    /// [`Apps::restore`].
     ///
     /// Blocks on the disk. Must be called within the host's runtime.
     ///
@@ -270,7 +274,8 @@ impl Apps {
         let _ = self.0.watcher.set(watcher);
     }
 
-    /// Looks for requests that hold one of so many workers for longer than `stall_after`, if that is wanted at all.
+    /// Looks for requests that hold one of so many workers for longer than `stall_after`, if that
+    /// is wanted at all.
     pub fn look_for_stalls(&self, workers: usize, stall_after: Option<Duration>) {
         stall::watch(self, workers, stall_after);
     }
@@ -305,10 +310,12 @@ impl Apps {
         self.0.events.follow()
     }
 
-    /// Deploys a stored artifact to `app`, or to the app that its manifest names. Goes on when nobody listens.
+    /// Deploys a stored artifact to `app`, or to the app that its manifest names. Goes on when
+    /// nobody listens.
     ///
-    /// `stored_in` is how long it took to be stored, which is the first step that listeners hear of.
-    /// `timeout` bounds the waiting, the checks and the start; passing it, the deploy fails and what is live stays live.
+    /// `stored_in` is how long it took to be stored, which is the first step that listeners hear
+    /// of. `timeout` bounds the waiting, the checks and the start; passing it, the deploy fails and
+    /// what is live stays live.
     pub fn deploy(
         &self,
         artifact: Artifact,
@@ -337,7 +344,8 @@ impl Apps {
         reload::begin_reload(self, app, wait)
     }
 
-    /// Goes back to the previous artifact, or to the one that `to` names (a version or a generation's number).
+    /// Goes back to the previous artifact, or to the one that `to` names (a version or a
+    /// generation's number).
     pub fn rollback(&self, app: Option<AppName>, to: Option<String>, wait: Wait) -> Operation {
         rollback::begin_rollback(self, app, to, wait)
     }
@@ -352,21 +360,21 @@ impl Apps {
         self.all().iter().any(|app| app.live().is_some())
     }
 
-    /// Makes live again what was live when the host ended, or what was before it where that crashed the host, which `crashed` says.
-    /// Ends when every app serves, or was found unable to.
+    /// Makes live again what was live when the host ended, or what was before it where that crashed
+    /// the host, which `crashed` says. Ends when every app serves, or was found unable to.
     pub async fn restore(&self, crashed: Option<Crashed>) {
         growth::watch(self);
         restore::restore(self, crashed).await;
     }
 
-    /// Has the last words of this host written to `supervisor`, or without one into a file. Gives what the host before has
-    /// written there. Blocks.
+    /// Has the last words of this host written to `supervisor`, or without one into a file. Gives
+    /// what the host before has written there. Blocks.
     pub fn hear_last_words(&self, supervisor: Option<OwnedFd>) -> Option<Crashed> {
         self.0.journal.hear_last_words(supervisor)
     }
 
-    /// Ends all generations: lets them finish up to `deadline`, then cancels what still runs. Nothing can be deployed
-    /// any more.
+    /// Ends all generations: lets them finish up to `deadline`, then cancels what still runs.
+    /// Nothing can be deployed any more.
     pub async fn shutdown(&self, deadline: Duration) {
         let apps = self.clone();
         // On a worker: the apps are told to end from here, and the ledger visits workers only.

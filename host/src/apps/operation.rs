@@ -79,8 +79,8 @@ struct Transcript {
     ended: bool,
 }
 
-/// The mouth of a running operation. There is one; dropping it without a result (its task panicked) gives the
-/// listeners one, so that nobody waits for ever.
+/// The mouth of a running operation. There is one; dropping it without a result (its task panicked)
+/// gives the listeners one, so that nobody waits for ever.
 #[derive(Debug)]
 pub(super) struct ProgressSender(Arc<Record>);
 

@@ -1,4 +1,5 @@
-//! Whose turn it is to change what is live of an app: one operation at a time. The others are told so, or wait, first come first served.
+//! Whose turn it is to change what is live of an app: one operation at a time. The others are told
+//! so, or wait, first come first served.
 
 use std::{
     collections::VecDeque,
@@ -28,7 +29,8 @@ struct State {
     taken: Option<OperationStatus>,
     /// How many hold it: the operation, and one that it lent its turn to.
     holders: usize,
-    /// Whether that is a reload, which lends its turn to the operations that it causes, one at a time.
+    /// Whether that is a reload, which lends its turn to the operations that it causes, one at a
+    /// time.
     admits_caused: bool,
     /// Those who wait.
     waiting: VecDeque<OperationStatus>,
@@ -142,7 +144,8 @@ impl Drop for OperationLock {
 }
 
 impl Place {
-    /// Waits for the turn, and tells `waits` what for whenever that changes: the operation right ahead, and how many are ahead.
+    /// Waits for the turn, and tells `waits` what for whenever that changes: the operation right
+    /// ahead, and how many are ahead.
     ///
     /// # Errors
     /// When the host ends.

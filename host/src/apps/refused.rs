@@ -1,4 +1,5 @@
-//! Uploads that the store did not take: told as an event, and remembered in the history of the app that they name.
+//! Uploads that the store did not take: told as an event, and remembered in the history of the app
+//! that they name.
 
 use super::{Apps, Cause, clock::Order, events::Kind, history::Entry};
 use crate::{
@@ -8,8 +9,8 @@ use crate::{
 };
 
 impl Apps {
-    /// Tells that the upload of `file` was not taken, and remembers it: for `app`, or for the app that its manifest names if it can be read
-    /// that far. What names no app has no history.
+    /// Tells that the upload of `file` was not taken, and remembers it: for `app`, or for the app
+    /// that its manifest names if it can be read that far. What names no app has no history.
     pub async fn not_taken(
         &self,
         file: &str,

@@ -1,6 +1,8 @@
-//! `handover reload` and SIGHUP: the drop folders are scanned again, with what failed before, and what is staged goes live.
+//! `handover reload` and SIGHUP: the drop folders are scanned again, with what failed before, and
+//! what is staged goes live.
 //!
-//! A reload is the sum of the operations it causes: it passes their lines on and ends when they have ended.
+//! A reload is the sum of the operations it causes: it passes their lines on and ends when they
+//! have ended.
 
 use std::sync::Arc;
 
@@ -67,8 +69,9 @@ impl Reloads {
     }
 }
 
-/// Begins a reload. One of a single app has its turn like a deploy, and lends it to the operations that it causes; one of all apps waits
-/// for the turns of all of them where it is to wait, and has none otherwise: where something is under way, its operations conflict.
+/// Begins a reload. One of a single app has its turn like a deploy, and lends it to the operations
+/// that it causes; one of all apps waits for the turns of all of them where it is to wait, and has
+/// none otherwise: where something is under way, its operations conflict.
 pub(super) fn begin_reload(apps: &Apps, app: Option<AppName>, wait: Wait) -> Operation {
     let progress = apps.0.operations.begin_operation();
     let mut operation = progress.listen();

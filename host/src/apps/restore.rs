@@ -21,16 +21,19 @@ use super::{
 };
 use crate::{control::api::Outcome, names::AppName};
 
-/// Reading and hashing an artifact takes a processor and a thread, so it is done for as many at a time as there are processors.
+/// Reading and hashing an artifact takes a processor and a thread, so it is done for as many at a
+/// time as there are processors.
 static READING: LazyLock<Semaphore> =
     LazyLock::new(|| Semaphore::new(thread::available_parallelism().map_or(1, NonZeroUsize::get)));
 
-/// How long what crashed the host at a start is left alone: doubled with each crash, up to the longest.
+/// How long what crashed the host at a start is left alone: doubled with each crash, up to the
+/// longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
-/// Makes the HEAD of every app live, all apps at once: one that waits in its constructor keeps no other. What crashed the host before
-/// is left out, and apps one of which crashed it come last, one after the other.
+/// Makes the HEAD of every app live, all apps at once: one that waits in its constructor keeps no
+/// other. What crashed the host before is left out, and apps one of which crashed it come last, one
+/// after the other.
 pub(super) async fn restore(apps: &Apps, crashed: Option<Crashed>) {
     let mut findings = crash::take_findings(apps, crashed);
     for (app, tried, reason) in std::mem::take(&mut findings.failed) {
@@ -59,8 +62,8 @@ pub(super) async fn restore(apps: &Apps, crashed: Option<Crashed>) {
     }
 }
 
-/// Writes what could not be written, reads what could not be read, and takes the room for the next time. What was live of an app whose
-/// record is read only now is live again.
+/// Writes what could not be written, reads what could not be read, and takes the room for the next
+/// time. What was live of an app whose record is read only now is live again.
 pub(super) async fn catch_up(apps: &Apps) {
     let (of, all) = (apps.clone(), apps.all());
     let tried = tokio::task::spawn_blocking(move || {

@@ -1,4 +1,5 @@
-//! `handover rollback`: an artifact that was live before is live again, without being checked a second time.
+//! `handover rollback`: an artifact that was live before is live again, without being checked a
+//! second time.
 
 use std::sync::Arc;
 

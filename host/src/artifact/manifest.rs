@@ -9,8 +9,8 @@
 //! | 12..16 | the length of the JSON in bytes, little endian, at most 64 KiB |
 //! | 16.. | the JSON of [`Manifest`]; zeros may follow |
 //!
-//! Unknown keys of the JSON are ignored and the build facts may be missing, so that an artifact of another ABI can still say which ABI
-//! that is.
+//! Unknown keys of the JSON are ignored and the build facts may be missing, so that an artifact of
+//! another ABI can still say which ABI that is.
 
 use std::fmt;
 
@@ -27,7 +27,8 @@ use crate::names::AppName;
 /// The ABI that this host offers.
 pub const HOST_ABI: AbiVersion = AbiVersion(ABI.major, ABI.minor);
 
-/// The layout before the first release: its plugins say that they are of ABI 1.0 or 1.1, and are neither.
+/// The layout before the first release: its plugins say that they are of ABI 1.0 or 1.1, and are
+/// neither.
 const FIRST_LAYOUT: u32 = 1;
 
 const JSON_LIMIT: usize = 64 * 1024;
@@ -85,7 +86,8 @@ pub struct Manifest {
     pub version: Version,
     /// The ABI that it was built against.
     pub abi: AbiVersion,
-    /// The layout that its ABI is counted in: the format of the section. What was kept without it is of the first.
+    /// The layout that its ABI is counted in: the format of the section. What was kept without it
+    /// is of the first.
     #[serde(default = "first_layout")]
     pub layout: u32,
     /// The version of its state schema.
@@ -255,7 +257,8 @@ impl Manifest {
 
     /// The bytes of the section that says this.
     pub fn to_section(&self) -> Vec<u8> {
-        let json = serde_json::to_vec(self).unwrap_or_default(); // strings and numbers: it cannot fail
+        // Strings and numbers: it cannot fail.
+        let json = serde_json::to_vec(self).unwrap_or_default();
         let mut section = MAGIC.to_vec();
         section.extend(self.layout.to_le_bytes());
         section.extend((json.len() as u32).to_le_bytes());

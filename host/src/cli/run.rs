@@ -46,8 +46,8 @@ pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
     overrule(&mut config.server, global, args);
     process::own_program().map_err(|error| Failure::new(error.to_string()))?;
     origin::narrow();
-    // Before any other thread is started, which all inherit it: a terminal that stops the output of background processes
-    // would stop this one at its first line.
+    // Before any other thread is started, which all inherit it: a terminal that stops the output of
+    // background processes would stop this one at its first line.
     signals::let_background_write();
     let listeners = socket::inherited().map_err(|error| Failure::new(error.to_string()))?;
     let supervises = supervised.is_none() && !alone && listeners.is_empty();
@@ -90,7 +90,8 @@ fn serve(
         is_supervised: supervised.is_some(),
         crashed,
     };
-    // The supervisor starts this file by a name of the kernel's, and people look for the one that they know.
+    // The supervisor starts this file by a name of the kernel's, and people look for the one that
+    // they know.
     if let Err(error) = rustix::thread::set_name(c"handover") {
         tracing::debug!(%error, "the process keeps the name that it has");
     }
@@ -123,7 +124,8 @@ fn serve(
     ended.map(|()| loader::end_process())
 }
 
-/// Flags overrule the file, and their paths are relative to the working directory. A state directory without a socket brings its own.
+/// Flags overrule the file, and their paths are relative to the working directory. A state
+/// directory without a socket brings its own.
 fn overrule(server: &mut Server, global: &Global, args: Run) {
     if let Some(listen) = args.listen {
         server.listen = listen;

@@ -20,12 +20,13 @@ pub struct InvalidRoute {
 }
 
 impl RoutePrefix {
-    /// Whether a request for `host` (a [`bare_host`] in lower case) and `path` (without the query) belongs here. `/api` takes `/api` and
-    /// `/api/x`, not `/apiary`.
+    /// Whether a request for `host` (a [`bare_host`] in lower case) and `path` (without the query)
+    /// belongs here. `/api` takes `/api` and `/api/x`, not `/apiary`.
     #[inline]
     pub fn matches(&self, host: Option<&str>, path: &str) -> bool {
         let host_matches = self.host.as_deref().is_none_or(|own| host == Some(own));
-        // At the root there are targets that are no path, such as `*`. A table of routes has no slash there.
+        // At the root there are targets that are no path, such as `*`. A table of routes has no
+        // slash there.
         host_matches
             && (self.path.len() <= 1
                 || path
@@ -37,7 +38,8 @@ impl RoutePrefix {
 /// A host name without its port and without the dot of the root, as it is written in a route.
 pub(crate) fn bare_host(host: &str) -> &str {
     let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name, // not the inside of `[::1]`
+        // Not the inside of `[::1]`.
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
     };
     name.strip_suffix('.').unwrap_or(name)

@@ -170,7 +170,8 @@ impl Client {
         .await
     }
 
-    /// `POST /v1/deploy` with the bytes of `file`, which stream, and their signature. The lines come when the host has them all.
+    /// `POST /v1/deploy` with the bytes of `file`, which stream, and their signature. The lines
+    /// come when the host has them all.
     pub async fn deploy(
         &self,
         file: &Path,
@@ -323,7 +324,8 @@ impl Client {
             .uri(path)
             .header(header::HOST, "handover");
         if let Some(upload) = upload {
-            // With the length said, the host can tell a whole upload from a cut one even if we are killed.
+            // With the length said, the host can tell a whole upload from a cut one even if we are
+            // killed.
             request = request.header(header::CONTENT_LENGTH, upload.length);
             if let Some(signature) = upload.signature {
                 request = request.header(SIGNATURE, signature);
@@ -406,7 +408,8 @@ impl<T: DeserializeOwned> Lines<T> {
     }
 }
 
-/// Bytes in pieces to whole lines. What follows the last line's end is a line that was cut, and is never given.
+/// Bytes in pieces to whole lines. What follows the last line's end is a line that was cut, and is
+/// never given.
 #[derive(Debug, Default)]
 struct Splitter {
     lines: VecDeque<String>,

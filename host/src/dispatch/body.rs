@@ -21,8 +21,8 @@ use crate::generation::{CloseHandle, InFlight, KeepAlive};
 
 /// Waits for the drain deadline of a generation.
 ///
-/// It registers only when something is pending, so what is answered at once never pays for it, and once for each waker: what all of a
-/// generation register with has a lock.
+/// It registers only when something is pending, so what is answered at once never pays for it, and
+/// once for each waker: what all of a generation register with has a lock.
 #[derive(Debug, Default)]
 pub(super) struct DrainDeadline(Option<(Pin<Box<OwnedNotified>>, Waker)>);
 
@@ -42,7 +42,8 @@ impl DrainDeadline {
         shared.is_expired()
     }
 
-    /// Whether it is `waker` that it has registered, so that this was there when it was polled last.
+    /// Whether it is `waker` that it has registered, so that this was there when it was polled
+    /// last.
     pub(super) fn wakes(&self, waker: &Waker) -> bool {
         let registered = self.0.as_ref();
         registered.is_some_and(|(_, registered)| registered.will_wake(waker))
@@ -61,7 +62,8 @@ enum Kind {
     Pumped(Box<Pumped>),
 }
 
-/// A body that is polled on the threads of its app, and comes from there frame by frame. None is its end.
+/// A body that is polled on the threads of its app, and comes from there frame by frame. None is
+/// its end.
 #[derive(Debug)]
 struct Pumped {
     frames: mpsc::Receiver<Option<Result<Frame<Bytes>, ResponseBodyError>>>,
@@ -285,7 +287,8 @@ impl Streaming {
     }
 }
 
-/// The body of a request, as it is given to the plugin. The plugin may keep it for longer than its answer takes.
+/// The body of a request, as it is given to the plugin. The plugin may keep it for longer than its
+/// answer takes.
 #[derive(Debug)]
 pub(super) struct RequestBody<B> {
     body: B,
@@ -316,7 +319,8 @@ impl Wake for Relay {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // Taken out first: no lock is held while code of the plugin runs. The body's next poll puts a waker back.
+        // Taken out first: no lock is held while code of the plugin runs. The body's next poll puts
+        // a waker back.
         let waker = self.0.lock().take();
         if let Some((waker, hold)) = waker {
             hold.shared().inside("a waker of its own", || waker.wake());

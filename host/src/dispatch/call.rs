@@ -85,14 +85,15 @@ struct Running {
     uri: Uri,
     in_flight: InFlight,
     connection: ConnectionInfo,
-    /// Whether it was polled when it was dispatched. The next poll with the same waker has nothing to add.
+    /// Whether it was polled when it was dispatched. The next poll with the same waker has nothing
+    /// to add.
     just_polled: bool,
 }
 
 /// Chooses where `request` goes, and counts it in there.
 ///
-/// One of HTTP/1 without a body is given to its app at once. Hyper looks next whether the client is still there, and takes a new buffer for
-/// that as long as the head of this request is in use.
+/// One of HTTP/1 without a body is given to its app at once. Hyper looks next whether the client is
+/// still there, and takes a new buffer for that as long as the head of this request is in use.
 pub fn dispatch<B>(
     routes: &Arc<Routes>,
     request: Request<B>,
@@ -105,8 +106,9 @@ where
 }
 
 impl ConnectionInfo {
-    /// The waker that `request` will be polled with, if it may be polled at once: with HTTP/1 that of the connection, with HTTP/2 each is a
-    /// task of its own. What has a body waits for some of it anyway.
+    /// The waker that `request` will be polled with, if it may be polled at once: with HTTP/1 that
+    /// of the connection, with HTTP/2 each is a task of its own. What has a body waits for some of
+    /// it anyway.
     fn waker_of<B: Body>(&self, request: &Request<B>) -> Option<&Waker> {
         let close_handle = self.close_handle.as_deref()?;
         let at_once = request.version() < Version::HTTP_2 && request.body().is_end_stream();
@@ -170,7 +172,8 @@ impl ReceiveResponse for Slot<'_> {
 }
 
 impl AnswerContext<'_> {
-    /// Completes the response to a call that ended with `state`. It is left where it lies, as it is large.
+    /// Completes the response to a call that ended with `state`. It is left where it lies, as it is
+    /// large.
     #[inline]
     fn ended(self, state: PollState, response: &mut Option<Response<ResponseBody>>) {
         if state != PollState::Ready || response.is_none() {
@@ -239,7 +242,8 @@ where
         connection: &ConnectionInfo,
         admitted: bool,
     ) -> Self {
-        // Request and response are large: the one moves only if it is kept, the other is made where it will be taken from.
+        // Request and response are large: the one moves only if it is kept, the other is made where
+        // it will be taken from.
         let mut this = Self(Step::Answered(None));
         if !names_its_host(request.version(), request.headers()) {
             this.0 = Step::Answered(Some(error_response::no_host()));
@@ -364,7 +368,8 @@ impl Call {
         }
     }
 
-    /// Gives `request` to the app, and polls the app for the first time. There is a response then, or a call that goes on.
+    /// Gives `request` to the app, and polls the app for the first time. There is a response then,
+    /// or a call that goes on.
     #[inline]
     fn begin<B>(
         &mut self,
@@ -486,7 +491,8 @@ impl Running {
     }
 }
 
-/// Asks `generation` for `GET path`, as a client would, and gives the status and what the body began with. For smoke requests.
+/// Asks `generation` for `GET path`, as a client would, and gives the status and what the body
+/// began with. For smoke requests.
 ///
 /// # Errors
 /// When the generation takes no requests, or the path is none.

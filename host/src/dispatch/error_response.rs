@@ -1,4 +1,5 @@
-//! The answers of the host itself: plain text that says what is the matter and which app it is about.
+//! The answers of the host itself: plain text that says what is the matter and which app it is
+//! about.
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};

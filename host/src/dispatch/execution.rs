@@ -1,7 +1,9 @@
-//! An app with threads of its own: `execution = "own"`. Its handlers and the bodies of its answers run there, and nothing else does; a
-//! handler that blocks holds up its own app, and no worker of the host.
+//! An app with threads of its own: `execution = "own"`. Its handlers and the bodies of its answers
+//! run there, and nothing else does; a handler that blocks holds up its own app, and no worker of
+//! the host.
 //!
-//! That costs two hand-overs between threads for each request. Sockets stay with the host's workers: they only wait.
+//! That costs two hand-overs between threads for each request. Sockets stay with the host's
+//! workers: they only wait.
 
 use std::{
     io,

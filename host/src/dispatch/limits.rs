@@ -1,7 +1,9 @@
-//! What is set for the requests of an app: how many requests at a time, how many may wait for their turn, how long an answer may take.
+//! What is set for the requests of an app: how many requests at a time, how many may wait for their
+//! turn, how long an answer may take.
 //!
-//! An app without limits pays one branch for them. A request of an app that has some waits for its turn *before* its generation is
-//! chosen: what waits belongs to no generation, so it holds up no drain, and it is answered by what is active when its turn comes.
+//! An app without limits pays one branch for them. A request of an app that has some waits for its
+//! turn *before* its generation is chosen: what waits belongs to no generation, so it holds up no
+//! drain, and it is answered by what is active when its turn comes.
 
 use std::{
     fmt,
@@ -268,7 +270,8 @@ where
     }
 }
 
-/// Gives the permit to what goes on after the head of the answer: the upgraded connection, or the body.
+/// Gives the permit to what goes on after the head of the answer: the upgraded connection, or the
+/// body.
 fn hand_on(
     permit: Option<OwnedSemaphorePermit>,
     mut response: Response<ResponseBody>,

@@ -1,7 +1,8 @@
 //! The bytes of an upgraded connection, between the client's socket and the plugin.
 //!
-//! At the drain deadline a WebSocket is closed with code 1012 (service restart), at the end of the frame that is under way, so that its client
-//! understands and comes back; anything else, such as the tunnel of a CONNECT, is just closed.
+//! At the drain deadline a WebSocket is closed with code 1012 (service restart), at the end of the
+//! frame that is under way, so that its client understands and comes back; anything else, such as
+//! the tunnel of a CONNECT, is just closed.
 
 use std::{
     io,
@@ -24,8 +25,9 @@ use crate::generation::{InFlight, KeepAlive};
 /// A close frame from the server: code 1012, no reason.
 const SERVICE_RESTART: [u8; 4] = [0x88, 0x02, 0x03, 0xF4];
 
-/// The place of an upgraded connection among the requests that its app may have at a time. It travels on the response, since the connection
-/// is joined before the limits hear of the answer, and lies there until the connection has ended.
+/// The place of an upgraded connection among the requests that its app may have at a time. It
+/// travels on the response, since the connection is joined before the limits hear of the answer,
+/// and lies there until the connection has ended.
 #[derive(Clone, Debug, Default)]
 pub(super) struct UpgradePermit(Arc<OnceLock<OwnedSemaphorePermit>>);
 
@@ -70,7 +72,8 @@ pub(super) fn protocol<B>(request: &Request<B>, may_be_upgraded: bool) -> &str {
     protocol.map_or("", Protocol::as_str)
 }
 
-/// Joins both ends once hyper has given up the connection, on a task of its own, which is counted as in flight, and gives its place.
+/// Joins both ends once hyper has given up the connection, on a task of its own, which is counted
+/// as in flight, and gives its place.
 pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> UpgradePermit {
     let permit = UpgradePermit::default();
     let held = permit.clone();

@@ -1,8 +1,9 @@
 //! The switch that ends a connection whatever it is doing.
 //!
-//! A connection whose client does not read is not polled, so what it streams would hold its generation for as long as the client
-//! likes. Everything that is streamed therefore leaves the switch of its connection with its generation, which throws it some time
-//! after the drain deadline. When the host ends, the same switch asks a connection to finish what it has.
+//! A connection whose client does not read is not polled, so what it streams would hold its
+//! generation for as long as the client likes. Everything that is streamed therefore leaves the
+//! switch of its connection with its generation, which throws it some time after the drain
+//! deadline. When the host ends, the same switch asks a connection to finish what it has.
 
 use std::{
     sync::{
@@ -35,11 +36,12 @@ pub enum CloseRequest {
 }
 
 impl CloseHandle {
-    /// Wakes `waker`, the connection's, at each order from now on. To be called before the first look at [`requested`](Self::requested), and
-    /// once: a task has one waker for all its life.
+    /// Wakes `waker`, the connection's, at each order from now on. To be called before the first
+    /// look at [`requested`](Self::requested), and once: a task has one waker for all its life.
     pub fn wakes(&self, waker: &Waker) {
         self.waker.get_or_init(|| waker.clone());
-        // With the one of `give`: either the order is seen when it is looked for next, or it is given to this waker.
+        // With the one of `give`: either the order is seen when it is looked for next, or it is
+        // given to this waker.
         fence(Ordering::SeqCst);
     }
 

@@ -1,16 +1,19 @@
 //! Counting in and out.
 //!
-//! A generation has one [`Shard`] for each worker, on cache lines of its own. Being in flight *is* holding a reference to a shard, so
-//! counting in is cloning an `Arc` that no other worker touches, and counting out is dropping it: it cannot be forgotten, and it
-//! travels with whatever holds it (a request, the stream of an answer, an upgraded connection).
+//! A generation has one [`Shard`] for each worker, on cache lines of its own. Being in flight *is*
+//! holding a reference to a shard, so counting in is cloning an `Arc` that no other worker touches,
+//! and counting out is dropping it: it cannot be forgotten, and it travels with whatever holds it
+//! (a request, the stream of an answer, an upgraded connection).
 //!
-//! What belongs to one of those and may outlive it by a moment (the body of the request, bytes of the answer that still belong to the
-//! plugin) has a [`KeepAlive`] instead: the generation stays for it as well, and people are not told of it as if it were a request more.
+//! What belongs to one of those and may outlive it by a moment (the body of the request, bytes of
+//! the answer that still belong to the plugin) has a [`KeepAlive`] instead: the generation stays
+//! for it as well, and people are not told of it as if it were a request more.
 //!
-//! The race with retirement is decided by the gate: a request first counts in, then looks at the gate, and goes back out if
-//! it is closed; whoever retires first closes the gate, then looks at the counts. Both put a sequentially consistent fence between the two, so at
-//! least one sees the other. Whoever counts in at a shard that was found empty behind a closed gate goes back out, and has called nothing.
-//! `tests/count_in_model.rs` runs this file in every order.
+//! The race with retirement is decided by the gate: a request first counts in, then looks at the
+//! gate, and goes back out if it is closed; whoever retires first closes the gate, then looks at
+//! the counts. Both put a sequentially consistent fence between the two, so at least one sees the
+//! other. Whoever counts in at a shard that was found empty behind a closed gate goes back out, and
+//! has called nothing. `tests/count_in_model.rs` runs this file in every order.
 
 use super::{
     shared::Shared,
@@ -98,7 +101,8 @@ impl Shards {
         Some(in_flight)
     }
 
-    /// How many are in flight. With the gate closed, 0 is final but for those who come, find it closed, and go.
+    /// How many are in flight. With the gate closed, 0 is final but for those who come, find it
+    /// closed, and go.
     pub(super) fn in_flight(&self) -> u64 {
         fence(Ordering::SeqCst);
         let in_flight: u64 = self
@@ -106,7 +110,8 @@ impl Shards {
             .iter()
             .map(|shard| Arc::strong_count(shard) as u64 - 1)
             .sum();
-        // Looked at after those in flight, who alone can make new ones: so none is missed that is made between the two looks.
+        // Looked at after those in flight, who alone can make new ones: so none is missed that is
+        // made between the two looks.
         fence(Ordering::SeqCst);
         let is_held = self
             .0

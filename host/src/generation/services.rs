@@ -1,4 +1,5 @@
-//! What the host offers to the plugin of a generation: its log, its panic counter, its count of spawned work.
+//! What the host offers to the plugin of a generation: its log, its panic counter, its count of
+//! spawned work.
 
 use std::{
     collections::HashMap,
@@ -24,7 +25,8 @@ pub struct GenerationServices {
     generation: GenerationId,
     panics: AtomicU64,
     next: AtomicU64,
-    /// None once its app was stopped, or never came to be: nothing is in flight there any more, whatever threads it left.
+    /// None once its app was stopped, or never came to be: nothing is in flight there any more,
+    /// whatever threads it left.
     work: Mutex<Option<HashMap<u64, Working>>>,
 }
 
@@ -84,7 +86,8 @@ impl GenerationServices {
     }
 }
 
-/// One log event of a plugin, at a level that is only known now: the level of a tracing event is fixed where it stands.
+/// One log event of a plugin, at a level that is only known now: the level of a tracing event is
+/// fixed where it stands.
 macro_rules! log_at {
     ($level:expr, $($rest:tt)*) => {
         match $level {

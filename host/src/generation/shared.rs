@@ -147,7 +147,8 @@ impl Shared {
         &self.expiry
     }
 
-    /// Something is streamed over the connection of `cut`, until [`streams_no_more`](Self::streams_no_more).
+    /// Something is streamed over the connection of `cut`, until
+    /// [`streams_no_more`](Self::streams_no_more).
     pub fn streams(&self, handle: &Arc<CloseHandle>) {
         self.streams.add(handle);
     }
@@ -243,7 +244,8 @@ impl Generation {
 
     /// What is counted, now.
     pub fn counts(&self) -> Counts {
-        // Requests before work: a request that ends in between has left its spawned work behind to be seen.
+        // Requests before work: a request that ends in between has left its spawned work behind to
+        // be seen.
         let in_flight = self.shards.in_flight();
         let services = self.shared.app.services();
         let (work, jobs) = services.work();
@@ -251,7 +253,8 @@ impl Generation {
             in_flight: in_flight + work,
             jobs,
             requests: self.shards.requests(),
-            // An app may replace the hook that tells of panics; those caught at the boundary are counted here anyway.
+            // An app may replace the hook that tells of panics; those caught at the boundary are
+            // counted here anyway.
             panics: self
                 .shared
                 .panics
@@ -276,7 +279,8 @@ impl Generation {
         State::ALL[usize::from(self.state.load(Ordering::Acquire))]
     }
 
-    /// Counts a request in. None once it is no longer active: then ask the routes again, which name its successor.
+    /// Counts a request in. None once it is no longer active: then ask the routes again, which name
+    /// its successor.
     pub fn enter(&self) -> Option<InFlight> {
         self.shards.enter()
     }

@@ -1,4 +1,5 @@
-//! `Started → Active → Draining → Unloaded | Retained`: each state is a type, and each transition takes the old one by value.
+//! `Started → Active → Draining → Unloaded | Retained`: each state is a type, and each transition
+//! takes the old one by value.
 
 use std::{
     sync::Arc,
@@ -27,7 +28,8 @@ use crate::{
     loader::{self, Layouts, Library, LoadError, Running},
 };
 
-/// How long the threads of a plugin's runtime may take to end. What blocks longer shows as a thread that retains the library.
+/// How long the threads of a plugin's runtime may take to end. What blocks longer shows as a thread
+/// that retains the library.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the workers of the host may take to run what a plugin registered on them.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(1);
@@ -528,9 +530,9 @@ impl Draining {
         }
     }
 
-    /// The drain deadline passed: requests, streams and connections end now, and spawned tasks as well; jobs only if `jobs`.
-    /// Gives how many there were. Waits for the app to hear of it, on a thread of its own, for a
-    /// second at most.
+    /// The drain deadline passed: requests, streams and connections end now, and spawned tasks as
+    /// well; jobs only if `jobs`. Gives how many there were. Waits for the app to hear of it, on a
+    /// thread of its own, for a second at most.
     pub async fn expire(&self, jobs: bool) -> u64 {
         let before = self.generation().expire();
         let told = Hooks::begin(self.generation().shared(), "expire", move |shared| {
@@ -547,7 +549,8 @@ impl Draining {
         }
     }
 
-    /// Waits until nothing is in flight, drops the app, and unmaps the library if it is proven quiet.
+    /// Waits until nothing is in flight, drops the app, and unmaps the library if it is proven
+    /// quiet.
     pub async fn retire(self) -> Ended {
         self.quiet().await;
         let Loaded {
@@ -597,7 +600,8 @@ impl Retained {
         &self.known.held
     }
 
-    /// Bytes of its heap, none when it was built without one of its own, and how many descriptors it has open.
+    /// Bytes of its heap, none when it was built without one of its own, and how many descriptors
+    /// it has open.
     pub fn resources(&self) -> (Option<u64>, usize) {
         self.known.resources
     }

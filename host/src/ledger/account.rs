@@ -29,13 +29,15 @@ use super::{
 };
 use crate::names::{AppName, GenerationId};
 
-/// The next account. Never given out twice, so that nothing of an old library is ever taken for a new one's.
+/// The next account. Never given out twice, so that nothing of an old library is ever taken for a
+/// new one's.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 /// The current thread is loading a library: what constructors register is the library's.
 ///
-/// From before `dlopen` until [`Loading::attribute`]. The thread is one that ends before the library is used: thread-locals
-/// that constructors touch are left to libc, which ends them with the thread.
+/// From before `dlopen` until [`Loading::attribute`]. The thread is one that ends before the
+/// library is used: thread-locals that constructors touch are left to libc, which ends them with
+/// the thread.
 #[derive(Debug)]
 pub struct Loading {
     account: AccountId,
@@ -63,8 +65,8 @@ pub fn loading(executable: &Range<usize>) -> Loading {
 }
 
 impl Loading {
-    /// The library is mapped at `ranges`: opens its account. None when the table of ranges is full; the library must
-    /// then stay mapped for ever.
+    /// The library is mapped at `ranges`: opens its account. None when the table of ranges is full;
+    /// the library must then stay mapped for ever.
     pub fn attribute(self, ranges: Vec<Range<usize>>) -> Option<Account> {
         if !ranges
             .iter()
@@ -99,7 +101,8 @@ impl Drop for Loading {
     }
 }
 
-/// What one library holds. Open as long as the library is mapped: dropping it closes nothing, [`Account::close`] does.
+/// What one library holds. Open as long as the library is mapped: dropping it closes nothing,
+/// [`Account::close`] does.
 #[derive(Debug)]
 pub struct Account(Arc<Inner>);
 
@@ -134,14 +137,17 @@ pub struct Report {
 /// What a library left behind that does not keep it from being unmapped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Leftovers {
-    /// Bytes of its heap that it never freed, and that were freed for it; none when it was built without a heap of its own.
+    /// Bytes of its heap that it never freed, and that were freed for it; none when it was built
+    /// without a heap of its own.
     pub heap_bytes: Option<u64>,
-    /// Where it had no heap of its own: the private memory of the process after it was unmapped, but for the heaps of others.
-    /// Some of it is what it never freed.
+    /// Where it had no heap of its own: the private memory of the process after it was unmapped,
+    /// but for the heaps of others. Some of it is what it never freed.
     pub private_bytes: Option<u64>,
-    /// Descriptors that it left open and that were closed for it, each for people: `descriptor 12 (socket)`.
+    /// Descriptors that it left open and that were closed for it, each for people: `descriptor 12
+    /// (socket)`.
     pub closed: Vec<String>,
-    /// Descriptors that it left open and that nobody but the library may have been the only user of, so that they stay.
+    /// Descriptors that it left open and that nobody but the library may have been the only user
+    /// of, so that they stay.
     pub open: Vec<String>,
     /// Thread-specific keys that went back to the process.
     pub keys: usize,
@@ -162,7 +168,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// Runtimes whose workers call plugins too.
 static OTHERS: Mutex<Vec<Handle>> = Mutex::new(Vec::new());
 
-/// Says that the workers of `runtime` call plugins, besides those of the runtime that [`Account::settle`] is awaited on. For good.
+/// Says that the workers of `runtime` call plugins, besides those of the runtime that
+/// [`Account::settle`] is awaited on. For good.
 pub fn visit_as_well(runtime: Handle) {
     OTHERS
         .lock()
@@ -178,29 +185,33 @@ pub fn others() -> Vec<Handle> {
         .clone()
 }
 
-/// Says that the current thread, one of the host, runs code of the library of `account` outside of a request, until what this
-/// returns is dropped.
+/// Says that the current thread, one of the host, runs code of the library of `account` outside of
+/// a request, until what this returns is dropped.
 pub fn act_for(account: AccountId) -> Acting {
     owner::act_for(account)
 }
 
 impl Account {
-    /// Ends what the library holds in the host: disarms and deletes its timers, cancels what libc does for it, takes its signal handlers
-    /// away, runs its destructors on the threads that owe them, and waits for its threads to end, for `deadline` at the longest. On `Ok`
-    /// nothing is left.
+    /// Ends what the library holds in the host: disarms and deletes its timers, cancels what libc
+    /// does for it, takes its signal handlers away, runs its destructors on the threads that owe
+    /// them, and waits for its threads to end, for `deadline` at the longest. On `Ok` nothing is
+    /// left.
     ///
-    /// Nothing may call into the library any more when this is called, but the destructors that this runs. It cannot
-    /// contain a destructor that aborts. One that blocks holds its worker, where the watchdog finds
-    /// it, and the library; it does not hold this for longer than `deadline` while there is another
-    /// worker.
+    /// Nothing may call into the library any more when this is called, but the destructors that
+    /// this runs. It cannot contain a destructor that aborts. One that blocks holds its worker,
+    /// where the watchdog finds it, and the library; it does not hold this for longer than
+    /// `deadline` while there is another worker.
     ///
-    /// To be awaited on the runtime whose workers called the library, with its timer enabled: workers can only be reached
-    /// by tasks. A worker that is kept busy by something else holds the library. So does any other thread that called it,
-    /// until it ends: the main thread in `block_on`, a thread of `spawn_blocking`, or a worker that became one by
-    /// `block_in_place`. Call plugins on workers, or on threads that end. Safe to cancel, and to call again after an error.
+    /// To be awaited on the runtime whose workers called the library, with its timer enabled:
+    /// workers can only be reached by tasks. A worker that is kept busy by something else holds the
+    /// library. So does any other thread that called it, until it ends: the main thread in
+    /// `block_on`, a thread of `spawn_blocking`, or a worker that became one by `block_in_place`.
+    /// Call plugins on workers, or on threads that end. Safe to cancel, and to call again after an
+    /// error.
     ///
     /// # Errors
-    /// Says what still held it at the deadline, when the last thing that it asked of anybody has not happened.
+    /// Says what still held it at the deadline, when the last thing that it asked of anybody has
+    /// not happened.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -301,10 +312,11 @@ impl Account {
 
     /// Whether nothing of the library is left in the host, now.
     fn is_quiet(&self) -> bool {
-        // Threads of the host first: what runs on them may start threads of the library. Then the threads of the library:
-        // what they run may be registered on threads of the host no more than by a wrong plugin; looked at again anyway.
-        // The tasks come last, since looking at them costs the most, and the threads again after them: one that was nobody's when
-        // the threads were looked at may be known as the library's when the tasks are.
+        // Threads of the host first: what runs on them may start threads of the library. Then the
+        // threads of the library: what they run may be registered on threads of the host no more
+        // than by a wrong plugin; looked at again anyway. The tasks come last, since looking at
+        // them costs the most, and the threads again after them: one that was nobody's when the
+        // threads were looked at may be known as the library's when the tasks are.
         self.runs_nowhere()
             && requests::held(self.0.id).is_empty()
             && signals::held(self.0.id).is_empty()
@@ -320,7 +332,8 @@ impl Account {
 
     /// What holds the library now. Empty when it is quiet.
     ///
-    /// Blocks for some milliseconds while there are threads that nobody can account for, which may be about to end.
+    /// Blocks for some milliseconds while there are threads that nobody can account for, which may
+    /// be about to end.
     pub fn retain_reasons(&self) -> RetainReasons {
         let strangers = strangers::lasting(self.0.look());
         self.held_for(None, strangers)
@@ -426,8 +439,8 @@ impl Account {
         self.0.id
     }
 
-    /// Says that the current thread, one of the host, runs code of the library outside of a request, until what this returns is
-    /// dropped.
+    /// Says that the current thread, one of the host, runs code of the library outside of a
+    /// request, until what this returns is dropped.
     pub fn act(&self) -> Acting {
         act_for(self.0.id)
     }

@@ -5,7 +5,8 @@
 
 use super::tls_destructors;
 
-/// What holds a library at one moment. Two of them are equal when nothing has changed in between that can be seen.
+/// What holds a library at one moment. Two of them are equal when nothing has changed in between
+/// that can be seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Look {
     /// The threads that it started.

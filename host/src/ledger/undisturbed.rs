@@ -1,4 +1,5 @@
-//! Short sections that no signal interrupts, so that a handler on the same thread never waits for what its own thread holds.
+//! Short sections that no signal interrupts, so that a handler on the same thread never waits for
+//! what its own thread holds.
 
 use std::{
     marker::PhantomData,
@@ -9,8 +10,8 @@ use std::{
 /// How many bytes the kernel's set of signals has.
 const SET: usize = size_of::<u64>();
 
-/// All signals of this thread wait until this is dropped. By system calls, as libc leaves two signals of its own out: one of
-/// them cancels threads.
+/// All signals of this thread wait until this is dropped. By system calls, as libc leaves two
+/// signals of its own out: one of them cancels threads.
 #[derive(Debug)]
 pub(super) struct SignalsBlocked {
     before: u64,
@@ -37,7 +38,8 @@ impl Drop for SignalsBlocked {
 }
 
 fn change(to: &u64, before: *mut u64) {
-    // SAFETY: both sets have the size that is told; the second one is null or has room for what was there.
+    // SAFETY: both sets have the size that is told; the second one is null or has room for what was
+    // there.
     unsafe {
         libc::syscall(
             libc::SYS_rt_sigprocmask,
@@ -49,7 +51,8 @@ fn change(to: &u64, before: *mut u64) {
     };
 }
 
-/// A lock for a few instructions. SpinGuard by [`Undisturbed`] only, so never across code of a plugin.
+/// A lock for a few instructions. SpinGuard by [`Undisturbed`] only, so never across code of a
+/// plugin.
 #[derive(Debug)]
 pub(super) struct Spin(AtomicBool);
 
@@ -75,8 +78,8 @@ impl Drop for SpinGuard<'_> {
 }
 
 impl<'a> Undisturbed<'a> {
-    /// Blocks the signals of this thread, then waits for the lock. May be called in a signal handler. Not in a forked child: the thread
-    /// that holds the lock may not exist there.
+    /// Blocks the signals of this thread, then waits for the lock. May be called in a signal
+    /// handler. Not in a forked child: the thread that holds the lock may not exist there.
     pub(super) fn lock(lock: &'a Spin) -> Self {
         let blocked = SignalsBlocked::begin();
         while lock.0.swap(true, Ordering::Acquire) {

@@ -40,21 +40,25 @@ pub enum Layouts {
 #[error("{0}")]
 pub struct LoadError(pub String);
 
-/// A mapped library. Dropping it leaves it mapped for the life of the process; [`Library::close`] unmaps it.
+/// A mapped library. Dropping it leaves it mapped for the life of the process; [`Library::close`]
+/// unmaps it.
 #[derive(Debug)]
 pub struct Library {
     /// What may be run of it.
     code: Code,
-    /// The handle. Never dropped: that would unmap. None when the dynamic linker has let the library go, but the kernel has not.
+    /// The handle. Never dropped: that would unmap. None when the dynamic linker has let the
+    /// library go, but the kernel has not.
     handle: Option<ManuallyDrop<dl::Library>>,
     /// The name the dynamic linker knows it by.
     name: Box<str>,
     account: Account,
-    /// Its heap; none when it was built without one of its own. Freed after the library is unmapped, and never when it is not.
+    /// Its heap; none when it was built without one of its own. Freed after the library is
+    /// unmapped, and never when it is not.
     heap: Option<OwnHeap>,
     /// Closed after the library is unmapped, and never when it is not.
     image: ManuallyDrop<Box<Image>>,
-    /// What its code has pointers to, and may follow on whatever thread it left. Dropped after it is unmapped, and never when it is not.
+    /// What its code has pointers to, and may follow on whatever thread it left. Dropped after it
+    /// is unmapped, and never when it is not.
     kept: ManuallyDrop<Option<Arc<dyn Any + Send + Sync>>>,
     staying: Box<Staying>,
 }
@@ -232,8 +236,8 @@ impl Library {
         }
     }
 
-    /// An artifact without a build id: its manifest in memory is the one in the file. That the image is what is mapped has
-    /// been seen before.
+    /// An artifact without a build id: its manifest in memory is the one in the file. That the
+    /// image is what is mapped has been seen before.
     fn verify_manifest(&self, mapped: &Object) -> Result<(), String> {
         let bytes = self
             .image
@@ -259,8 +263,8 @@ impl Library {
         if !mapped.range.contains(&start) || mapped.range.end - start < expected.len() {
             return Err("its manifest lies outside of what is mapped".into());
         }
-        // SAFETY: inside the library's mapping, which lives as long as `self`; the symbol lies in a section with data in the
-        // file, which a loaded segment covers. Nobody writes a manifest.
+        // SAFETY: inside the library's mapping, which lives as long as `self`; the symbol lies in a
+        // section with data in the file, which a loaded segment covers. Nobody writes a manifest.
         let found = unsafe { std::slice::from_raw_parts(start as *const u8, expected.len()) };
         if found == expected {
             Ok(())
@@ -303,12 +307,14 @@ impl Library {
         self.code.what()
     }
 
-    /// The address that its file's address 0 is mapped at: what a debugger needs to find its symbols.
+    /// The address that its file's address 0 is mapped at: what a debugger needs to find its
+    /// symbols.
     pub fn base(&self) -> Option<usize> {
         self.object().map(|object| object.base)
     }
 
-    /// Keeps what its code is about to be given a pointer to: until it is unmapped, or for ever. It is given one such thing, once.
+    /// Keeps what its code is about to be given a pointer to: until it is unmapped, or for ever. It
+    /// is given one such thing, once.
     pub fn keep(&mut self, pointee: Arc<dyn Any + Send + Sync>) {
         if let Some(before) = self.kept.replace(pointee) {
             std::mem::forget(before);
@@ -396,7 +402,8 @@ impl Library {
     }
 
     fn unmap(self, _lock: LinkerLock) -> Result<Leftovers, (Self, RetainReasons)> {
-        // The thread may fail to start; the library comes back then, so it is handed over through this.
+        // The thread may fail to start; the library comes back then, so it is handed over through
+        // this.
         let slot = Mutex::new(Some(self));
         let take = || slot.lock().unwrap_or_else(PoisonError::into_inner).take();
         match on_own_thread("unload", || take().map(Self::unmap_here)) {
@@ -426,7 +433,8 @@ impl Library {
             said = format!(" ({})", linker_sentence(&error));
         }
         if self.object().is_some() {
-            // SAFETY: runs no constructor: it maps nothing, but counts this as a user of the library again.
+            // SAFETY: runs no constructor: it maps nothing, but counts this as a user of the
+            // library again.
             let again = unsafe {
                 dl::Library::open(
                     Some(&*self.name),
@@ -439,8 +447,8 @@ impl Library {
             );
             return Err((self, RetainReasons::by(RetainReason::Linker, reason)));
         }
-        // Elsewhere the image may have been mapped as a file, by whoever looked up names for a backtrace: code of the library is
-        // none of that, and std keeps such a mapping for ever.
+        // Elsewhere the image may have been mapped as a file, by whoever looked up names for a
+        // backtrace: code of the library is none of that, and std keeps such a mapping for ever.
         let overlaps = |place: &Range<usize>| place.start < range.end && range.start < place.end;
         if let Ok(places) = mapped::of_inode(inode)
             && let Some(place) = places.into_iter().find(overlaps)
@@ -452,8 +460,9 @@ impl Library {
             return Err((self, RetainReasons::by(RetainReason::Linker, reason)));
         }
         let left = self.account.close();
-        // SAFETY: the library was quiet, and is unmapped with its statics. A pointer to its heap that somebody else still had
-        // would be as wrong as one to them; no type of the ABI holds one without holding the generation.
+        // SAFETY: the library was quiet, and is unmapped with its statics. A pointer to its heap
+        // that somebody else still had would be as wrong as one to them; no type of the ABI holds
+        // one without holding the generation.
         let heap_bytes = self.heap.map(|heap| unsafe { heap.destroy() });
         drop(ManuallyDrop::into_inner(self.image));
         drop(ManuallyDrop::into_inner(self.kept));
@@ -465,15 +474,16 @@ impl Library {
     }
 }
 
-/// Keeps a library that a plugin brought along (OpenSSL, libstdc++, …) for the life of the process. It is shared by all
-/// generations that need it, it may have left pointers to itself anywhere, and nobody proves it quiet; it costs its
-/// memory once, not once a generation.
+/// Keeps a library that a plugin brought along (OpenSSL, libstdc++, …) for the life of the process.
+/// It is shared by all generations that need it, it may have left pointers to itself anywhere, and
+/// nobody proves it quiet; it costs its memory once, not once a generation.
 fn pin(object: &Object) {
     let Ok(name) = std::ffi::CString::new(object.name.clone()) else {
         return;
     };
     let flags = libc::RTLD_NOW | libc::RTLD_NOLOAD | libc::RTLD_NODELETE;
-    // SAFETY: maps nothing and runs nothing: the object is there, and is marked. The handle is given up on purpose.
+    // SAFETY: maps nothing and runs nothing: the object is there, and is marked. The handle is
+    // given up on purpose.
     unsafe { libc::dlopen(name.as_ptr(), flags) };
 }
 
@@ -489,8 +499,8 @@ fn on_own_thread<T: Send>(name: &str, code: impl FnOnce() -> T + Send) -> Result
     })
 }
 
-/// What the dynamic linker said, in one line. libloading has it as the source of its error, whose own
-/// text is only that a call failed.
+/// What the dynamic linker said, in one line. libloading has it as the source of its error, whose
+/// own text is only that a call failed.
 fn linker_sentence(error: &libloading::Error) -> String {
     let source = std::error::Error::source(error);
     source.map_or_else(|| sentence(error), |said| sentence(&said))

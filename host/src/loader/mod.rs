@@ -19,7 +19,8 @@
 //!   back when it has seen the inode or the name before, and says nothing;
 //! - code of a plugin that runs while it is opened, asked for its table, or closed runs on a thread
 //!   that ends before the library is unmapped, so it leaves nothing on one that serves;
-//! - dropping never unmaps; only [`Library::close`] does, and only a library whose account is quiet.
+//! - dropping never unmaps; only [`Library::close`] does, and only a library whose account is
+//!   quiet.
 #![allow(
     unsafe_code,
     reason = "dlopen, dlsym and dlclose, and the program headers of what they map"

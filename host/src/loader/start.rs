@@ -18,10 +18,11 @@ pub(crate) fn start<O: HostServices>(
     services: Arc<O>,
     settings: &Settings<'_>,
 ) -> Result<AppHandle<O>, String> {
-    // SAFETY: the layout was compared by preflight (`Layouts`). `generation`, the only caller, counts in everything that comes out
-    // of the handle (`InFlight` goes with calls, bodies, streams and bytes), begins nothing once the gate is closed and nothing is
-    // in flight, stops the app after that, and only then closes the library. It has
-    // given the offer to the library to keep (`Library::keep`).
+    // SAFETY: the layout was compared by preflight (`Layouts`). `generation`, the only caller,
+    // counts in everything that comes out of the handle (`InFlight` goes with calls, bodies,
+    // streams and bytes), begins nothing once the gate is closed and nothing is in flight, stops
+    // the app after that, and only then closes the library. It has given the offer to the library
+    // to keep (`Library::keep`).
     unsafe { AppHandle::start(root, services, settings) }
         .map_err(|reason| shown::truncate(reason, shown::SENTENCE))
 }

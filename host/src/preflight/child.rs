@@ -1,7 +1,8 @@
 //! The child's side of preflight: `handover preflight-child`.
 //!
-//! It maps the very image that the host would, compares the layouts, runs the constructor and the smoke requests, and rehearses the end:
-//! drain, stop, unload. It says each step before it takes it, and kills itself at the end: nothing of the plugin's runs after the verdict.
+//! It maps the very image that the host would, compares the layouts, runs the constructor and the
+//! smoke requests, and rehearses the end: drain, stop, unload. It says each step before it takes
+//! it, and kills itself at the end: nothing of the plugin's runs after the verdict.
 
 use std::{
     fs::File,
@@ -37,14 +38,16 @@ use crate::{
     workers,
 };
 
-/// Workers of the child: more than one, so that what a plugin leaves on another thread than the last is found as in the host.
+/// Workers of the child: more than one, so that what a plugin leaves on another thread than the
+/// last is found as in the host.
 const WORKERS: usize = 2;
 
-/// How long it may take to become quiet in the rehearsal. It has served nobody but the smoke requests, so what is left is work that does not
-/// hear the draining signal.
+/// How long it may take to become quiet in the rehearsal. It has served nobody but the smoke
+/// requests, so what is left is work that does not hear the draining signal.
 const DRAIN_WITHIN: Duration = Duration::from_millis(500);
 
-/// How long the rest of its end may take in the rehearsal. In the host it may take longer; a deploy is not to wait for that twice.
+/// How long the rest of its end may take in the rehearsal. In the host it may take longer; a deploy
+/// is not to wait for that twice.
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 
 /// Reads the task from standard input, does it, reports on it, and ends.
@@ -72,9 +75,11 @@ fn end() -> ! {
 
 /// Makes this process safe to crash in, and takes its task.
 fn prepare() -> io::Result<(ReportWriter, Image, Task)> {
-    // Before anything can go wrong: the host's death is ours, and a crash writes no core unless the system denies to limit that.
+    // Before anything can go wrong: the host's death is ours, and a crash writes no core unless the
+    // system denies to limit that.
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    // Where memory runs out this is the process to end, not the host. Without /proc the kernel chooses.
+    // Where memory runs out this is the process to end, not the host. Without /proc the kernel
+    // chooses.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     let no_core = Rlimit {
         current: Some(0),
@@ -82,7 +87,8 @@ fn prepare() -> io::Result<(ReportWriter, Image, Task)> {
     };
     let _ = setrlimit(Resource::Core, no_core);
 
-    // The socket moves away from standard input, where a plugin could read it, and is not left to its children.
+    // The socket moves away from standard input, where a plugin could read it, and is not left to
+    // its children.
     let socket = UnixStream::from(rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?);
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
 
@@ -95,7 +101,8 @@ fn prepare() -> io::Result<(ReportWriter, Image, Task)> {
     if parent != Some(task.parent) {
         return Err(io::Error::other("the host has ended"));
     }
-    // The signal above comes with the end of the thread that started us, this with the end of the host.
+    // The signal above comes with the end of the thread that started us, this with the end of the
+    // host.
     std::thread::Builder::new()
         .name("preflight-guard".to_owned())
         .spawn(move || {
@@ -250,7 +257,8 @@ async fn start_and_ask(
     Ok(Line::Passed)
 }
 
-/// Rehearses its end, as the host would go about it after a cutover, and remarks on what would be left.
+/// Rehearses its end, as the host would go about it after a cutover, and remarks on what would be
+/// left.
 async fn leave(report: &ReportWriter, artifact: &Artifact, active: Active) {
     report.begin(Stage::Leaving);
     let began = Instant::now();

@@ -1,4 +1,5 @@
-//! The host's side of preflight: starts the child, listens, and turns whatever becomes of it into a verdict.
+//! The host's side of preflight: starts the child, listens, and turns whatever becomes of it into a
+//! verdict.
 
 use std::{
     collections::VecDeque,
@@ -48,7 +49,8 @@ static AT_ONCE: Semaphore = Semaphore::const_new(2);
 /// How much of what a child printed goes into a reason, in bytes.
 const TAIL: usize = 4 * 1024;
 
-/// How long a child that ended may take to be read to its end. Only a process that it left behind can use it up.
+/// How long a child that ended may take to be read to its end. Only a process that it left behind
+/// can use it up.
 const AFTERWARDS: Duration = Duration::from_millis(500);
 
 /// Checks `artifact` in a child process as `app` with its settings.
@@ -56,7 +58,8 @@ const AFTERWARDS: Duration = Duration::from_millis(500);
 /// The child and everything it started is gone when this returns, or when its future is dropped.
 ///
 /// # Errors
-/// The host's fault (exit code 1): no child could be started, or it could not read what the host stored.
+/// The host's fault (exit code 1): no child could be started, or it could not read what the host
+/// stored.
 pub async fn check(
     artifact: &Artifact,
     app: &AppName,
@@ -144,8 +147,8 @@ fn spawn_child(socket: StdUnixStream) -> io::Result<(Child, Option<Pid>)> {
     Ok((child, pid))
 }
 
-/// The process group of a child. Dropping it kills all that is in it: the child is not waited for before, so its
-/// number cannot have gone to somebody else.
+/// The process group of a child. Dropping it kills all that is in it: the child is not waited for
+/// before, so its number cannot have gone to somebody else.
 struct Group(Option<Pid>);
 
 impl Drop for Group {
@@ -165,8 +168,8 @@ impl Running {
         let (tell, started) = oneshot::channel();
         let (end, ended) = oneshot::channel();
         let runtime = Handle::current();
-        // Starting a process holds up the thread that does it, so it is none that serves; and the child ends with that thread, so it
-        // stays until then.
+        // Starting a process holds up the thread that does it, so it is none that serves; and the
+        // child ends with that thread, so it stays until then.
         background::start("preflight", move || {
             let _runtime = runtime.enter();
             let child = spawn_child(theirs);
@@ -457,7 +460,8 @@ impl Output {
         });
     }
 
-    /// Reads what is left. A process that left the group may hold the pipe open: it is not waited for.
+    /// Reads what is left. A process that left the group may hold the pipe open: it is not waited
+    /// for.
     async fn finish(&mut self) {
         let all = async { while self.readers.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(AFTERWARDS, all).await;

@@ -47,7 +47,8 @@ pub(super) struct Protocols {
     connections: Connections,
 }
 
-/// A connection that is served. In this order: who waits for it to be gone waits for its descriptor.
+/// A connection that is served. In this order: who waits for it to be gone waits for its
+/// descriptor.
 struct Serving {
     // In a box, so that no future that this one becomes part of has room for it twice.
     http: Pin<Box<Http>>,
@@ -83,7 +84,8 @@ impl Protocols {
         }
     }
 
-    /// Serves the client at `peer` until it leaves, is waited for too long, or what `open` is the place of orders an end.
+    /// Serves the client at `peer` until it leaves, is waited for too long, or what `open` is the
+    /// place of orders an end.
     ///
     /// # Errors
     /// Why the connection ended, if it broke.

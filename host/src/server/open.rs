@@ -1,7 +1,9 @@
-//! The open connections: how many there may be, which goes when another needs its place, and that all finish at the end.
+//! The open connections: how many there may be, which goes when another needs its place, and that
+//! all finish at the end.
 //!
-//! Descriptors are given out lowest first, so the number of a new connection says how many are in use, whoever has them. The last
-//! ones are not for clients: the control socket, deploys and a restart live on them.
+//! Descriptors are given out lowest first, so the number of a new connection says how many are in
+//! use, whoever has them. The last ones are not for clients: the control socket, deploys and a
+//! restart live on them.
 
 use std::{
     collections::HashMap,
@@ -130,8 +132,9 @@ impl Connections {
         self.0.counts.ended(why);
     }
 
-    /// Takes in a new connection from `client`, whose socket has this number. Idle ones go for it where there is no place; those that
-    /// hold a descriptor that is needed are waited for, though not long.
+    /// Takes in a new connection from `client`, whose socket has this number. Idle ones go for it
+    /// where there is no place; those that hold a descriptor that is needed are waited for, though
+    /// not long.
     ///
     /// # Errors
     /// Why there is no place for it.
@@ -227,7 +230,8 @@ impl Connections {
     }
 }
 
-/// The client, as far as it is told apart from others: by its address, with IPv6 by the network that is given to one customer.
+/// The client, as far as it is told apart from others: by its address, with IPv6 by the network
+/// that is given to one customer.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
@@ -242,7 +246,8 @@ impl State {
         self.oldest_go(part.clamp(1, AT_ONCE), |_| true, counts)
     }
 
-    /// Asks up to `number` of those to leave. A head that does not become whole goes only where nothing is idle.
+    /// Asks up to `number` of those to leave. A head that does not become whole goes only where
+    /// nothing is idle.
     fn oldest_go(
         &mut self,
         number: usize,

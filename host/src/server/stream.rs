@@ -1,7 +1,8 @@
 //! The bytes of a connection, asked for once a turn.
 //!
-//! In one turn of its task, hyper asks for the head of a request, then whether the client is still there while it is answered, and then for the
-//! next head. Who found nothing to read has left the waker of the task there, so until the next turn there is nothing for him.
+//! In one turn of its task, hyper asks for the head of a request, then whether the client is still
+//! there while it is answered, and then for the next head. Who found nothing to read has left the
+//! waker of the task there, so until the next turn there is nothing for him.
 //!
 //! The first of them say which version of HTTP it is, and are read again by whoever speaks that.
 
@@ -70,7 +71,8 @@ pub(super) struct PollCycle(Arc<Shared>);
 /// Written by the task of the connection only, so it needs no order with anything else.
 #[derive(Debug, Default)]
 struct Shared {
-    /// Whose turn it is, by its waker; 0 between turns. An upgraded connection is read by another task, which may begin in the last turn.
+    /// Whose turn it is, by its waker; 0 between turns. An upgraded connection is read by another
+    /// task, which may begin in the last turn.
     task: AtomicUsize,
     /// Whether there was nothing to read in this turn.
     was_empty: AtomicBool,
@@ -118,7 +120,8 @@ impl<T> Stream<T> {
 }
 
 impl<T: Read + Unpin> Stream<T> {
-    /// Reads what says which version of HTTP the client speaks. It is read again by who speaks that.
+    /// Reads what says which version of HTTP the client speaks. It is read again by who speaks
+    /// that.
     pub(super) fn poll_version(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Version>> {
         loop {
             let First { bytes, read, .. } = &mut self.first;
@@ -150,7 +153,8 @@ impl<T: Read + Unpin> Stream<T> {
         *given += number;
     }
 
-    /// Reads until the first frame of HTTP/2 has begun: from then on its streams say what is under way.
+    /// Reads until the first frame of HTTP/2 has begun: from then on its streams say what is under
+    /// way.
     #[cold]
     fn poll_first_frame(
         &mut self,

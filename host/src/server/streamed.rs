@@ -1,7 +1,7 @@
 //! The answer of an HTTP/2 stream, counted until the socket has taken it.
 //!
-//! hyper hands whole pieces to the stream, whose task ends with the last one. They may wait there for a client that reads slowly, so each
-//! of them says that something is under way.
+//! hyper hands whole pieces to the stream, whose task ends with the last one. They may wait there
+//! for a client that reads slowly, so each of them says that something is under way.
 
 use std::{
     convert::Infallible,

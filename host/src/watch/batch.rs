@@ -92,7 +92,8 @@ struct Intake {
     twins: Vec<Candidate>,
 }
 
-/// Offers the best of `candidates` and answers all of them. `readers` bounds how many batches read files at once.
+/// Offers the best of `candidates` and answers all of them. `readers` bounds how many batches read
+/// files at once.
 pub(super) async fn run<T: DropTarget>(
     key: Key,
     candidates: Vec<Candidate>,
@@ -216,7 +217,8 @@ fn take_in(
                 !(fresh_state && *verdict == Verdict::Deployed && !store.contains(*sha256))
             })
         });
-        // One file with new bytes, the usual case, is read once. All others are hashed first and stored only when chosen.
+        // One file with new bytes, the usual case, is read once. All others are hashed first and
+        // stored only when chosen.
         let surely_new = previous.is_none() || candidate.known.is_some() && !candidate.touched_only;
         let stored = alone && surely_new;
         let (noticed_in, began) = (candidate.noticed.elapsed(), Instant::now());
@@ -292,8 +294,8 @@ fn take_in(
     intake
 }
 
-/// What `read` makes of the file at `path` while nobody can write it, as far as that can be had; none when somebody writes it, or
-/// it is another file afterwards.
+/// What `read` makes of the file at `path` while nobody can write it, as far as that can be had;
+/// none when somebody writes it, or it is another file afterwards.
 fn undisturbed<T>(path: &Path, read: impl FnOnce(&Path) -> T) -> Option<T> {
     match writers(path) {
         Ok(Writers::Somebody) => None,

@@ -63,8 +63,8 @@ impl std::fmt::Debug for Report {
 /// Whose queue: an app's, or that of files that name none and will be refused.
 pub(super) type Key = Option<AppName>;
 
-/// What `stat` says of a file: when nothing of it has changed, nobody touched the bytes. The change time is the kernel's own and cannot be
-/// set back.
+/// What `stat` says of a file: when nothing of it has changed, nobody touched the bytes. The change
+/// time is the kernel's own and cannot be set back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Stamp {
     device: u64,
@@ -85,13 +85,15 @@ impl Stamp {
         }
     }
 
-    /// Whether somebody wrote or replaced the file in between. A change of its attributes alone is none of the bytes.
+    /// Whether somebody wrote or replaced the file in between. A change of its attributes alone is
+    /// none of the bytes.
     fn rewritten_since(&self, before: &Self) -> bool {
         (self.device, self.inode, self.size, self.modified)
             != (before.device, before.inode, before.size, before.modified)
     }
 
-    /// How long nobody has touched it, by the clock of the file system; none if that is ahead of ours.
+    /// How long nobody has touched it, by the clock of the file system; none if that is ahead of
+    /// ours.
     fn age(&self) -> Option<Duration> {
         let (seconds, nanos) = self.changed;
         let changed = u64::try_from(seconds)
@@ -139,10 +141,12 @@ struct Known {
 struct Queue {
     running: bool,
     running_for: Vec<Arc<Waiter>>,
-    /// Who asked for `handover reload` while it was running: what it fails is tried again for them, since they may have asked because they
-    /// saw it fail, which is known to them a moment before it is known here.
+    /// Who asked for `handover reload` while it was running: what it fails is tried again for them,
+    /// since they may have asked because they saw it fail, which is known to them a moment before
+    /// it is known here.
     again_for: Vec<Arc<Waiter>>,
-    /// The paths of the next batch: their state when they were put here, and whether `handover reload` asks.
+    /// The paths of the next batch: their state when they were put here, and whether `handover
+    /// reload` asks.
     pending: BTreeMap<PathBuf, (Stamp, bool)>,
     pending_for: Vec<Arc<Waiter>>,
 }
@@ -269,7 +273,8 @@ impl<T: DropTarget> Scanner<T> {
         }
     }
 
-    /// Takes everything that is there already, and what arrives together with a file that was just closed.
+    /// Takes everything that is there already, and what arrives together with a file that was just
+    /// closed.
     fn gather(&mut self, inbox: &mpsc::Receiver<Message>) -> bool {
         let limit = Instant::now() + self.timing.gather;
         loop {

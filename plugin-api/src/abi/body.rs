@@ -1,4 +1,5 @@
-//! Bodies across the boundary: streams of frames, pulled by the side that reads, so that back-pressure is by nature.
+//! Bodies across the boundary: streams of frames, pulled by the side that reads, so that
+//! back-pressure is by nature.
 
 #[cfg(any(test, fuzzing))]
 pub mod forged;
@@ -26,7 +27,8 @@ use super::{
     waker::{WakerCache, WakerRef},
 };
 
-/// A body that the other side implements. Dropping it drops that body. It crosses by value; what can grow is its table.
+/// A body that the other side implements. Dropping it drops that body. It crosses by value; what
+/// can grow is its table.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct BodyStream {
@@ -63,8 +65,8 @@ pub struct FrameSink<'a> {
     pub(super) table: Lent<'a, FrameTable>,
 }
 
-/// The kinds of frames, and the end by a failure. A kind that a later minor adds is a function at the end; who has it and finds a sink
-/// without it gives the bytes as data.
+/// The kinds of frames, and the end by a failure. A kind that a later minor adds is a function at
+/// the end; who has it and finds a sink without it gives the bytes as data.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct FrameTable {
@@ -119,7 +121,8 @@ impl BodyStream {
         }
     }
 
-    /// Takes it in. `guard` is held as long as the body is; bytes that live on by themselves get a [`Guard::KeepAlive`].
+    /// Takes it in. `guard` is held as long as the body is; bytes that live on by themselves get a
+    /// [`Guard::KeepAlive`].
     pub fn import<G: Guard>(self, guard: G) -> Imported<G> {
         Imported {
             stream: Some(self),
@@ -140,7 +143,8 @@ impl BodyStream {
 
 impl Drop for BodyStream {
     fn drop(&mut self) {
-        // SAFETY: this value owns the body, and its code is mapped: a guard of its generation is dropped after it (see `Imported`).
+        // SAFETY: this value owns the body, and its code is mapped: a guard of its generation is
+        // dropped after it (see `Imported`).
         unsafe { (self.table.drop)(self.body) }
     }
 }
@@ -169,7 +173,8 @@ unsafe extern "C" fn poll_exported<B>(
 where
     B: Body<Data = Bytes, Error: fmt::Display>,
 {
-    // SAFETY: `body` is the box of `BodyStream::new`; the other side polls it from one place at a time, as it owns it exclusively.
+    // SAFETY: `body` is the box of `BodyStream::new`; the other side polls it from one place at a
+    // time, as it owns it exclusively.
     let exported = unsafe { &mut *body.cast::<Exported<B>>() };
     catch_panic(|| {
         // SAFETY: the box never moves until `drop_exported`.
@@ -194,7 +199,8 @@ where
 unsafe extern "C" fn drop_exported<B>(body: *mut ()) {
     // SAFETY: `body` is the box of `BodyStream::new`, given up by its only owner.
     let exported = unsafe { Box::from_raw(body.cast::<Exported<B>>()) };
-    // A destructor that panics ends here: its panic was told by the panic hook, and the other side cannot do more.
+    // A destructor that panics ends here: its panic was told by the panic hook, and the other side
+    // cannot do more.
     catch_panic(|| drop(exported));
 }
 

@@ -1,14 +1,17 @@
-//! Bytes that cross the boundary: borrowed for the length of a call, or owned with the handle that frees them.
+//! Bytes that cross the boundary: borrowed for the length of a call, or owned with the handle that
+//! frees them.
 
 use abi_stable::{StableAbi, std_types::RSlice};
 use bytes::Bytes;
 
 use super::{panics::catch_panic, pool};
 
-/// Up to here copying is cheaper than an owner that travels: an allocation for the handle, a call back to free it.
+/// Up to here copying is cheaper than an owner that travels: an allocation for the handle, a call
+/// back to free it.
 pub const COPY_UP_TO: usize = 16 * 1024;
 
-/// Bytes that are owned. It crosses by value, and so does not grow: whoever holds this value frees them by dropping it.
+/// Bytes that are owned. It crosses by value, and so does not grow: whoever holds this value frees
+/// them by dropping it.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct OwnedBytes {
@@ -43,20 +46,22 @@ impl From<Bytes> for OwnedBytes {
 
 impl AsRef<[u8]> for OwnedBytes {
     fn as_ref(&self) -> &[u8] {
-        // SAFETY: `from` took both from a `Bytes` that lives until `free` is called, and bytes of a `Bytes` never move.
+        // SAFETY: `from` took both from a `Bytes` that lives until `free` is called, and bytes of a
+        // `Bytes` never move.
         unsafe { std::slice::from_raw_parts(self.pointer, self.length) }
     }
 }
 
 impl Drop for OwnedBytes {
     fn drop(&mut self) {
-        // SAFETY: this value is the only owner, and the code behind `free` is mapped: the holder keeps a guard of the
-        // generation that it came from (see `Chunk::into_bytes`).
+        // SAFETY: this value is the only owner, and the code behind `free` is mapped: the holder
+        // keeps a guard of the generation that it came from (see `Chunk::into_bytes`).
         unsafe { (self.free)(self.owner) }
     }
 }
 
-/// Bytes in one of the two ways in which they cross: each has a function of its own in the tables that take bytes.
+/// Bytes in one of the two ways in which they cross: each has a function of its own in the tables
+/// that take bytes.
 #[derive(Debug)]
 pub enum Chunk<'a> {
     /// Valid during the call: the receiver copies.

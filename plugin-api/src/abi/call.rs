@@ -15,11 +15,12 @@ use super::{
     upgrade::IoStream,
 };
 
-/// The client asks for an upgrade of the connection: a bit of the flags of a call. Bits that are not known are ignored.
+/// The client asks for an upgrade of the connection: a bit of the flags of a call. Bits that are
+/// not known are ignored.
 pub const UPGRADE: u32 = 1;
 
-/// What a call gave at its first poll, which is done inside the call. It is given by value in two registers, and so does not grow: what
-/// else a call may give goes through the responder.
+/// What a call gave at its first poll, which is done inside the call. It is given by value in two
+/// registers, and so does not grow: what else a call may give goes through the responder.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct Called {
@@ -39,7 +40,8 @@ pub struct Responder<'a> {
     pub(super) table: Lent<'a, Respond>,
 }
 
-/// The ways to answer, one for each kind of body. A kind that a later minor adds is a function at the end.
+/// The ways to answer, one for each kind of body. A kind that a later minor adds is a function at
+/// the end.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct Respond {
@@ -135,7 +137,8 @@ impl<T: ReceiveResponse> Table<T> {
     /// `slot` is that of `lend_responder`.
     #[inline(always)] // into five functions, each of which knows the kind
     unsafe fn take(slot: *mut (), head: Lent<'_, ResponseHead<'_>>, body: ReceivedBody<'_>) {
-        // SAFETY: `slot` is the exclusive borrow of `lend_responder`, which waits below us on the stack.
+        // SAFETY: `slot` is the exclusive borrow of `lend_responder`, which waits below us on the
+        // stack.
         let slot = unsafe { &mut *slot.cast::<T>() };
         catch_panic(|| slot.take(head, body));
     }

@@ -1,4 +1,5 @@
-//! The plugin's half of the tables: safe traits that the SDK implements, and the entry points over them.
+//! The plugin's half of the tables: safe traits that the SDK implements, and the entry points over
+//! them.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -76,7 +77,8 @@ impl HostHandle {
         unsafe { self.table.work_ended()(self.data, number) }
     }
 
-    /// The table of a service of the host (see [`Host::service`](super::host::Host::service)); none when it has no such service.
+    /// The table of a service of the host (see [`Host::service`](super::host::Host::service)); none
+    /// when it has no such service.
     pub fn service(&self, number: u32) -> Option<ptr::NonNull<()>> {
         // SAFETY: as in `log_enabled`.
         ptr::NonNull::new(unsafe { self.table.service()(self.data, number) }.cast_mut())
@@ -85,7 +87,8 @@ impl HostHandle {
 
 /// A request that an app works on.
 pub trait Answering: Send {
-    /// Polls it. `Ready` when the answer was given to `responder`, `Failed` when there is none, which was logged.
+    /// Polls it. `Ready` when the answer was given to `responder`, `Failed` when there is none,
+    /// which was logged.
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>, responder: &Responder<'_>) -> PollState;
 }
 
@@ -100,8 +103,8 @@ pub struct FirstPoll<'a> {
 pub struct Polled(PollState, Option<Pin<Box<dyn Answering>>>);
 
 impl FirstPoll<'_> {
-    /// Polls what `begin` gives, where it lies from now on. What ends at once, as most does, costs no allocation: it lies in memory that
-    /// the one before it has left.
+    /// Polls what `begin` gives, where it lies from now on. What ends at once, as most does, costs
+    /// no allocation: it lies in memory that the one before it has left.
     #[inline]
     pub fn poll<A: Answering + 'static>(self, begin: impl FnOnce() -> A) -> Polled {
         // Made here, so that it moves once.
@@ -111,7 +114,8 @@ impl FirstPoll<'_> {
         unsafe { room.write(answering) };
         let mut polled = None;
         catch_panic(|| {
-            // SAFETY: it does not move from here until it is dropped: either below, or by the box that takes its very memory over.
+            // SAFETY: it does not move from here until it is dropped: either below, or by the box
+            // that takes its very memory over.
             let pinned = unsafe { Pin::new_unchecked(&mut *room.as_ptr()) };
             let mut cx = Context::from_waker(self.waker);
             let state = pinned.poll(&mut cx, self.responder);
@@ -131,7 +135,8 @@ impl FirstPoll<'_> {
             let boxed = unsafe { Box::from_raw(room.as_ptr()) };
             return Polled(state, Some(Box::into_pin(boxed)));
         }
-        // SAFETY: it came from `room`, and nothing is in it any more. What destructors panic with was told by the panic hook.
+        // SAFETY: it came from `room`, and nothing is in it any more. What destructors panic with
+        // was told by the panic hook.
         unsafe { pool::return_slot(room) };
         Polled(state, None)
     }
@@ -139,10 +144,11 @@ impl FirstPoll<'_> {
 
 /// A running app.
 pub trait Plugin: Send + Sync + 'static {
-    /// Makes the calling thread one of the app's: its runtime's context is entered. Called before every poll, so it must be cheap, and it
-    /// must not panic.
+    /// Makes the calling thread one of the app's: its runtime's context is entered. Called before
+    /// every poll, so it must be cheap, and it must not panic.
     fn enter(&self);
-    /// Begins to answer a request, and polls it once, by `first`. None when the head is none that HTTP allows.
+    /// Begins to answer a request, and polls it once, by `first`. None when the head is none that
+    /// HTTP allows.
     fn call(
         &self,
         head: Lent<'_, RequestHead<'_>>,
@@ -244,7 +250,8 @@ pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
         .unwrap_or("(no message)")
 }
 
-/// Polls once, and drops the future within a net of its own when it ended: a destructor may panic as well.
+/// Polls once, and drops the future within a net of its own when it ended: a destructor may panic
+/// as well.
 fn poll_once(
     future: &mut Option<Pin<Box<dyn Answering>>>,
     waker: &Waker,

@@ -19,8 +19,9 @@ use super::{
     waker::WakerRef,
 };
 
-/// What a host offers to one generation. Its functions are called on any thread of the plugin, also while such a thread ends, and also
-/// after the app was stopped. They must not block. A panic in them ends at the boundary.
+/// What a host offers to one generation. Its functions are called on any thread of the plugin, also
+/// while such a thread ends, and also after the app was stopped. They must not block. A panic in
+/// them ends at the boundary.
 pub trait HostServices: Send + Sync + 'static {
     /// Whether anybody wants events of this level.
     fn log_enabled(&self, level: u8) -> bool;
@@ -46,11 +47,12 @@ impl<O: HostServices> Table<O> {
         service: Self::service,
     });
 
-    /// Runs `f` on the offer. None when it panicked: what the offer runs is the host's, and a thread that ends may have lost the
-    /// thread-locals that it needs.
+    /// Runs `f` on the offer. None when it panicked: what the offer runs is the host's, and a
+    /// thread that ends may have lost the thread-locals that it needs.
     ///
     /// # Safety
-    /// `data` is that of `AppHandle::start`, whose caller keeps the offer as long as code of the plugin may run.
+    /// `data` is that of `AppHandle::start`, whose caller keeps the offer as long as code of the
+    /// plugin may run.
     unsafe fn with<R>(data: *const (), f: impl FnOnce(&O) -> R) -> Option<R> {
         // SAFETY: by the contract of this function.
         let services = unsafe { &*data.cast::<O>() };
@@ -107,10 +109,12 @@ impl<O: HostServices> AppHandle<O> {
     /// The plugin's own reason.
     ///
     /// # Safety
-    /// `root` is of the layout that this crate was compiled with. Its library stays mapped until everything that came out of this handle
-    /// (calls, bodies, streams, bytes) is dropped, and from then on nothing but its drop is done with the handle. Nothing is called
-    /// during or after [`stop`](Self::stop), and everything that came out of the handle is dropped before. Somebody keeps `offer` as long
-    /// as code of the library may run, also when this fails: until it is unmapped.
+    /// `root` is of the layout that this crate was compiled with. Its library stays mapped until
+    /// everything that came out of this handle (calls, bodies, streams, bytes) is dropped, and from
+    /// then on nothing but its drop is done with the handle. Nothing is called during or after
+    /// [`stop`](Self::stop), and everything that came out of the handle is dropped before. Somebody
+    /// keeps `offer` as long as code of the library may run, also when this fails: until it is
+    /// unmapped.
     pub unsafe fn start(
         root: RootRef,
         services: Arc<O>,
@@ -145,7 +149,8 @@ impl<O: HostServices> AppHandle<O> {
         &self.services
     }
 
-    /// Begins a request, and polls it for the first time. The answer goes into `slot`, where the state is `Ready`.
+    /// Begins a request, and polls it for the first time. The answer goes into `slot`, where the
+    /// state is `Ready`.
     pub fn call(
         &self,
         head: Lent<'_, RequestHead<'_>>,
@@ -187,7 +192,8 @@ impl<O: HostServices> AppHandle<O> {
         unsafe { self.root.expire()(self.app, if jobs { JOBS } else { 0 }) }
     }
 
-    /// Drops the app and its runtime; blocks until its threads ended, at most `deadline_ms`. Nothing may be in flight.
+    /// Drops the app and its runtime; blocks until its threads ended, at most `deadline_ms`.
+    /// Nothing may be in flight.
     pub fn stop(&self, deadline_ms: u64) {
         // SAFETY: the app was started, and by the contract of `start` this is the last call.
         unsafe { self.root.stop()(self.app, deadline_ms) }
@@ -210,7 +216,8 @@ impl RunningCall {
     /// Polls it. The answer goes into `slot`, where the state is `Ready`.
     pub fn poll(&mut self, waker: &Waker, slot: &mut impl ReceiveResponse) -> PollState {
         lend_responder(slot, |responder| {
-            // SAFETY: the future is owned by this value, and its code is mapped by the contract of `start`.
+            // SAFETY: the future is owned by this value, and its code is mapped by the contract of
+            // `start`.
             unsafe { self.root.poll_call()(self.future, &WakerRef::of(waker), responder) }.state()
         })
     }

@@ -15,8 +15,9 @@
 //! - `caught`: where panics end
 //! - [`export`], [`import`]: the two halves over these tables, as safe traits and values
 //!
-//! Rules that hold for every function that crosses: no panic leaves it (the side that implements it catches), no
-//! reference that it is given outlives the call, and what it gives back is freed by the side that made it.
+//! Rules that hold for every function that crosses: no panic leaves it (the side that implements it
+//! catches), no reference that it is given outlives the call, and what it gives back is freed by
+//! the side that made it.
 #![allow(
     unsafe_code,
     reason = "this is the boundary; every block says who keeps its invariant"

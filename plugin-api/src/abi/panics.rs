@@ -17,8 +17,8 @@ pub(super) fn catch_panic<R>(f: impl FnOnce() -> R) -> Option<R> {
     }
 }
 
-/// Drops what somebody panicked with: a destructor of theirs, which may panic as well, with something that has another one. Who never ends
-/// with that is leaked in the end.
+/// Drops what somebody panicked with: a destructor of theirs, which may panic as well, with
+/// something that has another one. Who never ends with that is leaked in the end.
 #[cold]
 pub(super) fn drop_payload(mut payload: Box<dyn Any + Send>) {
     for _ in 0..8 {

@@ -1,8 +1,9 @@
-//! Memory that a thread keeps from one head to the next, so that a head in the usual size takes none of its own.
+//! Memory that a thread keeps from one head to the next, so that a head in the usual size takes
+//! none of its own.
 //!
-//! Both sides have it, each its own, as each frees what it made. It is four things: a buffer that the text of heads is copied into,
-//! a header map that the next head is filled into, the names of fields that `http` has no number for, and a block that the next
-//! call's future lies in.
+//! Both sides have it, each its own, as each frees what it made. It is four things: a buffer that
+//! the text of heads is copied into, a header map that the next head is filled into, the names of
+//! fields that `http` has no number for, and a block that the next call's future lies in.
 
 use std::{
     alloc::{Layout, alloc, dealloc, handle_alloc_error},
@@ -14,7 +15,8 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName};
 
-/// The size of the buffer. What is kept of one head keeps all of it, so it is small; hyper's own is four times as large.
+/// The size of the buffer. What is kept of one head keeps all of it, so it is small; hyper's own is
+/// four times as large.
 const BUFFER: usize = 2 * 1024;
 
 /// What is longer gets an allocation of its own.
@@ -103,8 +105,8 @@ pub(super) fn head(
         kept.text(length, &fill)
     });
     if map.capacity() < fields {
-        // One that fits the usual head fits all of those. An error means more fields than a map can have names: they are values of
-        // fewer names then.
+        // One that fits the usual head fits all of those. An error means more fields than a map can
+        // have names: they are values of fewer names then.
         let _ = map.try_reserve(fields.max(USUAL_FIELDS));
     }
     text.flatten().unwrap_or_else(|| own_text(length, fill))
@@ -208,7 +210,8 @@ struct Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        // SAFETY: `at` came from `alloc` with this layout (`room`, or the box of `keep_room`), and this is its only owner.
+        // SAFETY: `at` came from `alloc` with this layout (`room`, or the box of `keep_room`), and
+        // this is its only owner.
         unsafe { dealloc(self.at.as_ptr(), self.layout) }
     }
 }

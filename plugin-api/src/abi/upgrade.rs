@@ -42,7 +42,8 @@ unsafe impl Grows for IoTable {}
 // SAFETY: `IoStream::new` takes only streams that are Send.
 unsafe impl Send for IoStream {}
 
-/// What an [`IoStream`] is made of: the poll functions of a byte stream, without a dependency on anybody's traits.
+/// What an [`IoStream`] is made of: the poll functions of a byte stream, without a dependency on
+/// anybody's traits.
 pub trait PollIo: Send + Unpin + 'static {
     /// Reads into `buffer`; 0 is the end.
     fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>>;
@@ -213,7 +214,8 @@ impl PollIo for IoStream {
 
 impl Drop for IoStream {
     fn drop(&mut self) {
-        // SAFETY: this value owns `io`, and its code is mapped: a guard of its generation is dropped after it by whoever holds both.
+        // SAFETY: this value owns `io`, and its code is mapped: a guard of its generation is
+        // dropped after it by whoever holds both.
         unsafe { (self.table.drop)(self.io) }
     }
 }

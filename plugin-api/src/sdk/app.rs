@@ -45,7 +45,8 @@ pub trait App:
     + Sync
     + 'static
 {
-    /// The body of its responses. One that is not `Unpin` becomes so by `http_body_util::BodyExt::boxed_unsync`.
+    /// The body of its responses. One that is not `Unpin` becomes so by
+    /// `http_body_util::BodyExt::boxed_unsync`.
     type ResponseBody: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static;
 }
 
@@ -119,7 +120,8 @@ impl<A: App> Plugin for Running<A> {
             let pending = PendingUpgrade::to(&mut request, head.protocol());
             return Some(first.poll(|| Upgrading::new(when_ready(app, request), pending)));
         }
-        // Almost every service is ready at once, and then needs no state to wait in. One that is not is asked again, with a waker.
+        // Almost every service is ready at once, and then needs no state to wait in. One that is
+        // not is asked again, with a waker.
         let ready = app.poll_ready(&mut task::Context::from_waker(Waker::noop()));
         Some(match ready {
             Poll::Ready(Ok(())) => first.poll(|| Calling {
@@ -203,7 +205,8 @@ pub(super) fn told<T>(outcome: Result<T, impl fmt::Display>) -> Option<T> {
         .ok()
 }
 
-/// Gives a response to the host. A body that is whole at once crosses with the head, all others as a stream.
+/// Gives a response to the host. A body that is whole at once crosses with the head, all others as
+/// a stream.
 pub(super) fn answer<B>(
     response: Response<B>,
     cx: &mut task::Context<'_>,

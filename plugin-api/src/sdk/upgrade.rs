@@ -1,9 +1,11 @@
 //! The upgrade of a connection: WebSockets, CONNECT tunnels and others.
 //!
-//! Frameworks look for an `OnUpgrade` of hyper's in the extensions of a request, and only a connection of hyper's can make one. So a request
-//! that may be upgraded gets that of a connection which exists for nothing else: it has read a request of ours, waits for its answer, and
-//! nothing polls it. The app's own request and answer never pass through it. Only when the app takes the upgrade is it told to answer 101,
-//! and what hyper then gives to the `OnUpgrade` is a pipe, whose other end the host joins with the client.
+//! Frameworks look for an `OnUpgrade` of hyper's in the extensions of a request, and only a
+//! connection of hyper's can make one. So a request that may be upgraded gets that of a connection
+//! which exists for nothing else: it has read a request of ours, waits for its answer, and nothing
+//! polls it. The app's own request and answer never pass through it. Only when the app takes the
+//! upgrade is it told to answer 101, and what hyper then gives to the `OnUpgrade` is a pipe, whose
+//! other end the host joins with the client.
 
 use std::{
     convert::Infallible,
@@ -46,7 +48,8 @@ const BUFFER: usize = 64 * 1024;
 /// What the connection reads, so that it makes an `OnUpgrade`.
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nupgrade: x\r\n\r\n";
 
-/// An upgrade that the app may take: whoever drops it has refused it, which the `OnUpgrade` then says.
+/// An upgrade that the app may take: whoever drops it has refused it, which the `OnUpgrade` then
+/// says.
 pub(super) struct PendingUpgrade {
     connection: UpgradeableConnection<Near, Ask>,
     taken: Arc<AtomicBool>,
@@ -56,7 +59,8 @@ pub(super) struct PendingUpgrade {
 }
 
 impl PendingUpgrade {
-    /// Puts the `OnUpgrade` into the extensions of `request`, and the `protocol` of an extended CONNECT, which is else empty.
+    /// Puts the `OnUpgrade` into the extensions of `request`, and the `protocol` of an extended
+    /// CONNECT, which is else empty.
     pub(super) fn to<B>(request: &mut Request<B>, protocol: &str) -> Self {
         if !protocol.is_empty() {
             request
@@ -75,7 +79,8 @@ impl PendingUpgrade {
             .auto_date_header(false)
             .serve_connection(near, ask)
             .with_upgrades();
-        // Everything that it waits for is in memory, so it is polled when there is something to do, and wakes nobody.
+        // Everything that it waits for is in memory, so it is polled when there is something to do,
+        // and wakes nobody.
         let _ = Pin::new(&mut connection).poll(&mut Context::from_waker(Waker::noop()));
         if let Some(on_upgrade) = made.lock().take() {
             request.extensions_mut().insert(on_upgrade);
@@ -143,7 +148,8 @@ where
     }
 }
 
-/// The service of the connection: it keeps the `OnUpgrade` that came with the request, and answers 101 once that is taken.
+/// The service of the connection: it keeps the `OnUpgrade` that came with the request, and answers
+/// 101 once that is taken.
 #[derive(Default)]
 struct Ask {
     made: Arc<Mutex<Option<OnUpgrade>>>,
@@ -177,7 +183,8 @@ impl Future for Taken {
     }
 }
 
-/// The connection's bytes: our request, the answer to it, which nobody reads, and from then on the pipe.
+/// The connection's bytes: our request, the answer to it, which nobody reads, and from then on the
+/// pipe.
 struct Near {
     /// What is still to be read of the request.
     request: &'static [u8],

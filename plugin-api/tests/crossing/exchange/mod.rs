@@ -269,7 +269,8 @@ fn app() -> Stopped {
         runtime_threads: 1,
         preflight: false,
     };
-    // SAFETY: the table is of the same source, its code is part of this program, and the offer is never dropped.
+    // SAFETY: the table is of the same source, its code is part of this program, and the offer is
+    // never dropped.
     let handle = unsafe { AppHandle::start(app::root(), Arc::clone(&OFFER), &settings) };
     Stopped(handle.expect("it starts"))
 }

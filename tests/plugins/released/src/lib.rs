@@ -1,7 +1,8 @@
-//! A plugin by the bare ABI, without the SDK: what was built for a released minor has no more than this.
+//! A plugin by the bare ABI, without the SDK: what was built for a released minor has no more than
+//! this.
 //!
-//! It uses what the minor has: it logs, counts work, reads its settings, the head and the body of a request, and answers with each kind
-//! of body.
+//! It uses what the minor has: it logs, counts work, reads its settings, the head and the body of a
+//! request, and answers with each kind of body.
 
 use std::{
     pin::Pin,
@@ -66,7 +67,8 @@ impl Entry for Released {
             ),
             tasks: Mutex::default(),
         };
-        // The default hook prints a backtrace if the environment wants it, for which std maps the file of the plugin and never unmaps it.
+        // The default hook prints a backtrace if the environment wants it, for which std maps the
+        // file of the plugin and never unmaps it.
         std::panic::set_hook(Box::new(move |_| {
             host.panicked("the released plugin says so")
         }));
