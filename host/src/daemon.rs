@@ -21,8 +21,10 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
+use handover_api::Wait;
+
 use crate::{
-    apps::{self, Apps, Crashed, Wait},
+    apps::{self, Apps, Crashed},
     artifact::Store,
     config::{self, Config, Server},
     control::{self, Access, ControlSocket, Shutdown, ShutdownHandle, access},
@@ -217,7 +219,7 @@ impl Daemon {
         };
         // Who could put another socket there would be told what operators tell the host.
         if !insecure_paths {
-            ownership::check(control::socket::folder(&settings.control)).map_err(|cause| {
+            ownership::check(handover_api::socket::folder(&settings.control)).map_err(|cause| {
                 DaemonError(format!(
                     "the folder of the control socket is not to be trusted: {cause}"
                 ))

@@ -14,7 +14,6 @@ mod human;
 pub mod ledger;
 pub mod loader;
 mod memory;
-pub mod names;
 pub mod notify;
 mod open_files;
 pub mod origin;

@@ -38,6 +38,7 @@ use std::{
     time::Duration,
 };
 
+use handover_api::{AppName, Cause, EventKind, GenerationId};
 use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
 use semver::Version;
@@ -45,11 +46,10 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
 use super::{
-    Apps, Cause,
+    Apps,
     app::App,
     clock::{self, since_boot_ms},
     culprit::{self, Culprit},
-    events::Kind,
     growth,
     room::Room,
     status::millis,
@@ -59,7 +59,6 @@ use crate::{
     generation::{Generation, Spec},
     human,
     ledger::{self, AccountId, LastWords},
-    names::{AppName, GenerationId},
     origin::origin,
     shortage,
 };
@@ -146,7 +145,7 @@ pub(super) struct Tried {
     /// The generation that it was to be, once it has one.
     pub(super) generation: Option<GenerationId>,
     /// Why it was tried, as the history has it.
-    pub(super) cause: String,
+    pub(super) cause: Cause,
     /// Where it came from.
     pub(super) source: Option<String>,
 }
@@ -552,7 +551,7 @@ pub(super) fn take_findings(apps: &Apps, crashed: Option<Crashed>) -> Findings {
     let message = format!(
         "the host before this one (process {pid}, {since}) ended: {how}{while_it_started}{place}"
     );
-    apps.0.events.record(Kind::Crash, None, None, message);
+    apps.0.events.record(EventKind::Crash, None, None, message);
     let is_own_fault = crashed
         .as_ref()
         .is_some_and(|crashed| match crashed.how.as_str() {
@@ -623,9 +622,7 @@ fn staying(left: &[(AppName, Lived, String)], how: &str) -> Vec<(AppName, Lived,
 impl Tried {
     /// Whether it was live before, and is started again.
     fn is_start(&self) -> bool {
-        [Cause::Start, Cause::Crash]
-            .map(Cause::as_str)
-            .contains(&self.cause.as_str())
+        matches!(self.cause, Cause::Start | Cause::Crash)
     }
 }
 
@@ -776,7 +773,7 @@ pub(super) fn prove_later(apps: &Apps, app: &Arc<App>, spec: &Spec) {
             ),
             Err(cause) => format!("the end of the probation could not be saved: {cause}"),
         };
-        apps.record_event(Kind::Proven, &app, Some(id), message);
+        apps.record_event(EventKind::Proven, &app, Some(id), message);
     });
 }
 

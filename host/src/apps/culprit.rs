@@ -7,11 +7,12 @@
 
 use std::time::Duration;
 
+use handover_api::AppName;
+
 use super::crash::{Lived, Written};
 use crate::{
     human,
     ledger::{AccountId, End, LastWords},
-    names::AppName,
 };
 
 /// How long after its unload a generation is to blame for a fault that nothing else explains.
@@ -149,7 +150,9 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
     use super::*;
-    use crate::{apps::crash::Replaced, names::GenerationId};
+    use handover_api::GenerationId;
+
+    use crate::apps::crash::Replaced;
 
     const NOW: u64 = 1_000_000;
 

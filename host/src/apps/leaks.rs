@@ -2,20 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use handover_api::{AppName, EventKind, GenerationId, LeakStatus};
 use parking_lot::Mutex;
 
 use super::{
     Apps,
-    events::Kind,
     residue::{Lost, Residue},
 };
-use crate::{
-    config::LeakBudget,
-    control::api::LeakStatus,
-    human,
-    ledger::Leftovers,
-    names::{AppName, GenerationId},
-};
+use crate::{config::LeakBudget, human, ledger::Leftovers};
 
 /// What all generations of this run of the host have left behind.
 #[derive(Debug, Default)]
@@ -120,7 +114,9 @@ pub(super) fn record_overdrawn(apps: &Apps) {
         .lock()
         .overdrawn(&apps.0.config.server.leak_budget);
     for sentence in sentences {
-        apps.0.events.record(Kind::LeakBudget, None, None, sentence);
+        apps.0
+            .events
+            .record(EventKind::LeakBudget, None, None, sentence);
     }
 }
 

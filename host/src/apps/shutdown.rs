@@ -5,11 +5,12 @@ use std::{
     time::Duration,
 };
 
+use handover_api::EventKind;
+
 use super::{
     Apps,
     app::App,
     drain::{self, Leaving},
-    events::Kind,
 };
 use crate::human;
 
@@ -49,7 +50,7 @@ pub(super) async fn shutdown(apps: &Apps, deadline: Duration) {
             "the host ends with {} that did not notice being cancelled",
             human::pluralize(left, "request")
         );
-        apps.0.events.record(Kind::Host, None, None, message);
+        apps.0.events.record(EventKind::Host, None, None, message);
     }
 }
 

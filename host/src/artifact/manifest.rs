@@ -22,7 +22,7 @@ use handover_plugin::abi::{
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use crate::names::AppName;
+use handover_api::AppName;
 
 /// The ABI that this host offers.
 pub const HOST_ABI: AbiVersion = AbiVersion(ABI.major, ABI.minor);
@@ -157,7 +157,7 @@ pub enum ManifestError {
     Json(#[from] serde_json::Error),
     /// The app cannot be an app.
     #[error("its manifest names an impossible app: {0}")]
-    App(#[from] crate::names::InvalidAppName),
+    App(#[from] handover_api::InvalidAppName),
     /// The version has no order.
     #[error(
         "its manifest has the version `{text}`, which is no semantic version ({source}): set `version` in its Cargo.toml, e.g. 1.2.0"

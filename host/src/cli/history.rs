@@ -2,15 +2,13 @@
 
 use std::io;
 
+use handover_api::{Client, History, HistoryEntry, Outcome};
+
 use super::{
     args::{self, Global},
     exit::Failure,
     output::{self, Cell, Paint, Row},
     status::check_known,
-};
-use crate::control::{
-    Client,
-    api::{History, HistoryEntry, Outcome},
 };
 use crate::human;
 

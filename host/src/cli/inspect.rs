@@ -2,6 +2,7 @@
 
 use std::io;
 
+use handover_api::{AppName, Note, Outcome};
 use serde::Serialize;
 
 use super::{
@@ -11,9 +12,7 @@ use super::{
 };
 use crate::{
     artifact::{self, Artifact, BuildFacts, Bundled, StoreError, manifest::HOST_ABI},
-    control::api::{Note, Outcome},
     human,
-    names::AppName,
 };
 
 /// What `handover inspect --json` prints.

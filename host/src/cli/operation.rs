@@ -7,6 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use handover_api::{
+    AppName, ClientError, GenerationId, Lines, Note, OperationResult, OperationStatus, Outcome,
+    Progress,
+};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{
@@ -14,16 +18,7 @@ use super::{
     exit::{self, Failure},
     output::{self, Paint, paint},
 };
-use crate::{
-    control::{
-        ClientError,
-        api::{Note, OperationResult, OperationStatus, Outcome, Progress},
-        client::Lines,
-    },
-    human,
-    names::{AppName, GenerationId},
-    shown::harmless,
-};
+use crate::{human, shown::harmless};
 
 /// How often a drain is told of where there is no bar.
 const DRAIN_LINES: Duration = Duration::from_secs(1);

@@ -5,8 +5,10 @@ use std::{
     io::{self, IsTerminal, Write as _},
 };
 
+use handover_api::Note;
+
 use super::args::Global;
-use crate::{control::api::Note, shown::harmless};
+use crate::shown::harmless;
 
 /// Writes one line to standard output. Where that cannot be written the line is lost: what a
 /// command ends with is what happened, not who read of it.

@@ -5,19 +5,17 @@ use std::{
     time::Duration,
 };
 
+use handover_api::{
+    AppName, AppState, AppStatus, Client, ClientError, GenerationState, GenerationStatus,
+    HostStatus, LeakStatus, LimitsStatus, Status,
+};
+
 use super::{
     args::{self, Global},
     exit::{Failure, USAGE},
     output::{self, Cell, Paint, Row, paint},
 };
-use crate::{
-    control::{
-        Client, ClientError,
-        api::{AppStatus, GenerationStatus, HostStatus, LeakStatus, LimitsStatus, Status},
-    },
-    human,
-    names::AppName,
-};
+use crate::human;
 
 /// How often `-w` looks.
 const REDRAW: Duration = Duration::from_millis(500);
@@ -200,24 +198,27 @@ fn app_rows(app: &AppStatus, rows: &mut Vec<Row>) {
         .generations
         .iter()
         .find(|generation| Some(generation.generation) == active);
-    let paint = match app.state.as_str() {
-        "serving" => Paint::Green,
-        "deploying" => Paint::Yellow,
+    let paint = match app.state {
+        AppState::Serving => Paint::Green,
+        AppState::Deploying => Paint::Yellow,
         _ => Paint::Dim,
     };
     let mut cells = vec![
         Cell::painted(app.name.as_str(), Paint::Bold),
-        Cell::painted(&app.state, paint),
+        Cell::painted(app.state.as_str(), paint),
     ];
     cells.extend(live.map(numbers).unwrap_or_default());
     rows.push(Row::Cells(cells));
     let old = app.generations.iter().rev();
     for generation in old.filter(|generation| Some(generation.generation) != active) {
-        let paint = match generation.state.as_str() {
-            "retained" | "rejected" | "failed" => Paint::Red,
+        let paint = match generation.state {
+            GenerationState::Retained => Paint::Red,
             _ => Paint::Yellow,
         };
-        let mut cells = vec![Cell::from(""), Cell::painted(&generation.state, paint)];
+        let mut cells = vec![
+            Cell::from(""),
+            Cell::painted(generation.state.as_str(), paint),
+        ];
         cells.extend(numbers(generation));
         rows.push(Row::Cells(cells));
     }

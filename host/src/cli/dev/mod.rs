@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use handover_api::{AppName, Cause, GenerationId, OperationResult, Outcome, Progress, Wait};
 use tokio::task::JoinHandle;
 
 use self::{
@@ -25,17 +26,12 @@ use super::{
     run::LAST_MOMENT,
 };
 use crate::{
-    apps::{Apps, Cause, Wait},
+    apps::Apps,
     artifact::{Artifact, Sha256, Store, StoreError},
     config::{self, Config, Watch, WhenFull},
-    control::{
-        api::{OperationResult, Outcome, Progress},
-        socket,
-    },
+    control::socket,
     daemon::{self, Daemon, StartupHandoff},
-    human, loader,
-    names::{AppName, GenerationId},
-    telemetry,
+    human, loader, telemetry,
 };
 
 /// How long what runs on the old code may go on. Short: the author waits for the new one.
@@ -59,7 +55,7 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
     let app: AppName = krate
         .name
         .parse()
-        .map_err(|error: crate::names::InvalidAppName| {
+        .map_err(|error: handover_api::InvalidAppName| {
             Failure::new(format!("the crate's name must name an app: {error}"))
         })?;
     let config = config(&krate, &app, global, args.listen)?;
