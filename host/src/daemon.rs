@@ -85,7 +85,7 @@ pub struct Daemon {
     notifier: Notifier,
     alive: JoinHandle<()>,
     memory: JoinHandle<()>,
-    /// RetainReasons for the life of the host, so that no second one works on the same state.
+    /// Held for the life of the host, so that no second one works on the same state.
     lock: File,
 }
 
@@ -515,7 +515,7 @@ fn take_state(state: &Path, patience: Duration) -> Result<File, DaemonError> {
         fs::set_permissions(state, fs::Permissions::from_mode(0o700))
             .map_err(|cause| trouble("made private", cause))?;
     }
-    // RetainReasons by a descriptor that only reads, so that the file system may become read-only
+    // Held by a descriptor that only reads, so that the file system may become read-only
     // under it.
     let path = state.join("lock");
     let mut writing = OpenOptions::new();

@@ -102,7 +102,7 @@ struct Inner {
     records: PathBuf,
     routes: Arc<Routes>,
     apps: Mutex<BTreeMap<AppName, Arc<App>>>,
-    /// RetainReasons while the routes of all apps are gathered and published, so that no cutover is
+    /// Held while the routes of all apps are gathered and published, so that no cutover is
     /// undone by another one.
     publishing: Mutex<()>,
     operations: Operations,

@@ -23,7 +23,7 @@ use super::{
 #[derive(Debug, Default)]
 pub(super) struct Reloads {
     listeners: Mutex<Vec<Listener>>,
-    /// RetainReasons while a reload of all apps enters their queues.
+    /// Held while a reload of all apps enters their queues.
     queueing: Mutex<()>,
 }
 

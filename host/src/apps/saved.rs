@@ -260,7 +260,7 @@ pub(super) struct Saved {
     path: PathBuf,
     record: Mutex<Record>,
     room: Arc<Room>,
-    /// RetainReasons while the file is written, so that an older record never replaces a newer one.
+    /// Held while the file is written, so that an older record never replaces a newer one.
     /// Why it is behind, if it is.
     disk: Mutex<Disk>,
 }
