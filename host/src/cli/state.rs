@@ -6,6 +6,10 @@ use std::{
     path::Path,
 };
 
+use handover_api::{
+    AppName, Client, StateDone, StateKey, StateKeyLine, StateProblem, StateStats,
+    query::State as StateQuery,
+};
 use http::Method;
 use serde_json::json;
 
@@ -15,14 +19,9 @@ use super::{
     output,
 };
 use crate::{
-    control::{
-        Client,
-        api::{StateDone, StateKey, StateKeyLine, StateProblem},
-        client::StateQuery,
-    },
-    names::AppName,
+    human::memory,
     shown::harmless,
-    state::{Footer, StoreStats, read_dump, text_or_base64},
+    state::{Footer, read_dump, text_or_base64},
 };
 
 /// `handover state`
@@ -117,8 +116,8 @@ pub(super) async fn state(global: &Global, command: StateCommand) -> Result<(), 
                 _ => Box::new(open(&file)?),
             };
             let done = change(&client, &app, "import", Some(from)).await?;
-            let entries = output::counted(done.entries, "entry").replace("entrys", "entries");
-            tell(global, &done, &format!("{entries} put"));
+            let entries = done.entries;
+            tell(global, &done, &format!("{entries} entries put"));
             Ok(())
         }
         StateCommand::Backup { app, file } => backup(global, &client, &app, &file).await,
@@ -330,7 +329,7 @@ async fn backup(
     Ok(())
 }
 
-fn text(stats: &StoreStats) -> String {
+fn text(stats: &StateStats) -> String {
     let namespaces = match stats.namespaces.as_slice() {
         [] => "none".to_owned(),
         names => names.join(", "),
@@ -338,13 +337,13 @@ fn text(stats: &StoreStats) -> String {
     format!(
         "{} keeps {} of {} in {} keys, version {}\nfile: {} ({})\nin memory: {} in {} keys\nnamespaces: {namespaces}",
         stats.app,
-        output::memory(stats.bytes),
-        output::memory(stats.max_bytes),
+        memory(stats.bytes),
+        memory(stats.max_bytes),
         stats.keys,
         stats.version,
-        output::memory(stats.file_bytes),
+        memory(stats.file_bytes),
         stats.engine,
-        output::memory(stats.memory_bytes),
+        memory(stats.memory_bytes),
         stats.memory_keys,
     )
 }

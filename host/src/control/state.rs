@@ -12,26 +12,19 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
+use handover_api::{AppName, StateDone, StateKey, StateProblem, query::STATE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{runtime::Handle, sync::mpsc, task::spawn_blocking};
 
-use super::{
-    api::{StateDone, StateKey, StateProblem},
-    server::{Answer, Refusal, json, lines, query},
-};
-use crate::{
-    names::AppName,
-    state::{
-        Commit, DumpError, Mutation, Namespace, Place, Query, StateError, Store, read_dump,
-        restore_entries, text_or_base64, verify_dump, write_dump,
-    },
+use super::calls::{ControlResponse, Refusal, json, lines, read_query};
+use crate::state::{
+    Commit, DumpError, Mutation, Namespace, Place, Query, StateError, Store, read_dump,
+    restore_entries, text_or_base64, verify_dump, write_dump,
 };
 
-/// What the paths of these calls begin with.
-pub(super) const STATE: &str = "/v1/state/";
 /// The namespace that is meant when none is named.
 const DEFAULT: &str = "default";
 /// How many pieces may wait for a slow other side.
@@ -125,32 +118,32 @@ pub(super) async fn answer(
     app: AppName,
     store: Arc<Store>,
     scratch: impl FnOnce() -> Result<Store, Refusal> + Send + 'static,
-) -> Result<Answer, Refusal> {
+) -> Result<ControlResponse, Refusal> {
     let method = request.method().clone();
     match (what, &method) {
-        ("keys", &Method::GET) => keys(query(&request)?, store),
+        ("keys", &Method::GET) => keys(read_query(&request)?, store),
         ("value", &Method::GET) => get(&asked(&request)?, store).await,
         ("value", &Method::PUT) => put(&asked(&request)?, request.into_body(), store).await,
         ("value", &Method::DELETE) => delete(&asked(&request)?, store).await,
-        ("export", &Method::GET) => export(&query(&request)?, store),
+        ("export", &Method::GET) => export(&read_query(&request)?, store),
         ("backup", &Method::GET) => {
-            let NoQuery {} = query(&request)?;
+            let NoQuery {} = read_query(&request)?;
             Ok(backup(app, store))
         }
         ("import", &Method::POST) => {
-            let NoQuery {} = query(&request)?;
+            let NoQuery {} = read_query(&request)?;
             import(request.into_body(), store).await
         }
         ("restore", &Method::POST) => {
-            let NoQuery {} = query(&request)?;
+            let NoQuery {} = read_query(&request)?;
             restore(request.into_body(), store).await
         }
         ("verify", &Method::POST) => {
-            let NoQuery {} = query(&request)?;
+            let NoQuery {} = read_query(&request)?;
             verify(request.into_body(), app, store, scratch).await
         }
         ("stats", &Method::GET) => {
-            let NoQuery {} = query(&request)?;
+            let NoQuery {} = read_query(&request)?;
             let stats = blocking(move || store.stats()).await?;
             Ok(json(&stats.map_err(|error| refused(&error))?))
         }
@@ -166,7 +159,7 @@ pub(super) async fn answer(
 }
 
 fn asked<Q: DeserializeOwned>(request: &Request<Incoming>) -> Result<Q, Refusal> {
-    query(request)
+    read_query(request)
 }
 
 /// Runs what blocks on the disk.
@@ -181,7 +174,7 @@ async fn blocking<R: Send + 'static>(
 /// Lines that `write` makes, as fast as they are read. Its error becomes the last one.
 fn stream(
     write: impl FnOnce(&mut dyn FnMut(Vec<u8>) -> bool) -> Result<(), StateError> + Send + 'static,
-) -> Answer {
+) -> ControlResponse {
     let (tx, rx) = mpsc::channel::<Result<Bytes, Infallible>>(WAITING);
     spawn_blocking(move || {
         let written = write(&mut |text| tx.blocking_send(Ok(text.into())).is_ok());
@@ -201,7 +194,7 @@ fn line(value: &impl Serialize) -> Bytes {
     text.into()
 }
 
-fn keys(ask: RangeQuery, store: Arc<Store>) -> Result<Answer, Refusal> {
+fn keys(ask: RangeQuery, store: Arc<Store>) -> Result<ControlResponse, Refusal> {
     let namespace = namespace(ask.namespace.as_deref())?;
     let mut bounds = namespace.prefix(ask.prefix.as_deref().unwrap_or_default().as_bytes());
     if let Some(after) = &ask.after {
@@ -244,7 +237,7 @@ fn no_key() -> Refusal {
     Refusal::new(StatusCode::NOT_FOUND, 1, "there is no such key")
 }
 
-async fn get(ask: &KeyQuery, store: Arc<Store>) -> Result<Answer, Refusal> {
+async fn get(ask: &KeyQuery, store: Arc<Store>) -> Result<ControlResponse, Refusal> {
     let (memory, place) = ask.place()?;
     let found = blocking(move || {
         let mut found = None;
@@ -268,7 +261,11 @@ async fn get(ask: &KeyQuery, store: Arc<Store>) -> Result<Answer, Refusal> {
     Ok(response)
 }
 
-async fn put(ask: &KeyQuery, body: Incoming, store: Arc<Store>) -> Result<Answer, Refusal> {
+async fn put(
+    ask: &KeyQuery,
+    body: Incoming,
+    store: Arc<Store>,
+) -> Result<ControlResponse, Refusal> {
     let (memory, place) = ask.place()?;
     let value = Limited::new(body, MAX_VALUE)
         .collect()
@@ -289,7 +286,7 @@ async fn put(ask: &KeyQuery, body: Incoming, store: Arc<Store>) -> Result<Answer
     done(memory, commit, store).await
 }
 
-async fn delete(ask: &KeyQuery, store: Arc<Store>) -> Result<Answer, Refusal> {
+async fn delete(ask: &KeyQuery, store: Arc<Store>) -> Result<ControlResponse, Refusal> {
     let (memory, place) = ask.place()?;
     let mut is_there = false;
     store
@@ -301,7 +298,7 @@ async fn delete(ask: &KeyQuery, store: Arc<Store>) -> Result<Answer, Refusal> {
     done(memory, Commit::of(Mutation::Delete { place }), store).await
 }
 
-async fn done(memory: bool, commit: Commit, store: Arc<Store>) -> Result<Answer, Refusal> {
+async fn done(memory: bool, commit: Commit, store: Arc<Store>) -> Result<ControlResponse, Refusal> {
     let pending = blocking(move || store.commit(memory, commit)).await?;
     let committed = pending.await.map_err(|error| refused(&error))?;
     Ok(json(&StateDone {
@@ -311,7 +308,7 @@ async fn done(memory: bool, commit: Commit, store: Arc<Store>) -> Result<Answer,
     }))
 }
 
-fn export(ask: &ExportQuery, store: Arc<Store>) -> Result<Answer, Refusal> {
+fn export(ask: &ExportQuery, store: Arc<Store>) -> Result<ControlResponse, Refusal> {
     let namespace = match &ask.namespace {
         Some(named) => Some(namespace(Some(named))?),
         None => None,
@@ -334,7 +331,7 @@ fn export(ask: &ExportQuery, store: Arc<Store>) -> Result<Answer, Refusal> {
     }))
 }
 
-fn backup(app: AppName, store: Arc<Store>) -> Answer {
+fn backup(app: AppName, store: Arc<Store>) -> ControlResponse {
     stream(move |take| {
         let snapshot = store.snapshot(false)?;
         let all = crate::state::Bounds::all();
@@ -412,7 +409,7 @@ fn not_taken(error: DumpError) -> Refusal {
     }
 }
 
-async fn import(body: Incoming, store: Arc<Store>) -> Result<Answer, Refusal> {
+async fn import(body: Incoming, store: Arc<Store>) -> Result<ControlResponse, Refusal> {
     let runtime = Handle::current();
     let read = upload(body, move |from| {
         restore_entries(&store, &runtime, BufReader::new(from))
@@ -439,7 +436,7 @@ fn spooled(mut from: impl Read) -> Result<(File, crate::state::Footer), DumpErro
     Ok((file, footer))
 }
 
-async fn restore(body: Incoming, store: Arc<Store>) -> Result<Answer, Refusal> {
+async fn restore(body: Incoming, store: Arc<Store>) -> Result<ControlResponse, Refusal> {
     let runtime = Handle::current();
     let restored = upload(body, move |from| -> Result<StateDone, DumpError> {
         let (file, footer) = spooled(from)?;
@@ -459,7 +456,7 @@ async fn verify(
     app: AppName,
     store: Arc<Store>,
     scratch: impl FnOnce() -> Result<Store, Refusal> + Send + 'static,
-) -> Result<Answer, Refusal> {
+) -> Result<ControlResponse, Refusal> {
     let runtime = Handle::current();
     let verified = upload(body, move |mut from| -> Result<StateDone, Refusal> {
         let mut first = [0; 1];

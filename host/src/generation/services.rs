@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use handover_api::{AppName, GenerationId};
 use handover_plugin::abi::{
     host::{Event, TASK, Work},
     import::HostServices,
@@ -17,10 +18,7 @@ use handover_plugin::abi::{
 use parking_lot::Mutex;
 use tracing::Level;
 
-use crate::{
-    names::{AppName, GenerationId},
-    state::Session,
-};
+use crate::state::Session;
 
 /// What the host offers to one generation.
 #[derive(Debug)]

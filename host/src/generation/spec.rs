@@ -2,13 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
+use handover_api::{AppName, GenerationId};
 use semver::Version;
 
 use super::states::Retained;
 use crate::{
     artifact::Sha256,
     ledger::{self, RefusedLock},
-    names::{AppName, GenerationId},
     state::Store,
 };
 

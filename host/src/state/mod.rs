@@ -37,5 +37,5 @@ pub use self::{
     partition::{Page, Query, Settings},
     place::{Bounds, InvalidPlace, Namespace, Place},
     session::Session,
-    store::{Store, StoreStats, Stores},
+    store::{Store, Stores},
 };

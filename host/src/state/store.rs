@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use handover_api::{AppName, StateStats};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
@@ -21,7 +22,6 @@ use super::{
     redb::Redb,
     ticket::{Pending, Ticket},
 };
-use crate::names::AppName;
 
 /// The stores of all apps. Cheap to clone.
 #[derive(Clone)]
@@ -148,31 +148,6 @@ struct Slot {
     open: arc_swap::ArcSwapOption<Partition>,
     /// RetainReasons while it is opened. True when it is closed for good.
     opening: Mutex<bool>,
-}
-
-/// What `handover state stats` shows.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct StoreStats {
-    /// The app.
-    pub app: String,
-    /// The engine.
-    pub engine: String,
-    /// Keys on the disk, those that have expired and are not removed yet included.
-    pub keys: u64,
-    /// Their bytes and those of their values, with 32 for each.
-    pub bytes: u64,
-    /// How many of those are allowed.
-    pub max_bytes: u64,
-    /// The size of the file.
-    pub file_bytes: u64,
-    /// The version of the last commit.
-    pub version: u64,
-    /// The namespaces, those in memory behind the others.
-    pub namespaces: Vec<String>,
-    /// Keys in memory.
-    pub memory_keys: u64,
-    /// Their bytes.
-    pub memory_bytes: u64,
 }
 
 impl Store {
@@ -303,7 +278,7 @@ impl Store {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn stats(&self) -> Result<StoreStats, StateError> {
+    pub fn stats(&self) -> Result<StateStats, StateError> {
         let snapshot = self.snapshot(false)?;
         let disk = snapshot.totals();
         let mut namespaces = snapshot.namespaces(false)?;
@@ -316,7 +291,7 @@ impl Store {
             None => super::engine::Totals::default(),
         };
         let file = self.file.as_deref();
-        Ok(StoreStats {
+        Ok(StateStats {
             app: self.name.clone(),
             engine: "redb".to_owned(),
             keys: disk.keys,
