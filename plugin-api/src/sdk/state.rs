@@ -542,6 +542,8 @@ impl Range {
     }
 }
 
+/// The bytes of an entry: its key and its value.
+type KeyAndValue = (Vec<u8>, Vec<u8>);
 /// The bytes of an entry: its key, its value, and the version of its commit.
 type RawEntry = (Vec<u8>, Vec<u8>, u64);
 
@@ -654,7 +656,7 @@ impl<T: DeserializeOwned> Scan<T> {
         self.advance()
     }
 
-    fn advance(&mut self) -> Result<Option<(Vec<u8>, Vec<u8>)>, StateError> {
+    fn advance(&mut self) -> Result<Option<KeyAndValue>, StateError> {
         loop {
             if let Some((key, value, _)) = self.page.next() {
                 return Ok(Some((key, value)));
