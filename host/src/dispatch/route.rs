@@ -8,10 +8,10 @@ use handover_api::AppName;
 use http::{HeaderMap, Uri, header::HOST};
 use semver::Version;
 
-use super::limits::Limits;
+use super::{limits::Limits, targets::Targets};
 use crate::{
     config::{RoutePrefix, bare_host},
-    generation::{Generation, InFlight},
+    generation::InFlight,
 };
 
 /// Where an app answers, and with what.
@@ -23,8 +23,8 @@ pub struct Route {
     pub strip: bool,
     /// The app.
     pub app: AppName,
-    /// What answers; none while nothing is up.
-    pub active: Option<Arc<Generation>>,
+    /// What answers.
+    pub targets: Targets,
     /// The version that was chosen to answer and is not up; none while nothing has been deployed.
     pub down: Option<Version>,
     /// What the app may take, if that is limited.
@@ -121,7 +121,7 @@ impl Table {
         else {
             return Some(Chosen::NoApp);
         };
-        let Some(generation) = &route.active else {
+        let Some(generation) = route.targets.choose() else {
             return Some(Chosen::Empty(Box::new((
                 route.app.clone(),
                 route.down.clone(),

@@ -12,7 +12,10 @@ use handover_api::{
 use tokio::sync::oneshot;
 
 use crate::{
-    apps::app::{App, FailedStart, Live, result},
+    apps::{
+        app::{App, FailedStart, Live, result},
+        cutover::CutoverStrategy,
+    },
     artifact::{Artifact, Remark, Sha256, Topic, manifest::HOST_ABI, trust::Untrusted},
     background,
     config::WhenFull,
@@ -898,7 +901,9 @@ async fn go_live(
         artifact: plan.artifact.clone(),
         source: plan.source.clone(),
     };
-    let replaced = rollout.registry.cut_over(app, live);
+    let replaced = rollout
+        .registry
+        .cut_over(app, live, CutoverStrategy::default());
     progress.step(
         "cutover",
         app,

@@ -156,8 +156,7 @@ impl DropTarget for Rollout {
             return DropOutcome::Later;
         }
         let live = app.live();
-        let live_source =
-            app.running(|running| running.live.as_ref().and_then(|live| live.source.clone()));
+        let live_source = app.running(|running| running.serving.primary()?.source.clone());
         let decision = app.saved.read(|record| {
             decide(&Facts {
                 artifact: sha256,
