@@ -42,6 +42,9 @@ use crate::{
 /// How long requests that were on their way when the host stopped listening have to be read.
 const ON_THEIR_WAY: Duration = Duration::from_millis(250);
 
+/// How long the last answers on the control socket may take to be read, when everything else has ended.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
+
 /// How long apps that have come up again wait for those that have not.
 const SIDE_BY_SIDE: Duration = Duration::from_secs(2);
 
@@ -84,6 +87,15 @@ pub struct Daemon {
     memory: JoinHandle<()>,
     /// Held for the life of the host, so that no second one works on the same state.
     lock: File,
+}
+
+/// A host that has ended, but for its process.
+#[derive(Debug)]
+#[must_use = "its end is written down last"]
+pub struct Over {
+    apps: Apps,
+    /// Nobody else has the state directory before that.
+    _lock: File,
 }
 
 /// Why the host did not start, and what to do.
@@ -359,14 +371,14 @@ impl Daemon {
     }
 
     /// Waits until SIGTERM, SIGINT or `handover shutdown`, then drains and ends. A second request ends it at once.
-    pub async fn wait(self) {
+    pub async fn wait(self) -> Over {
         let Self {
             settings,
             apps,
             shutdown,
             stop_serving,
             mut serving,
-            control,
+            mut control,
             metrics,
             signals,
             notifier,
@@ -404,6 +416,9 @@ impl Daemon {
                 apps.shutdown(Duration::ZERO).await;
             }
         }
+        // Whoever waits for an operation that was cut reads how it ended.
+        shutdown.request(Shutdown::Ended);
+        let _ = tokio::time::timeout(ANSWERED_WITHIN, &mut control).await;
         serving.abort();
         control.abort();
         metrics.inspect(JoinHandle::abort);
@@ -411,9 +426,18 @@ impl Daemon {
         alive.abort();
         memory.abort();
         // Its file goes with it. An error is what it was cancelled for.
-        let _ = control.await;
-        drop(lock);
+        if !control.is_finished() {
+            let _ = control.await;
+        }
         tracing::info!("the host has ended");
+        Over { apps, _lock: lock }
+    }
+}
+
+impl Over {
+    /// Writes down that nothing crashed, when nothing can any more, and lets go of the state directory. Blocks.
+    pub fn done(self) {
+        self.apps.ended();
     }
 }
 
@@ -607,7 +631,7 @@ impl Signals {
             shutdown.request(match shutdown.current() {
                 Shutdown::Drain if self.at_once.is_some() => Shutdown::Drain,
                 Shutdown::Running => Shutdown::Drain,
-                Shutdown::Drain | Shutdown::Now => Shutdown::Now,
+                Shutdown::Drain | Shutdown::Now | Shutdown::Ended => Shutdown::Now,
             });
         }
     }

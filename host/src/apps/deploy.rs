@@ -1,7 +1,7 @@
 //! An artifact's way to being live: preflight, load, start, cutover, HEAD; and what becomes of it when a step fails.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -320,8 +320,8 @@ async fn give_up(
 async fn carry_out(apps: &Apps, app: &Arc<App>, plan: Plan, speaker: &Speaker) -> Ended {
     let (artifact, cause, source) = (plan.artifact.clone(), plan.cause, plan.source.clone());
     // Until its end is written down.
-    let _trying = Trying::of(apps, &app.name);
-    match try_plan(apps, app, plan, speaker).await {
+    let trying = Arc::new(Trying::of(apps, &app.name));
+    match try_plan(apps, app, plan, speaker, &trying).await {
         Ok(ended) => ended,
         Err(failure) => {
             Ended::Otherwise(record_failure(apps, app, &artifact, cause, source, failure).await)
@@ -334,9 +334,10 @@ async fn try_plan(
     app: &Arc<App>,
     plan: Plan,
     speaker: &Speaker,
+    trying: &Arc<Trying>,
 ) -> Result<Ended, Failure> {
     let deadline = plan.deadline.map(|deadline| deadline.by);
-    if apps.0.closing.load(Ordering::Acquire) {
+    if apps.is_closing() {
         return Err(Failure::host("the host is shutting down"));
     }
     if let Some(took) = plan.noticed_in {
@@ -365,7 +366,11 @@ async fn try_plan(
     }
     // What has to be on disk before it is used gets there while the artifact is checked.
     let (checked, kept, id, ()) = tokio::join!(
-        check(apps, app, &plan, deadline, speaker),
+        unless_closing(
+            apps,
+            "its preflight",
+            check(apps, app, &plan, deadline, speaker)
+        ),
         keep(apps, &plan),
         reserve(app, &plan),
         crash::trying(apps, &app.name, plan.tried(Step::Checked, None)),
@@ -382,7 +387,17 @@ async fn try_plan(
     let Some(id) = id? else {
         return stage(apps, app, &plan, checked).await.map(Ended::Otherwise);
     };
-    let started = load_and_start(apps, app, &plan, &mut checked, id, deadline, speaker).await?;
+    let started = load_and_start(
+        apps,
+        app,
+        &plan,
+        &mut checked,
+        id,
+        deadline,
+        speaker,
+        trying,
+    )
+    .await?;
     go_live(apps, app, plan, checked, started, speaker).await
 }
 
@@ -706,7 +721,46 @@ async fn stage(
     })
 }
 
+/// Gives up what an operation waits for when the host ends. Dropping `work` has to end it.
+async fn unless_closing<T>(
+    apps: &Apps,
+    what: &str,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        done = work => done,
+        () = apps.closing() => Err(Failure::cut(what)),
+    }
+}
+
+/// Waits for `work`, on a task of its own, until the host ends: then it goes on by itself, and `afterwards` gets what it comes to.
+async fn left_when_closing<T: Send + 'static, F: Future<Output = ()> + Send>(
+    apps: &Apps,
+    what: &str,
+    work: impl Future<Output = T> + Send + 'static,
+    afterwards: impl FnOnce(T) -> F + Send + 'static,
+) -> Result<T, Failure> {
+    if apps.is_closing() {
+        return Err(Failure::cut(what));
+    }
+    let mut work = tokio::spawn(work);
+    tokio::select! {
+        biased;
+        done = &mut work => done.map_err(|broken| Failure::host(format!("the host failed in {what}: {broken}"))),
+        () = apps.closing() => {
+            tokio::spawn(async move {
+                if let Ok(done) = work.await {
+                    afterwards(done).await;
+                }
+            });
+            Err(Failure::cut(what))
+        }
+    }
+}
+
 /// Maps the library and runs the constructor.
+#[expect(clippy::too_many_arguments, reason = "one deploy, in steps")]
 async fn load_and_start(
     apps: &Apps,
     app: &Arc<App>,
@@ -715,6 +769,7 @@ async fn load_and_start(
     id: GenerationId,
     deadline: Option<Instant>,
     speaker: &Speaker,
+    trying: &Arc<Trying>,
 ) -> Result<Started, Failure> {
     // From here on code of it runs in this process.
     crash::trying(apps, &app.name, plan.tried(Step::Loaded, Some(id))).await;
@@ -752,7 +807,14 @@ async fn load_and_start(
             drain::put_away(apps, app, id, generation::Ended::Retained(retained));
         }
     };
-    let library = match generation::load(artifact, left(longest)).await {
+    // Code of it runs until the end of this step, whoever waits for it: a crash is its fault as long.
+    let named = Arc::clone(trying);
+    let loading = generation::load(artifact, left(longest));
+    let dropped = async move |_library| drop(named);
+    let library = match left_when_closing(apps, "its load", loading, dropped)
+        .await
+        .map_err(|cut| cut.of(id))?
+    {
         Ok(library) => library,
         Err(StartError {
             reason, retained, ..
@@ -784,7 +846,18 @@ async fn load_and_start(
 
     let began = Instant::now();
     spec.start_deadline = left(longest);
-    let started = match generation::start(library, spec.clone()).await {
+    let named = Arc::clone(trying);
+    let starting = generation::start(library, spec.clone());
+    let ended = async move |started: Result<Started, StartError>| {
+        if let Ok(started) = started {
+            drop(started.discard().await);
+        }
+        drop(named);
+    };
+    let started = match left_when_closing(apps, "its constructor", starting, ended)
+        .await
+        .map_err(|cut| cut.of(id))?
+    {
         Ok(started) => started,
         Err(error) => {
             let reason = error.explained();
@@ -819,7 +892,7 @@ async fn go_live(
     speaker: &Speaker,
 ) -> Result<Ended, Failure> {
     let spec = started.generation().spec().clone();
-    if apps.0.closing.load(Ordering::Acquire) {
+    if apps.is_closing() {
         let ended = started.discard().await;
         drain::put_away(apps, app, spec.id, ended);
         return Err(Failure::host("the host is shutting down").of(spec.id));
@@ -1025,6 +1098,13 @@ impl Failure {
             generation,
             own_fault: true,
         }
+    }
+
+    /// The host ends in the middle of it.
+    fn cut(what: &str) -> Self {
+        Self::host(format!(
+            "the host is shutting down, which cut {what}; deploy it again when the host is back"
+        ))
     }
 
     /// The deploy's own timeout passed.

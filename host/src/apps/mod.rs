@@ -60,7 +60,7 @@ use std::{
     net::SocketAddr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock, atomic::AtomicBool},
+    sync::{Arc, OnceLock},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -118,8 +118,8 @@ struct Inner {
     leaks: Leaks,
     /// How many generations are on their way out.
     leaving: watch::Sender<usize>,
-    /// Set when the host ends: nothing new is activated.
-    closing: AtomicBool,
+    /// Set when the host ends: what is being deployed is cut, and nothing new is activated.
+    closing: watch::Sender<bool>,
     started: Instant,
     listen: OnceLock<Vec<SocketAddr>>,
     metrics_at: OnceLock<SocketAddr>,
@@ -229,7 +229,7 @@ impl Apps {
             room,
             leaks: Leaks::default(),
             leaving: watch::Sender::new(0),
-            closing: AtomicBool::new(false),
+            closing: watch::Sender::new(false),
             started: Instant::now(),
             listen: OnceLock::new(),
             metrics_at: OnceLock::new(),
@@ -366,7 +366,7 @@ impl Apps {
     }
 
     /// Ends all generations: lets them finish up to `deadline`, then cancels what still runs. Nothing can be deployed
-    /// any more.
+    /// any more. Once the process has nothing left to do, [`Apps::ended`] says so.
     pub async fn shutdown(&self, deadline: Duration) {
         let apps = self.clone();
         // On a worker: the apps are told to end from here, and the ledger visits workers only.
@@ -375,6 +375,10 @@ impl Apps {
         {
             tracing::error!(%error, "the apps could not be ended in order");
         }
+    }
+
+    /// Writes down that this host has ended, and did not crash. Blocks.
+    pub fn ended(&self) {
         self.0.journal.end();
     }
 
@@ -383,6 +387,18 @@ impl Apps {
         let apps = self.0.config.apps.iter();
         apps.filter(|(_, settings)| settings.watch != Watch::Off)
             .map(|(name, _)| name)
+    }
+
+    /// Whether the host ends.
+    fn is_closing(&self) -> bool {
+        *self.0.closing.borrow()
+    }
+
+    /// Waits until the host ends.
+    async fn closing(&self) {
+        let mut closing = self.0.closing.subscribe();
+        // The sender is in `self`, so this cannot fail.
+        let _ = closing.wait_for(|closing| *closing).await;
     }
 
     /// The app of that name, new if nobody knew it. A new one reads its record from the disk.

@@ -1,9 +1,6 @@
-//! The end of all generations, when the host ends.
+//! The end of all operations and of all generations, when the host ends.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use super::{
     Apps,
@@ -13,12 +10,15 @@ use super::{
     events::Kind,
 };
 
+/// How long operations have to end that were cut. What they still do is to write down how they ended.
+const CUT_WITHIN: Duration = Duration::from_secs(5);
+
 /// How long cancelled work has to end, past the deadline.
 const CANCELLED_WITHIN: Duration = Duration::from_secs(5);
 
-/// Drains every app up to `deadline`, cancels what runs on, and unloads.
+/// Cuts what is being deployed, drains every app up to `deadline`, cancels what runs on, and unloads.
 pub(super) async fn shutdown(apps: &Apps, deadline: Duration) {
-    apps.0.closing.store(true, Ordering::Release);
+    apps.0.closing.send_replace(true);
     for app in apps.all() {
         app.turns.close();
     }
@@ -26,7 +26,14 @@ pub(super) async fn shutdown(apps: &Apps, deadline: Duration) {
     loop {
         // Again after the wait: a cutover may have been under way when the door was closed.
         if !take_leave(apps) && *apps.0.leaving.borrow() == 0 {
-            return;
+            if apps.0.operations.running() == 0 {
+                return;
+            }
+            let cut = apps.0.operations.all_ended();
+            if tokio::time::timeout(CUT_WITHIN, cut).await.is_err() {
+                return;
+            }
+            continue;
         }
         if tokio::time::timeout_at(by, all_gone(apps)).await.is_err() {
             break;

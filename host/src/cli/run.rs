@@ -100,6 +100,7 @@ fn serve(
         Failure::new(format!("the host has no runtime: {error}"))
     })?;
     let server = config.server.clone();
+    let notifier = given.notifier.clone();
     let ended = runtime.block_on(async {
         let told = given.notifier.clone();
         let daemon = Daemon::start(config, given).await.map_err(|error| {
@@ -114,13 +115,16 @@ fn serve(
             control = %server.control.display(),
             "put plugin files into the drop folder, or `handover deploy` them"
         );
-        daemon.wait().await;
-        Ok(())
+        Ok(daemon.wait().await)
     });
     // A worker that is stuck in a plugin's code would keep the process for ever.
     runtime.shutdown_timeout(LAST_MOMENT);
     telemetry::flush(LAST_MOMENT);
-    ended.map(|()| loader::end_process())
+    ended.map(|over| {
+        over.done();
+        notifier.ended();
+        loader::end_process()
+    })
 }
 
 /// Flags overrule the file, and their paths are relative to the working directory. A state directory without a socket brings its own.

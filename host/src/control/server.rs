@@ -5,6 +5,8 @@
 use std::{
     convert::Infallible,
     fmt,
+    fs::File,
+    os::fd::OwnedFd,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
@@ -14,6 +16,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Either, Full};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
+use rustix::io::fcntl_dupfd_cloexec;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -37,6 +40,7 @@ use crate::{
     artifact::{Artifact, Signature, Store, StoreError, store::Writer},
     background,
     names::AppName,
+    open_files,
     telemetry::{Gather, exposition},
 };
 
@@ -180,7 +184,8 @@ impl Backend for Host {
     }
 }
 
-/// Serves the control socket for as long as the future lives; dropping it cuts the connections and no operation.
+/// Serves the control socket until [`Shutdown::Ended`], and then until every answer is out. Dropping the future cuts the connections and
+/// no operation.
 ///
 /// `shutdown` is asked for only when the caller's answer is out, so that even `handover shutdown --now` gets one.
 pub async fn serve(
@@ -211,9 +216,13 @@ pub async fn serve_backend<B: Backend>(
     let mut look = tokio::time::interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut cannot_be_made = false;
+    let mut reserve = Reserve::new();
+    reserve.fill();
     loop {
         tokio::select! {
+            _ = shutdown.requested(Shutdown::Ended) => break,
             _ = look.tick() => {
+                reserve.fill();
                 if !socket.is_gone() {
                     continue;
                 }
@@ -239,14 +248,58 @@ pub async fn serve_backend<B: Backend>(
                         shutdown.clone(),
                     ));
                 }
+                // Out of descriptors: one is kept for each who calls.
+                Err(_) if reserve.give_up() => {}
                 Err(error) => {
-                    // Out of descriptors, mostly. It passes, and spinning would not help it.
+                    // It passes, and spinning would not help it.
                     tracing::warn!(%error, "the control socket cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
             Some(_) = connections.join_next() => {}
         }
+    }
+    // Nobody new finds it.
+    drop((listener, socket));
+    while connections.join_next().await.is_some() {}
+}
+
+/// Descriptors that are kept open, to be given up when there are no others: whoever takes all of them does not lock the operator out.
+#[derive(Debug)]
+struct Reserve {
+    kept: Vec<OwnedFd>,
+    size: usize,
+}
+
+impl Reserve {
+    /// As many as the limit of open files allows for. Takes none yet.
+    fn new() -> Self {
+        Self {
+            kept: Vec::new(),
+            size: open_files::kept_for_control(),
+        }
+    }
+
+    /// Takes as many as there are again, up to all of them, above those of clients.
+    fn fill(&mut self) {
+        if self.kept.len() >= self.size {
+            return;
+        }
+        let Ok(null) = File::open("/dev/null") else {
+            return;
+        };
+        let first = open_files::first_reserved().unwrap_or_default();
+        while self.kept.len() < self.size
+            && let Ok(one) = fcntl_dupfd_cloexec(&null, first)
+        {
+            self.kept.push(one);
+        }
+    }
+
+    /// Gives a third of them up: one for the call, the others for what it asks for. Whether there were any.
+    fn give_up(&mut self) -> bool {
+        let left = self.kept.len().saturating_sub(self.size.div_ceil(3));
+        self.kept.drain(left..).next().is_some()
     }
 }
 
@@ -305,6 +358,7 @@ async fn connection<B: Backend>(
     let asked = Arc::new(OnceLock::new());
     let service = service_fn(|request| {
         let (backend, caller, asked) = (backend.clone(), caller.clone(), Arc::clone(&asked));
+        let shutdown = &shutdown;
         async move {
             let allowed = caller
                 .map_err(Refusal::denied)
@@ -314,15 +368,23 @@ async fn connection<B: Backend>(
                     discard(request.into_body()).await;
                     Err(refusal)
                 }
-                Ok(()) => answer(request, backend, &asked).await,
+                Ok(()) => answer(request, backend, &asked, shutdown).await,
             };
             Ok::<_, Infallible>(answer.unwrap_or_else(Refusal::into_response))
         }
     });
+    let serving =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let mut serving = std::pin::pin!(serving);
     // A client that leaves is its own affair: the error has nobody to interest.
-    let _ = hyper::server::conn::http1::Builder::new()
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+    tokio::select! {
+        biased;
+        _ = &mut serving => {}
+        _ = shutdown.requested(Shutdown::Ended) => {
+            serving.as_mut().graceful_shutdown();
+            let _ = serving.await;
+        }
+    }
     if let Some(request) = asked.get() {
         shutdown.request(*request);
     }
@@ -471,6 +533,7 @@ async fn answer<B: Backend>(
     request: Request<Incoming>,
     backend: B,
     asked: &OnceLock<Shutdown>,
+    shutdown: &ShutdownHandle,
 ) -> Result<Answer, Refusal> {
     let path = request.uri().path().to_owned();
     check_method(request.method(), &path)?;
@@ -487,7 +550,7 @@ async fn answer<B: Backend>(
         }
         "/v1/events" => {
             let EventsQuery { follow } = query(&request)?;
-            Ok(events(backend.events(), follow))
+            Ok(events(backend.events(), follow.then(|| shutdown.clone())))
         }
         "/metrics" => {
             let NoQuery {} = query(&request)?;
@@ -654,8 +717,11 @@ fn progress(operation: Operation) -> Answer {
     lines(rx)
 }
 
-/// The events so far, and with `follow` those to come, for ever.
-fn events((past, mut coming): (Vec<Event>, broadcast::Receiver<Event>), follow: bool) -> Answer {
+/// The events so far, and those to come until `following` is at its end.
+fn events(
+    (past, mut coming): (Vec<Event>, broadcast::Receiver<Event>),
+    following: Option<ShutdownHandle>,
+) -> Answer {
     let (tx, rx) = mpsc::channel(WAITING);
     tokio::spawn(async move {
         let mut last = 0;
@@ -665,13 +731,13 @@ fn events((past, mut coming): (Vec<Event>, broadcast::Receiver<Event>), follow: 
                 return;
             }
         }
-        if !follow {
-            return;
-        }
+        let Some(shutdown) = following else { return };
         loop {
             let next = tokio::select! {
+                biased;
                 next = coming.recv() => next,
                 () = tx.closed() => return,
+                _ = shutdown.requested(Shutdown::Ended) => return,
             };
             let event = match next {
                 Ok(event) if event.seq <= last => continue,

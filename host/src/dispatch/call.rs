@@ -27,7 +27,7 @@ use super::{
     route::{Chosen, Routes, names_its_host, target, told_target, whole_target},
     upgrade::{self, Upgrade},
 };
-use crate::generation::{Cut, Generation, InFlight};
+use crate::generation::{Cut, Generation, InFlight, Upload};
 
 /// A request on its way.
 #[derive(Debug)]
@@ -85,6 +85,8 @@ struct Running {
     uri: Uri,
     in_flight: InFlight,
     origin: Origin,
+    /// The body of the request, where it has one.
+    upload: Option<Upload>,
     /// Whether it was polled when it was dispatched. The next poll with the same waker has nothing to add.
     just_polled: bool,
 }
@@ -294,11 +296,16 @@ where
         match step {
             Step::Answered(_) => {}
             Step::New(new) => {
-                let body = new
-                    .body
-                    .take_if(|body| !body.is_end_stream())
-                    .map(|body| RequestBody::new(body, new.call.in_flight.hold()))
-                    .map(BodyStream::new);
+                let mut upload = None;
+                let body = new.body.take_if(|body| !body.is_end_stream()).map(|body| {
+                    let of_body = new.origin.cut.as_ref().map(|cut| {
+                        let (of_body, of_answer) = Upload::over(cut);
+                        upload = Some(of_answer);
+                        of_body
+                    });
+                    let hold = new.call.in_flight.hold();
+                    BodyStream::new(RequestBody::new(body, hold, of_body))
+                });
                 let begun = new.call.begin(
                     &mut new.request,
                     body,
@@ -311,6 +318,7 @@ where
                 {
                     let mut running =
                         Box::new(new.call.running(running, &mut new.request, new.origin));
+                    running.upload = upload;
                     if !running.expired(cx, &mut response) {
                         *step = Step::Running(running);
                         return Poll::Pending;
@@ -386,6 +394,7 @@ impl Call {
             uri: std::mem::take(request.uri_mut()),
             in_flight: self.in_flight,
             origin,
+            upload: None,
             just_polled: false,
         }
     }

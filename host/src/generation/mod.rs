@@ -20,7 +20,7 @@ mod worker;
 
 pub use self::{
     core::{Counts, Generation, State},
-    cut::{Cut, Order},
+    cut::{Cut, Order, Upload},
     in_flight::{Hold, InFlight},
     spec::{Spec, StartError},
     states::{Active, Draining, Ended, Retained, Started, load, start},

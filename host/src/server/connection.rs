@@ -107,7 +107,11 @@ impl Protocols {
         let (stream, turn) = Stream::new(TokioIo::new(stream), Arc::clone(activity), Some(place));
         Serving {
             http: Box::pin(Http::Opening(Some(stream))),
-            patience: Patience::new(Arc::clone(activity), self.settings.timeouts),
+            patience: Patience::new(
+                Arc::clone(activity),
+                Arc::clone(open.cut()),
+                self.settings.timeouts,
+            ),
             turn,
             settings: self.settings,
             requests,
