@@ -31,6 +31,7 @@ use crate::{
     notify::Notifier,
     open_files, ownership,
     server::{self, Connections, socket},
+    shadow::Shadow,
     signals,
     telemetry::{
         self, Gather, endpoint,
@@ -65,6 +66,8 @@ pub struct Given {
     pub is_supervised: bool,
     /// How the host before it crashed.
     pub crashed: Option<Crashed>,
+    /// What the host before it could not write.
+    pub shadow: Option<Shadow>,
 }
 
 /// A running host.
@@ -168,6 +171,7 @@ impl Daemon {
             notifier,
             is_supervised,
             crashed,
+            shadow,
         } = given;
         open_files::raise();
         let settings = config.server.clone();
@@ -186,8 +190,9 @@ impl Daemon {
         let store = Store::open(&settings.state.join("artifacts"))
             .map_err(|cause| fail("the artifact store cannot be opened", &cause))?;
         let routes = Arc::new(Routes::default());
-        let apps = Apps::open(config, &settings.state, store.clone(), Arc::clone(&routes))
-            .map_err(|cause| {
+        let (kept_in, served_by) = (store.clone(), Arc::clone(&routes));
+        let apps =
+            Apps::open(config, &settings.state, kept_in, served_by, shadow).map_err(|cause| {
                 fail(
                     &format!("{} cannot be read", settings.state.display()),
                     &cause,

@@ -21,6 +21,7 @@ pub mod ownership;
 pub mod preflight;
 pub mod process;
 pub mod server;
+pub mod shadow;
 mod shortage;
 mod shown;
 pub mod signals;

@@ -92,6 +92,7 @@ use crate::{
     names::AppName,
     preflight::Scope,
     process,
+    shadow::Shadow,
     watch::WatcherHandle,
 };
 
@@ -202,7 +203,7 @@ impl Cause {
 impl Apps {
     /// The apps of `config` and those that `state` remembers, none of them serving yet: see [`Apps::restore`].
     ///
-    /// Blocks on the disk. Must be called within the host's runtime.
+    /// `shadow` has what the host before could not write. Blocks on the disk. Must be called within the host's runtime.
     ///
     /// # Errors
     /// When the state directory cannot be read or written.
@@ -211,10 +212,11 @@ impl Apps {
         state: &Path,
         store: Store,
         routes: Arc<Routes>,
+        shadow: Option<Shadow>,
     ) -> io::Result<Self> {
         let records = state.join("apps");
         std::fs::create_dir_all(&records)?;
-        let room = Arc::new(Room::in_state(state));
+        let room = Arc::new(Room::in_state(state, shadow));
         room.take();
         let apps = Self(Arc::new(Inner {
             store,

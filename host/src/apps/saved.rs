@@ -290,8 +290,21 @@ impl Saved {
     /// all. Blocks.
     pub(super) fn open(dir: &Path, app: &AppName, room: Arc<Room>) -> (Arc<Self>, Option<String>) {
         let path = dir.join(format!("{app}.json"));
-        let (record, disk, trouble) = match read_patiently(&path) {
-            Ok(record) => (record, Disk::UpToDate, None),
+        let kept = room
+            .kept(&path)
+            .and_then(|text| serde_json::from_str::<Record>(&text).ok());
+        let read = match kept {
+            Some(record) => {
+                let why = format!(
+                    "{} is behind: the host before could not write it",
+                    path.display()
+                );
+                Ok((record, Disk::Behind(why)))
+            }
+            None => read_patiently(&path).map(|record| (record, Disk::UpToDate)),
+        };
+        let (record, disk, trouble) = match read {
+            Ok((record, disk)) => (record, disk, None),
             Err(ReadError::Corrupt(why)) => {
                 let trouble = set_aside(&path, &why);
                 (Record::default(), Disk::UpToDate, Some(trouble))
@@ -369,7 +382,9 @@ impl Saved {
             return Err(io::Error::other(why.clone()));
         }
         let text = serde_json::to_vec_pretty(&*self.record.lock())?;
-        let written = self.room.write_in(|| replace(&self.path, &text));
+        let written = self
+            .room
+            .write(&self.path, &text, || replace(&self.path, &text));
         let written = written.map_err(|cause| {
             io::Error::new(cause.kind(), format!("{}: {cause}", self.path.display()))
         });
@@ -472,7 +487,7 @@ mod tests {
     }
 
     fn room(dir: &Path) -> Arc<Room> {
-        Arc::new(Room::in_state(dir))
+        Arc::new(Room::in_state(dir, None))
     }
 
     #[tokio::test]

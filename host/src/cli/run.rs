@@ -1,6 +1,6 @@
 //! `run`: this process becomes the host, or the parent that supervises it.
 
-use std::{io, net::TcpListener, time::Duration};
+use std::{io, net::TcpListener, os::fd::RawFd, time::Duration};
 
 use super::{
     args::{Global, Run},
@@ -16,6 +16,7 @@ use crate::{
     notify::Notifier,
     origin, ownership, process,
     server::socket,
+    shadow::Shadow,
     signals, supervisor, telemetry,
 };
 
@@ -36,7 +37,7 @@ pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
         }
         None => Config::without_file(),
     };
-    let (alone, supervised) = (args.no_supervisor, args.supervised);
+    let (alone, supervised, shadow) = (args.no_supervisor, args.supervised, args.shadow);
     let crashed = args.crashed.clone().map(|how| Crashed {
         how,
         pid: args.crashed_pid,
@@ -58,7 +59,13 @@ pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
     };
     telemetry::init(&config.log, output::colour(&io::stderr(), global), role)
         .map_err(|error| Failure::new(error.to_string()))?;
-    let ended = serve(config, listeners, supervised, supervises, crashed);
+    let ended = serve(
+        config,
+        listeners,
+        supervised.zip(Some(shadow)),
+        supervises,
+        crashed,
+    );
     telemetry::flush(LAST_MOMENT);
     ended
 }
@@ -67,12 +74,12 @@ pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
 fn serve(
     config: Config,
     listeners: Vec<TcpListener>,
-    supervised: Option<u32>,
+    supervised: Option<(u32, Option<RawFd>)>,
     supervises: bool,
     crashed: Option<Crashed>,
 ) -> Result<(), Failure> {
     let notifier = match supervised {
-        Some(supervisor) => supervisor::attach(supervisor),
+        Some((supervisor, _)) => supervisor::attach(supervisor),
         // Whoever passes sockets holds them while there is no host, and starts it again.
         None if !supervises => Ok(Notifier::from_env()),
         None => {
@@ -84,10 +91,17 @@ fn serve(
         }
     }
     .map_err(|error| Failure::new(format!("nobody can be told how the host is: {error}")))?;
+    let shadow = supervised.and_then(|(supervisor, number)| {
+        let opened = Shadow::of(supervisor, number?);
+        opened
+            .inspect_err(|error| tracing::warn!(%error, "what a full disk has no room for ends with this process"))
+            .ok()
+    });
     let given = Given {
         listeners,
         notifier,
         is_supervised: supervised.is_some(),
+        shadow,
         crashed,
     };
     // The supervisor starts this file by a name of the kernel's, and people look for the one that they know.
@@ -169,6 +183,7 @@ mod tests {
             state: None,
             no_supervisor: false,
             supervised: None,
+            shadow: None,
             crashed: None,
             crashed_pid: None,
             last_words: None,

@@ -23,6 +23,7 @@ use crate::{
     names,
     notify::{ENDED, FAILED, Notifier, READY, STOPPING},
     process,
+    shadow::ShadowFile,
 };
 
 /// The longest message of a host.
@@ -95,7 +96,11 @@ pub(super) enum End {
 
 impl Host {
     /// Starts this very program again, with the same arguments, `listener`, and how the one before crashed.
-    pub(super) fn start(listener: RawFd, crashed: Option<&Crash>) -> io::Result<Self> {
+    pub(super) fn start(
+        listener: RawFd,
+        shadow: Option<&ShadowFile>,
+        crashed: Option<&Crash>,
+    ) -> io::Result<Self> {
         let (reports, theirs) = StdDatagram::pair()?;
         reports.set_nonblocking(true)?;
         let mut command = Command::from(process::own_program()?);
@@ -108,6 +113,11 @@ impl Host {
         command
             .args(std::env::args_os().skip(1))
             .args(["--supervised", &own_pid()])
+            .args(
+                shadow
+                    .into_iter()
+                    .flat_map(|shadow| ["--shadow".to_owned(), shadow.number().to_string()]),
+            )
             .args(crashed.into_iter().flat_map(Crash::arguments))
             .env("LISTEN_FDS", "1")
             .env("LISTEN_FDS_FIRST_FD", listener.to_string())

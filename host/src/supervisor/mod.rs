@@ -45,6 +45,7 @@ use crate::{
     config::Server,
     notify::Notifier,
     server::socket::{self, SocketError},
+    shadow::ShadowFile,
     shortage::{Kills, OUT_OF_MEMORY},
     signals, telemetry,
 };
@@ -103,6 +104,11 @@ async fn supervise(listener: &TcpListener, left: &Path) -> Result<u8, Supervisor
     let mut orphans = Orphans::new()?;
     let manager = Notifier::from_env();
     let mut backoff = Backoff::default();
+    let shadow = ShadowFile::create()
+        .inspect_err(
+            |error| tracing::warn!(%error, "what a full disk has no room for ends with the host"),
+        )
+        .ok();
     let mut crashed = crash_before(left);
     let mut once_ready = false;
     let mut kills = Kills::new();
@@ -110,7 +116,7 @@ async fn supervise(listener: &TcpListener, left: &Path) -> Result<u8, Supervisor
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let began = Instant::now();
-        let mut host = match Host::start(listener.as_raw_fd(), crashed.as_ref()) {
+        let mut host = match Host::start(listener.as_raw_fd(), shadow.as_ref(), crashed.as_ref()) {
             Ok(host) => host,
             Err(error) if !once_ready => return Err(error.into()),
             Err(error) => {
