@@ -183,7 +183,10 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
             .head
             .iter()
             .flat_map(|head| history::before(&record.history, head.artifact))
-            .filter(|entry| record.why_failing(entry.artifact).is_none())
+            .filter(|entry| {
+                record.why_failing(entry.artifact).is_none()
+                    && apps.0.store.contains(entry.artifact)
+            })
             .filter_map(Entry::head)
             .collect();
         (record.head.clone(), before)
@@ -245,7 +248,9 @@ async fn restore_app(apps: &Apps, app: &Arc<App>, left_out: Option<LeftOut>) {
         let mut before: Vec<Head> = Vec::new();
         for older in chosen.into_iter().chain(others).filter_map(Entry::head) {
             let is_known = before.iter().any(|known| known.artifact == older.artifact);
-            if Some(older.artifact) != head && !is_known {
+            // What is older than the store reaches back need not be tried.
+            let is_there = apps.0.store.contains(older.artifact);
+            if Some(older.artifact) != head && !is_known && is_there {
                 before.push(older);
             }
         }

@@ -13,7 +13,11 @@ use parking_lot::Mutex;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use super::{clock::Order, history::Entry, room::Room};
+use super::{
+    clock::Order,
+    history::{self, Entry},
+    room::Room,
+};
 use crate::{
     artifact::{AbiVersion, Sha256},
     loader::Companion,
@@ -237,16 +241,19 @@ impl Record {
         }
     }
 
-    /// The artifacts that must stay in the store: HEAD, staged, and the last `keep` that were active.
+    /// The artifacts that must stay in the store: HEAD, staged, and of the older ones the last `keep` that were active, and as many that a
+    /// rollback or a crash goes back to. Those are others where something was taken back.
     pub(super) fn wanted(&self, keep: usize) -> Vec<Sha256> {
-        let chosen = self
-            .head
-            .iter()
-            .chain(&self.staged)
-            .map(|head| head.artifact);
-        let before = super::history::once_active(&self.history);
-        chosen
-            .chain(before.into_iter().take(keep).map(|entry| entry.artifact))
+        let head = self.head.as_ref().map(|head| head.artifact);
+        let staged = self.staged.as_ref().map(|head| head.artifact);
+        let active = history::once_active(&self.history);
+        let active = active.into_iter().map(|entry| entry.artifact);
+        let before = head.map_or_else(Vec::new, |head| history::before(&self.history, head));
+        let before = before.into_iter().map(|entry| entry.artifact);
+        head.into_iter()
+            .chain(staged)
+            .chain(active.filter(|artifact| Some(*artifact) != head).take(keep))
+            .chain(before.take(keep))
             .collect()
     }
 }
@@ -627,13 +634,25 @@ mod tests {
             staged: Some(head(2)),
             ..Record::default()
         };
-        for (generation, byte) in [(1, 3), (2, 4), (3, 5), (4, 1), (5, 5)] {
+        let wanted = |record: &Record| {
+            let mut wanted = record.wanted(2);
+            wanted.sort();
+            wanted.dedup();
+            wanted
+        };
+        for (generation, byte) in [(1, 3), (2, 4), (3, 5), (4, 1)] {
             record.remember(entry(generation, byte, Outcome::Done));
         }
-        record.remember(entry(6, 6, Outcome::Rejected));
-        let mut wanted = record.wanted(2);
-        wanted.sort();
-        wanted.dedup();
-        assert_eq!(wanted, [1, 2, 5].map(|byte| Sha256([byte; 32])));
+        record.remember(entry(5, 6, Outcome::Rejected));
+        assert_eq!(wanted(&record), [1, 2, 4, 5].map(|byte| Sha256([byte; 32])));
+        // What was taken back since does not push out what is gone back to.
+        for (generation, byte) in [(6, 7), (7, 8)] {
+            record.remember(entry(generation, byte, Outcome::Done));
+            record.remember(entry(generation, byte, Outcome::RolledBack));
+        }
+        assert_eq!(
+            wanted(&record),
+            [1, 2, 4, 5, 7, 8].map(|byte| Sha256([byte; 32]))
+        );
     }
 }

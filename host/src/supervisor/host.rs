@@ -91,7 +91,7 @@ pub(super) enum End {
     /// It did not mean to; how.
     Crashed(String),
     /// The same, while it was ending.
-    CrashedInTheEnd(String),
+    CrashedLate(String),
 }
 
 impl Host {
@@ -235,7 +235,7 @@ fn meaning(status: ExitStatus, said: Said) -> End {
         None => names::signal(status.signal().unwrap_or_default()),
     };
     if said.stopping {
-        End::CrashedInTheEnd(how)
+        End::CrashedLate(how)
     } else {
         End::Crashed(how)
     }
@@ -278,7 +278,7 @@ mod tests {
         let killed = |signal: Signal| ExitStatus::from_raw(signal.as_raw());
         let crashed = |how: &str| End::Crashed(how.to_owned());
 
-        let in_the_end = |how: &str| End::CrashedInTheEnd(how.to_owned());
+        let in_the_end = |how: &str| End::CrashedLate(how.to_owned());
         let nothing = Said::default();
         let failed = Said {
             failed: true,

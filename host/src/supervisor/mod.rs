@@ -150,7 +150,7 @@ async fn supervise(listener: &TcpListener, left: &Path) -> Result<u8, Supervisor
             End::NotStarted(_) => {
                 tracing::error!("the host did not come up again, and is tried anew");
             }
-            End::CrashedInTheEnd(how) => {
+            End::CrashedLate(how) => {
                 tracing::error!(
                     pid = host.pid(),
                     "the host crashed while it was ending: {how}"
