@@ -1,7 +1,8 @@
 //! How many files and connections this process may have open: as many as the system grants it.
 //!
-//! The soft limit is 1,024 nearly everywhere, for the sake of programs that use `select`; a connection takes one, and a generation four. A
-//! process may raise it to the hard limit by itself, and whoever means to limit it sets that one.
+//! The soft limit is 1,024 nearly everywhere, for the sake of programs that use `select`; a
+//! connection takes one, and a generation four. A process may raise it to the hard limit by itself,
+//! and whoever means to limit it sets that one.
 
 use std::os::fd::RawFd;
 
@@ -14,17 +15,20 @@ const FEW: u64 = 4096;
 /// How many descriptors are kept back at least and at most. A deploy takes about 15 at a time.
 const RESERVE: (u64, u64) = (24, 1024);
 
-/// How many of them the control socket keeps open for itself, at most: enough for some calls and a deploy.
+/// How many of them the control socket keeps open for itself, at most: enough for some calls and a
+/// deploy.
 const CONTROL: usize = 24;
 
-/// What a connection of a client takes in bytes when it is busy, with its buffers and those of the kernel, and without what its app
-/// makes of it.
+/// What a connection of a client takes in bytes when it is busy, with its buffers and those of the
+/// kernel, and without what its app makes of it.
 const OF_A_CONNECTION: u64 = 64 << 10;
 
-/// The most connections without a word of the configuration. Beyond it one who knows the machine sets `max_connections`.
+/// The most connections without a word of the configuration. Beyond it one who knows the machine
+/// sets `max_connections`.
 const MOST: usize = 1 << 20;
 
-/// Raises the limit as far as it goes, and tells what it is. A system that denies it is told of, and lived with.
+/// Raises the limit as far as it goes, and tells what it is. A system that denies it is told of,
+/// and lived with.
 pub(crate) fn raise() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
         if soft == hard {
@@ -50,8 +54,8 @@ pub(crate) fn limit() -> Option<u64> {
     (soft != RLIM_INFINITY).then_some(soft)
 }
 
-/// The first descriptor that is not for clients: the last ones, a quarter but not too many, are kept for the control socket, deploys, and
-/// what plugins open. None where there is no limit.
+/// The first descriptor that is not for clients: the last ones, a quarter but not too many, are
+/// kept for the control socket, deploys, and what plugins open. None where there is no limit.
 pub(crate) fn first_reserved() -> Option<RawFd> {
     let limit = limit()?;
     RawFd::try_from(limit.saturating_sub(reserve(limit))).ok()

@@ -7,7 +7,8 @@ use nix::time::{ClockId, clock_gettime};
 /// Starts this very program again, whatever lies at its path by now.
 ///
 /// # Errors
-/// The sentence for a person when there is no `/proc`, without which there is no host either: it maps plugins by way of it.
+/// The sentence for a person when there is no `/proc`, without which there is no host either: it
+/// maps plugins by way of it.
 pub fn own_program() -> io::Result<Command> {
     const PATH: &str = "/proc/self/exe";
     match fs::read_link(PATH) {
@@ -24,13 +25,14 @@ pub fn resident_bytes() -> u64 {
     field("VmRSS:") * 1024
 }
 
-/// The memory that is nobody else's and of no file, be it resident or swapped out: what was allocated and written to.
+/// The memory that is nobody else's and of no file, be it resident or swapped out: what was
+/// allocated and written to.
 pub fn private_bytes() -> u64 {
     (field("RssAnon:") + field("VmSwap:")) * 1024
 }
 
-/// The memory that this process may have at most, in bytes: that of the machine, or of its control group. None where the kernel does not
-/// say.
+/// The memory that this process may have at most, in bytes: that of the machine, or of its control
+/// group. None where the kernel does not say.
 pub(crate) fn memory_limit() -> Option<u64> {
     let machine = fs::read_to_string("/proc/meminfo")
         .ok()
@@ -41,7 +43,8 @@ pub(crate) fn memory_limit() -> Option<u64> {
     machine.into_iter().chain(group).min()
 }
 
-/// Where the files of the control group of this process are that limits memory: `unified` in version 2 of the groups, `legacy` in version 1.
+/// Where the files of the control group of this process are that limits memory: `unified` in
+/// version 2 of the groups, `legacy` in version 1.
 pub(crate) fn files_of_group(unified: &str, legacy: &str) -> impl Iterator<Item = String> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let files = groups.lines().filter_map(|line| {

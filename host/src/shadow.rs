@@ -1,7 +1,8 @@
 //! What could not be written to the disk, in memory that outlives this process.
 //!
-//! A disk is full or read-only for longer than a host that crashes on it lives. Its supervisor has a file in memory, which the kernel keeps
-//! when the host ends, whatever ended it: so the next host knows what crashed and what was done, and writes it when there is room.
+//! A disk is full or read-only for longer than a host that crashes on it lives. Its supervisor has
+//! a file in memory, which the kernel keeps when the host ends, whatever ended it: so the next host
+//! knows what crashed and what was done, and writes it when there is room.
 
 use std::{
     collections::BTreeMap,
@@ -73,7 +74,8 @@ impl Shadow {
         self.state.lock().texts.get(path.to_str()?).cloned()
     }
 
-    /// Keeps what the file at `path` would hold, or forgets it. Without success where there is no memory for it either.
+    /// Keeps what the file at `path` would hold, or forgets it. Without success where there is no
+    /// memory for it either.
     pub fn keep(&self, path: &Path, text: Option<&[u8]>) {
         let Some(path) = path.to_str() else { return };
         let text = text.and_then(|text| std::str::from_utf8(text).ok());
@@ -105,7 +107,8 @@ fn read(file: &File) -> io::Result<State> {
     Ok(State { texts, place })
 }
 
-/// Writes the texts beside those that are there, and then the head that leads to them: whenever the process ends, one of both is whole.
+/// Writes the texts beside those that are there, and then the head that leads to them: whenever the
+/// process ends, one of both is whole.
 fn write(file: &File, state: &mut State) -> io::Result<()> {
     let text = serde_json::to_vec(&state.texts)?;
     let length = text.len() as u64;

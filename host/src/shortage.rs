@@ -1,7 +1,8 @@
-//! What the machine is short of: the errors that say so, and the processes that the kernel killed for want of memory.
+//! What the machine is short of: the errors that say so, and the processes that the kernel killed
+//! for want of memory.
 //!
-//! An error of this kind is no fault of whoever ran into it, and gone a moment later. It often comes as text only: from the
-//! dynamic linker, or from a plugin.
+//! An error of this kind is no fault of whoever ran into it, and gone a moment later. It often
+//! comes as text only: from the dynamic linker, or from a plugin.
 
 use std::fs;
 
@@ -10,7 +11,8 @@ use crate::process;
 /// How a process ended that the kernel killed for want of memory, in place of `SIGKILL`.
 pub(crate) const OUT_OF_MEMORY: &str = "SIGKILL by the kernel, which was out of memory";
 
-/// EAGAIN, ENOMEM, ENFILE and EMFILE, as Rust shows the errors of the system, and in its debug format.
+/// EAGAIN, ENOMEM, ENFILE and EMFILE, as Rust shows the errors of the system, and in its debug
+/// format.
 const CODES: [&str; 8] = [
     "(os error 11)",
     "(os error 12)",
@@ -55,7 +57,8 @@ impl Kills {
     }
 }
 
-/// How many were killed in the control group of this process, or in the whole system where that counts none.
+/// How many were killed in the control group of this process, or in the whole system where that
+/// counts none.
 fn killed() -> Option<u64> {
     let files = process::files_of_group("memory.events", "memory.oom_control");
     let files = files.chain(["/proc/vmstat".to_owned()]);

@@ -1,4 +1,5 @@
-//! Silent and greedy clients: they are waited for with a limit at each stage, and never lock the operator out.
+//! Silent and greedy clients: they are waited for with a limit at each stage, and never lock the
+//! operator out.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"
@@ -263,7 +264,8 @@ async fn a_body_that_an_app_waits_for_in_vain_has_its_deadline() {
     let host = serving(short("body_timeout = \"500ms\"")).await;
     let head = "POST /sink HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n";
     let chunked = "POST /sink HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello";
-    // `:method POST`, `:scheme http`, `:path /sink`, `:authority x`, and a piece of a body without its end.
+    // `:method POST`, `:scheme http`, `:path /sink`, `:authority x`, and a piece of a body without
+    // its end.
     let fields = b"\x83\x86\x04\x05/sink\x41\x01x";
     let headers = [&[0, 0, fields.len() as u8, 1, 4, 0, 0, 0, 1][..], fields].concat();
     let piece = b"\0\0\x05\0\0\0\0\0\x01hello";

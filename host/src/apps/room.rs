@@ -1,8 +1,8 @@
 //! Room on the disk for the records of a recovery: a file that is given up when there is none.
 //!
-//! A disk is full just when things go wrong. What the host writes then is small: who is live, what crashed. So room for it is taken in
-//! advance, and taken again when there is some. What does not fit all the same is kept for the next host in memory of the supervisor's
-//! ([`Shadow`]).
+//! A disk is full just when things go wrong. What the host writes then is small: who is live, what
+//! crashed. So room for it is taken in advance, and taken again when there is some. What does not
+//! fit all the same is kept for the next host in memory of the supervisor's ([`Shadow`]).
 
 use std::{
     fs::{self, OpenOptions},
@@ -34,7 +34,8 @@ impl Room {
         }
     }
 
-    /// Takes the room, unless it is taken. Without success where there is none, which is nobody's business before it is needed. Blocks.
+    /// Takes the room, unless it is taken. Without success where there is none, which is nobody's
+    /// business before it is needed. Blocks.
     pub(super) fn take(&self) {
         if fs::metadata(&self.path).is_ok_and(|facts| facts.len() >= SIZE) {
             return;
@@ -60,8 +61,9 @@ impl Room {
         )?)
     }
 
-    /// Runs `write`, which gives the file at `path` the content `text`, and once more in the room that is given up for it if there was no
-    /// other. What cannot be written is kept for the next host. Blocks.
+    /// Runs `write`, which gives the file at `path` the content `text`, and once more in the room
+    /// that is given up for it if there was no other. What cannot be written is kept for the next
+    /// host. Blocks.
     pub(super) fn write(
         &self,
         path: &Path,

@@ -58,7 +58,8 @@ pub(super) async fn deploy(global: &Global, args: Deploy) -> Result<(), Failure>
     .await
 }
 
-/// Waits, at most for `limit`, until nobody has `file` open for writing. Returns what keeps it as it is where the system has that.
+/// Waits, at most for `limit`, until nobody has `file` open for writing. Returns what keeps it as
+/// it is where the system has that.
 ///
 /// # Errors
 /// When somebody has it open still: half of a plugin may look like a whole one.

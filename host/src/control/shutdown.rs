@@ -26,7 +26,8 @@ impl ShutdownHandle {
         Self::default()
     }
 
-    /// Asks for `shutdown`. A request is never taken back: `Now` overrules `Drain`, and nothing but the end overrules `Now`.
+    /// Asks for `shutdown`. A request is never taken back: `Now` overrules `Drain`, and nothing but
+    /// the end overrules `Now`.
     pub fn request(&self, shutdown: Shutdown) {
         self.0.send_if_modified(|current| {
             let overruled = *current < shutdown;

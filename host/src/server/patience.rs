@@ -1,8 +1,10 @@
-//! How long the client of a connection is waited for: one timer a connection, however many requests come.
+//! How long the client of a connection is waited for: one timer a connection, however many requests
+//! come.
 //!
-//! hyper asks for a timer before each head, and drops it after it. Tokio's would go into its wheel and out of it again each time, under a lock
-//! that all workers share. What hyper gets here only writes down that it waits, and never runs out. [`Patience`] has the one timer of the
-//! connection: it lets it run out, and looks then what the connection has been doing meanwhile.
+//! hyper asks for a timer before each head, and drops it after it. Tokio's would go into its wheel
+//! and out of it again each time, under a lock that all workers share. What hyper gets here only
+//! writes down that it waits, and never runs out. [`Patience`] has the one timer of the connection:
+//! it lets it run out, and looks then what the connection has been doing meanwhile.
 
 use std::{
     pin::Pin,
@@ -17,12 +19,14 @@ use super::{
     activity::{Activity, Doing},
     count::Ended,
 };
-use crate::{config, generation::Cut};
+use crate::{config, generation::CloseHandle};
 
-/// How long an idle connection that was asked to leave has for it: HTTP/2 says goodbye, and waits for an answer.
+/// How long an idle connection that was asked to leave has for it: HTTP/2 says goodbye, and waits
+/// for an answer.
 pub(super) const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 
-/// How often HTTP/2 is looked at that has something under way: its streams end without a word to the connection.
+/// How often HTTP/2 is looked at that has something under way: its streams end without a word to
+/// the connection.
 const GLANCE: Duration = Duration::from_secs(30);
 
 /// What hyper asks for timers. Clones are for one and the same connection.
@@ -33,13 +37,14 @@ pub(super) struct HeadTimer(pub(super) Arc<Activity>);
 #[derive(Debug)]
 pub(super) struct Patience {
     activity: Arc<Activity>,
-    cut: Arc<Cut>,
+    close_handle: Arc<CloseHandle>,
     limits: config::Timeouts,
     timer: Pin<Box<tokio::time::Sleep>>,
     /// Whether the timer was set, and wakes this task when it runs out.
     is_set: bool,
     is_http2: bool,
-    /// Since when an app has waited for a body without that anything came, and how often something had come by then.
+    /// Since when an app has waited for a body without that anything came, and how often something
+    /// had come by then.
     awaits_upload: Option<(u32, tokio::time::Instant)>,
     /// Since when the connection has been asked to leave.
     leaving_since: Option<tokio::time::Instant>,
@@ -70,7 +75,8 @@ impl Future for Never {
 impl Sleep for Never {}
 
 impl HeadTimer {
-    /// How long hyper is to wait for a head: what it gives as the end of the wait is its beginning then.
+    /// How long hyper is to wait for a head: what it gives as the end of the wait is its beginning
+    /// then.
     pub(super) const SPAN: Duration = Duration::ZERO;
 }
 
@@ -92,10 +98,14 @@ impl Timer for HeadTimer {
 
 impl Patience {
     /// With the client of a new connection.
-    pub(super) fn new(activity: Arc<Activity>, cut: Arc<Cut>, limits: config::Timeouts) -> Self {
+    pub(super) fn new(
+        activity: Arc<Activity>,
+        close_handle: Arc<CloseHandle>,
+        limits: config::Timeouts,
+    ) -> Self {
         Self {
             activity,
-            cut,
+            close_handle,
             limits,
             timer: Box::pin(tokio::time::sleep_until(tokio::time::Instant::now())),
             is_set: false,
@@ -118,12 +128,13 @@ impl Patience {
         }
     }
 
-    /// Looks whether it ends, after a turn in which the connection did what it could. Wakes the task of `cx` when it is to be asked again.
+    /// Looks whether it ends, after a turn in which the connection did what it could. Wakes the
+    /// task of `cx` when it is to be asked again.
     #[inline]
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Verdict> {
         let doing = self.activity.doing();
         let is_new = doing == Doing::NewHead
-            || (self.limits.body.is_some() && self.cut.has_uploads())
+            || (self.limits.body.is_some() && self.close_handle.has_uploads())
             || (self.limits.write.is_some() && self.activity.blocked_since().is_some());
         if !is_new && (doing == Doing::Request || (self.is_set && !self.timer.is_elapsed())) {
             return Poll::Pending;
@@ -143,8 +154,9 @@ impl Patience {
                 Some((due, verdict)) if due <= now => return Poll::Ready(verdict),
                 Some((due, _)) => due,
                 None if self.is_http2 => now + GLANCE,
-                // Its app may ask for more on a thread of its own, without a word to the connection.
-                None if self.cut.has_uploads() => {
+                // Its app may ask for more on a thread of its own, without a word to the
+                // connection.
+                None if self.close_handle.has_uploads() => {
                     now + self.limits.body.unwrap_or(GLANCE).min(GLANCE)
                 }
                 None => {
@@ -156,7 +168,8 @@ impl Patience {
                 self.timer.as_mut().reset(due);
                 self.is_set = true;
             }
-            // A task that has used up its share of a turn would be told to come back, and this timer to wake nobody.
+            // A task that has used up its share of a turn would be told to come back, and this
+            // timer to wake nobody.
             let timer = std::pin::pin!(tokio::task::unconstrained(self.timer.as_mut()));
             if timer.poll(cx).is_pending() {
                 return Poll::Pending;
@@ -164,21 +177,23 @@ impl Patience {
         }
     }
 
-    /// Until when an app waits for more of a body, and what comes then. None while it waits for none.
+    /// Until when an app waits for more of a body, and what comes then. None while it waits for
+    /// none.
     fn upload_due(&mut self, now: tokio::time::Instant) -> Option<(tokio::time::Instant, Verdict)> {
         let limit = self.limits.body?;
-        self.awaits_upload = self
-            .cut
-            .awaits_upload()
-            .map(|came| match self.awaits_upload {
-                Some((known, since)) if known == came => (known, since),
-                _ => (came, now),
-            });
+        self.awaits_upload =
+            self.close_handle
+                .awaits_upload()
+                .map(|came| match self.awaits_upload {
+                    Some((known, since)) if known == came => (known, since),
+                    _ => (came, now),
+                });
         let (_, since) = self.awaits_upload?;
         Some((since.checked_add(limit)?, Verdict::End(Some(Ended::NoBody))))
     }
 
-    /// Until when it goes on as it does, and what comes then. None while nothing is waited for, or for as long as it takes.
+    /// Until when it goes on as it does, and what comes then. None while nothing is waited for, or
+    /// for as long as it takes.
     fn due(&self) -> Option<(tokio::time::Instant, Verdict)> {
         let Self {
             activity, limits, ..
@@ -234,12 +249,13 @@ mod tests {
         http2_pong: Duration::from_secs(20),
     };
 
-    /// A client, and what its connection comes to: none when hyper ended it. An answer takes `answering`.
+    /// A client, and what its connection comes to: none when hyper ended it. An answer takes
+    /// `answering`.
     fn connected(answering: Duration) -> (DuplexStream, JoinHandle<Option<Verdict>>) {
         let (client, server) = tokio::io::duplex(4096);
         let connection = tokio::spawn(async move {
             let activity = Activity::new();
-            let (stream, turn) = Stream::new(TokioIo::new(server), Arc::clone(&activity), None);
+            let (stream, cycle) = Stream::new(TokioIo::new(server), Arc::clone(&activity), None);
             let mut patience = Patience::new(Arc::clone(&activity), Arc::default(), LIMITS);
             let of_requests = Arc::clone(&activity);
             let service = service_fn(move |_: Request<Incoming>| {
@@ -255,7 +271,7 @@ mod tests {
                 .serve_connection(stream, service);
             let mut connection = std::pin::pin!(connection);
             poll_fn(|cx| {
-                if turn.take(cx, |cx| connection.as_mut().poll(cx)).is_ready() {
+                if cycle.take(cx, |cx| connection.as_mut().poll(cx)).is_ready() {
                     return Poll::Ready(None);
                 }
                 Poll::Ready(Some(ready!(patience.poll(cx))))

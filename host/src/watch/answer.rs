@@ -18,7 +18,8 @@ pub(super) enum Verdict {
     Deployed,
     /// `.failed`
     Failed,
-    /// `.failed`, because the file in the same folder whose name is shown so arrived with it and was offered instead.
+    /// `.failed`, because the file in the same folder whose name is shown so arrived with it and
+    /// was offered instead.
     Superseded(String),
 }
 
@@ -45,7 +46,8 @@ const TEMP: &str = ".handover-";
 /// The longest name of a file, in bytes, of every file system that Linux has.
 const LONGEST: usize = 255;
 
-/// The file that an answer file is about, by its name; none for other files. A name that is [`shortened`] is given as it is.
+/// The file that an answer file is about, by its name; none for other files. A name that is
+/// [`shortened`] is given as it is.
 pub(super) fn subject(name: &OsStr) -> Option<&OsStr> {
     let bytes = name.as_bytes();
     bytes
@@ -87,7 +89,8 @@ pub(super) fn read(path: &Path) -> Option<(Sha256, Verdict)> {
     Some((sha256, verdict))
 }
 
-/// Answers about the file at `path`, unless it is gone. A folder that cannot be written gets a warning in the log.
+/// Answers about the file at `path`, unless it is gone. A folder that cannot be written gets a
+/// warning in the log.
 pub(super) fn write(path: &Path, verdict: &Verdict, message: &str, sha256: Sha256) {
     if fs::symlink_metadata(path).is_err() {
         return;
@@ -166,7 +169,8 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// The name that answers are named for: that of the file, or where it is too long for that its beginning and a hash of it.
+/// The name that answers are named for: that of the file, or where it is too long for that its
+/// beginning and a hash of it.
 pub(super) fn shortened(name: &OsStr) -> Cow<'_, OsStr> {
     let longest = LONGEST - DEPLOYED.len();
     if name.len() <= longest {

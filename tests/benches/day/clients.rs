@@ -111,7 +111,8 @@ impl Clients {
             .sum()
     }
 
-    /// Waits until each client of a healthy app has had some answers more, and returns what went wrong since this was called last.
+    /// Waits until each client of a healthy app has had some answers more, and returns what went
+    /// wrong since this was called last.
     ///
     /// # Errors
     /// Who has had none for too long.

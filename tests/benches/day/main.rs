@@ -1,4 +1,5 @@
-//! The long bad day of a host: whatever goes wrong around it, one thing after the other, in an order that chance decides.
+//! The long bad day of a host: whatever goes wrong around it, one thing after the other, in an
+//! order that chance decides.
 //!
 //! ```text
 //! cargo bench --profile dev -p handover-tests --bench day                       # ten minutes, another seed each time
@@ -7,10 +8,12 @@
 //! cargo bench --profile dev -p handover-tests --bench day -- --only crash       # those whose names contain it
 //! ```
 //!
-//! One supervised host serves six apps to clients that never stop asking; deploys go on all day. After each step every client of a healthy
-//! app has had answers, and none has had another one unless the step ended the process; what was acknowledged to the clients of a database
-//! is in it; no app but those that do wrong was rolled back; the host and its supervisor have no child that they should not have. At the
-//! end descriptors, threads, mappings and memory are what they were at the beginning.
+//! One supervised host serves six apps to clients that never stop asking; deploys go on all day.
+//! After each step every client of a healthy app has had answers, and none has had another one
+//! unless the step ended the process; what was acknowledged to the clients of a database is in it;
+//! no app but those that do wrong was rolled back; the host and its supervisor have no child that
+//! they should not have. At the end descriptors, threads, mappings and memory are what they were at
+//! the beginning.
 //!
 //! - [`steps`]: what goes wrong
 //! - [`clients`]: who must not notice
@@ -49,10 +52,12 @@ pub(crate) const HEALTHY: [(&str, &str); 4] = [
     ("sqlite", "sqlite"),
 ];
 
-/// All of them. `shop` crashes now and then, so it may be rolled back; `misfit` does whatever it can.
+/// All of them. `shop` crashes now and then, so it may be rolled back; `misfit` does whatever it
+/// can.
 const APPS: [&str; 6] = ["front", "hello", "service", "sqlite", "shop", "misfit"];
 
-/// After how many steps it is looked whether every row is there, beside the end and each death of the host.
+/// After how many steps it is looked whether every row is there, beside the end and each death of
+/// the host.
 const ROWS_EVERY: u64 = 10;
 
 /// The day.
@@ -130,7 +135,8 @@ async fn day(
     println!("at the beginning {before:?}");
     let began = Instant::now();
     let (mut number, mut forgiven) = (0, 0);
-    // Each once, in an order of chance, then again in another: what is rare is not left out of a short day.
+    // Each once, in an order of chance, then again in another: what is rare is not left out of a
+    // short day.
     let mut left = Vec::new();
     while began.elapsed() < length && goes_on() {
         if left.is_empty() {
@@ -252,7 +258,8 @@ impl Day {
         asked.await.map_err(|fault| format!("GET {path}: {fault}"))
     }
 
-    /// Looks whether everything is as it should be after a step. Returns how many requests ended with the process.
+    /// Looks whether everything is as it should be after a step. Returns how many requests ended
+    /// with the process.
     async fn look(&mut self, kind: Kind, number: u64) -> Result<usize, String> {
         self.clients.ask_at(self.host.address);
         let faults = self.clients.all_answered().await?;
@@ -316,7 +323,8 @@ impl Day {
         Ok(())
     }
 
-    /// The supervisor has the host, and the host nobody: no child is left, and none waits to be asked how it ended.
+    /// The supervisor has the host, and the host nobody: no child is left, and none waits to be
+    /// asked how it ended.
     async fn nobody_is_left_over(&self) -> Result<(), String> {
         let deadline = Instant::now() + DEADLINE;
         loop {
@@ -381,9 +389,10 @@ impl Day {
 }
 
 impl Cost {
-    /// Whether `after` is what it was. Some are allowed for: the clients connect anew all the time, each connection has a descriptor and
-    /// some memory; a thread of the host's pool for blocking work ends ten seconds after it was needed; and an allocator maps arenas
-    /// and keeps pieces of what it had at the worst moment of the day.
+    /// Whether `after` is what it was. Some are allowed for: the clients connect anew all the time,
+    /// each connection has a descriptor and some memory; a thread of the host's pool for blocking
+    /// work ends ten seconds after it was needed; and an allocator maps arenas and keeps pieces of
+    /// what it had at the worst moment of the day.
     fn is_again(&self, after: &Self) -> Result<(), String> {
         let within = after.plugins <= self.plugins
             && after.mappings <= self.mappings + 80

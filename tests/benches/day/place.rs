@@ -1,4 +1,5 @@
-//! Where the host lives: a small disk of its own that outlives it, a clock that jumps, and few descriptors.
+//! Where the host lives: a small disk of its own that outlives it, a clock that jumps, and few
+//! descriptors.
 
 use std::{
     fs::{self, OpenOptions, Permissions},
@@ -16,7 +17,8 @@ use handover_tests::{
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-/// Takes precedence over libc's: the time of day is shifted by as many seconds as the file says that `CLOCK_SHIFT` names.
+/// Takes precedence over libc's: the time of day is shifted by as many seconds as the file says
+/// that `CLOCK_SHIFT` names.
 const SHIM: &str = r#"
 #include <fcntl.h>
 #include <stdlib.h>
@@ -186,7 +188,8 @@ exec nsenter -U -m --preserve-credentials -t \"$(cat '{holder}')\""
         fs::remove_file(self.state(host).join("filler")).expect("it is there");
     }
 
-    /// Makes the disk read-only, or writable again. The kernel refuses it while a file is being written.
+    /// Makes the disk read-only, or writable again. The kernel refuses it while a file is being
+    /// written.
     pub(crate) async fn remount(&self, host: &Host, how: &str) -> Result<(), String> {
         let holder = self.holder.unwrap_or_default().to_string();
         let deadline = Instant::now() + DEADLINE;

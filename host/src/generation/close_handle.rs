@@ -1,8 +1,9 @@
 //! The switch that ends a connection whatever it is doing.
 //!
-//! A connection whose client does not read is not polled, so what it streams would hold its generation for as long as the client
-//! likes. Everything that is streamed therefore leaves the switch of its connection with its generation, which throws it some time
-//! after the drain deadline. When the host ends, the same switch asks a connection to finish what it has.
+//! A connection whose client does not read is not polled, so what it streams would hold its
+//! generation for as long as the client likes. Everything that is streamed therefore leaves the
+//! switch of its connection with its generation, which throws it some time after the drain
+//! deadline. When the host ends, the same switch asks a connection to finish what it has.
 
 use std::{
     sync::{
@@ -16,9 +17,9 @@ use parking_lot::Mutex;
 
 /// The switch of one connection.
 #[derive(Debug, Default)]
-pub struct Cut {
-    /// An [`Order`].
-    order: AtomicU8,
+pub struct CloseHandle {
+    /// An [`CloseRequest`].
+    request: AtomicU8,
     waker: OnceLock<Waker>,
     /// Bodies of requests that have not come whole and whose answers have not begun.
     uploads: AtomicUsize,
@@ -28,14 +29,15 @@ pub struct Cut {
     came: AtomicU32,
 }
 
-/// The body of a request, until it has come whole or the answer begins: from then on it is a stream, and may be silent for as long as
-/// both sides like. Each half is held by one who may see its end; the first that is dropped ends it.
+/// The body of a request, until it has come whole or the answer begins: from then on it is a
+/// stream, and may be silent for as long as both sides like. Each half is held by one who may see
+/// its end; the first that is dropped ends it.
 #[derive(Debug)]
 pub struct Upload(Arc<UploadState>);
 
 #[derive(Debug)]
 struct UploadState {
-    cut: Arc<Cut>,
+    handle: Arc<CloseHandle>,
     /// One of [`FLOWS`], [`AWAITED`], [`DONE`].
     state: AtomicU8,
 }
@@ -50,21 +52,22 @@ const DONE: u8 = 2;
 /// What a connection is to do. Each goes further than the one before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Order {
+pub enum CloseRequest {
     /// Go on.
-    GoOn,
+    None,
     /// Finish what it has, take nothing more, and close.
-    Finish,
+    Graceful,
     /// End at once.
-    End,
+    Immediate,
 }
 
-impl Cut {
-    /// Wakes `waker`, the connection's, at each order from now on. To be called before the first look at [`order`](Self::order), and
-    /// once: a task has one waker for all its life.
+impl CloseHandle {
+    /// Wakes `waker`, the connection's, at each order from now on. To be called before the first
+    /// look at [`requested`](Self::requested), and once: a task has one waker for all its life.
     pub fn wakes(&self, waker: &Waker) {
         self.waker.get_or_init(|| waker.clone());
-        // With the one of `give`: either the order is seen when it is looked for next, or it is given to this waker.
+        // With the one of `give`: either the order is seen when it is looked for next, or it is
+        // given to this waker.
         fence(Ordering::SeqCst);
     }
 
@@ -76,22 +79,22 @@ impl Cut {
 
     /// What the connection is to do.
     #[inline]
-    pub fn order(&self) -> Order {
-        match self.order.load(Ordering::Acquire) {
-            0 => Order::GoOn,
-            1 => Order::Finish,
-            _ => Order::End,
+    pub fn requested(&self) -> CloseRequest {
+        match self.request.load(Ordering::Acquire) {
+            0 => CloseRequest::None,
+            1 => CloseRequest::Graceful,
+            _ => CloseRequest::Immediate,
         }
     }
 
     /// Asks the connection to finish.
-    pub fn finish(&self) {
-        self.give(Order::Finish);
+    pub fn close_gracefully(&self) {
+        self.request(CloseRequest::Graceful);
     }
 
     /// Ends the connection.
-    pub fn throw(&self) {
-        self.give(Order::End);
+    pub fn close_now(&self) {
+        self.request(CloseRequest::Immediate);
     }
 
     /// Whether the body of a request is on its way.
@@ -105,8 +108,8 @@ impl Cut {
         (self.awaited.load(Ordering::Relaxed) > 0).then(|| self.came.load(Ordering::Relaxed))
     }
 
-    fn give(&self, order: Order) {
-        self.order.fetch_max(order as u8, Ordering::Release);
+    fn request(&self, request: CloseRequest) {
+        self.request.fetch_max(request as u8, Ordering::Release);
         fence(Ordering::SeqCst);
         if let Some(waker) = self.waker.get() {
             waker.wake_by_ref();
@@ -116,10 +119,10 @@ impl Cut {
 
 impl Upload {
     /// Both halves of one over the connection of `cut`.
-    pub fn over(cut: &Arc<Cut>) -> (Self, Self) {
-        cut.uploads.fetch_add(1, Ordering::Relaxed);
+    pub fn over(handle: &Arc<CloseHandle>) -> (Self, Self) {
+        handle.uploads.fetch_add(1, Ordering::Relaxed);
         let state = Arc::new(UploadState {
-            cut: Arc::clone(cut),
+            handle: Arc::clone(handle),
             state: AtomicU8::new(FLOWS),
         });
         (Self(Arc::clone(&state)), Self(state))
@@ -128,7 +131,7 @@ impl Upload {
     /// Its app waits for more of it, or does no longer.
     #[inline]
     pub fn is_awaited(&self, awaited: bool) {
-        let UploadState { cut, state } = &*self.0;
+        let UploadState { handle, state } = &*self.0;
         let (from, to) = if awaited {
             (FLOWS, AWAITED)
         } else {
@@ -141,48 +144,51 @@ impl Upload {
             return;
         }
         if awaited {
-            cut.awaited.fetch_add(1, relaxed);
+            handle.awaited.fetch_add(1, relaxed);
         } else {
-            cut.awaited.fetch_sub(1, relaxed);
-            cut.came.fetch_add(1, relaxed);
+            handle.awaited.fetch_sub(1, relaxed);
+            handle.came.fetch_add(1, relaxed);
         }
     }
 }
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        let UploadState { cut, state } = &*self.0;
+        let UploadState { handle, state } = &*self.0;
         let before = state.swap(DONE, Ordering::Relaxed);
         if before == DONE {
             return;
         }
-        cut.uploads.fetch_sub(1, Ordering::Relaxed);
+        handle.uploads.fetch_sub(1, Ordering::Relaxed);
         if before == AWAITED {
-            cut.awaited.fetch_sub(1, Ordering::Relaxed);
+            handle.awaited.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
 
 /// The switches of the connections that stream something of a generation.
 #[derive(Debug, Default)]
-pub(super) struct Streams(Mutex<Vec<Arc<Cut>>>);
+pub(super) struct Streams(Mutex<Vec<Arc<CloseHandle>>>);
 
 impl Streams {
-    pub(super) fn add(&self, cut: &Arc<Cut>) {
-        self.0.lock().push(Arc::clone(cut));
+    pub(super) fn add(&self, handle: &Arc<CloseHandle>) {
+        self.0.lock().push(Arc::clone(handle));
     }
 
     /// Takes one entry of `cut` away: a connection may stream several things.
-    pub(super) fn remove(&self, cut: &Arc<Cut>) {
+    pub(super) fn remove(&self, handle: &Arc<CloseHandle>) {
         let mut streams = self.0.lock();
-        if let Some(at) = streams.iter().position(|stream| Arc::ptr_eq(stream, cut)) {
+        if let Some(at) = streams
+            .iter()
+            .position(|stream| Arc::ptr_eq(stream, handle))
+        {
             streams.swap_remove(at);
         }
     }
 
-    pub(super) fn throw_all(&self) -> usize {
+    pub(super) fn close_all_now(&self) -> usize {
         let streams = self.0.lock().clone();
-        streams.iter().for_each(|cut| cut.throw());
+        streams.iter().for_each(|handle| handle.close_now());
         streams.len()
     }
 }
@@ -193,22 +199,28 @@ mod tests {
 
     #[test]
     fn an_upload_is_awaited_until_something_comes_or_one_half_is_gone() {
-        let cut = Arc::new(Cut::default());
-        let (body, answer) = Upload::over(&cut);
-        assert!(cut.has_uploads());
-        assert_eq!(cut.awaits_upload(), None);
+        let handle = Arc::new(CloseHandle::default());
+        let (body, answer) = Upload::over(&handle);
+        assert!(handle.has_uploads());
+        assert_eq!(handle.awaits_upload(), None);
         for came in 0..3 {
             body.is_awaited(true);
             body.is_awaited(true);
-            assert_eq!(cut.awaits_upload(), Some(came));
+            assert_eq!(handle.awaits_upload(), Some(came));
             body.is_awaited(false);
-            assert_eq!(cut.awaits_upload(), None);
+            assert_eq!(handle.awaits_upload(), None);
         }
         body.is_awaited(true);
         drop(answer);
-        assert_eq!((cut.has_uploads(), cut.awaits_upload()), (false, None));
+        assert_eq!(
+            (handle.has_uploads(), handle.awaits_upload()),
+            (false, None)
+        );
         body.is_awaited(true);
         drop(body);
-        assert_eq!((cut.has_uploads(), cut.awaits_upload()), (false, None));
+        assert_eq!(
+            (handle.has_uploads(), handle.awaits_upload()),
+            (false, None)
+        );
     }
 }
