@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 
-use crate::names::AppName;
+use handover_api::AppName;
 
 const EXIT_CODES: &str = "\
 Exit codes:

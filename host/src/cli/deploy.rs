@@ -6,17 +6,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use handover_api::{Client, Wait};
+
 use super::{
     args::{Deploy, Global, Reload, Rollback},
     exit::Failure,
     operation::{How, show},
 };
 use crate::{
-    apps::Wait,
     artifact::Signature,
-    control::Client,
     shown,
-    writers::{self, Hold, Writers, writers},
+    writers::{self, WriteLease, Writers, writers},
 };
 
 /// How long a file that somebody still writes is waited for, unless `--timeout` says less.
@@ -39,8 +39,8 @@ pub(super) async fn deploy(global: &Global, args: Deploy) -> Result<(), Failure>
                 &args.file,
                 args.app.as_ref(),
                 args.timeout,
-                signature.as_ref(),
-                Wait::asked(args.queue, args.detach),
+                signature.as_ref().map(Signature::to_header),
+                Wait::from_query(args.queue, args.detach),
             )
             .await;
         // The host has all of it.
@@ -63,12 +63,12 @@ pub(super) async fn deploy(global: &Global, args: Deploy) -> Result<(), Failure>
 ///
 /// # Errors
 /// When somebody has it open still: half of a plugin may look like a whole one.
-async fn whole(file: &Path, limit: Duration) -> Result<Option<Hold>, Failure> {
+async fn whole(file: &Path, limit: Duration) -> Result<Option<WriteLease>, Failure> {
     let by = Instant::now() + limit;
     let mut is_told = false;
     loop {
         match writers(file) {
-            Ok(Writers::Nobody(hold)) => return Ok(Some(hold)),
+            Ok(Writers::Nobody(lease)) => return Ok(Some(lease)),
             // What cannot be opened is told by the one who reads it.
             Ok(Writers::Unknown) | Err(_) => return Ok(None),
             Ok(Writers::Somebody) => {}
@@ -119,7 +119,7 @@ pub(super) async fn reload(global: &Global, args: Reload) -> Result<(), Failure>
             detach: false,
             several: args.app.is_none(),
         },
-        client.reload(args.app.as_ref(), Wait::asked(args.queue, false)),
+        client.reload(args.app.as_ref(), Wait::from_query(args.queue, false)),
     )
     .await
 }
@@ -136,7 +136,7 @@ pub(super) async fn rollback(global: &Global, args: Rollback) -> Result<(), Fail
         client.rollback(
             args.app.as_ref(),
             args.to.as_deref(),
-            Wait::asked(args.queue, false),
+            Wait::from_query(args.queue, false),
         ),
     )
     .await

@@ -8,13 +8,13 @@ use super::{
     output,
 };
 use crate::{
-    apps::Crashed,
     config::{Config, Server, absolute},
     daemon::{self, Daemon, StartupHandoff},
     ledger::{self, LastWords},
     loader,
     notify::Notifier,
     origin, ownership, process,
+    records::journal::Crashed,
     server::socket,
     shadow::Shadow,
     signals, supervisor, telemetry,

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use handover_api::AppName;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use toml::Spanned;
 
@@ -19,7 +20,7 @@ use super::{
     LogFormat, LogRotation, Metrics, RoutePrefix, Server, SmokeRequest, Timeouts, Trust, Watch,
     WhenFull, Who,
 };
-use crate::{artifact::Key, names::AppName};
+use crate::artifact::Key;
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]

@@ -15,6 +15,7 @@ use std::{
     },
 };
 
+use handover_api::ConnectionsStatus;
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
@@ -23,10 +24,7 @@ use super::{
     count::{Counts, Ended, Refused},
     patience::LEAVE_WITHIN,
 };
-use crate::{
-    config, control::api::ConnectionsStatus, generation::CloseHandle, open_files,
-    telemetry::exposition::Exposition,
-};
+use crate::{config, generation::CloseHandle, open_files, telemetry::exposition::Exposition};
 
 /// How many idle ones go at a time, at most, and which part of them.
 const AT_ONCE: usize = 32;

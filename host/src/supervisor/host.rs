@@ -20,10 +20,10 @@ use tokio::{
 use super::own_pid;
 use crate::{
     ledger::LAST_WORDS,
-    names,
     notify::{ENDED, FAILED, Notifier, READY, STOPPING},
     process,
     shadow::ShadowFile,
+    signals,
 };
 
 /// The longest message of a host.
@@ -234,7 +234,7 @@ fn meaning(status: ExitStatus, said: Said) -> End {
         None if said.stopping && ended_by_order(status) => return End::Meant(0),
         Some(code) if said.failed => return End::NotStarted(code),
         Some(code) => format!("exit with code {code}"),
-        None => names::signal(status.signal().unwrap_or_default()),
+        None => signals::name(status.signal().unwrap_or_default()),
     };
     if said.stopping {
         End::CrashedLate(how)

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use handover_api::{AppName, Cause, GenerationId, OperationResult, Outcome, Progress, Wait};
 use tokio::task::JoinHandle;
 
 use self::{
@@ -25,16 +26,13 @@ use super::{
     run::LAST_MOMENT,
 };
 use crate::{
-    apps::{Apps, Cause, Wait},
     artifact::{Artifact, Sha256, Store, StoreError},
     config::{self, Config, Watch, WhenFull},
-    control::{
-        api::{OperationResult, Outcome, Progress},
-        socket,
-    },
+    control::socket,
     daemon::{self, Daemon, StartupHandoff},
-    loader,
-    names::{AppName, GenerationId},
+    human, loader,
+    orchestrator::Orchestrator,
+    report::status::Surface,
     telemetry,
 };
 
@@ -59,7 +57,7 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
     let app: AppName = krate
         .name
         .parse()
-        .map_err(|error: crate::names::InvalidAppName| {
+        .map_err(|error: handover_api::InvalidAppName| {
             Failure::new(format!("the crate's name must name an app: {error}"))
         })?;
     let config = config(&krate, &app, global, args.listen)?;
@@ -86,7 +84,7 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
             sources: Sources::new(&krate.target).map_err(Failure::new)?,
             krate,
             app,
-            apps: daemon.apps().clone(),
+            orchestrator: daemon.orchestrator().clone(),
             store: daemon.store().clone(),
             serving: serving.join(" "),
             control,
@@ -182,7 +180,7 @@ struct Session {
     krate: Crate,
     sources: Sources,
     app: AppName,
-    apps: Apps,
+    orchestrator: Orchestrator,
     store: Store,
     serving: String,
     control: PathBuf,
@@ -254,7 +252,10 @@ to look inside: handover --control {} status -w",
         if self.last == Some(artifact.sha256) {
             return self.say(
                 Paint::Dim,
-                &format!("built in {}: the plugin is the same", output::time(built)),
+                &format!(
+                    "built in {}: the plugin is the same",
+                    human::duration(built)
+                ),
             );
         }
         let stored_in = started.elapsed().saturating_sub(built);
@@ -311,8 +312,8 @@ to look inside: handover --control {} status -w",
         };
         let times = format!(
             "built in {}, live {} later",
-            output::time(built),
-            output::time(started.elapsed())
+            human::duration(built),
+            human::duration(started.elapsed())
         );
         let first = self.live.replace(generation).is_none();
         self.say(
@@ -330,7 +331,7 @@ to look inside: handover --control {} status -w",
 
     /// Deploys, and returns as soon as it is live: the drain of the old code goes on beside.
     async fn deploy(&mut self, artifact: Artifact, stored_in: Duration) -> Deployed {
-        let mut operation = self.apps.deploy(
+        let mut operation = self.orchestrator.deploy(
             artifact,
             stored_in,
             Some(self.app.clone()),
@@ -358,7 +359,7 @@ to look inside: handover --control {} status -w",
     }
 
     fn active(&self) -> Option<GenerationId> {
-        let status = self.apps.status();
+        let status = self.orchestrator.status(Surface::default());
         status
             .apps
             .into_iter()
