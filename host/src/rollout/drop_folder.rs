@@ -318,6 +318,8 @@ impl Rollout {
                 DropOutcome::Deployed(message + &notes.collect::<String>())
             }
             Outcome::Conflict => DropOutcome::Later,
+            // The next start takes it.
+            Outcome::Failed if self.is_closing() => DropOutcome::Later,
             // The machine's fault: the same file is fine in a moment.
             Outcome::Failed if !again && shortage::is_named(&message) => {
                 app.is_short_for(sha256);
