@@ -26,6 +26,7 @@ mod records;
 mod report;
 mod rollout;
 pub mod server;
+pub mod shadow;
 mod shortage;
 mod shown;
 pub mod signals;

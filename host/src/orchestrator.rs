@@ -35,6 +35,7 @@ use crate::{
         deploy::{self, Deadline, Plan},
         reload, restore, rollback, shutdown,
     },
+    shadow::Shadow,
     state::{self, Stores},
     telemetry::exposition::Exposition,
     watch::{self, WatcherHandle},
@@ -62,7 +63,8 @@ impl Orchestrator {
     /// Opens the apps of `config` and those that `state` remembers, none of them serving yet: see
     /// [`Orchestrator::restore`].
     ///
-    /// Blocks on the disk. Must be called within the host's runtime.
+    /// `shadow` has what the host before could not write. Blocks on the disk. Must be called within
+    /// the host's runtime.
     ///
     /// # Errors
     /// When the state directory cannot be read or written.
@@ -71,8 +73,9 @@ impl Orchestrator {
         state: &Path,
         store: Store,
         routes: Arc<Routes>,
+        shadow: Option<Shadow>,
     ) -> io::Result<Self> {
-        let room = Arc::new(Room::in_state(state));
+        let room = Arc::new(Room::in_state(state, shadow));
         room.take();
         let journal = Journal::new(state, Arc::clone(&room));
         let registry = Registry::open(config, state, room, routes)?;
@@ -233,7 +236,8 @@ impl Orchestrator {
     }
 
     /// Ends all generations: lets them finish up to `deadline`, then cancels what still runs.
-    /// Nothing can be deployed any more.
+    /// Nothing can be deployed any more. Once the process has nothing left to do,
+    /// [`Orchestrator::ended`] says so.
     pub async fn shutdown(&self, deadline: Duration) {
         let rollout = self.0.rollout.clone();
         // On a worker: the apps are told to end from here, and the ledger visits workers only.
@@ -243,6 +247,10 @@ impl Orchestrator {
             tracing::error!(%error, "the apps could not be ended in order");
         }
         self.0.background.lock().abort_all();
+    }
+
+    /// Writes down that this host has ended, and did not crash. Blocks.
+    pub fn ended(&self) {
         self.0.rollout.journal.end();
     }
 

@@ -194,11 +194,14 @@ pub struct HostStatus {
 pub struct ConnectionsStatus {
     /// Those that are open, upgraded ones not included.
     pub open: u64,
+    /// How many there may be at a time, by `server.max_connections` or by what the machine has.
+    #[serde(default)]
+    pub most: u64,
     /// All that were accepted.
     pub accepted: u64,
     /// Those that the host ended because their clients did nothing: `first_byte_timeout`,
-    /// `head_timeout`, `idle_timeout`, `write_timeout`, `for_another` (idle, and another one needed
-    /// its place).
+    /// `head_timeout`, `body_timeout`, `idle_timeout`, `write_timeout`, `for_another` (idle, and
+    /// another one needed its place).
     pub ended: BTreeMap<String, u64>,
     /// Those that the host closed as soon as they came: `max_connections`,
     /// `max_connections_per_address`, `descriptors`.

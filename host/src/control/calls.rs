@@ -22,7 +22,7 @@ use tokio::sync::{broadcast, mpsc};
 use super::{
     access::Role,
     server::{Backend, Upload},
-    shutdown::Shutdown,
+    shutdown::{Shutdown, ShutdownHandle},
     state,
 };
 use crate::{
@@ -113,7 +113,15 @@ pub(super) struct Call<B> {
     pub(super) path: &'static str,
     /// Who may make it.
     pub(super) role: Role,
-    handler: fn(Request<Incoming>, B, Arc<OnceLock<Shutdown>>) -> Handling,
+    handler: fn(Request<Incoming>, B, Arc<Asked>) -> Handling,
+}
+
+/// What a connection asks of the host as a whole.
+pub(super) struct Asked {
+    /// To be asked for when the connection has ended.
+    pub(super) shutdown: OnceLock<Shutdown>,
+    /// How the host ends.
+    pub(super) handle: ShutdownHandle,
 }
 
 impl<B: Backend> Call<B> {
@@ -132,10 +140,11 @@ impl<B: Backend> Call<B> {
                 Ok(json(&History { history }))
             })
         }),
-        Self::get(query::EVENTS, |request, backend, _| {
+        Self::get(query::EVENTS, |request, backend, asked| {
             Box::pin(async move {
                 let query::Events { follow } = read_query(&request)?;
-                Ok(events(backend.events(), follow))
+                let following = follow.then(|| asked.handle.clone());
+                Ok(events(backend.events(), following))
             })
         }),
         Self::post(query::DEPLOY, |request, backend, _| {
@@ -175,7 +184,9 @@ impl<B: Backend> Call<B> {
                 let query::Shutdown { now } = read_query(&request)?;
                 // Takes effect when this connection has ended, which the header makes happen right
                 // after the answer.
-                let _ = asked.set(if now { Shutdown::Now } else { Shutdown::Drain });
+                let _ = asked
+                    .shutdown
+                    .set(if now { Shutdown::Now } else { Shutdown::Drain });
                 let pid = std::process::id();
                 let mut response = json(&ShuttingDown { pid });
                 response
@@ -211,7 +222,7 @@ impl<B: Backend> Call<B> {
     /// A call that changes nothing, so that observers may make it.
     const fn get(
         path: &'static str,
-        handler: fn(Request<Incoming>, B, Arc<OnceLock<Shutdown>>) -> Handling,
+        handler: fn(Request<Incoming>, B, Arc<Asked>) -> Handling,
     ) -> Self {
         Self {
             method: Method::GET,
@@ -224,7 +235,7 @@ impl<B: Backend> Call<B> {
     /// A call that changes something.
     const fn post(
         path: &'static str,
-        handler: fn(Request<Incoming>, B, Arc<OnceLock<Shutdown>>) -> Handling,
+        handler: fn(Request<Incoming>, B, Arc<Asked>) -> Handling,
     ) -> Self {
         Self {
             method: Method::POST,
@@ -283,7 +294,7 @@ pub(super) async fn answer<B: Backend>(
     request: Request<Incoming>,
     backend: B,
     may: impl FnOnce(Role) -> Result<(), Refusal>,
-    asked: &Arc<OnceLock<Shutdown>>,
+    asked: &Arc<Asked>,
 ) -> Result<ControlResponse, Refusal> {
     if let Some((app, what)) = state::parts(request.uri().path()) {
         let (app, what) = (app.to_owned(), what.to_owned());
@@ -401,10 +412,10 @@ fn progress(operation: Operation) -> ControlResponse {
     lines(rx)
 }
 
-/// The events so far, and with `follow` those to come, for ever.
+/// The events so far, and those to come until `following` is at its end.
 fn events(
     (past, mut coming): (Vec<Event>, broadcast::Receiver<Event>),
-    follow: bool,
+    following: Option<ShutdownHandle>,
 ) -> ControlResponse {
     let (tx, rx) = mpsc::channel(WAITING);
     tokio::spawn(async move {
@@ -415,13 +426,13 @@ fn events(
                 return;
             }
         }
-        if !follow {
-            return;
-        }
+        let Some(shutdown) = following else { return };
         loop {
             let next = tokio::select! {
+                biased;
                 next = coming.recv() => next,
                 () = tx.closed() => return,
+                _ = shutdown.requested(Shutdown::Ended) => return,
             };
             let event = match next {
                 Ok(event) if event.seq <= last => continue,

@@ -6,7 +6,9 @@
 
 use std::{
     convert::Infallible,
+    fs::File,
     net::SocketAddr,
+    os::fd::OwnedFd,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -14,6 +16,7 @@ use std::{
 use handover_api::{AppName, Cause, Event, HistoryEntry, OperationResult, Status, Wait};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustix::io::fcntl_dupfd_cloexec;
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::broadcast,
@@ -23,12 +26,13 @@ use tokio::{
 
 use super::{
     access::{Access, Peer, Role},
-    calls::{self, Refusal},
-    shutdown::ShutdownHandle,
+    calls::{self, Asked, Refusal},
+    shutdown::{Shutdown, ShutdownHandle},
     socket::ControlSocket,
 };
 use crate::{
     artifact::{Artifact, Signature, Store, StoreError, store::Writer},
+    open_files,
     operations::operation::Operation,
     orchestrator::Orchestrator,
     report::status::Surface,
@@ -201,8 +205,8 @@ impl Backend for Host {
     }
 }
 
-/// Serves the control socket for as long as the future lives; dropping it cuts the connections and
-/// no operation.
+/// Serves the control socket until [`Shutdown::Ended`], and then until every answer is out.
+/// Dropping the future cuts the connections and no operation.
 ///
 /// `shutdown` is asked for only when the caller's answer is out, so that even `handover shutdown
 /// --now` gets one.
@@ -227,9 +231,13 @@ pub async fn serve_backend<B: Backend>(
     let mut look = tokio::time::interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut cannot_be_made = false;
+    let mut reserve = Reserve::new();
+    reserve.fill();
     loop {
         tokio::select! {
+            _ = shutdown.requested(Shutdown::Ended) => break,
             _ = look.tick() => {
+                reserve.fill();
                 if !socket.is_gone() {
                     continue;
                 }
@@ -255,14 +263,60 @@ pub async fn serve_backend<B: Backend>(
                         shutdown.clone(),
                     ));
                 }
+                // Out of descriptors: one is kept for each who calls.
+                Err(_) if reserve.give_up() => {}
                 Err(error) => {
-                    // Out of descriptors, mostly. It passes, and spinning would not help it.
+                    // It passes, and spinning would not help it.
                     tracing::warn!(%error, "the control socket cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
             Some(_) = connections.join_next() => {}
         }
+    }
+    // Nobody new finds it.
+    drop((listener, socket));
+    while connections.join_next().await.is_some() {}
+}
+
+/// Descriptors that are kept open, to be given up when there are no others: whoever takes all of
+/// them does not lock the operator out.
+#[derive(Debug)]
+struct Reserve {
+    kept: Vec<OwnedFd>,
+    size: usize,
+}
+
+impl Reserve {
+    /// As many as the limit of open files allows for. Takes none yet.
+    fn new() -> Self {
+        Self {
+            kept: Vec::new(),
+            size: open_files::kept_for_control(),
+        }
+    }
+
+    /// Takes as many as there are again, up to all of them, above those of clients.
+    fn fill(&mut self) {
+        if self.kept.len() >= self.size {
+            return;
+        }
+        let Ok(null) = File::open("/dev/null") else {
+            return;
+        };
+        let first = open_files::first_reserved().unwrap_or_default();
+        while self.kept.len() < self.size
+            && let Ok(one) = fcntl_dupfd_cloexec(&null, first)
+        {
+            self.kept.push(one);
+        }
+    }
+
+    /// Gives a third of them up: one for the call, the others for what it asks for. Whether there
+    /// were any.
+    fn give_up(&mut self) -> bool {
+        let left = self.kept.len().saturating_sub(self.size.div_ceil(3));
+        self.kept.drain(left..).next().is_some()
     }
 }
 
@@ -317,7 +371,10 @@ async fn connection<B: Backend>(
     shutdown: ShutdownHandle,
 ) {
     let caller = Caller::of(&stream, access).await;
-    let asked = Arc::new(OnceLock::new());
+    let asked = Arc::new(Asked {
+        shutdown: OnceLock::new(),
+        handle: shutdown.clone(),
+    });
     let service = service_fn(|request| {
         let (backend, caller, asked) = (backend.clone(), caller.clone(), Arc::clone(&asked));
         async move {
@@ -326,11 +383,19 @@ async fn connection<B: Backend>(
             Ok::<_, Infallible>(answer.unwrap_or_else(Refusal::into_response))
         }
     });
+    let serving =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let mut serving = std::pin::pin!(serving);
     // A client that leaves is its own affair: the error has nobody to interest.
-    let _ = hyper::server::conn::http1::Builder::new()
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Some(request) = asked.get() {
+    tokio::select! {
+        biased;
+        _ = &mut serving => {}
+        _ = shutdown.requested(Shutdown::Ended) => {
+            serving.as_mut().graceful_shutdown();
+            let _ = serving.await;
+        }
+    }
+    if let Some(request) = asked.shutdown.get() {
         shutdown.request(*request);
     }
 }
@@ -350,7 +415,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::control::{calls::Call, shutdown::Shutdown};
+    use crate::control::calls::Call;
 
     /// A host that remembers what it was told.
     #[derive(Clone)]

@@ -12,7 +12,10 @@ use handover_api::{
 use tokio::sync::oneshot;
 
 use crate::{
-    apps::app::{App, FailedStart, Live, result},
+    apps::{
+        app::{App, FailedStart, Live, result},
+        cutover::CutoverStrategy,
+    },
     artifact::{Artifact, Remark, Sha256, Topic, manifest::HOST_ABI, trust::Untrusted},
     background,
     config::WhenFull,
@@ -350,8 +353,8 @@ async fn carry_out(
 ) -> Ended {
     let (artifact, cause, source) = (plan.artifact.clone(), plan.cause, plan.source.clone());
     // Until its end is written down.
-    let _trying = Trying::of(&rollout.journal, &app.name);
-    match try_plan(rollout, app, plan, progress).await {
+    let trying = Arc::new(Trying::of(&rollout.journal, &app.name));
+    match try_plan(rollout, app, plan, progress, &trying).await {
         Ok(ended) => ended,
         Err(failure) => {
             Ended::Otherwise(record_failure(rollout, app, &artifact, cause, source, failure).await)
@@ -364,6 +367,7 @@ async fn try_plan(
     app: &Arc<App>,
     plan: Plan,
     progress: &ProgressSender,
+    trying: &Arc<Trying>,
 ) -> Result<Ended, Failure> {
     let deadline = plan.deadline.map(|deadline| deadline.by);
     if rollout.is_closing() {
@@ -398,7 +402,11 @@ async fn try_plan(
     }
     // What has to be on disk before it is used gets there while the artifact is checked.
     let (checked, kept, id, ()) = tokio::join!(
-        check(rollout, app, &plan, deadline, progress),
+        unless_closing(
+            rollout,
+            "its preflight",
+            check(rollout, app, &plan, deadline, progress)
+        ),
         keep(rollout, &plan),
         reserve(app, &plan),
         rollout
@@ -419,7 +427,17 @@ async fn try_plan(
             .await
             .map(Ended::Otherwise);
     };
-    let started = load_and_start(rollout, app, &plan, &mut checked, id, deadline, progress).await?;
+    let started = load_and_start(
+        rollout,
+        app,
+        &plan,
+        &mut checked,
+        id,
+        deadline,
+        progress,
+        trying,
+    )
+    .await?;
     go_live(rollout, app, plan, checked, started, progress).await
 }
 
@@ -761,7 +779,47 @@ async fn stage(
     })
 }
 
+/// Gives up what an operation waits for when the host ends. Dropping `work` has to end it.
+async fn unless_closing<T>(
+    rollout: &Rollout,
+    what: &str,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        done = work => done,
+        () = rollout.closing() => Err(Failure::cut(what)),
+    }
+}
+
+/// Waits for `work`, on a task of its own, until the host ends: then it goes on by itself, and
+/// `afterwards` gets what it comes to.
+async fn left_when_closing<T: Send + 'static, F: Future<Output = ()> + Send>(
+    rollout: &Rollout,
+    what: &str,
+    work: impl Future<Output = T> + Send + 'static,
+    afterwards: impl FnOnce(T) -> F + Send + 'static,
+) -> Result<T, Failure> {
+    if rollout.is_closing() {
+        return Err(Failure::cut(what));
+    }
+    let mut work = tokio::spawn(work);
+    tokio::select! {
+        biased;
+        done = &mut work => done.map_err(|broken| Failure::host(format!("the host failed in {what}: {broken}"))),
+        () = rollout.closing() => {
+            tokio::spawn(async move {
+                if let Ok(done) = work.await {
+                    afterwards(done).await;
+                }
+            });
+            Err(Failure::cut(what))
+        }
+    }
+}
+
 /// Maps the library and runs the constructor.
+#[expect(clippy::too_many_arguments, reason = "one deploy, in steps")]
 async fn load_and_start(
     rollout: &Rollout,
     app: &Arc<App>,
@@ -770,6 +828,7 @@ async fn load_and_start(
     id: GenerationId,
     deadline: Option<Instant>,
     progress: &ProgressSender,
+    trying: &Arc<Trying>,
 ) -> Result<Started, Failure> {
     // From here on code of it runs in this process.
     rollout
@@ -811,7 +870,15 @@ async fn load_and_start(
             rollout.retire(app, id, generation::Ended::Retained(retained));
         }
     };
-    let library = match generation::load(artifact, left(longest)).await {
+    // Code of it runs until the end of this step, whoever waits for it: a crash is its fault as
+    // long.
+    let named = Arc::clone(trying);
+    let loading = generation::load(artifact, left(longest));
+    let dropped = async move |_library| drop(named);
+    let library = match left_when_closing(rollout, "its load", loading, dropped)
+        .await
+        .map_err(|cut| cut.of(id))?
+    {
         Ok(library) => library,
         Err(StartError {
             reason, retained, ..
@@ -846,7 +913,18 @@ async fn load_and_start(
 
     let began = Instant::now();
     spec.start_deadline = left(longest);
-    let started = match generation::start(library, spec.clone()).await {
+    let named = Arc::clone(trying);
+    let starting = generation::start(library, spec.clone());
+    let ended = async move |started: Result<Started, StartError>| {
+        if let Ok(started) = started {
+            drop(started.discard().await);
+        }
+        drop(named);
+    };
+    let started = match left_when_closing(rollout, "its constructor", starting, ended)
+        .await
+        .map_err(|cut| cut.of(id))?
+    {
         Ok(started) => started,
         Err(error) => {
             let reason = error.explained();
@@ -899,7 +977,9 @@ async fn go_live(
         artifact: plan.artifact.clone(),
         source: plan.source.clone(),
     };
-    let replaced = rollout.registry.cut_over(app, live);
+    let replaced = rollout
+        .registry
+        .cut_over(app, live, CutoverStrategy::default());
     progress.step(
         "cutover",
         app,
@@ -1091,6 +1171,13 @@ impl Failure {
             generation,
             own_fault: true,
         }
+    }
+
+    /// The host ends in the middle of it.
+    fn cut(what: &str) -> Self {
+        Self::host(format!(
+            "the host is shutting down, which cut {what}; deploy it again when the host is back"
+        ))
     }
 
     /// The deploy's own timeout passed.
