@@ -30,6 +30,7 @@ const LAYERS: &[&str] = &[
     "loader",
     "memory",
     "workers",
+    "state",
     "generation",
     // Requests.
     "dispatch",
