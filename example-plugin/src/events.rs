@@ -111,7 +111,7 @@ impl Follower {
     }
 
     /// The links; those that the page has where they cannot be had.
-    async fn links(&self) -> Vec<Link> {
+    async fn links(&mut self) -> Vec<Link> {
         let links = self.site.store.list().await;
         links.unwrap_or_else(|_| self.shown.clone())
     }

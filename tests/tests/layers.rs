@@ -23,6 +23,7 @@ const LAYERS: &[&str] = &[
     "writers",
     // Artifacts at rest, and the configuration.
     "artifact",
+    "state",
     "config",
     "telemetry",
     // Plugins in the process.
@@ -30,7 +31,6 @@ const LAYERS: &[&str] = &[
     "loader",
     "memory",
     "workers",
-    "state",
     "generation",
     // Requests.
     "dispatch",
