@@ -117,8 +117,8 @@ impl Client {
             .await
     }
 
-    /// `POST /v1/deploy` with the bytes of `file`, which stream, and the text of their [`SIGNATURE`]
-    /// header. The lines come when the host has them all.
+    /// `POST /v1/deploy` with the bytes of `file`, which stream, and the text of their
+    /// [`SIGNATURE`] header. The lines come when the host has them all.
     pub async fn deploy(
         &self,
         file: &Path,
