@@ -15,13 +15,14 @@ pub mod abi;
 mod sdk;
 
 #[cfg(feature = "sdk")]
-pub use handover_plugin_macros::app;
+pub use handover_plugin_macros::{app, main};
 #[cfg(feature = "sdk")]
 pub use sdk::{
     app::App,
     body::Body,
     context::{Context, Jobs},
     error::Error,
+    serve::{Connection, ForEach, IntoApp, Itself, Listener, Serve, serve},
 };
 
 /// Gives the plugin that expands this a heap that leaves with it. Not for use by hand: `#[app]` does.
@@ -59,6 +60,9 @@ pub mod __private {
             manifest::Facts,
             root::Settings,
         },
-        sdk::app::start,
+        sdk::{
+            app::start,
+            program::{Flavor, run, start as start_main},
+        },
     };
 }

@@ -17,9 +17,9 @@ use tower_service::Service;
 
 use super::{
     body::Body,
-    context::Context,
+    context::{self, Context},
     error::Error,
-    log,
+    log, program,
     runtime::{self, AppRuntime},
     upgrade::{Offer, Upgrading},
 };
@@ -34,6 +34,12 @@ use crate::abi::{
 };
 
 /// What answers requests: any `tower::Service` over `http` types. `axum::Router` is one.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no app",
+    label = "not a `tower::Service<http::Request<handover_plugin::Body>>` that is `Clone`, `Send`, `Sync` and `'static`",
+    note = "an app answers `http::Request` of the crate http 1 and implements `tower::Service`, as `Router` of axum 0.8 and 0.7 does; axum 0.6 and others on http 0.2 have to be upgraded",
+    note = "its answer is an `http::Response` of any body that is `Send` and `Unpin`, and its error can be displayed"
+)]
 pub trait App:
     Service<
         Request<Body>,
@@ -49,6 +55,7 @@ pub trait App:
     type ResponseBody: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static;
 }
 
+#[diagnostic::do_not_recommend]
 impl<S, B> App for S
 where
     S: Service<Request<Body>, Response = Response<B>, Error: fmt::Display, Future: Send>
@@ -73,12 +80,7 @@ pub fn start<A: App, E: Into<Error>, F>(
 where
     F: Future<Output = Result<A, E>>,
 {
-    log::forward_to(host);
-    let threads = settings.runtime_threads as usize;
-    let runtime = AppRuntime::start(settings.app.as_str(), settings.generation, threads).map_err(
-        |error| format!("its runtime of {threads} threads could not be started: {error}"),
-    )?;
-    let context = Context::new(&settings, runtime.handle().clone(), host);
+    let (runtime, context) = prepare(host, &settings)?;
     match runtime.block_on(async { make(context.clone()).await }) {
         Ok(app) => Ok(Box::new(Running {
             app,
@@ -88,15 +90,35 @@ where
         Err(error) => {
             // Nothing is served yet, so nothing is worth waiting for longer.
             runtime.stop(Duration::from_secs(1));
+            context::forget_current();
             Err(error.into().to_string())
         }
     }
 }
 
-struct Running<A> {
-    app: A,
-    context: Context,
-    runtime: AppRuntime,
+/// Has this copy of the SDK belong to `host`, and makes what every app has.
+///
+/// # Errors
+/// When its runtime cannot be made.
+pub(super) fn prepare(
+    host: HostHandle,
+    settings: &Settings<'_>,
+) -> Result<(AppRuntime, Context), String> {
+    log::forward_to(host);
+    let threads = settings.runtime_threads as usize;
+    let runtime = AppRuntime::start(settings.app.as_str(), settings.generation, threads).map_err(
+        |error| format!("its runtime of {threads} threads could not be started: {error}"),
+    )?;
+    let context = Context::new(settings, runtime.handle().clone(), host);
+    context.make_current();
+    Ok((runtime, context))
+}
+
+/// An app that answers.
+pub(super) struct Running<A> {
+    pub(super) app: A,
+    pub(super) context: Context,
+    pub(super) runtime: AppRuntime,
 }
 
 impl<A: App> Plugin for Running<A> {
@@ -149,7 +171,9 @@ impl<A: App> Plugin for Running<A> {
             let _entered = runtime.handle().enter();
             drop(app);
         }
-        runtime.stop(deadline);
+        let left = program::finish(deadline);
+        runtime.stop(left);
+        context::forget_current();
         drop(context);
     }
 }
@@ -187,7 +211,7 @@ where
 }
 
 /// Asks `app` as soon as it is ready for it.
-async fn when_ready<A: App>(
+pub(super) async fn when_ready<A: App>(
     mut app: A,
     request: Request<Body>,
 ) -> Result<Response<A::ResponseBody>, A::Error> {

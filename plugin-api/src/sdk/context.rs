@@ -9,6 +9,7 @@ use std::{
 };
 
 use http::{Extensions, Request};
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 
@@ -44,7 +45,26 @@ impl fmt::Debug for TellClient {
     }
 }
 
+/// The context of this generation, of which each copy of the SDK has one. Taken away at its end: it holds the descriptors of the runtime.
+static CURRENT: Mutex<Option<Context>> = Mutex::new(None);
+
+/// Takes the context of this generation away.
+pub(super) fn forget_current() {
+    let current = CURRENT.lock().take();
+    drop(current);
+}
+
 impl Context {
+    /// The context of the generation that this code belongs to; none in a program of its own, in tests, and once the generation is over. For
+    /// code that is not given one, as a `main`.
+    pub fn current() -> Option<Self> {
+        CURRENT.lock().clone()
+    }
+
+    pub(super) fn make_current(&self) {
+        *CURRENT.lock() = Some(self.clone());
+    }
+
     pub(super) fn new(settings: &Settings<'_>, runtime: Handle, host: HostHandle) -> Self {
         let env = settings
             .env

@@ -47,6 +47,16 @@ pub(super) fn forward_to(host: HostHandle) {
     }
 }
 
+/// Whether this code is part of a plugin that was started.
+pub(super) fn is_hosted() -> bool {
+    HOST.get().is_some()
+}
+
+/// Tells the host's log of what the author may want to know.
+pub(super) fn warning(message: &str) {
+    send(2, module_path!(), message, &[], None);
+}
+
 /// Tells the host's log of an error of the SDK itself.
 pub(super) fn error(message: &str) {
     send(1, module_path!(), message, &[], None);

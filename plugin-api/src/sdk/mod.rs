@@ -7,6 +7,7 @@
 //! - [`work`]: tasks and jobs that outlive their request
 //! - [`log`]: events, log records and panics on their way to the host
 //! - [`upgrade`]: WebSockets and other upgraded connections
+//! - [`serve`], [`program`]: a crate that is a program as well, whose `main` is the constructor
 //! - [`error`]: why an app does not start
 
 pub(crate) mod app;
@@ -14,6 +15,8 @@ pub(crate) mod body;
 pub(crate) mod context;
 pub(crate) mod error;
 pub(crate) mod log;
+pub(crate) mod program;
 pub(crate) mod runtime;
+pub(crate) mod serve;
 pub(crate) mod upgrade;
 pub(crate) mod work;
