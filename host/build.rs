@@ -52,6 +52,7 @@ const INTERPOSED: &[&str] = &[
     "unsetenv",
     "putenv",
     "clearenv",
+    "exit",
     "chdir",
     "fchdir",
     "umask",

@@ -23,6 +23,7 @@ pub use sdk::{
     context::{Context, Jobs},
     error::Error,
     serve::{Connection, ForEach, IntoApp, Itself, Listener, Serve, serve},
+    worker::{Stop, worker},
 };
 
 /// Gives the plugin that expands this a heap that leaves with it. Not for use by hand: `#[app]` does.

@@ -85,6 +85,13 @@ const APART: &[(&str, &[Build])] = &[
     ("interposed", &[build(&["interposed"], "1.0.0", &[])]),
     // With tokio's signals.
     (
+        "background",
+        &[
+            build(&["background"], "1.0.0", &[]),
+            build(&["background"], "2.0.0", &[]),
+        ],
+    ),
+    (
         "program",
         &[
             build(&["program"], "1.0.0", &[]),

@@ -13,6 +13,16 @@ pub(super) fn tell_changed(apps: &Apps) {
     } in ledger::take_notes()
     {
         let (kind, what) = match changed {
+            Changed::Exit => {
+                let message = format!(
+                    "generation {generation} {how} when it was told to end, as a handler for SIGTERM or Ctrl-C does that ends its program: the \
+                     host goes on, that thread waits for ever, and its library stays mapped; have the handler return instead"
+                );
+                apps.0
+                    .events
+                    .tell(Kind::Warning, Some(&app), Some(generation), message);
+                continue;
+            }
             Changed::Environment => (
                 Kind::Environment,
                 "the environment of the process, which all apps share",

@@ -838,6 +838,11 @@ async fn go_live(
         source: plan.source.clone(),
     };
     let replaced = apps.cut_over(app, live);
+    app.running(|running| {
+        if let Some(live) = &running.live {
+            live.active.announce();
+        }
+    });
     speaker.step(
         "cutover",
         app,

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     control::api::{OperationResult, Outcome, Progress},
-    generation::{Draining, Ended, Retained},
+    generation::{Draining, Ended, Generation, Retained},
     names::{AppName, GenerationId},
 };
 
@@ -182,7 +182,25 @@ pub(super) async fn see_out(
     if began.elapsed() > LONG_AGO {
         crash::leaves(apps, &app.name, id).await;
     }
+    tell_tasks_left(apps, app, &generation);
     put_away(apps, app, id, ended);
+}
+
+/// Tells of tasks that nobody counted and that were cancelled where they were, when the app was stopped.
+fn tell_tasks_left(apps: &Apps, app: &App, generation: &Generation) {
+    let left = generation.tasks_left();
+    if left == 0 {
+        return;
+    }
+    let id = generation.spec().id;
+    let message = format!(
+        "generation {id} ({}) was stopped with {} running that nobody counts (`tokio::spawn`), cancelled wherever they were: begin with \
+         `cx.worker(name, async |stop| …)` what goes on for as long as the app, which tells it to stop, and with `cx.spawn` or \
+         `cx.jobs().spawn` what has an end",
+        generation.spec().version,
+        counted(left, "task")
+    );
+    apps.tell(Kind::Warning, app, Some(id), message);
 }
 
 /// Cancels what still runs on a generation, and tells how many that were.

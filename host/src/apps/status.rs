@@ -11,12 +11,18 @@ use crate::{
     artifact::manifest::HOST_ABI,
     control::api::{
         ActiveStatus, AppStatus, GenerationStatus, HostStatus, LeakStatus, LimitsStatus,
-        StagedStatus, Status,
+        StagedStatus, Status, WorkStatus,
     },
     generation::{Generation, State},
     ledger::Held,
-    open_files,
+    open_files, shown,
 };
+
+/// How much work of a generation is shown.
+const WORK_SHOWN: usize = 100;
+
+/// The longest name of work that is shown whole, in bytes.
+const WORK_NAME: usize = 200;
 
 /// The status of everything, now.
 pub(super) fn status(apps: &Apps) -> Status {
@@ -126,6 +132,17 @@ fn generation_status(generation: &Generation, held: Option<&Held>) -> Generation
         panics: counts.panics,
         stalls: counts.stalls,
         age_ms: millis(generation.loaded_at().elapsed()),
+        work: generation
+            .working()
+            .into_iter()
+            .take(WORK_SHOWN)
+            .map(|work| WorkStatus {
+                kind: work.kind.as_str().to_owned(),
+                name: shown::cut(work.name, WORK_NAME),
+                tenant: shown::cut(work.tenant, WORK_NAME),
+                age_ms: millis(work.since.elapsed()),
+            })
+            .collect(),
         retained_because: held.map(Held::to_string),
     }
 }
@@ -148,6 +165,7 @@ fn unstarted_status(unstarted: &Unstarted) -> GenerationStatus {
         panics: 0,
         stalls: 0,
         age_ms: millis(loaded_at.elapsed()),
+        work: Vec::new(),
         retained_because: Some(held.to_string()),
     }
 }

@@ -16,6 +16,7 @@ use crate::{
         api::{AppStatus, GenerationStatus, HostStatus, LeakStatus, LimitsStatus, Status},
     },
     names::AppName,
+    shown,
 };
 
 /// How often `-w` looks.
@@ -262,6 +263,9 @@ fn notes(app: &AppStatus, say: &mut dyn FnMut(String, Paint)) {
                 Paint::Red,
             );
         }
+        for text in work(generation) {
+            say(format!("generation {id}: {text}"), Paint::Dim);
+        }
         if let Some(reason) = &generation.retained_because {
             say(
                 format!("generation {id} stays mapped: {reason}"),
@@ -269,6 +273,34 @@ fn notes(app: &AppStatus, say: &mut dyn FnMut(String, Paint)) {
             );
         }
     }
+}
+
+/// How many lines of work people are shown of a generation.
+const WORK_SHOWN: usize = 10;
+
+/// The work of a generation, a line each: ``job `invoice run` for acme, 4m``. Tasks have no name, and are in the figures.
+fn work(generation: &GenerationStatus) -> Vec<String> {
+    let named = generation.work.iter().filter(|work| work.kind != "task");
+    let mut lines: Vec<_> = named
+        .map(|work| {
+            let whose = match work.tenant.as_str() {
+                "" => String::new(),
+                tenant => format!(" for {}", shown::harmless(tenant)),
+            };
+            format!(
+                "{} `{}`{whose}, {}",
+                work.kind,
+                shown::harmless(&work.name),
+                output::age(Duration::from_millis(work.age_ms))
+            )
+        })
+        .collect();
+    let more = lines.len().saturating_sub(WORK_SHOWN);
+    if more > 0 {
+        lines.truncate(WORK_SHOWN);
+        lines.push(format!("{more} more: `handover status --json`"));
+    }
+    lines
 }
 
 /// The limits in force, and what they did.
@@ -325,7 +357,8 @@ mod tests {
                 {"generation":5,"version":"0.9.0","artifact":"c","state":"retained","in_flight":0,"jobs":0,"requests":12,"panics":0,
                  "age_ms":90000000,"retained_because":"2 threads that it started still live: tid 4713 `pool`, tid 4714 `pool`"},
                 {"generation":6,"version":"1.0.0","artifact":"b","state":"draining","in_flight":2,"jobs":1,"requests":900,"panics":3,
-                 "age_ms":3720000,"retained_because":null},
+                 "age_ms":3720000,"work":[{"kind":"job","name":"invoice run","tenant":"acme","age_ms":240000},
+                 {"kind":"worker","name":"mail","age_ms":3719000},{"kind":"task","name":"task","age_ms":100}],"retained_because":null},
                 {"generation":7,"version":"1.1.0","artifact":"a1b2","state":"active","in_flight":3,"jobs":0,"requests":12034,"panics":0,
                  "stalls":1,"age_ms":123000,"retained_because":null}]},
               {"name":"example-plugin","state":"empty","routes":[],"active":null,"staged":null,"generations":[]}],
@@ -352,6 +385,8 @@ shop            deploying  1.1.0      7          3     0     12034  2m 3s
   limits: 50 of 50 running, 3 of 20 waiting, 12 refused (503), 1 over 2s (504)
   generation 7: 1 stall, requests that held a worker for too long
   generation 6: 3 panics
+  generation 6: job `invoice run` for acme, 4m 0s
+  generation 6: worker `mail`, 1h 1m
   generation 5 stays mapped: 2 threads that it started still live: tid 4713
     `pool`, tid 4714 `pool`
 example-plugin  empty

@@ -149,8 +149,25 @@ pub struct GenerationStatus {
     pub stalls: u64,
     /// Milliseconds since it was loaded.
     pub age_ms: u64,
+    /// The jobs, workers and tasks among what is in flight, the oldest first; of very many only those.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub work: Vec<WorkStatus>,
     /// Why its library is still mapped though it is retired.
     pub retained_because: Option<String>,
+}
+
+/// Work that outlives its request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkStatus {
+    /// `job`, `worker` or `task`.
+    pub kind: String,
+    /// What it is.
+    pub name: String,
+    /// Whose it is; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub tenant: String,
+    /// Milliseconds since it began.
+    pub age_ms: u64,
 }
 
 /// The process.

@@ -262,6 +262,11 @@ impl Generation {
         self.core.app.offer().working()
     }
 
+    /// Tasks that nobody counted, and that still ran when its app was stopped.
+    pub fn tasks_left(&self) -> u64 {
+        self.core.app.offer().tasks_left()
+    }
+
     /// When it was loaded.
     pub fn loaded_at(&self) -> Instant {
         self.loaded_at

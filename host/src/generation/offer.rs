@@ -8,7 +8,7 @@ use std::{
 };
 
 use handover_plugin::abi::{
-    host::{Event, TASK, Work},
+    host::{Event, JOB, TASK, TASKS_LEFT, WORKER, Work},
     import::Offer,
     lent::Lent,
 };
@@ -24,6 +24,7 @@ pub struct PluginOffer {
     generation: GenerationId,
     panics: AtomicU64,
     next: AtomicU64,
+    tasks_left: AtomicU64,
     /// None once its app was stopped, or never came to be: nothing is in flight there any more, whatever threads it left.
     work: Mutex<Option<HashMap<u64, Working>>>,
 }
@@ -35,10 +36,41 @@ pub struct Working {
     pub name: String,
     /// Whose it is; may be empty.
     pub tenant: String,
-    /// Whether it is a job.
-    pub job: bool,
+    /// What a deploy does with it.
+    pub kind: WorkKind,
     /// When it began.
     pub since: Instant,
+}
+
+/// What a deploy does with work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkKind {
+    /// Waits for it until the drain deadline.
+    Task,
+    /// Waits for it.
+    Job,
+    /// Tells it to stop, and waits for it until the drain deadline.
+    Worker,
+}
+
+impl WorkKind {
+    fn of(number: u32) -> Self {
+        match number {
+            TASK => Self::Task,
+            WORKER => Self::Worker,
+            // What a later minor has is a job to us, which nobody interrupts.
+            JOB | _ => Self::Job,
+        }
+    }
+
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Task => "task",
+            Self::Job => "job",
+            Self::Worker => "worker",
+        }
+    }
 }
 
 impl PluginOffer {
@@ -49,6 +81,7 @@ impl PluginOffer {
             generation,
             panics: AtomicU64::new(0),
             next: AtomicU64::new(1),
+            tasks_left: AtomicU64::new(0),
             work: Mutex::new(Some(HashMap::new())),
         }
     }
@@ -59,23 +92,33 @@ impl PluginOffer {
         let Some(work) = &*work else { return (0, 0) };
         (
             work.len() as u64,
-            work.values().filter(|work| work.job).count() as u64,
+            work.values()
+                .filter(|work| work.kind == WorkKind::Job)
+                .count() as u64,
         )
     }
 
-    /// The spawned work there is.
+    /// The spawned work there is, the oldest first.
     pub fn working(&self) -> Vec<Working> {
-        self.work
+        let mut working: Vec<_> = self
+            .work
             .lock()
             .iter()
             .flat_map(HashMap::values)
             .cloned()
-            .collect()
+            .collect();
+        working.sort_by_key(|work| work.since);
+        working
     }
 
     /// The end of its app: no work is counted from now on. What its threads log is still told.
     pub fn end(&self) {
         *self.work.lock() = None;
+    }
+
+    /// Tasks that nobody counted, and that still ran when its app was stopped.
+    pub fn tasks_left(&self) -> u64 {
+        self.tasks_left.load(Ordering::Relaxed)
     }
 
     /// Panics that the plugin's hook told of.
@@ -146,7 +189,7 @@ impl Offer for PluginOffer {
             Working {
                 name,
                 tenant,
-                job: work.kind != TASK,
+                kind: WorkKind::of(work.kind),
                 since: Instant::now(),
             },
         );
@@ -156,6 +199,12 @@ impl Offer for PluginOffer {
     fn work_ended(&self, number: u64) {
         if let Some(work) = &mut *self.work.lock() {
             work.remove(&number);
+        }
+    }
+
+    fn figure(&self, number: u32, value: u64) {
+        if number == TASKS_LEFT {
+            self.tasks_left.store(value, Ordering::Relaxed);
         }
     }
 }

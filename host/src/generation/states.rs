@@ -47,7 +47,7 @@ const AGAIN: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs
 pub struct Started(Loaded);
 /// Active: new requests go to it.
 #[derive(Debug)]
-pub struct Active(Loaded);
+pub struct Active(Loaded, Mutex<Hooks>);
 /// Draining: it finishes what it has.
 #[derive(Debug)]
 pub struct Draining {
@@ -476,7 +476,7 @@ impl Started {
     pub fn activate(self) -> Active {
         self.0.generation.set_state(State::Active);
         self.0.generation.open_gate();
-        Active(self.0)
+        Active(self.0, Mutex::default())
     }
 
     /// Ends it before it served anybody.
@@ -496,19 +496,33 @@ impl Active {
         self.0.library.heap_bytes()
     }
 
-    /// Closes it for new requests and tells the app, on a thread of its own. The caller has
-    /// published its replacement before.
+    /// Tells the app that it is live, on a thread of its own: its workers begin. The caller has
+    /// published it before. Not for a preflight child, nor for what is discarded.
+    pub fn announce(&self) {
+        let told = Hooks::begin(self.0.generation.core(), "activate", |core| {
+            core.app().activate();
+            0
+        });
+        self.1.lock().0.extend(told);
+    }
+
+    /// Closes it for new requests and tells the app, on a thread of its own: that no more come, and
+    /// by the signals that it may wait for, that it is to end. The caller has published its
+    /// replacement before.
     pub fn drain(self) -> Draining {
         let generation = &self.0.generation;
         generation.set_state(State::Draining);
         generation.close_gate();
         let told = Hooks::begin(generation.core(), "drain", |core| {
             core.app().drain();
+            ledger::ask_to_end(core.account());
             0
         });
+        let hooks = self.1;
+        hooks.lock().0.extend(told);
         Draining {
             loaded: self.0,
-            hooks: Mutex::new(Hooks(told.into_iter().collect())),
+            hooks,
         }
     }
 }

@@ -14,7 +14,8 @@ use std::{
 use tokio::{runtime::Handle, sync::Notify};
 
 use super::{
-    AccountId, Call, Held, Holder, Look, callbacks, descriptors, interposed, interval_timers, keys,
+    AccountId, Call, Held, Holder, Look, callbacks, descriptors, exits, interposed,
+    interval_timers, keys,
     known::{self, Known},
     look::Owing,
     notes,
@@ -444,6 +445,7 @@ impl Account {
         requests::forget(self.0.id);
         callbacks::forget(self.0.id);
         signals::forget(self.0.id);
+        exits::forget(self.0.id);
         notes::forget(self.0.id);
         let keys = keys::delete_all(self.0.id);
         record_locks::end(self.0.id);

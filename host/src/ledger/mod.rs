@@ -32,6 +32,7 @@
 //! - [`surroundings`]: the environment, the working directory and the mask of new files, which belong to all
 //! - [`known`]: whose library an account is, for people
 //! - [`notes`]: what libraries changed for everybody, for those who tell of it
+//! - [`exits`]: `exit`, called by a library that was told to end
 //! - [`errno`]: the error that C functions leave to their callers
 //! - [`undisturbed`]: short sections that no signal interrupts
 //! - [`inside`]: which call into a library each thread is inside of, for those who look for calls that do not come back
@@ -52,6 +53,7 @@ mod callbacks;
 mod closers;
 mod descriptors;
 mod errno;
+mod exits;
 mod held;
 mod inside;
 mod interpose;
@@ -82,6 +84,7 @@ mod visit;
 
 pub use self::{
     account::{Account, Left, Loading, Report, Unsettled, act_for, loading, others, visit_as_well},
+    exits::ask_to_end,
     held::{Held, Holder},
     inside::{Call, SHARED_WORKER, inside, slots},
     interposed::armed,

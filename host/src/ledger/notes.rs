@@ -16,6 +16,8 @@ pub enum Changed {
     WorkingDirectory,
     /// Its mask for the modes of new files.
     FileMask,
+    /// Nothing, though it called `exit`, as it was to end itself.
+    Exit,
 }
 
 /// A generation changed something that is everybody's, for the first time.

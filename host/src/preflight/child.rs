@@ -262,7 +262,12 @@ async fn leave(mouth: &Mouth, artifact: &Artifact, active: Active) {
         mouth.remark(slow_drain(draining.generation()));
         draining.expire(true).await;
     }
-    match tokio::time::timeout(LEAVE_WITHIN, draining.retire()).await {
+    let generation = Arc::clone(draining.generation());
+    let retired = tokio::time::timeout(LEAVE_WITHIN, draining.retire()).await;
+    if generation.tasks_left() > 0 {
+        mouth.remark(bare_tasks(generation.tasks_left()));
+    }
+    match retired {
         Ok(Ended::Unloaded(left)) => {
             mouth.checked(format!(
                 "stopped and unloaded in {} ms",
@@ -298,6 +303,20 @@ async fn leave(mouth: &Mouth, artifact: &Artifact, active: Active) {
             ),
         )),
     }
+}
+
+fn bare_tasks(left: u64) -> Remark {
+    let tasks = match left {
+        1 => "1 task that nobody counts".to_owned(),
+        left => format!("{left} tasks that nobody counts"),
+    };
+    Remark::warning(
+        Topic::BareTasks,
+        format!(
+            "{tasks} (`tokio::spawn`) ran in this trial start as well, where what they take from a queue is lost, and would be cancelled \
+             wherever they are with each deploy: begin with `cx.worker(name, async |stop| …)` what goes on for as long as the app"
+        ),
+    )
 }
 
 fn slow_drain(generation: &Generation) -> Remark {

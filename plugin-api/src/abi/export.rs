@@ -76,6 +76,14 @@ impl HostHandle {
         unsafe { self.table.work_ended()(self.data, number) }
     }
 
+    /// Tells a figure of this generation, by its number (see [`Host::figure`](super::host::Host::figure)).
+    pub fn figure(&self, number: u32, value: u64) {
+        if let Some(figure) = self.table.figure() {
+            // SAFETY: as in `log_enabled`.
+            unsafe { figure(self.data, number, value) }
+        }
+    }
+
     /// The table of a service of the host (see [`Host::service`](super::host::Host::service)); none when it has no such service.
     pub fn service(&self, number: u32) -> Option<ptr::NonNull<()>> {
         // SAFETY: as in `log_enabled`.
@@ -150,6 +158,8 @@ pub trait Plugin: Send + Sync + 'static {
         upgrade: bool,
         first: FirstPoll<'_>,
     ) -> Option<Polled>;
+    /// New requests come from now on.
+    fn activate(&self);
     /// No new requests come.
     fn drain(&self);
     /// The drain deadline passed; gives how much spawned work was cancelled.
@@ -191,6 +201,7 @@ impl<E: Entry> Table<E> {
         stop,
         expire,
         entry,
+        activate,
     });
 }
 
@@ -335,6 +346,12 @@ unsafe extern "C" fn drop_call(call: *mut ()) {
         app.enter();
         drop(call);
     });
+}
+
+unsafe extern "C" fn activate(app: *mut ()) {
+    // SAFETY: the host calls between `start` and `stop`.
+    let plugin = unsafe { app_of(app) };
+    caught(|| plugin.activate());
 }
 
 unsafe extern "C" fn drain(app: *mut ()) {

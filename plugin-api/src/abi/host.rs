@@ -29,7 +29,13 @@ pub struct Host {
     /// are in docs/abi.md. There is none yet.
     #[sabi(last_prefix_field)]
     pub service: unsafe extern "C" fn(*const (), u32) -> *const (),
+    /// Since 1.2. Takes a figure of the generation, by its number ([`TASKS_LEFT`]); a number that is not known is ignored.
+    #[sabi(missing_field(option))]
+    pub figure: unsafe extern "C" fn(*const (), u32, u64),
 }
+
+/// The figure: tasks that nobody counts, and that still ran when the app was stopped.
+pub const TASKS_LEFT: u32 = 1;
 
 /// A log event.
 #[repr(C)]
@@ -82,6 +88,9 @@ pub struct Work<'a> {
 pub const TASK: u32 = 0;
 /// The kind of work that no deploy interrupts.
 pub const JOB: u32 = 1;
+/// The kind of work that goes on as long as the generation is live, and is told to stop when it drains. Since 1.2: an older host takes it
+/// for a job.
+pub const WORKER: u32 = 2;
 
 // SAFETY: `repr(C)`, and the size is first.
 unsafe impl Grows for Work<'_> {}

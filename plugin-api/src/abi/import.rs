@@ -32,6 +32,8 @@ pub trait Offer: Send + Sync + 'static {
     fn work_began(&self, work: Lent<'_, Work<'_>>) -> u64;
     /// Work ended.
     fn work_ended(&self, number: u64);
+    /// Takes a figure, by its number.
+    fn figure(&self, number: u32, value: u64);
 }
 
 struct Table<O>(O);
@@ -44,6 +46,7 @@ impl<O: Offer> Table<O> {
         work_began: Self::work_began,
         work_ended: Self::work_ended,
         service: Self::service,
+        figure: Self::figure,
     });
 
     /// Runs `f` on the offer. None when it panicked: what the offer runs is the host's, and a thread that ends may have lost the
@@ -80,6 +83,11 @@ impl<O: Offer> Table<O> {
     unsafe extern "C" fn work_ended(data: *const (), number: u64) {
         // SAFETY: as above.
         unsafe { Self::with(data, |offer| offer.work_ended(number)) };
+    }
+
+    unsafe extern "C" fn figure(data: *const (), number: u32, value: u64) {
+        // SAFETY: as above.
+        unsafe { Self::with(data, |offer| offer.figure(number, value)) };
     }
 
     unsafe extern "C" fn service(_data: *const (), _number: u32) -> *const () {
@@ -169,6 +177,14 @@ impl<O: Offer> AppHandle<O> {
             future: called.future,
         });
         (called.state.state(), running)
+    }
+
+    /// Tells the app that new requests come from now on. One that was built before 1.2 does not want to know.
+    pub fn activate(&self) {
+        if let Some(activate) = self.root.activate() {
+            // SAFETY: the app was started and not stopped.
+            unsafe { activate(self.app) }
+        }
     }
 
     /// Tells the app that no new requests come.

@@ -153,6 +153,10 @@ impl<A: App> Plugin for Running<A> {
         })
     }
 
+    fn activate(&self) {
+        self.context.activate();
+    }
+
     fn drain(&self) {
         self.context.start_draining();
     }
@@ -172,6 +176,7 @@ impl<A: App> Plugin for Running<A> {
             drop(app);
         }
         let left = program::finish(deadline);
+        runtime.tell_tasks_left(&context);
         runtime.stop(left);
         context::forget_current();
         drop(context);

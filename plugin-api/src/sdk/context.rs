@@ -13,8 +13,12 @@ use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 
-use super::{error::Error, work::Works};
-use crate::abi::{export::HostHandle, head::RequestHead, root::Settings};
+use super::{
+    error::Error,
+    work::{Kind, Works},
+    worker::{Stop, Workers},
+};
+use crate::abi::{export::HostHandle, head::RequestHead, host, root::Settings};
 
 /// What an app knows of itself and of the host. Cheap to clone; keep it in the state of your router.
 #[derive(Clone, Debug)]
@@ -30,6 +34,7 @@ struct Inner {
     preflight: bool,
     runtime: Handle,
     works: Arc<Works>,
+    workers: Workers,
     draining: watch::Sender<bool>,
     client: OnceLock<TellClient>,
 }
@@ -80,6 +85,7 @@ impl Context {
             preflight: settings.preflight,
             runtime,
             works: Arc::new(Works::new(host)),
+            workers: Workers::default(),
             draining: watch::Sender::new(false),
             client: OnceLock::new(),
         }))
@@ -145,7 +151,35 @@ impl Context {
     {
         self.0
             .works
-            .spawn(&self.0.runtime, "task", "", false, future)
+            .spawn(&self.0.runtime, "task", "", Kind::Task, future)
+    }
+
+    /// Runs `work`, called `name`, beside the requests for as long as this generation is live: a loop over a queue, a timer that sweeps. It
+    /// begins when the version is live, so never in preflight nor in a version that is refused, and is told to stop by what it is
+    /// given when a newer generation has taken over. Until it has ended it counts as in flight; at the drain deadline it is cancelled.
+    ///
+    /// ```ignore
+    /// cx.worker("mail", async move |stop| {
+    ///     while let Some(mail) = stop.or(queue.next()).await {
+    ///         send(mail).await; // begun, so it is finished
+    ///     }
+    /// });
+    /// ```
+    pub fn worker<F, W>(&self, name: &str, work: F)
+    where
+        F: FnOnce(Stop) -> W + Send + 'static,
+        W: Future<Output = ()> + Send + 'static,
+    {
+        if self.is_preflight() {
+            return;
+        }
+        let (name, stop) = (name.to_owned(), Stop::new(self.0.draining.subscribe()));
+        let (works, runtime) = (Arc::clone(&self.0.works), self.0.runtime.clone());
+        self.0.workers.begin(move || {
+            // What it does before it first waits runs on the runtime as well.
+            let work = async move { work(stop).await };
+            works.spawn(&runtime, &name, "", Kind::Worker, work);
+        });
     }
 
     /// Jobs: work that no deploy interrupts.
@@ -178,8 +212,17 @@ impl Context {
         }
     }
 
+    pub(super) fn activate(&self) {
+        self.0.workers.activate();
+    }
+
     pub(super) fn start_draining(&self) {
+        self.0.workers.drain();
         self.0.draining.send_replace(true);
+    }
+
+    pub(super) fn tell_tasks_left(&self, left: u64) {
+        self.0.works.host().figure(host::TASKS_LEFT, left);
     }
 
     pub(super) fn cancel_work(&self, jobs: bool) -> u64 {
@@ -200,6 +243,6 @@ impl Jobs<'_> {
         let inner = &self.0.0;
         inner
             .works
-            .spawn(&inner.runtime, name, tenant, true, future)
+            .spawn(&inner.runtime, name, tenant, Kind::Job, future)
     }
 }

@@ -5,6 +5,7 @@
 //! - [`body`]: the body of a request
 //! - [`runtime`]: the one tokio runtime of a generation
 //! - [`work`]: tasks and jobs that outlive their request
+//! - [`worker`]: work that goes on for as long as a generation is live
 //! - [`log`]: events, log records and panics on their way to the host
 //! - [`upgrade`]: WebSockets and other upgraded connections
 //! - [`serve`], [`program`]: a crate that is a program as well, whose `main` is the constructor
@@ -20,3 +21,4 @@ pub(crate) mod runtime;
 pub(crate) mod serve;
 pub(crate) mod upgrade;
 pub(crate) mod work;
+pub(crate) mod worker;

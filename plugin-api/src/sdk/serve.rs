@@ -30,7 +30,7 @@ use super::{
     app::{App, when_ready},
     body::Body,
     context::Context,
-    log, program,
+    log, program, worker,
 };
 
 /// How long nothing is accepted after an error that another try would meet as well.
@@ -118,6 +118,9 @@ where
             } = self;
             if !log::is_hosted() {
                 accept(listener, app, signal).await;
+                if !own_port {
+                    worker::stop_program();
+                }
                 return Ok(());
             }
             let app = if own_port {
