@@ -73,8 +73,17 @@ impl Leaving {
 struct Drain {
     /// How many requests, streams and jobs were cancelled.
     cancelled: u64,
+    /// How many streams were ended without a loss.
+    ended: u64,
     /// Whether work was left that did not notice being cancelled.
     stuck: u64,
+}
+
+impl Drain {
+    fn add(&mut self, (cancelled, ended): (u64, u64)) {
+        self.cancelled += cancelled;
+        self.ended += ended;
+    }
 }
 
 /// Watches a replaced generation until it is quiet, ends it at its deadlines, and puts it away. `telling` is the
@@ -123,17 +132,17 @@ pub(super) async fn see_out(
                 () = &mut quiet => break,
                 () = at(requests_by) => {
                     requests_by = None;
-                    drain.cancelled += cancel(apps, app, &draining, false, "drain deadline").await;
+                    drain.add(cancel(apps, app, &draining, false, "drain deadline").await);
                     noticed_by = Some(Instant::now() + CANCELLED_WITHIN);
                 }
                 () = at(jobs_by) => {
                     (requests_by, jobs_by) = (None, None);
-                    drain.cancelled += cancel(apps, app, &draining, true, "job deadline").await;
+                    drain.add(cancel(apps, app, &draining, true, "job deadline").await);
                     noticed_by = Some(Instant::now() + CANCELLED_WITHIN);
                 }
                 () = end.notified() => {
                     (requests_by, jobs_by) = (None, None);
-                    drain.cancelled += cancel(apps, app, &draining, true, "end").await;
+                    drain.add(cancel(apps, app, &draining, true, "end").await);
                     noticed_by = Some(Instant::now() + CANCELLED_WITHIN);
                 }
                 () = at(noticed_by) => {
@@ -203,9 +212,21 @@ fn tell_tasks_left(apps: &Apps, app: &App, generation: &Generation) {
     apps.tell(Kind::Warning, app, Some(id), message);
 }
 
-/// Cancels what still runs on a generation, and tells how many that were.
-async fn cancel(apps: &Apps, app: &App, draining: &Draining, jobs: bool, why: &str) -> u64 {
-    let cancelled = draining.expire(jobs).await;
+/// Cancels what still runs on a generation, and tells how many that were, and how many streams were ended without a loss.
+async fn cancel(apps: &Apps, app: &App, draining: &Draining, jobs: bool, why: &str) -> (u64, u64) {
+    let (cancelled, ended) = draining.expire(jobs).await;
+    if ended > 0 {
+        let id = draining.generation().spec().id;
+        apps.tell(
+            Kind::StreamsEnded,
+            app,
+            Some(id),
+            format!(
+                "generation {id} reached its {why}: {} ended, whose clients come back",
+                counted(ended, "endless stream")
+            ),
+        );
+    }
     if cancelled > 0 {
         let id = draining.generation().spec().id;
         let left = match draining.generation().counts().jobs {
@@ -219,7 +240,7 @@ async fn cancel(apps: &Apps, app: &App, draining: &Draining, jobs: bool, why: &s
             format!("generation {id} reached its {why}: {cancelled} in flight cancelled{left}"),
         );
     }
-    cancelled
+    (cancelled, ended)
 }
 
 /// Ends the operation that waited for the drain, if it still does, and records a deadline that passed.
@@ -264,6 +285,14 @@ async fn finish(
             "{}; generation {id} drained in {}",
             result.message,
             people(took)
+        );
+    }
+    if drain.ended > 0 {
+        result.ended_streams = drain.ended;
+        result.message = format!(
+            "{}; {} of it had to be ended, whose clients come back",
+            result.message,
+            counted(drain.ended, "endless stream")
         );
     }
     speaker.finish(result);

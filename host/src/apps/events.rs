@@ -28,6 +28,8 @@ pub(super) enum Kind {
     Drained,
     /// It was ended at its drain deadline.
     DeadlinePassed,
+    /// Streams that would not end were ended at its drain deadline, which their clients understand.
+    StreamsEnded,
     /// Its library is unmapped.
     Unloaded,
     /// Its library stays mapped.
@@ -72,11 +74,12 @@ pub(super) enum Kind {
 
 impl Kind {
     /// Every kind, in the order of their numbers.
-    pub(super) const ALL: [Self; 24] = [
+    pub(super) const ALL: [Self; 25] = [
         Self::Active,
         Self::Draining,
         Self::Drained,
         Self::DeadlinePassed,
+        Self::StreamsEnded,
         Self::Unloaded,
         Self::Retained,
         Self::LeakBudget,
@@ -106,6 +109,7 @@ impl Kind {
             Self::Draining => "draining",
             Self::Drained => "drained",
             Self::DeadlinePassed => "deadline_passed",
+            Self::StreamsEnded => "streams_ended",
             Self::Unloaded => "unloaded",
             Self::Retained => "retained",
             Self::LeakBudget => "leak-budget",
@@ -222,6 +226,7 @@ impl Events {
             Kind::Active
             | Kind::Draining
             | Kind::Drained
+            | Kind::StreamsEnded
             | Kind::Unloaded
             | Kind::Staged
             | Kind::Waiting

@@ -442,6 +442,7 @@ fn result(outcome: Outcome, app: &App, message: impl Into<String>) -> OperationR
         version: live.as_ref().map(|spec| spec.version.clone()),
         artifact: live.map(|spec| spec.artifact.to_string()),
         notes: Vec::new(),
+        ended_streams: 0,
     }
 }
 
@@ -455,6 +456,7 @@ fn no_app(outcome: Outcome, message: impl Into<String>) -> OperationResult {
         version: None,
         artifact: None,
         notes: Vec::new(),
+        ended_streams: 0,
     }
 }
 

@@ -193,6 +193,7 @@ impl Drop for Speaker {
             version: None,
             artifact: None,
             notes: Vec::new(),
+            ended_streams: 0,
         });
     }
 }
@@ -212,6 +213,7 @@ mod tests {
             version: None,
             artifact: None,
             notes: Vec::new(),
+            ended_streams: 0,
         }
     }
 

@@ -60,6 +60,7 @@ impl Apps {
             version: None,
             artifact: sha256.map(|sha256| sha256.to_string()),
             notes: Vec::new(),
+            ended_streams: 0,
         }
     }
 }

@@ -25,6 +25,7 @@ pub(super) async fn deploy(global: &Global, args: Deploy) -> Result<(), Failure>
         How {
             detach: args.detach,
             several: false,
+            strict_drain: args.strict_drain,
         },
         call,
     )
@@ -54,6 +55,7 @@ pub(super) async fn reload(global: &Global, args: Reload) -> Result<(), Failure>
         How {
             detach: false,
             several: args.app.is_none(),
+            strict_drain: false,
         },
         client.reload(args.app.as_ref(), Wait::asked(args.queue, false)),
     )
@@ -68,6 +70,7 @@ pub(super) async fn rollback(global: &Global, args: Rollback) -> Result<(), Fail
         How {
             detach: false,
             several: false,
+            strict_drain: false,
         },
         client.rollback(
             args.app.as_ref(),

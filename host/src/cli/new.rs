@@ -147,7 +147,7 @@ fn dependency_on(sdk: Option<&Path>) -> String {
     match sdk {
         // A basic TOML string takes the same escapes as this debug form, for what a path can hold.
         Some(folder) => format!("{{ path = {:?} }}", folder.to_string_lossy()),
-        None => "\"1.1\"".to_owned(),
+        None => "\"1.2\"".to_owned(),
     }
 }
 
@@ -232,7 +232,7 @@ mod tests {
             let dependency = &manifest["dependencies"]["handover-plugin"];
             match sdk {
                 Some(path) => assert_eq!(dependency["path"].as_str(), path.to_str()),
-                None => assert_eq!(dependency.as_str(), Some("1.1")),
+                None => assert_eq!(dependency.as_str(), Some("1.2")),
             }
             assert!(!source.contains("{{"), "{source}");
         }

@@ -353,13 +353,21 @@ pub struct OperationResult {
     /// What preflight found that people should know, of an artifact that was taken.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<Note>,
+    /// Streams of the old generation that would not end, and were ended at its drain deadline in a way that their clients understand: event
+    /// streams, gRPC, WebSockets.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub ended_streams: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Something to know of an artifact that is taken all the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
     /// A short word for programs: `never_unloads`, `text_relocations`, `origin_path`, `bundled_allocator`, `bundled_sqlite`, `retained`,
-    /// `left_open`, `slow_drain`, `slow_end`.
+    /// `left_open`, `slow_drain`, `slow_end`, `bare_tasks`.
     pub kind: String,
     /// Whether something is lost with each deploy, so that somebody should act. Else it is only good to know.
     pub warning: bool,

@@ -975,6 +975,7 @@ mod tests {
                 version: None,
                 artifact: None,
                 notes: Vec::new(),
+                ended_streams: 0,
             }
         }
 
@@ -1005,6 +1006,7 @@ mod tests {
             version: None,
             artifact: None,
             notes: Vec::new(),
+            ended_streams: 0,
         })
     }
 

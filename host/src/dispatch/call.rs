@@ -19,6 +19,7 @@ use handover_plugin::abi::{
 };
 use http::{HeaderValue, Request, Response, Uri, Version, header};
 use http_body::Body;
+use hyper::ext::ReasonPhrase;
 
 use super::{
     body::{AnswerBody, Expiry, RequestBody},
@@ -136,14 +137,19 @@ impl TakeAnswer for Slot<'_> {
             _ => &[],
         };
         let copied = head.fill(response, borrowed);
+        let reason = head.reason();
+        if !reason.is_empty() {
+            name_reason(reason, response);
+        }
         match body {
             Crossing::Full(Chunk::Borrowed(_)) => *response.body_mut() = AnswerBody::full(copied),
             Crossing::Full(owned) => {
                 *response.body_mut() = AnswerBody::full(owned.into_bytes(|| in_flight.hold()));
             }
             Crossing::Stream(stream) => {
+                let connection = origin.cut.clone();
                 *response.body_mut() =
-                    AnswerBody::stream(stream, in_flight.clone(), origin.cut.clone());
+                    AnswerBody::stream(stream, response.headers(), in_flight.clone(), connection);
             }
             Crossing::Upgrade(io) => {
                 if let Some(upgrade) = self.upgrade.take() {
@@ -153,6 +159,14 @@ impl TakeAnswer for Slot<'_> {
             }
             Crossing::Empty => {}
         }
+    }
+}
+
+/// Has hyper write the reason phrase of the app. One that HTTP does not allow is left out.
+#[cold]
+fn name_reason(reason: &[u8], response: &mut Response<AnswerBody>) {
+    if let Ok(reason) = ReasonPhrase::try_from(reason) {
+        response.extensions_mut().insert(reason);
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, OnceLock},
     task::{Context, Poll},
 };
@@ -19,6 +19,7 @@ use tokio::{
     sync::OwnedSemaphorePermit,
 };
 
+use super::body::Endable;
 use crate::generation::{Hold, InFlight};
 
 /// A close frame from the server: code 1012, no reason.
@@ -86,6 +87,7 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Seat 
             Err(_) => return,
         };
         let core = in_flight.core();
+        let _endable = upgrade.is_websocket.then(|| Endable::new(&in_flight));
         let (mut from_client, mut to_client) = tokio::io::split(client);
         let (mut from_plugin, mut to_plugin) = tokio::io::split(plugin);
         let up = async {
@@ -95,10 +97,21 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Seat 
             copied.map(drop)
         };
         let mut frames = Frames::default();
+        let mut closing = pin!(async {
+            expiry(core).await;
+            if upgrade.is_websocket {
+                tokio::time::sleep(core.end_after()).await;
+            }
+        });
+        let closed = tokio::sync::Notify::new();
         let down = async {
             let mut buffer = vec![0; 16 * 1024];
+            // Whether its time to be closed has come.
+            let mut expired = false;
             loop {
-                let expired = core.is_expired();
+                if expired {
+                    closed.notify_one();
+                }
                 if expired && !upgrade.is_websocket {
                     core.count_cut();
                     return to_client.shutdown().await;
@@ -110,7 +123,10 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Seat 
                 }
                 let read = tokio::select! {
                     read = from_plugin.read(&mut buffer) => read?,
-                    () = expiry(core), if !expired => continue,
+                    () = &mut closing, if !expired => {
+                        expired = true;
+                        continue;
+                    }
                 };
                 if read == 0 {
                     return to_client.shutdown().await;
@@ -123,7 +139,7 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Seat 
         };
         let both = async { tokio::join!(up, down) };
         let give_up = async {
-            expiry(core).await;
+            closed.notified().await;
             // A frame that is under way, and a client that answers the close, have this long.
             tokio::time::sleep(std::time::Duration::from_secs(1)).await;
         };

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 
 use super::{
     cut::{Cut, Streams},
+    endings::Endings,
     in_flight::{Gate, InFlight, Shards},
     offer::{PluginOffer, Working},
     spec::Spec,
@@ -93,6 +94,7 @@ pub struct Core {
     expiry: Arc<Notify>,
     cut: AtomicU64,
     streams: Streams,
+    endings: Endings,
     panics: AtomicU64,
     stalls: Arc<AtomicU64>,
 }
@@ -157,6 +159,21 @@ impl Core {
         self.streams.remove(cut);
     }
 
+    /// Something is open that can be ended without a loss, until [`closes_endable`](Self::closes_endable).
+    pub fn opens_endable(&self) {
+        self.endings.opened();
+    }
+
+    /// The end of one [`opens_endable`](Self::opens_endable).
+    pub fn closes_endable(&self) {
+        self.endings.closed();
+    }
+
+    /// How long after the drain deadline the one who asks ends its stream. Each asks once.
+    pub fn end_after(&self) -> Duration {
+        self.endings.next()
+    }
+
     /// Runs `call`, which is one into its app, and is for `target` to the watchdog.
     #[inline]
     pub fn inside<R>(&self, target: &str, call: impl FnOnce() -> R) -> R {
@@ -214,6 +231,7 @@ impl Generation {
             expiry: Arc::default(),
             cut: AtomicU64::new(0),
             streams: Streams::default(),
+            endings: Endings::default(),
             panics: AtomicU64::new(0),
             stalls: account.stalls(),
         });
@@ -298,14 +316,16 @@ impl Generation {
         self.core.gate.close();
     }
 
-    /// Ends what is in flight but spawned work, which only the app can; gives how much that was.
-    pub(super) fn expire(&self) -> u64 {
+    /// Ends what is in flight but spawned work, which only the app can; gives how much that was, without the streams that can be ended without
+    /// a loss, and how many those were.
+    pub(super) fn expire(&self) -> (u64, u64) {
         let before = self.shards.in_flight();
+        let (ended, span) = self.core.endings.begin();
         self.core.expired.store(true, Ordering::Release);
         self.core.expiry.notify_waiters();
         let core = Arc::clone(&self.core);
         tokio::spawn(async move {
-            tokio::time::sleep(GRACE).await;
+            tokio::time::sleep(span + GRACE).await;
             let left = core.streams.throw_all();
             if left > 0 {
                 tracing::warn!(
@@ -315,6 +335,6 @@ impl Generation {
                 );
             }
         });
-        before
+        (before.saturating_sub(ended), ended.min(before))
     }
 }

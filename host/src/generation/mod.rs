@@ -4,12 +4,14 @@
 //! - [`states`]: `Started → Active → Draining → Unloaded | Retained`, each a type
 //! - [`core`]: what all of them share, and the gate that requests come through
 //! - [`in_flight`]: counting in and out, with [`worker`] and [`sync`]
+//! - `endings`: how what never ends by itself is ended at the drain deadline
 //! - [`cut`]: the switch that ends a connection at the drain deadline
 //! - [`offer`]: what the host offers to its plugin: log, panics, work
 //! - [`lifecycle`]: the threads that constructors, destructors and hooks run on
 
 pub mod core;
 pub mod cut;
+mod endings;
 pub mod in_flight;
 mod lifecycle;
 pub mod offer;

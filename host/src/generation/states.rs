@@ -543,22 +543,25 @@ impl Draining {
     }
 
     /// The drain deadline passed: requests, streams and connections end now, and spawned tasks as well; jobs only if `jobs`.
-    /// Gives how many there were. Waits for the app to hear of it, on a thread of its own, for a
+    /// Gives how many there were, and besides those how many streams were ended without a loss. Waits for the app to hear of it, on a thread of its own, for a
     /// second at most.
-    pub async fn expire(&self, jobs: bool) -> u64 {
-        let before = self.generation().expire();
+    pub async fn expire(&self, jobs: bool) -> (u64, u64) {
+        let (before, ended) = self.generation().expire();
         let told = Hooks::begin(self.generation().core(), "expire", move |core| {
             core.app().expire(jobs)
         });
-        let Some(told) = told else { return before };
-        match told.within(HOOK_DEADLINE).await {
-            Ok(cancelled) => before + cancelled,
+        let Some(told) = told else {
+            return (before, ended);
+        };
+        let cancelled = match told.within(HOOK_DEADLINE).await {
+            Ok(cancelled) => cancelled,
             Err(Unfinished::Late(late)) => {
                 self.hooks.lock().0.push(late);
-                before
+                0
             }
-            Err(_) => before,
-        }
+            Err(_) => 0,
+        };
+        (before + cancelled, ended)
     }
 
     /// Waits until nothing is in flight, drops the app, and unmaps the library if it is proven quiet.

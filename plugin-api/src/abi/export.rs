@@ -159,7 +159,7 @@ pub trait Plugin: Send + Sync + 'static {
         first: FirstPoll<'_>,
     ) -> Option<Polled>;
     /// New requests come from now on.
-    fn activate(&self);
+    fn activate(&self) {}
     /// No new requests come.
     fn drain(&self);
     /// The drain deadline passed; gives how much spawned work was cancelled.

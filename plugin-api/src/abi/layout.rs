@@ -9,7 +9,7 @@ use super::{
     body::{BodyStream, BodyTable, FrameSink, FrameTable},
     bytes::OwnedBytes,
     call::{Called, Respond, Responder},
-    head::{Peer, RequestHead, RequestHead1, ResponseHead},
+    head::{Peer, RequestHead, RequestHead1, ResponseHead, ResponseHead1},
     headers::Field,
     host::{Event, Pair, Work},
     lent::{Lent, Size},
@@ -61,6 +61,7 @@ fn every_field_lies_where_it_was_released() {
     lies!(WakerOps, 32, 8, size 0, clone 8, wake_by_ref 16, drop 24);
     // What later minors added to them.
     lies!(RequestHead1<'_>, 128, 8, head 0, protocol 112);
+    lies!(ResponseHead1<'_>, 40, 8, head 0, reason 24);
     assert_eq!(
         [
             PollState::Pending,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use http::{Request, Response};
+use http::{Request, Response, response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::runtime::Handle;
@@ -240,8 +240,25 @@ pub(super) fn answer<B>(
 ) where
     B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static,
 {
-    let (parts, body) = response.into_parts();
-    responder.respond(parts, payload(body, cx));
+    let (mut parts, body) = response.into_parts();
+    let reason = reason(&mut parts);
+    responder.respond(
+        parts,
+        reason.as_deref().unwrap_or_default(),
+        payload(body, cx),
+    );
+}
+
+/// The reason phrase that the app has chosen, or taken over from somebody it asked.
+#[inline]
+pub(super) fn reason(parts: &mut response::Parts) -> Option<Bytes> {
+    if parts.extensions.is_empty() {
+        return None;
+    }
+    parts
+        .extensions
+        .remove::<hyper::ext::ReasonPhrase>()
+        .map(Bytes::from)
 }
 
 fn payload<B>(mut body: B, cx: &mut task::Context<'_>) -> Payload

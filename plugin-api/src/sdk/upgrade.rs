@@ -32,7 +32,7 @@ use parking_lot::Mutex;
 use pin_project_lite::pin_project;
 use tokio::io::{DuplexStream, ReadBuf};
 
-use super::app::{answer, told};
+use super::app::{answer, reason, told};
 use crate::abi::{
     call::{Payload, Responder},
     export::Answering,
@@ -135,7 +135,13 @@ where
         match this.offer.take() {
             Some(offer) if offer.is_taken_by(response.status()) => {
                 let io = IoStream::new(Far(offer.take()));
-                responder.respond(response.into_parts().0, Payload::Upgrade(io));
+                let (mut parts, _) = response.into_parts();
+                let reason = reason(&mut parts);
+                responder.respond(
+                    parts,
+                    reason.as_deref().unwrap_or_default(),
+                    Payload::Upgrade(io),
+                );
             }
             _ => answer(response, cx, responder),
         }
