@@ -22,6 +22,7 @@ pub use sdk::{
     body::Body,
     context::{Context, Jobs},
     error::Error,
+    log::layer,
     serve::{Connection, ForEach, IntoApp, Itself, Listener, Serve, serve},
     worker::{Stop, worker},
 };

@@ -83,6 +83,13 @@ const APART: &[(&str, &[Build])] = &[
         ],
     ),
     ("interposed", &[build(&["interposed"], "1.0.0", &[])]),
+    (
+        "subscriber",
+        &[
+            build(&["subscriber"], "1.0.0", &[]),
+            build(&["subscriber"], "2.0.0", &[]),
+        ],
+    ),
     // With tokio's signals.
     (
         "background",

@@ -8,7 +8,7 @@ use std::{
 };
 
 use handover_plugin::abi::{
-    host::{Event, JOB, TASK, TASKS_LEFT, WORKER, Work},
+    host::{Event, JOB, Span, TASK, TASKS_LEFT, WORKER, Work},
     import::Offer,
     lent::Lent,
 };
@@ -140,6 +140,26 @@ macro_rules! log_at {
     };
 }
 
+/// The spans that an event is in, as text before it: `request{method=GET uri=/}: `.
+fn around(spans: &[Span<'_>]) -> String {
+    let mut text = String::new();
+    for span in spans {
+        text.push_str(span.name.as_str());
+        for (at, field) in span.fields.iter().enumerate() {
+            // Writing to a String does not fail.
+            let _ = write!(
+                text,
+                "{}{}={}",
+                if at == 0 { '{' } else { ' ' },
+                field.name,
+                field.value
+            );
+        }
+        text.push_str(if span.fields.is_empty() { ": " } else { "}: " });
+    }
+    text
+}
+
 impl Offer for PluginOffer {
     fn log_enabled(&self, level: u8) -> bool {
         match level {
@@ -152,13 +172,15 @@ impl Offer for PluginOffer {
     }
 
     fn log(&self, event: Lent<'_, Event<'_>>) {
-        let mut message = event.message.to_string();
+        let mut message = around(event.spans());
+        let before = message.len();
+        message.push_str(event.message.as_str());
         for field in event.fields.iter() {
             // Writing to a String does not fail.
             let _ = write!(
                 message,
                 "{}{}={}",
-                if message.is_empty() { "" } else { " " },
+                if message.len() == before { "" } else { " " },
                 field.name,
                 field.value
             );

@@ -1,7 +1,8 @@
 //! `exit`, called by a library: it ends the process, but not where the library was told to end. Many a handler of a signal or of Ctrl-C calls
 //! it, and means its own program.
 //!
-//! Such a thread waits for ever, since nobody can end it from outside. So the library stays mapped, which says why.
+//! Such a thread waits for ever, since nobody can end it from outside. So the library stays mapped, which says why. Only a thread of the
+//! library does: one of the host that drops an app which exits would never come back.
 #![allow(
     unreachable_pub,
     reason = "the dynamic linker reaches what Rust's modules do not"
@@ -15,7 +16,7 @@ use super::{
     AccountId,
     interposed::{Symbol, interposed},
     notes::{self, Changed},
-    process, signals,
+    process, signals, threads,
 };
 
 /// The libraries that were told to end.
@@ -30,6 +31,7 @@ interposed! {
         as unsafe extern "C-unwind" fn(c_int) -> c_int,
         "rsi", "x1", |real, caller| {
             if let Some(account) = process::changed_by(caller)
+                && threads::current_owner() == account
                 && ending().contains(&account)
             {
                 wait_for_ever(account, status);

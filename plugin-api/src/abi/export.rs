@@ -53,9 +53,9 @@ impl HostHandle {
     }
 
     /// Logs `event`.
-    pub fn log(&self, event: &Event<'_>) {
+    pub fn log(&self, event: Lent<'_, Event<'_>>) {
         // SAFETY: as in `log_enabled`.
-        unsafe { self.table.log()(self.data, Lent::of(event)) }
+        unsafe { self.table.log()(self.data, event) }
     }
 
     /// Tells of a panic.

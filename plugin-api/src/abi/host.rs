@@ -60,6 +60,50 @@ pub struct Event<'a> {
 // SAFETY: `repr(C)`, and the size is first.
 unsafe impl Grows for Event<'_> {}
 
+/// The same since 1.2.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Event1<'a> {
+    pub(super) event: Event<'a>,
+    /// The spans that it is in, the outermost first.
+    pub(super) spans: RSlice<'a, Span<'a>>,
+}
+
+/// A span that an event is in. It lies in lists, and so does not grow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, StableAbi)]
+pub struct Span<'a> {
+    /// Its name.
+    pub name: RStr<'a>,
+    /// Its fields, with values as text.
+    pub fields: RSlice<'a, Pair<'a>>,
+}
+
+impl Event<'_> {
+    /// Lends this event to `f`, in these spans, in the shape that crosses.
+    pub fn lend<R>(&self, spans: &[Span<'_>], f: impl FnOnce(Lent<'_, Event<'_>>) -> R) -> R {
+        let longer = Event1 {
+            event: Event {
+                size: Size::of::<Event1<'_>>(),
+                ..*self
+            },
+            spans: spans.into(),
+        };
+        // SAFETY: it begins with an `Event`, and the size is its own.
+        f(unsafe { Lent::longer(&longer) })
+    }
+}
+
+impl<'a> Lent<'a, Event<'a>> {
+    /// The spans that it is in, the outermost first; none from a plugin that does not tell them.
+    pub fn spans(self) -> &'a [Span<'a>] {
+        // SAFETY: since 1.2 there is a list at this offset.
+        let spans: Option<RSlice<'a, Span<'a>>> =
+            unsafe { self.later(std::mem::offset_of!(Event1<'_>, spans)) };
+        spans.map_or(&[], |spans| spans.as_slice())
+    }
+}
+
 /// A name and its value. It lies in lists, and so does not grow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]

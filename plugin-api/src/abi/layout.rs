@@ -11,7 +11,7 @@ use super::{
     call::{Called, Respond, Responder},
     head::{Peer, RequestHead, RequestHead1, ResponseHead, ResponseHead1},
     headers::Field,
-    host::{Event, Pair, Work},
+    host::{Event, Event1, Pair, Span, Work},
     lent::{Lent, Size},
     poll::{PollCode, PollState},
     root::{Settings, TextSink},
@@ -61,6 +61,8 @@ fn every_field_lies_where_it_was_released() {
     lies!(WakerOps, 32, 8, size 0, clone 8, wake_by_ref 16, drop 24);
     // What later minors added to them.
     lies!(RequestHead1<'_>, 128, 8, head 0, protocol 112);
+    lies!(Event1<'_>, 96, 8, event 0, spans 80);
+    lies!(Span<'_>, 32, 8, name 0, fields 16);
     lies!(ResponseHead1<'_>, 40, 8, head 0, reason 24);
     assert_eq!(
         [

@@ -81,7 +81,9 @@ where
     F: Future<Output = Result<A, E>>,
 {
     let (runtime, context) = prepare(host, &settings)?;
-    match runtime.block_on(async { make(context.clone()).await }) {
+    let made = runtime.block_on(log::constructing(async { make(context.clone()).await }));
+    log::settle();
+    match made {
         Ok(app) => Ok(Box::new(Running {
             app,
             context,

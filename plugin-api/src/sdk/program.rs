@@ -149,6 +149,7 @@ pub(super) fn give<A: App>(
     else {
         return Err(app);
     };
+    log::settle();
     let context = main.context.clone();
     if names_peers {
         context.client_address_as(|address| Peer(Some(address)));
@@ -189,7 +190,11 @@ fn ended_as<F>(handle: &Handle, main: impl FnOnce() -> F) -> Result<(), String>
 where
     F: Future<Output: Returned>,
 {
-    match catch_unwind(AssertUnwindSafe(|| handle.block_on(main()).returned())) {
+    match catch_unwind(AssertUnwindSafe(|| {
+        handle
+            .block_on(log::constructing(async { main().await }))
+            .returned()
+    })) {
         Ok(outcome) => outcome,
         Err(payload) => {
             let text = format!("its main panicked: {}", panic_message(&*payload));

@@ -36,7 +36,7 @@ struct Released {
 
 impl Released {
     fn log(&self, level: u8, message: &str) {
-        self.host.log(&Event {
+        self.host.log(Lent::of(&Event {
             size: Size::of::<Event<'_>>(),
             level,
             line: 7,
@@ -48,7 +48,7 @@ impl Released {
             }][..])
                 .into(),
             file: "released.rs".into(),
-        });
+        }));
     }
 }
 
