@@ -23,14 +23,30 @@ pub(super) fn tell_changed(apps: &Apps) {
                     .tell(Kind::Warning, Some(&app), Some(generation), message);
                 continue;
             }
-            Changed::Environment => (
-                Kind::Environment,
-                "the environment of the process, which all apps share",
-            ),
-            Changed::WorkingDirectory => (
-                Kind::WorkingDirectory,
-                "the working directory of the process, which all apps share",
-            ),
+            Changed::WorkingDirectory => {
+                let message = format!(
+                    "generation {generation} {how}, which is refused (EPERM): the working directory is that of the host and of all apps; use whole paths"
+                );
+                apps.0.events.tell(
+                    Kind::WorkingDirectory,
+                    Some(&app),
+                    Some(generation),
+                    message,
+                );
+                continue;
+            }
+            Changed::RelativePath => {
+                let message = format!(
+                    "generation {generation} {how}: a relative path means the folder that the host was started in; use whole paths"
+                );
+                apps.0.events.tell(
+                    Kind::WorkingDirectory,
+                    Some(&app),
+                    Some(generation),
+                    message,
+                );
+                continue;
+            }
             Changed::FileMask => (
                 Kind::FileMask,
                 "the mask for the modes of new files (umask), which all apps share",

@@ -30,6 +30,7 @@ use crate::{
     ledger::Held,
     loader::Companion,
     names::GenerationId,
+    origin::origin,
     preflight::{self, Passed, Scope, Verdict},
     shortage,
 };
@@ -732,6 +733,8 @@ async fn load_and_start(
         artifact: plan.artifact.sha256,
         config: app.settings.config.clone(),
         env: app.settings.readable_env(),
+        arguments: app.settings.arguments(&app.name),
+        environment: origin().for_app(&app.settings.env),
         runtime_threads: app.settings.runtime_threads.get(),
         start_deadline: longest,
         preflight: false,

@@ -60,9 +60,7 @@ pub(super) enum Kind {
     StallEnded,
     /// A generation panicked.
     Panic,
-    /// A generation changed the environment of the process.
-    Environment,
-    /// A generation changed the working directory of the process.
+    /// A generation wanted to change the working directory of the process, or relies on it.
     WorkingDirectory,
     /// A generation changed the mask for the modes of new files.
     FileMask,
@@ -74,7 +72,7 @@ pub(super) enum Kind {
 
 impl Kind {
     /// Every kind, in the order of their numbers.
-    pub(super) const ALL: [Self; 25] = [
+    pub(super) const ALL: [Self; 24] = [
         Self::Active,
         Self::Draining,
         Self::Drained,
@@ -95,7 +93,6 @@ impl Kind {
         Self::Stalled,
         Self::StallEnded,
         Self::Panic,
-        Self::Environment,
         Self::WorkingDirectory,
         Self::FileMask,
         Self::State,
@@ -125,7 +122,6 @@ impl Kind {
             Self::Stalled => "stalled",
             Self::StallEnded => "stall_ended",
             Self::Panic => "panic",
-            Self::Environment => "environment",
             Self::WorkingDirectory => "working_directory",
             Self::FileMask => "file_mask",
             Self::State => "state",
@@ -212,7 +208,6 @@ impl Events {
             | Kind::Unhealthy
             | Kind::Warning
             | Kind::Stalled
-            | Kind::Environment
             | Kind::WorkingDirectory
             | Kind::FileMask
             | Kind::Failed => {

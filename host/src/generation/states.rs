@@ -210,6 +210,7 @@ pub async fn start(mut library: Library, spec: Spec) -> Result<Started, StartErr
     let account = library.account().id();
     library.account().name(&spec.app, spec.id, &spec.version);
     library.stay(spec.stays.clone());
+    library.surround(spec.arguments.clone(), spec.environment.clone());
     let (code, stage) = (library.code(), library.stage());
     let started = lifecycle::run("start", deadline, move || {
         let code = code;

@@ -14,7 +14,7 @@ use std::{
 use tokio::{runtime::Handle, sync::Notify};
 
 use super::{
-    AccountId, Call, Held, Holder, Look, callbacks, descriptors, exits, interposed,
+    AccountId, Call, Held, Holder, Look, callbacks, descriptors, environments, exits, interposed,
     interval_timers, keys,
     known::{self, Known},
     look::Owing,
@@ -446,6 +446,7 @@ impl Account {
         callbacks::forget(self.0.id);
         signals::forget(self.0.id);
         exits::forget(self.0.id);
+        environments::forget(self.0.id);
         notes::forget(self.0.id);
         let keys = keys::delete_all(self.0.id);
         record_locks::end(self.0.id);

@@ -84,6 +84,7 @@ fn symbols() -> impl Iterator<Item = Symbol> {
         .chain(super::masks::symbols())
         .chain(super::interval_timers::symbols())
         .chain(super::surroundings::symbols())
+        .chain(super::environments::symbols())
         .chain(super::exits::symbols())
 }
 

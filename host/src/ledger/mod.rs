@@ -29,7 +29,8 @@
 //! - [`signals`]: what each library wants to be done on signals, and the one handler of the host that does it
 //! - [`masks`]: blocked signals and alternate stacks that a library leaves on threads of the host
 //! - [`interval_timers`]: which library armed the timers that a process has once
-//! - [`surroundings`]: the environment, the working directory and the mask of new files, which belong to all
+//! - [`environments`]: an environment for each library
+//! - [`surroundings`]: the working directory and the mask of new files, which belong to all
 //! - [`known`]: whose library an account is, for people
 //! - [`notes`]: what libraries changed for everybody, for those who tell of it
 //! - [`exits`]: `exit`, called by a library that was told to end
@@ -52,6 +53,7 @@ mod account;
 mod callbacks;
 mod closers;
 mod descriptors;
+mod environments;
 mod errno;
 mod exits;
 mod held;
@@ -84,6 +86,7 @@ mod visit;
 
 pub use self::{
     account::{Account, Left, Loading, Report, Unsettled, act_for, loading, others, visit_as_well},
+    environments::own_environment,
     exits::ask_to_end,
     held::{Held, Holder},
     inside::{Call, SHARED_WORKER, inside, slots},

@@ -12,6 +12,7 @@ use std::ffi::{c_char, c_int, c_uint, c_void};
 use super::{
     descriptors,
     interposed::{Symbol, interposed},
+    surroundings,
 };
 
 /// Defines functions that give out descriptors: [`interposed!`] with what to do with the answer.
@@ -50,10 +51,22 @@ openers! {
         "r8", "x4", |fd, caller| descriptors::opened(fd, caller);
     open / open_for / OPEN (path: *const c_char, flags: c_int, mode: c_uint)
         as unsafe extern "C" fn(*const c_char, c_int, ...) -> c_int,
-        "rcx", "x3", |fd, caller| descriptors::opened(fd, caller);
+        "rcx", "x3", |fd, caller| {
+            descriptors::opened(fd, caller);
+            if fd >= 0 {
+                // SAFETY: libc has just read it as a string.
+                unsafe { surroundings::opens(path, caller) };
+            }
+        };
     open64 / open64_for / OPEN64 (path: *const c_char, flags: c_int, mode: c_uint)
         as unsafe extern "C" fn(*const c_char, c_int, ...) -> c_int,
-        "rcx", "x3", |fd, caller| descriptors::opened(fd, caller);
+        "rcx", "x3", |fd, caller| {
+            descriptors::opened(fd, caller);
+            if fd >= 0 {
+                // SAFETY: libc has just read it as a string.
+                unsafe { surroundings::opens(path, caller) };
+            }
+        };
     openat / openat_for / OPENAT (folder: c_int, path: *const c_char, flags: c_int, mode: c_uint)
         as unsafe extern "C" fn(c_int, *const c_char, c_int, ...) -> c_int,
         "r8", "x4", |fd, caller| descriptors::opened(fd, caller);

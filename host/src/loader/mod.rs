@@ -32,6 +32,7 @@ mod initialisers;
 mod library;
 mod mapped;
 mod missing;
+mod own_environ;
 mod references;
 mod start;
 mod turn;

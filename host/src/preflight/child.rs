@@ -34,6 +34,7 @@ use crate::{
     ledger::Holder,
     loader::{Companion, Layouts, Library},
     names::GenerationId,
+    origin::origin,
     workers,
 };
 
@@ -161,7 +162,9 @@ fn check(mouth: &Mouth, image: Image, task: Task) -> Result<Line, Line> {
     ));
 
     mouth.begin(Stage::Mapping);
-    let library = Library::open(&artifact, Layouts::Check).map_err(Line::rejected)?;
+    let library = Library::map(&artifact, Layouts::Check).map_err(Line::rejected)?;
+    library.surround(task.arguments.clone(), origin().for_app(&task.listed));
+    library.initialise().map_err(Line::rejected)?;
     library
         .root::<RootRef>()
         .map_err(|error| Line::rejected(format!("its layouts do not fit this host: {error}")))?;
@@ -221,6 +224,8 @@ async fn start_and_ask(
         artifact: artifact.sha256,
         config: task.config,
         env: task.env,
+        arguments: task.arguments,
+        environment: origin().for_app(&task.listed),
         runtime_threads: task.runtime_threads,
         // The parent ends this process at the deadline, and says what it was at.
         start_deadline: Duration::MAX,
