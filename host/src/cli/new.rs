@@ -138,11 +138,15 @@ fn sdk() -> Option<PathBuf> {
     folder.join("Cargo.toml").is_file().then_some(folder)
 }
 
-/// The value of the dependency on the SDK in a `Cargo.toml`.
-pub(super) fn dependency() -> String {
-    dependency_on(sdk().as_deref())
+/// The dependency on the SDK as a line of a section `[dependencies.handover-plugin]`.
+pub(super) fn dependency_line() -> String {
+    match sdk() {
+        Some(folder) => format!("path = {:?}", folder.to_string_lossy()),
+        None => format!("version = {}", dependency_on(None)),
+    }
 }
 
+/// The value of the dependency on the SDK in a `Cargo.toml`.
 fn dependency_on(sdk: Option<&Path>) -> String {
     match sdk {
         // A basic TOML string takes the same escapes as this debug form, for what a path can hold.

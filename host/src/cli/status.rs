@@ -231,6 +231,10 @@ fn notes(app: &AppStatus, say: &mut dyn FnMut(String, Paint)) {
     if !app.routes.is_empty() {
         say(format!("at {}", app.routes.join(", ")), Paint::Dim);
     }
+    if !app.listening.is_empty() {
+        let text = format!("listens by itself at {}", app.listening.join(", "));
+        say(text, Paint::Dim);
+    }
     if let Some(operation) = &app.operation {
         say(format!("{operation} is under way"), Paint::Yellow);
     }
