@@ -60,6 +60,8 @@ const INTERPOSED: &[&str] = &[
     "chdir",
     "fchdir",
     "umask",
+    "bind",
+    "listen",
     "socket",
     "socketpair",
     "accept",

@@ -148,18 +148,63 @@ async fn a_main_that_fails_keeps_the_old_code_live() {
 }
 
 #[tokio::test]
-async fn a_second_port_is_the_generations_own() {
+async fn a_port_of_its_own_goes_from_each_generation_to_the_next() {
     let admin = free();
     let host = Setup::new()
         .env("PROGRAM_ADMIN", &admin.to_string())
         .start()
         .await;
-    host.deploy(&fixture("program", "1.0.0"))
+    let asked = async || Http1::connect(admin).await?.get("/admin").await;
+    let versions = ["1.0.0", "2.0.0"];
+    host.deploy(&fixture("program", versions[0]))
         .await
         .expect_code(0);
-    let asked = async || Http1::connect(admin).await.ok()?.get("/admin").await.ok();
     assert_eq!(asked().await.unwrap().text(), "1.0.0");
-    answers(host.address, "1.0.0").await;
+    // New connections all the while: none is refused, whoever answers.
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = std::sync::Arc::clone(&stop);
+    let asking = tokio::spawn(async move {
+        let mut answers = 0;
+        while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+            let answer = Http1::connect(admin).await?.get("/admin").await?;
+            assert!(versions.contains(&answer.text().as_str()), "{answer:?}");
+            answers += 1;
+        }
+        Ok::<_, handover_tests::client::Fault>(answers)
+    });
+    for version in versions.iter().rev().cycle().take(6) {
+        host.deploy(&fixture("program", version))
+            .await
+            .expect_code(0);
+        let live = host.settled("program").await;
+        assert_eq!(live.active.unwrap().version, *version);
+        assert_eq!(asked().await.unwrap().text(), *version);
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(asking.await.unwrap().unwrap() > 10);
+    let text = host.cli(["status"]).await.text();
+    assert!(
+        text.contains(&format!("listens by itself at {admin}")),
+        "{text}"
+    );
+    assert_eq!(host.mapped_plugins(), 1);
+
+    // Where the next one does not want it, it goes with the last that did.
+    host.cli([
+        "deploy".as_ref(),
+        fixture("hello", "1.0.0").as_os_str(),
+        "--app".as_ref(),
+        "program".as_ref(),
+    ])
+    .await
+    .expect_code(0);
+    host.settled("program").await;
+    host.until("the port to be free", async || {
+        TcpListener::bind(admin).ok()
+    })
+    .await;
+    let text = host.cli(["status"]).await.text();
+    assert!(!text.contains("listens by itself"), "{text}");
 }
 
 /// What the compiler says to a crate whose `src/lib.rs` is `source`.

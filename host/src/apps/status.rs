@@ -14,7 +14,7 @@ use crate::{
         StagedStatus, Status, WorkStatus,
     },
     generation::{Generation, State},
-    ledger::Held,
+    ledger::{self, Held},
     open_files, shown,
 };
 
@@ -115,6 +115,10 @@ pub(super) fn app_status(app: &App) -> AppStatus {
             }
         }),
         generations,
+        listening: ledger::listening(&app.name)
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
     }
 }
 

@@ -66,6 +66,9 @@ pub struct AppStatus {
     pub limits: Option<LimitsStatus>,
     /// Every generation of this run of the host that is not unloaded, oldest first.
     pub generations: Vec<GenerationStatus>,
+    /// Where generations of it listen by themselves, beside the host: sockets that go from each to the next.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listening: Vec<String>,
 }
 
 /// The generation that answers new requests.

@@ -17,6 +17,7 @@ use super::{
     AccountId, Call, Held, Holder, Look, callbacks, descriptors, environments, exits, interposed,
     interval_timers, keys,
     known::{self, Known},
+    listeners,
     look::Owing,
     notes,
     owner::{self, Acting},
@@ -446,6 +447,7 @@ impl Account {
         callbacks::forget(self.0.id);
         signals::forget(self.0.id);
         exits::forget(self.0.id);
+        listeners::forget(self.0.id);
         environments::forget(self.0.id);
         notes::forget(self.0.id);
         let keys = keys::delete_all(self.0.id);

@@ -65,6 +65,11 @@ pub fn ask_to_end(account: AccountId) {
     signals::ask_to_end(account);
 }
 
+/// Whether the library of `account` was told to end.
+pub(super) fn is_ending(account: AccountId) -> bool {
+    ending().contains(&account)
+}
+
 /// Forgets an account: its library is unmapped.
 pub(super) fn forget(account: AccountId) {
     ending().retain(|ends| *ends != account);

@@ -85,6 +85,7 @@ fn symbols() -> impl Iterator<Item = Symbol> {
         .chain(super::interval_timers::symbols())
         .chain(super::surroundings::symbols())
         .chain(super::environments::symbols())
+        .chain(super::listeners::symbols())
         .chain(super::exits::symbols())
 }
 

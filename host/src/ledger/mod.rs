@@ -33,6 +33,7 @@
 //! - [`surroundings`]: the working directory and the mask of new files, which belong to all
 //! - [`known`]: whose library an account is, for people
 //! - [`notes`]: what libraries changed for everybody, for those who tell of it
+//! - [`listeners`]: listening sockets that go from one generation to the next
 //! - [`exits`]: `exit`, called by a library that was told to end
 //! - [`errno`]: the error that C functions leave to their callers
 //! - [`undisturbed`]: short sections that no signal interrupts
@@ -63,6 +64,7 @@ mod interposed;
 mod interval_timers;
 mod keys;
 mod known;
+mod listeners;
 mod look;
 mod mappings;
 mod masks;
@@ -91,6 +93,7 @@ pub use self::{
     held::{Held, Holder},
     inside::{Call, SHARED_WORKER, inside, slots},
     interposed::armed,
+    listeners::{bind_nothing_known, listening},
     look::Look,
     mappings::{Mapping, mappings},
     notes::{Changed, Note, take_notes},

@@ -43,12 +43,6 @@ openers! {
     socketpair / socketpair_for / SOCKETPAIR (domain: c_int, kind: c_int, protocol: c_int, pair: *mut c_int)
         as unsafe extern "C-unwind" fn(c_int, c_int, c_int, *mut c_int) -> c_int,
         "r8", "x4", |answer, caller| both(answer, pair, caller);
-    accept / accept_for / ACCEPT (socket: c_int, address: *mut c_void, length: *mut c_uint)
-        as unsafe extern "C-unwind" fn(c_int, *mut c_void, *mut c_uint) -> c_int,
-        "rcx", "x3", |fd, caller| descriptors::opened(fd, caller);
-    accept4 / accept4_for / ACCEPT4 (socket: c_int, address: *mut c_void, length: *mut c_uint, flags: c_int)
-        as unsafe extern "C-unwind" fn(c_int, *mut c_void, *mut c_uint, c_int) -> c_int,
-        "r8", "x4", |fd, caller| descriptors::opened(fd, caller);
     open / open_for / OPEN (path: *const c_char, flags: c_int, mode: c_uint)
         as unsafe extern "C" fn(*const c_char, c_int, ...) -> c_int,
         "rcx", "x3", |fd, caller| {

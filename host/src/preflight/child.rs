@@ -31,7 +31,7 @@ use crate::{
     config::{Leave, SmokeRequest},
     dispatch,
     generation::{self, Active, Ended, Generation, Spec},
-    ledger::Holder,
+    ledger::{self, Holder},
     loader::{Companion, Layouts, Library},
     names::GenerationId,
     origin::origin,
@@ -163,6 +163,7 @@ fn check(mouth: &Mouth, image: Image, task: Task) -> Result<Line, Line> {
 
     mouth.begin(Stage::Mapping);
     let library = Library::map(&artifact, Layouts::Check).map_err(Line::rejected)?;
+    ledger::bind_nothing_known();
     library.surround(task.arguments.clone(), origin().for_app(&task.listed));
     library.initialise().map_err(Line::rejected)?;
     library
