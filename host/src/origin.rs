@@ -1,7 +1,7 @@
 //! The environment, the working directory and the mask of new files that the process began with.
 //!
-//! Plugins may change them for the whole process. What the host starts, what it gives apps to read and what it writes is as it was before any
-//! of them.
+//! Plugins may change them for the whole process. What the host starts, what it gives apps to read
+//! and what it writes is as it was before any of them.
 
 use std::{
     env,
@@ -71,8 +71,8 @@ pub fn origin() -> &'static Origin {
     })
 }
 
-/// Takes from others the right to write the files that this process makes, and from what it starts: whoever may write those of a host
-/// commands it. To be called before any other thread is started.
+/// Takes from others the right to write the files that this process makes, and from what it starts:
+/// whoever may write those of a host commands it. To be called before any other thread is started.
 pub fn narrow() {
     let mask = file_mask().unwrap_or(USUAL_MASK) | USUAL_MASK;
     rustix::process::umask(Mode::from_raw_mode(mask));
@@ -94,8 +94,8 @@ impl Origin {
         value.to_str().map(ToOwned::to_owned)
     }
 
-    /// The environment of an app that may read the variables `listed`, and what every program relies on: the variables that this process began
-    /// with, all of them where none are listed.
+    /// The environment of an app that may read the variables `listed`, and what every program
+    /// relies on: the variables that this process began with, all of them where none are listed.
     pub fn for_app(&self, listed: &[String]) -> Vec<(OsString, OsString)> {
         let is_its = |name: &OsString| {
             let name = name.to_string_lossy();

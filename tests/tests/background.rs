@@ -1,4 +1,5 @@
-//! What goes on beside requests: it begins when its version is live, is seen, hears of the end, and what nobody counts is told.
+//! What goes on beside requests: it begins when its version is live, is seen, hears of the end, and
+//! what nobody counts is told.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"

@@ -1,4 +1,5 @@
-//! `handover dev`: the code as it is now, always; and while it does not compile, the code as it was.
+//! `handover dev`: the code as it is now, always; and while it does not compile, the code as it
+//! was.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"
@@ -112,7 +113,8 @@ impl Drop for Dev {
     }
 }
 
-/// A crate outside of the workspace, with the dependencies and the lock file of `probe`, so that they need not be built again.
+/// A crate outside of the workspace, with the dependencies and the lock file of `probe`, so that
+/// they need not be built again.
 fn crate_in(dir: &Path, name: &str) {
     let workspace = plugins::workspace();
     let probe = fs::read_to_string(workspace.join("tests/plugins/probe/Cargo.toml")).unwrap();
@@ -263,7 +265,8 @@ fn refused(crate_dir: &Path) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-/// The lines of `said` from the one that is `from` on that stand before the next sentence: what one pastes.
+/// The lines of `said` from the one that is `from` on that stand before the next sentence: what one
+/// pastes.
 fn to_paste(said: &str, from: &str) -> String {
     // As a terminal shows it, lines after the first are indented.
     let lines = said.lines().map(str::trim_start);
@@ -272,7 +275,8 @@ fn to_paste(said: &str, from: &str) -> String {
     lines.map(|line| format!("{line}\n")).collect()
 }
 
-/// Makes the crate `name` in `dir` one without a library section and without the SDK, as people have it.
+/// Makes the crate `name` in `dir` one without a library section and without the SDK, as people
+/// have it.
 fn ordinary_crate_in(dir: &Path, name: &str) {
     crate_in(dir, name);
     let path = dir.join("Cargo.toml");

@@ -1,4 +1,5 @@
-//! Each generation has an environment and arguments of its own; the working directory is everybody's, and stays.
+//! Each generation has an environment and arguments of its own; the working directory is
+//! everybody's, and stays.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"
@@ -65,7 +66,8 @@ async fn each_generation_has_an_environment_of_its_own() {
         does(&host, "echo?way=SIGNALS_SET&value=three").await,
         "one three one three"
     );
-    // Nobody else has any of it: neither what comes after it, nor what is checked, whose constructor would refuse.
+    // Nobody else has any of it: neither what comes after it, nor what is checked, whose
+    // constructor would refuse.
     for version in ["2.0.0", "1.0.0"] {
         deploy(&host, version).await;
         assert_eq!(

@@ -4,7 +4,7 @@ use super::{Apps, events::Kind};
 use crate::ledger::{self, Changed, Note};
 
 /// Tells what was changed since the last look.
-pub(super) fn tell_changed(apps: &Apps) {
+pub(super) fn record_changes(apps: &Apps) {
     for Note {
         app,
         generation,
@@ -20,14 +20,14 @@ pub(super) fn tell_changed(apps: &Apps) {
                 );
                 apps.0
                     .events
-                    .tell(Kind::Warning, Some(&app), Some(generation), message);
+                    .record(Kind::Warning, Some(&app), Some(generation), message);
                 continue;
             }
             Changed::WorkingDirectory => {
                 let message = format!(
                     "generation {generation} {how}, which is refused (EPERM): the working directory is that of the host and of all apps; use whole paths"
                 );
-                apps.0.events.tell(
+                apps.0.events.record(
                     Kind::WorkingDirectory,
                     Some(&app),
                     Some(generation),
@@ -39,7 +39,7 @@ pub(super) fn tell_changed(apps: &Apps) {
                 let message = format!(
                     "generation {generation} {how}: a relative path means the folder that the host was started in; use whole paths"
                 );
-                apps.0.events.tell(
+                apps.0.events.record(
                     Kind::WorkingDirectory,
                     Some(&app),
                     Some(generation),
@@ -55,6 +55,6 @@ pub(super) fn tell_changed(apps: &Apps) {
         let message = format!("generation {generation} changed {what}: it {how}");
         apps.0
             .events
-            .tell(kind, Some(&app), Some(generation), message);
+            .record(kind, Some(&app), Some(generation), message);
     }
 }

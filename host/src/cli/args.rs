@@ -251,7 +251,8 @@ pub(super) struct Check {
     /// The app to check it for [default: the one its manifest names]
     #[arg(long, value_name = "APP")]
     pub(super) app: Option<AppName>,
-    /// The configuration file with the check settings of the app, and the keys that must have signed it
+    /// The configuration file with the check settings of the app, and the keys that must have
+    /// signed it
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
     /// Its signature, made with minisign [default: FILE.so.minisig, if there is one]
@@ -285,7 +286,8 @@ pub(super) struct Deploy {
     /// Wait for what is under way for the app, instead of ending with 8
     #[arg(long)]
     pub(super) queue: bool,
-    /// End with 7 also when endless streams (events, gRPC, WebSockets) had to be ended at the drain deadline
+    /// End with 7 also when endless streams (events, gRPC, WebSockets) had to be ended at the drain
+    /// deadline
     #[arg(long, conflicts_with = "detach")]
     pub(super) strict_drain: bool,
     /// Return as soon as the host has accepted it

@@ -282,7 +282,8 @@ fn notes(app: &AppStatus, say: &mut dyn FnMut(String, Paint)) {
 /// How many lines of work people are shown of a generation.
 const WORK_SHOWN: usize = 10;
 
-/// The work of a generation, a line each: ``job `invoice run` for acme, 4m``. Tasks have no name, and are in the figures.
+/// The work of a generation, a line each: ``job `invoice run` for acme, 4m``. Tasks have no name,
+/// and are in the figures.
 fn work(generation: &GenerationStatus) -> Vec<String> {
     let named = generation.work.iter().filter(|work| work.kind != "task");
     let mut lines: Vec<_> = named

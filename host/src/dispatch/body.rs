@@ -21,32 +21,33 @@ use tokio::{
     time::Sleep,
 };
 
-use crate::generation::{Cut, Hold, InFlight};
+use crate::generation::{CloseHandle, InFlight, KeepAlive};
 
 /// Waits for the drain deadline of a generation.
 ///
-/// It registers only when something is pending, so what is answered at once never pays for it, and once for each waker: what all of a
-/// generation register with has a lock.
+/// It registers only when something is pending, so what is answered at once never pays for it, and
+/// once for each waker: what all of a generation register with has a lock.
 #[derive(Debug, Default)]
-pub(super) struct Expiry(Option<(Pin<Box<OwnedNotified>>, Waker)>);
+pub(super) struct DrainDeadline(Option<(Pin<Box<OwnedNotified>>, Waker)>);
 
-impl Expiry {
+impl DrainDeadline {
     /// Whether the deadline has passed; if not, the task is woken when it does.
     pub(super) fn poll(&mut self, in_flight: &InFlight, cx: &mut Context<'_>) -> bool {
-        let core = in_flight.core();
+        let shared = in_flight.shared();
         if !self.wakes(cx.waker()) {
             let (notified, waker) = self.0.get_or_insert_with(|| {
-                let notified = Arc::clone(core.expiry()).notified_owned();
+                let notified = Arc::clone(shared.expiry()).notified_owned();
                 (Box::pin(notified), cx.waker().clone())
             });
             waker.clone_from(cx.waker());
             // Registers first and looks then, so that a deadline between the two is not missed.
             let _ = notified.as_mut().poll(cx);
         }
-        core.is_expired()
+        shared.is_expired()
     }
 
-    /// Whether it is `waker` that it has registered, so that this was there when it was polled last.
+    /// Whether it is `waker` that it has registered, so that this was there when it was polled
+    /// last.
     pub(super) fn wakes(&self, waker: &Waker) -> bool {
         let registered = self.0.as_ref();
         registered.is_some_and(|(_, registered)| registered.will_wake(waker))
@@ -55,7 +56,7 @@ impl Expiry {
 
 /// The body of an answer.
 #[derive(Debug)]
-pub struct AnswerBody(Kind);
+pub struct ResponseBody(Kind);
 
 #[derive(Debug)]
 enum Kind {
@@ -65,10 +66,11 @@ enum Kind {
     Pumped(Box<Pumped>),
 }
 
-/// A body that is polled on the threads of its app, and comes from there frame by frame. None is its end.
+/// A body that is polled on the threads of its app, and comes from there frame by frame. None is
+/// its end.
 #[derive(Debug)]
 struct Pumped {
-    frames: mpsc::Receiver<Option<Result<Frame<Bytes>, AnswerError>>>,
+    frames: mpsc::Receiver<Option<Result<Frame<Bytes>, ResponseBodyError>>>,
     /// As long as nothing was taken of it.
     hint: SizeHint,
     ended: bool,
@@ -78,39 +80,39 @@ impl Pumped {
     fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
         if self.ended {
             return Poll::Ready(None);
         }
         let frame = std::task::ready!(self.frames.poll_recv(cx));
         self.hint = SizeHint::default();
         self.ended = !matches!(frame, Some(Some(Ok(_))));
-        // Cut off without its end, it is not whole.
-        Poll::Ready(frame.unwrap_or(Some(Err(AnswerError::Expired))))
+        // CloseHandle off without its end, it is not whole.
+        Poll::Ready(frame.unwrap_or(Some(Err(ResponseBodyError::Expired))))
     }
 }
 
 /// The body of an answer that counts against `max_concurrent` until it has ended.
 #[derive(Debug)]
 struct Permitted {
-    body: AnswerBody,
+    body: ResponseBody,
     _permit: OwnedSemaphorePermit,
 }
 
 /// Counts a stream as one that can be ended without a loss.
 #[derive(Debug)]
-pub(super) struct Endable(Hold);
+pub(super) struct Endable(KeepAlive);
 
 impl Endable {
     pub(super) fn new(in_flight: &InFlight) -> Self {
-        in_flight.core().opens_endable();
-        Self(in_flight.hold())
+        in_flight.shared().opens_endable();
+        Self(in_flight.keep_alive())
     }
 }
 
 impl Drop for Endable {
     fn drop(&mut self) {
-        self.0.core().closes_endable();
+        self.0.shared().closes_endable();
     }
 }
 
@@ -126,8 +128,8 @@ struct Ending {
 }
 
 impl Ending {
-    /// That of an answer with these headers, if it is such a stream. A body with a length can only be broken off, and of any other one
-    /// nobody knows whether a part of it looks like the whole.
+    /// That of an answer with these headers, if it is such a stream. A body with a length can only
+    /// be broken off, and of any other one nobody knows whether a part of it looks like the whole.
     fn of(headers: &HeaderMap, in_flight: &InFlight) -> Option<Box<Self>> {
         let kind = headers.get(header::CONTENT_TYPE)?.as_bytes();
         let is = |name: &[u8]| {
@@ -151,16 +153,16 @@ impl Ending {
         &mut self,
         in_flight: &InFlight,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
         let at = self
             .at
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(in_flight.core().end_after())));
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(in_flight.shared().end_after())));
         ready!(at.as_mut().poll(cx));
         Poll::Ready(self.end())
     }
 
     /// The last frame, then none.
-    fn end(&mut self) -> Option<Result<Frame<Bytes>, AnswerError>> {
+    fn end(&mut self) -> Option<Result<Frame<Bytes>, ResponseBodyError>> {
         if !self.is_grpc || std::mem::replace(&mut self.said, true) {
             return None;
         }
@@ -180,30 +182,30 @@ struct Streaming {
     /// How it may be ended without a loss; none when it can only be broken off.
     ending: Option<Box<Ending>>,
     /// The switch of the connection, left with the generation.
-    connection: Option<Arc<Cut>>,
+    connection: Option<Arc<CloseHandle>>,
     body: Imported<InFlight>,
-    expiry: Expiry,
+    expiry: DrainDeadline,
 }
 
 impl Guard for InFlight {
-    type Hold = Hold;
+    type KeepAlive = KeepAlive;
 
-    fn hold(&self) -> Hold {
-        Self::hold(self)
+    fn keep_alive(&self) -> KeepAlive {
+        Self::keep_alive(self)
     }
 
     fn inside<R>(&self, call: impl FnOnce() -> R) -> R {
-        self.core().inside(ANSWER, call)
+        self.shared().inside(ANSWER, call)
     }
 
     fn dropping(&self, drop: impl FnOnce()) {
-        self.core().dropping(ANSWER, drop);
+        self.shared().dropping(ANSWER, drop);
     }
 }
 
-impl crossing::Hold for Hold {
+impl crossing::KeepAlive for KeepAlive {
     fn dropping(&self, drop: impl FnOnce()) {
-        self.core().dropping("bytes of an answer", drop);
+        self.shared().dropping("bytes of an answer", drop);
     }
 }
 
@@ -212,14 +214,14 @@ const ANSWER: &str = "the body of an answer";
 
 /// Why the body of an answer ended before its end.
 #[derive(Debug)]
-pub enum AnswerError {
+pub enum ResponseBodyError {
     /// The plugin's body failed or panicked.
     Plugin(BodyError),
     /// The drain deadline passed.
     Expired,
 }
 
-impl fmt::Display for AnswerError {
+impl fmt::Display for ResponseBodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Plugin(error) => write!(f, "the app's response body failed: {error}"),
@@ -228,9 +230,9 @@ impl fmt::Display for AnswerError {
     }
 }
 
-impl std::error::Error for AnswerError {}
+impl std::error::Error for ResponseBodyError {}
 
-impl AnswerBody {
+impl ResponseBody {
     pub(super) fn empty() -> Self {
         Self(Kind::Full(None))
     }
@@ -284,28 +286,28 @@ impl AnswerBody {
         stream: BodyStream,
         headers: &HeaderMap,
         in_flight: InFlight,
-        connection: Option<Arc<Cut>>,
+        connection: Option<Arc<CloseHandle>>,
     ) -> Self {
-        if let Some(cut) = &connection {
-            in_flight.core().streams(cut);
+        if let Some(handle) = &connection {
+            in_flight.shared().streams(handle);
         }
         Self(Kind::Stream(Box::new(Streaming {
             ending: Ending::of(headers, &in_flight),
             connection,
             body: stream.import(in_flight),
-            expiry: Expiry::default(),
+            expiry: DrainDeadline::default(),
         })))
     }
 }
 
-impl Body for AnswerBody {
+impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = AnswerError;
+    type Error = ResponseBodyError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
         match &mut self.get_mut().0 {
             Kind::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Kind::Stream(streaming) => streaming.poll_frame(cx),
@@ -335,8 +337,8 @@ impl Body for AnswerBody {
 
 impl Drop for Streaming {
     fn drop(&mut self) {
-        if let Some(cut) = &self.connection {
-            self.body.guard().core().streams_no_more(cut);
+        if let Some(handle) = &self.connection {
+            self.body.guard().shared().streams_no_more(handle);
         }
     }
 }
@@ -345,7 +347,7 @@ impl Streaming {
     fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
         if let Some(ending) = &mut self.ending
             && ending.said
         {
@@ -361,15 +363,17 @@ impl Streaming {
             }
             Poll::Ready(Some(Err(error))) => {
                 if matches!(error, BodyError::Panicked) {
-                    self.body.guard().core().count_panic();
+                    self.body.guard().shared().count_panic();
                 }
-                Poll::Ready(Some(Err(AnswerError::Plugin(error))))
+                Poll::Ready(Some(Err(ResponseBodyError::Plugin(error))))
             }
             // What fed it may have been cancelled at the deadline just before: an end then is none.
-            Poll::Ready(None) if self.body.guard().core().is_expired() => match &mut self.ending {
-                Some(ending) => Poll::Ready(ending.end()),
-                None => self.broken_off(),
-            },
+            Poll::Ready(None) if self.body.guard().shared().is_expired() => {
+                match &mut self.ending {
+                    Some(ending) => Poll::Ready(ending.end()),
+                    None => self.broken_off(),
+                }
+            }
             Poll::Ready(None) => Poll::Ready(None),
             Poll::Pending if self.expiry.poll(self.body.guard(), cx) => match &mut self.ending {
                 Some(ending) => ending.poll(self.body.guard(), cx),
@@ -382,22 +386,23 @@ impl Streaming {
 
 impl Streaming {
     /// The end of what is not whole.
-    fn broken_off(&self) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
-        self.body.guard().core().count_cut();
-        Poll::Ready(Some(Err(AnswerError::Expired)))
+    fn broken_off(&self) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
+        self.body.guard().shared().count_aborted();
+        Poll::Ready(Some(Err(ResponseBodyError::Expired)))
     }
 }
 
-/// The body of a request, as it is given to the plugin. The plugin may keep it for longer than its answer takes.
+/// The body of a request, as it is given to the plugin. The plugin may keep it for longer than its
+/// answer takes.
 #[derive(Debug)]
 pub(super) struct RequestBody<B> {
     body: B,
     relay: Option<(Arc<Relay>, Waker)>,
-    hold: Hold,
+    hold: KeepAlive,
 }
 
 impl<B> RequestBody<B> {
-    pub(super) fn new(body: B, hold: Hold) -> Self {
+    pub(super) fn new(body: B, hold: KeepAlive) -> Self {
         Self {
             body,
             relay: None,
@@ -411,7 +416,7 @@ impl<B> RequestBody<B> {
 /// The waker has a hold with it, in this order: whoever wakes may be the last to have something of
 /// the plugin.
 #[derive(Debug, Default)]
-struct Relay(Mutex<Option<(Waker, Hold)>>);
+struct Relay(Mutex<Option<(Waker, KeepAlive)>>);
 
 impl Wake for Relay {
     fn wake(self: Arc<Self>) {
@@ -419,10 +424,11 @@ impl Wake for Relay {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // Taken out first: no lock is held while code of the plugin runs. The body's next poll puts a waker back.
+        // Taken out first: no lock is held while code of the plugin runs. The body's next poll puts
+        // a waker back.
         let waker = self.0.lock().take();
         if let Some((waker, hold)) = waker {
-            hold.core().inside("a waker of its own", || waker.wake());
+            hold.shared().inside("a waker of its own", || waker.wake());
         }
     }
 }

@@ -10,25 +10,25 @@ use bytes::Bytes;
 use handover_plugin::abi::{
     body::BodyStream,
     bytes::Chunk,
-    call::{AnswerBody as Crossing, TakeAnswer},
+    call::{ReceiveResponse, ReceivedBody},
     head::{Peer, RequestHead, ResponseHead},
     import::RunningCall,
-    keep::keep_map,
     lent::Lent,
     poll::PollState,
+    pool::return_map,
 };
 use http::{HeaderValue, Request, Response, Uri, Version, header};
 use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
 use super::{
-    body::{AnswerBody, Expiry, RequestBody},
+    body::{DrainDeadline, RequestBody, ResponseBody},
+    error_response,
     limits::Limited,
-    own,
     route::{Chosen, Routes, names_its_host, target, told_target, whole_target},
     upgrade::{self, Upgrade},
 };
-use crate::generation::{Cut, Generation, InFlight};
+use crate::generation::{CloseHandle, Generation, InFlight};
 
 /// A request on its way.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub struct Dispatched<B>(Step<B>);
 #[derive(Debug)]
 enum Step<B> {
     /// It is answered already, by its app or by the host. None only once that was taken.
-    Answered(Option<Response<AnswerBody>>),
+    Answered(Option<Response<ResponseBody>>),
     /// Counted in, and not yet given to the app.
     New(New<B>),
     /// The app works on it.
@@ -48,13 +48,13 @@ enum Step<B> {
 
 /// What a request needs to know of the connection that it came on.
 #[derive(Clone, Debug)]
-pub struct Origin {
+pub struct ConnectionInfo {
     /// The address of the client.
     pub peer: Peer,
     /// Whether answers name the version that they are from.
     pub name_version: bool,
     /// The switch of the connection, for what is streamed over it.
-    pub cut: Option<Arc<Cut>>,
+    pub close_handle: Option<Arc<CloseHandle>>,
 }
 
 /// Counted in, and left to its first poll.
@@ -63,7 +63,7 @@ struct New<B> {
     request: Request<()>,
     body: Option<B>,
     call: Call,
-    origin: Origin,
+    connection: ConnectionInfo,
 }
 
 /// What is needed to call the app, beside the request and its origin.
@@ -80,60 +80,69 @@ struct Call {
 struct Running {
     /// None once it has ended.
     call: Option<RunningCall>,
-    expiry: Expiry,
+    expiry: DrainDeadline,
     upgrade: Option<Upgrade>,
     /// For people, when it holds its worker for too long.
     uri: Uri,
     in_flight: InFlight,
-    origin: Origin,
-    /// Whether it was polled when it was dispatched. The next poll with the same waker has nothing to add.
+    connection: ConnectionInfo,
+    /// Whether it was polled when it was dispatched. The next poll with the same waker has nothing
+    /// to add.
     just_polled: bool,
 }
 
 /// Chooses where `request` goes, and counts it in there.
 ///
-/// One of HTTP/1 without a body is given to its app at once. Hyper looks next whether the client is still there, and takes a new buffer for
-/// that as long as the head of this request is in use.
-pub fn dispatch<B>(routes: &Arc<Routes>, request: Request<B>, origin: &Origin) -> Dispatched<B>
+/// One of HTTP/1 without a body is given to its app at once. Hyper looks next whether the client is
+/// still there, and takes a new buffer for that as long as the head of this request is in use.
+pub fn dispatch<B>(
+    routes: &Arc<Routes>,
+    request: Request<B>,
+    connection: &ConnectionInfo,
+) -> Dispatched<B>
 where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
-    Dispatched::choose(routes, request, origin, false)
+    Dispatched::choose(routes, request, connection, false)
 }
 
-impl Origin {
-    /// The waker that `request` will be polled with, if it may be polled at once: with HTTP/1 that of the connection, with HTTP/2 each is a
-    /// task of its own. What has a body waits for some of it anyway.
+impl ConnectionInfo {
+    /// The waker that `request` will be polled with, if it may be polled at once: with HTTP/1 that
+    /// of the connection, with HTTP/2 each is a task of its own. What has a body waits for some of
+    /// it anyway.
     fn waker_of<B: Body>(&self, request: &Request<B>) -> Option<&Waker> {
-        let cut = self.cut.as_deref()?;
+        let close_handle = self.close_handle.as_deref()?;
         let at_once = request.version() < Version::HTTP_2 && request.body().is_end_stream();
-        cut.waker().filter(|_| at_once)
+        close_handle.waker().filter(|_| at_once)
     }
 }
 
 /// Where the answer of the app arrives.
 struct Slot<'a> {
-    answer: Answer<'a>,
+    answer: AnswerContext<'a>,
     upgrade: &'a mut Option<Upgrade>,
-    response: &'a mut Option<Response<AnswerBody>>,
+    response: &'a mut Option<Response<ResponseBody>>,
 }
 
 /// What an answer is made with.
 #[derive(Clone, Copy)]
-struct Answer<'a> {
+struct AnswerContext<'a> {
     in_flight: &'a InFlight,
-    origin: &'a Origin,
+    connection: &'a ConnectionInfo,
 }
 
-impl TakeAnswer for Slot<'_> {
-    fn take(&mut self, head: Lent<'_, ResponseHead<'_>>, body: Crossing<'_>) {
-        let Answer { in_flight, origin } = self.answer;
+impl ReceiveResponse for Slot<'_> {
+    fn take(&mut self, head: Lent<'_, ResponseHead<'_>>, body: ReceivedBody<'_>) {
+        let AnswerContext {
+            in_flight,
+            connection,
+        } = self.answer;
         if self.response.is_some() {
             return; // its first answer counts
         }
-        let response = self.response.insert(Response::new(AnswerBody::empty()));
+        let response = self.response.insert(Response::new(ResponseBody::empty()));
         let borrowed = match &body {
-            Crossing::Full(Chunk::Borrowed(bytes)) => bytes.as_slice(),
+            ReceivedBody::Full(Chunk::Borrowed(bytes)) => bytes.as_slice(),
             _ => &[],
         };
         let copied = head.fill(response, borrowed);
@@ -142,42 +151,46 @@ impl TakeAnswer for Slot<'_> {
             name_reason(reason, response);
         }
         match body {
-            Crossing::Full(Chunk::Borrowed(_)) => *response.body_mut() = AnswerBody::full(copied),
-            Crossing::Full(owned) => {
-                *response.body_mut() = AnswerBody::full(owned.into_bytes(|| in_flight.hold()));
+            ReceivedBody::Full(Chunk::Borrowed(_)) => {
+                *response.body_mut() = ResponseBody::full(copied)
             }
-            Crossing::Stream(stream) => {
-                let connection = origin.cut.clone();
+            ReceivedBody::Full(owned) => {
                 *response.body_mut() =
-                    AnswerBody::stream(stream, response.headers(), in_flight.clone(), connection);
+                    ResponseBody::full(owned.into_bytes(|| in_flight.keep_alive()));
             }
-            Crossing::Upgrade(io) => {
+            ReceivedBody::Stream(stream) => {
+                let connection = connection.close_handle.clone();
+                *response.body_mut() =
+                    ResponseBody::stream(stream, response.headers(), in_flight.clone(), connection);
+            }
+            ReceivedBody::Upgrade(io) => {
                 if let Some(upgrade) = self.upgrade.take() {
-                    let seat = upgrade::join(upgrade, io, in_flight.clone());
-                    response.extensions_mut().insert(seat);
+                    let permit = upgrade::join(upgrade, io, in_flight.clone());
+                    response.extensions_mut().insert(permit);
                 }
             }
-            Crossing::Empty => {}
+            ReceivedBody::Empty => {}
         }
     }
 }
 
 /// Has hyper write the reason phrase of the app. One that HTTP does not allow is left out.
 #[cold]
-fn name_reason(reason: &[u8], response: &mut Response<AnswerBody>) {
+fn name_reason(reason: &[u8], response: &mut Response<ResponseBody>) {
     if let Ok(reason) = ReasonPhrase::try_from(reason) {
         response.extensions_mut().insert(reason);
     }
 }
 
-impl Answer<'_> {
-    /// Completes the response to a call that ended with `state`. It is left where it lies, as it is large.
+impl AnswerContext<'_> {
+    /// Completes the response to a call that ended with `state`. It is left where it lies, as it is
+    /// large.
     #[inline]
-    fn ended(self, state: PollState, response: &mut Option<Response<AnswerBody>>) {
+    fn ended(self, state: PollState, response: &mut Option<Response<ResponseBody>>) {
         if state != PollState::Ready || response.is_none() {
             *response = Some(self.instead(state));
         }
-        if self.origin.name_version
+        if self.connection.name_version
             && let Some(response) = response
         {
             self.name_version(response);
@@ -186,18 +199,18 @@ impl Answer<'_> {
 
     /// What the host answers where the app has not.
     #[cold]
-    fn instead(self, state: PollState) -> Response<AnswerBody> {
-        let core = self.in_flight.core();
+    fn instead(self, state: PollState) -> Response<ResponseBody> {
+        let shared = self.in_flight.shared();
         if state == PollState::Panicked {
-            core.count_panic();
-            own::panicked(core.spec())
+            shared.count_panic();
+            error_response::panicked(shared.spec())
         } else {
-            own::no_answer(core.spec())
+            error_response::no_answer(shared.spec())
         }
     }
 
-    fn name_version(self, response: &mut Response<AnswerBody>) {
-        let spec = self.in_flight.core().spec();
+    fn name_version(self, response: &mut Response<ResponseBody>) {
+        let spec = self.in_flight.shared().spec();
         let headers = response.headers_mut();
         if let Ok(version) = HeaderValue::from_str(&spec.version.to_string()) {
             headers.insert("handover-version", version);
@@ -210,13 +223,13 @@ impl<B> Step<B>
 where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
-    fn new(request: Request<B>, call: Call, origin: Origin) -> Self {
+    fn new(request: Request<B>, call: Call, connection: ConnectionInfo) -> Self {
         let (head, body) = request.into_parts();
         Self::New(New {
             request: Request::from_parts(head, ()),
             body: Some(body),
             call,
-            origin,
+            connection,
         })
     }
 }
@@ -226,51 +239,62 @@ where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
     /// [`dispatch`] when the limits of the app have admitted it.
-    pub(super) fn admitted(routes: &Arc<Routes>, request: Request<B>, origin: &Origin) -> Self {
-        Self::choose(routes, request, origin, true)
+    pub(super) fn admitted(
+        routes: &Arc<Routes>,
+        request: Request<B>,
+        connection: &ConnectionInfo,
+    ) -> Self {
+        Self::choose(routes, request, connection, true)
     }
 
     fn choose(
         routes: &Arc<Routes>,
         mut request: Request<B>,
-        origin: &Origin,
+        connection: &ConnectionInfo,
         admitted: bool,
     ) -> Self {
-        // Request and response are large: the one moves only if it is kept, the other is made where it will be taken from.
+        // Request and response are large: the one moves only if it is kept, the other is made where
+        // it will be taken from.
         let mut this = Self(Step::Answered(None));
         if !names_its_host(request.version(), request.headers()) {
-            this.0 = Step::Answered(Some(own::no_host()));
+            this.0 = Step::Answered(Some(error_response::no_host()));
             return this;
         }
         match routes.choose(request.uri(), request.headers(), admitted) {
             Chosen::Generation(in_flight, strip) => {
                 let call = Call::new(&mut request, strip, in_flight);
-                match origin.waker_of(&request) {
+                match connection.waker_of(&request) {
                     // What its limits have admitted may be polled on threads of its app.
-                    Some(waker) if !admitted => this.begin(call, &mut request, origin, waker),
-                    _ => this.0 = Step::new(request, call, origin.clone()),
+                    Some(waker) if !admitted => this.begin(call, &mut request, connection, waker),
+                    _ => this.0 = Step::new(request, call, connection.clone()),
                 }
             }
             Chosen::Limited(limits) => {
-                let limited = Limited::new(limits, routes, request, origin);
+                let limited = Limited::new(limits, routes, request, connection);
                 this.0 = Step::Limited(Box::new(limited));
             }
             Chosen::Empty(what) => {
                 let (app, down) = *what;
-                this.0 = Step::Answered(Some(own::empty(&app, down.as_ref())));
+                this.0 = Step::Answered(Some(error_response::empty(&app, down.as_ref())));
             }
-            Chosen::NoApp => this.0 = Step::Answered(Some(own::no_app())),
+            Chosen::NoApp => this.0 = Step::Answered(Some(error_response::no_app())),
         }
         this
     }
 
     /// Gives `request`, which has no body, to the app now.
     #[inline]
-    fn begin(&mut self, mut call: Call, request: &mut Request<B>, origin: &Origin, waker: &Waker) {
+    fn begin(
+        &mut self,
+        mut call: Call,
+        request: &mut Request<B>,
+        connection: &ConnectionInfo,
+        waker: &Waker,
+    ) {
         if let Step::Answered(response) = &mut self.0
-            && let Some(running) = call.begin(request, None, origin, waker, response)
+            && let Some(running) = call.begin(request, None, connection, waker, response)
         {
-            let mut running = Box::new(call.running(running, request, origin.clone()));
+            let mut running = Box::new(call.running(running, request, connection.clone()));
             if !running.expired(&mut Context::from_waker(waker), response) {
                 running.just_polled = true;
                 self.0 = Step::Running(running);
@@ -283,10 +307,10 @@ impl<B> Future for Dispatched<B>
 where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
-    type Output = Response<AnswerBody>;
+    type Output = Response<ResponseBody>;
 
     #[inline]
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response<AnswerBody>> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response<ResponseBody>> {
         match &mut self.0 {
             Step::Answered(response) => match response.take() {
                 Some(response) => Poll::Ready(response),
@@ -302,7 +326,7 @@ where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
     /// Polls what has not answered yet.
-    fn work(&mut self, cx: &mut Context<'_>) -> Poll<Response<AnswerBody>> {
+    fn work(&mut self, cx: &mut Context<'_>) -> Poll<Response<ResponseBody>> {
         let step = &mut self.0;
         let mut response = None;
         match step {
@@ -311,12 +335,12 @@ where
                 let body = new
                     .body
                     .take_if(|body| !body.is_end_stream())
-                    .map(|body| RequestBody::new(body, new.call.in_flight.hold()))
+                    .map(|body| RequestBody::new(body, new.call.in_flight.keep_alive()))
                     .map(BodyStream::new);
                 let begun = new.call.begin(
                     &mut new.request,
                     body,
-                    &new.origin,
+                    &new.connection,
                     cx.waker(),
                     &mut response,
                 );
@@ -324,7 +348,7 @@ where
                     && let Step::New(mut new) = std::mem::replace(step, Step::Answered(None))
                 {
                     let mut running =
-                        Box::new(new.call.running(running, &mut new.request, new.origin));
+                        Box::new(new.call.running(running, &mut new.request, new.connection));
                     if !running.expired(cx, &mut response) {
                         *step = Step::Running(running);
                         return Poll::Pending;
@@ -355,35 +379,40 @@ impl Call {
         }
     }
 
-    /// Gives `request` to the app, and polls the app for the first time. There is a response then, or a call that goes on.
+    /// Gives `request` to the app, and polls the app for the first time. There is a response then,
+    /// or a call that goes on.
     #[inline]
     fn begin<B>(
         &mut self,
         request: &mut Request<B>,
         body: Option<BodyStream>,
-        origin: &Origin,
+        connection: &ConnectionInfo,
         waker: &Waker,
-        response: &mut Option<Response<AnswerBody>>,
+        response: &mut Option<Response<ResponseBody>>,
     ) -> Option<RunningCall> {
         let upgrade = self.upgrade.is_some();
         let in_flight = &self.in_flight;
-        let answer = Answer { in_flight, origin };
+        let answer = AnswerContext {
+            in_flight,
+            connection,
+        };
         let mut slot = Slot {
             answer,
             upgrade: &mut self.upgrade,
             response,
         };
-        let core = in_flight.core();
+        let shared = in_flight.shared();
         let target = target(whole_target(request.uri()), self.strip);
         let protocol = upgrade::protocol(request, upgrade);
-        let (state, running) = RequestHead::lend(request, &target, protocol, origin.peer, |head| {
-            core.inside(told_target(request.uri()), || {
-                core.call(head, body, upgrade, waker, &mut slot)
-            })
-        });
+        let (state, running) =
+            RequestHead::lend(request, &target, protocol, connection.peer, |head| {
+                shared.inside(told_target(request.uri()), || {
+                    shared.call(head, body, upgrade, waker, &mut slot)
+                })
+            });
         drop(target);
         // The plugin has its copy.
-        keep_map(request.headers_mut());
+        return_map(request.headers_mut());
         if state == PollState::Pending && running.is_some() {
             return running;
         }
@@ -392,14 +421,19 @@ impl Call {
     }
 
     /// Goes on with `call`, which is for `request`.
-    fn running<B>(self, call: RunningCall, request: &mut Request<B>, origin: Origin) -> Running {
+    fn running<B>(
+        self,
+        call: RunningCall,
+        request: &mut Request<B>,
+        connection: ConnectionInfo,
+    ) -> Running {
         Running {
             call: Some(call),
-            expiry: Expiry::default(),
+            expiry: DrainDeadline::default(),
             upgrade: self.upgrade,
             uri: std::mem::take(request.uri_mut()),
             in_flight: self.in_flight,
-            origin,
+            connection,
             just_polled: false,
         }
     }
@@ -409,18 +443,22 @@ impl Drop for Running {
     #[inline]
     fn drop(&mut self) {
         if let Some(call) = self.call.take() {
-            let core = self.in_flight.core();
-            core.dropping(told_target(&self.uri), || drop(call));
+            let shared = self.in_flight.shared();
+            shared.dropping(told_target(&self.uri), || drop(call));
         }
     }
 }
 
 impl Running {
     /// Whether it ended, with a response.
-    fn poll(&mut self, cx: &mut Context<'_>, response: &mut Option<Response<AnswerBody>>) -> bool {
-        let answer = Answer {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        response: &mut Option<Response<ResponseBody>>,
+    ) -> bool {
+        let answer = AnswerContext {
             in_flight: &self.in_flight,
-            origin: &self.origin,
+            connection: &self.connection,
         };
         let mut slot = Slot {
             answer,
@@ -439,8 +477,8 @@ impl Running {
             }
             None => PollState::Pending, // it was polled again after its end
         };
-        let core = self.in_flight.core();
-        let state = core.inside(told_target(&self.uri), poll);
+        let shared = self.in_flight.shared();
+        let state = shared.inside(told_target(&self.uri), poll);
         if state == PollState::Pending {
             return self.expired(cx, response);
         }
@@ -452,19 +490,20 @@ impl Running {
     fn expired(
         &mut self,
         cx: &mut Context<'_>,
-        response: &mut Option<Response<AnswerBody>>,
+        response: &mut Option<Response<ResponseBody>>,
     ) -> bool {
         let in_flight = &self.in_flight;
         let expired = self.expiry.poll(in_flight, cx);
         if expired {
-            in_flight.core().count_cut();
-            *response = Some(own::expired(in_flight.core().spec()));
+            in_flight.shared().count_aborted();
+            *response = Some(error_response::expired(in_flight.shared().spec()));
         }
         expired
     }
 }
 
-/// Asks `generation` for `GET path`, as a client would, and gives the status and what the body began with. For smoke requests.
+/// Asks `generation` for `GET path`, as a client would, and gives the status and what the body
+/// began with. For smoke requests.
 ///
 /// # Errors
 /// When the generation takes no requests, or the path is none.
@@ -482,12 +521,12 @@ pub async fn smoke(generation: &Arc<Generation>, path: &str) -> Result<http::Sta
         strip: 0,
         in_flight,
     };
-    let origin = Origin {
+    let connection = ConnectionInfo {
         peer: Peer::from(None),
         name_version: false,
-        cut: None,
+        close_handle: None,
     };
-    let response = Dispatched(Step::new(request, call, origin)).await;
+    let response = Dispatched(Step::new(request, call, connection)).await;
     let status = response.status();
     // An answer that breaks off is no good answer.
     http_body_util::BodyExt::collect(response.into_body())

@@ -6,19 +6,19 @@
 //! - [`upgrade`]: the bytes of an upgraded connection
 //! - [`execution`]: requests of an app that has threads of its own
 //! - [`limits`]: what an app may take: requests at a time, waiting ones, time
-//! - [`own`]: the answers of the host itself
+//! - [`error_response`]: the answers of the host itself
 
 pub mod body;
 pub mod call;
+mod error_response;
 mod execution;
 pub mod limits;
-mod own;
 pub mod route;
 pub mod upgrade;
 
 pub use self::{
-    body::AnswerBody,
-    call::{Dispatched, Origin, dispatch, smoke},
+    body::ResponseBody,
+    call::{ConnectionInfo, Dispatched, dispatch, smoke},
     limits::Limits,
     route::{Route, Routes},
 };

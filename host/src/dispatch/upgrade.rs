@@ -1,7 +1,8 @@
 //! The bytes of an upgraded connection, between the client's socket and the plugin.
 //!
-//! At the drain deadline a WebSocket is closed with code 1012 (service restart), at the end of the frame that is under way, so that its client
-//! understands and comes back; anything else, such as the tunnel of a CONNECT, is just closed.
+//! At the drain deadline a WebSocket is closed with code 1012 (service restart), at the end of the
+//! frame that is under way, so that its client understands and comes back; anything else, such as
+//! the tunnel of a CONNECT, is just closed.
 
 use std::{
     io,
@@ -20,17 +21,18 @@ use tokio::{
 };
 
 use super::body::Endable;
-use crate::generation::{Hold, InFlight};
+use crate::generation::{InFlight, KeepAlive};
 
 /// A close frame from the server: code 1012, no reason.
 const SERVICE_RESTART: [u8; 4] = [0x88, 0x02, 0x03, 0xF4];
 
-/// The place of an upgraded connection among the requests that its app may have at a time. It travels on the response, since the connection
-/// is joined before the limits hear of the answer, and lies there until the connection has ended.
+/// The place of an upgraded connection among the requests that its app may have at a time. It
+/// travels on the response, since the connection is joined before the limits hear of the answer,
+/// and lies there until the connection has ended.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Seat(Arc<OnceLock<OwnedSemaphorePermit>>);
+pub(super) struct UpgradePermit(Arc<OnceLock<OwnedSemaphorePermit>>);
 
-impl Seat {
+impl UpgradePermit {
     /// Takes the place.
     pub(super) fn take(&self, permit: OwnedSemaphorePermit) {
         // Taken once: a response has one request.
@@ -71,22 +73,23 @@ pub(super) fn protocol<B>(request: &Request<B>, may_be_upgraded: bool) -> &str {
     protocol.map_or("", Protocol::as_str)
 }
 
-/// Joins both ends once hyper has given up the connection, on a task of its own, which is counted as in flight, and gives its place.
-pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Seat {
-    let seat = Seat::default();
-    let held = seat.clone();
+/// Joins both ends once hyper has given up the connection, on a task of its own, which is counted
+/// as in flight, and gives its place.
+pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> UpgradePermit {
+    let permit = UpgradePermit::default();
+    let held = permit.clone();
     tokio::spawn(async move {
         let _held = held;
         let plugin = PluginIo {
             io: Some(io),
-            hold: in_flight.hold(),
+            hold: in_flight.keep_alive(),
         };
         let client = match upgrade.on_upgrade.await {
             Ok(upgraded) => TokioIo::new(upgraded),
             // The client left between its request and our answer.
             Err(_) => return,
         };
-        let core = in_flight.core();
+        let shared = in_flight.shared();
         let _endable = upgrade.is_websocket.then(|| Endable::new(&in_flight));
         let (mut from_client, mut to_client) = tokio::io::split(client);
         let (mut from_plugin, mut to_plugin) = tokio::io::split(plugin);
@@ -98,9 +101,9 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Seat 
         };
         let mut frames = Frames::default();
         let mut closing = pin!(async {
-            expiry(core).await;
+            expiry(shared).await;
             if upgrade.is_websocket {
-                tokio::time::sleep(core.end_after()).await;
+                tokio::time::sleep(shared.end_after()).await;
             }
         });
         let closed = tokio::sync::Notify::new();
@@ -113,11 +116,11 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Seat 
                     closed.notify_one();
                 }
                 if expired && !upgrade.is_websocket {
-                    core.count_cut();
+                    shared.count_aborted();
                     return to_client.shutdown().await;
                 }
                 if expired && frames.between() {
-                    core.count_cut();
+                    shared.count_aborted();
                     to_client.write_all(&SERVICE_RESTART).await?;
                     return to_client.shutdown().await;
                 }
@@ -148,15 +151,15 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Seat 
             () = give_up => {}
         }
     });
-    seat
+    permit
 }
 
 /// Ends when the drain deadline has passed.
-async fn expiry(core: &crate::generation::core::Core) {
-    let notified = core.expiry().notified();
+async fn expiry(shared: &crate::generation::shared::Shared) {
+    let notified = shared.expiry().notified();
     tokio::pin!(notified);
     notified.as_mut().enable();
-    if !core.is_expired() {
+    if !shared.is_expired() {
         notified.await;
     }
 }
@@ -212,7 +215,7 @@ impl Frames {
 struct PluginIo {
     /// None only while it is dropped, before the hold that keeps its code mapped.
     io: Option<IoStream>,
-    hold: Hold,
+    hold: KeepAlive,
 }
 
 /// What it is to the watchdog.
@@ -225,7 +228,7 @@ impl PluginIo {
         poll: impl FnOnce(&mut IoStream) -> Poll<io::Result<R>>,
     ) -> Poll<io::Result<R>> {
         match &mut self.io {
-            Some(io) => self.hold.core().inside(CONNECTION, || poll(io)),
+            Some(io) => self.hold.shared().inside(CONNECTION, || poll(io)),
             None => Poll::Pending, // it is not polled while it is dropped
         }
     }
@@ -234,7 +237,7 @@ impl PluginIo {
 impl Drop for PluginIo {
     fn drop(&mut self) {
         let io = self.io.take();
-        self.hold.core().dropping(CONNECTION, || drop(io));
+        self.hold.shared().dropping(CONNECTION, || drop(io));
     }
 }
 

@@ -1,5 +1,5 @@
-//! How what never ends by itself is ended at the drain deadline: streams whose clients understand an end and come back, one after the other, so
-//! that they do not come back all at once.
+//! How what never ends by itself is ended at the drain deadline: streams whose clients understand
+//! an end and come back, one after the other, so that they do not come back all at once.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},

@@ -1,11 +1,14 @@
-//! An environment for each library: `getenv` and its relatives, and `environ` as the library sees it.
+//! An environment for each library: `getenv` and its relatives, and `environ` as the library sees
+//! it.
 //!
-//! A process has one, and apps that share it would read each other's `DATABASE_URL`, and what an old generation set. So each library has
-//! one of its own, which begins with the variables that its app may have: what it sets is seen by nobody else, and is gone with it. What
-//! the C library reads for itself (`TZ`, the locale, `popen`) stays that of the process.
+//! A process has one, and apps that share it would read each other's `DATABASE_URL`, and what an
+//! old generation set. So each library has one of its own, which begins with the variables that its
+//! app may have: what it sets is seen by nobody else, and is gone with it. What the C library reads
+//! for itself (`TZ`, the locale, `popen`) stays that of the process.
 //!
-//! Read at any time, in signal handlers and in forked children too, so reading takes no lock: an array is never written, but replaced by
-//! another. The old ones stay as long as the library does, since C code may have pointers into them.
+//! Read at any time, in signal handlers and in forked children too, so reading takes no lock: an
+//! array is never written, but replaced by another. The old ones stay as long as the library does,
+//! since C code may have pointers into them.
 #![allow(
     unreachable_pub,
     reason = "the dynamic linker reaches what Rust's modules do not"
@@ -60,7 +63,7 @@ struct Text(*const c_char);
 // SAFETY: it is read only, and lives as long as its library is mapped.
 unsafe impl Send for Text {}
 
-/// Held by who changes an environment.
+/// RetainReasons by who changes an environment.
 static KEPT: Mutex<Kept> = Mutex::new(Kept {
     arrays: Vec::new(),
     strings: Vec::new(),
@@ -85,7 +88,8 @@ interposed! {
         as unsafe extern "C-unwind" fn(*const c_char) -> *mut c_char,
         "rsi", "x1", |real, caller| {
             match of_caller(caller) {
-                // SAFETY: a string, says the caller. A host never has more rights than who started it.
+                // SAFETY: a string, says the caller. A host never has more rights than who started
+                // it.
                 Some(environment) => environment.get(unsafe { CStr::from_ptr(name) }),
                 // SAFETY: the argument of the caller, as it came.
                 None => unsafe { real(name) },
@@ -139,7 +143,8 @@ interposed! {
             // SAFETY: a string, says the caller.
             let text = unsafe { CStr::from_ptr(string) }.to_bytes();
             match text.iter().position(|byte| *byte == b'=') {
-                // The string itself: it is the library's, or somebody's who works for it, and goes with it at the earliest.
+                // The string itself: it is the library's, or somebody's who works for it, and goes
+                // with it at the earliest.
                 Some(at) => environment.replace(&text[..at], Some(Text(string))),
                 None => environment.set(text, None),
             }
@@ -220,7 +225,8 @@ impl Environment {
     fn texts(&self) -> impl Iterator<Item = Text> {
         let array = self.array();
         (0..)
-            // SAFETY: the array ends with a null pointer, and is there as long as its library, which asks.
+            // SAFETY: the array ends with a null pointer, and is there as long as its library,
+            // which asks.
             .map(move |at| Text(unsafe { *array.add(at) }))
             .take_while(|text| !text.0.is_null())
     }
@@ -275,8 +281,8 @@ impl Environment {
     }
 }
 
-/// Gives the library of `account` an environment of its own, with `variables`. Returns the address of what is `environ` to it; none when
-/// there is no room, and it has that of the process.
+/// Gives the library of `account` an environment of its own, with `variables`. Returns the address
+/// of what is `environ` to it; none when there is no room, and it has that of the process.
 pub fn own_environment(
     account: AccountId,
     variables: impl IntoIterator<Item = (OsString, OsString)>,

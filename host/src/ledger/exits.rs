@@ -1,8 +1,9 @@
-//! `exit`, called by a library: it ends the process, but not where the library was told to end. Many a handler of a signal or of Ctrl-C calls
-//! it, and means its own program.
+//! `exit`, called by a library: it ends the process, but not where the library was told to end.
+//! Many a handler of a signal or of Ctrl-C calls it, and means its own program.
 //!
-//! Such a thread waits for ever, since nobody can end it from outside. So the library stays mapped, which says why. Only a thread of the
-//! library does: one of the host that drops an app which exits would never come back.
+//! Such a thread waits for ever, since nobody can end it from outside. So the library stays mapped,
+//! which says why. Only a thread of the library does: one of the host that drops an app which exits
+//! would never come back.
 #![allow(
     unreachable_pub,
     reason = "the dynamic linker reaches what Rust's modules do not"
@@ -53,8 +54,8 @@ fn wait_for_ever(account: AccountId, status: c_int) -> ! {
     }
 }
 
-/// Tells the library of `account` to end, by the signals that it may wait for, on this thread, which is one that is waited for. From
-/// now on it ends nothing but itself.
+/// Tells the library of `account` to end, by the signals that it may wait for, on this thread,
+/// which is one that is waited for. From now on it ends nothing but itself.
 pub fn ask_to_end(account: AccountId) {
     {
         let mut ending = ending();

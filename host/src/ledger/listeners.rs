@@ -1,9 +1,11 @@
-//! Listening sockets that libraries bind: the host keeps each, and hands it to the next generation that wants the same address.
+//! Listening sockets that libraries bind: the host keeps each, and hands it to the next generation
+//! that wants the same address.
 //!
-//! A port can be bound once, and an app with a port of its own (metrics, an admin's pages) binds it in each generation while the one before
-//! still has it. So the second gets the very socket of the first, in place of its own, with the connections that wait in it. Who is told to
-//! end accepts no more from then on. The socket goes when no generation of the app has it any more. In a preflight child an address with a
-//! port becomes one with any port, which nobody knows.
+//! A port can be bound once, and an app with a port of its own (metrics, an admin's pages) binds it
+//! in each generation while the one before still has it. So the second gets the very socket of the
+//! first, in place of its own, with the connections that wait in it. Who is told to end accepts no
+//! more from then on. The socket goes when no generation of the app has it any more. In a preflight
+//! child an address with a port becomes one with any port, which nobody knows.
 #![allow(
     unreachable_pub,
     reason = "the dynamic linker reaches what Rust's modules do not"
@@ -63,7 +65,8 @@ static KEPT: AtomicUsize = AtomicUsize::new(0);
 /// Whether this process is a preflight child.
 static IS_TRIAL: AtomicBool = AtomicBool::new(false);
 
-/// How long one who was told to end waits in an `accept` that blocks, before it is told that there was nothing.
+/// How long one who was told to end waits in an `accept` that blocks, before it is told that there
+/// was nothing.
 const PAUSE: Duration = Duration::from_secs(1);
 
 fn sockets() -> MutexGuard<'static, Sockets> {
@@ -230,7 +233,8 @@ fn inode(socket: c_int) -> Option<u64> {
     rustix::fs::fstat(socket).ok().map(|stat| stat.st_ino)
 }
 
-/// Makes `socket` the one that is kept for this address and the app of `account`. Whether there is one.
+/// Makes `socket` the one that is kept for this address and the app of `account`. Whether there is
+/// one.
 fn take_over(account: AccountId, socket: c_int, address: SocketAddr) -> bool {
     if KEPT.load(Ordering::Relaxed) == 0 {
         return false;
@@ -294,7 +298,8 @@ fn keep(socket: c_int) {
     }
 }
 
-/// Whether code at `caller`, which wants a connection of `socket`, was told to end, and the socket is its successor's.
+/// Whether code at `caller`, which wants a connection of `socket`, was told to end, and the socket
+/// is its successor's.
 fn is_over(socket: c_int, caller: usize) -> bool {
     KEPT.load(Ordering::Relaxed) > 0
         && process::changed_by(caller).is_some_and(exits::is_ending)
@@ -334,7 +339,8 @@ pub(super) fn forget(account: AccountId) {
     leave(|_| true, account);
 }
 
-/// Takes `account` away from the holders of some sockets, and closes those that nobody has any more.
+/// Takes `account` away from the holders of some sockets, and closes those that nobody has any
+/// more.
 fn leave(is_meant: impl Fn(&Kept) -> bool, account: AccountId) {
     let mut gone = Vec::new();
     {

@@ -1,7 +1,8 @@
 //! The working directory and the mask of new files: each is there once, for all.
 //!
-//! A library that wants to work in another folder is refused, since everybody would. The mask it changes for everybody, as it would in a process of its own, and
-//! that is noted, so that people are told whose change it was.
+//! A library that wants to work in another folder is refused, since everybody would. The mask it
+//! changes for everybody, as it would in a process of its own, and that is noted, so that people
+//! are told whose change it was.
 #![allow(
     unreachable_pub,
     reason = "the dynamic linker reaches what Rust's modules do not"
@@ -69,7 +70,8 @@ fn stay(account: AccountId, to: Option<&CStr>) -> c_int {
     errno::fail(libc::EPERM)
 }
 
-/// Notes that code at `caller` opens `path`, if that is a relative one: it means the folder that the host was started in.
+/// Notes that code at `caller` opens `path`, if that is a relative one: it means the folder that
+/// the host was started in.
 ///
 /// # Safety
 /// `path` is null or a string.

@@ -95,7 +95,8 @@ impl Functions {
         unsafe { std::slice::from_raw_parts(start, number) }.to_vec()
     }
 
-    /// Has the initialisers get `arguments`, the first of which is the name of the program. The first time counts.
+    /// Has the initialisers get `arguments`, the first of which is the name of the program. The
+    /// first time counts.
     pub(super) fn give_arguments(&self, arguments: impl IntoIterator<Item = OsString>) {
         self.arguments.get_or_init(|| Arguments::new(arguments));
     }
@@ -128,7 +129,8 @@ impl Functions {
     /// Runs the finalisers on this thread. Blocks as long as they do.
     ///
     /// # Safety
-    /// The library is mapped until this returns, was initialised, and they have not run. Nothing is called in it afterwards.
+    /// The library is mapped until this returns, was initialised, and they have not run. Nothing is
+    /// called in it afterwards.
     pub(super) unsafe fn finalise(&self) {
         // SAFETY: the caller's promise.
         let others = unsafe { self.array(self.places.fini_array) };

@@ -1,5 +1,5 @@
-//! `environ` as a library sees it: the dynamic linker binds it to that of the process, and the host to the library's own, before anything of
-//! the library runs.
+//! `environ` as a library sees it: the dynamic linker binds it to that of the process, and the host
+//! to the library's own, before anything of the library runs.
 
 use std::{ffi::c_char, ops::Range, ptr};
 
@@ -14,11 +14,12 @@ unsafe extern "C" {
 
 /// Binds `environ` of `library` to the one at the address `own`. Returns how many places named it.
 ///
-/// Whatever holds its address now, the dynamic linker has put it there: nothing of the library has run. So it is looked for in all that the
-/// linker may have written, which takes microseconds.
+/// Whatever holds its address now, the dynamic linker has put it there: nothing of the library has
+/// run. So it is looked for in all that the linker may have written, which takes microseconds.
 ///
 /// # Safety
-/// The library is mapped and relocated, and nothing of it has run. At `own` is an array of strings for as long as it is mapped.
+/// The library is mapped and relocated, and nothing of it has run. At `own` is an array of strings
+/// for as long as it is mapped.
 pub(super) unsafe fn bind(library: &Object, own: usize) -> usize {
     let of_process = (&raw const environ).addr();
     let mut places = Vec::new();
@@ -40,7 +41,8 @@ pub(super) unsafe fn bind(library: &Object, own: usize) -> usize {
     places.len()
 }
 
-/// Writes `value` to `address`, which may be on a page that the dynamic linker has made read-only after it has relocated it.
+/// Writes `value` to `address`, which may be on a page that the dynamic linker has made read-only
+/// after it has relocated it.
 ///
 /// # Safety
 /// It is mapped, and nobody reads or writes there.

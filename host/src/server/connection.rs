@@ -21,13 +21,13 @@ use super::{
     activity::{Activity, StreamTasks},
     open::{Connections, OpenConnection, Place},
     patience::{HeadTimer, Patience, Verdict},
-    stream::{Stream, Turn, Version},
+    stream::{PollCycle, Stream, Version},
     streamed::{StreamAnswering, StreamBody},
 };
 use crate::{
     config,
-    dispatch::{AnswerBody, Dispatched, Origin, Routes, dispatch},
-    generation::Order,
+    dispatch::{ConnectionInfo, Dispatched, ResponseBody, Routes, dispatch},
+    generation::CloseRequest,
 };
 
 /// How connections are served.
@@ -47,15 +47,16 @@ pub(super) struct Protocols {
     connections: Connections,
 }
 
-/// A connection that is served. In this order: who waits for it to be gone waits for its descriptor.
+/// A connection that is served. In this order: who waits for it to be gone waits for its
+/// descriptor.
 struct Serving {
     // In a box, so that no future that this one becomes part of has room for it twice.
     http: Pin<Box<Http>>,
     patience: Patience,
-    turn: Turn,
+    cycle: PollCycle,
     settings: Settings,
     requests: Requests,
-    followed: Option<Order>,
+    followed: Option<CloseRequest>,
     connections: Connections,
     open: OpenConnection,
 }
@@ -83,7 +84,8 @@ impl Protocols {
         }
     }
 
-    /// Serves the client at `peer` until it leaves, is waited for too long, or what `open` is the place of orders an end.
+    /// Serves the client at `peer` until it leaves, is waited for too long, or what `open` is the
+    /// place of orders an end.
     ///
     /// # Errors
     /// Why the connection ended, if it broke.
@@ -97,18 +99,18 @@ impl Protocols {
         let activity = open.activity();
         let requests = Requests {
             routes: Arc::clone(&self.routes),
-            origin: Origin {
+            connection: ConnectionInfo {
                 peer: Some(peer).into(),
                 name_version: self.settings.version_header,
-                cut: Some(Arc::clone(open.cut())),
+                close_handle: Some(Arc::clone(open.close_handle())),
             },
             activity: Arc::clone(activity),
         };
-        let (stream, turn) = Stream::new(TokioIo::new(stream), Arc::clone(activity), Some(place));
+        let (stream, cycle) = Stream::new(TokioIo::new(stream), Arc::clone(activity), Some(place));
         Serving {
             http: Box::pin(Http::Opening(Some(stream))),
             patience: Patience::new(Arc::clone(activity), self.settings.timeouts),
-            turn,
+            cycle,
             settings: self.settings,
             requests,
             followed: None,
@@ -124,22 +126,22 @@ impl Future for Serving {
     fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         if this.followed.is_none() {
-            this.open.cut().wakes(cx.waker());
+            this.open.close_handle().wakes(cx.waker());
         }
-        let order = this.open.cut().order();
-        if this.followed != Some(order) {
-            this.followed = Some(order);
-            match order {
-                Order::GoOn => {}
-                Order::Finish => {
+        let request = this.open.close_handle().requested();
+        if this.followed != Some(request) {
+            this.followed = Some(request);
+            match request {
+                CloseRequest::None => {}
+                CloseRequest::Graceful => {
                     this.http.as_mut().finish();
                     this.patience.leaves();
                 }
-                Order::End => return Poll::Ready(Err("the host cut it".to_owned())),
+                CloseRequest::Immediate => return Poll::Ready(Err("the host cut it".to_owned())),
             }
         }
         loop {
-            let polled = this.turn.take(cx, |cx| {
+            let polled = this.cycle.take(cx, |cx| {
                 this.http
                     .as_mut()
                     .poll(cx, &this.requests, &this.settings, &mut this.patience)
@@ -233,19 +235,19 @@ impl Http {
 #[derive(Clone, Debug)]
 struct Requests {
     routes: Arc<Routes>,
-    origin: Origin,
+    connection: ConnectionInfo,
     activity: Arc<Activity>,
 }
 
 impl Service<Request<Incoming>> for Requests {
-    type Response = Response<AnswerBody>;
+    type Response = Response<ResponseBody>;
     type Error = Infallible;
     type Future = Answering;
 
     #[inline]
     fn call(&self, request: Request<Incoming>) -> Answering {
         self.activity.begins();
-        Answering(dispatch(&self.routes, request, &self.origin))
+        Answering(dispatch(&self.routes, request, &self.connection))
     }
 }
 
@@ -254,7 +256,7 @@ impl Service<Request<Incoming>> for Requests {
 pub(super) struct Answering(Dispatched<Incoming>);
 
 impl Future for Answering {
-    type Output = Result<Response<AnswerBody>, Infallible>;
+    type Output = Result<Response<ResponseBody>, Infallible>;
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
@@ -275,9 +277,9 @@ impl Service<Request<Incoming>> for StreamRequests {
     fn call(&self, request: Request<Incoming>) -> StreamAnswering {
         let Requests {
             routes,
-            origin,
+            connection,
             activity,
         } = &self.0;
-        StreamAnswering::new(Answering(dispatch(routes, request, origin)), activity)
+        StreamAnswering::new(Answering(dispatch(routes, request, connection)), activity)
     }
 }

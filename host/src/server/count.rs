@@ -90,7 +90,8 @@ impl Counts {
 
     /// Those that are open, and how many there ever were.
     pub(super) fn open(&self) -> (u64, u64) {
-        // In this order: what ends in between is open for this reader, and the difference is never negative.
+        // In this order: what ends in between is open for this reader, and the difference is never
+        // negative.
         let closed = self.closed.load(Ordering::Acquire);
         let accepted = self.accepted.load(Ordering::Acquire);
         (accepted.saturating_sub(closed), accepted)

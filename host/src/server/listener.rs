@@ -18,10 +18,12 @@ use crate::dispatch::Routes;
 /// How long the log says nothing more of connections that could not be taken.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// How long nothing is tried when there is neither a descriptor nor a connection that could give its own.
+/// How long nothing is tried when there is neither a descriptor nor a connection that could give
+/// its own.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until `stop` ends; then accepts no more, and waits until the open connections have ended what they have.
+/// Serves until `stop` ends; then accepts no more, and waits until the open connections have ended
+/// what they have.
 pub async fn serve(
     listener: TcpListener,
     routes: Arc<Routes>,

@@ -2,7 +2,8 @@
 //!
 //! - [`listener`]: accepts, and keeps accepting whatever happens
 //! - [`socket`]: bound here, or handed over by whoever started this process
-//! - [`open`]: the open connections, how many there may be, and which go when others need their place
+//! - [`open`]: the open connections, how many there may be, and which go when others need their
+//!   place
 //! - [`count`]: how many there are and were, and why the host ended or refused some
 //! - [`activity`]: what a connection is doing
 //! - [`patience`]: how long its client is waited for

@@ -1,7 +1,9 @@
-//! The open connections: how many there may be, which goes when another needs its place, and that all finish at the end.
+//! The open connections: how many there may be, which goes when another needs its place, and that
+//! all finish at the end.
 //!
-//! Descriptors are given out lowest first, so the number of a new connection says how many are in use, whoever has them. The last
-//! ones are not for clients: the control socket, deploys and a restart live on them.
+//! Descriptors are given out lowest first, so the number of a new connection says how many are in
+//! use, whoever has them. The last ones are not for clients: the control socket, deploys and a
+//! restart live on them.
 
 use std::{
     collections::HashMap,
@@ -22,7 +24,7 @@ use super::{
     patience::LEAVE_WITHIN,
 };
 use crate::{
-    config, control::api::ConnectionsStatus, generation::Cut, open_files,
+    config, control::api::ConnectionsStatus, generation::CloseHandle, open_files,
     telemetry::exposition::Exposition,
 };
 
@@ -64,7 +66,7 @@ struct State {
 
 #[derive(Debug)]
 struct Entry {
-    cut: Arc<Cut>,
+    close_handle: Arc<CloseHandle>,
     activity: Arc<Activity>,
     claim: Arc<Claim>,
 }
@@ -86,7 +88,7 @@ pub(super) struct Place {
 /// A connection, as long as it speaks HTTP.
 #[derive(Debug)]
 pub(super) struct OpenConnection {
-    cut: Arc<Cut>,
+    close_handle: Arc<CloseHandle>,
     activity: Arc<Activity>,
     among: Arc<Shared>,
 }
@@ -130,8 +132,9 @@ impl Connections {
         self.0.counts.ended(why);
     }
 
-    /// Takes in a new connection from `client`, whose socket has this number. Idle ones go for it where there is no place; those that
-    /// hold a descriptor that is needed are waited for, though not long.
+    /// Takes in a new connection from `client`, whose socket has this number. Idle ones go for it
+    /// where there is no place; those that hold a descriptor that is needed are waited for, though
+    /// not long.
     ///
     /// # Errors
     /// Why there is no place for it.
@@ -169,7 +172,7 @@ impl Connections {
     }
 
     fn add(&self, state: &mut State, client: IpAddr) -> (OpenConnection, Place) {
-        let cut = Arc::new(Cut::default());
+        let close_handle = Arc::new(CloseHandle::default());
         let activity = Activity::new();
         let claim = Arc::new(Claim {
             client,
@@ -180,11 +183,13 @@ impl Connections {
             *state.by_client.entry(client).or_default() += 1;
         }
         let entry = Entry {
-            cut: Arc::clone(&cut),
+            close_handle: Arc::clone(&close_handle),
             activity: Arc::clone(&activity),
             claim: Arc::clone(&claim),
         };
-        state.connections.insert(Arc::as_ptr(&cut).addr(), entry);
+        state
+            .connections
+            .insert(Arc::as_ptr(&close_handle).addr(), entry);
         self.0.counts.accepted();
         let place = Place {
             claim,
@@ -192,7 +197,7 @@ impl Connections {
         };
         let among = Arc::clone(&self.0);
         let connection = OpenConnection {
-            cut,
+            close_handle,
             activity,
             among,
         };
@@ -212,7 +217,7 @@ impl Connections {
     /// Asks all of them to finish, and waits until they have.
     pub(super) async fn finish(self) {
         for entry in self.0.state.lock().connections.values() {
-            entry.cut.finish();
+            entry.close_handle.close_gracefully();
         }
         loop {
             // Asks to be told first and looks then, so that none that ends in between is missed.
@@ -225,7 +230,8 @@ impl Connections {
     }
 }
 
-/// The client, as far as it is told apart from others: by its address, with IPv6 by the network that is given to one customer.
+/// The client, as far as it is told apart from others: by its address, with IPv6 by the network
+/// that is given to one customer.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
@@ -240,7 +246,8 @@ impl State {
         self.oldest_go(part.clamp(1, AT_ONCE), |_| true, counts)
     }
 
-    /// Asks up to `number` of those to leave. A head that does not become whole goes only where nothing is idle.
+    /// Asks up to `number` of those to leave. A head that does not become whole goes only where
+    /// nothing is idle.
     fn oldest_go(
         &mut self,
         number: usize,
@@ -259,9 +266,9 @@ impl State {
             };
             let claim = Arc::clone(&entry.claim);
             if idle(entry) {
-                entry.cut.finish();
+                entry.close_handle.close_gracefully();
             } else {
-                entry.cut.throw();
+                entry.close_handle.close_now();
             }
             self.give_up(&claim);
             counts.ended(Ended::ForAnother);
@@ -305,8 +312,8 @@ impl State {
 
 impl OpenConnection {
     /// Its switch.
-    pub(super) fn cut(&self) -> &Arc<Cut> {
-        &self.cut
+    pub(super) fn close_handle(&self) -> &Arc<CloseHandle> {
+        &self.close_handle
     }
 
     /// What it does.
@@ -318,7 +325,9 @@ impl OpenConnection {
 impl Drop for OpenConnection {
     fn drop(&mut self) {
         let mut state = self.among.state.lock();
-        state.connections.remove(&Arc::as_ptr(&self.cut).addr());
+        state
+            .connections
+            .remove(&Arc::as_ptr(&self.close_handle).addr());
         self.among.counts.closed();
         drop(state);
         self.among.ended.notify_waiters();

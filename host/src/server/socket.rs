@@ -9,11 +9,13 @@ use std::{
 use listenfd::ListenFd;
 use rustix::net::sockopt;
 
-/// How many connections wait to be accepted, e.g. while a crashed host comes back. The kernel caps it (`net.core.somaxconn`).
+/// How many connections wait to be accepted, e.g. while a crashed host comes back. The kernel caps
+/// it (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
 
-/// How long a connection may be silent before the kernel asks whether the other machine is still there, how often it asks again, and how many
-/// questions without an answer end the connection. Who answers is a kernel, so no client is too slow for it.
+/// How long a connection may be silent before the kernel asks whether the other machine is still
+/// there, how often it asks again, and how many questions without an answer end the connection. Who
+/// answers is a kernel, so no client is too slow for it.
 const KEEP_ALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 4);
 
 /// Why there is no listening socket, and what to do.
@@ -60,10 +62,11 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, SocketError> {
     bound.map_err(|cause| SocketError::Bind { address, cause })
 }
 
-/// Takes the sockets that this process was started with, by the protocol of `LISTEN_FDS` (systemd socket activation, or our own
-/// supervisor). Empty when there are none.
+/// Takes the sockets that this process was started with, by the protocol of `LISTEN_FDS` (systemd
+/// socket activation, or our own supervisor). Empty when there are none.
 ///
-/// Takes the variables out of the environment, so it is called before there is a second thread, and once.
+/// Takes the variables out of the environment, so it is called before there is a second thread, and
+/// once.
 ///
 /// # Errors
 /// When one of them is no listening TCP socket.

@@ -90,7 +90,8 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
     })
 }
 
-/// `#[main]`: `item` is the `main` of a program, which stays one, and is the constructor in a plugin.
+/// `#[main]`: `item` is the `main` of a program, which stays one, and is the constructor in a
+/// plugin.
 pub(crate) fn expand_main(attribute: TokenStream, item: TokenStream) -> Result<TokenStream> {
     let arguments = arguments(attribute, true)?;
     let ItemFn {
@@ -139,7 +140,8 @@ pub(crate) fn expand_main(attribute: TokenStream, item: TokenStream) -> Result<T
     })
 }
 
-/// What a plugin exports: the root table, whose constructor is the expression `start`, and the manifest.
+/// What a plugin exports: the root table, whose constructor is the expression `start`, and the
+/// manifest.
 fn exported(arguments: &Arguments, start: &TokenStream) -> TokenStream {
     let Arguments { name, schema, .. } = arguments;
     let name = name.as_ref().map_or_else(

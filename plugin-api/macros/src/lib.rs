@@ -6,13 +6,14 @@ use proc_macro::TokenStream;
 
 /// Makes a function the constructor of an app.
 ///
-/// The function is `async` (or not), takes a `Context`, and gives a `Result` of a `tower::Service` over `http` types, for instance an
-/// `axum::Router`. It is called once in each load.
+/// The function is `async` (or not), takes a `Context`, and gives a `Result` of a `tower::Service`
+/// over `http` types, for instance an `axum::Router`. It is called once in each load.
 ///
 /// - `name = "…"`: the app's name. Default: the name of the package.
 /// - `schema = N`: the version of its state schema. Default: 0.
 ///
-/// The version is that of the package, or of the environment variable `HANDOVER_VERSION` at build time; `HANDOVER_COMMIT` may name a commit.
+/// The version is that of the package, or of the environment variable `HANDOVER_VERSION` at build
+/// time; `HANDOVER_COMMIT` may name a commit.
 ///
 /// ```ignore
 /// #[handover_plugin::app(name = "shop")]
@@ -28,11 +29,13 @@ pub fn app(attribute: TokenStream, item: TokenStream) -> TokenStream {
     }
 }
 
-/// Makes the `main` of a program the constructor of an app as well: the crate is both, and one line of it differs.
+/// Makes the `main` of a program the constructor of an app as well: the crate is both, and one line
+/// of it differs.
 ///
-/// In a program it is what `tokio::main` is, whose arguments `flavor` and `worker_threads` it takes. In a plugin it runs on a thread of its
-/// own until the generation is over, and the app is what it gives to `handover_plugin::serve`; an error before that keeps the old code
-/// live. `name` and `schema` are those of [`macro@app`].
+/// In a program it is what `tokio::main` is, whose arguments `flavor` and `worker_threads` it
+/// takes. In a plugin it runs on a thread of its own until the generation is over, and the app is
+/// what it gives to `handover_plugin::serve`; an error before that keeps the old code live. `name`
+/// and `schema` are those of [`macro@app`].
 ///
 /// ```ignore
 /// #[handover_plugin::main]

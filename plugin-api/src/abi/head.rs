@@ -43,8 +43,8 @@ pub(super) struct RequestHead1<'a> {
     pub(super) protocol: RStr<'a>,
 }
 
-/// The address of the client, as it crosses. `family` is 4 or 6; any other is no address, and 0 the one of a
-/// unix socket. It lies inside a head, and so does not grow.
+/// The address of the client, as it crosses. `family` is 4 or 6; any other is no address, and 0 the
+/// one of a unix socket. It lies inside a head, and so does not grow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
 pub struct Peer {
@@ -107,8 +107,9 @@ fn version_of(number: u8) -> Version {
 }
 
 impl RequestHead<'_> {
-    /// Lends the head of `request` to `f` in the shape that crosses. `target` is the path and query that the app is to see, and empty
-    /// where the request names an authority only; `protocol` is that of an extended CONNECT, else empty.
+    /// Lends the head of `request` to `f` in the shape that crosses. `target` is the path and query
+    /// that the app is to see, and empty where the request names an authority only; `protocol` is
+    /// that of an extended CONNECT, else empty.
     #[inline]
     pub fn lend<B, R>(
         request: &Request<B>,
@@ -142,10 +143,12 @@ impl RequestHead<'_> {
         self.peer.address()
     }
 
-    /// Takes the head in as the owner of a copy, into a request that is new. It is filled where it lies, as it is large.
+    /// Takes the head in as the owner of a copy, into a request that is new. It is filled where it
+    /// lies, as it is large.
     ///
     /// # Errors
-    /// When the method or the target is not what HTTP allows, which a host that speaks HTTP never sends.
+    /// When the method or the target is not what HTTP allows, which a host that speaks HTTP never
+    /// sends.
     #[inline]
     pub fn fill<B>(&self, request: &mut Request<B>) -> Result<(), http::Error> {
         let fields = self.fields.as_slice();
@@ -186,7 +189,8 @@ impl RequestHead<'_> {
 }
 
 impl<'a> Lent<'a, RequestHead<'a>> {
-    /// The `:protocol` of an extended CONNECT; empty in any other request, and from a host that does not know it.
+    /// The `:protocol` of an extended CONNECT; empty in any other request, and from a host that
+    /// does not know it.
     pub fn protocol(self) -> &'a str {
         // SAFETY: since 1.1 there is a text at this offset.
         let protocol: Option<RStr<'a>> =
@@ -220,7 +224,8 @@ pub struct ResponseHead1<'a> {
 }
 
 impl<'a> Lent<'a, ResponseHead<'a>> {
-    /// The reason phrase; empty where it is that of the status, and from a plugin that does not know it.
+    /// The reason phrase; empty where it is that of the status, and from a plugin that does not
+    /// know it.
     #[inline]
     pub fn reason(self) -> &'a [u8] {
         // SAFETY: since 1.2 there are bytes at this offset.
@@ -231,9 +236,10 @@ impl<'a> Lent<'a, ResponseHead<'a>> {
 }
 
 impl ResponseHead<'_> {
-    /// Lends the head `response` to `f` in the shape that crosses. `whole` is the length of a body that crosses with it: a
-    /// `content-length` that says no more than that is left to whoever writes the answer, who says it anyway. `reason` is a reason phrase
-    /// of its own, and else empty.
+    /// Lends the head `response` to `f` in the shape that crosses. `whole` is the length of a body
+    /// that crosses with it: a `content-length` that says no more than that is left to whoever
+    /// writes the answer, who says it anyway. `reason` is a reason phrase of its own, and else
+    /// empty.
     #[inline]
     pub fn lend<R>(
         response: &response::Parts,
@@ -262,8 +268,9 @@ impl ResponseHead<'_> {
         })
     }
 
-    /// Takes the head in as the owner of a copy, into a response that is new, and gives a copy of `body`, which is borrowed as well. It is
-    /// filled where it lies, as it is large. A status that is none becomes 500.
+    /// Takes the head in as the owner of a copy, into a response that is new, and gives a copy of
+    /// `body`, which is borrowed as well. It is filled where it lies, as it is large. A status that
+    /// is none becomes 500.
     #[inline]
     pub fn fill<B>(&self, response: &mut Response<B>, body: &[u8]) -> Bytes {
         let fields = self.fields.as_slice();

@@ -20,7 +20,8 @@ use super::{
 };
 use crate::abi::{export::HostHandle, head::RequestHead, host, root::Settings};
 
-/// What an app knows of itself and of the host. Cheap to clone; keep it in the state of your router.
+/// What an app knows of itself and of the host. Cheap to clone; keep it in the state of your
+/// router.
 #[derive(Clone, Debug)]
 pub struct Context(Arc<Inner>);
 
@@ -50,7 +51,8 @@ impl fmt::Debug for TellClient {
     }
 }
 
-/// The context of this generation, of which each copy of the SDK has one. Taken away at its end: it holds the descriptors of the runtime.
+/// The context of this generation, of which each copy of the SDK has one. Taken away at its end: it
+/// holds the descriptors of the runtime.
 static CURRENT: Mutex<Option<Context>> = Mutex::new(None);
 
 /// Takes the context of this generation away.
@@ -60,8 +62,8 @@ pub(super) fn forget_current() {
 }
 
 impl Context {
-    /// The context of the generation that this code belongs to; none in a program of its own, in tests, and once the generation is over. For
-    /// code that is not given one, as a `main`.
+    /// The context of the generation that this code belongs to; none in a program of its own, in
+    /// tests, and once the generation is over. For code that is not given one, as a `main`.
     pub fn current() -> Option<Self> {
         CURRENT.lock().clone()
     }
@@ -124,7 +126,8 @@ impl Context {
         self.0.env.get(name).map(String::as_str)
     }
 
-    /// Whether this is the trial start of a preflight check: it will be dropped again, and no user asks it.
+    /// Whether this is the trial start of a preflight check: it will be dropped again, and no user
+    /// asks it.
     pub fn is_preflight(&self) -> bool {
         self.0.preflight
     }
@@ -134,17 +137,19 @@ impl Context {
         *self.0.draining.borrow()
     }
 
-    /// Ends when a newer generation has taken over: the time for a stream to say good-bye, so that its client comes back to the new one.
+    /// Ends when a newer generation has taken over: the time for a stream to say good-bye, so that
+    /// its client comes back to the new one.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
         let mut draining = self.0.draining.subscribe();
         async move {
-            // The sender lives as long as the app; should it be gone, this generation is over as well.
+            // The sender lives as long as the app; should it be gone, this generation is over as
+            // well.
             let _ = draining.wait_for(|draining| *draining).await;
         }
     }
 
-    /// Runs `future` beside the requests. The generation counts it as in flight: it is unloaded only after the task's end, and a task
-    /// that still runs at the drain deadline is cancelled.
+    /// Runs `future` beside the requests. The generation counts it as in flight: it is unloaded
+    /// only after the task's end, and a task that still runs at the drain deadline is cancelled.
     pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
     where
         F: Future<Output: Send + 'static> + Send + 'static,
@@ -154,9 +159,11 @@ impl Context {
             .spawn(&self.0.runtime, "task", "", Kind::Task, future)
     }
 
-    /// Runs `work`, called `name`, beside the requests for as long as this generation is live: a loop over a queue, a timer that sweeps. It
-    /// begins when the version is live, so never in preflight nor in a version that is refused, and is told to stop by what it is
-    /// given when a newer generation has taken over. Until it has ended it counts as in flight; at the drain deadline it is cancelled.
+    /// Runs `work`, called `name`, beside the requests for as long as this generation is live: a
+    /// loop over a queue, a timer that sweeps. It begins when the version is live, so never in
+    /// preflight nor in a version that is refused, and is told to stop by what it is given when a
+    /// newer generation has taken over. Until it has ended it counts as in flight; at the drain
+    /// deadline it is cancelled.
     ///
     /// ```ignore
     /// cx.worker("mail", async move |stop| {
@@ -187,10 +194,12 @@ impl Context {
         Jobs(self)
     }
 
-    /// Puts the address of the client into the extensions of each request, as what `into` makes of it; to be called in the constructor, once.
-    /// With axum, `cx.client_address_as(ConnectInfo)` is what the extractor `ConnectInfo<SocketAddr>` looks for.
+    /// Puts the address of the client into the extensions of each request, as what `into` makes of
+    /// it; to be called in the constructor, once. With axum, `cx.client_address_as(ConnectInfo)` is
+    /// what the extractor `ConnectInfo<SocketAddr>` looks for.
     ///
-    /// It is the address of the connection: behind a proxy that of the proxy. Without this call, requests pay nothing for it.
+    /// It is the address of the connection: behind a proxy that of the proxy. Without this call,
+    /// requests pay nothing for it.
     pub fn client_address_as<T: Clone + Send + Sync + 'static>(
         &self,
         into: impl Fn(SocketAddr) -> T + Send + Sync + 'static,
@@ -230,12 +239,14 @@ impl Context {
     }
 }
 
-/// Jobs: work that no deploy interrupts, however long it takes, unless the operator set `job_deadline`.
+/// Jobs: work that no deploy interrupts, however long it takes, unless the operator set
+/// `job_deadline`.
 #[derive(Clone, Copy, Debug)]
 pub struct Jobs<'a>(&'a Context);
 
 impl Jobs<'_> {
-    /// Runs `future` as a job called `name` for `tenant` (which may be empty). It shows in `handover status`.
+    /// Runs `future` as a job called `name` for `tenant` (which may be empty). It shows in
+    /// `handover status`.
     pub fn spawn<F>(&self, name: &str, tenant: &str, future: F) -> JoinHandle<F::Output>
     where
         F: Future<Output: Send + 'static> + Send + 'static,

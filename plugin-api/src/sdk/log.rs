@@ -1,10 +1,11 @@
 //! Events, log records and panics on their way to the host's log.
 //!
-//! Every plugin has its own copy of `tracing`, `log` and std, so each copy is given a forwarder. What of it is static leaves nothing
-//! behind when the library is unloaded.
+//! Every plugin has its own copy of `tracing`, `log` and std, so each copy is given a forwarder.
+//! What of it is static leaves nothing behind when the library is unloaded.
 //!
-//! An app may have a subscriber or a logger of its own, which it sets in its constructor as a program does in `main`. So the forwarder is
-//! set for good only after that, where the app has left none. While the constructor runs, it is there on its thread.
+//! An app may have a subscriber or a logger of its own, which it sets in its constructor as a
+//! program does in `main`. So the forwarder is set for good only after that, where the app has left
+//! none. While the constructor runs, it is there on its thread.
 
 use std::{
     fmt::{self, Write},
@@ -37,14 +38,16 @@ use crate::abi::{
 
 static HOST: OnceLock<HostHandle> = OnceLock::new();
 
-/// Sends panics to `host` from now on, and events and log records of those who come by the functions below.
+/// Sends panics to `host` from now on, and events and log records of those who come by the
+/// functions below.
 pub(super) fn forward_to(host: HostHandle) {
     if HOST.set(host).is_ok() {
         std::panic::set_hook(Box::new(tell_panic));
     }
 }
 
-/// Runs the constructor, whose events on this thread go to the host for as long as it has set no subscriber of its own.
+/// Runs the constructor, whose events on this thread go to the host for as long as it has set no
+/// subscriber of its own.
 pub(super) async fn constructing<F: Future>(constructor: F) -> F::Output {
     let dispatch = Dispatch::new(forwarder());
     let mut constructor = pin!(constructor);
@@ -60,7 +63,8 @@ fn forwarding(dispatch: &Dispatch) -> Option<DefaultGuard> {
     is_unset.then(|| dispatcher::set_default(dispatch))
 }
 
-/// Has the host get all events and log records, unless the constructor has set somebody else to get them.
+/// Has the host get all events and log records, unless the constructor has set somebody else to get
+/// them.
 pub(super) fn settle() {
     // Each fails where the app's own choice stands.
     let _ = dispatcher::set_global_default(Dispatch::new(forwarder()));
@@ -160,8 +164,9 @@ fn forwarder() -> impl Subscriber + Send + Sync {
     Registry::default().with(layer())
 }
 
-/// Forwards events to the host's log, with the names and fields of the spans that they are in: for an app with a subscriber of its own, as
-/// one layer of it. What the operator's filter does not want costs nothing. Without a host, as in a program, it forwards nothing.
+/// Forwards events to the host's log, with the names and fields of the spans that they are in: for
+/// an app with a subscriber of its own, as one layer of it. What the operator's filter does not
+/// want costs nothing. Without a host, as in a program, it forwards nothing.
 ///
 /// ```ignore
 /// tracing_subscriber::registry()

@@ -1,5 +1,5 @@
-//! A crate that is a program and a plugin: its `main` is what `cargo run` runs, and in a plugin it is the constructor, which goes on until
-//! the generation is over.
+//! A crate that is a program and a plugin: its `main` is what `cargo run` runs, and in a plugin it
+//! is the constructor, which goes on until the generation is over.
 
 use std::{
     any::Any,
@@ -32,7 +32,8 @@ use crate::abi::{
     root::Settings,
 };
 
-/// The `main` of this generation. Taken away at its end: what is left in a static holds the descriptors of the runtime.
+/// The `main` of this generation. Taken away at its end: what is left in a static holds the
+/// descriptors of the runtime.
 static MAIN: Mutex<Option<Arc<Main>>> = Mutex::new(None);
 
 struct Main {
@@ -79,7 +80,8 @@ pub fn run<F: Future>(flavor: Flavor, main: impl FnOnce() -> F) -> F::Output {
     runtime.block_on(main())
 }
 
-/// Runs `main` as the constructor of a plugin, on a new runtime and a thread of its own, until it serves an app.
+/// Runs `main` as the constructor of a plugin, on a new runtime and a thread of its own, until it
+/// serves an app.
 ///
 /// # Errors
 /// Why it ended before.
@@ -138,7 +140,8 @@ where
 /// Gives `app` to the host, if it is the first. Returns what ends when the generation is over.
 ///
 /// # Errors
-/// When another app was given before, or this plugin has another constructor than its `main`: the app again.
+/// When another app was given before, or this plugin has another constructor than its `main`: the
+/// app again.
 pub(super) fn give<A: App>(
     app: A,
     names_peers: bool,
@@ -169,7 +172,8 @@ pub(super) fn give<A: App>(
     })
 }
 
-/// Has `main` go on after its `serve`, and waits until it has ended, at most for `deadline`. Nothing where there is none.
+/// Has `main` go on after its `serve`, and waits until it has ended, at most for `deadline`.
+/// Nothing where there is none.
 pub(super) fn finish(deadline: Duration) -> Duration {
     let began = Instant::now();
     let Some(main) = MAIN.lock().take() else {
@@ -238,8 +242,8 @@ impl<T, E: fmt::Debug + 'static> Returned for Result<T, E> {
     }
 }
 
-/// The sentence of an error. A program only wants `Debug` of what its `main` returns, and that is no sentence, so the common types are
-/// known by name.
+/// The sentence of an error. A program only wants `Debug` of what its `main` returns, and that is
+/// no sentence, so the common types are known by name.
 fn sentence<E: fmt::Debug + 'static>(error: E) -> String {
     let any: &dyn Any = &error;
     if let Some(error) = any.downcast_ref::<Box<dyn StdError + Send + Sync>>() {
@@ -260,7 +264,8 @@ fn sentence<E: fmt::Debug + 'static>(error: E) -> String {
     if let Some(error) = any.downcast_ref::<&str>() {
         return (*error).to_owned();
     }
-    // As anyhow writes it: the message, a blank line, "Caused by:", one cause a line, and perhaps a backtrace.
+    // As anyhow writes it: the message, a blank line, "Caused by:", one cause a line, and perhaps a
+    // backtrace.
     let text = format!("{error:?}");
     let text = text
         .split("\n\nStack backtrace:")

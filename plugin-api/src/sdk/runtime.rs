@@ -14,7 +14,8 @@ use super::context::Context;
 const GRACE: Duration = Duration::from_millis(50);
 
 thread_local! {
-    /// Whether this thread has entered the runtime of this copy of the SDK. There is one generation, so one runtime, in each copy.
+    /// Whether this thread has entered the runtime of this copy of the SDK. There is one
+    /// generation, so one runtime, in each copy.
     static ENTERED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -41,8 +42,9 @@ impl AppRuntime {
         self.0.block_on(future)
     }
 
-    /// Tells the host how many tasks still run that nobody counts, now that the app is dropped and nothing is in flight. Those that end
-    /// because the app is gone (a pool's, a client's) have a moment for it.
+    /// Tells the host how many tasks still run that nobody counts, now that the app is dropped and
+    /// nothing is in flight. Those that end because the app is gone (a pool's, a client's) have a
+    /// moment for it.
     pub(super) fn tell_tasks_left(&self, context: &Context) {
         let alive = || self.0.metrics().num_alive_tasks() as u64;
         let began = Instant::now();
@@ -61,10 +63,12 @@ impl AppRuntime {
     }
 }
 
-/// Makes this thread one of the runtime's: `tokio::spawn`, timers and sockets work in what it polls from now on.
+/// Makes this thread one of the runtime's: `tokio::spawn`, timers and sockets work in what it polls
+/// from now on.
 ///
-/// A thread enters once and never leaves: leaving and entering again at each poll would cost two updates of a count that all workers
-/// share. The thread-local context that stays behind is released at retire, by the ledger of the host.
+/// A thread enters once and never leaves: leaving and entering again at each poll would cost two
+/// updates of a count that all workers share. The thread-local context that stays behind is
+/// released at retire, by the ledger of the host.
 pub(super) fn enter(handle: &Handle) {
     if !ENTERED.get() {
         ENTERED.set(true);

@@ -1,4 +1,5 @@
-//! `serve`: one line that serves an app in a program of its own, and gives it to the host in a plugin.
+//! `serve`: one line that serves an app in a program of its own, and gives it to the host in a
+//! plugin.
 
 use std::{
     convert::Infallible,
@@ -36,14 +37,18 @@ use super::{
 /// How long nothing is accepted after an error that another try would meet as well.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Serves `app`, in place of `axum::serve`: in a program of its own the connections of `listener`, in a plugin those of the host.
+/// Serves `app`, in place of `axum::serve`: in a program of its own the connections of `listener`,
+/// in a plugin those of the host.
 ///
-/// In a plugin whose constructor is made of `main` (see [`main`](macro@crate::main)) the first call gives the app to the host and lets go
-/// of `listener`. The future ends when the generation is over: it was told to drain, and nothing is in flight any more. So what stands
-/// after it, as closing a pool, is done then. What is for another port than the host's is marked by [`Serve::with_own_port`].
+/// In a plugin whose constructor is made of `main` (see [`main`](macro@crate::main)) the first call
+/// gives the app to the host and lets go of `listener`. The future ends when the generation is
+/// over: it was told to drain, and nothing is in flight any more. So what stands after it, as
+/// closing a pool, is done then. What is for another port than the host's is marked by
+/// [`Serve::with_own_port`].
 ///
-/// `app` is any [`App`], or a service that makes one for each connection (`Router::into_make_service_with_connect_info`, for which
-/// this crate's feature `axum` is needed).
+/// `app` is any [`App`], or a service that makes one for each connection
+/// (`Router::into_make_service_with_connect_info`, for which this crate's feature `axum` is
+/// needed).
 pub fn serve<L: Listener, A: IntoApp<How>, How>(listener: L, app: A) -> Serve<L, A::App> {
     Serve {
         listener,
@@ -71,8 +76,8 @@ impl<L, A, S> fmt::Debug for Serve<L, A, S> {
 }
 
 impl<L, A> Serve<L, A> {
-    /// Ends when `signal` does: takes no more connections, and waits for the answers that are under way. In a plugin `signal` runs as
-    /// well, but only the host ends a generation.
+    /// Ends when `signal` does: takes no more connections, and waits for the answers that are under
+    /// way. In a plugin `signal` runs as well, but only the host ends a generation.
     pub fn with_graceful_shutdown<S>(self, signal: S) -> Serve<L, A, S>
     where
         S: Future<Output = ()> + Send + 'static,
@@ -88,8 +93,9 @@ impl<L, A> Serve<L, A> {
 }
 
 impl<L, A, S> Serve<L, A, S> {
-    /// Serves it on its own listener in a plugin as well, where the host has no part in it: for metrics or an admin's pages beside the app.
-    /// It is served until the generation drains; the answers that are under way then count as in flight.
+    /// Serves it on its own listener in a plugin as well, where the host has no part in it: for
+    /// metrics or an admin's pages beside the app. It is served until the generation drains; the
+    /// answers that are under way then count as in flight.
     pub fn with_own_port(self) -> Self {
         Self {
             own_port: true,
@@ -169,7 +175,8 @@ async fn either(one: impl Future<Output = ()>, other: impl Future<Output = ()>) 
     .await;
 }
 
-/// Serves what comes on `listener` until `signal` ends, and then waits for the answers that are under way.
+/// Serves what comes on `listener` until `signal` ends, and then waits for the answers that are
+/// under way.
 async fn accept<L: Listener>(mut listener: L, app: impl App, signal: impl Future<Output = ()>) {
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http2().enable_connect_protocol();
@@ -334,7 +341,8 @@ mod sealed {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer(pub(super) Option<SocketAddr>);
 
-/// What [`serve`] takes: an [`App`], or what makes one for each connection. `How` tells these apart, and is always inferred.
+/// What [`serve`] takes: an [`App`], or what makes one for each connection. `How` tells these
+/// apart, and is always inferred.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no app that can be served",
     label = "neither a `tower::Service<http::Request<handover_plugin::Body>>` nor what makes one",
@@ -383,8 +391,8 @@ where
     }
 }
 
-/// A connection, as those see it that make a service for each. In a plugin, where connections outlive generations, one is made for each
-/// request.
+/// A connection, as those see it that make a service for each. In a plugin, where connections
+/// outlive generations, one is made for each request.
 #[derive(Clone, Copy, Debug)]
 pub struct Connection {
     peer: Option<SocketAddr>,

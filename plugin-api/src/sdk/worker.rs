@@ -89,8 +89,8 @@ impl Stop {
         let _ = stopped.wait_for(|stopped| *stopped).await;
     }
 
-    /// Waits for `next`; returns none if the worker is to stop before that. `next` is dropped then, so it should lose nothing by that, as
-    /// reading from a queue does not.
+    /// Waits for `next`; returns none if the worker is to stop before that. `next` is dropped then,
+    /// so it should lose nothing by that, as reading from a queue does not.
     pub async fn or<T>(&self, next: impl Future<Output = T>) -> Option<T> {
         let (mut requested, mut next) = (pin!(self.requested()), pin!(next));
         poll_fn(|cx| {
@@ -107,8 +107,9 @@ impl Stop {
 /// The stop of the workers of a program, which has no generations.
 static PROGRAM: LazyLock<watch::Sender<bool>> = LazyLock::new(|| watch::Sender::new(false));
 
-/// Runs `work`, called `name`, for as long as this code is live: in a plugin as [`Context::worker`] does, which says more; in a program from now
-/// on, and until what [`serve`](crate::serve) serves has ended.
+/// Runs `work`, called `name`, for as long as this code is live: in a plugin as [`Context::worker`]
+/// does, which says more; in a program from now on, and until what [`serve`](crate::serve) serves
+/// has ended.
 ///
 /// # Panics
 /// Outside of a tokio runtime, and in a plugin whose generation is over.

@@ -1,4 +1,5 @@
-//! What goes on beside requests: workers, bare tasks, and those who wait for Ctrl-C. Each writes a line into a file when it begins and ends.
+//! What goes on beside requests: workers, bare tasks, and those who wait for Ctrl-C. Each writes a
+//! line into a file when it begins and ends.
 
 use std::{
     fs::OpenOptions,

@@ -1,4 +1,5 @@
-//! An app as people write it, whose `main` is that of a program and the constructor of a plugin. Only the attribute and `serve` differ.
+//! An app as people write it, whose `main` is that of a program and the constructor of a plugin.
+//! Only the attribute and `serve` differ.
 
 use std::{
     convert::Infallible, error::Error, future::IntoFuture, net::SocketAddr, rc::Rc, sync::OnceLock,

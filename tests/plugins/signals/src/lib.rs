@@ -1,4 +1,5 @@
-//! Signals, timers, the environment and the working directory, as C code and tokio use them: what to do is in the path.
+//! Signals, timers, the environment and the working directory, as C code and tokio use them: what
+//! to do is in the path.
 
 use std::{
     ffi::{CString, c_char, c_int},
@@ -202,7 +203,8 @@ async fn child() -> std::io::Result<String> {
     Ok(format!("{:?} {:?}", one.code(), three.code()))
 }
 
-/// What children have as the variable `name`: one that inherits it, and one that is given `value`; by both ways to start one.
+/// What children have as the variable `name`: one that inherits it, and one that is given `value`;
+/// by both ways to start one.
 fn echo(name: &str, value: &str) -> std::io::Result<String> {
     let mut heard = Vec::new();
     for forked in [false, true] {

@@ -1,4 +1,5 @@
-//! An app that logs as people have it: with no subscriber, with one of its own, and with one that has the host's layer.
+//! An app that logs as people have it: with no subscriber, with one of its own, and with one that
+//! has the host's layer.
 
 use std::{fs::OpenOptions, path::PathBuf};
 
@@ -38,7 +39,8 @@ async fn app(cx: Context) -> Result<Router, Error> {
     };
     match config.has.as_str() {
         "none" => {}
-        // As everybody has it: it panics where there is one already, and takes the records of `log` as well.
+        // As everybody has it: it panics where there is one already, and takes the records of `log`
+        // as well.
         "its own" => tracing_subscriber::fmt()
             .with_writer(lines)
             .with_ansi(false)
