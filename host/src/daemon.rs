@@ -21,26 +21,37 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
+use handover_api::Wait;
+
 use crate::{
-    apps::{self, Apps, Crashed, Wait},
     artifact::Store,
     config::{self, Config, Server},
     control::{self, Access, ControlSocket, Shutdown, ShutdownHandle, access},
     dispatch::Routes,
     memory,
     notify::Notifier,
-    open_files, ownership,
+    open_files,
+    orchestrator::Orchestrator,
+    ownership,
+    records::journal::Crashed,
     server::{self, Connections, socket},
+    shadow::Shadow,
     signals,
     telemetry::{
         self, Gather, endpoint,
         exposition::{Exposition, Kind},
     },
-    watch, workers,
+    watch::WatcherHandle,
+    watchdog::stall,
+    workers,
 };
 
 /// How long requests that were on their way when the host stopped listening have to be read.
 const ON_THEIR_WAY: Duration = Duration::from_millis(250);
+
+/// How long the last answers on the control socket may take to be read, when everything else has
+/// ended.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
 
 /// How long apps that have come up again wait for those that have not.
 const SIDE_BY_SIDE: Duration = Duration::from_secs(2);
@@ -63,13 +74,15 @@ pub struct StartupHandoff {
     pub is_supervised: bool,
     /// How the host before it crashed.
     pub crashed: Option<Crashed>,
+    /// What the host before it could not write.
+    pub shadow: Option<Shadow>,
 }
 
 /// A running host.
 #[derive(Debug)]
 pub struct Daemon {
     settings: Server,
-    apps: Apps,
+    orchestrator: Orchestrator,
     store: Store,
     listen: Vec<SocketAddr>,
     shutdown: ShutdownHandle,
@@ -83,8 +96,17 @@ pub struct Daemon {
     notifier: Notifier,
     alive: JoinHandle<()>,
     memory: JoinHandle<()>,
-    /// RetainReasons for the life of the host, so that no second one works on the same state.
+    /// Held for the life of the host, so that no second one works on the same state.
     lock: File,
+}
+
+/// A host that has ended, but for its process.
+#[derive(Debug)]
+#[must_use = "its end is written down last"]
+pub struct Over {
+    orchestrator: Orchestrator,
+    /// Nobody else has the state directory before that.
+    _lock: File,
 }
 
 /// Why the host did not start, and what to do.
@@ -105,7 +127,7 @@ struct WakeSpares;
 
 impl Drop for WakeSpares {
     fn drop(&mut self) {
-        apps::wake_spares();
+        stall::wake_spares();
     }
 }
 
@@ -139,7 +161,7 @@ pub fn runtime(config: &Config) -> io::Result<HostRuntime> {
     // Who is not looked for is not replaced.
     let spare = server.stall_after.map_or(0, |_| server.spare_workers);
     let runtime = workers::runtime(NonZeroUsize::new(number + spare))?;
-    apps::park_spares(&runtime, spare);
+    stall::park_spares(&runtime, spare);
     Ok(HostRuntime {
         wake: WakeSpares,
         runtime,
@@ -158,6 +180,7 @@ impl Daemon {
             notifier,
             is_supervised,
             crashed,
+            shadow,
         } = handoff;
         open_files::raise();
         let settings = config.server.clone();
@@ -176,7 +199,8 @@ impl Daemon {
         let store = Store::open(&settings.state.join("artifacts"))
             .map_err(|cause| fail("the artifact store cannot be opened", &cause))?;
         let routes = Arc::new(Routes::default());
-        let apps = Apps::open(config, &settings.state, store.clone(), Arc::clone(&routes))
+        let (kept_in, served_by) = (store.clone(), Arc::clone(&routes));
+        let orchestrator = Orchestrator::open(config, &settings.state, kept_in, served_by, shadow)
             .map_err(|cause| {
                 fail(
                     &format!("{} cannot be read", settings.state.display()),
@@ -204,9 +228,7 @@ impl Daemon {
             None => None,
             Some(address) => Some(endpoint::bind(address).await.map_err(DaemonError)?),
         };
-        if let Some(at) = metrics.as_ref().and_then(|bound| bound.local_addr().ok()) {
-            apps.tells_metrics_at(at);
-        }
+        let metrics_at = metrics.as_ref().and_then(|bound| bound.local_addr().ok());
         let control = match ControlSocket::bind(&settings.control, group) {
             // What was live is served without it, and it is made when that is possible.
             Err(cause) if cause.is_for_want_of_room() => {
@@ -217,7 +239,7 @@ impl Daemon {
         };
         // Who could put another socket there would be told what operators tell the host.
         if !insecure_paths {
-            ownership::check(control::socket::folder(&settings.control)).map_err(|cause| {
+            ownership::check(handover_api::socket::folder(&settings.control)).map_err(|cause| {
                 DaemonError(format!(
                     "the folder of the control socket is not to be trusted: {cause}"
                 ))
@@ -226,17 +248,14 @@ impl Daemon {
         let shutdown = ShutdownHandle::new();
         let signals = Signals::new(is_supervised)
             .map_err(|cause| fail("signals cannot be handled", &cause))?;
-        apps.serves_at(listen.clone());
         let spare = settings.stall_after.map_or(0, |_| settings.spare_workers);
         let workers = Handle::current().metrics().num_workers();
-        apps.look_for_stalls(workers.saturating_sub(spare).max(1), settings.stall_after);
+        if let Some(stall_after) = settings.stall_after {
+            orchestrator.look_for_stalls(workers.saturating_sub(spare).max(1), stall_after);
+        }
         let connections = Connections::new(&settings.clients);
-        apps.counts_connections({
-            let connections = connections.clone();
-            move || connections.status()
-        });
         let gather = {
-            let (apps, connections) = (apps.clone(), connections.clone());
+            let (apps, connections) = (orchestrator.clone(), connections.clone());
             Gather::new(move |to| {
                 apps.write_metrics(to);
                 connections.write_metrics(to);
@@ -244,13 +263,14 @@ impl Daemon {
             })
         };
         // The words of the host before it are read by now.
-        let said_before = apps.hear_last_words(if is_supervised {
+        let said_before = orchestrator.hear_last_words(if is_supervised {
             notifier.listener().ok().flatten()
         } else {
             None
         });
-        restore(&apps, crashed.or(said_before)).await;
+        restore(&orchestrator, crashed.or(said_before)).await;
 
+        let counted = connections.clone();
         let (stop_serving, stop) = channel::channel(false);
         let server = server::Settings {
             version_header: settings.version_header,
@@ -273,18 +293,6 @@ impl Daemon {
             }
             while serving.join_next().await.is_some() {}
         });
-        let control = {
-            let (path, apps, store) = (settings.control.clone(), apps.clone(), store.clone());
-            let (gather, shutdown) = (gather.clone(), shutdown.clone());
-            tokio::spawn(async move {
-                let bound = match control {
-                    Some(bound) => bound,
-                    None => bind_later(&path, group).await,
-                };
-                control::serve(bound, access, apps, store, gather, shutdown).await;
-            })
-        };
-        let metrics = metrics.map(|listener| tokio::spawn(endpoint::serve(listener, gather)));
         DirBuilder::new()
             .recursive(true)
             .mode(0o755)
@@ -298,7 +306,7 @@ impl Daemon {
                     &cause,
                 )
             })?;
-        for app in apps.with_drop_folders() {
+        for app in orchestrator.with_drop_folders() {
             // Watched from the start, so that the first file in it is seen at once. Without it the
             // host serves on, and finds it later.
             let folder = settings.plugins.join(app.as_str());
@@ -315,18 +323,34 @@ impl Daemon {
                 "nothing is taken from the drop folder, since others could put it there: {cause}"
             );
         }
-        apps.watched_by(watch::spawn(
-            settings.plugins.clone(),
-            store.clone(),
-            Arc::new(apps.clone()),
-        ));
-        let signals = tokio::spawn(signals.handle(apps.clone(), shutdown.clone()));
+        let watcher = orchestrator.watch_drop_folders(settings.plugins.clone());
+        let control = {
+            let (path, shutdown) = (settings.control.clone(), shutdown.clone());
+            let host = control::Host {
+                orchestrator: orchestrator.clone(),
+                store: store.clone(),
+                metrics: gather.clone(),
+                watcher: watcher.clone(),
+                connections: counted,
+                listen: listen.clone(),
+                metrics_at,
+            };
+            tokio::spawn(async move {
+                let bound = match control {
+                    Some(bound) => bound,
+                    None => bind_later(&path, group).await,
+                };
+                control::serve(bound, access, host, shutdown).await;
+            })
+        };
+        let metrics = metrics.map(|listener| tokio::spawn(endpoint::serve(listener, gather)));
+        let signals = tokio::spawn(signals.handle(orchestrator.clone(), watcher, shutdown.clone()));
         let alive = tokio::spawn(notifier.clone().keep_alive());
         let memory = tokio::spawn(memory::give_back_what_is_free());
         notifier.ready();
         Ok(Self {
             settings,
-            apps,
+            orchestrator,
             store,
             listen,
             shutdown,
@@ -343,8 +367,8 @@ impl Daemon {
     }
 
     /// The apps.
-    pub fn apps(&self) -> &Apps {
-        &self.apps
+    pub fn orchestrator(&self) -> &Orchestrator {
+        &self.orchestrator
     }
 
     /// The artifact store.
@@ -364,14 +388,14 @@ impl Daemon {
 
     /// Waits until SIGTERM, SIGINT or `handover shutdown`, then drains and ends. A second request
     /// ends it at once.
-    pub async fn wait(self) {
+    pub async fn wait(self) -> Over {
         let Self {
             settings,
-            apps,
+            orchestrator,
             shutdown,
             stop_serving,
             mut serving,
-            control,
+            mut control,
             metrics,
             signals,
             notifier,
@@ -396,20 +420,23 @@ impl Daemon {
                 .is_err()
             {
                 let left = settings.shutdown_deadline.saturating_sub(ON_THEIR_WAY);
-                apps.shutdown(left).await;
+                orchestrator.shutdown(left).await;
                 // The apps have ended: what is left is answers on their way out.
                 let _ = tokio::time::timeout_at(by, &mut serving).await;
             } else {
-                apps.shutdown(settings.shutdown_deadline).await;
+                orchestrator.shutdown(settings.shutdown_deadline).await;
             }
         };
         tokio::select! {
             () = drain => {}
             _ = shutdown.requested(Shutdown::Now) => {
                 tracing::warn!("the host ends now, whatever is in flight");
-                apps.shutdown(Duration::ZERO).await;
+                orchestrator.shutdown(Duration::ZERO).await;
             }
         }
+        // Whoever waits for an operation that was cut reads how it ended.
+        shutdown.request(Shutdown::Ended);
+        let _ = tokio::time::timeout(ANSWERED_WITHIN, &mut control).await;
         serving.abort();
         control.abort();
         metrics.inspect(JoinHandle::abort);
@@ -417,9 +444,22 @@ impl Daemon {
         alive.abort();
         memory.abort();
         // Its file goes with it. An error is what it was cancelled for.
-        let _ = control.await;
-        drop(lock);
+        if !control.is_finished() {
+            let _ = control.await;
+        }
         tracing::info!("the host has ended");
+        Over {
+            orchestrator,
+            _lock: lock,
+        }
+    }
+}
+
+impl Over {
+    /// Writes down that nothing crashed, when nothing can any more, and lets go of the state
+    /// directory. Blocks.
+    pub fn done(self) {
+        self.orchestrator.ended();
     }
 }
 
@@ -436,14 +476,14 @@ async fn bind_later(path: &Path, group: Option<u32>) -> (UnixListener, ControlSo
 
 /// Makes live again what was live before. Apps that have not come up after a while hold up no other
 /// that has; as long as nothing serves, connections wait.
-async fn restore(apps: &Apps, crashed: Option<Crashed>) {
-    let restored = apps.clone();
+async fn restore(orchestrator: &Orchestrator, crashed: Option<Crashed>) {
+    let restored = orchestrator.clone();
     let mut restoring = tokio::spawn(async move { restored.restore(crashed).await });
     loop {
         match tokio::time::timeout(SIDE_BY_SIDE, &mut restoring).await {
             Ok(Ok(())) => return,
             Ok(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
-            Err(_) if apps.any_serves() => {
+            Err(_) if orchestrator.any_serves() => {
                 tracing::warn!("some apps have not come up yet; the others serve meanwhile");
                 return;
             }
@@ -454,7 +494,7 @@ async fn restore(apps: &Apps, crashed: Option<Crashed>) {
 
 /// Workers of the host that take part, and spare ones that sleep.
 fn write_workers(to: &mut Exposition, all: usize) {
-    let asleep = apps::sleeping_spares();
+    let asleep = stall::sleeping_spares();
     let mut family = to.family(
         "handover_workers",
         Kind::Gauge,
@@ -513,7 +553,7 @@ fn take_state(state: &Path, patience: Duration) -> Result<File, DaemonError> {
         fs::set_permissions(state, fs::Permissions::from_mode(0o700))
             .map_err(|cause| trouble("made private", cause))?;
     }
-    // RetainReasons by a descriptor that only reads, so that the file system may become read-only
+    // Held by a descriptor that only reads, so that the file system may become read-only
     // under it.
     let path = state.join("lock");
     let mut writing = OpenOptions::new();
@@ -591,13 +631,18 @@ impl Signals {
     ///
     /// Under a supervisor that one counts: who sends a signal to all processes of a group (systemd,
     /// `docker stop` with an init) asks once, though it comes here twice.
-    async fn handle(mut self, apps: Apps, shutdown: ShutdownHandle) {
+    async fn handle(
+        mut self,
+        orchestrator: Orchestrator,
+        watcher: WatcherHandle,
+        shutdown: ShutdownHandle,
+    ) {
         loop {
             tokio::select! {
                 Some(()) = self.hangup.recv() => {
                     tracing::info!("SIGHUP: all apps reload");
                     // It goes on without a listener, and its steps are events.
-                    drop(apps.reload(None, Wait::No));
+                    drop(orchestrator.reload(None, Wait::No, &watcher));
                     continue;
                 }
                 Some(()) = self.renamed.recv() => {
@@ -615,7 +660,7 @@ impl Signals {
             shutdown.request(match shutdown.current() {
                 Shutdown::Drain if self.at_once.is_some() => Shutdown::Drain,
                 Shutdown::Running => Shutdown::Drain,
-                Shutdown::Drain | Shutdown::Now => Shutdown::Now,
+                Shutdown::Drain | Shutdown::Now | Shutdown::Ended => Shutdown::Now,
             });
         }
     }

@@ -17,13 +17,14 @@ use std::{
 };
 
 use handover_tests::{
+    client::Http1,
     host::{Host, Setup},
     plugins::{fixture, handover},
 };
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-/// A host whose state is a file system of 48 MiB, on which two versions were live; the newer one
+/// A host whose state is a file system of 128 MiB, on which two versions were live; the newer one
 /// is.
 async fn on_its_own_disk() -> Option<(Host, TempDir)> {
     let may = Command::new("unshare")
@@ -39,7 +40,7 @@ async fn on_its_own_disk() -> Option<(Host, TempDir)> {
         .unwrap();
     let program = scripts.path().join("handover");
     let text = format!(
-        "#!/bin/sh\nmkdir -p state\nexec unshare -rm sh -c 'mount -t tmpfs -o size=48m,mode=700 tmpfs state && exec \"{}\" \"$@\"' sh \"$@\"\n",
+        "#!/bin/sh\nmkdir -p state\nexec unshare -rm sh -c 'mount -t tmpfs -o size=128m,mode=700 tmpfs state && exec \"{}\" \"$@\"' sh \"$@\"\n",
         handover().display()
     );
     fs::write(&program, text).unwrap();
@@ -89,7 +90,9 @@ fn remount(host: &Host, how: &str) {
 
 async fn not_durable(host: &Host) -> Option<String> {
     let status = host.ask("GET", "/v1/status").await.unwrap().json();
-    status["apps"][0]["not_durable"].as_str().map(str::to_owned)
+    let apps = status["apps"].as_array().unwrap();
+    let mut reasons = apps.iter().filter_map(|app| app["not_durable"].as_str());
+    reasons.next().map(str::to_owned)
 }
 
 async fn durable(host: &Host) {
@@ -173,4 +176,43 @@ async fn a_record_that_cannot_be_read_is_tried_again_and_stays_where_it_is() {
     fs::rename(&aside, &record).unwrap();
     host.live("hello", "1.0.0").await;
     assert_eq!(host.get("/").await.text(), "hello 1.0.0");
+}
+
+#[tokio::test]
+async fn a_crash_on_a_full_disk_is_blamed_and_the_blame_is_written_when_there_is_room() {
+    let Some((mut host, _scripts)) = on_its_own_disk().await else {
+        return;
+    };
+    for version in ["1.0.0", "2.0.0"] {
+        host.deploy(&fixture("probe", version)).await.expect_code(0);
+    }
+    let _ = fs::remove_file(state(&host).join("reserve"));
+    fill(&host);
+    // More than once: each start is one on a full disk.
+    for (generation, kind) in [(2, "rolled_back"), (3, "failed")] {
+        let asked = async {
+            Http1::connect(host.address)
+                .await?
+                .get("/probe/abort")
+                .await
+        };
+        asked.await.unwrap_err();
+        host.came_back().await;
+        host.live("probe", "1.0.0").await;
+        host.live("hello", "2.0.0").await;
+        // The second time there is nothing left to go back to.
+        let whose = format!("SIGABRT in /probe/abort of probe {generation}");
+        host.event("the blame", |event| {
+            event.kind == kind && event.message.contains(&whose)
+        })
+        .await;
+        assert!(not_durable(&host).await.is_some());
+    }
+    fs::remove_file(state(&host).join("filler")).unwrap();
+    durable(&host).await;
+    host.signal_inner(Signal::KILL);
+    host.came_back().await;
+    host.live("probe", "1.0.0").await;
+    let history = host.cli(["history", "probe"]).await.expect_code(0);
+    history.expect_words(&["rolled back", "SIGABRT"]);
 }

@@ -1,25 +1,41 @@
 //! The instant new requests go to the new generation, and where apps answer.
 
-use std::sync::Arc;
-
+use handover_api::AppName;
 use parking_lot::MutexGuard;
 
-use super::{
-    Apps,
-    app::{App, Live, Replaced},
-    saved::{Assigned, Record},
+use crate::{
+    apps::{
+        app::{App, Live, Replaced},
+        registry::Registry,
+    },
+    config::RoutePrefix,
+    dispatch::{Route, Targets},
+    records::app_record::{Assigned, Record},
 };
-use crate::{config::RoutePrefix, dispatch::Route, generation::Generation, names::AppName};
 
-impl Apps {
-    /// `overlap`: makes `live` what answers new requests of `app`, at once, and gives what did
-    /// before.
+/// How new requests come to the new generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum CutoverStrategy {
+    /// At once: the old one drains beside it.
+    #[default]
+    Overlap,
+}
+
+impl Registry {
+    /// Makes `live` what answers new requests of `app`. Returns what did before.
     ///
-    /// The one that is given back still takes requests until it is drained, so those that chose it
+    /// The one that is returned still takes requests until it is drained, so those that chose it
     /// before the routes changed are answered.
-    pub(super) fn cut_over(&self, app: &App, live: Live) -> Option<Replaced> {
-        let replaced = app.running(|running| running.replace(Some(live)));
-        let publishing = self.0.publishing.lock();
+    pub(crate) fn cut_over(
+        &self,
+        app: &App,
+        live: Live,
+        strategy: CutoverStrategy,
+    ) -> Option<Replaced> {
+        let replaced = match strategy {
+            CutoverStrategy::Overlap => app.running(|running| running.replace(Some(live))),
+        };
+        let publishing = self.publishing().lock();
         if app.settings.routes.is_empty() && app.saved.read(|record| record.assigned.is_none()) {
             let at = self.assign(app);
             // On disk together with HEAD, right after this.
@@ -30,22 +46,17 @@ impl Apps {
     }
 
     /// Publishes the routes of all apps as they are now.
-    pub(super) fn publish(&self) {
-        self.publish_locked(&self.0.publishing.lock());
+    pub(crate) fn publish(&self) {
+        self.publish_locked(&self.publishing().lock());
     }
 
     fn publish_locked(&self, _lock: &MutexGuard<'_, ()>) {
         let mut routes = Vec::new();
         for app in self.all() {
-            let active = app.running(|running| {
-                running
-                    .live
-                    .as_ref()
-                    .map(|live| Arc::clone(live.active.generation()))
-            });
-            routes.extend(routes_of(&app, active));
+            let targets = app.running(|running| running.serving.targets());
+            routes.extend(routes_of(&app, targets));
         }
-        self.0.routes.publish(routes);
+        self.routes().publish(routes);
     }
 
     /// Where an app that is about to serve for the first time answers, if the configuration leaves
@@ -70,7 +81,7 @@ impl Apps {
 }
 
 /// The prefixes of `app`, and whether each is taken off the path.
-pub(super) fn prefixes(app: &App) -> Vec<(RoutePrefix, bool)> {
+pub(crate) fn prefixes(app: &App) -> Vec<(RoutePrefix, bool)> {
     if app.settings.routes.is_empty() {
         app.saved
             .read(|record| record.assigned)
@@ -86,17 +97,17 @@ pub(super) fn prefixes(app: &App) -> Vec<(RoutePrefix, bool)> {
     }
 }
 
-fn routes_of(app: &App, active: Option<Arc<Generation>>) -> impl Iterator<Item = Route> {
+fn routes_of(app: &App, targets: Targets) -> impl Iterator<Item = Route> {
     let chosen = |record: &Record| record.head.as_ref().map(|head| head.version.clone());
-    let down = match active {
-        Some(_) => None,
-        None => app.saved.read(chosen),
+    let down = match targets {
+        Targets::One(_) => None,
+        Targets::None => app.saved.read(chosen),
     };
     prefixes(app).into_iter().map(move |(prefix, strip)| Route {
         prefix,
         strip,
         app: app.name.clone(),
-        active: active.clone(),
+        targets: targets.clone(),
         down: down.clone(),
         limits: app.limits.clone(),
     })

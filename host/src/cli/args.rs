@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 
-use crate::names::AppName;
+use handover_api::AppName;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -200,6 +200,9 @@ pub(super) struct Run {
         conflicts_with = "no_supervisor"
     )]
     pub(super) supervised: Option<u32>,
+    /// The number of the file of that supervisor which keeps what the disk has no room for.
+    #[arg(long, hide = true, requires = "supervised")]
+    pub(super) shadow: Option<i32>,
     /// How the host before this one crashed.
     #[arg(long, value_name = "HOW", hide = true)]
     pub(super) crashed: Option<String>,

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use handover_api::AppName;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use toml::Spanned;
 
@@ -19,7 +20,7 @@ use super::{
     LogFormat, LogRotation, Metrics, RoutePrefix, Server, SmokeRequest, Timeouts, Trust, Watch,
     WhenFull, Who,
 };
-use crate::{artifact::Key, names::AppName};
+use crate::artifact::Key;
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
@@ -49,6 +50,7 @@ struct ServerTable {
     leak_budget: LeakBudgetTable,
     first_byte_timeout: Option<Patience>,
     head_timeout: Option<Patience>,
+    body_timeout: Option<Patience>,
     idle_timeout: Option<Patience>,
     write_timeout: Option<Patience>,
     http2_ping: Option<Patience>,
@@ -492,6 +494,7 @@ fn server(table: ServerTable, folder: &Path) -> Server {
         timeouts: Timeouts {
             first_byte: patience(table.first_byte_timeout, default.timeouts.first_byte),
             head: patience(table.head_timeout, default.timeouts.head),
+            body: patience(table.body_timeout, default.timeouts.body),
             idle: patience(table.idle_timeout, default.timeouts.idle),
             write: patience(table.write_timeout, default.timeouts.write),
             http2_ping: patience(table.http2_ping, default.timeouts.http2_ping),
@@ -730,6 +733,7 @@ mod tests {
             leak_budget = { bytes = "512KiB", retained = 0 }
             first_byte_timeout = "5s"
             head_timeout = "10s"
+            body_timeout = "15s"
             idle_timeout = "none"
             write_timeout = "1m"
             http2_ping = "20s"
@@ -802,6 +806,7 @@ mod tests {
             Timeouts {
                 first_byte: Some(Duration::from_secs(5)),
                 head: Some(Duration::from_secs(10)),
+                body: Some(Duration::from_secs(15)),
                 idle: None,
                 write: Some(Duration::from_secs(60)),
                 http2_ping: Some(Duration::from_secs(20)),

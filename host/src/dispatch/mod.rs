@@ -1,6 +1,7 @@
 //! One request's way into a generation.
 //!
-//! - [`route`]: which app, and its active generation, read without a lock
+//! - [`route`]: which app, and what answers for it, read without a lock
+//! - [`targets`]: the generations behind a route
 //! - [`call`]: the request as a future: through the table, polled on this worker
 //! - [`body`]: bodies in both directions, each with the guard that counts it as in flight
 //! - [`upgrade`]: the bytes of an upgraded connection
@@ -14,11 +15,13 @@ mod error_response;
 mod execution;
 pub mod limits;
 pub mod route;
-pub mod upgrade;
+pub mod targets;
+mod upgrade;
 
 pub use self::{
     body::ResponseBody,
     call::{ConnectionInfo, Dispatched, dispatch, smoke},
     limits::Limits,
     route::{Route, Routes},
+    targets::Targets,
 };

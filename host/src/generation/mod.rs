@@ -21,9 +21,9 @@ mod sync;
 mod worker;
 
 pub use self::{
-    close_handle::{CloseHandle, CloseRequest},
+    close_handle::{CloseHandle, CloseRequest, Upload},
     in_flight::{InFlight, KeepAlive},
-    shared::{Counts, Generation, State},
+    shared::{Counts, Generation},
     spec::{Spec, StartError},
     states::{Active, Draining, Ended, Retained, Started, load, start},
 };

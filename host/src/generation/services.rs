@@ -9,14 +9,14 @@ use std::{
 };
 
 use handover_plugin::abi::{
-    host::{Event, JOB, Span, TASK, TASKS_LEFT, WORKER, Work},
+    host::{Event, Span, TASK, TASKS_LEFT, WORKER, Work},
     import::HostServices,
     lent::Lent,
 };
 use parking_lot::Mutex;
 use tracing::Level;
 
-use crate::names::{AppName, GenerationId};
+use handover_api::{AppName, GenerationId};
 
 /// What the host offers to one generation.
 #[derive(Debug)]
@@ -60,8 +60,8 @@ impl WorkKind {
         match number {
             TASK => Self::Task,
             WORKER => Self::Worker,
-            // What a later minor has is a job to us, which nobody interrupts.
-            JOB | _ => Self::Job,
+            // `JOB`. What a later minor has is one to us as well: nobody interrupts it.
+            _ => Self::Job,
         }
     }
 

@@ -29,7 +29,7 @@ use super::{
     interposed::{Symbol, interposed},
     known, process,
 };
-use crate::names::AppName;
+use handover_api::AppName;
 
 /// A socket that the host keeps for an app.
 struct Kept {

@@ -109,7 +109,11 @@ impl Protocols {
         let (stream, cycle) = Stream::new(TokioIo::new(stream), Arc::clone(activity), Some(place));
         Serving {
             http: Box::pin(Http::Opening(Some(stream))),
-            patience: Patience::new(Arc::clone(activity), self.settings.timeouts),
+            patience: Patience::new(
+                Arc::clone(activity),
+                Arc::clone(open.close_handle()),
+                self.settings.timeouts,
+            ),
             cycle,
             settings: self.settings,
             requests,

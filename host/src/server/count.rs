@@ -11,6 +11,8 @@ pub(super) enum Ended {
     NoByte,
     /// The head of a request did not, or what HTTP/2 begins with.
     NoHead,
+    /// No more of the body of a request did.
+    NoBody,
     /// No other request came.
     Idle,
     /// It did not take what was sent to it.
@@ -40,9 +42,10 @@ pub(super) struct Counts {
 }
 
 impl Ended {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::NoByte,
         Self::NoHead,
+        Self::NoBody,
         Self::Idle,
         Self::NotRead,
         Self::ForAnother,
@@ -52,6 +55,7 @@ impl Ended {
         match self {
             Self::NoByte => "first_byte_timeout",
             Self::NoHead => "head_timeout",
+            Self::NoBody => "body_timeout",
             Self::Idle => "idle_timeout",
             Self::NotRead => "write_timeout",
             Self::ForAnother => "for_another",

@@ -15,6 +15,7 @@ use std::{
     },
 };
 
+use handover_api::ConnectionsStatus;
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
@@ -23,10 +24,7 @@ use super::{
     count::{Counts, Ended, Refused},
     patience::LEAVE_WITHIN,
 };
-use crate::{
-    config, control::api::ConnectionsStatus, generation::CloseHandle, open_files,
-    telemetry::exposition::Exposition,
-};
+use crate::{config, generation::CloseHandle, open_files, telemetry::exposition::Exposition};
 
 /// How many idle ones go at a time, at most, and which part of them.
 const AT_ONCE: usize = 32;
@@ -48,7 +46,7 @@ struct Shared {
 /// How many there may be.
 #[derive(Clone, Copy, Debug)]
 struct Most {
-    in_all: Option<usize>,
+    in_all: usize,
     per_address: Option<usize>,
     /// The first descriptor that is not for clients.
     descriptor: Option<RawFd>,
@@ -97,9 +95,13 @@ impl Connections {
     /// None yet, and as many as `settings` and the system let there be.
     pub fn new(settings: &config::Clients) -> Self {
         let descriptor = open_files::first_reserved();
+        let in_all = settings
+            .max_connections
+            .map_or_else(open_files::most_connections, Into::into);
+        tracing::debug!(most = in_all, "connections that clients may have at a time");
         Self(Arc::new(Shared {
             most: Most {
-                in_all: settings.max_connections.map(Into::into),
+                in_all,
                 per_address: settings.max_connections_per_address.map(Into::into),
                 descriptor,
             },
@@ -116,6 +118,7 @@ impl Connections {
         let named = |(why, number): (&str, u64)| (why.to_owned(), number);
         ConnectionsStatus {
             open,
+            most: self.0.most.in_all as u64,
             accepted,
             ended: counts.all_ended().map(named).collect(),
             refused: counts.all_refused().map(named).collect(),
@@ -161,10 +164,7 @@ impl Connections {
                 return Err(Refused::PerAddress);
             }
         }
-        if let Some(most) = most.in_all
-            && state.taken >= most
-            && state.some_go(counts) == 0
-        {
+        if state.taken >= most.in_all && state.some_go(counts) == 0 {
             counts.refused(Refused::Connections);
             return Err(Refused::Connections);
         }

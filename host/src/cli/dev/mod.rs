@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use handover_api::{AppName, Cause, GenerationId, OperationResult, Outcome, Progress, Wait};
 use tokio::task::JoinHandle;
 
 use self::{
@@ -26,16 +27,13 @@ use super::{
     run::LAST_MOMENT,
 };
 use crate::{
-    apps::{Apps, Cause, Wait},
     artifact::{Artifact, Sha256, Store, StoreError},
     config::{self, Config, Watch, WhenFull},
-    control::{
-        api::{OperationResult, Outcome, Progress},
-        socket,
-    },
+    control::socket,
     daemon::{self, Daemon, StartupHandoff},
-    loader,
-    names::{AppName, GenerationId},
+    human, loader,
+    orchestrator::Orchestrator,
+    report::status::Surface,
     telemetry,
 };
 
@@ -60,7 +58,7 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
     let app: AppName = krate
         .name
         .parse()
-        .map_err(|error: crate::names::InvalidAppName| {
+        .map_err(|error: handover_api::InvalidAppName| {
             Failure::new(format!("the crate's name must name an app: {error}"))
         })?;
     let config = config(&krate, &app, global, args.listen)?;
@@ -87,7 +85,7 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
             sources: Sources::new(&krate.target).map_err(Failure::new)?,
             krate,
             app,
-            apps: daemon.apps().clone(),
+            orchestrator: daemon.orchestrator().clone(),
             store: daemon.store().clone(),
             serving: serving.join(" "),
             control,
@@ -104,7 +102,7 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
                 stop.abort();
             }
         });
-        daemon.wait().await;
+        daemon.wait().await.done();
         work.abort();
         let _ = work.await;
         if io::stdout().is_terminal() {
@@ -183,7 +181,7 @@ struct Session {
     krate: Crate,
     sources: Sources,
     app: AppName,
-    apps: Apps,
+    orchestrator: Orchestrator,
     store: Store,
     serving: String,
     control: PathBuf,
@@ -255,7 +253,10 @@ to look inside: handover --control {} status -w",
         if self.last == Some(artifact.sha256) {
             return self.say(
                 Paint::Dim,
-                &format!("built in {}: the plugin is the same", output::time(built)),
+                &format!(
+                    "built in {}: the plugin is the same",
+                    human::duration(built)
+                ),
             );
         }
         let stored_in = started.elapsed().saturating_sub(built);
@@ -312,8 +313,8 @@ to look inside: handover --control {} status -w",
         };
         let times = format!(
             "built in {}, live {} later",
-            output::time(built),
-            output::time(started.elapsed())
+            human::duration(built),
+            human::duration(started.elapsed())
         );
         let first = self.live.replace(generation).is_none();
         self.say(
@@ -331,7 +332,7 @@ to look inside: handover --control {} status -w",
 
     /// Deploys, and returns as soon as it is live: the drain of the old code goes on beside.
     async fn deploy(&mut self, artifact: Artifact, stored_in: Duration) -> Deployed {
-        let mut operation = self.apps.deploy(
+        let mut operation = self.orchestrator.deploy(
             artifact,
             stored_in,
             Some(self.app.clone()),
@@ -359,7 +360,7 @@ to look inside: handover --control {} status -w",
     }
 
     fn active(&self) -> Option<GenerationId> {
-        let status = self.apps.status();
+        let status = self.orchestrator.status(Surface::default());
         status
             .apps
             .into_iter()

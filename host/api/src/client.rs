@@ -1,0 +1,413 @@
+//! The client's side of the control socket.
+
+use std::{
+    collections::VecDeque,
+    io::{self, Read},
+    marker::PhantomData,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, header};
+use http_body_util::{BodyExt, Either, Empty};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+
+use crate::{
+    AppName, ChannelBody, Event, History, Problem, Progress, SIGNATURE, ShuttingDown, Status, Wait,
+    query, socket,
+};
+
+/// How much of an artifact travels at once.
+const PIECE: usize = 64 * 1024;
+
+/// Why a call had no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error(
+        "no host answers at {path}: is `handover run` running? --control or HANDOVER_CONTROL names the socket",
+        path = path.display()
+    )]
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The socket belongs to somebody else.
+    #[error(
+        "you may not use {path}: run as the user of the host, as root, or as one whom its [control] names",
+        path = .0.display()
+    )]
+    Denied(PathBuf),
+    /// The host answered that it does not take the call.
+    #[error("{}", .0.error)]
+    Refused(Problem),
+    /// The file that was to be sent cannot be read.
+    #[error("{path} cannot be read: {source}", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The host was cut off in the middle.
+    #[error("the connection to the host broke: {0}")]
+    Broken(#[source] hyper::Error),
+    /// The answer is not of a kind that this command knows.
+    #[error(
+        "the host's answer is not understood, so it may be of another version of handover: {0}"
+    )]
+    Response(String),
+}
+
+impl ClientError {
+    /// The exit code of the command line for this error.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Unreachable { .. } => 3,
+            Self::Denied(_) => 9,
+            Self::Refused(problem) => problem.exit_code,
+            Self::File { .. } | Self::Broken(_) | Self::Response(_) => 1,
+        }
+    }
+}
+
+/// A client of the host at one socket. Every call has a connection of its own.
+#[derive(Clone, Debug)]
+pub struct Client {
+    path: PathBuf,
+}
+
+/// What is said of an artifact ahead of its bytes.
+struct Upload {
+    length: u64,
+    signature: Option<String>,
+}
+
+type RequestBody = Either<Empty<Bytes>, ChannelBody<io::Error>>;
+
+impl Client {
+    /// A client of the host whose control socket is at `path`. Does not connect yet.
+    pub fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+        }
+    }
+
+    /// `GET /v1/status`
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.get(query::STATUS).await
+    }
+
+    /// `GET /v1/history`
+    pub async fn history(&self, app: Option<&AppName>) -> Result<History, ClientError> {
+        let query = query::History { app: app.cloned() };
+        self.get(&query::uri(query::HISTORY, &query)).await
+    }
+
+    /// `GET /v1/events`; with `follow` the lines never end.
+    pub async fn events(&self, follow: bool) -> Result<Lines<Event>, ClientError> {
+        let query = query::Events { follow };
+        self.lines(Method::GET, &query::uri(query::EVENTS, &query))
+            .await
+    }
+
+    /// `POST /v1/deploy` with the bytes of `file`, which stream, and the text of their [`SIGNATURE`]
+    /// header. The lines come when the host has them all.
+    pub async fn deploy(
+        &self,
+        file: &Path,
+        app: Option<&AppName>,
+        timeout: Option<Duration>,
+        signature: Option<String>,
+        wait: Wait,
+    ) -> Result<Lines<Progress>, ClientError> {
+        let unreadable = |source| ClientError::File {
+            path: file.to_owned(),
+            source,
+        };
+        let mut open = std::fs::File::open(file).map_err(unreadable)?;
+        let found = open.metadata().map_err(unreadable)?;
+        if !found.is_file() {
+            return Err(unreadable(io::Error::other("it is not a file")));
+        }
+        let (tx, rx) = mpsc::channel(4);
+        let name = file
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
+        let query = query::Deploy {
+            name,
+            app: app.cloned(),
+            timeout_ms: timeout
+                .map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+            queue: wait.queue(),
+            detach: wait.detach(),
+        };
+        let path = query::uri(query::DEPLOY, &query);
+        let reading = tokio::task::spawn_blocking(move || {
+            loop {
+                let mut piece = vec![0; PIECE];
+                let next = match open.read(&mut piece) {
+                    Ok(0) => return,
+                    Ok(length) => {
+                        piece.truncate(length);
+                        Ok(Bytes::from(piece))
+                    }
+                    Err(error) => Err(error),
+                };
+                if tx.blocking_send(next).is_err() {
+                    return;
+                }
+            }
+        });
+        let lines = self
+            .call(
+                Method::POST,
+                &path,
+                Either::Right(ChannelBody(rx)),
+                Some(Upload {
+                    length: found.len(),
+                    signature,
+                }),
+            )
+            .await
+            .map(Lines::new);
+        drop(reading);
+        lines
+    }
+
+    /// `POST /v1/reload`
+    pub async fn reload(
+        &self,
+        app: Option<&AppName>,
+        wait: Wait,
+    ) -> Result<Lines<Progress>, ClientError> {
+        let query = query::Reload {
+            app: app.cloned(),
+            queue: wait.queue(),
+            detach: wait.detach(),
+        };
+        self.lines(Method::POST, &query::uri(query::RELOAD, &query))
+            .await
+    }
+
+    /// `POST /v1/rollback`; `to` is a version or the number of a generation.
+    pub async fn rollback(
+        &self,
+        app: Option<&AppName>,
+        to: Option<&str>,
+        wait: Wait,
+    ) -> Result<Lines<Progress>, ClientError> {
+        let query = query::Rollback {
+            app: app.cloned(),
+            to: to.map(str::to_owned),
+            queue: wait.queue(),
+            detach: wait.detach(),
+        };
+        self.lines(Method::POST, &query::uri(query::ROLLBACK, &query))
+            .await
+    }
+
+    /// `GET /v1/operations/ID`: the lines from the beginning.
+    pub async fn operation(&self, id: &str) -> Result<Lines<Progress>, ClientError> {
+        self.lines(Method::GET, &format!("{}{id}", query::OPERATIONS))
+            .await
+    }
+
+    /// `POST /v1/shutdown`
+    pub async fn shutdown(&self, now: bool) -> Result<ShuttingDown, ClientError> {
+        let path = query::uri(query::SHUTDOWN, &query::Shutdown { now });
+        parse(
+            self.call(Method::POST, &path, Either::Left(Empty::new()), None)
+                .await?,
+        )
+        .await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        parse(
+            self.call(Method::GET, path, Either::Left(Empty::new()), None)
+                .await?,
+        )
+        .await
+    }
+
+    async fn lines<T>(&self, method: Method, path: &str) -> Result<Lines<T>, ClientError> {
+        self.call(method, path, Either::Left(Empty::new()), None)
+            .await
+            .map(Lines::new)
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: RequestBody,
+        upload: Option<Upload>,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let stream = socket::connect(&self.path)
+            .await
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::PermissionDenied => ClientError::Denied(self.path.clone()),
+                _ => ClientError::Unreachable {
+                    path: self.path.clone(),
+                    source,
+                },
+            })?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(ClientError::Broken)?;
+        // Its errors are also those of the call and of the body.
+        tokio::spawn(connection);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "handover");
+        if let Some(upload) = upload {
+            // With the length said, the host can tell a whole upload from a cut one even if we are
+            // killed.
+            request = request.header(header::CONTENT_LENGTH, upload.length);
+            if let Some(signature) = upload.signature {
+                request = request.header(SIGNATURE, signature);
+            }
+        }
+        let request = request
+            .body(body)
+            .map_err(|error| ClientError::Response(error.to_string()))?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(ClientError::Broken)?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let problem = parse::<Problem>(response).await;
+        Err(problem.map_or_else(
+            |_| ClientError::Response(format!("status {status}")),
+            ClientError::Refused,
+        ))
+    }
+}
+
+async fn parse<T: DeserializeOwned>(response: Response<Incoming>) -> Result<T, ClientError> {
+    let body = response
+        .into_body()
+        .collect()
+        .await
+        .map_err(ClientError::Broken)?
+        .to_bytes();
+    serde_json::from_slice(&body).map_err(|error| ClientError::Response(error.to_string()))
+}
+
+/// One line of an answer, as it came and as what it means.
+#[derive(Debug)]
+pub struct Line<T> {
+    /// The JSON, without the line's end.
+    pub text: String,
+    /// The meaning.
+    pub value: T,
+}
+
+/// An answer of one JSON object a line, read as the lines come.
+#[derive(Debug)]
+pub struct Lines<T> {
+    body: Incoming,
+    splitter: Splitter,
+    kind: PhantomData<fn() -> T>,
+}
+
+impl<T> Lines<T> {
+    fn new(response: Response<Incoming>) -> Self {
+        Self {
+            body: response.into_body(),
+            splitter: Splitter::default(),
+            kind: PhantomData,
+        }
+    }
+}
+
+impl<T: DeserializeOwned> Lines<T> {
+    /// The next line; none at the end. Cancelling it loses nothing.
+    pub async fn next(&mut self) -> Result<Option<Line<T>>, ClientError> {
+        loop {
+            if let Some(text) = self.splitter.next() {
+                let value = serde_json::from_str(&text)
+                    .map_err(|error| ClientError::Response(format!("{error} in {text}")))?;
+                return Ok(Some(Line { text, value }));
+            }
+            match self.body.frame().await {
+                Some(frame) => {
+                    if let Ok(bytes) = frame.map_err(ClientError::Broken)?.into_data() {
+                        self.splitter.push(&bytes);
+                    }
+                }
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+/// Bytes in pieces to whole lines. What follows the last line's end is a line that was cut, and is
+/// never given.
+#[derive(Debug, Default)]
+struct Splitter {
+    lines: VecDeque<String>,
+    rest: Vec<u8>,
+}
+
+impl Splitter {
+    fn push(&mut self, bytes: &[u8]) {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.rest.extend_from_slice(piece);
+            if piece.ends_with(b"\n") {
+                let line = std::mem::take(&mut self.rest);
+                let line = String::from_utf8_lossy(line.trim_ascii()).into_owned();
+                if !line.is_empty() {
+                    self.lines.push_back(line);
+                }
+            }
+        }
+    }
+
+    fn next(&mut self) -> Option<String> {
+        self.lines.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn lines_are_whole_however_the_bytes_come() {
+        let mut splitter = Splitter::default();
+        for piece in ["{\"a\"", ":1}\n{\"b\":\"é", "\"}\r\n\n{\"c\":3}\n{\"cut\""] {
+            splitter.push(piece.as_bytes());
+        }
+        let lines: Vec<_> = std::iter::from_fn(|| splitter.next()).collect();
+        assert_eq!(lines, ["{\"a\":1}", "{\"b\":\"é\"}", "{\"c\":3}"]);
+    }
+
+    #[tokio::test]
+    async fn a_host_that_does_not_answer_is_exit_code_3() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        let error = Client::new(&path).status().await.unwrap_err();
+        assert_eq!(error.exit_code(), 3);
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "no host answers at {}: is `handover run` running? --control or HANDOVER_CONTROL names the socket",
+                path.display()
+            )
+        );
+    }
+}

@@ -1,0 +1,507 @@
+//! The JSON of the control socket. A contract: other programs read and write these shapes.
+//!
+//! | call | answer |
+//! | --- | --- |
+//! | `GET /v1/status` | [`Status`] |
+//! | `GET /v1/history?app=A` | [`History`] |
+//! | `GET /v1/events?follow=true` | one [`Event`] a line; with `follow` it never ends |
+//! | `POST /v1/deploy?name=FILE&app=A&timeout_ms=N&queue=true&detach=true`, body = the artifact's bytes | one [`Progress`] a line |
+//! | `POST /v1/reload?app=A&queue=true` | one [`Progress`] a line |
+//! | `POST /v1/rollback?app=A&to=VERSION-OR-GENERATION&queue=true` | one [`Progress`] a line |
+//! | `GET /v1/operations/ID` | the [`Progress`] lines of that operation, from its beginning |
+//! | `GET /metrics` | the metrics, as the text that Prometheus reads |
+//! | `POST /v1/shutdown?now=true` | [`ShuttingDown`], then the host ends |
+//!
+//! While another operation of the app is under way, the three that change something end as a
+//! conflict; with `queue` they wait for their turn. What waits is given up when its caller leaves,
+//! unless `detach` was said; what has begun goes on anyway.
+//!
+//! A deploy may carry a header [`SIGNATURE`]: the base64 of the text that minisign writes. Who has
+//! the role of an observer only may make the first three calls and the one for metrics.
+//!
+//! A call that cannot be taken answers a 4xx or 5xx status with [`Problem`].
+
+use std::collections::BTreeMap;
+
+use semver::Version;
+use serde::{Deserialize, Serialize};
+
+use crate::{AppName, AppState, Cause, EventKind, GenerationId, GenerationState};
+
+/// The header of a deploy that holds the signature of the artifact: the base64 of the text that
+/// minisign writes.
+pub const SIGNATURE: &str = "handover-signature";
+
+/// What `handover status --json` prints.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Every app the host knows, by name.
+    pub apps: Vec<AppStatus>,
+    /// The process.
+    pub host: HostStatus,
+}
+
+/// One app.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AppStatus {
+    /// Its name.
+    pub name: AppName,
+    /// What it does.
+    pub state: AppState,
+    /// Where it answers, as `host/path` prefixes.
+    pub routes: Vec<String>,
+    /// What answers new requests, if anything does.
+    pub active: Option<ActiveStatus>,
+    /// The operation that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<OperationStatus>,
+    /// Those that wait for their turn, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub queue: Vec<OperationStatus>,
+    /// A checked artifact that waits for `handover reload`.
+    pub staged: Option<StagedStatus>,
+    /// Why the disk does not have yet what is kept in memory of it. It is written when that is
+    /// possible.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_durable: Option<String>,
+    /// What its limits hold and did, if it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<LimitsStatus>,
+    /// Every generation of this run of the host that is not unloaded, oldest first.
+    pub generations: Vec<GenerationStatus>,
+    /// Where generations of it listen by themselves, beside the host: sockets that go from each to
+    /// the next.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listening: Vec<String>,
+}
+
+/// The generation that answers new requests.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ActiveStatus {
+    /// Its number.
+    pub generation: GenerationId,
+    /// The version its manifest names.
+    pub version: Version,
+    /// The SHA-256 of its artifact, in hexadecimal.
+    pub artifact: String,
+}
+
+/// An operation that is under way, or waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationStatus {
+    /// Its id, for `GET /v1/operations/ID`.
+    pub id: String,
+    /// What it is, for people: `deploy of 1.2.0`.
+    pub what: String,
+}
+
+impl std::fmt::Display for OperationStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.id, self.what)
+    }
+}
+
+/// An artifact that waits for `handover reload`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StagedStatus {
+    /// The version its manifest names.
+    pub version: Version,
+    /// Its SHA-256, in hexadecimal.
+    pub artifact: String,
+}
+
+/// The limits of an app: `request_timeout`, `max_concurrent`, `queue`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct LimitsStatus {
+    /// `max_concurrent`, if it is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_concurrent: Option<u64>,
+    /// `queue`
+    #[serde(default)]
+    pub queue: u64,
+    /// `request_timeout` in milliseconds, if it is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_timeout_ms: Option<u64>,
+    /// Requests that count against `max_concurrent`.
+    pub running: u64,
+    /// Requests that wait for their turn.
+    pub waiting: u64,
+    /// Requests that were refused with 503 since the host started.
+    pub refused: u64,
+    /// Requests that were ended with 504 since the host started.
+    pub timed_out: u64,
+}
+
+/// One generation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GenerationStatus {
+    /// Its number.
+    pub generation: GenerationId,
+    /// The version its manifest names.
+    pub version: Version,
+    /// The SHA-256 of its artifact, in hexadecimal.
+    pub artifact: String,
+    /// What it does.
+    pub state: GenerationState,
+    /// Requests, streams, upgraded connections and spawned work that are still on it, jobs
+    /// included.
+    pub in_flight: u64,
+    /// Jobs among them.
+    pub jobs: u64,
+    /// Requests it was given since it became active.
+    pub requests: u64,
+    /// Panics caught in it.
+    pub panics: u64,
+    /// Requests that held a worker for longer than `stall_after` in one go.
+    #[serde(default)]
+    pub stalls: u64,
+    /// Milliseconds since it was loaded.
+    pub age_ms: u64,
+    /// The jobs, workers and tasks among what is in flight, the oldest first; of very many only
+    /// those.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub work: Vec<WorkStatus>,
+    /// Why its library is still mapped though it is retired.
+    pub retained_because: Option<String>,
+}
+
+/// Work that outlives its request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkStatus {
+    /// `job`, `worker` or `task`.
+    pub kind: String,
+    /// What it is.
+    pub name: String,
+    /// Whose it is; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub tenant: String,
+    /// Milliseconds since it began.
+    pub age_ms: u64,
+}
+
+/// The process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// The version of the host.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Milliseconds since it started.
+    pub uptime_ms: u64,
+    /// Its resident memory.
+    pub rss_bytes: u64,
+    /// How many files and connections it may have open at a time; null = any number.
+    #[serde(default)]
+    pub max_open_files: Option<u64>,
+    /// The addresses it listens on.
+    pub listen: Vec<String>,
+    /// The connections of clients.
+    #[serde(default)]
+    pub connections: ConnectionsStatus,
+    /// Where it tells its metrics over TCP, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<String>,
+    /// The ABI it offers, as `major.minor`.
+    pub abi: String,
+    /// What replaced generations hold.
+    #[serde(default)]
+    pub leaks: LeakStatus,
+    /// How much of that is tolerated: `server.leak_budget`.
+    #[serde(default)]
+    pub leak_budget: LeakStatus,
+}
+
+/// The connections of clients.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionsStatus {
+    /// Those that are open, upgraded ones not included.
+    pub open: u64,
+    /// How many there may be at a time, by `server.max_connections` or by what the machine has.
+    #[serde(default)]
+    pub most: u64,
+    /// All that were accepted.
+    pub accepted: u64,
+    /// Those that the host ended because their clients did nothing: `first_byte_timeout`,
+    /// `head_timeout`, `body_timeout`, `idle_timeout`, `write_timeout`, `for_another` (idle, and
+    /// another one needed its place).
+    pub ended: BTreeMap<String, u64>,
+    /// Those that the host closed as soon as they came: `max_connections`,
+    /// `max_connections_per_address`, `descriptors`.
+    pub refused: BTreeMap<String, u64>,
+}
+
+/// What replaced generations hold that they should have given back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeakStatus {
+    /// Bytes of heap that retained generations hold, of plugins with a heap of their own, and
+    /// `estimated`.
+    pub bytes: u64,
+    /// Of `bytes`, what unloaded generations without a heap of their own left in memory. An
+    /// estimate, from the memory of the process after each such unload, the least of the last four:
+    /// of what was lost, the last three reloads are not in it yet.
+    #[serde(default)]
+    pub estimated: u64,
+    /// Descriptors that unloaded generations left open and retained ones hold.
+    pub descriptors: u64,
+    /// Libraries that stay mapped.
+    pub retained: u64,
+}
+
+/// What was deployed, newest last.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct History {
+    /// The entries.
+    pub history: Vec<HistoryEntry>,
+}
+
+/// One deploy that was tried.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HistoryEntry {
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    /// The app.
+    pub app: AppName,
+    /// The generation, if it came to be loaded.
+    pub generation: Option<GenerationId>,
+    /// The version its manifest names, if it could be read.
+    pub version: Option<Version>,
+    /// The SHA-256 of the artifact, in hexadecimal.
+    pub artifact: String,
+    /// What asked for it.
+    pub cause: Cause,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why, when it did not become active.
+    pub reason: Option<String>,
+    /// What preflight warned of, though it was taken: each a sentence.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Event {
+    /// Its number, from 1 in each run of the host.
+    pub seq: u64,
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    /// A short word for programs.
+    pub kind: EventKind,
+    /// The app it is about.
+    pub app: Option<AppName>,
+    /// The generation it is about.
+    pub generation: Option<GenerationId>,
+    /// The sentence for a person.
+    pub message: String,
+    /// `unloaded` only: the bytes of heap that the generation never freed, and that were freed for
+    /// it; of plugins with a heap of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaked_bytes: Option<u64>,
+    /// `unloaded` only: the descriptors that the generation left open and that could not be closed
+    /// for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaked_descriptors: Option<u64>,
+}
+
+/// One line of a running operation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Progress {
+    /// The operation was taken.
+    Accepted {
+        /// Its id, for `GET /v1/operations/ID`.
+        operation: String,
+    },
+    /// It waits for its turn. Said again whenever what it waits for has changed.
+    Queued {
+        /// The app.
+        app: AppName,
+        /// The operation right ahead.
+        behind: OperationStatus,
+        /// How many are ahead.
+        ahead: u64,
+    },
+    /// A step ended well.
+    Step {
+        /// `notice`, `store`, `trust`, `preflight`, `load`, `start` or `cutover`.
+        step: String,
+        /// The app.
+        app: AppName,
+        /// The sentence for a person.
+        message: String,
+        /// How long the step took, in microseconds.
+        took_us: u64,
+        /// What it found that people should know; of `preflight` only.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        notes: Vec<Note>,
+    },
+    /// The replaced generation still has work.
+    Draining {
+        /// The app.
+        app: AppName,
+        /// The generation that drains.
+        generation: GenerationId,
+        /// What is still on it, jobs included.
+        in_flight: u64,
+        /// Jobs among them.
+        jobs: u64,
+        /// Milliseconds until the drain deadline; none when there is no deadline.
+        deadline_ms: Option<u64>,
+    },
+    /// The operation ended. Always the last line.
+    Result(OperationResult),
+}
+
+/// How an operation ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OperationResult {
+    /// The kind of ending.
+    pub outcome: Outcome,
+    /// The sentence for a person.
+    pub message: String,
+    /// The app, when it came to be known.
+    pub app: Option<AppName>,
+    /// The generation that is active now.
+    pub generation: Option<GenerationId>,
+    /// Its version.
+    pub version: Option<Version>,
+    /// The SHA-256 of its artifact, in hexadecimal.
+    pub artifact: Option<String>,
+    /// What preflight found that people should know, of an artifact that was taken.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<Note>,
+    /// Streams of the old generation that would not end, and were ended at its drain deadline in a
+    /// way that their clients understand: event streams, gRPC, WebSockets.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub ended_streams: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// Something to know of an artifact that is taken all the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    /// A short word for programs: `never_unloads`, `text_relocations`, `origin_path`,
+    /// `bundled_allocator`, `bundled_sqlite`, `retained`, `left_open`, `slow_drain`, `slow_end`,
+    /// `bare_tasks`.
+    pub kind: String,
+    /// Whether something is lost with each deploy, so that somebody should act. Else it is only
+    /// good to know.
+    pub warning: bool,
+    /// The sentence for a person.
+    pub message: String,
+}
+
+impl std::fmt::Display for Note {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = if self.warning { "warning" } else { "note" };
+        write!(f, "{kind}: {}", self.message)
+    }
+}
+
+/// The kinds of ending, each with its exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Done; 0.
+    Done,
+    /// Nothing to do: those bytes are live already; 0.
+    Unchanged,
+    /// Checked and staged, `handover reload` activates it; 0.
+    Staged,
+    /// It failed for a reason of the host, the old generation is live; 1.
+    Failed,
+    /// The artifact was refused, the old generation is live; 4.
+    Rejected,
+    /// The smoke requests failed, the old generation is live; 5.
+    Unhealthy,
+    /// The new generation was taken back after it had been active; 6.
+    RolledBack,
+    /// Done, but the old generation had to be ended at its drain deadline; 7.
+    DeadlinePassed,
+    /// Another operation of this app is under way; 8.
+    Conflict,
+    /// The caller may not do this; 9.
+    Denied,
+}
+
+impl Outcome {
+    /// Every kind.
+    pub const ALL: [Self; 10] = [
+        Self::Done,
+        Self::Unchanged,
+        Self::Staged,
+        Self::Failed,
+        Self::Rejected,
+        Self::Unhealthy,
+        Self::RolledBack,
+        Self::DeadlinePassed,
+        Self::Conflict,
+        Self::Denied,
+    ];
+
+    /// The word for it, which is that of the JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Unchanged => "unchanged",
+            Self::Staged => "staged",
+            Self::Failed => "failed",
+            Self::Rejected => "rejected",
+            Self::Unhealthy => "unhealthy",
+            Self::RolledBack => "rolled_back",
+            Self::DeadlinePassed => "deadline_passed",
+            Self::Conflict => "conflict",
+            Self::Denied => "denied",
+        }
+    }
+
+    /// The exit code of the command line for this ending.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Done | Self::Unchanged | Self::Staged => 0,
+            Self::Failed => 1,
+            Self::Rejected => 4,
+            Self::Unhealthy => 5,
+            Self::RolledBack => 6,
+            Self::DeadlinePassed => 7,
+            Self::Conflict => 8,
+            Self::Denied => 9,
+        }
+    }
+}
+
+/// The answer to `POST /v1/shutdown`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ShuttingDown {
+    /// The process that is ending.
+    pub pid: u32,
+}
+
+/// Why a call was not taken.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Problem {
+    /// What was wrong and what to do.
+    pub error: String,
+    /// The exit code a command line should end with.
+    pub exit_code: u8,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+
+    #[test]
+    fn an_outcome_has_one_word() {
+        for outcome in Outcome::ALL {
+            assert_eq!(
+                serde_json::to_value(outcome).unwrap(),
+                serde_json::Value::from(outcome.as_str())
+            );
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! `handover rollback`: an artifact that was live before is live again, without being checked a
+//! second time.
+
+use std::sync::Arc;
+
+use handover_api::{AppName, Cause, OperationResult, Outcome, Wait};
+
+use crate::{
+    apps::app::{App, result},
+    operations::operation::{Operation, no_app},
+    records::{app_record::Head, history},
+    rollout::{
+        Rollout,
+        deploy::{self, Asked},
+    },
+};
+
+/// Begins a rollback. What it goes back to is decided when its turn has come.
+pub(crate) fn begin_rollback(
+    rollout: &Rollout,
+    app: Option<AppName>,
+    to: Option<String>,
+    wait: Wait,
+) -> Operation {
+    match find_app(rollout, app) {
+        Ok(app) => {
+            let (stored, of) = (rollout.clone(), Arc::clone(&app));
+            let asked = Asked {
+                what: to
+                    .as_ref()
+                    .map_or_else(|| "rollback".to_owned(), |to| format!("rollback to {to}")),
+                deadline: None,
+                plan: async move {
+                    let head = target(&of, to.as_deref())
+                        .map_err(|message| result(Outcome::Failed, &of, message))?;
+                    stored.plan_stored(&of, head, Cause::Rollback).await
+                },
+            };
+            deploy::begin_deploy_with(rollout, app, asked, wait.into()).operation
+        }
+        Err(result) => {
+            let progress = rollout.operations.begin_operation();
+            progress.finish(*result);
+            progress.listen()
+        }
+    }
+}
+
+fn target(app: &App, to: Option<&str>) -> Result<Head, String> {
+    let live = app.live().map(|live| live.artifact);
+    app.saved.read(|record| {
+        history::rollback_target(&app.name, &record.history, live, to)?
+            .head()
+            .ok_or_else(|| format!("{} has nothing to go back to", app.name))
+    })
+}
+
+/// The app of that name, or the only one.
+fn find_app(rollout: &Rollout, app: Option<AppName>) -> Result<Arc<App>, Box<OperationResult>> {
+    if let Some(name) = app {
+        return rollout.registry.known_or_fail(&name);
+    }
+    let mut shown = rollout.registry.shown();
+    match (shown.pop(), shown.is_empty()) {
+        (Some(only), true) => Ok(only),
+        (None, _) => Err(Box::new(no_app(
+            Outcome::Failed,
+            "there is no app yet: `handover deploy FILE.so` makes one",
+        ))),
+        (Some(_), false) => {
+            let message = format!("say which app: {}", rollout.registry.names());
+            Err(Box::new(no_app(Outcome::Failed, message)))
+        }
+    }
+}
