@@ -23,7 +23,7 @@ pub use self::{
     route::{InvalidRoute, RoutePrefix},
     who::{InvalidWho, Who},
 };
-use crate::{artifact::Keys, origin::origin};
+use crate::{artifact::Keys, origin::origin, state};
 
 const MAX_CRASHES: NonZeroUsize = NonZeroUsize::new(3).unwrap();
 
@@ -260,6 +260,8 @@ pub struct App {
     pub keep_artifacts: usize,
     /// What the app reads with `Context::config`. Default `{}`.
     pub config: serde_json::Value,
+    /// `[app.NAME.state]`
+    pub state: state::Settings,
     /// `[app.NAME.check]`
     pub check: Check,
 }
@@ -475,6 +477,7 @@ impl Default for App {
             args: Vec::new(),
             keep_artifacts: 5,
             config: serde_json::Value::Object(serde_json::Map::new()),
+            state: state::Settings::default(),
             check: Check::default(),
         }
     }

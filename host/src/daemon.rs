@@ -447,6 +447,10 @@ impl Daemon {
         if !control.is_finished() {
             let _ = control.await;
         }
+        // What was handed over is on the disk, and every file closed, before another host may open
+        // them.
+        let stores = orchestrator.stores().clone();
+        let _ = tokio::task::spawn_blocking(move || stores.close()).await;
         tracing::info!("the host has ended");
         Over {
             orchestrator,

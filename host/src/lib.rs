@@ -30,6 +30,7 @@ pub mod shadow;
 mod shortage;
 mod shown;
 pub mod signals;
+pub mod state;
 pub mod supervisor;
 pub mod telemetry;
 pub mod watch;

@@ -36,6 +36,7 @@ use crate::{
         reload, restore, rollback, shutdown,
     },
     shadow::Shadow,
+    state::{self, Stores},
     telemetry::exposition::Exposition,
     watch::{self, WatcherHandle},
     watchdog::stall,
@@ -202,6 +203,17 @@ impl Orchestrator {
     /// Returns a running or recent operation by its id, from its beginning.
     pub fn operation(&self, id: &str) -> Option<Operation> {
         self.0.rollout.operations.listen(id)
+    }
+
+    /// Returns what the apps keep in the host.
+    pub fn stores(&self) -> &Stores {
+        self.registry().stores()
+    }
+
+    /// Returns the state of `app`; none when nobody knows it.
+    pub fn state(&self, app: &AppName) -> Option<Arc<state::Store>> {
+        let is_known = self.registry().known(app).is_some() || self.stores().is_known(app);
+        is_known.then(|| self.stores().of(app))
     }
 
     /// Returns whether any app serves.

@@ -17,14 +17,19 @@ mod sdk;
 
 #[cfg(feature = "sdk")]
 pub use handover_plugin_macros::{app, main};
+#[cfg(feature = "sessions")]
+pub use sdk::sessions::Sessions;
 #[cfg(feature = "sdk")]
 pub use sdk::{
     app::App,
     body::Body,
+    cache::Cache,
     context::{Context, Jobs},
     error::Error,
     log::layer,
+    rate_limit::{Decision, RateLimiter},
     serve::{Connection, ForEach, IntoApp, Itself, Listener, Serve, serve},
+    state::{Change, Changes, Scan, State, StateError, Transaction, Watch, Write},
     worker::{Stop, worker},
 };
 

@@ -139,6 +139,61 @@ async fn on_a_full_disk_what_was_live_is_served_and_a_rollback_goes_through() {
     host.deploy(&fixture("hello", "2.0.0")).await.expect_code(0);
 }
 
+async fn ask(host: &Host, method: &str, path: &str, body: &[u8]) -> u16 {
+    let mut http = Http1::connect(host.address).await.unwrap();
+    let answer = http.request(method, path, &[], Some(body)).await.unwrap();
+    answer.status
+}
+
+#[tokio::test]
+async fn on_a_full_disk_writes_of_state_are_refused_and_nothing_acknowledged_is_lost() {
+    let Some((mut host, _scripts)) = on_its_own_disk().await else {
+        return;
+    };
+    let deployed = host.deploy(&fixture("state", "1.0.0")).await;
+    deployed.expect_code(0);
+    // Where it answers depends on who came first.
+    let at = |path: &str| format!("/state{path}");
+    let value = vec![b'x'; 100_000];
+    assert_eq!(ask(&host, "PUT", &at("/kv/first"), &value).await, 200);
+    fill(&host);
+    // What is free inside of its file is used up first.
+    let mut kept = Vec::new();
+    for n in 0.. {
+        let key = at(&format!("/kv/k{n}"));
+        match ask(&host, "PUT", &key, &value).await {
+            200 => kept.push(key),
+            status => {
+                assert_eq!(status, 503);
+                break;
+            }
+        }
+        assert!(n < 1000, "the disk is not full");
+    }
+    // A write that nobody waits for is no lie either.
+    assert_eq!(ask(&host, "PUT", &at("/left/l"), &value).await, 503);
+    // Others do not notice, and what is there can be read.
+    assert_eq!(host.get("/").await.text(), "hello 2.0.0");
+    for key in &kept {
+        assert_eq!(ask(&host, "GET", key, b"").await, 200);
+    }
+    // There is room again: it writes on by itself, and has everything.
+    fs::remove_file(state(&host).join("filler")).unwrap();
+    host.until("the state to be writable", async || {
+        (ask(&host, "PUT", &at("/kv/later"), b"1").await == 200).then_some(())
+    })
+    .await;
+    let has_all = async |host: &Host| {
+        for key in kept.iter().chain([&at("/kv/first"), &at("/kv/later")]) {
+            assert_eq!(ask(host, "GET", key, b"").await, 200, "{key}");
+        }
+    };
+    has_all(&host).await;
+    host.signal_inner(Signal::KILL);
+    host.came_back().await;
+    has_all(&host).await;
+}
+
 #[tokio::test]
 async fn on_a_read_only_disk_what_was_live_is_served() {
     let Some((mut host, _scripts)) = on_its_own_disk().await else {

@@ -23,6 +23,7 @@ const LAYERS: &[&str] = &[
     "writers",
     // Artifacts at rest, and the configuration.
     "artifact",
+    "state",
     "config",
     "telemetry",
     // Plugins in the process.

@@ -137,7 +137,9 @@ fn serve(
     telemetry::flush(LAST_MOMENT);
     ended.map(|over| {
         over.done();
-        notifier.ended();
+        if supervised.is_some() {
+            notifier.ended();
+        }
         loader::end_process()
     })
 }

@@ -20,7 +20,7 @@ use super::{
     LogFormat, LogRotation, Metrics, RoutePrefix, Server, SmokeRequest, Timeouts, Trust, Watch,
     WhenFull, Who,
 };
-use crate::artifact::Key;
+use crate::{artifact::Key, state};
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
@@ -122,7 +122,15 @@ struct AppTable {
     args: Vec<Argument>,
     keep_artifacts: Option<Count<0, MANY>>,
     config: toml::Table,
+    state: StateTable,
     check: CheckTable,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct StateTable {
+    max_size: Option<Size>,
+    answers_wait: Option<bool>,
 }
 
 #[derive(Deserialize, Default)]
@@ -577,6 +585,16 @@ fn app(table: AppTable, routes: Vec<RoutePrefix>, config: serde_json::Value) -> 
             .unwrap_or(default.runtime_threads),
         env: table.env.into_iter().map(|name| name.0).collect(),
         args: table.args.into_iter().map(|argument| argument.0).collect(),
+        state: state::Settings {
+            max_size: table
+                .state
+                .max_size
+                .map_or(default.state.max_size, |size| size.0),
+            answers_wait: table
+                .state
+                .answers_wait
+                .unwrap_or(default.state.answers_wait),
+        },
         keep_artifacts: table
             .keep_artifacts
             .map_or(default.keep_artifacts, Count::get),

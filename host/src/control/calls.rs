@@ -10,8 +10,8 @@ use std::{
 
 use bytes::Bytes;
 use handover_api::{
-    ChannelBody, Event, EventKind, History, OperationResult, Outcome, Problem, Progress, SIGNATURE,
-    ShuttingDown, Wait, query,
+    AppName, ChannelBody, Event, EventKind, History, OperationResult, Outcome, Problem, Progress,
+    SIGNATURE, ShuttingDown, Wait, query,
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Either, Full};
@@ -23,6 +23,7 @@ use super::{
     access::Role,
     server::{Backend, Upload},
     shutdown::{Shutdown, ShutdownHandle},
+    state,
 };
 use crate::{
     artifact::{Signature, StoreError},
@@ -47,7 +48,7 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    fn new(status: StatusCode, exit_code: u8, error: impl fmt::Display) -> Self {
+    pub(super) fn new(status: StatusCode, exit_code: u8, error: impl fmt::Display) -> Self {
         Self {
             status,
             allow: None,
@@ -72,7 +73,7 @@ impl Refusal {
     }
 }
 
-fn read_query<Q: DeserializeOwned>(request: &Request<Incoming>) -> Result<Q, Refusal> {
+pub(super) fn read_query<Q: DeserializeOwned>(request: &Request<Incoming>) -> Result<Q, Refusal> {
     let text = request.uri().query().unwrap_or_default();
     serde_urlencoded::from_str(text).map_err(|error| {
         Refusal::new(
@@ -268,8 +269,9 @@ impl<B: Backend> Call<B> {
                 StatusCode::NOT_FOUND,
                 1,
                 format_args!(
-                    "there is no call {path}: this host knows {}",
-                    calls.collect::<Vec<_>>().join(", ")
+                    "there is no call {path}: this host knows {}, and {}APP/… for what apps keep",
+                    calls.collect::<Vec<_>>().join(", "),
+                    query::STATE
                 ),
             ));
         };
@@ -294,6 +296,15 @@ pub(super) async fn answer<B: Backend>(
     may: impl FnOnce(Role) -> Result<(), Refusal>,
     asked: &Arc<Asked>,
 ) -> Result<ControlResponse, Refusal> {
+    if let Some((app, what)) = state::parts(request.uri().path()) {
+        let (app, what) = (app.to_owned(), what.to_owned());
+        // What apps keep is for those who operate.
+        if let Err(refusal) = may(Role::Operate) {
+            discard(request.into_body()).await;
+            return Err(refusal);
+        }
+        return app_state(request, &app, &what, backend).await;
+    }
     let call = Call::<B>::find(&request);
     // Who may not even observe is not told which calls there are.
     let needed = call.as_ref().map_or(Role::Observe, |call| call.role);
@@ -304,7 +315,38 @@ pub(super) async fn answer<B: Backend>(
     (call?.handler)(request, backend, Arc::clone(asked)).await
 }
 
-fn json(value: &impl Serialize) -> ControlResponse {
+/// Answers a call for the state of an app.
+async fn app_state<B: Backend>(
+    request: Request<Incoming>,
+    app: &str,
+    what: &str,
+    backend: B,
+) -> Result<ControlResponse, Refusal> {
+    let store = app.parse::<AppName>().ok().and_then(|name| {
+        let store = backend.state(&name)?;
+        Some((name, store))
+    });
+    let Some((name, store)) = store else {
+        discard(request.into_body()).await;
+        return Err(Refusal::new(
+            StatusCode::NOT_FOUND,
+            1,
+            format_args!("this host knows no app `{app}`"),
+        ));
+    };
+    let scratch = {
+        let name = name.clone();
+        move || {
+            backend.scratch(&name).map_err(|error| {
+                let why = format!("no store can be made to try it: {error}");
+                Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, 1, why)
+            })
+        }
+    };
+    state::answer(request, what, name, store, scratch).await
+}
+
+pub(super) fn json(value: &impl Serialize) -> ControlResponse {
     let mut response = Response::new(Either::Left(Full::new(line(value))));
     response.headers_mut().insert(
         header::CONTENT_TYPE,
@@ -337,7 +379,7 @@ async fn metrics(gather: Gather) -> Result<ControlResponse, Refusal> {
     Ok(response)
 }
 
-fn lines(lines: mpsc::Receiver<Result<Bytes, Infallible>>) -> ControlResponse {
+pub(super) fn lines(lines: mpsc::Receiver<Result<Bytes, Infallible>>) -> ControlResponse {
     let mut response = Response::new(Either::Right(ChannelBody(lines)));
     response.headers_mut().insert(
         header::CONTENT_TYPE,

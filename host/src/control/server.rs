@@ -85,6 +85,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn operation(&self, id: &str) -> Option<Operation>;
     /// For `GET /metrics`.
     fn metrics(&self) -> Gather;
+    /// For `/v1/state/APP/…`: the store of an app that this host knows.
+    fn state(&self, app: &AppName) -> Option<Arc<crate::state::Store>>;
+    /// A store that is forgotten, to try a backup of `app`. Blocks on the file system.
+    fn scratch(&self, app: &AppName) -> std::io::Result<crate::state::Store>;
 }
 
 /// Bytes on their way in. Dropping it forgets them. Every method blocks on the file system.
@@ -190,6 +194,14 @@ impl Backend for Host {
 
     fn metrics(&self) -> Gather {
         self.metrics.clone()
+    }
+
+    fn state(&self, app: &AppName) -> Option<Arc<crate::state::Store>> {
+        self.orchestrator.state(app)
+    }
+
+    fn scratch(&self, app: &AppName) -> std::io::Result<crate::state::Store> {
+        self.orchestrator.stores().scratch(app)
     }
 }
 
@@ -578,6 +590,14 @@ mod tests {
 
         fn metrics(&self) -> Gather {
             Gather::new(|to| to.one("up", crate::telemetry::exposition::Kind::Gauge, "It is.", 1))
+        }
+
+        fn state(&self, _app: &AppName) -> Option<Arc<crate::state::Store>> {
+            None
+        }
+
+        fn scratch(&self, app: &AppName) -> std::io::Result<crate::state::Store> {
+            Err(std::io::Error::other(app.to_string()))
         }
     }
 

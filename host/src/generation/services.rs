@@ -5,18 +5,20 @@ use std::{
     collections::HashMap,
     fmt::Write,
     sync::atomic::{AtomicU64, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+use handover_api::{AppName, GenerationId};
 use handover_plugin::abi::{
     host::{Event, Span, TASK, TASKS_LEFT, WORKER, Work},
     import::HostServices,
     lent::Lent,
+    state::StateService,
 };
 use parking_lot::Mutex;
 use tracing::Level;
 
-use handover_api::{AppName, GenerationId};
+use crate::state::Session;
 
 /// What the host offers to one generation.
 #[derive(Debug)]
@@ -29,6 +31,7 @@ pub struct GenerationServices {
     /// None once its app was stopped, or never came to be: nothing is in flight there any more,
     /// whatever threads it left.
     work: Mutex<Option<HashMap<u64, Working>>>,
+    state: Option<Session>,
 }
 
 /// Work that outlives its request.
@@ -76,8 +79,8 @@ impl WorkKind {
 }
 
 impl GenerationServices {
-    /// An offer to this generation.
-    pub fn new(app: AppName, generation: GenerationId) -> Self {
+    /// An offer to this generation, whose app has its state in `state`.
+    pub fn new(app: AppName, generation: GenerationId, state: Option<Session>) -> Self {
         Self {
             app,
             generation,
@@ -85,6 +88,7 @@ impl GenerationServices {
             next: AtomicU64::new(1),
             tasks_left: AtomicU64::new(0),
             work: Mutex::new(Some(HashMap::new())),
+            state,
         }
     }
 
@@ -113,9 +117,22 @@ impl GenerationServices {
         working
     }
 
-    /// The end of its app: no work is counted from now on. What its threads log is still told.
+    /// The end of its app: no work is counted from now on, and nothing of the state is read or
+    /// written for it. What its threads log is still told.
     pub fn end(&self) {
         *self.work.lock() = None;
+        if let Some(state) = &self.state {
+            state.end();
+        }
+    }
+
+    /// Waits until the state has no waker of the plugin any more, for `deadline` at the longest;
+    /// gives how many are left.
+    pub async fn release_wakers(&self, deadline: Duration) -> u64 {
+        match &self.state {
+            Some(state) => state.release_wakers(deadline).await,
+            None => 0,
+        }
     }
 
     /// Tasks that nobody counted, and that still ran when its app was stopped.
@@ -231,5 +248,9 @@ impl HostServices for GenerationServices {
         if number == TASKS_LEFT {
             self.tasks_left.store(value, Ordering::Relaxed);
         }
+    }
+
+    fn state(&self) -> Option<&dyn StateService> {
+        self.state.as_ref().map(|state| state as _)
     }
 }

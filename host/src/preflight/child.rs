@@ -36,6 +36,7 @@ use crate::{
     ledger::{self, RetainReason},
     loader::{Companion, Layouts, Library},
     origin::origin,
+    state::{Settings as StateSettings, Store},
     workers,
 };
 
@@ -225,6 +226,7 @@ async fn start_and_ask(
     library: Library,
 ) -> Result<Line, Line> {
     let began = Instant::now();
+    let task_app = task.app.clone();
     let spec = Spec {
         app: task.app,
         id: GenerationId(0),
@@ -238,6 +240,11 @@ async fn start_and_ask(
         // The parent ends this process at the deadline, and says what it was at.
         start_deadline: Duration::MAX,
         preflight: true,
+        // Nothing that it writes here is to stay.
+        state: Some(Arc::new(Store::scratch(
+            task_app.as_str(),
+            StateSettings::default(),
+        ))),
         stays: None,
     };
     let started = generation::start(library, spec)

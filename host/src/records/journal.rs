@@ -1,5 +1,5 @@
-//! The journal of the running host, for the one after it: what is live, what is being made live, and
-//! the crashes of late.
+//! The journal of the running host, for the one after it: what is live, what is being made live,
+//! and the crashes of late.
 //!
 //! The file, `<state>/running.json`, is there while the host runs. It goes at a clean end, so a
 //! start that finds it knows that the host before did not end cleanly. It is replaced as a whole,

@@ -367,6 +367,7 @@ mod tests {
             runtime_threads: 1,
             start_deadline: Duration::ZERO,
             preflight: false,
+            state: None,
             stays: None,
         }
     }

@@ -217,8 +217,9 @@ impl Host {
                 self.last_words = Some(String::from_utf8_lossy(line).into_owned());
                 continue;
             }
-            // The process to watch is this one: it is there when the host is not.
-            if !line.starts_with(b"MAINPID=") {
+            // The process to watch is this one: it is there when the host is not. And what has
+            // ended is said by its end.
+            if !line.starts_with(b"MAINPID=") && line != ENDED {
                 manager.tell(line);
             }
         }

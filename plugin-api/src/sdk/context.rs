@@ -15,6 +15,7 @@ use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 
 use super::{
     error::Error,
+    state::State,
     work::{Kind, Works},
     worker::{Stop, Workers},
 };
@@ -37,6 +38,8 @@ struct Inner {
     works: Arc<Works>,
     workers: Workers,
     draining: watch::Sender<bool>,
+    host: HostHandle,
+    state: OnceLock<State>,
     client: OnceLock<TellClient>,
 }
 
@@ -89,6 +92,8 @@ impl Context {
             works: Arc::new(Works::new(host)),
             workers: Workers::default(),
             draining: watch::Sender::new(false),
+            host,
+            state: OnceLock::new(),
             client: OnceLock::new(),
         }))
     }
@@ -146,6 +151,13 @@ impl Context {
             // well.
             let _ = draining.wait_for(|draining| *draining).await;
         }
+    }
+
+    /// The state of the app, which outlives this code: its namespace `default`. In a preflight
+    /// check it is empty, and what is written to it is thrown away with that.
+    pub fn state(&self) -> State {
+        let begin = || State::new(self.0.host.state());
+        self.0.state.get_or_init(begin).clone()
     }
 
     /// Runs `future` beside the requests. The generation counts it as in flight: it is unloaded

@@ -9,16 +9,25 @@
 //! - [`log`]: events, log records and panics on their way to the host
 //! - [`upgrade`]: WebSockets and other upgraded connections
 //! - [`serve`], [`program`]: a crate that is a program as well, whose `main` is the constructor
+//! - [`cache`], [`rate_limit`], `sessions`: what is kept in it as a rule
+//! - [`state`]: what the app keeps in the host
+//! - [`writes`]: answers that wait for their writes
 //! - [`error`]: why an app does not start
 
 pub(crate) mod app;
 pub(crate) mod body;
+pub(crate) mod cache;
 pub(crate) mod context;
 pub(crate) mod error;
 pub(crate) mod log;
 pub(crate) mod program;
+pub(crate) mod rate_limit;
 pub(crate) mod runtime;
 pub(crate) mod serve;
+#[cfg(feature = "sessions")]
+pub(crate) mod sessions;
+pub(crate) mod state;
 pub(crate) mod upgrade;
 pub(crate) mod work;
 pub(crate) mod worker;
+mod writes;

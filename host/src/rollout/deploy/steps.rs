@@ -511,6 +511,7 @@ impl<M: Machine> Deploy<'_, M> {
             runtime_threads: app.settings.runtime_threads.get(),
             start_deadline: longest,
             preflight: false,
+            state: Some(rollout.registry.stores().of(&app.name)),
             stays: app.saved.read(|record| {
                 let reason = record.why_staying(plan.artifact.sha256);
                 reason.map(str::to_owned)
