@@ -251,8 +251,11 @@ pub struct App {
     pub when_full: WhenFull,
     /// Threads of the runtime of each generation. Default 1.
     pub runtime_threads: NonZeroUsize,
-    /// The names of the environment variables that the app may read. Default none.
+    /// The names of the environment variables that the app may read. Default none, which leaves it
+    /// all of them in its own environment.
     pub env: Vec<String>,
+    /// What it is told as the arguments of its program, after its name. Default none.
+    pub args: Vec<String>,
     /// How many old artifacts stay in the store for rollback. Default 5.
     pub keep_artifacts: usize,
     /// What the app reads with `Context::config`. Default `{}`.
@@ -264,6 +267,12 @@ pub struct App {
 }
 
 impl App {
+    /// The arguments that the app is told of, its name first.
+    pub fn arguments(&self, name: &AppName) -> Vec<String> {
+        let name = name.as_str().to_owned();
+        std::iter::once(name).chain(self.args.clone()).collect()
+    }
+
     /// Why `version` is refused, if it is.
     pub fn too_old(&self, version: &semver::Version) -> Option<String> {
         let least = self.min_version.as_ref()?;
@@ -465,6 +474,7 @@ impl Default for App {
             when_full: WhenFull::Refuse,
             runtime_threads: NonZeroUsize::MIN,
             env: Vec::new(),
+            args: Vec::new(),
             keep_artifacts: 5,
             config: serde_json::Value::Object(serde_json::Map::new()),
             state: state::Settings::default(),

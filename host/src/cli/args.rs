@@ -302,6 +302,10 @@ pub(super) struct Deploy {
     /// Wait for what is under way for the app, instead of ending with 8
     #[arg(long)]
     pub(super) queue: bool,
+    /// End with 7 also when endless streams (events, gRPC, WebSockets) had to be ended at the drain
+    /// deadline
+    #[arg(long, conflicts_with = "detach")]
+    pub(super) strict_drain: bool,
     /// Return as soon as the host has accepted it
     #[arg(long)]
     pub(super) detach: bool,

@@ -119,6 +119,7 @@ struct AppTable {
     when_full: Option<WhenFullWord>,
     runtime_threads: Option<Count<1, THREADS>>,
     env: Vec<EnvName>,
+    args: Vec<Argument>,
     keep_artifacts: Option<Count<0, MANY>>,
     config: toml::Table,
     state: StateTable,
@@ -335,6 +336,19 @@ impl<'de> Deserialize<'de> for EnvName {
             )));
         }
         Ok(Self(name))
+    }
+}
+
+/// An argument of a program.
+struct Argument(String);
+
+impl<'de> Deserialize<'de> for Argument {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        if text.contains('\0') {
+            return Err(D::Error::custom("an argument has no zero byte"));
+        }
+        Ok(Self(text))
     }
 }
 
@@ -580,6 +594,7 @@ fn app(table: AppTable, routes: Vec<RoutePrefix>, config: serde_json::Value) -> 
                 .answers_wait
                 .unwrap_or(default.state.answers_wait),
         },
+        args: table.args.into_iter().map(|argument| argument.0).collect(),
         keep_artifacts: table
             .keep_artifacts
             .map_or(default.keep_artifacts, Count::get),

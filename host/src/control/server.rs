@@ -571,6 +571,7 @@ mod tests {
                 version: None,
                 artifact: None,
                 notes: Vec::new(),
+                ended_streams: 0,
             }
         }
 
@@ -609,6 +610,7 @@ mod tests {
             version: None,
             artifact: None,
             notes: Vec::new(),
+            ended_streams: 0,
         })
     }
 

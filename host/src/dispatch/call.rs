@@ -19,6 +19,7 @@ use handover_plugin::abi::{
 };
 use http::{HeaderValue, Request, Response, Uri, Version, header};
 use http_body::Body;
+use hyper::ext::ReasonPhrase;
 
 use super::{
     body::{DrainDeadline, RequestBody, ResponseBody},
@@ -147,6 +148,10 @@ impl ReceiveResponse for Slot<'_> {
             _ => &[],
         };
         let copied = head.fill(response, borrowed);
+        let reason = head.reason();
+        if !reason.is_empty() {
+            name_reason(reason, response);
+        }
         match body {
             ReceivedBody::Full(Chunk::Borrowed(_)) => {
                 *response.body_mut() = ResponseBody::full(copied)
@@ -156,11 +161,9 @@ impl ReceiveResponse for Slot<'_> {
                     ResponseBody::full(owned.into_bytes(|| in_flight.keep_alive()));
             }
             ReceivedBody::Stream(stream) => {
-                *response.body_mut() = ResponseBody::stream(
-                    stream,
-                    in_flight.clone(),
-                    connection.close_handle.clone(),
-                );
+                let connection = connection.close_handle.clone();
+                *response.body_mut() =
+                    ResponseBody::stream(stream, response.headers(), in_flight.clone(), connection);
             }
             ReceivedBody::Upgrade(io) => {
                 if let Some(upgrade) = self.upgrade.take() {
@@ -170,6 +173,14 @@ impl ReceiveResponse for Slot<'_> {
             }
             ReceivedBody::Empty => {}
         }
+    }
+}
+
+/// Has hyper write the reason phrase of the app. One that HTTP does not allow is left out.
+#[cold]
+fn name_reason(reason: &[u8], response: &mut Response<ResponseBody>) {
+    if let Ok(reason) = ReasonPhrase::try_from(reason) {
+        response.extensions_mut().insert(reason);
     }
 }
 

@@ -222,6 +222,7 @@ impl Drop for ProgressSender {
             version: None,
             artifact: None,
             notes: Vec::new(),
+            ended_streams: 0,
         });
     }
 }
@@ -236,6 +237,7 @@ pub(crate) fn no_app(outcome: Outcome, message: impl Into<String>) -> OperationR
         version: None,
         artifact: None,
         notes: Vec::new(),
+        ended_streams: 0,
     }
 }
 
@@ -254,6 +256,7 @@ mod tests {
             version: None,
             artifact: None,
             notes: Vec::new(),
+            ended_streams: 0,
         }
     }
 

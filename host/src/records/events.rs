@@ -92,7 +92,6 @@ impl Events {
             | EventKind::Unhealthy
             | EventKind::Warning
             | EventKind::Stalled
-            | EventKind::Environment
             | EventKind::WorkingDirectory
             | EventKind::FileMask
             | EventKind::Failed => {
@@ -106,6 +105,7 @@ impl Events {
             EventKind::Active
             | EventKind::Draining
             | EventKind::Drained
+            | EventKind::StreamsEnded
             | EventKind::Unloaded
             | EventKind::Staged
             | EventKind::Waiting

@@ -214,22 +214,57 @@ pub struct ResponseHead<'a> {
 // SAFETY: `repr(C)`, and the size is first.
 unsafe impl Grows for ResponseHead<'_> {}
 
+/// The same since 1.2. Lent only where there is something in what it adds.
+#[repr(C)]
+#[derive(Debug)]
+pub struct ResponseHead1<'a> {
+    pub(super) head: ResponseHead<'a>,
+    /// The reason phrase of HTTP/1, where it is another than that of the status.
+    pub(super) reason: RSlice<'a, u8>,
+}
+
+impl<'a> Lent<'a, ResponseHead<'a>> {
+    /// The reason phrase; empty where it is that of the status, and from a plugin that does not
+    /// know it.
+    #[inline]
+    pub fn reason(self) -> &'a [u8] {
+        // SAFETY: since 1.2 there are bytes at this offset.
+        let reason: Option<RSlice<'a, u8>> =
+            unsafe { self.later(std::mem::offset_of!(ResponseHead1<'_>, reason)) };
+        reason.map_or(&[], |reason| reason.as_slice())
+    }
+}
+
 impl ResponseHead<'_> {
     /// Lends the head `response` to `f` in the shape that crosses. `whole` is the length of a body
     /// that crosses with it: a `content-length` that says no more than that is left to whoever
-    /// writes the answer, who says it anyway.
+    /// writes the answer, who says it anyway. `reason` is a reason phrase of its own, and else
+    /// empty.
     #[inline]
     pub fn lend<R>(
         response: &response::Parts,
         whole: Option<usize>,
+        reason: &[u8],
         f: impl FnOnce(Lent<'_, ResponseHead<'_>>) -> R,
     ) -> R {
         headers::lend(&response.headers, whole, |fields| {
-            f(Lent::of(&ResponseHead {
+            let head = ResponseHead {
                 size: Size::of::<ResponseHead<'_>>(),
                 fields: fields.into(),
                 status: response.status.as_u16(),
-            }))
+            };
+            if reason.is_empty() {
+                return f(Lent::of(&head));
+            }
+            let longer = ResponseHead1 {
+                head: ResponseHead {
+                    size: Size::of::<ResponseHead1<'_>>(),
+                    ..head
+                },
+                reason: reason.into(),
+            };
+            // SAFETY: it begins with a `ResponseHead`, and the size is its own.
+            f(unsafe { Lent::longer(&longer) })
         })
     }
 

@@ -10,9 +10,9 @@ use super::{
     body::{BodyStream, BodyTable, FrameSink, FrameTable},
     bytes::OwnedBytes,
     call::{Called, Respond, Responder},
-    head::{Peer, RequestHead, RequestHead1, ResponseHead},
+    head::{Peer, RequestHead, RequestHead1, ResponseHead, ResponseHead1},
     headers::Field,
-    host::{Event, Pair, Work},
+    host::{Event, Event1, Pair, Span, Work},
     lent::{Lent, Size},
     poll::{PollCode, PollState},
     root::{Settings, TextSink},
@@ -78,6 +78,9 @@ fn every_field_lies_where_it_was_released() {
     lies!(RangeCheck<'_>, 64, 8, namespace 0, from 16, to 32, version 48, flags 56);
     lies!(Mutation<'_>, 72, 8, namespace 0, key 16, value 32, ttl_ms 48, delta 56, kind 64);
     lies!(Change<'_>, 32, 8, key 0, version 16, flags 24);
+    lies!(Event1<'_>, 96, 8, event 0, spans 80);
+    lies!(Span<'_>, 32, 8, name 0, fields 16);
+    lies!(ResponseHead1<'_>, 40, 8, head 0, reason 24);
     assert_eq!(
         [
             PollState::Pending,

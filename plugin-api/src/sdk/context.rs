@@ -9,11 +9,17 @@ use std::{
 };
 
 use http::{Extensions, Request};
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 
-use super::{error::Error, state::State, work::Works};
-use crate::abi::{export::HostHandle, head::RequestHead, root::Settings};
+use super::{
+    error::Error,
+    state::State,
+    work::{Kind, Works},
+    worker::{Stop, Workers},
+};
+use crate::abi::{export::HostHandle, head::RequestHead, host, root::Settings};
 
 /// What an app knows of itself and of the host. Cheap to clone; keep it in the state of your
 /// router.
@@ -30,6 +36,7 @@ struct Inner {
     preflight: bool,
     runtime: Handle,
     works: Arc<Works>,
+    workers: Workers,
     draining: watch::Sender<bool>,
     host: HostHandle,
     state: OnceLock<State>,
@@ -47,7 +54,27 @@ impl fmt::Debug for TellClient {
     }
 }
 
+/// The context of this generation, of which each copy of the SDK has one. Taken away at its end: it
+/// holds the descriptors of the runtime.
+static CURRENT: Mutex<Option<Context>> = Mutex::new(None);
+
+/// Takes the context of this generation away.
+pub(super) fn forget_current() {
+    let current = CURRENT.lock().take();
+    drop(current);
+}
+
 impl Context {
+    /// The context of the generation that this code belongs to; none in a program of its own, in
+    /// tests, and once the generation is over. For code that is not given one, as a `main`.
+    pub fn current() -> Option<Self> {
+        CURRENT.lock().clone()
+    }
+
+    pub(super) fn make_current(&self) {
+        *CURRENT.lock() = Some(self.clone());
+    }
+
     pub(super) fn new(settings: &Settings<'_>, runtime: Handle, host: HostHandle) -> Self {
         let env = settings
             .env
@@ -63,6 +90,7 @@ impl Context {
             preflight: settings.preflight,
             runtime,
             works: Arc::new(Works::new(host)),
+            workers: Workers::default(),
             draining: watch::Sender::new(false),
             host,
             state: OnceLock::new(),
@@ -140,7 +168,37 @@ impl Context {
     {
         self.0
             .works
-            .spawn(&self.0.runtime, "task", "", false, future)
+            .spawn(&self.0.runtime, "task", "", Kind::Task, future)
+    }
+
+    /// Runs `work`, called `name`, beside the requests for as long as this generation is live: a
+    /// loop over a queue, a timer that sweeps. It begins when the version is live, so never in
+    /// preflight nor in a version that is refused, and is told to stop by what it is given when a
+    /// newer generation has taken over. Until it has ended it counts as in flight; at the drain
+    /// deadline it is cancelled.
+    ///
+    /// ```ignore
+    /// cx.worker("mail", async move |stop| {
+    ///     while let Some(mail) = stop.or(queue.next()).await {
+    ///         send(mail).await; // begun, so it is finished
+    ///     }
+    /// });
+    /// ```
+    pub fn worker<F, W>(&self, name: &str, work: F)
+    where
+        F: FnOnce(Stop) -> W + Send + 'static,
+        W: Future<Output = ()> + Send + 'static,
+    {
+        if self.is_preflight() {
+            return;
+        }
+        let (name, stop) = (name.to_owned(), Stop::new(self.0.draining.subscribe()));
+        let (works, runtime) = (Arc::clone(&self.0.works), self.0.runtime.clone());
+        self.0.workers.begin(move || {
+            // What it does before it first waits runs on the runtime as well.
+            let work = async move { work(stop).await };
+            works.spawn(&runtime, &name, "", Kind::Worker, work);
+        });
     }
 
     /// Jobs: work that no deploy interrupts.
@@ -175,8 +233,17 @@ impl Context {
         }
     }
 
+    pub(super) fn activate(&self) {
+        self.0.workers.activate();
+    }
+
     pub(super) fn start_draining(&self) {
+        self.0.workers.drain();
         self.0.draining.send_replace(true);
+    }
+
+    pub(super) fn tell_tasks_left(&self, left: u64) {
+        self.0.works.host().figure(host::TASKS_LEFT, left);
     }
 
     pub(super) fn cancel_work(&self, jobs: bool) -> u64 {
@@ -199,6 +266,6 @@ impl Jobs<'_> {
         let inner = &self.0.0;
         inner
             .works
-            .spawn(&inner.runtime, name, tenant, true, future)
+            .spawn(&inner.runtime, name, tenant, Kind::Job, future)
     }
 }

@@ -3,6 +3,7 @@
 //! - [`cargo`]: the crate, and its builds as a child process
 //! - [`sources`]: what is watched
 
+mod advice;
 mod cargo;
 mod sources;
 

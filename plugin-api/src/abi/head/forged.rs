@@ -113,7 +113,7 @@ impl Forged<'_> {
         assert_eq!(body, self.target);
         let mut again = http::Response::new(());
         let parts = response.clone().into_parts().0;
-        ResponseHead::lend(&parts, None, |head| head.fill(&mut again, &[]));
+        ResponseHead::lend(&parts, None, b"", |head| head.fill(&mut again, &[]));
         assert_eq!(
             (response.status(), response.headers()),
             (again.status(), again.headers())

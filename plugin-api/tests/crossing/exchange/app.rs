@@ -201,7 +201,7 @@ impl Answering for Working {
             }
             Answer::Upgrade(head, io) => (head, OwnedBody::Upgrade(IoStream::new(io.play()))),
         };
-        responder.respond(head.0.clone(), body);
+        responder.respond(head.0.clone(), b"", body);
         PollState::Ready
     }
 }

@@ -252,6 +252,7 @@ impl HostServices for Nothing {
     }
 
     fn work_ended(&self, _number: u64) {}
+    fn figure(&self, _number: u32, _value: u64) {}
 }
 
 static OFFER: LazyLock<Arc<Nothing>> = LazyLock::new(|| Arc::new(Nothing));

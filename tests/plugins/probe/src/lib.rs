@@ -67,6 +67,9 @@ async fn app(cx: Context) -> Result<Router, Error> {
         .route("/job", get(job))
         .route("/ws", any(websocket))
         .route("/events", get(events))
+        .route("/endless", get(endless))
+        .route("/reason", get(reason))
+        .route("/not-modified", get(not_modified))
         .route("/until-draining", get(until_draining))
         .route("/panic-in-job", get(panics_in_job))
         .route("/panic-when-dropped", get(panics_when_dropped))
@@ -486,6 +489,34 @@ async fn events(State(cx): State<Context>, Query(told): Query<Told>) -> impl Int
         let _ = sender.send(Ok(Event::default().event("bye").data(VERSION))).await;
     });
     Sse::new(poll_fn(move |task| receiver.poll_recv(task)))
+}
+
+/// A piece, and then nothing more for ever, as the content type `name`.
+async fn endless(Query(told): Query<Told>) -> Response {
+    let mut pieces = Some(Bytes::from_static(b"data: 1\n\n"));
+    let frames = poll_fn(move |_| match pieces.take() {
+        Some(piece) => Poll::Ready(Some(Ok::<_, Infallible>(Frame::data(piece)))),
+        None => Poll::Pending,
+    });
+    let mut response = Response::new(Body::new(StreamBody::new(frames)));
+    if let Ok(kind) = HeaderValue::from_str(&told.name) {
+        response.headers_mut().insert("content-type", kind);
+    }
+    response
+}
+
+/// An answer with words of its own.
+async fn reason() -> Response {
+    let mut response = Response::new(Body::from(VERSION));
+    response
+        .extensions_mut()
+        .insert(hyper::ext::ReasonPhrase::from_static(b"Very well"));
+    response
+}
+
+/// What a client has already, with its length.
+async fn not_modified() -> (StatusCode, &'static str) {
+    (StatusCode::NOT_MODIFIED, VERSION)
 }
 
 /// Answers when the generation drains.
