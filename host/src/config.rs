@@ -4,6 +4,7 @@
 //! host works with, every default filled in. An error says file, line, key, what is wrong and what to do.
 
 mod file;
+mod listen;
 mod route;
 mod who;
 
@@ -17,6 +18,7 @@ use std::{
 
 pub(crate) use self::{file::duration, route::bare_host};
 pub use self::{
+    listen::{InvalidAddress, ListenAddress, SocketOptions},
     route::{InvalidRoute, RoutePrefix},
     who::{InvalidWho, Who},
 };

@@ -3,7 +3,6 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read, Write},
-    net::{SocketAddr, TcpListener},
     num::NonZeroUsize,
     ops::Deref,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
@@ -24,14 +23,13 @@ use tokio::{
 use crate::{
     apps::{self, Apps, Crashed, Wait},
     artifact::Store,
-    config::{self, Config, Server},
+    config::{self, Config, ListenAddress, Server, SocketOptions},
     control::{self, Access, ControlSocket, Shutdown, ShutdownHandle, access},
     dispatch::Routes,
     memory,
+    net::{self, Connections, Listeners, SocketError, bind::Bound, listeners},
     notify::Notifier,
-    open_files, ownership,
-    server::{self, Connections, socket},
-    signals,
+    open_files, ownership, signals,
     telemetry::{
         self, Gather, endpoint,
         exposition::{Exposition, Kind},
@@ -54,8 +52,8 @@ const STILL_ENDING: Duration = Duration::from_secs(1);
 /// What a host is given by whoever starts it.
 #[derive(Debug, Default)]
 pub struct Given {
-    /// Listening sockets. Empty: the host binds the configured address.
-    pub listeners: Vec<TcpListener>,
+    /// Listening sockets. What is configured and not among them, the host binds.
+    pub listeners: Listeners,
     /// Who is told how it is.
     pub notifier: Notifier,
     /// Whether a supervisor of our own started it, which passes signals on.
@@ -70,7 +68,7 @@ pub struct Daemon {
     settings: Server,
     apps: Apps,
     store: Store,
-    listen: Vec<SocketAddr>,
+    listen: Vec<ListenAddress>,
     shutdown: ShutdownHandle,
     /// Tells the connections to end when they are idle.
     stop_serving: channel::Sender<bool>,
@@ -152,14 +150,14 @@ impl Daemon {
     /// What could not be had and what to do. Nothing is left running then.
     pub async fn start(config: Config, given: Given) -> Result<Self, DaemonError> {
         let Given {
-            mut listeners,
+            listeners: mut given_listeners,
             notifier,
             is_supervised,
             crashed,
         } = given;
         open_files::raise();
         let settings = config.server.clone();
-        let config_metrics = config.metrics;
+        let (http_key, metrics_key) = (listeners::http(&config), listeners::metrics(&config));
         let (access, group) = admit(&config.control, &settings)?;
         let lock = take_state(&settings.state, STILL_ENDING)?;
         let insecure_paths = config.trust.insecure_paths;
@@ -183,27 +181,45 @@ impl Daemon {
             })?;
 
         // Bound before anything is loaded, so that a taken port is found out at once; accepting comes last.
-        if listeners.is_empty() {
-            listeners.push(
-                socket::bind(settings.listen).map_err(|cause| DaemonError(cause.to_string()))?,
-            );
-        }
-        let listeners = listeners
-            .into_iter()
-            .map(accepting)
-            .collect::<io::Result<Vec<_>>>()
-            .map_err(|cause| fail("the listening socket cannot be used", &cause))?;
-        let listen: Vec<SocketAddr> = listeners
-            .iter()
-            .filter_map(|listener| listener.local_addr().ok())
-            .collect();
-        let metrics = match config_metrics.listen {
-            None => None,
-            Some(address) => Some(endpoint::bind(address).await.map_err(DaemonError)?),
-        };
-        if let Some(at) = metrics.as_ref().and_then(|bound| bound.local_addr().ok()) {
+        let no_socket = |cause: SocketError| DaemonError(cause.to_string());
+        let unusable = |cause: io::Error| fail("the listening socket cannot be used", &cause);
+        let options = SocketOptions::default();
+        let metrics = metrics_key
+            .map(|key| given_listeners.take(&key, &options))
+            .transpose()
+            .map_err(no_socket)?;
+        if let Some(ListenAddress::Tcp(at)) = metrics
+            .as_ref()
+            .and_then(|bound| bound.local_address().ok())
+        {
             apps.tells_metrics_at(at);
         }
+        let metrics = metrics
+            .map(Bound::into_listener)
+            .transpose()
+            .map_err(unusable)?;
+        // A service manager's own are served as they are.
+        let mut http: Vec<Bound> = given_listeners
+            .take_unkeyed()
+            .into_iter()
+            .map(|(_, bound)| bound)
+            .collect();
+        if http.is_empty() {
+            http.push(
+                given_listeners
+                    .take(&http_key, &options)
+                    .map_err(no_socket)?,
+            );
+        }
+        let listen: Vec<ListenAddress> = http
+            .iter()
+            .filter_map(|bound| bound.local_address().ok())
+            .collect();
+        let http = http
+            .into_iter()
+            .map(Bound::into_listener)
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(unusable)?;
         let control = match ControlSocket::bind(&settings.control, group) {
             // What was live is served without it, and it is made when that is possible.
             Err(cause) if cause.is_for_want_of_room() => {
@@ -223,7 +239,7 @@ impl Daemon {
         let shutdown = ShutdownHandle::new();
         let signals = Signals::new(is_supervised)
             .map_err(|cause| fail("signals cannot be handled", &cause))?;
-        apps.serves_at(listen.clone());
+        apps.serves_at(listen.iter().map(ToString::to_string).collect());
         let spare = settings.stall_after.map_or(0, |_| settings.spare_workers);
         let workers = Handle::current().metrics().num_workers();
         apps.look_for_stalls(workers.saturating_sub(spare).max(1), settings.stall_after);
@@ -249,15 +265,15 @@ impl Daemon {
         restore(&apps, crashed.or(said_before)).await;
 
         let (stop_serving, stop) = channel::channel(false);
-        let server = server::Settings {
+        let server = net::Settings {
             version_header: settings.version_header,
             timeouts: settings.timeouts,
         };
         let serving = tokio::spawn(async move {
             let mut serving = JoinSet::new();
-            for listener in listeners {
+            for listener in http {
                 let mut stop = stop.clone();
-                serving.spawn(server::serve(
+                serving.spawn(net::serve(
                     listener,
                     Arc::clone(&routes),
                     server,
@@ -349,7 +365,7 @@ impl Daemon {
     }
 
     /// Where it serves.
-    pub fn listen(&self) -> Vec<SocketAddr> {
+    pub fn listen(&self) -> Vec<ListenAddress> {
         self.listen.clone()
     }
 
@@ -476,15 +492,6 @@ fn admit(
         )));
     }
     Ok((access, Some(group)))
-}
-
-/// Hands a socket to the runtime.
-fn accepting(listener: TcpListener) -> io::Result<tokio::net::TcpListener> {
-    listener.set_nonblocking(true)?;
-    if let Err(error) = socket::keep_alive(&listener) {
-        tracing::warn!("clients whose machine is gone are not found: {error}");
-    }
-    tokio::net::TcpListener::from_std(listener)
 }
 
 /// Makes the state directory private and takes its lock, which may take until `patience` has passed. One that is there is good for that

@@ -121,7 +121,7 @@ struct Inner {
     /// Set when the host ends: nothing new is activated.
     closing: AtomicBool,
     started: Instant,
-    listen: OnceLock<Vec<SocketAddr>>,
+    listen: OnceLock<Vec<String>>,
     metrics_at: OnceLock<SocketAddr>,
     connections: ConnectionCounts,
     watcher: OnceLock<WatcherHandle>,
@@ -248,7 +248,7 @@ impl Apps {
     }
 
     /// Says where the host serves, for the status. Once.
-    pub fn serves_at(&self, addresses: Vec<SocketAddr>) {
+    pub fn serves_at(&self, addresses: Vec<String>) {
         let _ = self.0.listen.set(addresses);
     }
 

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 
-use crate::names::AppName;
+use crate::{names::AppName, net::ListenerKey};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -209,6 +209,14 @@ pub(super) struct Run {
     /// What it said of it.
     #[arg(long, value_name = "LINE", hide = true, allow_hyphen_values = true)]
     pub(super) last_words: Option<String>,
+    /// Which listener each socket is that it is started with, in the order of the descriptors.
+    #[arg(
+        long = "socket",
+        value_name = "KEY",
+        hide = true,
+        requires = "supervised"
+    )]
+    pub(super) sockets: Vec<ListenerKey>,
     /// Accept a configuration file, drop folders and a state directory that others may write
     #[arg(long)]
     pub(super) insecure_paths: bool,

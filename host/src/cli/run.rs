@@ -1,6 +1,6 @@
 //! `run`: this process becomes the host, or the parent that supervises it.
 
-use std::{io, net::TcpListener, time::Duration};
+use std::{io, time::Duration};
 
 use super::{
     args::{Global, Run},
@@ -13,10 +13,9 @@ use crate::{
     daemon::{self, Daemon, Given},
     ledger::{self, LastWords},
     loader,
+    net::Listeners,
     notify::Notifier,
-    origin, ownership, process,
-    server::socket,
-    signals, supervisor, telemetry,
+    origin, ownership, process, signals, supervisor, telemetry,
 };
 
 /// How long tasks have to notice that the host has ended.
@@ -37,6 +36,7 @@ pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
         None => Config::without_file(),
     };
     let (alone, supervised) = (args.no_supervisor, args.supervised);
+    let sockets = args.sockets.clone();
     let crashed = args.crashed.clone().map(|how| Crashed {
         how,
         pid: args.crashed_pid,
@@ -49,7 +49,8 @@ pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
     // Before any other thread is started, which all inherit it: a terminal that stops the output of background processes
     // would stop this one at its first line.
     signals::let_background_write();
-    let listeners = socket::inherited().map_err(|error| Failure::new(error.to_string()))?;
+    let listeners =
+        Listeners::inherited(sockets).map_err(|error| Failure::new(error.to_string()))?;
     let supervises = supervised.is_none() && !alone && listeners.is_empty();
     let role = if supervises {
         telemetry::Role::Supervisor
@@ -66,7 +67,7 @@ pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
 /// Becomes the host, or the parent that supervises it, until the end.
 fn serve(
     config: Config,
-    listeners: Vec<TcpListener>,
+    listeners: Listeners,
     supervised: Option<u32>,
     supervises: bool,
     crashed: Option<Crashed>,
@@ -76,7 +77,7 @@ fn serve(
         // Whoever passes sockets holds them while there is no host, and starts it again.
         None if !supervises => Ok(Notifier::from_env()),
         None => {
-            return match supervisor::run(&config.server) {
+            return match supervisor::run(&config) {
                 Ok(0) => Ok(()),
                 Ok(code) => Err(Failure::silent(code)),
                 Err(error) => Err(Failure::new(error.to_string())),
@@ -168,6 +169,7 @@ mod tests {
             crashed: None,
             crashed_pid: None,
             last_words: None,
+            sockets: Vec::new(),
             insecure_paths: false,
         };
         let global = |control: Option<&str>| Global {

@@ -4,7 +4,7 @@
 
 use std::{
     convert::Infallible,
-    fmt,
+    fmt, io,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
@@ -19,7 +19,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
     sync::{broadcast, mpsc},
     task::JoinSet,
-    time::MissedTickBehavior,
+    time::{Interval, MissedTickBehavior},
 };
 
 use super::{
@@ -37,6 +37,7 @@ use crate::{
     artifact::{Artifact, Signature, Store, StoreError, store::Writer},
     background,
     names::AppName,
+    net::accept::{Accept, Serve, accept},
     telemetry::{Gather, exposition},
 };
 
@@ -201,52 +202,92 @@ pub async fn serve(
 
 /// [`serve`] for any backend.
 pub async fn serve_backend<B: Backend>(
-    (mut listener, mut socket): (UnixListener, ControlSocket),
+    (listener, socket): (UnixListener, ControlSocket),
     access: Access,
     backend: B,
     shutdown: ShutdownHandle,
 ) {
-    let access = Arc::new(access);
-    let mut connections = JoinSet::new();
     let mut look = tokio::time::interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut cannot_be_made = false;
-    loop {
-        tokio::select! {
-            _ = look.tick() => {
-                if !socket.is_gone() {
-                    continue;
-                }
-                match socket.bind_again() {
-                    Ok(again) => {
-                        tracing::warn!(path = %socket.path().display(), "the control socket was deleted, and is made again");
-                        listener = again;
-                        cannot_be_made = false;
-                    }
-                    Err(error) if !cannot_be_made => {
-                        tracing::error!("the control socket was deleted: {error}; it is tried again");
-                        cannot_be_made = true;
-                    }
-                    Err(_) => {}
-                }
+    let listener = ControlListener {
+        listener,
+        socket,
+        look,
+        cannot_be_made: false,
+    };
+    let calls = Calls {
+        access: Arc::new(access),
+        backend,
+        shutdown,
+        connections: JoinSet::new(),
+    };
+    accept(listener, calls, std::future::pending()).await;
+}
+
+/// The control socket, which is made again when its file is gone.
+struct ControlListener {
+    listener: UnixListener,
+    socket: ControlSocket,
+    look: Interval,
+    cannot_be_made: bool,
+}
+
+impl Accept for ControlListener {
+    type Connection = UnixStream;
+
+    async fn accept(&mut self) -> io::Result<UnixStream> {
+        loop {
+            tokio::select! {
+                _ = self.look.tick() => self.look_for_file(),
+                accepted = self.listener.accept() => return accepted.map(|(stream, _)| stream),
             }
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(
-                        stream,
-                        Arc::clone(&access),
-                        backend.clone(),
-                        shutdown.clone(),
-                    ));
-                }
-                Err(error) => {
-                    // Out of descriptors, mostly. It passes, and spinning would not help it.
-                    tracing::warn!(%error, "the control socket cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            },
-            Some(_) = connections.join_next() => {}
         }
+    }
+}
+
+impl ControlListener {
+    fn look_for_file(&mut self) {
+        if !self.socket.is_gone() {
+            return;
+        }
+        match self.socket.bind_again() {
+            Ok(again) => {
+                tracing::warn!(path = %self.socket.path().display(), "the control socket was deleted, and is made again");
+                self.listener = again;
+                self.cannot_be_made = false;
+            }
+            Err(error) if !self.cannot_be_made => {
+                tracing::error!("the control socket was deleted: {error}; it is tried again");
+                self.cannot_be_made = true;
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Serves the calls of each connection. Dropping it cuts them.
+struct Calls<B> {
+    access: Arc<Access>,
+    backend: B,
+    shutdown: ShutdownHandle,
+    connections: JoinSet<()>,
+}
+
+impl<B: Backend> Serve<UnixStream> for Calls<B> {
+    async fn serve(&mut self, stream: UnixStream) -> Result<(), String> {
+        // What has ended is forgotten.
+        while self.connections.try_join_next().is_some() {}
+        self.connections.spawn(connection(
+            stream,
+            Arc::clone(&self.access),
+            self.backend.clone(),
+            self.shutdown.clone(),
+        ));
+        Ok(())
+    }
+
+    fn not_accepted(&self, error: &io::Error) -> String {
+        format!("the control socket cannot accept a connection: {error}")
     }
 }
 
@@ -804,7 +845,7 @@ async fn receive<B: Backend>(mut body: Incoming, backend: B) -> Result<B::Artifa
         Ok(Ok(Err(error))) => Err(ReceiveError::Store(error)),
         Ok(Ok(Ok(None)) | Err(_)) | Err(_) => Err(ReceiveError::Store(StoreError::Io {
             path: "the upload".into(),
-            source: std::io::Error::other("the writer of the store failed"),
+            source: io::Error::other("the writer of the store failed"),
         })),
     }
 }
@@ -883,7 +924,7 @@ mod tests {
             if bytes.starts_with(b"full") {
                 return Err(StoreError::Io {
                     path: "store".into(),
-                    source: std::io::ErrorKind::StorageFull.into(),
+                    source: io::ErrorKind::StorageFull.into(),
                 });
             }
             self.0.extend_from_slice(bytes);

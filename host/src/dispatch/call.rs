@@ -22,12 +22,13 @@ use http_body::Body;
 
 use super::{
     body::{AnswerBody, Expiry, RequestBody},
+    connection::ConnectionInfo,
     limits::Limited,
     own,
     route::{Chosen, Routes, names_its_host, target, told_target, whole_target},
     upgrade::{self, Upgrade},
 };
-use crate::generation::{Cut, Generation, InFlight};
+use crate::generation::{Generation, InFlight};
 
 /// A request on its way.
 #[derive(Debug)]
@@ -45,27 +46,16 @@ enum Step<B> {
     Limited(Box<Limited<B>>),
 }
 
-/// What a request needs to know of the connection that it came on.
-#[derive(Clone, Debug)]
-pub struct Origin {
-    /// The address of the client.
-    pub peer: Peer,
-    /// Whether answers name the version that they are from.
-    pub name_version: bool,
-    /// The switch of the connection, for what is streamed over it.
-    pub cut: Option<Arc<Cut>>,
-}
-
 /// Counted in, and left to its first poll.
 #[derive(Debug)]
 struct New<B> {
     request: Request<()>,
     body: Option<B>,
     call: Call,
-    origin: Origin,
+    connection: Arc<ConnectionInfo>,
 }
 
-/// What is needed to call the app, beside the request and its origin.
+/// What is needed to call the app, beside the request and its connection.
 #[derive(Debug)]
 struct Call {
     upgrade: Option<Upgrade>,
@@ -84,7 +74,7 @@ struct Running {
     /// For people, when it holds its worker for too long.
     uri: Uri,
     in_flight: InFlight,
-    origin: Origin,
+    connection: Arc<ConnectionInfo>,
     /// Whether it was polled when it was dispatched. The next poll with the same waker has nothing to add.
     just_polled: bool,
 }
@@ -93,14 +83,18 @@ struct Running {
 ///
 /// One of HTTP/1 without a body is given to its app at once. Hyper looks next whether the client is still there, and takes a new buffer for
 /// that as long as the head of this request is in use.
-pub fn dispatch<B>(routes: &Arc<Routes>, request: Request<B>, origin: &Origin) -> Dispatched<B>
+pub fn dispatch<B>(
+    routes: &Arc<Routes>,
+    request: Request<B>,
+    connection: &Arc<ConnectionInfo>,
+) -> Dispatched<B>
 where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
-    Dispatched::choose(routes, request, origin, false)
+    Dispatched::choose(routes, request, connection, false)
 }
 
-impl Origin {
+impl ConnectionInfo {
     /// The waker that `request` will be polled with, if it may be polled at once: with HTTP/1 that of the connection, with HTTP/2 each is a
     /// task of its own. What has a body waits for some of it anyway.
     fn waker_of<B: Body>(&self, request: &Request<B>) -> Option<&Waker> {
@@ -121,12 +115,15 @@ struct Slot<'a> {
 #[derive(Clone, Copy)]
 struct Answer<'a> {
     in_flight: &'a InFlight,
-    origin: &'a Origin,
+    connection: &'a ConnectionInfo,
 }
 
 impl TakeAnswer for Slot<'_> {
     fn take(&mut self, head: Lent<'_, ResponseHead<'_>>, body: Crossing<'_>) {
-        let Answer { in_flight, origin } = self.answer;
+        let Answer {
+            in_flight,
+            connection,
+        } = self.answer;
         if self.response.is_some() {
             return; // its first answer counts
         }
@@ -143,7 +140,7 @@ impl TakeAnswer for Slot<'_> {
             }
             Crossing::Stream(stream) => {
                 *response.body_mut() =
-                    AnswerBody::stream(stream, in_flight.clone(), origin.cut.clone());
+                    AnswerBody::stream(stream, in_flight.clone(), connection.cut.clone());
             }
             Crossing::Upgrade(io) => {
                 if let Some(upgrade) = self.upgrade.take() {
@@ -163,7 +160,7 @@ impl Answer<'_> {
         if state != PollState::Ready || response.is_none() {
             *response = Some(self.instead(state));
         }
-        if self.origin.name_version
+        if self.connection.name_version
             && let Some(response) = response
         {
             self.name_version(response);
@@ -196,13 +193,13 @@ impl<B> Step<B>
 where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
-    fn new(request: Request<B>, call: Call, origin: Origin) -> Self {
+    fn new(request: Request<B>, call: Call, connection: Arc<ConnectionInfo>) -> Self {
         let (head, body) = request.into_parts();
         Self::New(New {
             request: Request::from_parts(head, ()),
             body: Some(body),
             call,
-            origin,
+            connection,
         })
     }
 }
@@ -212,14 +209,18 @@ where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
     /// [`dispatch`] when the limits of the app have admitted it.
-    pub(super) fn admitted(routes: &Arc<Routes>, request: Request<B>, origin: &Origin) -> Self {
-        Self::choose(routes, request, origin, true)
+    pub(super) fn admitted(
+        routes: &Arc<Routes>,
+        request: Request<B>,
+        connection: &Arc<ConnectionInfo>,
+    ) -> Self {
+        Self::choose(routes, request, connection, true)
     }
 
     fn choose(
         routes: &Arc<Routes>,
         mut request: Request<B>,
-        origin: &Origin,
+        connection: &Arc<ConnectionInfo>,
         admitted: bool,
     ) -> Self {
         // Request and response are large: the one moves only if it is kept, the other is made where it will be taken from.
@@ -231,14 +232,14 @@ where
         match routes.choose(request.uri(), request.headers(), admitted) {
             Chosen::Generation(in_flight, strip) => {
                 let call = Call::new(&mut request, strip, in_flight);
-                match origin.waker_of(&request) {
+                match connection.waker_of(&request) {
                     // What its limits have admitted may be polled on threads of its app.
-                    Some(waker) if !admitted => this.begin(call, &mut request, origin, waker),
-                    _ => this.0 = Step::new(request, call, origin.clone()),
+                    Some(waker) if !admitted => this.begin(call, &mut request, connection, waker),
+                    _ => this.0 = Step::new(request, call, Arc::clone(connection)),
                 }
             }
             Chosen::Limited(limits) => {
-                let limited = Limited::new(limits, routes, request, origin);
+                let limited = Limited::new(limits, routes, request, connection);
                 this.0 = Step::Limited(Box::new(limited));
             }
             Chosen::Empty(what) => {
@@ -252,11 +253,17 @@ where
 
     /// Gives `request`, which has no body, to the app now.
     #[inline]
-    fn begin(&mut self, mut call: Call, request: &mut Request<B>, origin: &Origin, waker: &Waker) {
+    fn begin(
+        &mut self,
+        mut call: Call,
+        request: &mut Request<B>,
+        connection: &Arc<ConnectionInfo>,
+        waker: &Waker,
+    ) {
         if let Step::Answered(response) = &mut self.0
-            && let Some(running) = call.begin(request, None, origin, waker, response)
+            && let Some(running) = call.begin(request, None, connection, waker, response)
         {
-            let mut running = Box::new(call.running(running, request, origin.clone()));
+            let mut running = Box::new(call.running(running, request, Arc::clone(connection)));
             if !running.expired(&mut Context::from_waker(waker), response) {
                 running.just_polled = true;
                 self.0 = Step::Running(running);
@@ -302,7 +309,7 @@ where
                 let begun = new.call.begin(
                     &mut new.request,
                     body,
-                    &new.origin,
+                    &new.connection,
                     cx.waker(),
                     &mut response,
                 );
@@ -310,7 +317,7 @@ where
                     && let Step::New(mut new) = std::mem::replace(step, Step::Answered(None))
                 {
                     let mut running =
-                        Box::new(new.call.running(running, &mut new.request, new.origin));
+                        Box::new(new.call.running(running, &mut new.request, new.connection));
                     if !running.expired(cx, &mut response) {
                         *step = Step::Running(running);
                         return Poll::Pending;
@@ -347,13 +354,16 @@ impl Call {
         &mut self,
         request: &mut Request<B>,
         body: Option<BodyStream>,
-        origin: &Origin,
+        connection: &Arc<ConnectionInfo>,
         waker: &Waker,
         response: &mut Option<Response<AnswerBody>>,
     ) -> Option<RunningCall> {
         let upgrade = self.upgrade.is_some();
         let in_flight = &self.in_flight;
-        let answer = Answer { in_flight, origin };
+        let answer = Answer {
+            in_flight,
+            connection,
+        };
         let mut slot = Slot {
             answer,
             upgrade: &mut self.upgrade,
@@ -362,11 +372,12 @@ impl Call {
         let core = in_flight.core();
         let target = target(whole_target(request.uri()), self.strip);
         let protocol = upgrade::protocol(request, upgrade);
-        let (state, running) = RequestHead::lend(request, &target, protocol, origin.peer, |head| {
-            core.inside(told_target(request.uri()), || {
-                core.call(head, body, upgrade, waker, &mut slot)
-            })
-        });
+        let (state, running) =
+            RequestHead::lend(request, &target, protocol, connection.peer, |head| {
+                core.inside(told_target(request.uri()), || {
+                    core.call(head, body, upgrade, waker, &mut slot)
+                })
+            });
         drop(target);
         // The plugin has its copy.
         keep_map(request.headers_mut());
@@ -378,14 +389,19 @@ impl Call {
     }
 
     /// Goes on with `call`, which is for `request`.
-    fn running<B>(self, call: RunningCall, request: &mut Request<B>, origin: Origin) -> Running {
+    fn running<B>(
+        self,
+        call: RunningCall,
+        request: &mut Request<B>,
+        connection: Arc<ConnectionInfo>,
+    ) -> Running {
         Running {
             call: Some(call),
             expiry: Expiry::default(),
             upgrade: self.upgrade,
             uri: std::mem::take(request.uri_mut()),
             in_flight: self.in_flight,
-            origin,
+            connection,
             just_polled: false,
         }
     }
@@ -406,7 +422,7 @@ impl Running {
     fn poll(&mut self, cx: &mut Context<'_>, response: &mut Option<Response<AnswerBody>>) -> bool {
         let answer = Answer {
             in_flight: &self.in_flight,
-            origin: &self.origin,
+            connection: &self.connection,
         };
         let mut slot = Slot {
             answer,
@@ -468,12 +484,13 @@ pub async fn smoke(generation: &Arc<Generation>, path: &str) -> Result<http::Sta
         strip: 0,
         in_flight,
     };
-    let origin = Origin {
+    let connection = Arc::new(ConnectionInfo {
         peer: Peer::from(None),
+        local: None,
         name_version: false,
         cut: None,
-    };
-    let response = Dispatched(Step::new(request, call, origin)).await;
+    });
+    let response = Dispatched(Step::new(request, call, connection)).await;
     let status = response.status();
     // An answer that breaks off is no good answer.
     http_body_util::BodyExt::collect(response.into_body())

@@ -24,7 +24,8 @@ use tokio::{
 
 use super::{
     body::AnswerBody,
-    call::{Dispatched, Origin},
+    call::Dispatched,
+    connection::ConnectionInfo,
     execution::{Elsewhere, Threads},
     own,
     route::Routes,
@@ -171,7 +172,7 @@ struct Waiting<B> {
     turn: Turn,
     request: Request<B>,
     routes: Arc<Routes>,
-    origin: Origin,
+    connection: Arc<ConnectionInfo>,
 }
 
 impl<B> fmt::Debug for Limited<B> {
@@ -197,14 +198,14 @@ where
         limits: Arc<Limits>,
         routes: &Arc<Routes>,
         request: Request<B>,
-        origin: &Origin,
+        connection: &Arc<ConnectionInfo>,
     ) -> Self {
         let deadline = limits
             .timeout
             .map(|timeout| Box::pin(tokio::time::sleep(timeout)));
         let (stage, permit) = match limits.admit() {
             Admission::Now(permit) => {
-                let dispatched = Dispatched::admitted(routes, request, origin);
+                let dispatched = Dispatched::admitted(routes, request, connection);
                 (Self::begin(&limits, dispatched), permit)
             }
             Admission::Wait(turn) => {
@@ -212,7 +213,7 @@ where
                     turn,
                     request,
                     routes: Arc::clone(routes),
-                    origin: origin.clone(),
+                    connection: Arc::clone(connection),
                 };
                 (Stage::Waiting(Some(waiting)), None)
             }
@@ -234,7 +235,7 @@ where
         {
             self.permit = permit;
             let dispatched =
-                Dispatched::admitted(&waiting.routes, waiting.request, &waiting.origin);
+                Dispatched::admitted(&waiting.routes, waiting.request, &waiting.connection);
             self.stage = Self::begin(&self.limits, dispatched);
         }
         match &mut self.stage {

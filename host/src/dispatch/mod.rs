@@ -2,6 +2,7 @@
 //!
 //! - [`route`]: which app, and its active generation, read without a lock
 //! - [`call`]: the request as a future: through the table, polled on this worker
+//! - [`connection`]: what a request needs to know of the connection that it came on
 //! - [`body`]: bodies in both directions, each with the guard that counts it as in flight
 //! - [`upgrade`]: the bytes of an upgraded connection
 //! - [`execution`]: requests of an app that has threads of its own
@@ -10,6 +11,7 @@
 
 pub mod body;
 pub mod call;
+mod connection;
 mod execution;
 pub mod limits;
 mod own;
@@ -18,7 +20,8 @@ pub mod upgrade;
 
 pub use self::{
     body::AnswerBody,
-    call::{Dispatched, Origin, dispatch, smoke},
+    call::{Dispatched, dispatch, smoke},
+    connection::ConnectionInfo,
     limits::Limits,
     route::{Route, Routes},
 };

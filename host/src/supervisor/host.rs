@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsFd, OwnedFd, RawFd},
+        fd::{AsFd, OwnedFd},
         unix::{net::UnixDatagram as StdDatagram, process::ExitStatusExt},
     },
     process::ExitStatus,
@@ -20,6 +20,7 @@ use super::own_pid;
 use crate::{
     ledger::LAST_WORDS,
     names,
+    net::listeners::HandedOn,
     notify::{FAILED, Notifier, READY, STOPPING},
     process,
 };
@@ -82,8 +83,8 @@ pub(super) enum End {
 }
 
 impl Host {
-    /// Starts this very program again, with the same arguments, `listener`, and how the one before crashed.
-    pub(super) fn start(listener: RawFd, crashed: Option<&Crash>) -> io::Result<Self> {
+    /// Starts this very program again, with the same arguments, `sockets`, and how the one before crashed.
+    pub(super) fn start(sockets: &HandedOn, crashed: Option<&Crash>) -> io::Result<Self> {
         let (reports, theirs) = StdDatagram::pair()?;
         reports.set_nonblocking(true)?;
         let mut command = Command::from(process::own_program()?);
@@ -97,8 +98,9 @@ impl Host {
             .args(std::env::args_os().skip(1))
             .args(["--supervised", &own_pid()])
             .args(crashed.into_iter().flat_map(Crash::arguments))
-            .env("LISTEN_FDS", "1")
-            .env("LISTEN_FDS_FIRST_FD", listener.to_string())
+            .args(sockets.arguments())
+            .env("LISTEN_FDS", sockets.count().to_string())
+            .env("LISTEN_FDS_FIRST_FD", sockets.first().to_string())
             .env_remove("LISTEN_PID")
             .env_remove("LISTEN_FDNAMES")
             .env_remove("NOTIFY_SOCKET")

@@ -18,7 +18,7 @@ use std::{
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 use tokio::time::Instant;
 
-use super::{activity::Activity, open::Place};
+use super::{activity::Activity, connections::Place};
 
 /// What a client begins with that speaks HTTP/2 without having been asked to.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

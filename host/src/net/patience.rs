@@ -15,7 +15,7 @@ use hyper::rt::{Sleep, Timer};
 
 use super::{
     activity::{Activity, Doing},
-    count::Ended,
+    ended::Ended,
 };
 use crate::config;
 
@@ -197,7 +197,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::server::stream::Stream;
+    use crate::net::stream::Stream;
 
     const LIMITS: config::Timeouts = config::Timeouts {
         first_byte: Some(Duration::from_secs(10)),

@@ -2,7 +2,6 @@
 
 use std::{
     convert::Infallible,
-    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{self, Poll, ready},
@@ -15,24 +14,24 @@ use hyper::{
     service::Service,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
 
 use super::{
     activity::{Activity, StreamTasks},
-    open::{Connections, OpenConnection, Place},
+    connections::{Connections, OpenConnection, Place},
     patience::{HeadTimer, Patience, Verdict},
     stream::{Stream, Turn, Version},
     streamed::{StreamAnswering, StreamBody},
+    transport::{Accepted, Transport},
 };
 use crate::{
     config,
-    dispatch::{AnswerBody, Dispatched, Origin, Routes, dispatch},
+    dispatch::{AnswerBody, ConnectionInfo, Dispatched, Routes, dispatch},
     generation::Order,
 };
 
 /// How connections are served.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Whether answers carry `handover-version` and `handover-generation`.
     pub version_header: bool,
     /// How long clients are waited for.
@@ -60,7 +59,7 @@ struct Serving {
     open: OpenConnection,
 }
 
-type Bytes = Stream<TokioIo<TcpStream>>;
+type Bytes = Stream<TokioIo<Transport>>;
 
 /// What a connection speaks.
 #[expect(
@@ -83,28 +82,29 @@ impl Protocols {
         }
     }
 
-    /// Serves the client at `peer` until it leaves, is waited for too long, or what `open` is the place of orders an end.
+    /// Serves a client until it leaves, is waited for too long, or what `open` is the place of orders an end.
     ///
     /// # Errors
     /// Why the connection ended, if it broke.
     pub(super) fn serve(
         &self,
-        stream: TcpStream,
-        peer: SocketAddr,
+        accepted: Accepted,
         open: OpenConnection,
         place: Place,
     ) -> impl Future<Output = Result<(), String>> + Send + 'static {
         let activity = open.activity();
         let requests = Requests {
             routes: Arc::clone(&self.routes),
-            origin: Origin {
-                peer: Some(peer).into(),
+            connection: Arc::new(ConnectionInfo {
+                peer: accepted.peer.into(),
+                local: accepted.local,
                 name_version: self.settings.version_header,
                 cut: Some(Arc::clone(open.cut())),
-            },
+            }),
             activity: Arc::clone(activity),
         };
-        let (stream, turn) = Stream::new(TokioIo::new(stream), Arc::clone(activity), Some(place));
+        let bytes = TokioIo::new(accepted.transport);
+        let (stream, turn) = Stream::new(bytes, Arc::clone(activity), Some(place));
         Serving {
             http: Box::pin(Http::Opening(Some(stream))),
             patience: Patience::new(Arc::clone(activity), self.settings.timeouts),
@@ -233,7 +233,7 @@ impl Http {
 #[derive(Clone, Debug)]
 struct Requests {
     routes: Arc<Routes>,
-    origin: Origin,
+    connection: Arc<ConnectionInfo>,
     activity: Arc<Activity>,
 }
 
@@ -245,7 +245,7 @@ impl Service<Request<Incoming>> for Requests {
     #[inline]
     fn call(&self, request: Request<Incoming>) -> Answering {
         self.activity.begins();
-        Answering(dispatch(&self.routes, request, &self.origin))
+        Answering(dispatch(&self.routes, request, &self.connection))
     }
 }
 
@@ -275,9 +275,9 @@ impl Service<Request<Incoming>> for StreamRequests {
     fn call(&self, request: Request<Incoming>) -> StreamAnswering {
         let Requests {
             routes,
-            origin,
+            connection,
             activity,
         } = &self.0;
-        StreamAnswering::new(Answering(dispatch(routes, request, origin)), activity)
+        StreamAnswering::new(Answering(dispatch(routes, request, connection)), activity)
     }
 }

@@ -1,0 +1,59 @@
+//! Why the host ended a connection, or took none.
+
+/// Why the host ended a connection whose client did nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// No byte of it came.
+    NoByte,
+    /// The head of a request did not, or what HTTP/2 begins with.
+    NoHead,
+    /// No other request came.
+    Idle,
+    /// It did not take what was sent to it.
+    NotRead,
+    /// Another one needed its place, and this one had been idle for the longest time.
+    ForAnother,
+}
+
+/// Why the host took no connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// There are `max_connections`, and none of them is idle.
+    Connections,
+    /// The client has `max_connections_per_address`, and none of them is idle.
+    PerAddress,
+    /// What descriptors are left are kept for the host itself.
+    Descriptors,
+}
+
+impl Ended {
+    pub(super) const ALL: [Self; 5] = [
+        Self::NoByte,
+        Self::NoHead,
+        Self::Idle,
+        Self::NotRead,
+        Self::ForAnother,
+    ];
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::NoByte => "first_byte_timeout",
+            Self::NoHead => "head_timeout",
+            Self::Idle => "idle_timeout",
+            Self::NotRead => "write_timeout",
+            Self::ForAnother => "for_another",
+        }
+    }
+}
+
+impl Refused {
+    pub(super) const ALL: [Self; 3] = [Self::Connections, Self::PerAddress, Self::Descriptors];
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Connections => "max_connections",
+            Self::PerAddress => "max_connections_per_address",
+            Self::Descriptors => "descriptors",
+        }
+    }
+}
