@@ -23,11 +23,13 @@ use tokio::{
 use crate::{
     apps::{self, Apps, Crashed, Wait},
     artifact::Store,
-    config::{self, Config, ListenAddress, Server, SocketOptions},
+    config::{self, Config, Listen, ListenAddress, Server, SocketOptions},
     control::{self, Access, ControlSocket, Shutdown, ShutdownHandle, access},
     dispatch::Routes,
     memory,
-    net::{self, Connections, Listeners, SocketError, bind::Bound, listeners},
+    net::{
+        self, Connections, ListenerSettings, Listeners, Policy, SocketError, bind::Bound, listeners,
+    },
     notify::Notifier,
     open_files, ownership, signals,
     telemetry::{
@@ -68,7 +70,7 @@ pub struct Daemon {
     settings: Server,
     apps: Apps,
     store: Store,
-    listen: Vec<ListenAddress>,
+    listen: Vec<String>,
     shutdown: ShutdownHandle,
     /// Tells the connections to end when they are idle.
     stop_serving: channel::Sender<bool>,
@@ -157,7 +159,8 @@ impl Daemon {
         } = given;
         open_files::raise();
         let settings = config.server.clone();
-        let (http_key, metrics_key) = (listeners::http(&config), listeners::metrics(&config));
+        let no_socket = |cause: SocketError| DaemonError(cause.to_string());
+        let metrics_key = listeners::metrics(&config);
         let (access, group) = admit(&config.control, &settings)?;
         let lock = take_state(&settings.state, STILL_ENDING)?;
         let insecure_paths = config.trust.insecure_paths;
@@ -172,6 +175,7 @@ impl Daemon {
         let store = Store::open(&settings.state.join("artifacts"))
             .map_err(|cause| fail("the artifact store cannot be opened", &cause))?;
         let routes = Arc::new(Routes::default());
+        let listening = config.clone();
         let apps = Apps::open(config, &settings.state, store.clone(), Arc::clone(&routes))
             .map_err(|cause| {
                 fail(
@@ -181,11 +185,10 @@ impl Daemon {
             })?;
 
         // Bound before anything is loaded, so that a taken port is found out at once; accepting comes last.
-        let no_socket = |cause: SocketError| DaemonError(cause.to_string());
+        let claimed = given_listeners.claim(&listening).map_err(no_socket)?;
         let unusable = |cause: io::Error| fail("the listening socket cannot be used", &cause);
-        let options = SocketOptions::default();
         let metrics = metrics_key
-            .map(|key| given_listeners.take(&key, &options))
+            .map(|key| given_listeners.take(&key, &SocketOptions::default()))
             .transpose()
             .map_err(no_socket)?;
         if let Some(ListenAddress::Tcp(at)) = metrics
@@ -198,26 +201,20 @@ impl Daemon {
             .map(Bound::into_listener)
             .transpose()
             .map_err(unusable)?;
-        // A service manager's own are served as they are.
-        let mut http: Vec<Bound> = given_listeners
-            .take_unkeyed()
-            .into_iter()
-            .map(|(_, bound)| bound)
-            .collect();
-        if http.is_empty() {
-            http.push(
-                given_listeners
-                    .take(&http_key, &options)
-                    .map_err(no_socket)?,
-            );
-        }
-        let listen: Vec<ListenAddress> = http
+        let listen: Vec<String> = claimed
             .iter()
-            .filter_map(|bound| bound.local_address().ok())
+            .map(|(listen, bound)| shown_address(listen, bound))
             .collect();
-        let http = http
+        let http = claimed
             .into_iter()
-            .map(Bound::into_listener)
+            .map(|(listen, bound)| {
+                let settings = ListenerSettings {
+                    policy: Policy::new(&listen, None),
+                    protocols: listen.protocols,
+                    proxies: listen.trusted_proxies.filter(|_| listen.proxy_protocol),
+                };
+                Ok((bound.into_listener()?, settings))
+            })
             .collect::<io::Result<Vec<_>>>()
             .map_err(unusable)?;
         let control = match ControlSocket::bind(&settings.control, group) {
@@ -239,7 +236,7 @@ impl Daemon {
         let shutdown = ShutdownHandle::new();
         let signals = Signals::new(is_supervised)
             .map_err(|cause| fail("signals cannot be handled", &cause))?;
-        apps.serves_at(listen.iter().map(ToString::to_string).collect());
+        apps.serves_at(listen.clone());
         let spare = settings.stall_after.map_or(0, |_| settings.spare_workers);
         let workers = Handle::current().metrics().num_workers();
         apps.look_for_stalls(workers.saturating_sub(spare).max(1), settings.stall_after);
@@ -364,8 +361,8 @@ impl Daemon {
         &self.store
     }
 
-    /// Where it serves.
-    pub fn listen(&self) -> Vec<ListenAddress> {
+    /// Where it serves: `ADDRESS:PORT`, or `unix:PATH`.
+    pub fn listen(&self) -> Vec<String> {
         self.listen.clone()
     }
 
@@ -492,6 +489,13 @@ fn admit(
         )));
     }
     Ok((access, Some(group)))
+}
+
+/// Where `bound` is reached: as `ADDRESS:PORT`, or `unix:PATH`.
+fn shown_address(_: &Listen, bound: &Bound) -> String {
+    bound
+        .local_address()
+        .map_or_else(|_| "?".to_owned(), |address| address.to_string())
 }
 
 /// Makes the state directory private and takes its lock, which may take until `patience` has passed. One that is there is good for that

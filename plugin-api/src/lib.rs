@@ -20,6 +20,7 @@ pub use handover_plugin_macros::app;
 pub use sdk::{
     app::App,
     body::Body,
+    connection::{Connection, Tls},
     context::{Context, Jobs},
     error::Error,
 };

@@ -108,7 +108,7 @@ fn serve(
             Failure::new(error.to_string())
         })?;
         for address in daemon.listen() {
-            tracing::info!("serving at http://{address}");
+            tracing::info!("serving at {}", output::url(&address));
         }
         tracing::info!(
             plugins = %server.plugins.display(),
@@ -127,7 +127,7 @@ fn serve(
 /// Flags overrule the file, and their paths are relative to the working directory. A state directory without a socket brings its own.
 fn overrule(server: &mut Server, global: &Global, args: Run) {
     if let Some(listen) = args.listen {
-        server.listen = listen;
+        server.listen = Some(listen);
     }
     if let Some(plugins) = args.plugins {
         server.plugins = absolute(&plugins);

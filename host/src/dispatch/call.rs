@@ -11,7 +11,7 @@ use handover_plugin::abi::{
     body::BodyStream,
     bytes::Chunk,
     call::{AnswerBody as Crossing, TakeAnswer},
-    head::{Peer, RequestHead, ResponseHead},
+    head::{RequestHead, ResponseHead},
     import::RunningCall,
     keep::keep_map,
     lent::Lent,
@@ -208,6 +208,11 @@ impl<B> Dispatched<B>
 where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
+    /// What the host has answered already.
+    pub(crate) fn answered(response: Response<AnswerBody>) -> Self {
+        Self(Step::Answered(Some(response)))
+    }
+
     /// [`dispatch`] when the limits of the app have admitted it.
     pub(super) fn admitted(
         routes: &Arc<Routes>,
@@ -372,12 +377,18 @@ impl Call {
         let core = in_flight.core();
         let target = target(whole_target(request.uri()), self.strip);
         let protocol = upgrade::protocol(request, upgrade);
-        let (state, running) =
-            RequestHead::lend(request, &target, protocol, connection.peer, |head| {
+        let (state, running) = RequestHead::lend(
+            request,
+            &target,
+            protocol,
+            connection.peer,
+            &connection.crossing(),
+            |head| {
                 core.inside(told_target(request.uri()), || {
                     core.call(head, body, upgrade, waker, &mut slot)
                 })
-            });
+            },
+        );
         drop(target);
         // The plugin has its copy.
         keep_map(request.headers_mut());
@@ -484,12 +495,7 @@ pub async fn smoke(generation: &Arc<Generation>, path: &str) -> Result<http::Sta
         strip: 0,
         in_flight,
     };
-    let connection = Arc::new(ConnectionInfo {
-        peer: Peer::from(None),
-        local: None,
-        name_version: false,
-        cut: None,
-    });
+    let connection = Arc::new(ConnectionInfo::new(None, None, None, false, None));
     let response = Dispatched(Step::new(request, call, connection)).await;
     let status = response.status();
     // An answer that breaks off is no good answer.

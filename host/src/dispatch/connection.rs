@@ -2,19 +2,83 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use handover_plugin::abi::head::Peer;
+use handover_plugin::abi::head::{Connection, Peer};
 
 use crate::generation::Cut;
 
-/// What a request needs to know of the connection that it came on. One for all requests of a connection.
-#[derive(Debug)]
+/// What a request needs to know of the connection that it came on. One for all requests of a connection, but for those whose client a
+/// proxy names.
+#[derive(Clone, Debug)]
 pub struct ConnectionInfo {
-    /// The address of the client, as it crosses to the app.
-    pub peer: Peer,
-    /// Where the client connected to; none over a unix socket.
-    pub local: Option<SocketAddr>,
+    /// The client; none over a unix socket.
+    pub client: Option<SocketAddr>,
+    /// The same as it crosses to the app.
+    pub(super) peer: Peer,
+    /// Where the client connected to, as it crosses; none over a unix socket.
+    local: Peer,
+    tls: Option<Tls>,
     /// Whether answers name the version that they are from.
-    pub name_version: bool,
+    pub(super) name_version: bool,
     /// The switch of the connection, for what is streamed over it.
-    pub cut: Option<Arc<Cut>>,
+    pub(super) cut: Option<Arc<Cut>>,
+}
+
+/// What is known of a connection with TLS.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The version as the protocol writes it: 0x0303 or 0x0304.
+    pub version: u16,
+    /// The name of the host that the client asked for, if it did.
+    pub server_name: Option<Box<str>>,
+    /// The certificate of the client in DER, if it has shown one.
+    pub client_certificate: Option<Arc<[u8]>>,
+}
+
+impl ConnectionInfo {
+    /// A connection of `client` to `local`, whose switch is `cut`.
+    pub fn new(
+        client: Option<SocketAddr>,
+        local: Option<SocketAddr>,
+        tls: Option<Tls>,
+        name_version: bool,
+        cut: Option<Arc<Cut>>,
+    ) -> Self {
+        Self {
+            client,
+            peer: client.into(),
+            local: local.into(),
+            tls,
+            name_version,
+            cut,
+        }
+    }
+
+    /// The same for a client whom a proxy names.
+    #[must_use]
+    pub fn with_client(&self, client: SocketAddr) -> Self {
+        Self {
+            client: Some(client),
+            peer: Some(client).into(),
+            ..self.clone()
+        }
+    }
+
+    /// Whether the client speaks TLS to the host.
+    pub fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// What of it crosses beside the address of the client.
+    #[inline]
+    pub(super) fn crossing(&self) -> Connection<'_> {
+        let Some(tls) = &self.tls else {
+            return Connection::plain(self.local);
+        };
+        Connection::tls(
+            self.local,
+            tls.version,
+            tls.server_name.as_deref().unwrap_or_default(),
+            tls.client_certificate.as_deref().unwrap_or_default(),
+        )
+    }
 }

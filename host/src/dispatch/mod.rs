@@ -18,10 +18,11 @@ mod own;
 pub mod route;
 pub mod upgrade;
 
+pub(crate) use self::own::{bad_host, redirect};
 pub use self::{
     body::AnswerBody,
     call::{Dispatched, dispatch, smoke},
-    connection::ConnectionInfo,
+    connection::{ConnectionInfo, Tls},
     limits::Limits,
     route::{Route, Routes},
 };

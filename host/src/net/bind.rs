@@ -21,7 +21,7 @@ use super::{
     listeners::{ListenerKey, ListenerKind},
     transport::Listener,
 };
-use crate::config::{ListenAddress, SocketOptions};
+use crate::config::{ListenAddress, ListenSocket, SocketOptions};
 
 /// How many connections wait to be accepted, e.g. while a crashed host comes back. The kernel caps it (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
@@ -74,6 +74,23 @@ pub enum SocketError {
         /// What it is.
         what: &'static str,
     },
+    /// A socket that only a service manager has was not handed over.
+    #[error(
+        "{place}.socket: no socket named `{}` was handed over: start the host by a socket unit with FileDescriptorName={}, or write an \
+         `address`", name_of(.socket), name_of(.socket)
+    )]
+    NotHandedOver {
+        /// Where it is written.
+        place: String,
+        /// Its name.
+        socket: ListenSocket,
+    },
+    /// Sockets were handed over that nobody listens at.
+    #[error(
+        "sockets were handed over that no [[listen]] names ({0}): add `socket = \"NAME\"` or their `address`, or take them out of the \
+         socket unit"
+    )]
+    NotListened(String),
     /// What was handed over is of no use.
     #[error(
         "descriptor {number} of LISTEN_FDS cannot be served on: {cause}; the host takes stream sockets of IPv4, IPv6 and unix \
@@ -196,6 +213,9 @@ fn bind_tcp(address: SocketAddr, options: &SocketOptions) -> io::Result<TcpListe
     if options.reuse_port {
         sockopt::set_socket_reuseport(&socket, true)?;
     }
+    if options.ipv6_only && address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket.into())
@@ -245,6 +265,13 @@ fn keep_alive(listener: &TcpListener) -> io::Result<()> {
     sockopt::set_tcp_keepintvl(listener, again)?;
     sockopt::set_tcp_keepcnt(listener, times)?;
     Ok(())
+}
+
+fn name_of(socket: &ListenSocket) -> String {
+    match socket {
+        ListenSocket::Named(name) => name.clone(),
+        ListenSocket::Address(address) => address.to_string(),
+    }
 }
 
 fn metrics_advice(cause: &io::Error) -> &'static str {

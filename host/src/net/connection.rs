@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{self, Poll, ready},
@@ -18,18 +19,21 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use super::{
     activity::{Activity, StreamTasks},
     connections::{Connections, OpenConnection, Place},
+    ended::Ended,
     patience::{HeadTimer, Patience, Verdict},
+    policy::{Admitted, IsHttps, Policy},
+    proxy_protocol,
     stream::{Stream, Turn, Version},
     streamed::{StreamAnswering, StreamBody},
     transport::{Accepted, Transport},
 };
 use crate::{
-    config,
+    config::{self, TrustedProxies},
     dispatch::{AnswerBody, ConnectionInfo, Dispatched, Routes, dispatch},
     generation::Order,
 };
 
-/// How connections are served.
+/// How connections are served, whichever listener they came through.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
     /// Whether answers carry `handover-version` and `handover-generation`.
@@ -38,12 +42,24 @@ pub(crate) struct Settings {
     pub timeouts: config::Timeouts,
 }
 
-/// What all connections are served with.
+/// What all connections of a listener are served with.
 #[derive(Debug)]
 pub(super) struct Protocols {
     routes: Arc<Routes>,
     settings: Settings,
+    listener: Arc<ListenerSettings>,
     connections: Connections,
+}
+
+/// How the connections of one listener are served.
+#[derive(Debug)]
+pub(crate) struct ListenerSettings {
+    /// Which versions of HTTP they may speak.
+    pub(crate) protocols: config::Protocols,
+    /// Who may connect, where each connection begins with a header of the PROXY protocol; none: it does not.
+    pub(crate) proxies: Option<TrustedProxies>,
+    /// What is done with each request. None: nothing.
+    pub(crate) policy: Option<Policy>,
 }
 
 /// A connection that is served. In this order: who waits for it to be gone waits for its descriptor.
@@ -67,19 +83,39 @@ type Bytes = Stream<TokioIo<Transport>>;
     reason = "it is in a box, and becomes the larger one mostly"
 )]
 enum Http {
+    /// Its bytes are not there yet: a header of the PROXY protocol comes first.
+    Greeting(Option<Greeting>),
     /// Nobody knows yet.
     Opening(Option<Bytes>),
     One(http1::UpgradeableConnection<Bytes, Requests>),
     Two(http2::Connection<Bytes, StreamRequests, StreamTasks>),
 }
 
+/// What comes before HTTP, and becomes the bytes of HTTP and what is known of the connection.
+type Greeting = Pin<Box<dyn Future<Output = Result<(Bytes, ConnectionInfo), Unserved>> + Send>>;
+
+/// Why a connection ended, and as what that counts, if the host ended it.
+struct Unserved(Option<Ended>, String);
+
 impl Protocols {
-    pub(super) fn new(routes: Arc<Routes>, settings: Settings, connections: Connections) -> Self {
+    pub(super) fn new(
+        routes: Arc<Routes>,
+        settings: Settings,
+        listener: Arc<ListenerSettings>,
+        connections: Connections,
+    ) -> Self {
         Self {
             routes,
             settings,
+            listener,
             connections,
         }
+    }
+
+    /// Whether `client` may connect at all.
+    pub(super) fn welcomes(&self, client: Option<SocketAddr>) -> bool {
+        let proxies = self.listener.proxies.as_ref();
+        proxies.is_none_or(|proxies| proxies.trusts(client.map(|address| address.ip())))
     }
 
     /// Serves a client until it leaves, is waited for too long, or what `open` is the place of orders an end.
@@ -93,20 +129,43 @@ impl Protocols {
         place: Place,
     ) -> impl Future<Output = Result<(), String>> + Send + 'static {
         let activity = open.activity();
+        let (name_version, cut) = (self.settings.version_header, Arc::clone(open.cut()));
+        let info =
+            move |peer, local| ConnectionInfo::new(peer, local, None, name_version, Some(cut));
+        let turn = Turn::default();
+        let stream = {
+            let (turn, activity) = (turn.clone(), Arc::clone(activity));
+            move |transport| Stream::new(TokioIo::new(transport), turn, activity, Some(place))
+        };
+        let Accepted {
+            mut transport,
+            peer,
+            local,
+        } = accepted;
+        let (http, known) = if self.listener.proxies.is_some() {
+            let before = info.clone()(peer, local);
+            let greeting = async move {
+                let proxied = proxy_protocol::read(&mut transport)
+                    .await
+                    .map_err(|error| Unserved(Some(Ended::NoProxyHeader), error.to_string()))?;
+                let (peer, local) = match proxied {
+                    Some((client, destination)) => (Some(client), Some(destination)),
+                    None => (peer, local),
+                };
+                Ok((stream(transport), info(peer, local)))
+            };
+            (Http::Greeting(Some(Box::pin(greeting))), before)
+        } else {
+            (Http::Opening(Some(stream(transport))), info(peer, local))
+        };
         let requests = Requests {
             routes: Arc::clone(&self.routes),
-            connection: Arc::new(ConnectionInfo {
-                peer: accepted.peer.into(),
-                local: accepted.local,
-                name_version: self.settings.version_header,
-                cut: Some(Arc::clone(open.cut())),
-            }),
+            connection: Arc::new(known),
+            listener: Arc::clone(&self.listener),
             activity: Arc::clone(activity),
         };
-        let bytes = TokioIo::new(accepted.transport);
-        let (stream, turn) = Stream::new(bytes, Arc::clone(activity), Some(place));
         Serving {
-            http: Box::pin(Http::Opening(Some(stream))),
+            http: Box::pin(http),
             patience: Patience::new(Arc::clone(activity), self.settings.timeouts),
             turn,
             settings: self.settings,
@@ -142,10 +201,15 @@ impl Future for Serving {
             let polled = this.turn.take(cx, |cx| {
                 this.http
                     .as_mut()
-                    .poll(cx, &this.requests, &this.settings, &mut this.patience)
+                    .poll(cx, &mut this.requests, &this.settings, &mut this.patience)
             });
-            if polled.is_ready() {
-                return polled;
+            if let Poll::Ready(ended) = polled {
+                return Poll::Ready(ended.map_err(|Unserved(why, reason)| {
+                    if let Some(why) = why {
+                        this.connections.ended(why);
+                    }
+                    reason
+                }));
             }
             match ready!(this.patience.poll(cx)) {
                 Verdict::Leave(why) => {
@@ -168,18 +232,33 @@ impl Http {
     fn poll(
         mut self: Pin<&mut Self>,
         cx: &mut task::Context<'_>,
-        requests: &Requests,
+        requests: &mut Requests,
         settings: &Settings,
         patience: &mut Patience,
-    ) -> Poll<Result<(), String>> {
+    ) -> Poll<Result<(), Unserved>> {
         loop {
             let told = match &mut *self {
                 Self::One(connection) => Pin::new(connection).poll(cx),
                 Self::Two(connection) => Pin::new(connection).poll(cx),
-                Self::Opening(None) => return Poll::Ready(Ok(())),
+                Self::Opening(None) | Self::Greeting(None) => return Poll::Ready(Ok(())),
+                Self::Greeting(Some(greeting)) => {
+                    let (stream, known) = ready!(greeting.as_mut().poll(cx))?;
+                    requests.connection = Arc::new(known);
+                    self.set(Self::Opening(Some(stream)));
+                    continue;
+                }
                 Self::Opening(Some(stream)) => {
                     let version = ready!(stream.poll_version(cx));
-                    let version = version.map_err(|error| error.to_string())?;
+                    let version = version.map_err(|error| Unserved(None, error.to_string()))?;
+                    let protocols = requests.listener.protocols;
+                    let is_spoken = match version {
+                        Version::Http1 => protocols.http1,
+                        Version::Http2 => protocols.http2,
+                    };
+                    if !is_spoken {
+                        let reason = format!("{version:?} is not spoken here");
+                        return Poll::Ready(Err(Unserved(None, reason)));
+                    }
                     self.as_mut().begin(version, requests.clone(), settings);
                     if version == Version::Http2 {
                         patience.is_http2();
@@ -187,7 +266,7 @@ impl Http {
                     continue;
                 }
             };
-            return told.map_err(|error| error.to_string());
+            return told.map_err(|error| Unserved(None, error.to_string()));
         }
     }
 
@@ -222,6 +301,7 @@ impl Http {
     /// Takes nothing more, and ends with what it has.
     fn finish(mut self: Pin<&mut Self>) {
         match &mut *self {
+            Self::Greeting(greeting) => drop(greeting.take()),
             Self::Opening(stream) => drop(stream.take()),
             Self::One(connection) => Pin::new(connection).graceful_shutdown(),
             Self::Two(connection) => Pin::new(connection).graceful_shutdown(),
@@ -234,7 +314,38 @@ impl Http {
 struct Requests {
     routes: Arc<Routes>,
     connection: Arc<ConnectionInfo>,
+    listener: Arc<ListenerSettings>,
     activity: Arc<Activity>,
+}
+
+impl Requests {
+    #[inline]
+    fn answer(&self, request: Request<Incoming>) -> Answering {
+        if self.listener.policy.is_some() {
+            return self.answer_by_policy(request);
+        }
+        Answering {
+            dispatched: dispatch(&self.routes, request, &self.connection),
+            completed_by: None,
+        }
+    }
+
+    fn answer_by_policy(&self, mut request: Request<Incoming>) -> Answering {
+        let admitted = match &self.listener.policy {
+            Some(policy) => policy.admit(&mut request, &self.connection),
+            None => Admitted::Dispatch(Arc::clone(&self.connection), IsHttps::default()),
+        };
+        match admitted {
+            Admitted::Dispatch(connection, is_https) => Answering {
+                dispatched: dispatch(&self.routes, request, &connection),
+                completed_by: Some((Arc::clone(&self.listener), is_https)),
+            },
+            Admitted::Answer(answer) => Answering {
+                dispatched: Dispatched::answered(*answer),
+                completed_by: None,
+            },
+        }
+    }
 }
 
 impl Service<Request<Incoming>> for Requests {
@@ -245,20 +356,44 @@ impl Service<Request<Incoming>> for Requests {
     #[inline]
     fn call(&self, request: Request<Incoming>) -> Answering {
         self.activity.begins();
-        Answering(dispatch(&self.routes, request, &self.connection))
+        self.answer(request)
     }
 }
 
 /// A request on its way; there is always an answer.
 #[derive(Debug)]
-pub(super) struct Answering(Dispatched<Incoming>);
+pub(super) struct Answering {
+    dispatched: Dispatched<Incoming>,
+    /// The policy that completes the answer.
+    completed_by: Option<(Arc<ListenerSettings>, IsHttps)>,
+}
 
 impl Future for Answering {
     type Output = Result<Response<AnswerBody>, Infallible>;
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(cx).map(Ok)
+        let answer = Pin::new(&mut self.dispatched).poll(cx);
+        if self.completed_by.is_some() {
+            return self.complete(answer);
+        }
+        answer.map(Ok)
+    }
+}
+
+impl Answering {
+    #[cold]
+    fn complete(
+        &self,
+        answer: Poll<Response<AnswerBody>>,
+    ) -> Poll<Result<Response<AnswerBody>, Infallible>> {
+        let mut answer = ready!(answer);
+        if let Some((listener, is_https)) = &self.completed_by
+            && let Some(policy) = &listener.policy
+        {
+            policy.complete(*is_https, answer.headers_mut());
+        }
+        Poll::Ready(Ok(answer))
     }
 }
 
@@ -273,11 +408,7 @@ impl Service<Request<Incoming>> for StreamRequests {
 
     #[inline]
     fn call(&self, request: Request<Incoming>) -> StreamAnswering {
-        let Requests {
-            routes,
-            connection,
-            activity,
-        } = &self.0;
-        StreamAnswering::new(Answering(dispatch(routes, request, connection)), activity)
+        let answering = self.0.answer(request);
+        StreamAnswering::new(answering, &self.0.activity)
     }
 }

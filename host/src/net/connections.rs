@@ -145,7 +145,7 @@ impl Connections {
         let mut ended = to.family(
             "handover_connections_ended_total",
             Kind::Counter,
-            "Connections that the host ended because their clients did nothing.",
+            "Connections that the host ended because their clients did nothing, or not what they had to.",
         );
         for (why, number) in state.all_ended() {
             ended.sample(&[("reason", &why)], number);
@@ -165,6 +165,11 @@ impl Connections {
         self.0.state.lock().ended[why as usize] += 1;
     }
 
+    /// Counts one that the host refused.
+    pub(super) fn refused(&self, why: Refused) {
+        self.0.state.lock().refused[why as usize] += 1;
+    }
+
     /// Takes in a new connection from `client` (none: over a unix socket), whose socket has this number. Idle ones go for it where there is no place; those that
     /// hold a descriptor that is needed are waited for, though not long.
     ///
@@ -180,7 +185,7 @@ impl Connections {
             && socket >= first_reserved
             && !self.make_room().await
         {
-            self.0.state.lock().refused[Refused::Descriptors as usize] += 1;
+            self.refused(Refused::Descriptors);
             return Err(Refused::Descriptors);
         }
         let client = client.map(|address| network(address.ip()));

@@ -1,6 +1,6 @@
 //! Why the host ended a connection, or took none.
 
-/// Why the host ended a connection whose client did nothing.
+/// Why the host ended a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ended {
     /// No byte of it came.
@@ -11,6 +11,8 @@ pub(super) enum Ended {
     Idle,
     /// It did not take what was sent to it.
     NotRead,
+    /// It did not begin with a header of the PROXY protocol where that is asked for.
+    NoProxyHeader,
     /// Another one needed its place, and this one had been idle for the longest time.
     ForAnother,
 }
@@ -22,16 +24,19 @@ pub(super) enum Refused {
     Connections,
     /// The client has `max_connections_per_address`, and none of them is idle.
     PerAddress,
+    /// It is none of the proxies that a listener with the PROXY protocol trusts.
+    UntrustedProxy,
     /// What descriptors are left are kept for the host itself.
     Descriptors,
 }
 
 impl Ended {
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 6] = [
         Self::NoByte,
         Self::NoHead,
         Self::Idle,
         Self::NotRead,
+        Self::NoProxyHeader,
         Self::ForAnother,
     ];
 
@@ -41,18 +46,25 @@ impl Ended {
             Self::NoHead => "head_timeout",
             Self::Idle => "idle_timeout",
             Self::NotRead => "write_timeout",
+            Self::NoProxyHeader => "proxy_header",
             Self::ForAnother => "for_another",
         }
     }
 }
 
 impl Refused {
-    pub(super) const ALL: [Self; 3] = [Self::Connections, Self::PerAddress, Self::Descriptors];
+    pub(super) const ALL: [Self; 4] = [
+        Self::Connections,
+        Self::PerAddress,
+        Self::UntrustedProxy,
+        Self::Descriptors,
+    ];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Connections => "max_connections",
             Self::PerAddress => "max_connections_per_address",
+            Self::UntrustedProxy => "untrusted_proxy",
             Self::Descriptors => "descriptors",
         }
     }

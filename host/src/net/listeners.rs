@@ -13,7 +13,7 @@ use listenfd::ListenFd;
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 
 use super::bind::{Bound, SocketError, bind};
-use crate::config::{Config, ListenAddress, SocketOptions};
+use crate::config::{Config, Listen, ListenAddress, ListenSocket, SocketOptions};
 
 /// What a listener is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,20 +57,39 @@ pub(crate) struct HandedOn {
     keys: Vec<ListenerKey>,
 }
 
-/// The sockets that `config` wants, but for the control socket.
+/// The sockets that `config` wants, but for the control socket, and those that only a service manager has.
 pub(crate) fn wanted(config: &Config) -> Vec<(ListenerKey, SocketOptions)> {
-    let http = (http(config), SocketOptions::default());
+    let http = keyed(config).into_iter();
+    let http = http.filter_map(|(key, listen)| Some((key?, listen.options)));
     let metrics = metrics(config).map(|key| (key, SocketOptions::default()));
-    [http].into_iter().chain(metrics).collect()
+    http.chain(metrics).collect()
 }
 
-/// The key of the listener that serves apps.
-pub(crate) fn http(config: &Config) -> ListenerKey {
-    ListenerKey {
-        kind: ListenerKind::Http,
-        name: String::new(),
-        address: config.server.listen.into(),
+/// The listeners that serve apps, each with its key, if it has an address.
+fn keyed(config: &Config) -> Vec<(Option<ListenerKey>, Listen)> {
+    let mut keyed: Vec<(Option<ListenerKey>, Listen)> = Vec::new();
+    for listen in config.listeners() {
+        let key = match &listen.socket {
+            ListenSocket::Named(_) => None,
+            ListenSocket::Address(address) => {
+                // Several may leave their ports to the system.
+                let same = |(key, _): &&(Option<ListenerKey>, Listen)| {
+                    key.as_ref().is_some_and(|key| key.address == *address)
+                };
+                let name = match keyed.iter().filter(same).count() {
+                    0 => String::new(),
+                    before => format!("{}", before + 1),
+                };
+                Some(ListenerKey {
+                    kind: ListenerKind::Http,
+                    name,
+                    address: address.clone(),
+                })
+            }
+        };
+        keyed.push((key, listen));
     }
+    keyed
 }
 
 /// The key of the listener of the metrics, if there is to be one.
@@ -187,9 +206,69 @@ impl Listeners {
         }
     }
 
-    /// Takes those of a service manager out.
-    pub(crate) fn take_unkeyed(&mut self) -> Vec<(String, Bound)> {
-        std::mem::take(&mut self.unkeyed)
+    /// Takes the sockets of all listeners that serve apps out, and binds those that nobody handed over. What a service manager has handed
+    /// over beside those that a `[[listen]]` names stands for the one line `server.listen`.
+    ///
+    /// # Errors
+    /// What is in the way, and what to do.
+    pub(crate) fn claim(&mut self, config: &Config) -> Result<Vec<(Listen, Bound)>, SocketError> {
+        let mut claimed = Vec::new();
+        let mut one_line = None;
+        for (key, listen) in keyed(config) {
+            let found = self.unkeyed_of(&listen.socket);
+            match key {
+                // The one line: it is looked at when all others have theirs.
+                Some(key) if listen.trusted_proxies.is_none() => one_line = Some((key, listen)),
+                _ if !found.is_empty() => {
+                    claimed.extend(found.into_iter().map(|bound| (listen.clone(), bound)));
+                }
+                Some(key) => {
+                    let bound = self.take(&key, &listen.options)?;
+                    claimed.push((listen, bound));
+                }
+                None => {
+                    return Err(SocketError::NotHandedOver {
+                        place: listen.place.clone(),
+                        socket: listen.socket,
+                    });
+                }
+            }
+        }
+        let left = std::mem::take(&mut self.unkeyed);
+        match one_line {
+            None if left.is_empty() => {}
+            None => {
+                let names: Vec<_> = left.iter().map(|(name, _)| format!("`{name}`")).collect();
+                return Err(SocketError::NotListened(names.join(", ")));
+            }
+            Some((key, listen)) if left.is_empty() => {
+                let bound = self.take(&key, &listen.options)?;
+                claimed.insert(0, (listen, bound));
+            }
+            Some((_, listen)) => {
+                for (at, (_, bound)) in left.into_iter().enumerate() {
+                    claimed.insert(at, (listen.clone(), bound));
+                }
+            }
+        }
+        Ok(claimed)
+    }
+
+    /// Takes those of a service manager out that have this name, or this address.
+    fn unkeyed_of(&mut self, wanted: &ListenSocket) -> Vec<Bound> {
+        let is_wanted = |name: &str, bound: &Bound| match wanted {
+            ListenSocket::Named(wanted) => name == wanted,
+            ListenSocket::Address(wanted) => bound
+                .local_address()
+                .is_ok_and(|address| address == *wanted),
+        };
+        let all = std::mem::take(&mut self.unkeyed);
+        let (found, others) = all
+            .into_iter()
+            .partition(|(name, bound)| is_wanted(name, bound));
+        self.unkeyed = others;
+        let found: Vec<(String, Bound)> = found;
+        found.into_iter().map(|(_, bound)| bound).collect()
     }
 
     /// Makes copies that a child inherits. They stay open as long as the value lives.
@@ -293,6 +372,75 @@ mod tests {
         assert!(numbers.iter().copied().eq(first..first + 4), "{numbers:?}");
         let arguments: Vec<_> = handed.arguments().collect();
         assert_eq!(arguments[2..4], ["--socket", "http,b,127.0.0.1:0"]);
+    }
+
+    fn config(toml: &str) -> Config {
+        Config::parse(toml).unwrap()
+    }
+
+    #[test]
+    fn sockets_of_a_service_manager_go_to_whoever_names_them() {
+        let handed = |names: &[&str]| {
+            let mut listeners = Listeners::default();
+            for name in names {
+                let bound = bind(&key(name), &SocketOptions::default()).unwrap();
+                listeners.unkeyed.push(((*name).to_owned(), bound));
+            }
+            listeners
+        };
+        let place = |claimed: &[(Listen, Bound)]| -> Vec<String> {
+            claimed
+                .iter()
+                .map(|(listen, _)| listen.place.clone())
+                .collect()
+        };
+        let any = "[server]\nlisten = \"127.0.0.1:0\"\n";
+        let web = "[[listen]]\nsocket = \"web\"\n";
+        // Without names all of them are the one line's.
+        let claimed = handed(&["", "x"]).claim(&config(any)).unwrap();
+        assert_eq!(place(&claimed), ["server.listen", "server.listen"]);
+        // Two of one name.
+        let claimed = handed(&["web", "web"]).claim(&config(web)).unwrap();
+        assert_eq!(place(&claimed).len(), 2);
+        let both = config(&format!("{any}{web}"));
+        let claimed = handed(&["web"]).claim(&both).unwrap();
+        assert_eq!(
+            place(&claimed),
+            ["server.listen", "/handover.toml:3: listen"]
+        );
+        let error = handed(&["web", "ftp"]).claim(&config(web)).unwrap_err();
+        assert!(error.to_string().contains("`ftp`"), "{error}");
+        let error = handed(&[]).claim(&config(web)).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("/handover.toml:1: listen.socket"),
+            "{error}"
+        );
+        // By its address.
+        let mut listeners = handed(&["", ""]);
+        let at = listeners.unkeyed[1].1.local_address().unwrap();
+        let named = config(&format!("{any}[[listen]]\naddress = \"{at}\"\n"));
+        let claimed = listeners.claim(&named).unwrap();
+        assert_eq!(claimed[1].1.local_address().unwrap(), at);
+        assert_eq!(claimed.len(), 2);
+    }
+
+    #[test]
+    fn those_that_leave_their_ports_to_the_system_are_told_apart() {
+        let any = "[[listen]]\naddress = \"127.0.0.1:0\"\n";
+        let wanted = wanted(&config(&format!(
+            "{any}{any}[metrics]\nlisten = \"127.0.0.1:0\"\n"
+        )));
+        let keys: Vec<_> = wanted.iter().map(|(key, _)| key.to_string()).collect();
+        assert_eq!(
+            keys,
+            [
+                "http,,127.0.0.1:0",
+                "http,2,127.0.0.1:0",
+                "metrics,,127.0.0.1:0"
+            ]
+        );
     }
 
     #[test]

@@ -10,6 +10,8 @@
 //! - [`connection`]: one connection, whose requests each find their own generation
 //! - [`activity`]: what a connection is doing
 //! - [`patience`]: how long its client is waited for
+//! - [`policy`]: what a listener does with a request before it is dispatched
+//! - [`proxy_protocol`]: the header that proxies send before the bytes of their client
 //! - [`stream`]: the bytes of a connection, asked for once a turn
 //! - [`streamed`]: the answer of an HTTP/2 stream, counted until the socket has taken it
 
@@ -21,6 +23,8 @@ mod connections;
 mod ended;
 pub(crate) mod listeners;
 mod patience;
+mod policy;
+mod proxy_protocol;
 mod serve;
 mod stream;
 mod streamed;
@@ -28,8 +32,9 @@ pub(crate) mod transport;
 
 pub(crate) use self::{
     bind::SocketError,
-    connection::Settings,
+    connection::{ListenerSettings, Settings},
     connections::Connections,
     listeners::{ListenerKey, Listeners},
+    policy::Policy,
     serve::serve,
 };

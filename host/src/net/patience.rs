@@ -197,7 +197,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::net::stream::Stream;
+    use crate::net::stream::{Stream, Turn};
 
     const LIMITS: config::Timeouts = config::Timeouts {
         first_byte: Some(Duration::from_secs(10)),
@@ -213,7 +213,9 @@ mod tests {
         let (client, server) = tokio::io::duplex(4096);
         let connection = tokio::spawn(async move {
             let activity = Activity::new();
-            let (stream, turn) = Stream::new(TokioIo::new(server), Arc::clone(&activity), None);
+            let turn = Turn::default();
+            let bytes = TokioIo::new(server);
+            let stream = Stream::new(bytes, turn.clone(), Arc::clone(&activity), None);
             let mut patience = Patience::new(Arc::clone(&activity), LIMITS);
             let of_requests = Arc::clone(&activity);
             let service = service_fn(move |_: Request<Incoming>| {

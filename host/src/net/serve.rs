@@ -4,8 +4,9 @@ use std::{io, os::fd::AsRawFd, sync::Arc};
 
 use super::{
     accept::{self, Serve},
-    connection::{Protocols, Settings},
+    connection::{ListenerSettings, Protocols, Settings},
     connections::Connections,
+    ended::Refused,
     transport::{Accepted, Listener},
 };
 use crate::dispatch::Routes;
@@ -18,14 +19,14 @@ struct Clients {
 
 /// Serves until `stop` ends; then accepts no more, and waits until the open connections have ended what they have.
 pub(crate) async fn serve(
-    listener: Listener,
+    (listener, of_listener): (Listener, ListenerSettings),
     routes: Arc<Routes>,
     settings: Settings,
     connections: Connections,
     stop: impl Future<Output = ()> + Send,
 ) {
     let clients = Clients {
-        protocols: Protocols::new(routes, settings, connections.clone()),
+        protocols: Protocols::new(routes, settings, Arc::new(of_listener), connections.clone()),
         connections,
     };
     let Clients { connections, .. } = accept::accept(listener, clients, stop).await;
@@ -34,6 +35,15 @@ pub(crate) async fn serve(
 
 impl Serve<Accepted> for Clients {
     async fn serve(&mut self, accepted: Accepted) -> Result<(), String> {
+        if !self.protocols.welcomes(accepted.peer) {
+            self.connections.refused(Refused::UntrustedProxy);
+            let peer = accepted
+                .peer
+                .map_or("a unix socket".to_owned(), |peer| peer.ip().to_string());
+            return Err(format!(
+                "connections are refused: the PROXY protocol is spoken here with trusted_proxies only, and {peer} is none"
+            ));
+        }
         let (client, socket) = (accepted.peer, accepted.transport.as_raw_fd());
         let admitted = self.connections.admit(client, socket).await;
         let (open, place) = admitted.map_err(|why| {

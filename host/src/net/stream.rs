@@ -98,18 +98,16 @@ impl Turn {
 }
 
 impl<T> Stream<T> {
-    /// The bytes of a connection that does what `activity` says, and its turns.
-    pub(super) fn new(bytes: T, activity: Arc<Activity>, place: Option<Place>) -> (Self, Turn) {
-        let turn = Turn::default();
-        let stream = Self {
+    /// The bytes of a connection that does what `activity` says, in the turns of `turn`.
+    pub(super) fn new(bytes: T, turn: Turn, activity: Arc<Activity>, place: Option<Place>) -> Self {
+        Self {
             bytes,
-            turn: turn.clone(),
+            turn,
             activity,
             first: First::default(),
             speaks: Speaks::Http1,
             _place: place,
-        };
-        (stream, turn)
+        }
     }
 }
 
@@ -274,7 +272,8 @@ mod tests {
 
     #[test]
     fn what_was_empty_is_asked_again_in_the_next_turn() {
-        let (mut stream, turn) = Stream::new(Asked(0), Activity::new(), None);
+        let turn = Turn::default();
+        let mut stream = Stream::new(Asked(0), turn.clone(), Activity::new(), None);
         let own = Waker::from(Arc::new(Task));
         for turns in 1..4 {
             turn.take(&mut Context::from_waker(&own), |cx| {
@@ -288,7 +287,8 @@ mod tests {
 
     #[test]
     fn another_task_is_always_let_through() {
-        let (mut stream, turn) = Stream::new(Asked(0), Activity::new(), None);
+        let turn = Turn::default();
+        let mut stream = Stream::new(Asked(0), turn.clone(), Activity::new(), None);
         let (own, other) = (Arc::new(Task).into(), Arc::new(Task).into());
         turn.take(&mut Context::from_waker(&own), |cx| {
             ask(&mut stream, cx);

@@ -9,7 +9,7 @@ use super::{
     body::{BodyStream, BodyTable, FrameSink, FrameTable},
     bytes::OwnedBytes,
     call::{Called, Respond, Responder},
-    head::{Peer, RequestHead, RequestHead1, ResponseHead},
+    head::{Connection, Peer, RequestHead, RequestHead1, RequestHead2, ResponseHead},
     headers::Field,
     host::{Event, Pair, Work},
     lent::{Lent, Size},
@@ -61,6 +61,9 @@ fn every_field_lies_where_it_was_released() {
     lies!(WakerOps, 32, 8, size 0, clone 8, wake_by_ref 16, drop 24);
     // What later minors added to them.
     lies!(RequestHead1<'_>, 128, 8, head 0, protocol 112);
+    lies!(RequestHead2<'_>, 136, 8, head 0, connection 128);
+    // What later minors added.
+    lies!(Connection<'_>, 64, 8, size 0, local 4, tls_version 24, server_name 32, client_certificate 48);
     assert_eq!(
         [
             PollState::Pending,

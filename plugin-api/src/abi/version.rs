@@ -20,7 +20,7 @@ pub struct AbiVersion {
 pub const LAYOUT: u32 = 2;
 
 /// The ABI that this crate was compiled for.
-pub const ABI: AbiVersion = AbiVersion { major: 1, minor: 1 };
+pub const ABI: AbiVersion = AbiVersion { major: 1, minor: 2 };
 
 impl AbiVersion {
     /// Whether a host of this version runs a plugin of version `plugin`.

@@ -79,7 +79,7 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
         let serving: Vec<_> = daemon
             .listen()
             .iter()
-            .map(|address| format!("http://{address}"))
+            .map(|address| output::url(address))
             .collect();
         let session = Session {
             project,
@@ -150,7 +150,7 @@ fn config(
     let plugins = state.join("plugins");
     std::fs::create_dir_all(&plugins).map_err(failed)?;
     let mut config = Config::without_file();
-    config.server.listen = listen;
+    config.server.listen = Some(listen);
     config.server.plugins = plugins;
     config.server.state = state;
     config.server.control = config::absolute(&control);

@@ -231,6 +231,7 @@ static HEADER: LibHeader = header::<Released>();
 /// As a text, so that the version is that of the ABI.
 const VERSION: &str = match ABI.minor {
     1 => "1.1.0",
+    2 => "1.2.0",
     _ => panic!("name the minor here"),
 };
 
