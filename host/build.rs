@@ -1,6 +1,6 @@
-//! Exports the ledger's functions from every executable that links this crate, so that the libraries it loads find them
-//! before libc's, and what plugins ask the host for: the binary and the tests of this package. See `src/ledger`, which
-//! defines them, and `src/loader/heap.rs`.
+//! Exports the ledger's functions from every executable that links this crate, so that the
+//! libraries it loads find them before libc's, and what plugins ask the host for: the binary and
+//! the tests of this package. See `src/ledger`, which defines them, and `src/loader/heap.rs`.
 
 /// What the files of `src/ledger` define. `ledger::armed` checks at run time that the dynamic
 /// linker really finds it.

@@ -1,4 +1,5 @@
-//! The one colour an operator may choose, and the shades of it that stay readable on both backgrounds.
+//! The one colour an operator may choose, and the shades of it that stay readable on both
+//! backgrounds.
 
 use serde::Deserialize;
 

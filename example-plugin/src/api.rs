@@ -1,7 +1,7 @@
 //! The JSON API: `/api/links` and `/api/links/{slug}`.
 //!
-//! An error is `{"error": "slug_taken", "message": "…"}`: the first for programs, the second a sentence that says
-//! what to do.
+//! An error is `{"error": "slug_taken", "message": "…"}`: the first for programs, the second a
+//! sentence that says what to do.
 
 use std::sync::Arc;
 

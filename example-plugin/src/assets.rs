@@ -1,10 +1,11 @@
 //! Style sheet, script and icon, compiled in and served under a path that names their version.
 //!
-//! A page asks for the files it was made with: `/assets/1.0.0/site.css?h=…`. The hash tells apart two builds of
-//! one version, as `handover dev` makes them, so the answer may be cached for ever.
+//! A page asks for the files it was made with: `/assets/1.0.0/site.css?h=…`. The hash tells apart
+//! two builds of one version, as `handover dev` makes them, so the answer may be cached for ever.
 //!
-//! A page that was sent just before a swap asks just after it, and the new generation answers. It has only its own
-//! files: it gives those, not to be cached, because a page that is a version off looks better than one without style.
+//! A page that was sent just before a swap asks just after it, and the new generation answers. It
+//! has only its own files: it gives those, not to be cached, because a page that is a version off
+//! looks better than one without style.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;

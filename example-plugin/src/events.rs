@@ -7,8 +7,9 @@
 //! | `hits` | `{slug: hits}` | links were followed; only those |
 //! | `draining` | as `/version` | the generation leaves; the stream ends after it |
 //!
-//! A stream that went on for ever would hold its generation until the drain's deadline. This one ends by itself
-//! as soon as the drain begins; the browser connects again, and the new generation answers.
+//! A stream that went on for ever would hold its generation until the drain's deadline. This one
+//! ends by itself as soon as the drain begins; the browser connects again, and the new generation
+//! answers.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -27,7 +28,8 @@ use tokio::sync::watch;
 use crate::site::{Draining, Site};
 use crate::store::Link;
 
-/// How long a browser waits before it connects again: long enough for a cutover, short enough not to be seen.
+/// How long a browser waits before it connects again: long enough for a cutover, short enough not
+/// to be seen.
 const RETRY: Duration = Duration::from_millis(250);
 /// At most one update in this time, however often the links are followed.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -133,7 +135,8 @@ impl Follower {
 /// Waits for a change and then a little longer, for those that come right after it.
 async fn changed(changes: &mut watch::Receiver<()>) {
     if changes.changed().await.is_err() {
-        // The store lives as long as the site, which the follower holds: this does not happen, and must not spin.
+        // The store lives as long as the site, which the follower holds: this does not happen, and
+        // must not spin.
         std::future::pending::<()>().await;
     }
     tokio::time::sleep(PAUSE).await;

@@ -8,8 +8,8 @@
 //! | `/assets/{version}/…` | style and script of one version | `assets` (with `accent`) |
 //! | `/version`, `/healthz`, `/slow`, `/stream` | for watching a swap | `probe` |
 //!
-//! `link` says what a link may be, `store` keeps them, and `site` is what every handler knows. The host is met in
-//! this file alone.
+//! `link` says what a link may be, `store` keeps them, and `site` is what every handler knows. The
+//! host is met in this file alone.
 
 #![forbid(unsafe_code)]
 
@@ -33,7 +33,8 @@ use handover_plugin::{Context, Error};
 
 use crate::site::{Identity, Settings, Site};
 
-/// The largest request body that is read, in bytes: a link of the greatest length, percent-encoded in a form, fits.
+/// The largest request body that is read, in bytes: a link of the greatest length, percent-encoded
+/// in a form, fits.
 const MAX_BODY: usize = 16 * 1024;
 
 /// What the host starts, once for each generation.

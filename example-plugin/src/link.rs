@@ -6,13 +6,15 @@ use std::hash::{BuildHasher, RandomState};
 use axum::http::Uri;
 use serde::{Deserialize, Serialize};
 
-/// The first segments of paths that the app itself answers, and those that people expect to mean something.
+/// The first segments of paths that the app itself answers, and those that people expect to mean
+/// something.
 const RESERVED: [&str; 14] = [
     "about", "admin", "api", "assets", "events", "healthz", "help", "links", "login", "metrics",
     "slow", "static", "stream", "version",
 ];
 
-/// The short name of a link: 2 to 32 of `a-z A-Z 0-9 - _`, starting with a letter or digit, and not reserved.
+/// The short name of a link: 2 to 32 of `a-z A-Z 0-9 - _`, starting with a letter or digit, and not
+/// reserved.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(transparent)]
 pub(crate) struct Slug(String);
@@ -59,7 +61,8 @@ impl Slug {
     /// Six characters nobody can guess the order of, without those that are easily misread.
     pub(crate) fn random() -> Self {
         const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
-        // Each RandomState has its own key, so the hash of nothing is a random number, and no crate is needed.
+        // Each RandomState has its own key, so the hash of nothing is a random number, and no crate
+        // is needed.
         let bits = RandomState::new().hash_one(());
         let letters = (0..6).map(|n| char::from(ALPHABET[(bits >> (5 * n)) as usize % 32]));
         Self(letters.collect())
@@ -77,7 +80,8 @@ impl fmt::Display for Slug {
     }
 }
 
-/// Where a link leads: an absolute `http` or `https` address of at most 2048 bytes, all of them ASCII.
+/// Where a link leads: an absolute `http` or `https` address of at most 2048 bytes, all of them
+/// ASCII.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub(crate) struct Target(String);
@@ -86,8 +90,8 @@ impl Target {
     /// The longest address, in bytes, once its letters outside ASCII are percent-encoded.
     pub(crate) const MAX_BYTES: usize = 2048;
 
-    /// Takes an address as a person pasted it, without the blanks around it; letters outside ASCII in its path are
-    /// percent-encoded, as browsers do.
+    /// Takes an address as a person pasted it, without the blanks around it; letters outside ASCII
+    /// in its path are percent-encoded, as browsers do.
     ///
     /// # Errors
     /// Says what is wrong with it and how an address has to look.

@@ -1,4 +1,5 @@
-//! The HTML: the home page with its form and its table, the redirects, and the page for what is not there.
+//! The HTML: the home page with its form and its table, the redirects, and the page for what is not
+//! there.
 
 use std::sync::Arc;
 
@@ -267,7 +268,8 @@ fn page(site: &Site, status: StatusCode, title: &str, body: &Html) -> Response {
     (status, headers, HtmlResponse(html.into_string())).into_response()
 }
 
-/// Whether a browser says that another site's page made it send this. What is no browser says nothing and is let in.
+/// Whether a browser says that another site's page made it send this. What is no browser says
+/// nothing and is let in.
 fn is_cross_site(headers: &HeaderMap) -> bool {
     headers
         .get("sec-fetch-site")

@@ -1,4 +1,5 @@
-//! What shows a swap from outside: who answers, whether it is well, and answers that take their time.
+//! What shows a swap from outside: who answers, whether it is well, and answers that take their
+//! time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,7 +82,8 @@ impl Default for Lines {
     }
 }
 
-/// `lines` lines of text, one each `every_ms` milliseconds, all of the version that it began on: a drain waits for it.
+/// `lines` lines of text, one each `every_ms` milliseconds, all of the version that it began on: a
+/// drain waits for it.
 async fn lines(State(site): State<Arc<Site>>, Query(wanted): Query<Lines>) -> Response {
     let total = wanted.lines.min(MAX_LINES);
     let pause = Duration::from_millis(wanted.every_ms.min(MAX_WAIT_MS));

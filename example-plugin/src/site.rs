@@ -1,6 +1,8 @@
-//! What every handler knows: which version it is, how it is configured, its links, and when it has to leave.
+//! What every handler knows: which version it is, how it is configured, its links, and when it has
+//! to leave.
 //!
-//! This is all that the rest of the crate knows of the host, so that the rest is tested without one.
+//! This is all that the rest of the crate knows of the host, so that the rest is tested without
+//! one.
 
 use std::pin::Pin;
 
@@ -60,7 +62,8 @@ impl Default for Settings {
 }
 
 impl Site {
-    /// A site with the first links in it. `draining` is called once for each stream that has to end in time.
+    /// A site with the first links in it. `draining` is called once for each stream that has to end
+    /// in time.
     pub(crate) fn new(
         identity: Identity,
         settings: Settings,

@@ -1,7 +1,8 @@
 //! The links of this generation, in memory.
 //!
-//! For now each generation begins with the two links below and forgets the rest when it leaves. The host's state
-//! store, which outlives generations, takes this module's place later: nothing outside of this file knows how links are kept.
+//! For now each generation begins with the two links below and forgets the rest when it leaves. The
+//! host's state store, which outlives generations, takes this module's place later: nothing outside
+//! of this file knows how links are kept.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -134,13 +135,15 @@ impl Store {
         Some(target)
     }
 
-    /// Wakes its holder after each change. Many changes may be one wake: look at [`Store::list`] then.
+    /// Wakes its holder after each change. Many changes may be one wake: look at [`Store::list`]
+    /// then.
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 
     fn lock(&self) -> MutexGuard<'_, Links> {
-        // Each change is one insert, remove or addition: a panic elsewhere cannot leave it half done.
+        // Each change is one insert, remove or addition: a panic elsewhere cannot leave it half
+        // done.
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

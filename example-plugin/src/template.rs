@@ -1,7 +1,8 @@
 //! HTML out of templates: `{{name}}` is replaced and escaped, nothing else happens.
 //!
-//! A template is compiled in with `include_str!`, so a generation always renders its own. Loops and choices
-//! are written in Rust: a row is a template of its own, and its [`Html`] goes into the page's.
+//! A template is compiled in with `include_str!`, so a generation always renders its own. Loops and
+//! choices are written in Rust: a row is a template of its own, and its [`Html`] goes into the
+//! page's.
 
 use std::fmt::Write as _;
 
@@ -67,8 +68,8 @@ impl<'a> From<&'a Html> for Value<'a> {
 
 /// Fills the placeholders of `template`.
 ///
-/// One pass: a value that contains `{{…}}` itself is shown, not filled. A placeholder without a value is a
-/// mistake in this crate: it stops a debug build and renders as nothing in a release.
+/// One pass: a value that contains `{{…}}` itself is shown, not filled. A placeholder without a
+/// value is a mistake in this crate: it stops a debug build and renders as nothing in a release.
 pub(crate) fn render(template: &str, values: &[(&str, Value<'_>)]) -> Html {
     let mut out = String::with_capacity(template.len() + template.len() / 2);
     let mut rest = template;

@@ -1,14 +1,16 @@
-//! Work that gives way to serving: on threads of their own that get less of the processor than those that answer.
+//! Work that gives way to serving: on threads of their own that get less of the processor than
+//! those that answer.
 //!
-//! A swap is work for the processor (hashing, copying, a child process) in the same moment in which requests want it. On a busy machine
-//! it takes longer so, and the requests do not wait for it. It must never be work that somebody who serves waits for, e.g. under the
-//! dynamic linker's lock.
+//! A swap is work for the processor (hashing, copying, a child process) in the same moment in which
+//! requests want it. On a busy machine it takes longer so, and the requests do not wait for it. It
+//! must never be work that somebody who serves waits for, e.g. under the dynamic linker's lock.
 
 use std::{io, thread};
 
 use tokio::sync::oneshot;
 
-/// How much less, in the kernel's steps: where both want the processor, a thread that serves gets three times as much.
+/// How much less, in the kernel's steps: where both want the processor, a thread that serves gets
+/// three times as much.
 const NICE: i32 = 5;
 
 /// Starts `work` on a thread called `name`. Processes that it starts give way as well.
@@ -17,7 +19,8 @@ const NICE: i32 = 5;
 /// When no thread can be started.
 pub(crate) fn start(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let give_way = move || {
-        // Where it is not allowed it serves as well, only less politely. On Linux it is the thread's own.
+        // Where it is not allowed it serves as well, only less politely. On Linux it is the
+        // thread's own.
         let _ = rustix::process::nice(NICE);
         work();
     };

@@ -1,7 +1,8 @@
 //! The configuration file, whole: every key, its default, its unit, its check.
 //!
-//! The file is read in two steps: [`file`] is the TOML as it is written, each value checked by its own type, and this module is what the
-//! host works with, every default filled in. An error says file, line, key, what is wrong and what to do.
+//! The file is read in two steps: [`file`] is the TOML as it is written, each value checked by its
+//! own type, and this module is what the host works with, every default filled in. An error says
+//! file, line, key, what is wrong and what to do.
 
 mod file;
 mod listen;
@@ -55,9 +56,11 @@ pub struct Server {
     pub listen: Option<SocketAddr>,
     /// Worker threads. Default: one for each core.
     pub workers: Option<NonZeroUsize>,
-    /// Workers that sleep until a request holds one of the others for longer than [`Server::stall_after`]. Default 2.
+    /// Workers that sleep until a request holds one of the others for longer than
+    /// [`Server::stall_after`]. Default 2.
     pub spare_workers: usize,
-    /// How long a plugin may hold a worker in one go before people are told. None = never looked at. Default 1 s.
+    /// How long a plugin may hold a worker in one go before people are told. None = never looked
+    /// at. Default 1 s.
     pub stall_after: Option<Duration>,
     /// The drop folder. Default `./plugins`.
     pub plugins: PathBuf,
@@ -65,11 +68,13 @@ pub struct Server {
     pub state: PathBuf,
     /// The control socket. Default `<state>/control.sock`.
     pub control: PathBuf,
-    /// Whether answers carry `handover-version` and `handover-generation`. Default: without a configuration file only.
+    /// Whether answers carry `handover-version` and `handover-generation`. Default: without a
+    /// configuration file only.
     pub version_header: bool,
     /// How long `shutdown` waits for what is in flight. Default 30 s.
     pub shutdown_deadline: Duration,
-    /// After how many crashes within [`Server::crash_window`] the app that was changed last is rolled back. Default 3.
+    /// After how many crashes within [`Server::crash_window`] the app that was changed last is
+    /// rolled back. Default 3.
     pub max_crashes: NonZeroUsize,
     /// Default 60 s.
     pub crash_window: Duration,
@@ -81,31 +86,37 @@ pub struct Server {
     pub clients: Clients,
 }
 
-/// How long the client of a connection is waited for; none = for ever. A request that is under way, and its answer, know no other limit
-/// than [`Timeouts::write`].
+/// How long the client of a connection is waited for; none = for ever. A request that is under way,
+/// and its answer, know no other limit than [`Timeouts::write`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     /// `first_byte_timeout`: until its first byte. Default 30 s.
     pub first_byte: Option<Duration>,
-    /// `head_timeout`: from the first byte of a request until its head is whole, or HTTP/2 has begun. Default 30 s.
+    /// `head_timeout`: from the first byte of a request until its head is whole, or HTTP/2 has
+    /// begun. Default 30 s.
     pub head: Option<Duration>,
-    /// `idle_timeout`: until its next request. Default 65 s, a little more than what proxies in front of it wait.
+    /// `idle_timeout`: until its next request. Default 65 s, a little more than what proxies in
+    /// front of it wait.
     pub idle: Option<Duration>,
     /// `write_timeout`: until it takes more of what is there for it. Default for ever.
     pub write: Option<Duration>,
-    /// `http2_ping`: how long HTTP/2 may be silent before it is asked whether the client is still there. Default never: one that is idle is
-    /// asked to leave, and one whose machine is gone is found by the keep-alive of TCP.
+    /// `http2_ping`: how long HTTP/2 may be silent before it is asked whether the client is still
+    /// there. Default never: one that is idle is asked to leave, and one whose machine is gone is
+    /// found by the keep-alive of TCP.
     pub http2_ping: Option<Duration>,
     /// `http2_ping_timeout`: how long the answer to that may take. Default 20 s.
     pub http2_pong: Duration,
 }
 
-/// How many connections clients may have. When one more comes, the one that has been idle for the longest time goes.
+/// How many connections clients may have. When one more comes, the one that has been idle for the
+/// longest time goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Clients {
-    /// In all. Default: what the limit of open files leaves, less those that the host keeps for itself.
+    /// In all. Default: what the limit of open files leaves, less those that the host keeps for
+    /// itself.
     pub max_connections: Option<NonZeroUsize>,
-    /// From one IPv4 address, or one /64 of IPv6. Default: any number, since a proxy is one address.
+    /// From one IPv4 address, or one /64 of IPv6. Default: any number, since a proxy is one
+    /// address.
     pub max_connections_per_address: Option<NonZeroUsize>,
 }
 
@@ -122,8 +133,8 @@ impl Default for Timeouts {
     }
 }
 
-/// `leak_budget` of `[server]`: how much all replaced generations together may hold. More is told as an event, once each time it is
-/// crossed, and changes nothing else.
+/// `leak_budget` of `[server]`: how much all replaced generations together may hold. More is told
+/// as an event, once each time it is crossed, and changes nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeakBudget {
     /// Bytes of heap, of plugins with a heap of their own. Default 64 MiB.
@@ -151,21 +162,24 @@ pub struct Control {
     pub operate: Vec<Who>,
     /// Who may see status, history and events. Default nobody else.
     pub observe: Vec<Who>,
-    /// The group, by name or number, that may open the control socket, which has mode 0660 then. Default none: 0600.
+    /// The group, by name or number, that may open the control socket, which has mode 0660 then.
+    /// Default none: 0600.
     pub group: Option<String>,
 }
 
 /// `[metrics]`
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Metrics {
-    /// Where `GET /metrics` is answered over TCP, to whoever reaches it. Default nowhere: on the control socket only.
+    /// Where `GET /metrics` is answered over TCP, to whoever reaches it. Default nowhere: on the
+    /// control socket only.
     pub listen: Option<SocketAddr>,
 }
 
 /// `[trust]`: what may become code of the host.
 #[derive(Clone, Debug, Default)]
 pub struct Trust {
-    /// Public keys of minisign: an artifact must be signed by one of them. Default none: unsigned ones are taken.
+    /// Public keys of minisign: an artifact must be signed by one of them. Default none: unsigned
+    /// ones are taken.
     pub keys: Keys,
     /// Whether drop folders and the state directory may lie where others can write. Default false.
     pub insecure_paths: bool,
@@ -184,8 +198,8 @@ pub struct Log {
     pub rotation: LogRotation,
 }
 
-/// When the file of the log is renamed and made anew. The host does that itself; where something else does, as `logrotate`, it
-/// notices, or is told by SIGUSR1.
+/// When the file of the log is renamed and made anew. The host does that itself; where something
+/// else does, as `logrotate`, it notices, or is told by SIGUSR1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogRotation {
     /// From how many bytes on. Default 64 MiB.
@@ -208,7 +222,8 @@ pub enum LogFormat {
 /// `[app.NAME]`
 #[derive(Clone, Debug)]
 pub struct App {
-    /// Where it answers: `HOST/PATH`, `/PATH`. Empty, the default: the host chooses (`/` for the first app, `/NAME` for others).
+    /// Where it answers: `HOST/PATH`, `/PATH`. Empty, the default: the host chooses (`/` for the
+    /// first app, `/NAME` for others).
     pub routes: Vec<RoutePrefix>,
     /// What the drop folder does. Default `deploy`.
     pub watch: Watch,
@@ -218,11 +233,14 @@ pub struct App {
     pub drain_deadline: Option<Duration>,
     /// How long jobs may go on; none = for ever, the default.
     pub job_deadline: Option<Duration>,
-    /// How long a new artifact is on probation: a crash of the host meanwhile rolls it back. None = never. Default 60 s.
+    /// How long a new artifact is on probation: a crash of the host meanwhile rolls it back. None =
+    /// never. Default 60 s.
     pub bake: Option<Duration>,
-    /// How long the head of an answer may take, waiting included; past it the client gets 504. Default: for ever.
+    /// How long the head of an answer may take, waiting included; past it the client gets 504.
+    /// Default: for ever.
     pub request_timeout: Option<Duration>,
-    /// How many requests may be under way at a time, until their answers have ended. Default: any number.
+    /// How many requests may be under way at a time, until their answers have ended. Default: any
+    /// number.
     pub max_concurrent: Option<NonZeroUsize>,
     /// How many more may wait for their turn; those beyond get 503. Default 0.
     pub queue: usize,
@@ -253,7 +271,8 @@ impl App {
         })
     }
 
-    /// The variables that the app may read: those of [`App::env`] that this process began with, and that are text.
+    /// The variables that the app may read: those of [`App::env`] that this process began with, and
+    /// that are text.
     pub fn readable_env(&self) -> Vec<(String, String)> {
         self.env
             .iter()
@@ -303,7 +322,8 @@ pub struct Check {
     pub deadline: Duration,
     /// Smoke requests, in order.
     pub requests: Vec<SmokeRequest>,
-    /// What becomes of an artifact that would be retained, as the rehearsal of its end finds. Default `warn`.
+    /// What becomes of an artifact that would be retained, as the rehearsal of its end finds.
+    /// Default `warn`.
     pub leave: Leave,
 }
 
@@ -341,7 +361,8 @@ fn ok() -> u16 {
 pub struct ConfigError(pub String);
 
 impl Config {
-    /// The defaults of a host that is run without a configuration file, its folders in the working directory.
+    /// The defaults of a host that is run without a configuration file, its folders in the working
+    /// directory.
     pub fn without_file() -> Self {
         let mut config = Self {
             server: Server::under(&absolute(Path::new("."))),
@@ -356,7 +377,8 @@ impl Config {
         config
     }
 
-    /// Reads and checks the file at `path`. Relative paths in it are relative to its folder; those that this gives are absolute.
+    /// Reads and checks the file at `path`. Relative paths in it are relative to its folder; those
+    /// that this gives are absolute.
     ///
     /// # Errors
     /// The first thing that is wrong: `FILE:LINE: KEY: what: what to do`.

@@ -48,12 +48,13 @@ const SIDE_BY_SIDE: Duration = Duration::from_secs(2);
 /// How often a control socket that cannot be made is tried again.
 const BIND_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// How long a host that was killed may still hold the state directory: the kernel ends it after those who waited for it hear of it.
+/// How long a host that was killed may still hold the state directory: the kernel ends it after
+/// those who waited for it hear of it.
 const STILL_ENDING: Duration = Duration::from_secs(1);
 
 /// What a host is given by whoever starts it.
 #[derive(Debug, Default)]
-pub struct Given {
+pub struct StartupHandoff {
     /// Listening sockets. What is configured and not among them, the host binds.
     pub listeners: Listeners,
     /// Who is told how it is.
@@ -82,7 +83,7 @@ pub struct Daemon {
     notifier: Notifier,
     alive: JoinHandle<()>,
     memory: JoinHandle<()>,
-    /// Held for the life of the host, so that no second one works on the same state.
+    /// RetainReasons for the life of the host, so that no second one works on the same state.
     lock: File,
 }
 
@@ -124,7 +125,8 @@ impl Deref for HostRuntime {
     }
 }
 
-/// The runtime of a host process: its workers are known to the ledger, so everything that calls plugins runs on it.
+/// The runtime of a host process: its workers are known to the ledger, so everything that calls
+/// plugins runs on it.
 ///
 /// # Errors
 /// When the threads cannot be started.
@@ -145,18 +147,18 @@ pub fn runtime(config: &Config) -> io::Result<HostRuntime> {
 }
 
 impl Daemon {
-    /// Starts everything: state directory (locked against a second host), listener, the artifacts that were live before, control socket,
-    /// the drop folders.
+    /// Starts everything: state directory (locked against a second host), listener, the artifacts
+    /// that were live before, control socket, the drop folders.
     ///
     /// # Errors
     /// What could not be had and what to do. Nothing is left running then.
-    pub async fn start(config: Config, given: Given) -> Result<Self, DaemonError> {
-        let Given {
+    pub async fn start(config: Config, handoff: StartupHandoff) -> Result<Self, DaemonError> {
+        let StartupHandoff {
             listeners: mut given_listeners,
             notifier,
             is_supervised,
             crashed,
-        } = given;
+        } = handoff;
         open_files::raise();
         let settings = config.server.clone();
         let no_socket = |cause: SocketError| DaemonError(cause.to_string());
@@ -184,7 +186,8 @@ impl Daemon {
                 )
             })?;
 
-        // Bound before anything is loaded, so that a taken port is found out at once; accepting comes last.
+        // Bound before anything is loaded, so that a taken port is found out at once; accepting
+        // comes last.
         let claimed = given_listeners.claim(&listening).map_err(no_socket)?;
         let unusable = |cause: io::Error| fail("the listening socket cannot be used", &cause);
         let metrics = metrics_key
@@ -309,7 +312,8 @@ impl Daemon {
                 )
             })?;
         for app in apps.with_drop_folders() {
-            // Watched from the start, so that the first file in it is seen at once. Without it the host serves on, and finds it later.
+            // Watched from the start, so that the first file in it is seen at once. Without it the
+            // host serves on, and finds it later.
             let folder = settings.plugins.join(app.as_str());
             if let Err(cause) = DirBuilder::new()
                 .recursive(true)
@@ -371,7 +375,8 @@ impl Daemon {
         &self.shutdown
     }
 
-    /// Waits until SIGTERM, SIGINT or `handover shutdown`, then drains and ends. A second request ends it at once.
+    /// Waits until SIGTERM, SIGINT or `handover shutdown`, then drains and ends. A second request
+    /// ends it at once.
     pub async fn wait(self) {
         let Self {
             settings,
@@ -397,7 +402,8 @@ impl Daemon {
         let drain = async {
             let by = tokio::time::Instant::now() + settings.shutdown_deadline;
             stop_serving.send_replace(true);
-            // Connections that are idle end at once. What was on its way is read before the apps close their doors.
+            // Connections that are idle end at once. What was on its way is read before the apps
+            // close their doors.
             if tokio::time::timeout(ON_THEIR_WAY, &mut serving)
                 .await
                 .is_err()
@@ -441,8 +447,8 @@ async fn bind_later(path: &Path, group: Option<u32>) -> (UnixListener, ControlSo
     }
 }
 
-/// Makes live again what was live before. Apps that have not come up after a while hold up no other that has; as long as nothing
-/// serves, connections wait.
+/// Makes live again what was live before. Apps that have not come up after a while hold up no other
+/// that has; as long as nothing serves, connections wait.
 async fn restore(apps: &Apps, crashed: Option<Crashed>) {
     let restored = apps.clone();
     let mut restoring = tokio::spawn(async move { restored.restore(crashed).await });
@@ -498,8 +504,8 @@ fn shown_address(_: &Listen, bound: &Bound) -> String {
         .map_or_else(|_| "?".to_owned(), |address| address.to_string())
 }
 
-/// Makes the state directory private and takes its lock, which may take until `patience` has passed. One that is there is good for that
-/// even where nothing can be written.
+/// Makes the state directory private and takes its lock, which may take until `patience` has
+/// passed. One that is there is good for that even where nothing can be written.
 fn take_state(state: &Path, patience: Duration) -> Result<File, DaemonError> {
     let trouble = |what: &str, cause: io::Error| {
         DaemonError(format!(
@@ -518,7 +524,8 @@ fn take_state(state: &Path, patience: Duration) -> Result<File, DaemonError> {
         fs::set_permissions(state, fs::Permissions::from_mode(0o700))
             .map_err(|cause| trouble("made private", cause))?;
     }
-    // Held by a descriptor that only reads, so that the file system may become read-only under it.
+    // RetainReasons by a descriptor that only reads, so that the file system may become read-only
+    // under it.
     let path = state.join("lock");
     let mut writing = OpenOptions::new();
     writing.write(true).create(true).truncate(false).mode(0o600);
@@ -590,10 +597,11 @@ impl Signals {
         })
     }
 
-    /// SIGHUP reloads, SIGUSR1 opens the log's file again, SIGINT and SIGTERM end the host, a second one at once.
+    /// SIGHUP reloads, SIGUSR1 opens the log's file again, SIGINT and SIGTERM end the host, a
+    /// second one at once.
     ///
-    /// Under a supervisor that one counts: who sends a signal to all processes of a group (systemd, `docker stop` with an init)
-    /// asks once, though it comes here twice.
+    /// Under a supervisor that one counts: who sends a signal to all processes of a group (systemd,
+    /// `docker stop` with an init) asks once, though it comes here twice.
     async fn handle(mut self, apps: Apps, shutdown: ShutdownHandle) {
         loop {
             tokio::select! {

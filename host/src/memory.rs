@@ -1,8 +1,9 @@
 //! Memory that was freed goes back to the system.
 //!
-//! The C library keeps what is freed below something that is in use, and the heaps of libraries keep what one thread freed of another's, for
-//! as long as nobody asks: a crowd of clients that has gone would be paid for until the next restart. Nobody tells how much that is, so it
-//! is tried, less and less often as long as nothing comes of it.
+//! The C library keeps what is freed below something that is in use, and the heaps of libraries
+//! keep what one thread freed of another's, for as long as nobody asks: a crowd of clients that has
+//! gone would be paid for until the next restart. Nobody tells how much that is, so it is tried,
+//! less and less often as long as nothing comes of it.
 
 use std::{cell::Cell, time::Duration};
 
@@ -10,11 +11,13 @@ use tokio::{runtime::Handle, task::JoinSet};
 
 use crate::{background, loader, process};
 
-/// How long after something came of it, or the process grew, it is tried again; doubled each time that nothing does, up to the longest.
+/// How long after something came of it, or the process grew, it is tried again; doubled each time
+/// that nothing does, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// What may stay with the process: giving back keeps whoever allocates waiting, and less than this is soon needed again.
+/// What may stay with the process: giving back keeps whoever allocates waiting, and less than this
+/// is soon needed again.
 const KEPT: u64 = 64 << 20;
 
 /// How many tasks for each worker make it likely that each has run one.

@@ -5,7 +5,8 @@ use std::{fmt, str::FromStr};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
-/// The name of an app: 1 to 64 characters of `a-z`, `0-9`, `-` and `_`, beginning with a letter or digit.
+/// The name of an app: 1 to 64 characters of `a-z`, `0-9`, `-` and `_`, beginning with a letter or
+/// digit.
 ///
 /// It names folders in the state directory, so nothing that could escape one is accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -1,6 +1,7 @@
 //! What the host tells whoever started it: that it serves, that it ends, that it is alive.
 //!
-//! The words are those of systemd's `sd_notify`. They go to `NOTIFY_SOCKET`, or to our own supervisor, which passes them on.
+//! The words are those of systemd's `sd_notify`. They go to `NOTIFY_SOCKET`, or to our own
+//! supervisor, which passes them on.
 
 use std::{
     env,
@@ -26,7 +27,8 @@ use rustix::process::getppid;
 pub const READY: &[u8] = b"READY=1";
 /// The host ends, and means to.
 pub const STOPPING: &[u8] = b"STOPPING=1";
-/// The host could not start, and has said why: only to our own supervisor, as everybody else sees the exit code.
+/// The host could not start, and has said why: only to our own supervisor, as everybody else sees
+/// the exit code.
 pub const FAILED: &[u8] = b"X_HANDOVER_FAILED=1";
 /// The host is alive.
 pub const WATCHDOG: &[u8] = b"WATCHDOG=1";
@@ -51,8 +53,8 @@ impl Notifier {
         Ok(Self(Some(Arc::new(socket))))
     }
 
-    /// Tells the service manager that `NOTIFY_SOCKET` names, if it names one that can be reached: a container inherits the
-    /// name from outside, and to serve matters more than to be heard.
+    /// Tells the service manager that `NOTIFY_SOCKET` names, if it names one that can be reached: a
+    /// container inherits the name from outside, and to serve matters more than to be heard.
     pub fn from_env() -> Self {
         match env::var_os("NOTIFY_SOCKET") {
             Some(name) if !name.is_empty() => Self::to(&name).unwrap_or_else(|error| {
@@ -111,7 +113,8 @@ impl Notifier {
         self.tell(STOPPING);
     }
 
-    /// Says that the host is alive, again and again, if the service manager wants to hear it. Ends only with its task.
+    /// Says that the host is alive, again and again, if the service manager wants to hear it. Ends
+    /// only with its task.
     pub async fn keep_alive(self) {
         let Some(period) = watchdog().filter(|_| self.0.is_some()) else {
             return;
@@ -124,7 +127,8 @@ impl Notifier {
     }
 }
 
-/// How long the service manager waits for a sign of life of this process, or of the one that supervises it.
+/// How long the service manager waits for a sign of life of this process, or of the one that
+/// supervises it.
 fn watchdog() -> Option<Duration> {
     let number = |name: &str| env::var(name).ok()?.parse::<u64>().ok();
     let supervisor = getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());

@@ -1,7 +1,8 @@
 //! How many files and connections this process may have open: as many as the system grants it.
 //!
-//! The soft limit is 1,024 nearly everywhere, for the sake of programs that use `select`; a connection takes one, and a generation four. A
-//! process may raise it to the hard limit by itself, and whoever means to limit it sets that one.
+//! The soft limit is 1,024 nearly everywhere, for the sake of programs that use `select`; a
+//! connection takes one, and a generation four. A process may raise it to the hard limit by itself,
+//! and whoever means to limit it sets that one.
 
 use std::os::fd::RawFd;
 
@@ -13,7 +14,8 @@ const FEW: u64 = 4096;
 /// How many descriptors are kept back at least and at most. A deploy takes about 15 at a time.
 const RESERVE: (u64, u64) = (24, 1024);
 
-/// Raises the limit as far as it goes, and tells what it is. A system that denies it is told of, and lived with.
+/// Raises the limit as far as it goes, and tells what it is. A system that denies it is told of,
+/// and lived with.
 pub(crate) fn raise() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
         if soft == hard {
@@ -39,8 +41,8 @@ pub(crate) fn limit() -> Option<u64> {
     (soft != RLIM_INFINITY).then_some(soft)
 }
 
-/// The first descriptor that is not for clients: the last ones, a quarter but not too many, are kept for the control socket, deploys, and
-/// what plugins open. None where there is no limit.
+/// The first descriptor that is not for clients: the last ones, a quarter but not too many, are
+/// kept for the control socket, deploys, and what plugins open. None where there is no limit.
 pub(crate) fn first_reserved() -> Option<RawFd> {
     let limit = limit()?;
     let reserve = (limit / 4).clamp(RESERVE.0, RESERVE.1);

@@ -1,7 +1,7 @@
 //! The environment, the working directory and the mask of new files that the process began with.
 //!
-//! Plugins may change them for the whole process. What the host starts, what it gives apps to read and what it writes is as it was before any
-//! of them.
+//! Plugins may change them for the whole process. What the host starts, what it gives apps to read
+//! and what it writes is as it was before any of them.
 
 use std::{
     env,
@@ -40,8 +40,8 @@ pub fn origin() -> &'static Origin {
     })
 }
 
-/// Takes from others the right to write the files that this process makes, and from what it starts: whoever may write those of a host
-/// commands it. To be called before any other thread is started.
+/// Takes from others the right to write the files that this process makes, and from what it starts:
+/// whoever may write those of a host commands it. To be called before any other thread is started.
 pub fn narrow() {
     let mask = file_mask().unwrap_or(USUAL_MASK) | USUAL_MASK;
     rustix::process::umask(Mode::from_raw_mode(mask));

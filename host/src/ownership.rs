@@ -1,4 +1,5 @@
-//! Who may write what lies at a path: whoever may put a plugin, a configuration or a folder of them in place commands the host.
+//! Who may write what lies at a path: whoever may put a plugin, a configuration or a folder of them
+//! in place commands the host.
 
 use std::{
     collections::VecDeque,
@@ -52,10 +53,11 @@ pub enum Insecure {
 const SETTING: &str =
     "`[trust] insecure_paths = true` (`--insecure-paths` for the configuration file)";
 
-/// Checks that nobody but the user of this process and root can change what `path` leads to: the file or folder itself, every folder on
-/// the way to it, and every link and what it leads to.
+/// Checks that nobody but the user of this process and root can change what `path` leads to: the
+/// file or folder itself, every folder on the way to it, and every link and what it leads to.
 ///
-/// A folder with the sticky bit may be written by others: what is somebody else's in it cannot be replaced by them. Blocks on the disk.
+/// A folder with the sticky bit may be written by others: what is somebody else's in it cannot be
+/// replaced by them. Blocks on the disk.
 ///
 /// # Errors
 /// The first thing on the way that others may change.
@@ -141,8 +143,8 @@ fn judge(path: &Path, facts: &Metadata) -> Result<(), Insecure> {
     })
 }
 
-/// Whether the group is the user's own and nobody else's: many systems give each user one of its name, and let it write what the user
-/// makes.
+/// Whether the group is the user's own and nobody else's: many systems give each user one of its
+/// name, and let it write what the user makes.
 fn is_private(owner: u32, group: u32) -> bool {
     let (Ok(Some(user)), Ok(Some(group))) = (
         User::from_uid(Uid::from_raw(owner)),

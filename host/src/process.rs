@@ -7,7 +7,8 @@ use nix::time::{ClockId, clock_gettime};
 /// Starts this very program again, whatever lies at its path by now.
 ///
 /// # Errors
-/// The sentence for a person when there is no `/proc`, without which there is no host either: it maps plugins by way of it.
+/// The sentence for a person when there is no `/proc`, without which there is no host either: it
+/// maps plugins by way of it.
 pub fn own_program() -> io::Result<Command> {
     const PATH: &str = "/proc/self/exe";
     match fs::read_link(PATH) {
@@ -24,7 +25,8 @@ pub fn resident_bytes() -> u64 {
     field("VmRSS:") * 1024
 }
 
-/// The memory that is nobody else's and of no file, be it resident or swapped out: what was allocated and written to.
+/// The memory that is nobody else's and of no file, be it resident or swapped out: what was
+/// allocated and written to.
 pub fn private_bytes() -> u64 {
     (field("RssAnon:") + field("VmSwap:")) * 1024
 }

@@ -1,14 +1,16 @@
-//! What the machine is short of: the errors that say so, and the processes that the kernel killed for want of memory.
+//! What the machine is short of: the errors that say so, and the processes that the kernel killed
+//! for want of memory.
 //!
-//! An error of this kind is no fault of whoever ran into it, and gone a moment later. It often comes as text only: from the
-//! dynamic linker, or from a plugin.
+//! An error of this kind is no fault of whoever ran into it, and gone a moment later. It often
+//! comes as text only: from the dynamic linker, or from a plugin.
 
 use std::fs;
 
 /// How a process ended that the kernel killed for want of memory, in place of `SIGKILL`.
 pub(crate) const OUT_OF_MEMORY: &str = "SIGKILL by the kernel, which was out of memory";
 
-/// EAGAIN, ENOMEM, ENFILE and EMFILE, as Rust shows the errors of the system, and in its debug format.
+/// EAGAIN, ENOMEM, ENFILE and EMFILE, as Rust shows the errors of the system, and in its debug
+/// format.
 const CODES: [&str; 8] = [
     "(os error 11)",
     "(os error 12)",
@@ -53,7 +55,8 @@ impl Kills {
     }
 }
 
-/// How many were killed in the control group of this process, or in the whole system where that counts none.
+/// How many were killed in the control group of this process, or in the whole system where that
+/// counts none.
 fn killed() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let files = groups.lines().filter_map(|line| {

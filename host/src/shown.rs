@@ -1,11 +1,13 @@
-//! Text from elsewhere as people are shown it: of bounded length, and without what steers a terminal or forges a line.
+//! Text from elsewhere as people are shown it: of bounded length, and without what steers a
+//! terminal or forges a line.
 
 use std::{fmt::Write, path::Path};
 
 /// The longest sentence of a plugin's that goes into reasons, events and the history, in bytes.
 pub(crate) const SENTENCE: usize = 4 * 1024;
 
-/// `text` with its control characters escaped, but for tabs; lines after the first are indented, so none looks like one of ours.
+/// `text` with its control characters escaped, but for tabs; lines after the first are indented, so
+/// none looks like one of ours.
 pub(crate) fn harmless(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     push_harmless(text, &mut shown);
@@ -46,7 +48,7 @@ pub(crate) fn path(path: &Path) -> String {
 }
 
 /// `text`, or its beginning of at most `limit` bytes and how much was left out.
-pub(crate) fn cut(text: String, limit: usize) -> String {
+pub(crate) fn truncate(text: String, limit: usize) -> String {
     if text.len() <= limit {
         return text;
     }
@@ -76,7 +78,7 @@ mod tests {
 
     #[test]
     fn what_is_cut_says_how_much() {
-        assert_eq!(cut("short".to_owned(), 5), "short");
-        assert_eq!(cut("ééé".to_owned(), 3), "é… (4 more bytes)");
+        assert_eq!(truncate("short".to_owned(), 5), "short");
+        assert_eq!(truncate("ééé".to_owned(), 3), "é… (4 more bytes)");
     }
 }

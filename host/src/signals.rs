@@ -1,12 +1,13 @@
-//! The signals of a host and of its supervisor that do not ask for anything, and what they must not do.
+//! The signals of a host and of its supervisor that do not ask for anything, and what they must not
+//! do.
 
 use std::io;
 
 use nix::sys::signal::{SigSet, Signal};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Signals that end a process by default and say nothing to a host. Somebody sends them out of habit: `logrotate` sends SIGUSR1,
-/// a profiler SIGPROF, a shell's `kill` whatever was typed.
+/// Signals that end a process by default and say nothing to a host. Somebody sends them out of
+/// habit: `logrotate` sends SIGUSR1, a profiler SIGPROF, a shell's `kill` whatever was typed.
 const MEANINGLESS: [i32; 9] = [
     libc::SIGUSR2,
     libc::SIGALRM,
@@ -34,13 +35,15 @@ pub fn outlive() -> io::Result<()> {
     }
     // SIGRTMIN and SIGRTMAX as the C library has them: it keeps the first ones for itself.
     for number in libc::SIGRTMIN()..=libc::SIGRTMAX() {
-        // A debugger or a profiler that the host runs under may keep one of them for itself, as valgrind does.
+        // A debugger or a profiler that the host runs under may keep one of them for itself, as
+        // valgrind does.
         drop(signal(SignalKind::from_raw(number)));
     }
     Ok(())
 }
 
-/// Lets this thread, and those that it starts, write to a terminal that stops the output of background processes.
+/// Lets this thread, and those that it starts, write to a terminal that stops the output of
+/// background processes.
 pub fn let_background_write() {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTTOU);

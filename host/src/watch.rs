@@ -1,36 +1,44 @@
 //! Drop folders: events are a hint, the truth is a rescan.
 //!
 //! # What is looked at
-//! `DIR/APP/*.so` is offered to the app that the folder names, whatever the manifest says; `DIR/*.so` to the app of its manifest. Names
-//! that begin with a dot or do not end in `.so` are nobody's: write under such a name and rename. Symlinks are followed, also those of
-//! folders, so a swap of `..data` as Kubernetes does it is a new file.
+//! `DIR/APP/*.so` is offered to the app that the folder names, whatever the manifest says;
+//! `DIR/*.so` to the app of its manifest. Names that begin with a dot or do not end in `.so` are
+//! nobody's: write under such a name and rename. Symlinks are followed, also those of folders, so a
+//! swap of `..data` as Kubernetes does it is a new file.
 //!
 //! # When a file counts
 //! - It was closed after writing, or renamed in, or came with a link or folder that was: at once.
-//! - No such event was seen (it was missed, or the file system has none): when size, times and inode have not changed for the length of a
-//!   rescan interval. A file that ends before its ELF headers say is given longer, since somebody may still be writing it.
+//! - No such event was seen (it was missed, or the file system has none): when size, times and
+//!   inode have not changed for the length of a rescan interval. A file that ends before its ELF
+//!   headers say is given longer, since somebody may still be writing it.
 //! - `handover reload` asks: at once, unless it is truncated.
-//! - In no case while somebody has it open for writing. The kernel knows, see [`writers`](crate::writers); where it does not tell, what
-//!   events tell counts: written to, and not closed since. A file is held while it is read, so nobody begins to write meanwhile.
+//! - In no case while somebody has it open for writing. The kernel knows, see
+//!   [`writers`](crate::writers); where it does not tell, what events tell counts: written to, and
+//!   not closed since. A file is held while it is read, so nobody begins to write meanwhile.
 //!
-//! Any event leads to a rescan, and so does an overflow of the event queue, an error of the watcher, and every two seconds without either. An
-//! event is never believed: it only says which file is worth a look now.
+//! Any event leads to a rescan, and so does an overflow of the event queue, an error of the
+//! watcher, and every two seconds without either. An event is never believed: it only says which
+//! file is worth a look now.
 //!
 //! # What is new
-//! Identity is the SHA-256 of the bytes at a path; times, size and inode only save hashing what nobody touched. The same bytes at the
-//! same path are not offered twice, except by `handover reload` when they failed, and when they are put there anew after something else
-//! was made live by another way. A path whose answer file carries the hash of the
-//! present bytes counts as answered, so a restarted host leaves to its own records what is live. Where the store is empty those records are
-//! gone too, and `.deployed` files are no answer.
+//! Identity is the SHA-256 of the bytes at a path; times, size and inode only save hashing what
+//! nobody touched. The same bytes at the same path are not offered twice, except by `handover
+//! reload` when they failed, and when they are put there anew after something else was made live by
+//! another way. A path whose answer file carries the hash of the present bytes counts as answered,
+//! so a restarted host leaves to its own records what is live. Where the store is empty those
+//! records are gone too, and `.deployed` files are no answer.
 //!
-//! `NAME.so.minisig` beside a file is its signature. When one comes or changes after the file was refused, the file is tried again.
+//! `NAME.so.minisig` beside a file is its signature. When one comes or changes after the file was
+//! refused, the file is tried again.
 //!
-//! Of several new files for one app only the highest version (semver) is offered; among equals the newest, then the last by name.
-//! Offers of one app follow each other, those of different apps do not wait for each other.
+//! Of several new files for one app only the highest version (semver) is offered; among equals the
+//! newest, then the last by name. Offers of one app follow each other, those of different apps do
+//! not wait for each other.
 //!
 //! # The answer
-//! Beside the file, written by rename: `NAME.so.deployed` or `NAME.so.failed`. The first line is the sentence for a person, the second
-//! `sha256 HEX` of the bytes it is about; more of the message follows. While an offer is under way there is neither. Deleting a file deletes its answer, and
+//! Beside the file, written by rename: `NAME.so.deployed` or `NAME.so.failed`. The first line is
+//! the sentence for a person, the second `sha256 HEX` of the bytes it is about; more of the message
+//! follows. While an offer is under way there is neither. Deleting a file deletes its answer, and
 //! undeploys nothing.
 //!
 //! # The parts
@@ -62,7 +70,7 @@ use crate::{
 
 /// What was found in a drop folder.
 #[derive(Clone, Debug)]
-pub struct Offer {
+pub struct DroppedArtifact {
     /// The app: of the sub-folder, else of the manifest.
     pub app: AppName,
     /// The file in the drop folder.
@@ -83,7 +91,7 @@ pub struct Offer {
 
 /// What became of an offer.
 #[derive(Clone, Debug)]
-pub enum Answer {
+pub enum DropOutcome {
     /// Live, staged, or live already. The text goes into `NAME.so.deployed`.
     Deployed(String),
     /// Not taken. The text goes into `NAME.so.failed`.
@@ -96,16 +104,20 @@ pub enum Answer {
 pub trait DropTarget: Send + Sync + 'static {
     /// Whether the drop folder of `app` is watched at all.
     fn watches(&self, app: &AppName) -> bool;
-    /// Whether what lies at `path` may become code at all, as far as who may write there goes. Blocks.
+    /// Whether what lies at `path` may become code at all, as far as who may write there goes.
+    /// Blocks.
     ///
     /// # Errors
     /// The sentence for a person: why not, and what to do.
     fn admits(&self, path: &Path) -> Result<(), String>;
-    /// Whether these bytes are what `app` serves or what waits for `handover reload`: putting them there once more changes nothing.
+    /// Whether these bytes are what `app` serves or what waits for `handover reload`: putting them
+    /// there once more changes nothing.
     fn has(&self, app: &AppName, sha256: Sha256) -> bool;
-    /// Deploys or stages an offer. Called one after the other for each app, on a task that may wait.
-    fn offer(&self, offer: Offer) -> impl Future<Output = Answer> + Send;
-    /// Somebody still has the file at `path` open for writing, so it waits; `asked`: `handover reload` wanted it. For the event log.
+    /// Deploys or stages an offer. Called one after the other for each app, on a task that may
+    /// wait.
+    fn deploy_dropped(&self, dropped: DroppedArtifact) -> impl Future<Output = DropOutcome> + Send;
+    /// Somebody still has the file at `path` open for writing, so it waits; `asked`: `handover
+    /// reload` wanted it. For the event log.
     fn waits(&self, app: Option<&AppName>, path: &Path, asked: bool);
     /// Bytes that could not become an artifact, so nobody will be offered them. For the event log.
     fn refused(&self, app: Option<&AppName>, path: &Path, reason: &str);
@@ -118,8 +130,9 @@ pub struct WatcherHandle {
 }
 
 impl WatcherHandle {
-    /// Scans now and waits until everything found was offered and answered. `again` retries what failed before, and takes files that no
-    /// event told of without waiting for them to be quiet. Returns how many offers were made; 0 when the watcher has ended.
+    /// Scans now and waits until everything found was offered and answered. `again` retries what
+    /// failed before, and takes files that no event told of without waiting for them to be quiet.
+    /// Returns how many offers were made; 0 when the watcher has ended.
     pub async fn rescan(&self, app: Option<AppName>, again: bool) -> usize {
         let (reply, answered) = oneshot::channel();
         let asked = self.messages.send(Message::Rescan { app, again, reply });
@@ -143,7 +156,8 @@ struct Timing {
     quiet: Duration,
     /// The same while another one is being written in its folder.
     gather: Duration,
-    /// Two writes within one tick of the kernel's clock leave the same times, so bytes hashed this soon after a change are hashed again.
+    /// Two writes within one tick of the kernel's clock leave the same times, so bytes hashed this
+    /// soon after a change are hashed again.
     tick: Duration,
 }
 
@@ -160,7 +174,8 @@ impl Default for Timing {
     }
 }
 
-/// Watches `dir` for the life of the returned handle's runtime, which is the one that this is called in. The folder is made if missing.
+/// Watches `dir` for the life of the returned handle's runtime, which is the one that this is
+/// called in. The folder is made if missing.
 ///
 /// # Panics
 /// Outside of a tokio runtime, and when no thread can be started.

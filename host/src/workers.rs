@@ -1,4 +1,5 @@
-//! The threads that call plugins, in the host and in a preflight child: a runtime whose workers the ledger knows.
+//! The threads that call plugins, in the host and in a preflight child: a runtime whose workers the
+//! ledger knows.
 
 use std::{io, num::NonZeroUsize};
 

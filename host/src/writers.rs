@@ -1,8 +1,10 @@
-//! Whether somebody has a file open for writing, and a hold that keeps it as it is while it is read.
+//! Whether somebody has a file open for writing, and a hold that keeps it as it is while it is
+//! read.
 //!
-//! Only the kernel knows all of them: those of other users and other containers, and those that mapped the file and closed it. It
-//! tells by refusing a read lease. Who grants none (a file of another user without `CAP_LEASE`, a file system without leases) leaves
-//! what `/proc` shows: the processes that this user may look into.
+//! Only the kernel knows all of them: those of other users and other containers, and those that
+//! mapped the file and closed it. It tells by refusing a read lease. Who grants none (a file of
+//! another user without `CAP_LEASE`, a file system without leases) leaves what `/proc` shows: the
+//! processes that this user may look into.
 
 use std::{
     fs::{self, File, Metadata, OpenOptions},
@@ -14,8 +16,8 @@ use std::{
     path::Path,
 };
 
-/// File systems over a network, whose `EAGAIN` may only mean that their server has granted nothing: NFS, SMB in its three numbers,
-/// Ceph, 9P and FUSE.
+/// File systems over a network, whose `EAGAIN` may only mean that their server has granted nothing:
+/// NFS, SMB in its three numbers, Ceph, 9P and FUSE.
 const REMOTE: [u32; 7] = [
     0x6969,
     0x517b,
@@ -30,7 +32,7 @@ const REMOTE: [u32; 7] = [
 #[derive(Debug)]
 pub(crate) enum Writers {
     /// Nobody has. Whoever opens it for writing waits until this is dropped.
-    Nobody(Hold),
+    Nobody(WriteLease),
     /// Somebody has.
     Somebody,
     /// Nobody whom this process can see has.
@@ -39,16 +41,16 @@ pub(crate) enum Writers {
 
 /// A read lease on a file: nobody opens it for writing meanwhile.
 #[derive(Debug)]
-pub(crate) struct Hold(File);
+pub(crate) struct WriteLease(File);
 
-impl Hold {
+impl WriteLease {
     /// Whether `path` leads to the held file.
     pub(crate) fn is_of(&self, path: &Path) -> bool {
         matches!((self.0.metadata(), fs::metadata(path)), (Ok(held), Ok(there)) if same(&held, &there))
     }
 }
 
-impl Drop for Hold {
+impl Drop for WriteLease {
     fn drop(&mut self) {
         // By name: a child that is being started may have a copy of the descriptor.
         let _ = lease(self.0.as_raw_fd(), libc::F_UNLCK); // there is none then
@@ -74,7 +76,7 @@ pub(crate) fn writers(path: &Path) -> io::Result<Writers> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"));
     }
     match lease(file.as_raw_fd(), libc::F_RDLCK) {
-        Ok(()) => return Ok(Writers::Nobody(Hold(file))),
+        Ok(()) => return Ok(Writers::Nobody(WriteLease(file))),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock && !is_remote(&file) => {
             return Ok(Writers::Somebody);
         }
@@ -86,7 +88,8 @@ pub(crate) fn writers(path: &Path) -> io::Result<Writers> {
     })
 }
 
-/// A process that has the file at `path` open for writing, as `cp (process 12)`, if this one may look into it. Slow: it looks at all.
+/// A process that has the file at `path` open for writing, as `cp (process 12)`, if this one may
+/// look into it. Slow: it looks at all.
 pub(crate) fn name_of_one(path: &Path) -> Option<String> {
     visible(&fs::metadata(path).ok()?)
 }
@@ -133,7 +136,8 @@ fn same(one: &Metadata, other: &Metadata) -> bool {
 
 fn lease(descriptor: RawFd, kind: libc::c_int) -> io::Result<()> {
     let call = |command, argument: libc::c_int| {
-        // SAFETY: these commands take a number and touch no memory. The callers have the descriptor open.
+        // SAFETY: these commands take a number and touch no memory. The callers have the descriptor
+        // open.
         #[expect(unsafe_code, reason = "no crate has leases")]
         let answer = unsafe { libc::fcntl(descriptor, command, argument) };
         if answer < 0 {
@@ -142,7 +146,8 @@ fn lease(descriptor: RawFd, kind: libc::c_int) -> io::Result<()> {
             Ok(())
         }
     };
-    // Who wants to write makes the kernel send a signal, by default one that ends the process. This one is ignored by default.
+    // Who wants to write makes the kernel send a signal, by default one that ends the process. This
+    // one is ignored by default.
     call(F_SETSIG, libc::SIGURG)?;
     call(libc::F_SETLEASE, kind)
 }

@@ -1,14 +1,17 @@
-//! The race between requests that count in and a generation that is retired, in every order that the memory model allows.
+//! The race between requests that count in and a generation that is retired, in every order that
+//! the memory model allows.
 //!
-//! What runs is `generation::in_flight` itself, compiled a second time, with loom's atomics in place of std's, and an `Arc` whose count is
-//! made of one as std's is. What the library is in memory is a cell: a request in flight reads it, unmapping writes it. loom fails on a read and a
-//! write of which neither happens before the other. Leaving out one of the fences there makes a test here fail.
+//! What runs is `generation::in_flight` itself, compiled a second time, with loom's atomics in
+//! place of std's, and an `Arc` whose count is made of one as std's is. What the library is in
+//! memory is a cell: a request in flight reads it, unmapping writes it. loom fails on a read and a
+//! write of which neither happens before the other. Leaving out one of the fences there makes a
+//! test here fail.
 
 use loom::{cell::UnsafeCell, thread};
 
 use self::{
-    core::Core,
     in_flight::{Gate, InFlight, Shards},
+    shared::Shared,
     sync::Arc,
 };
 
@@ -28,7 +31,8 @@ mod sync {
         fence(Ordering::SeqCst);
     }
 
-    /// An `Arc` as std has it, with the same orderings. The one of loom knows its count without reading it as others would.
+    /// An `Arc` as std has it, with the same orderings. The one of loom knows its count without
+    /// reading it as others would.
     #[derive(Debug)]
     pub(super) struct Arc<T>(NonNull<Counted<T>>);
 
@@ -38,7 +42,8 @@ mod sync {
         value: T,
     }
 
-    // SAFETY: as std's: it gives shared references to the value, and drops it on whichever thread is last.
+    // SAFETY: as std's: it gives shared references to the value, and drops it on whichever thread
+    // is last.
     unsafe impl<T: Send + Sync> Send for Arc<T> {}
     // SAFETY: as above.
     unsafe impl<T: Send + Sync> Sync for Arc<T> {}
@@ -85,7 +90,8 @@ mod sync {
     }
 }
 
-/// In place of `generation::worker`: as few shards as there can be of both kinds, one's own and another's.
+/// In place of `generation::worker`: as few shards as there can be of both kinds, one's own and
+/// another's.
 mod worker {
     use std::cell::Cell;
 
@@ -107,19 +113,19 @@ mod worker {
 }
 
 /// In place of `generation::core`.
-mod core {
+mod shared {
     use super::{Gate, UnsafeCell};
 
     #[derive(Debug)]
-    pub(super) struct Core {
+    pub(super) struct Shared {
         pub(super) gate: Gate,
         pub(super) library: UnsafeCell<u32>,
     }
 
     // SAFETY: loom fails where the library is raced for.
-    unsafe impl Sync for Core {}
+    unsafe impl Sync for Shared {}
 
-    impl Core {
+    impl Shared {
         pub(super) fn gate(&self) -> &Gate {
             &self.gate
         }
@@ -127,30 +133,30 @@ mod core {
 }
 
 struct Generation {
-    core: Arc<Core>,
+    shared: Arc<Shared>,
     shards: Shards,
 }
 
 impl Generation {
     /// An active one.
     fn new() -> Arc<Self> {
-        let core = Arc::new(Core {
+        let shared = Arc::new(Shared {
             gate: Gate::closed(),
             library: UnsafeCell::new(1),
         });
-        core.gate.open();
+        shared.gate.open();
         Arc::new(Self {
-            shards: Shards::new(&core),
-            core,
+            shards: Shards::new(&shared),
+            shared,
         })
     }
 
     /// `Active::drain`, one look of `Draining::quiet`, and the end.
     fn retire(&self) {
-        self.core.gate.close();
+        self.shared.gate.close();
         if self.shards.in_flight() == 0 {
             // SAFETY: loom fails where this races.
-            self.core
+            self.shared
                 .library
                 .with_mut(|library| unsafe { *library = 0 });
         }
@@ -158,8 +164,8 @@ impl Generation {
 }
 
 /// Code of the plugin runs.
-fn call(core: &Core) {
-    core.library.with(|library| {
+fn call(shared: &Shared) {
+    shared.library.with(|library| {
         // SAFETY: loom fails where this races.
         assert_eq!(unsafe { *library }, 1);
     });
@@ -180,7 +186,8 @@ fn request(
     })
 }
 
-/// All orders with up to so many switches that no thread asked for: that is where faults are, and it takes seconds.
+/// All orders with up to so many switches that no thread asked for: that is where faults are, and
+/// it takes seconds.
 fn model(switches: usize, run: impl Fn() + Send + Sync + 'static) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(switches);
@@ -193,7 +200,7 @@ fn a_request_that_is_in_finds_the_library_mapped() {
         model(3, move || {
             let generation = Generation::new();
             let requests = [0, other]
-                .map(|worker| request(&generation, worker, |in_flight| call(in_flight.core())));
+                .map(|worker| request(&generation, worker, |in_flight| call(in_flight.shared())));
             generation.retire();
             for request in requests {
                 request.join().expect("it does not panic");
@@ -208,9 +215,9 @@ fn what_outlives_its_request_finds_the_library_mapped() {
         let generation = Generation::new();
         let request = request(&generation, 1, |in_flight| {
             // Bytes of the answer.
-            let hold = in_flight.hold();
+            let hold = in_flight.keep_alive();
             drop(in_flight);
-            call(hold.core());
+            call(hold.shared());
         });
         generation.retire();
         request.join().expect("it does not panic");
@@ -224,7 +231,7 @@ fn what_travels_to_another_thread_finds_the_library_mapped() {
         let request = request(&generation, 0, |in_flight| {
             // An upgraded connection.
             let theirs = in_flight.clone();
-            let upgraded = thread::spawn(move || call(theirs.core()));
+            let upgraded = thread::spawn(move || call(theirs.shared()));
             drop(in_flight);
             upgraded.join().expect("it does not panic");
         });
@@ -237,7 +244,7 @@ fn what_travels_to_another_thread_finds_the_library_mapped() {
 fn whoever_came_in_is_counted_until_it_left_and_nobody_comes_after() {
     model(3, || {
         let generation = Generation::new();
-        let request = request(&generation, 0, |in_flight| call(in_flight.core()));
+        let request = request(&generation, 0, |in_flight| call(in_flight.shared()));
         generation.retire();
         assert!(generation.shards.enter().is_none());
         request.join().expect("it does not panic");

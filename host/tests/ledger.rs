@@ -1,4 +1,5 @@
-//! Libraries really unload: whatever they register with the C library, on whichever thread of the host.
+//! Libraries really unload: whatever they register with the C library, on whichever thread of the
+//! host.
 #![allow(
     clippy::unwrap_used,
     reason = "a test: what is not as promised ends it"
@@ -231,7 +232,8 @@ fn twelve_hundred_loads_leave_nothing_behind() {
             loaded.library.settle(PATIENCE).await.unwrap();
             loaded.assert_settled();
             let count = |counter: &AtomicUsize| counter.load(Ordering::SeqCst);
-            // The lifecycle threads (2), the workers, two threads spawned, and the runtime's two, with two witnesses each.
+            // The lifecycle threads (2), the workers, two threads spawned, and the runtime's two,
+            // with two witnesses each.
             assert_eq!(count(&loaded.counts.made), 2 * (2 + WORKERS + 2 + 2));
             assert_eq!(count(&loaded.counts.values), 2 + WORKERS);
             assert_eq!(count(&loaded.counts.ended), 2);
@@ -461,7 +463,8 @@ fn each_library_has_its_own_signal_handler_and_the_host_never_dies_of_the_signal
         let old = Loaded::new();
         assert!(!old.table.handle_signal()());
         let new = Loaded::new();
-        // Were it told of the old one's handler, it would chain to it, and the old one leaves first.
+        // Were it told of the old one's handler, it would chain to it, and the old one leaves
+        // first.
         assert!(!new.table.handle_signal()());
         assert_eq!(usr1(), disposition, "the host has no handler");
         for library in [old.library, new.library] {
@@ -480,7 +483,8 @@ fn each_library_has_its_own_signal_handler_and_the_host_never_dies_of_the_signal
 fn a_table_of_another_layout_is_refused_and_its_library_can_be_unloaded() {
     let _alone = alone();
     let before = libraries();
-    // To abi_stable this test's `Table` and the fixture's are two types, since two packages define them.
+    // To abi_stable this test's `Table` and the fixture's are two types, since two packages define
+    // them.
     let library = Library::open(&fixture(), Layouts::Check).unwrap();
     let LoadError(reason) = library.root::<Table_Ref>().err().unwrap();
     assert_eq!(

@@ -1,4 +1,5 @@
-//! Everything between a handover host and its plugins: the ABI that both compile, and the SDK to write a plugin with.
+//! Everything between a handover host and its plugins: the ABI that both compile, and the SDK to
+//! write a plugin with.
 //!
 //! ```ignore
 //! use handover_plugin::{Context, Error};
@@ -25,7 +26,8 @@ pub use sdk::{
     error::Error,
 };
 
-/// Gives the plugin that expands this a heap that leaves with it. Not for use by hand: `#[app]` does.
+/// Gives the plugin that expands this a heap that leaves with it. Not for use by hand: `#[app]`
+/// does.
 #[cfg(all(feature = "sdk", feature = "own-heap"))]
 #[doc(hidden)]
 #[macro_export]

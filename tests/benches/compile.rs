@@ -1,11 +1,13 @@
-//! What an author waits for: the builds of a new plugin, their size, and the time from a saved file to its first answer.
+//! What an author waits for: the builds of a new plugin, their size, and the time from a saved file
+//! to its first answer.
 //!
 //! ```text
 //! cargo bench -p handover-tests --bench compile             # writes docs/benchmarks
 //! cargo bench -p handover-tests --bench compile -- --quick  # debug builds only, fewer rounds; writes nothing
 //! ```
 //!
-//! The plugin is what `handover new` makes, built in a folder of its own with the versions of this workspace.
+//! The plugin is what `handover new` makes, built in a folder of its own with the versions of this
+//! workspace.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,7 +35,8 @@ use serde_json::json;
 /// What the scaffold answers, with another word each time.
 const WORD: &str = "Hello from ";
 
-/// Runs the compiler as cargo asked for it, and writes down what processor time it took for which crate.
+/// Runs the compiler as cargo asked for it, and writes down what processor time it took for which
+/// crate.
 const METER: &str = r#"#!/bin/sh
 "$@"
 status=$?
@@ -188,7 +191,8 @@ impl Project {
         word
     }
 
-    /// The crates that it is built from, by name and version. `only` narrows it down, in the words of `cargo tree`.
+    /// The crates that it is built from, by name and version. `only` narrows it down, in the words
+    /// of `cargo tree`.
     fn crates(&self, only: &[&str]) -> BTreeSet<String> {
         let output = Command::new(env!("CARGO"))
             .args(["tree", "--prefix=none", "--edges=normal,build"])
@@ -267,7 +271,8 @@ impl Project {
     }
 }
 
-/// What the meter wrote down: the name, the version, and the times of user and system as `times` prints them, such as `0m1.250000s`.
+/// What the meter wrote down: the name, the version, and the times of user and system as `times`
+/// prints them, such as `0m1.250000s`.
 fn metered(log: &str) -> BTreeMap<String, f64> {
     let seconds = |time: &str| {
         let (minutes, seconds) = time.strip_suffix('s')?.split_once('m')?;

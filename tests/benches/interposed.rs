@@ -1,4 +1,5 @@
-//! What the functions that the host puts before libc's cost a plugin: each beside libc's own, in the same process.
+//! What the functions that the host puts before libc's cost a plugin: each beside libc's own, in
+//! the same process.
 //!
 //! ```text
 //! cargo bench -p handover-tests --bench interposed

@@ -9,11 +9,13 @@
 //! cargo bench -p handover-tests --bench libraries -- --logs FOLDER      # keeps the host's log and the reasons
 //! ```
 //!
-//! Each plugin (`tests/libraries`) answers every request with its library, and is replaced by another version of itself, then in turn
-//! by the same app without a library and back. Once it shuts its library down as its documentation has it (tidy), once never
-//! (untidy). Told are: lost requests, crashes, what was unloaded, and what was retained, with the reasons in `status`.
+//! Each plugin (`tests/libraries`) answers every request with its library, and is replaced by
+//! another version of itself, then in turn by the same app without a library and back. Once it
+//! shuts its library down as its documentation has it (tidy), once never (untidy). Told are: lost
+//! requests, crashes, what was unloaded, and what was retained, with the reasons in `status`.
 //!
-//! Fails when the host crashed, a request was lost, or a generation was neither unloaded nor retained.
+//! Fails when the host crashed, a request was lost, or a generation was neither unloaded nor
+//! retained.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -192,7 +194,8 @@ struct Outcome {
     answers: u64,
     /// Requests that were lost, and why.
     lost: Vec<String>,
-    /// Answers that came from an older version than one before, or from two at once, and connections that were closed.
+    /// Answers that came from an older version than one before, or from two at once, and
+    /// connections that were closed.
     wrong: Vec<String>,
     /// What the host said when it would not take a version.
     refused: Option<String>,
@@ -652,7 +655,8 @@ impl Needs {
     }
 }
 
-/// Builds the plugin with one library, and gives its bytes. The profile is always that of development: the library is what counts.
+/// Builds the plugin with one library, and gives its bytes. The profile is always that of
+/// development: the library is what counts.
 fn build(feature: &str, files: &Path) -> Result<Vec<u8>, String> {
     if let Some(folder) = bench::option("--plugins") {
         let name = if feature.is_empty() { "none" } else { feature };
@@ -700,7 +704,8 @@ async fn answering() -> u16 {
     port
 }
 
-/// A reason with every number as `N` and every list of the same thing once, so that the same reason is counted as one.
+/// A reason with every number as `N` and every list of the same thing once, so that the same reason
+/// is counted as one.
 fn without_numbers(reason: &str) -> String {
     let mut text = String::new();
     for letter in reason.chars() {

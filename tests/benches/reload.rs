@@ -6,7 +6,8 @@
 //! cargo bench -p handover-tests --bench reload -- --quick     # few reloads; writes nothing
 //! ```
 //!
-//! `--only NAME` for one of them, `--reloads N` for another number than 50. A server that does not run here is left out, and named.
+//! `--only NAME` for one of them, `--reloads N` for another number than 50. A server that does not
+//! run here is left out, and named.
 
 use std::{
     collections::BTreeSet,
@@ -101,8 +102,8 @@ fn main() {
     }
 }
 
-/// Connections that are kept and connections that are made for each request, with air to breathe, while it reloads again and again.
-/// Gives how many reloads were seen to happen, by new processes.
+/// Connections that are kept and connections that are made for each request, with air to breathe,
+/// while it reloads again and again. Gives how many reloads were seen to happen, by new processes.
 fn run(reloader: Reloader, builds: &Builds, reloads: u32) -> (u32, Tally) {
     let server = reloader.start(builds);
     let control = (reloader == Reloader::Handover).then(|| Control::of(&server));

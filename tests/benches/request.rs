@@ -1,4 +1,5 @@
-//! What a request costs: processor time by the kernel's account, and instructions and allocations by callgrind.
+//! What a request costs: processor time by the kernel's account, and instructions and allocations
+//! by callgrind.
 //!
 //! ```text
 //! cargo bench -p handover-tests --bench request             # all, writes docs/benchmarks
@@ -7,7 +8,8 @@
 //! cargo bench -p handover-tests --bench request -- --bless  # the same, and writes limits.json
 //! ```
 //!
-//! `--case NAME` for one case, `--no-count` and `--no-time` for one half, `--workers N` for more than one worker thread.
+//! `--case NAME` for one case, `--no-count` and `--no-time` for one half, `--workers N` for more
+//! than one worker thread.
 
 use std::{
     collections::BTreeMap,
@@ -37,7 +39,8 @@ const CONNECTIONS: usize = 32;
 /// Connections that are kept busy while instructions are counted for the tables.
 const COUNTED: usize = 10;
 
-/// How often a case is counted before it is said to cost too much: large bodies come in as many pieces as the kernel likes.
+/// How often a case is counted before it is said to cost too much: large bodies come in as many
+/// pieces as the kernel likes.
 const ATTEMPTS: usize = 3;
 
 /// What is asked.
@@ -207,7 +210,8 @@ fn main() {
     }
 }
 
-/// All contenders that have the case, in turn, round by round: what disturbs the machine disturbs all of them.
+/// All contenders that have the case, in turn, round by round: what disturbs the machine disturbs
+/// all of them.
 fn time(case: &Case, builds: &Builds, workers: usize, pace: Pace) -> BTreeMap<&'static str, Timed> {
     let servers = contenders(case)
         .map(|contender| (contender.name(), contender.start(builds, workers, None)))
@@ -269,7 +273,8 @@ fn contenders(case: &Case) -> impl Iterator<Item = Contender> + use<> {
     Contender::ALL.into_iter().filter(takes_part)
 }
 
-/// Counts every case of the host and of its twin, and compares that with what is stored, or stores it.
+/// Counts every case of the host and of its twin, and compares that with what is stored, or stores
+/// it.
 fn limits(cases: &[Case], builds: &Builds, bless: bool) {
     let mut limits = Limits::read();
     let mut left: Vec<&Case> = cases.iter().collect();

@@ -5,9 +5,10 @@
 //! cargo bench -p handover-tests --bench soak -- --reloads 1000
 //! ```
 //!
-//! Every reload is a deploy of an axum plugin that is built with tokio "full", by the control socket as `handover deploy` does it:
-//! stored, checked in a child process, loaded, started, made live, the old generation drained and unmapped. Only the constructor is
-//! not run in the child as well (`[app.zoo.check] start = false`), which would double the time and not touch the host.
+//! Every reload is a deploy of an axum plugin that is built with tokio "full", by the control
+//! socket as `handover deploy` does it: stored, checked in a child process, loaded, started, made
+//! live, the old generation drained and unmapped. Only the constructor is not run in the child as
+//! well (`[app.zoo.check] start = false`), which would double the time and not touch the host.
 //!
 //! Fails when a request was lost, or when mappings, threads, descriptors or memory grew.
 
@@ -44,7 +45,8 @@ impl Cost {
             descriptors: host.descriptors(),
             resident: host.resident(),
         };
-        // The least of some looks: connections and threads that come and go count only while they are there.
+        // The least of some looks: connections and threads that come and go count only while they
+        // are there.
         let mut least = now();
         for _ in 0..20 {
             tokio::time::sleep(Duration::from_millis(25)).await;
@@ -101,7 +103,8 @@ async fn main() {
     let mut began = Instant::now();
     for n in 1..=reloads {
         deploy(&host, &artifacts[usize::from(n % 2 == 0)]).await;
-        // The habit, so that each generation has done what it does: a signal handler and its stream.
+        // The habit, so that each generation has done what it does: a signal handler and its
+        // stream.
         let answer = host.get("/habit").await;
         assert_eq!(answer.status, 200, "{}", answer.text());
         if n % EVERY == 0 || n == compared || n == reloads {

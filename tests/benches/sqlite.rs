@@ -1,4 +1,5 @@
-//! A SQLite database across a thousand deploys under load, and the same app as processes that follow each other.
+//! A SQLite database across a thousand deploys under load, and the same app as processes that
+//! follow each other.
 //!
 //! ```text
 //! cargo bench -p handover-tests --bench sqlite                       # 1,000 deploys, and 100 restarts to compare with
@@ -6,11 +7,13 @@
 //! cargo bench -p handover-tests --bench sqlite -- --only rusqlite
 //! ```
 //!
-//! Eight ways: rusqlite and sqlx, a write-ahead log and a rollback journal, with and without a job that writes across the deploys. Clients
-//! write rows all the time; the next deploy begins when the last one is live, so jobs keep generations open beside each other. In the end
-//! another process opens the file: every row that was acknowledged has to be there, what was counted has to be the number of rows, and
-//! SQLite has to find the file whole. As processes, each version is a host of its own on the same file, and clients go to the next one's
-//! port before the last one is told to end.
+//! Eight ways: rusqlite and sqlx, a write-ahead log and a rollback journal, with and without a job
+//! that writes across the deploys. Clients write rows all the time; the next deploy begins when the
+//! last one is live, so jobs keep generations open beside each other. In the end another process
+//! opens the file: every row that was acknowledged has to be there, what was counted has to be the
+//! number of rows, and SQLite has to find the file whole. As processes, each version is a host of
+//! its own on the same file, and clients go to the next one's port before the last one is told to
+//! end.
 //!
 //! Fails when a generation lost a row, or a request failed.
 
@@ -34,7 +37,8 @@ use handover_tests::{
 };
 
 const CLIENTS: usize = 3;
-/// What a client waits between two rows: a database that is locked all the time lets nobody else in, in one process or in two.
+/// What a client waits between two rows: a database that is locked all the time lets nobody else
+/// in, in one process or in two.
 const PAUSE: Duration = Duration::from_millis(5);
 /// How many rows a job writes: it goes on over some deploys.
 const ROWS_OF_JOB: i64 = 150;

@@ -1,15 +1,18 @@
-//! What a swap costs: from the rename of the file to the first answer of the new version, what requests notice, and storms of swaps.
+//! What a swap costs: from the rename of the file to the first answer of the new version, what
+//! requests notice, and storms of swaps.
 //!
 //! ```text
 //! cargo bench -p handover-tests --bench swap             # all, about 10 minutes; writes docs/benchmarks
 //! cargo bench -p handover-tests --bench swap -- --quick   # the same with fewer swaps; writes nothing
 //! ```
 //!
-//! Every swap is to an artifact that the host has never seen, so every one is checked in a child process.
+//! Every swap is to an artifact that the host has never seen, so every one is checked in a child
+//! process.
 //!
-//! What requests notice is measured by a probe: 4 connections that ask with a pause of a millisecond, on a thread that goes before others,
-//! beside the load. So a wait that it sees is one that the server made, or the machine that it shares with the load; what of it
-//! comes from the swap is told by the quiet windows of the same run, which are as long.
+//! What requests notice is measured by a probe: 4 connections that ask with a pause of a
+//! millisecond, on a thread that goes before others, beside the load. So a wait that it sees is one
+//! that the server made, or the machine that it shares with the load; what of it comes from the
+//! swap is told by the quiet windows of the same run, which are as long.
 
 use std::{
     collections::BTreeMap,
@@ -51,7 +54,8 @@ const IN_FLIGHT: usize = 3;
 /// How long after the rename requests count as those around a swap; as long again is quiet.
 const AROUND: Duration = Duration::from_secs(1);
 
-/// How long after the first new answer a wait still counts as one because of the swap: the old code leaves then.
+/// How long after the first new answer a wait still counts as one because of the swap: the old code
+/// leaves then.
 const LEAVING: Duration = Duration::from_millis(50);
 
 /// The steps of a deploy that follow each other, in their order.
@@ -119,7 +123,8 @@ struct Dropped {
     /// Requests a second, the probe's included.
     rate: f64,
     first_answer: Spread,
-    /// Each step, and what is left of the time until the first answer: the kernel's event, tasks that wait for a turn, the next request.
+    /// Each step, and what is left of the time until the first answer: the kernel's event, tasks
+    /// that wait for a turn, the next request.
     steps: Vec<(String, Spread)>,
     around: Latencies,
     quiet: Latencies,
@@ -488,7 +493,8 @@ fn storm(
         list.sort_unstable();
         list
     };
-    // The load takes of the processor what the swaps leave, so what a swap takes is what an answer takes more, all together.
+    // The load takes of the processor what the swaps leave, so what a swap takes is what an answer
+    // takes more, all together.
     let each = |windows: &[Window]| {
         let spent: f64 = windows.iter().map(|w| w.spent.as_secs_f64()).sum();
         let answers: f64 = windows

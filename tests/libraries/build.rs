@@ -1,6 +1,7 @@
 //! Compiles the C that uses the library, and links what it names.
 //!
-//! Libraries that a distribution packages are found by pkg-config. The others are files of `LIBRARIES_FOLDER`, which `fetch.sh` makes.
+//! Libraries that a distribution packages are found by pkg-config. The others are files of
+//! `LIBRARIES_FOLDER`, which `fetch.sh` makes.
 
 use std::{env, path::Path, process::Command};
 
@@ -21,7 +22,8 @@ fn main() {
                 build.file("native/duckdb.c");
                 let folder = env::var("LIBRARIES_FOLDER").expect("LIBRARIES_FOLDER is set");
                 println!("cargo::rustc-link-search=native={folder}");
-                // The dynamic linker is told where it is, as for any library outside of its own folders.
+                // The dynamic linker is told where it is, as for any library outside of its own
+                // folders.
                 println!("cargo::rustc-link-arg=-Wl,-rpath,{folder}");
                 &["duckdb"]
             }
@@ -69,7 +71,8 @@ fn main() {
                 &["expat", "z", "m", "dl", "util"]
             }
             "rdkafka" => pkg_config(&mut build, "rdkafka.c", "rdkafka", &["rdkafka"]),
-            // The headers of the distribution's version do for the newer one that rdkafka-sys builds.
+            // The headers of the distribution's version do for the newer one that rdkafka-sys
+            // builds.
             "rdkafka_static" => pkg_config(&mut build, "rdkafka.c", "rdkafka", &[]),
             "rocksdb" => pkg_config(&mut build, "rocksdb.c", "rocksdb", &["rocksdb"]),
             other => panic!("{other} has no C"),

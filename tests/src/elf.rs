@@ -1,6 +1,8 @@
-//! Other plugins made of a built one by rewriting bytes of its file: versions, ABIs, machines, habits.
+//! Other plugins made of a built one by rewriting bytes of its file: versions, ABIs, machines,
+//! habits.
 //!
-//! A rewritten plugin has another SHA-256, so for the host it is another artifact, at the price of a copy instead of a build.
+//! A rewritten plugin has another SHA-256, so for the host it is another artifact, at the price of
+//! a copy instead of a build.
 
 use object::{Object, ObjectSection};
 use serde_json::Value;
@@ -131,7 +133,8 @@ pub fn need_instead(bytes: &mut [u8], library: &str, other: &str) {
     bytes[at..at + other.len()].copy_from_slice(other.as_bytes());
 }
 
-/// Looks for the libraries that it needs in `folder`, which is short: in the place of a count and of a name that do without.
+/// Looks for the libraries that it needs in `folder`, which is short: in the place of a count and
+/// of a name that do without.
 ///
 /// # Panics
 /// When the plugin was linked without them.

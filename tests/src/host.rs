@@ -1,4 +1,5 @@
-//! A host as a process: its folders, its control socket, its command line, what the kernel knows of it.
+//! A host as a process: its folders, its control socket, its command line, what the kernel knows of
+//! it.
 
 use std::{
     ffi::OsStr,
@@ -162,8 +163,9 @@ impl Setup {
         Self::default()
     }
 
-    /// With a configuration file, where `HOME` stands for the folder that holds the folders of the host and of the test.
-    /// Unless it has a section `[server]`, answers carry their version, as without a file.
+    /// With a configuration file, where `HOME` stands for the folder that holds the folders of the
+    /// host and of the test. Unless it has a section `[server]`, answers carry their version, as
+    /// without a file.
     pub fn config(mut self, toml: &str) -> Self {
         let server = if toml.contains("[server]") {
             ""
@@ -364,7 +366,8 @@ impl Host {
         self.log.lock().expect("nobody panics with it").clone()
     }
 
-    /// Waits for a line of its log, which comes through a pipe and so a moment after what it tells of.
+    /// Waits for a line of its log, which comes through a pipe and so a moment after what it tells
+    /// of.
     pub async fn logged(&self, what: &str, is_it: impl Fn(&str) -> bool) {
         self.until(what, async || {
             self.log().iter().any(|line| is_it(line)).then_some(())
@@ -372,7 +375,8 @@ impl Host {
         .await;
     }
 
-    /// Writes `bytes` beside the drop folder and renames them in as `name` (which may name a folder in it).
+    /// Writes `bytes` beside the drop folder and renames them in as `name` (which may name a folder
+    /// in it).
     pub fn drop_in(&self, name: &str, bytes: &[u8]) {
         let waiting = self.scratch("arriving.so");
         fs::write(&waiting, bytes).expect("the temporary folder can be written");
@@ -485,7 +489,8 @@ impl Host {
         .await
     }
 
-    /// Waits until `version` of `app` answers new requests and no operation of it is under way, so that the next may begin.
+    /// Waits until `version` of `app` answers new requests and no operation of it is under way, so
+    /// that the next may begin.
     pub async fn live(&self, app: &str, version: &str) -> Active {
         let is_live = |status: &AppStatus| {
             status.state == "serving"
@@ -575,7 +580,8 @@ impl Host {
         }
     }
 
-    /// Kills it as a power cut would, supervisor and all, calls `meanwhile`, and runs it again on the same folders.
+    /// Kills it as a power cut would, supervisor and all, calls `meanwhile`, and runs it again on
+    /// the same folders.
     pub async fn crash(&mut self, meanwhile: impl FnOnce(&Self)) {
         self.child.kill().expect("the host runs");
         self.child.wait().expect("it is a child");
@@ -664,7 +670,8 @@ impl Host {
             if let Ok(answer) = self.ask("GET", "/v1/status").await {
                 let status: Status = serde_json::from_slice(&answer.body)
                     .unwrap_or_else(|error| panic!("{error} in {}", answer.text()));
-                // After a crash the socket of the host before could not answer, but let us be sure who does.
+                // After a crash the socket of the host before could not answer, but let us be sure
+                // who does.
                 let pid = status.host.pid;
                 if pid == self.child.id() || parent(pid) == Some(self.child.id()) {
                     self.pid = pid;

@@ -8,7 +8,8 @@
 //! - [`metrics`]: reads what Prometheus scrapes, strictly
 //! - [`load`]: keeps connections busy and counts every answer
 //!
-//! Everything panics with a sentence when the world is not as a test needs it: a test has nobody to return an error to.
+//! Everything panics with a sentence when the world is not as a test needs it: a test has nobody to
+//! return an error to.
 #![forbid(unsafe_code)]
 
 pub mod bench;

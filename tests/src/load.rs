@@ -1,7 +1,8 @@
 //! Busy connections that count every answer, to prove that a swap is not noticed.
 //!
-//! The order is judged by generations, which only grow. A request that is sent after an answer of generation 7 has come may not be answered
-//! by generation 6: neither on the same connection, nor on any other.
+//! The order is judged by generations, which only grow. A request that is sent after an answer of
+//! generation 7 has come may not be answered by generation 6: neither on the same connection, nor
+//! on any other.
 
 use std::{
     collections::BTreeMap,
@@ -81,7 +82,8 @@ struct Shared {
     report: Mutex<Report>,
 }
 
-/// What is asked, in turn: the version alone, a body there and back, and a body that comes in pieces. `probe` answers them all.
+/// What is asked, in turn: the version alone, a body there and back, and a body that comes in
+/// pieces. `probe` answers them all.
 #[derive(Clone, Copy)]
 enum Ask {
     Version,
@@ -171,7 +173,8 @@ impl Running {
         self.shared.report.lock().expect("nobody panics with it").ok
     }
 
-    /// Waits for that many whole answers more, so that what was just done has been seen by the load.
+    /// Waits for that many whole answers more, so that what was just done has been seen by the
+    /// load.
     pub async fn more(&self, answers: u64) {
         let goal = self.answered() + answers;
         let deadline = tokio::time::Instant::now() + crate::host::DEADLINE;
@@ -233,7 +236,8 @@ impl Report {
     }
 
     /// # Panics
-    /// When a request was lost: it got no answer, half of one, or another than it asked for. Order and versions do not matter.
+    /// When a request was lost: it got no answer, half of one, or another than it asked for. Order
+    /// and versions do not matter.
     #[track_caller]
     pub fn expect_none_lost(&self) {
         assert!(self.failed.is_empty() && self.cut.is_empty(), "{self:?}");
@@ -262,7 +266,8 @@ impl Shared {
         self.newest.load(Ordering::SeqCst)
     }
 
-    /// Counts the answer to a request before which the connection had seen `own` and anybody `newest`.
+    /// Counts the answer to a request before which the connection had seen `own` and anybody
+    /// `newest`.
     fn count(
         &self,
         ask: Ask,

@@ -1,8 +1,9 @@
 //! Builds the fixture plugins and the host, once for all test binaries of a run.
 //!
-//! The fixtures are built apart from the workspace (`cargo build -p …`), as an author's plugin is: built together with the host they would
-//! get the features that the host wants of their common dependencies. Built plugins are kept under their name and version next to the test
-//! binaries, and built again only when a source of them has changed.
+//! The fixtures are built apart from the workspace (`cargo build -p …`), as an author's plugin is:
+//! built together with the host they would get the features that the host wants of their common
+//! dependencies. Built plugins are kept under their name and version next to the test binaries, and
+//! built again only when a source of them has changed.
 
 use std::{
     fs,
@@ -21,7 +22,8 @@ struct Build {
     features: &'static [&'static str],
 }
 
-/// Every call names `probe`, which has the most dependencies: so cargo resolves the same features of them each time, and compiles them once.
+/// Every call names `probe`, which has the most dependencies: so cargo resolves the same features
+/// of them each time, and compiles them once.
 const BUILDS: &[Build] = &[
     Build {
         packages: &[
@@ -108,7 +110,8 @@ pub fn workspace() -> &'static Path {
 pub fn handover() -> &'static Path {
     static BUILT: LazyLock<PathBuf> = LazyLock::new(|| {
         let _alone = lock();
-        // The whole workspace, for the features that `cargo test --workspace` has compiled the dependencies with.
+        // The whole workspace, for the features that `cargo test --workspace` has compiled the
+        // dependencies with.
         let artifacts = cargo(&["build", "--workspace", "--bin", "handover"], "");
         let built = artifacts
             .into_iter()

@@ -1,4 +1,5 @@
-//! A host runs every plugin of its ABI major and an equal or lower minor, and names both versions to all others.
+//! A host runs every plugin of its ABI major and an equal or lower minor, and names both versions
+//! to all others.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"
@@ -26,7 +27,8 @@ async fn the_first_minor_runs_asks_logs_and_leaves() {
     runs_asks_logs_and_leaves(&rewritten("released", |bytes| elf::set_abi(bytes, 1, 0))).await;
 }
 
-/// The file of ABI 1.0 as it was built when that was released: what is built anew would follow the ABI where it should not go.
+/// The file of ABI 1.0 as it was built when that was released: what is built anew would follow the
+/// ABI where it should not go.
 #[cfg(target_arch = "x86_64")]
 #[tokio::test]
 async fn the_file_of_the_first_minor_runs_as_it_did() {

@@ -434,7 +434,8 @@ async fn new_makes_a_crate_that_builds_serves_and_passes_its_test() {
         Some(0),
         "it overwrites nothing"
     );
-    // The versions that are built already. Library and tests in one go, so that both get the same features of the dependencies.
+    // The versions that are built already. Library and tests in one go, so that both get the same
+    // features of the dependencies.
     fs::copy(
         plugins::workspace().join("Cargo.lock"),
         crate_dir.join("Cargo.lock"),

@@ -1,4 +1,5 @@
-//! Silent and greedy clients: they are waited for with a limit at each stage, and never lock the operator out.
+//! Silent and greedy clients: they are waited for with a limit at each stage, and never lock the
+//! operator out.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"

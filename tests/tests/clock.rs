@@ -1,4 +1,5 @@
-//! The clock of the machine jumps, in both directions: who is to blame and what came last does not depend on it.
+//! The clock of the machine jumps, in both directions: who is to blame and what came last does not
+//! depend on it.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"
@@ -16,7 +17,8 @@ use handover_tests::{
     plugins::fixture,
 };
 
-/// Takes precedence over libc's: the time of day is shifted by as many seconds as the file says that `CLOCK_SHIFT` names.
+/// Takes precedence over libc's: the time of day is shifted by as many seconds as the file says
+/// that `CLOCK_SHIFT` names.
 const SHIM: &str = r#"
 #include <fcntl.h>
 #include <stdlib.h>

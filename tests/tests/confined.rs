@@ -17,8 +17,8 @@ use handover_tests::{
 };
 use rustix::process::Signal;
 
-/// Runs a host by way of a shell script, in a folder that is the host's, which ends in `exec PREFIX "$@"`. None where the machine does
-/// not allow what `needs` does.
+/// Runs a host by way of a shell script, in a folder that is the host's, which ends in `exec PREFIX
+/// "$@"`. None where the machine does not allow what `needs` does.
 async fn confined(needs: &[&str], script: &str, prefix: &str) -> Option<Host> {
     if let [program, arguments @ ..] = needs {
         let allowed = Command::new(program).args(arguments).status();

@@ -80,7 +80,8 @@ async fn a_handler_that_panics_with_something_that_panics_answers_500_too() {
     others.noticed_nothing().await;
 }
 
-/// The host made room for as many names, which was more than a map may have: it panicked where it may not, and ended.
+/// The host made room for as many names, which was more than a map may have: it panicked where it
+/// may not, and ended.
 #[tokio::test]
 async fn a_name_with_more_values_than_a_map_may_have_names_is_an_answer() {
     let host = host_with(2, "").await;
@@ -181,7 +182,8 @@ async fn a_goodbye_that_panics_does_not_hold_up_the_drain() {
     others.noticed_nothing().await;
 }
 
-/// Sends `number` requests in turn while something else is held up, and gives how many were answered before it came back.
+/// Sends `number` requests in turn while something else is held up, and gives how many were
+/// answered before it came back.
 async fn answered_while(held: &mut JoinSet<Answer>, host: &Host, number: usize) -> usize {
     let mut answered = 0;
     for n in 0..number {
@@ -339,7 +341,8 @@ async fn a_thread_of_a_constructor_that_failed_logs_on_with_its_own_name() {
         .await
         .expect_code(4)
         .expect_words(&["the database of the misfit is not there"]);
-    // What the thread was given a pointer to is used long after the constructor has failed, while others take memory.
+    // What the thread was given a pointer to is used long after the constructor has failed, while
+    // others take memory.
     host.until("the thread to have logged for long", async || {
         assert_eq!(host.get("/").await.text(), "hello 1.0.0");
         let log = host.log();

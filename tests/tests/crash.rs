@@ -1,4 +1,5 @@
-//! A plugin that takes the process down: the host comes back by itself, and goes back to what was good.
+//! A plugin that takes the process down: the host comes back by itself, and goes back to what was
+//! good.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"
@@ -98,7 +99,8 @@ async fn trusted() -> Host {
 }
 
 impl Seen {
-    /// No connect was refused, and lost is at most what was in flight in the processes that died: one request of each client.
+    /// No connect was refused, and lost is at most what was in flight in the processes that died:
+    /// one request of each client.
     #[track_caller]
     fn expect_lost_in_flight_only(&self, deaths: usize, what: &str) {
         println!(

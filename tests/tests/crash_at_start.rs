@@ -1,4 +1,5 @@
-//! What takes the process down while it is loaded or constructed is to blame for that, and nobody else.
+//! What takes the process down while it is loaded or constructed is to blame for that, and nobody
+//! else.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"
@@ -12,7 +13,8 @@ use handover_tests::{
 };
 use rustix::process::Signal;
 
-/// A host that serves `hello` at `/` and a misfit with `habit` at `/misfit`, which does it once the file `when` is there.
+/// A host that serves `hello` at `/` and a misfit with `habit` at `/misfit`, which does it once the
+/// file `when` is there.
 async fn serving_both(habit: &str) -> Host {
     let host = Setup::new()
         .config(

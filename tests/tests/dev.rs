@@ -1,4 +1,5 @@
-//! `handover dev`: the code as it is now, always; and while it does not compile, the code as it was.
+//! `handover dev`: the code as it is now, always; and while it does not compile, the code as it
+//! was.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"
@@ -112,7 +113,8 @@ impl Drop for Dev {
     }
 }
 
-/// A crate outside of the workspace, with the dependencies and the lock file of `probe`, so that they need not be built again.
+/// A crate outside of the workspace, with the dependencies and the lock file of `probe`, so that
+/// they need not be built again.
 fn crate_in(dir: &Path, name: &str) {
     let workspace = plugins::workspace();
     let probe = fs::read_to_string(workspace.join("tests/plugins/probe/Cargo.toml")).unwrap();

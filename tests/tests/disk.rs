@@ -1,7 +1,8 @@
-//! The disk of the state is full or read-only: what was live is served, and what could not be written is written later.
+//! The disk of the state is full or read-only: what was live is served, and what could not be
+//! written is written later.
 //!
-//! The host gets a small file system of its own, in a namespace that ends with it. Where that is not permitted nothing is proven, and
-//! the output says so.
+//! The host gets a small file system of its own, in a namespace that ends with it. Where that is
+//! not permitted nothing is proven, and the output says so.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"
@@ -22,7 +23,8 @@ use handover_tests::{
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-/// A host whose state is a file system of 48 MiB, on which two versions were live; the newer one is.
+/// A host whose state is a file system of 48 MiB, on which two versions were live; the newer one
+/// is.
 async fn on_its_own_disk() -> Option<(Host, TempDir)> {
     let may = Command::new("unshare")
         .args(["-rm", "sh", "-c", "mount -t tmpfs -o size=1m tmpfs /mnt"])

@@ -1,4 +1,5 @@
-//! The old generation finishes what it has: all of it, within its deadline, and nothing that is none.
+//! The old generation finishes what it has: all of it, within its deadline, and nothing that is
+//! none.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"

@@ -23,7 +23,8 @@ async fn tried(host: &Host, outcome: &str) -> usize {
         .count()
 }
 
-/// Waits until the drop folders have been scanned once more: by another app that has to be found in them.
+/// Waits until the drop folders have been scanned once more: by another app that has to be found in
+/// them.
 async fn scanned(host: &Host) {
     let mark = format!(
         "1.{}.0",
@@ -202,7 +203,8 @@ async fn the_same_bytes_again_do_nothing_and_say_so() {
     host.drop_in("hello/hello.so", &bytes);
     let first = host.live("hello", "1.0.0").await;
     host.verdict("hello/hello.so", "deployed").await;
-    // The same file touched, the same bytes in its place, the same bytes under another name, and by hand.
+    // The same file touched, the same bytes in its place, the same bytes under another name, and by
+    // hand.
     fs::File::open(host.plugins().join("hello/hello.so"))
         .unwrap()
         .set_modified(std::time::SystemTime::now())

@@ -1,4 +1,5 @@
-//! The environment and the working directory are everybody's: what a plugin changes is told, and breaks nothing.
+//! The environment and the working directory are everybody's: what a plugin changes is told, and
+//! breaks nothing.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"

@@ -1,5 +1,5 @@
-//! What a generation allocated and never freed: with a heap of its own it leaves with the generation, without one it is
-//! counted.
+//! What a generation allocated and never freed: with a heap of its own it leaves with the
+//! generation, without one it is counted.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"

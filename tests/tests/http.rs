@@ -1,4 +1,5 @@
-//! HTTP through a plugin is HTTP: both versions, bodies of any size, trailers, upgrades, and the host's own answers.
+//! HTTP through a plugin is HTTP: both versions, bodies of any size, trailers, upgrades, and the
+//! host's own answers.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"

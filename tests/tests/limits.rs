@@ -135,7 +135,8 @@ async fn more_than_an_app_may_take_is_refused_in_time_and_none_is_lost() {
             let mut http = Http1::connect(address).await.unwrap();
             let mut seen = std::collections::BTreeMap::<u16, u64>::new();
             for n in 0..EACH {
-                // Most are short, some take longer than they may, and hold one of the two places meanwhile.
+                // Most are short, some take longer than they may, and hold one of the two places
+                // meanwhile.
                 let path = if (client + n) % 8 == 0 {
                     "/slow?ms=60000"
                 } else {

@@ -279,7 +279,8 @@ async fn a_companion_that_is_not_the_one_that_preflight_ran_is_said() {
     companion(&library, "1");
     let said = host.deploy_bytes(&version("1.0.0")).await.expect_code(0);
     assert!(!said.text().contains("warning"), "{}", said.text());
-    // Replaced while the first is live: preflight runs the new one, the host goes on with the old one.
+    // Replaced while the first is live: preflight runs the new one, the host goes on with the old
+    // one.
     companion(&library, "2");
     host.deploy_bytes(&version("2.0.0"))
         .await

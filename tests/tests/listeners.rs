@@ -91,7 +91,8 @@ async fn each_socket_outlives_a_crash_at_its_own_address() {
     host.deploy(&fixture("probe", "1.0.0")).await.expect_code(0);
     let (apps, figures) = (host.address, metrics(&host).await);
     for _ in 0..2 {
-        // Whoever starts the next host sleeps, so there is none when they are asked: both wait in the queue of their socket.
+        // Whoever starts the next host sleeps, so there is none when they are asked: both wait in
+        // the queue of their socket.
         host.signal(Signal::STOP);
         host.signal_inner(Signal::KILL);
         let waiting = [(apps, "/version"), (figures, "/metrics")].map(|(at, path)| {

@@ -27,7 +27,8 @@ fn full_pipe() -> (PipeReader, PipeWriter) {
     (reader, writer)
 }
 
-/// Everything goes on for a host whose log is lost: answers, panics, a deploy, the control socket, and its end.
+/// Everything goes on for a host whose log is lost: answers, panics, a deploy, the control socket,
+/// and its end.
 async fn goes_on(mut host: Host) {
     let before = host.pid();
     host.deploy(&fixture("probe", "1.0.0")).await.expect_code(0);

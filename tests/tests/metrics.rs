@@ -1,4 +1,5 @@
-//! What machines are told: all of it in the format of Prometheus, on the control socket and, where that is set, over TCP.
+//! What machines are told: all of it in the format of Prometheus, on the control socket and, where
+//! that is set, over TCP.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"

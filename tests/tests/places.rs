@@ -162,7 +162,8 @@ fn with_own_mounts(folder: &Path) -> Option<PathBuf> {
     Some(program)
 }
 
-/// A host with mounts of its own, and the folder that its program lies in; none where that is not allowed.
+/// A host with mounts of its own, and the folder that its program lies in; none where that is not
+/// allowed.
 async fn host_with_own_mounts() -> Option<(tempfile::TempDir, Host)> {
     let folder = tempfile::tempdir().unwrap();
     let program = with_own_mounts(folder.path())?;

@@ -1,4 +1,5 @@
-//! What cannot live is refused before it is let in, with a reason, and the live generation never notices.
+//! What cannot live is refused before it is let in, with a reason, and the live generation never
+//! notices.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"
@@ -200,7 +201,8 @@ async fn a_constructor_that_must_not_run_twice_is_not_run_by_preflight() {
         .config("[app.misfit.check]\nstart = false\n")
         .start()
         .await;
-    // It would fail in preflight; in the host it fails as well, which shows that it was tried there first.
+    // It would fail in preflight; in the host it fails as well, which shows that it was tried there
+    // first.
     let output = host.deploy_bytes(&misfit("start-error")).await;
     assert!(matches!(output.code, Some(1 | 4)), "{output:?}");
     let output = output.expect_words(&["the database of the misfit is not there"]);

@@ -1,4 +1,5 @@
-//! Operations of one app take turns: those that come meanwhile are told so, or wait in order where that is asked for.
+//! Operations of one app take turns: those that come meanwhile are told so, or wait in order where
+//! that is asked for.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"
@@ -80,14 +81,16 @@ async fn hanging(host: &Host) -> Client {
     client
 }
 
-/// Ends the preflight that hangs in its constructor, by killing the child of the host that it runs in.
+/// Ends the preflight that hangs in its constructor, by killing the child of the host that it runs
+/// in.
 async fn end_preflight(host: &Host) {
     let of_host = |pid: i32| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
         parent.is_some_and(|parent| parent.trim() == host.pid().to_string())
     };
-    // Constructors run on a thread of that name. Before that its end would be nobody's fault but the machine's.
+    // Constructors run on a thread of that name. Before that its end would be nobody's fault but
+    // the machine's.
     let constructs = |pid: i32| {
         let tasks = fs::read_dir(format!("/proc/{pid}/task"))
             .into_iter()

@@ -252,7 +252,8 @@ async fn a_storm_of_five_hundred_files_in_five_seconds_ends_in_the_newest() {
     assert!(report.stale.is_empty(), "{report:?}");
 }
 
-/// What must hold when the store cannot take an artifact: told, nothing left, and good again when there is room.
+/// What must hold when the store cannot take an artifact: told, nothing left, and good again when
+/// there is room.
 async fn survives_a_full_store(host: &Host, make_room: impl FnOnce()) {
     let load = BUSY.start(host.address);
     load.more(20).await;
@@ -355,7 +356,8 @@ async fn a_store_that_cannot_be_written_is_told_and_the_old_code_serves_on() {
     survives_a_full_store(&host, || mode(0o755)).await;
 }
 
-/// Clients that ask one after the other until their connection breaks: what was sent, answered and lost.
+/// Clients that ask one after the other until their connection breaks: what was sent, answered and
+/// lost.
 #[derive(Default)]
 struct Counts {
     sent: AtomicU64,
@@ -460,7 +462,8 @@ async fn kill_9_at_any_moment_of_a_deploy_leaves_the_last_good_artifact_and_a_cl
     clean(&host, "probe").await;
 }
 
-/// Reads the lines of a deploy that is begun on the control socket, until `step` has been said or the deploy has ended.
+/// Reads the lines of a deploy that is begun on the control socket, until `step` has been said or
+/// the deploy has ended.
 async fn deploy_until(host: &Host, bytes: &[u8], step: &str) -> Http1<tokio::net::UnixStream> {
     let mut http = Http1::connect_unix(&host.control()).await.unwrap();
     let length = bytes.len().to_string();

@@ -1,4 +1,5 @@
-//! Two generations have record locks as two processes have them: a database that both have open keeps what was written to it.
+//! Two generations have record locks as two processes have them: a database that both have open
+//! keeps what was written to it.
 //!
 //! docs/unloading.md has what is kept apart, and what is not.
 #![allow(
@@ -54,7 +55,8 @@ async fn is_whole(host: &Host) {
     assert_eq!(host.get("/integrity").await.text(), "ok");
 }
 
-/// No descriptor of the host stands for a file that SQLite has deleted because it thought to be alone.
+/// No descriptor of the host stands for a file that SQLite has deleted because it thought to be
+/// alone.
 fn has_no_deleted_file(host: &Host) {
     let descriptors = fs::read_dir(format!("/proc/{}/fd", host.pid())).unwrap();
     for descriptor in descriptors {
@@ -101,7 +103,8 @@ impl Writers {
                         let answer = client.post(&format!("/write?id={id}"), b"").await.unwrap();
                         assert_eq!(answer.status, 200, "{}", answer.text());
                         acknowledged.push(id);
-                        // A database that is locked all the time lets nobody else in, in one process or in two.
+                        // A database that is locked all the time lets nobody else in, in one
+                        // process or in two.
                         tokio::time::sleep(std::time::Duration::from_millis(3)).await;
                     }
                     acknowledged
@@ -177,7 +180,8 @@ async fn a_job_writes_across_deploys_with_a_rollback_journal() {
     nothing_is_lost("delete", true).await;
 }
 
-/// A file that may be open only once, the second time: why it is refused says who has it and what to do.
+/// A file that may be open only once, the second time: why it is refused says who has it and what
+/// to do.
 async fn is_told_who_has_it(how: &str, called: &str, check: &str) {
     let config = format!(
         "[app.sqlite]\nroutes = [\"/\"]\n[app.sqlite.config]\nfolder = \"HOME\"\njournal = \"wal\"\nonce = \"{how}\"\n{check}"

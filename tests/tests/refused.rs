@@ -1,4 +1,5 @@
-//! What is refused is told and remembered, and leaves nothing else behind; where it must leave something, that is told as well.
+//! What is refused is told and remembered, and leaves nothing else behind; where it must leave
+//! something, that is told as well.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"

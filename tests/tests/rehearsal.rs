@@ -1,5 +1,5 @@
-//! The end of a generation is rehearsed before it begins: what would be retained is known in advance, what would crash the host never
-//! gets there.
+//! The end of a generation is rehearsed before it begins: what would be retained is known in
+//! advance, what would crash the host never gets there.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"

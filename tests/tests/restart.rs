@@ -160,7 +160,8 @@ fn sha256(file: &Path) -> String {
     text.split_whitespace().next().unwrap().to_owned()
 }
 
-/// The messages of the step `preflight` in the first operation of this run of the host, which made `hello` live again.
+/// The messages of the step `preflight` in the first operation of this run of the host, which made
+/// `hello` live again.
 async fn checked_at_start(host: &Host) -> Vec<String> {
     let checked = preflights(host, "op-1").await;
     if checked.is_empty() {

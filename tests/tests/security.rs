@@ -550,7 +550,8 @@ async fn nothing_older_than_min_version_comes_by_any_way() {
     host.drop_in("hello/hello.so", &hello_as("1.1.9"));
     host.verdict("hello/hello.so", "failed").await;
     assert_eq!(host.active("hello").await.version, "1.2.0");
-    // What is live stays over a restart, even when it is too old by now: that is no way back to anything.
+    // What is live stays over a restart, even when it is too old by now: that is no way back to
+    // anything.
     host.reconfigure("[app.hello]\nmin_version = \"1.3.0\"\n");
     host.crash(|_| ()).await;
     host.live("hello", "1.2.0").await;

@@ -1,4 +1,5 @@
-//! The machine is short of something: no fault of an artifact, and over in a moment. An app that ate the memory is to blame for that.
+//! The machine is short of something: no fault of an artifact, and over in a moment. An app that
+//! ate the memory is to blame for that.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"
@@ -82,7 +83,8 @@ impl Group {
         fs::create_dir(&folder)?;
         let group = Self(folder);
         fs::write(group.0.join(file), limit.to_string())?;
-        // Without swap memory runs out where it is to; where there is none this is not there either.
+        // Without swap memory runs out where it is to; where there is none this is not there
+        // either.
         let _ = fs::write(group.0.join("memory.swap.max"), "0");
         Ok(group)
     }

@@ -187,7 +187,8 @@ async fn a_signal_that_nobody_listens_to_any_more_does_not_kill() {
     for signal in signals {
         send(&host, signal);
     }
-    // A signal to the process is taken before the next system call of some thread returns; the answers are several.
+    // A signal to the process is taken before the next system call of some thread returns; the
+    // answers are several.
     for _ in 0..10 {
         assert_eq!(host.get("/version").await.text(), "2.0.0");
     }
@@ -327,7 +328,8 @@ async fn a_fault_is_for_the_code_that_ran_into_it() {
     assert_eq!(heard(&host, "", SEGV).await, 1);
     assert_eq!(heard(&host, "other/", SEGV).await, 0);
 
-    // The next one does not listen: the process ends by it, and the handler of the other app, which would say 99, is not asked.
+    // The next one does not listen: the process ends by it, and the handler of the other app, which
+    // would say 99, is not asked.
     replace(&host).await;
     let crashes = async {
         let connection = handover_tests::client::Http1::connect(host.address).await;

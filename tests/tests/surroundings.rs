@@ -1,4 +1,5 @@
-//! What is around the host goes wrong: signals to all of a group, files that somebody deletes, a service manager that is not there.
+//! What is around the host goes wrong: signals to all of a group, files that somebody deletes, a
+//! service manager that is not there.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"
@@ -129,7 +130,8 @@ async fn as_the_first_process_of_a_container_it_reaps_what_others_leave() {
         eprintln!("skipped: a pid namespace cannot be made here");
         return;
     }
-    // What is left over: a shell in another process group starts a child and ends, so that process 1 inherits it.
+    // What is left over: a shell in another process group starts a child and ends, so that process
+    // 1 inherits it.
     let script = "(sh -c 'sleep 0.2 & exit 0' &) ; exec \"$0\" run --listen 127.0.0.1:0";
     let mut host = unshare(&["sh", "-c", script])
         .arg(handover())

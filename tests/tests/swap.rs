@@ -18,15 +18,17 @@ use tokio::task::JoinSet;
 /// Swaps of the long test: the issue asks for a hundred.
 const SWAPS: usize = 102;
 
-/// Old generations stay as long as their slow requests do, and nobody is to be refused for that here.
+/// Old generations stay as long as their slow requests do, and nobody is to be refused for that
+/// here.
 const PATIENT: &str = "[app.probe]
 max_old_generations = 1000
 [app.probe.config]
 gate = \"HOME/scratch/gate\"
 ";
 
-/// Each way twice in a round of six, so that the drop folder gets other bytes each time, and an older version only in place of the file
-/// that is live: anything else is refused, or is nothing new.
+/// Each way twice in a round of six, so that the drop folder gets other bytes each time, and an
+/// older version only in place of the file that is live: anything else is refused, or is nothing
+/// new.
 const ROUND: [Way; 6] = [
     Way::Drop,
     Way::Drop,
@@ -46,7 +48,8 @@ enum Way {
     Reload,
 }
 
-/// Makes the other version live in the `n`th way. Waits until it is, but not until the old one has drained.
+/// Makes the other version live in the `n`th way. Waits until it is, but not until the old one has
+/// drained.
 async fn swap(host: &Host, n: usize) {
     let version = ["2.0.0", "1.0.0"][n % 2];
     let file = fixture("probe", version);
@@ -189,7 +192,8 @@ async fn a_paced_download_outlives_three_swaps() {
     host.deploy(&fixture("probe", "1.0.0")).await.expect_code(0);
 
     let mut http = Http1::connect(host.address).await.unwrap();
-    // More than any buffer between the plugin and here holds, so that it is still being written after the swaps.
+    // More than any buffer between the plugin and here holds, so that it is still being written
+    // after the swaps.
     http.send_head("GET", "/download?bytes=64000000", &[])
         .await
         .unwrap();

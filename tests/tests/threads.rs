@@ -1,5 +1,6 @@
-//! Threads are known by who made them, whatever made them, and none is left behind: what a generation has libc, C++ or a library that came
-//! along do on threads ends with it, or keeps it mapped with the threads named.
+//! Threads are known by who made them, whatever made them, and none is left behind: what a
+//! generation has libc, C++ or a library that came along do on threads ends with it, or keeps it
+//! mapped with the threads named.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"
@@ -93,7 +94,8 @@ impl Lab {
     }
 }
 
-/// The first generation is retained as long as its threads live, for a reason that says all of `words`, and unloaded after that.
+/// The first generation is retained as long as its threads live, for a reason that says all of
+/// `words`, and unloaded after that.
 async fn stays(habit: &str, words: &[&str]) {
     let lab = Lab::with(habit).await;
     lab.replace("2.0.0").await;

@@ -22,8 +22,9 @@ struct Cost {
 }
 
 impl Cost {
-    /// Whether it is no more, but for what the host itself has more threads on a busy machine: for blocking work, and in place of
-    /// workers that are held up. What leaks does so at each of many swaps.
+    /// Whether it is no more, but for what the host itself has more threads on a busy machine: for
+    /// blocking work, and in place of workers that are held up. What leaks does so at each of many
+    /// swaps.
     fn is_within(self, other: Self) -> bool {
         const OF_THE_HOST: usize = 4;
         self.mapped <= other.mapped

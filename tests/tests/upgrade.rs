@@ -1,4 +1,5 @@
-//! Upgrades are transparent: what asks for one and does not get it is a request like any other, and what gets it is a stream of bytes.
+//! Upgrades are transparent: what asks for one and does not get it is a request like any other, and
+//! what gets it is a stream of bytes.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"

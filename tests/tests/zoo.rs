@@ -1,4 +1,5 @@
-//! What becomes of a generation with each leaky or hostile habit, and what its clients see of it: nothing.
+//! What becomes of a generation with each leaky or hostile habit, and what its clients see of it:
+//! nothing.
 //!
 //! docs/unloading.md has the table of this.
 #![allow(
@@ -37,7 +38,8 @@ impl Zoo {
         Self { host }
     }
 
-    /// Has generation 1 do its habit some times, replaces it under load, and gives the event of its end.
+    /// Has generation 1 do its habit some times, replaces it under load, and gives the event of its
+    /// end.
     async fn replaced(&self) -> Event {
         let running = load(&self.host);
         running.more(20).await;
@@ -70,7 +72,8 @@ impl Zoo {
     }
 }
 
-/// The habit costs nothing: the library is unmapped, no descriptor is lost, and less than `heap` bytes are.
+/// The habit costs nothing: the library is unmapped, no descriptor is lost, and less than `heap`
+/// bytes are.
 async fn leaves(habit: &str, heap: u64) -> (Zoo, Event) {
     let zoo = Zoo::with(habit).await;
     let end = zoo.replaced().await;
@@ -221,7 +224,8 @@ async fn the_leak_budget_is_told_once_when_it_is_crossed() {
     assert_eq!(events.iter().filter(|event| told(event)).count(), 1);
 }
 
-/// Has one worker of four do its habit for good, and replaces the generation under load, which goes on.
+/// Has one worker of four do its habit for good, and replaces the generation under load, which goes
+/// on.
 async fn stuck(habit: &str) -> (Zoo, Running) {
     let zoo = Zoo::configured(habit, "[server]\nworkers = 4\nversion_header = true").await;
     let running = load(&zoo.host);

@@ -8,13 +8,13 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{saved::Saved, tally::Tally, turns::Turns};
+use super::{counters::Counters, queue::OperationQueue, saved::Saved};
 use crate::{
     artifact::{Artifact, Sha256},
     config,
     dispatch::Limits,
     generation::{Active, Counts, Generation, Spec, State},
-    ledger::Held,
+    ledger::RetainReasons,
     names::{AppName, GenerationId},
 };
 
@@ -30,17 +30,19 @@ pub(super) struct App {
     /// What is remembered of it over restarts.
     pub(super) saved: Arc<Saved>,
     /// What is counted of it for the metrics.
-    pub(super) tally: Tally,
+    pub(super) counters: Counters,
     /// Which operation may change what is live.
-    pub(super) turns: Arc<Turns>,
+    pub(super) queue: Arc<OperationQueue>,
     running: Mutex<Running>,
     /// The dropped artifact that waits because too many generations drain, so that it is said once.
     waiting: Mutex<Option<Sha256>>,
-    /// The dropped artifact that the machine was too short for, until when it waits for that, and for how long.
+    /// The dropped artifact that the machine was too short for, until when it waits for that, and
+    /// for how long.
     short: Mutex<Option<(Sha256, Instant, Duration)>>,
 }
 
-/// How long a dropped artifact waits that the machine was too short for: twice as long each time, up to the longest.
+/// How long a dropped artifact waits that the machine was too short for: twice as long each time,
+/// up to the longest.
 const SHORT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Its generations.
@@ -51,14 +53,14 @@ pub(super) struct Running {
     /// What was replaced and is not unloaded, oldest first.
     pub(super) old: Vec<Old>,
     /// What did not start and could not be unmapped, oldest first.
-    pub(super) unstarted: Vec<Unstarted>,
+    pub(super) failed_starts: Vec<FailedStart>,
     /// What was counted on those that are unloaded.
-    pub(super) gone: Gone,
+    pub(super) retired: RetiredTotals,
 }
 
 /// What was counted on generations that are unloaded.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Gone {
+pub(super) struct RetiredTotals {
     /// Requests they were given.
     pub(super) requests: u64,
     /// Panics caught in them.
@@ -69,13 +71,13 @@ pub(super) struct Gone {
 
 /// A generation that did not start, and whose library stays mapped.
 #[derive(Clone, Debug)]
-pub(super) struct Unstarted {
+pub(super) struct FailedStart {
     /// Who it would have been.
     pub(super) spec: Spec,
     /// When it was loaded.
     pub(super) loaded_at: Instant,
     /// What keeps its library mapped.
-    pub(super) held: Held,
+    pub(super) held: RetainReasons,
 }
 
 /// The generation that answers new requests.
@@ -103,7 +105,7 @@ pub(super) struct Old {
     /// Asks the task that watches its drain to end it now, jobs included.
     pub(super) end: Arc<Notify>,
     /// What keeps its library mapped.
-    pub(super) held: Option<Held>,
+    pub(super) held: Option<RetainReasons>,
 }
 
 /// What was just replaced, or is to leave without a successor.
@@ -116,7 +118,8 @@ pub(super) struct Replaced {
 }
 
 impl Running {
-    /// Puts `next` in the place of what is live, which is listed among the old ones from this moment on: nobody who looks misses it.
+    /// Puts `next` in the place of what is live, which is listed among the old ones from this
+    /// moment on: nobody who looks misses it.
     pub(super) fn replace(&mut self, next: Option<Live>) -> Option<Replaced> {
         let live = std::mem::replace(&mut self.live, next)?;
         let end = Arc::new(Notify::new());
@@ -133,7 +136,7 @@ impl Running {
     }
 
     /// The generations, oldest first, each with what keeps its library mapped.
-    pub(super) fn generations(&self) -> Vec<(Arc<Generation>, Option<Held>)> {
+    pub(super) fn generations(&self) -> Vec<(Arc<Generation>, Option<RetainReasons>)> {
         let old = self
             .old
             .iter()
@@ -146,7 +149,7 @@ impl Running {
     }
 }
 
-impl Gone {
+impl RetiredTotals {
     /// Adds what was counted on a generation.
     pub(super) fn add(&mut self, counts: &Counts) {
         self.requests += counts.requests;
@@ -163,8 +166,8 @@ impl App {
             name,
             settings,
             saved,
-            tally: Tally::default(),
-            turns: Turns::new(),
+            counters: Counters::default(),
+            queue: OperationQueue::new(),
             running: Mutex::default(),
             waiting: Mutex::default(),
             short: Mutex::default(),
@@ -179,9 +182,9 @@ impl App {
     /// Whether there is more of it than the memory of deploys that failed.
     pub(super) fn has_anything(&self) -> bool {
         let runs = self.running(|running| {
-            running.live.is_some() || !running.old.is_empty() || !running.unstarted.is_empty()
+            running.live.is_some() || !running.old.is_empty() || !running.failed_starts.is_empty()
         });
-        runs || self.turns.under_way(false).is_some()
+        runs || self.queue.under_way(false).is_some()
             || self
                 .saved
                 .read(|record| record.head.is_some() || record.staged.is_some())
@@ -213,10 +216,14 @@ impl App {
     }
 
     /// Sets what keeps the library of a generation mapped that is not live. Whether that is news.
-    pub(super) fn retained(&self, id: GenerationId, held: &Held) -> bool {
+    pub(super) fn retained(&self, id: GenerationId, held: &RetainReasons) -> bool {
         self.running(|running| {
-            if let Some(unstarted) = running.unstarted.iter_mut().find(|one| one.spec.id == id) {
-                return std::mem::replace(&mut unstarted.held, held.clone()) != *held;
+            if let Some(failed_starts) = running
+                .failed_starts
+                .iter_mut()
+                .find(|one| one.spec.id == id)
+            {
+                return std::mem::replace(&mut failed_starts.held, held.clone()) != *held;
             }
             let old = running.old.iter_mut();
             let mut old = old.filter(|old| old.generation.spec().id == id);
@@ -228,12 +235,12 @@ impl App {
     /// Forgets a generation that is not live: its library is unmapped.
     pub(super) fn unloaded(&self, id: GenerationId) {
         self.running(|running| {
-            running.unstarted.retain(|one| one.spec.id != id);
-            let Running { old, gone, .. } = running;
+            running.failed_starts.retain(|one| one.spec.id != id);
+            let Running { old, retired, .. } = running;
             old.retain(|old| {
                 let stays = old.generation.spec().id != id;
                 if !stays {
-                    gone.add(&old.generation.counts());
+                    retired.add(&old.generation.counts());
                 }
                 stays
             });

@@ -4,7 +4,7 @@ use super::{Apps, events::Kind};
 use crate::ledger::{self, Changed, Note};
 
 /// Tells what was changed since the last look.
-pub(super) fn tell_changed(apps: &Apps) {
+pub(super) fn record_changes(apps: &Apps) {
     for Note {
         app,
         generation,
@@ -29,6 +29,6 @@ pub(super) fn tell_changed(apps: &Apps) {
         let message = format!("generation {generation} changed {what}: it {how}");
         apps.0
             .events
-            .tell(kind, Some(&app), Some(generation), message);
+            .record(kind, Some(&app), Some(generation), message);
     }
 }

@@ -1,4 +1,5 @@
-//! Times that outlive the process and that nobody can set: the clock since boot, and the order of what happened.
+//! Times that outlive the process and that nobody can set: the clock since boot, and the order of
+//! what happened.
 
 use std::{
     fs,
@@ -9,7 +10,8 @@ use std::{
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-/// Milliseconds since the machine was booted, time asleep included. Means something beside the same [`boot`] only.
+/// Milliseconds since the machine was booted, time asleep included. Means something beside the same
+/// [`boot`] only.
 pub(super) fn since_boot_ms() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from);
     let millis = now.unwrap_or_default().as_millis();
@@ -23,7 +25,8 @@ pub(super) fn boot() -> String {
         .unwrap_or_default()
 }
 
-/// The place of an entry in the history of all apps. What an older host wrote has none, and comes first.
+/// The place of an entry in the history of all apps. What an older host wrote has none, and comes
+/// first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(super) struct Order(u64);

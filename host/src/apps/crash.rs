@@ -1,19 +1,25 @@
-//! Crashes: what was live when the host died, who is to blame for it, and what has served long enough to be trusted.
+//! Crashes: what was live when the host died, who is to blame for it, and what has served long
+//! enough to be trusted.
 //!
-//! The journal, `<state>/running.json`, is there while the host runs: it says what is live and since when, and remembers the crashes of
-//! late. It goes at a clean end, so a start that finds it knows that the host before did not end cleanly. It is replaced as a whole, but
-//! not synced: it is about crashes of the process, which the kernel's memory survives.
+//! The journal, `<state>/running.json`, is there while the host runs: it says what is live and
+//! since when, and remembers the crashes of late. It goes at a clean end, so a start that finds it
+//! knows that the host before did not end cleanly. It is replaced as a whole, but not synced: it is
+//! about crashes of the process, which the kernel's memory survives.
 //!
 //! Who crashed the process is not known, only who was in it. So blame goes by what is new:
-//! - an artifact that has not yet served for the app's `bake` without a break is on probation, and one crash is enough
-//! - after `max_crashes` within `crash_window` the app that was changed last goes back, whatever it has proven
+//! - an artifact that has not yet served for the app's `bake` without a break is on probation, and
+//!   one crash is enough
+//! - after `max_crashes` within `crash_window` the app that was changed last goes back, whatever it
+//!   has proven
 //!
-//! The last words of the host, where there are some, say more ([`culprit`](super::culprit)): of several on probation only the one whose code
-//! ran is taken back, and what a replaced generation had left behind is no fault of its successor: its artifact is never unmapped again.
+//! The last words of the host, where there are some, say more ([`culprit`](super::culprit)): of
+//! several on probation only the one whose code ran is taken back, and what a replaced generation
+//! had left behind is no fault of its successor: its artifact is never unmapped again.
 //!
-//! But where an artifact was being loaded or constructed at that moment, that one is to blame and nobody else: the journal names it
-//! before any of its code runs. What was being deployed has failed. What was being started again is left out of the next start, which
-//! serves what was good before it, and is tried again after a pause that grows. Where several were in it, the next start
+//! But where an artifact was being loaded or constructed at that moment, that one is to blame and
+//! nobody else: the journal names it before any of its code runs. What was being deployed has
+//! failed. What was being started again is left out of the next start, which serves what was good
+//! before it, and is tried again after a pause that grows. Where several were in it, the next start
 //! begins them one after the other, so that a second crash names one.
 //!
 //! A process that was killed from outside (SIGKILL, a power cut) is nobody's fault.
@@ -58,13 +64,15 @@ use crate::{
     shortage,
 };
 
-/// The file in the state directory by which systemd says how the host ended: see docs/systemd/handover.service.
+/// The file in the state directory by which systemd says how the host ended: see
+/// docs/systemd/handover.service.
 const SAID_BY_SYSTEMD: &str = "crashed";
 
 /// The file in the state directory with the last words of a host that has no supervisor.
 const LAST_WORDS: &str = "last-words";
 
-/// How many replaced generations the journal knows, which is more than there are between two that are mapped at one place.
+/// How many replaced generations the journal knows, which is more than there are between two that
+/// are mapped at one place.
 const REPLACED: usize = 64;
 
 /// The journal of the running host.
@@ -191,7 +199,8 @@ impl Trying {
     }
 }
 
-/// Writes down how far `tried` is. Where its code is about to run in this process, the end of the process is its fault from then on.
+/// Writes down how far `tried` is. Where its code is about to run in this process, the end of the
+/// process is its fault from then on.
 pub(super) async fn trying(apps: &Apps, app: &AppName, tried: Tried) {
     let app = app.clone();
     journal(apps, move |written| {
@@ -234,7 +243,7 @@ pub(super) struct Findings {
     /// What was being deployed, and why that has failed.
     pub(super) failed: Vec<(AppName, Tried, String)>,
     /// What was under way when the host ended for another reason, and that reason.
-    pub(super) cut: Vec<(AppName, Tried, String)>,
+    pub(super) interrupted: Vec<(AppName, Tried, String)>,
     /// Artifacts that are never unmapped again, and why.
     pub(super) staying: Vec<(AppName, Lived, String)>,
 }
@@ -288,7 +297,8 @@ impl Lived {
 pub(super) struct Replaced {
     pub(super) app: AppName,
     pub(super) lived: Lived,
-    /// When its library was unmapped, or its end began, in milliseconds, as [`Written::boot`] says. It may have been retained since.
+    /// When its library was unmapped, or its end began, in milliseconds, as [`Written::boot`] says.
+    /// It may have been retained since.
     pub(super) left_at_ms: Option<u64>,
 }
 
@@ -310,7 +320,8 @@ pub(super) struct Blame {
 }
 
 impl Written {
-    /// How long ago the time `at_ms` of this journal is; none when the machine was booted in between.
+    /// How long ago the time `at_ms` of this journal is; none when the machine was booted in
+    /// between.
     fn age_ms(&self, at_ms: u64) -> Option<u64> {
         (self.boot == clock::boot()).then(|| since_boot_ms().saturating_sub(at_ms))
     }
@@ -329,7 +340,7 @@ impl Journal {
     }
 
     /// Begins the journal of this host. Gives what the host before left, if it did not end cleanly.
-    fn begin(&self) -> Option<Written> {
+    fn open_journal(&self) -> Option<Written> {
         let before = fs::read(&self.path)
             .ok()
             // What cannot be read blames nobody.
@@ -394,8 +405,8 @@ impl Journal {
         });
     }
 
-    /// Has the last words of this host written to `supervisor`, or without one into a file. Gives what the host before has
-    /// written there.
+    /// Has the last words of this host written to `supervisor`, or without one into a file. Gives
+    /// what the host before has written there.
     pub(super) fn hear_last_words(&self, supervisor: Option<OwnedFd>) -> Option<Crashed> {
         if let Some(supervisor) = supervisor {
             ledger::tell_last_words(supervisor);
@@ -486,8 +497,9 @@ fn write(path: &Path, written: &Written) -> io::Result<()> {
     done
 }
 
-/// Begins the journal, tells how the host before ended, and finds what follows from it. `crashed` is what the supervisor saw.
-pub(super) fn begin(apps: &Apps, crashed: Option<Crashed>) -> Findings {
+/// Begins the journal, tells how the host before ended, and finds what follows from it. `crashed`
+/// is what the supervisor saw.
+pub(super) fn take_findings(apps: &Apps, crashed: Option<Crashed>) -> Findings {
     let said_by_systemd = apps.0.journal.said_by_systemd();
     let crashed = match (crashed, said_by_systemd) {
         (Some(crashed), Some(how)) if crashed.pid.is_none() => Some(Crashed { how, ..crashed }),
@@ -497,10 +509,11 @@ pub(super) fn begin(apps: &Apps, crashed: Option<Crashed>) -> Findings {
         }),
         (crashed, _) => crashed,
     };
-    let Some(before) = apps.0.journal.begin() else {
+    let Some(before) = apps.0.journal.open_journal() else {
         return Findings::default();
     };
-    // A host that has begun and did not come up has seen to the one before it, and the supervisor tells of that one again.
+    // A host that has begun and did not come up has seen to the one before it, and the supervisor
+    // tells of that one again.
     let crashed = crashed.filter(|crashed| crashed.pid.is_none() || crashed.pid != before.answered);
     let pid = before.pid;
     let since = match before.age_ms(before.since_ms) {
@@ -536,7 +549,7 @@ pub(super) fn begin(apps: &Apps, crashed: Option<Crashed>) -> Findings {
     let message = format!(
         "the host before this one (process {pid}, {since}) ended: {how}{while_it_started}{place}"
     );
-    apps.0.events.tell(Kind::Crash, None, None, message);
+    apps.0.events.record(Kind::Crash, None, None, message);
     let is_own_fault = crashed
         .as_ref()
         .is_some_and(|crashed| match crashed.how.as_str() {
@@ -571,7 +584,9 @@ pub(super) fn begin(apps: &Apps, crashed: Option<Crashed>) -> Findings {
                 Step::Live => "took its first requests, before that was written down",
             };
             let reason = format!("the host ended ({how}{place}) while it {during}");
-            findings.cut.push((app.clone(), tried.clone(), reason));
+            findings
+                .interrupted
+                .push((app.clone(), tried.clone(), reason));
         }
     }
     // What was left out of the start before has not come up since.
@@ -587,7 +602,8 @@ pub(super) fn begin(apps: &Apps, crashed: Option<Crashed>) -> Findings {
     findings
 }
 
-/// What was left behind of generations that had ended, with the reason why they stay mapped from now on.
+/// What was left behind of generations that had ended, with the reason why they stay mapped from
+/// now on.
 fn staying(left: &[(AppName, Lived, String)], how: &str) -> Vec<(AppName, Lived, String)> {
     let reason = |lived: &Lived, sentence: &str| {
         format!(
@@ -647,7 +663,8 @@ fn tried(apps: &Apps, before: &Written, how: &str) -> Findings {
     findings
 }
 
-/// Whether a crash like this comes from inside. What the kernel or somebody else kills is not to blame.
+/// Whether a crash like this comes from inside. What the kernel or somebody else kills is not to
+/// blame.
 fn is_own_fault(how: &str) -> bool {
     !matches!(how, "SIGKILL" | "SIGTERM" | "SIGINT" | "SIGHUP")
 }
@@ -755,7 +772,7 @@ pub(super) fn prove_later(apps: &Apps, app: &Arc<App>, spec: &Spec) {
             ),
             Err(cause) => format!("the end of the probation could not be saved: {cause}"),
         };
-        apps.tell(Kind::Proven, &app, Some(id), message);
+        apps.record_event(Kind::Proven, &app, Some(id), message);
     });
 }
 
@@ -772,20 +789,20 @@ mod tests {
     #[test]
     fn only_a_host_that_did_not_end_cleanly_leaves_something() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(journal_in(dir.path()).begin().is_none());
-        let left = journal_in(dir.path()).begin().unwrap();
+        assert!(journal_in(dir.path()).open_journal().is_none());
+        let left = journal_in(dir.path()).open_journal().unwrap();
         assert_eq!(left.pid, std::process::id());
         let journal = journal_in(dir.path());
-        journal.begin();
+        journal.open_journal();
         journal.end();
-        assert!(journal_in(dir.path()).begin().is_none());
+        assert!(journal_in(dir.path()).open_journal().is_none());
     }
 
     #[test]
     fn a_journal_that_cannot_be_read_blames_nobody() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("running.json"), "{\"pid\": ").unwrap();
-        let left = journal_in(dir.path()).begin().unwrap();
+        let left = journal_in(dir.path()).open_journal().unwrap();
         assert!(left.live.is_empty() && left.crashes.is_empty());
     }
 

@@ -1,8 +1,9 @@
-//! What the last words of a host say about who is to blame for its end: what is live, or what was replaced and left something behind.
+//! What the last words of a host say about who is to blame for its end: what is live, or what was
+//! replaced and left something behind.
 //!
-//! An address tells before a thread does: code that jumps into a library that is unmapped runs on the thread of whoever called
-//! what that library had left. The libraries that were mapped are in the journal, those that were unmapped too, as long as
-//! nothing else was mapped in their place.
+//! An address tells before a thread does: code that jumps into a library that is unmapped runs on
+//! the thread of whoever called what that library had left. The libraries that were mapped are in
+//! the journal, those that were unmapped too, as long as nothing else was mapped in their place.
 
 use std::time::Duration;
 
@@ -50,7 +51,8 @@ impl Known<'_> {
     }
 }
 
-/// Finds it, and says where it was: ` in /path of shop 7 (1.2.0)`. `now_ms` is about the time of the crash.
+/// Finds it, and says where it was: ` in /path of shop 7 (1.2.0)`. `now_ms` is about the time of
+/// the crash.
 pub(super) fn find(before: &Written, words: &LastWords, now_ms: u64) -> (Culprit, String) {
     let live = before.live.iter().map(|(app, lived)| Known {
         app,
@@ -64,7 +66,8 @@ pub(super) fn find(before: &Written, words: &LastWords, now_ms: u64) -> (Culprit
         is_live: false,
         left_at_ms: old.left_at_ms,
     });
-    // What is mapped hides what was there before, be it known here or not: what is being tried is not.
+    // What is mapped hides what was there before, be it known here or not: what is being tried is
+    // not.
     let known: Vec<_> = live.chain(replaced).collect();
     let at = |address: u64, mapped: AccountId| {
         known.iter().find(|known| {
@@ -152,7 +155,8 @@ mod tests {
 
     const NOW: u64 = 1_000_000;
 
-    /// `shop` 3 is live at 0x3000, 2 drains at 0x2000, 1 was unmapped from 0x1000 one second ago; `news` 1 is live at 0x9000.
+    /// `shop` 3 is live at 0x3000, 2 drains at 0x2000, 1 was unmapped from 0x1000 one second ago;
+    /// `news` 1 is live at 0x9000.
     fn before() -> Written {
         let app = |name: &str| name.parse::<AppName>().unwrap();
         let old = |generation, left_at_ms| Replaced {

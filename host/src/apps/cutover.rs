@@ -12,10 +12,11 @@ use super::{
 use crate::{config::RoutePrefix, dispatch::Route, generation::Generation, names::AppName};
 
 impl Apps {
-    /// `overlap`: makes `live` what answers new requests of `app`, at once, and gives what did before.
+    /// `overlap`: makes `live` what answers new requests of `app`, at once, and gives what did
+    /// before.
     ///
-    /// The one that is given back still takes requests until it is drained, so those that chose it before the
-    /// routes changed are answered.
+    /// The one that is given back still takes requests until it is drained, so those that chose it
+    /// before the routes changed are answered.
     pub(super) fn cut_over(&self, app: &App, live: Live) -> Option<Replaced> {
         let replaced = app.running(|running| running.replace(Some(live)));
         let publishing = self.0.publishing.lock();
@@ -24,16 +25,16 @@ impl Apps {
             // On disk together with HEAD, right after this.
             app.saved.edit(|record| record.assigned = Some(at));
         }
-        self.publish_in_turn(&publishing);
+        self.publish_locked(&publishing);
         replaced
     }
 
     /// Publishes the routes of all apps as they are now.
     pub(super) fn publish(&self) {
-        self.publish_in_turn(&self.0.publishing.lock());
+        self.publish_locked(&self.0.publishing.lock());
     }
 
-    fn publish_in_turn(&self, _turn: &MutexGuard<'_, ()>) {
+    fn publish_locked(&self, _lock: &MutexGuard<'_, ()>) {
         let mut routes = Vec::new();
         for app in self.all() {
             let active = app.running(|running| {
@@ -47,8 +48,8 @@ impl Apps {
         self.0.routes.publish(routes);
     }
 
-    /// Where an app that is about to serve for the first time answers, if the configuration leaves it to the host: the
-    /// first such app at `/`, others at `/NAME`.
+    /// Where an app that is about to serve for the first time answers, if the configuration leaves
+    /// it to the host: the first such app at `/`, others at `/NAME`.
     fn assign(&self, app: &App) -> Assigned {
         let taken = self.all().iter().any(|other| {
             other.name != app.name
@@ -102,7 +103,8 @@ fn routes_of(app: &App, active: Option<Arc<Generation>>) -> impl Iterator<Item =
 }
 
 fn assigned(name: &AppName, at: Assigned) -> (RoutePrefix, bool) {
-    // Not its name as well for the app at the root: that would hide the paths of its own that begin with it.
+    // Not its name as well for the app at the root: that would hide the paths of its own that begin
+    // with it.
     let (path, strip) = match at {
         Assigned::Root => ("/".to_owned(), false),
         Assigned::Name => (format!("/{name}"), true),

@@ -1,4 +1,5 @@
-//! An artifact's way to being live: preflight, load, start, cutover, HEAD; and what becomes of it when a step fails.
+//! An artifact's way to being live: preflight, load, start, cutover, HEAD; and what becomes of it
+//! when a step fails.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -9,16 +10,16 @@ use tokio::sync::oneshot;
 
 use super::{
     Apps, Cause, Wait,
-    app::{App, Live, Unstarted},
+    app::{App, FailedStart, Live},
     clock::Order,
     crash::{self, Step, Tried, Trying},
     drain::{self, Leaving},
     events::Kind,
     history::Entry,
-    operation::{self, Operation, Speaker, Wanted},
+    operation::{self, Operation, ProgressSender, Wanted},
+    queue::{Closed, OperationLock, Place},
     result,
     saved::{Head, Record},
-    turns::{Closed, Place, Turn},
     verdict,
 };
 use crate::{
@@ -27,7 +28,7 @@ use crate::{
     config::WhenFull,
     control::api::{Note, OperationResult, OperationStatus, Outcome, Progress},
     generation::{self, Spec, StartError, Started},
-    ledger::Held,
+    ledger::RetainReasons,
     loader::Companion,
     names::GenerationId,
     preflight::{self, Passed, Scope, Verdict},
@@ -147,17 +148,17 @@ enum Ended {
 }
 
 /// Begins to carry out `plan`; the rest happens on a task of its own.
-pub(super) fn begin(apps: &Apps, app: Arc<App>, plan: Plan, entrance: Entrance) -> Begun {
+pub(super) fn begin_deploy(apps: &Apps, app: Arc<App>, plan: Plan, entrance: Entrance) -> Begun {
     let asked = Asked {
         what: format!("deploy of {}", plan.artifact.manifest.version),
         deadline: plan.deadline,
         plan: async { Ok(plan) },
     };
-    begin_with(apps, app, asked, entrance)
+    begin_deploy_with(apps, app, asked, entrance)
 }
 
-/// [`begin`] with a plan that is made when its turn has come.
-pub(super) fn begin_with<F>(
+/// [`begin_deploy`] with a plan that is made when its turn has come.
+pub(super) fn begin_deploy_with<F>(
     apps: &Apps,
     app: Arc<App>,
     asked: Asked<F>,
@@ -166,8 +167,8 @@ pub(super) fn begin_with<F>(
 where
     F: Future<Output = Result<Plan, OperationResult>> + Send + 'static,
 {
-    let speaker = apps.0.operations.begin();
-    let mut operation = speaker.listen();
+    let progress = apps.0.operations.begin_operation();
+    let mut operation = progress.listen();
     let (tell, at_cutover) = oneshot::channel();
     let Asked {
         what,
@@ -175,7 +176,7 @@ where
         plan,
     } = asked;
     let own = OperationStatus {
-        id: speaker.id().to_owned(),
+        id: progress.id().to_owned(),
         what,
     };
     let (interest, wanted) = match entrance {
@@ -186,33 +187,33 @@ where
         Entrance::Now | Entrance::OfReload | Entrance::DetachedQueue => (None, Wanted::ALWAYS),
     };
     operation.interest = interest;
-    let turn = match entrance {
-        Entrance::Now => app.turns.take(own, false).map(Ok),
-        Entrance::OfReload => app.turns.take(own, true).map(Ok),
+    let lock = match entrance {
+        Entrance::Now => app.queue.take(own, false).map(Ok),
+        Entrance::OfReload => app.queue.take(own, true).map(Ok),
         // In the order of asking, so before the task begins.
-        Entrance::Queue | Entrance::DetachedQueue => Ok(Err(app.turns.queue(own))),
+        Entrance::Queue | Entrance::DetachedQueue => Ok(Err(app.queue.enqueue(own))),
     };
-    match turn {
+    match lock {
         Err(other) => {
             let conflict = conflict(&app, &other);
-            app.tally.ended(conflict.outcome);
-            speaker.finish(conflict.clone());
+            app.counters.ended(conflict.outcome);
+            progress.finish(conflict.clone());
             let _ = tell.send(conflict);
         }
-        Ok(turn) => {
+        Ok(lock) => {
             let apps = apps.clone();
             tokio::spawn(async move {
-                let turn = match turn {
-                    Ok(turn) => Ok(turn),
-                    Err(place) => queued(&app, place, deadline, wanted, &speaker).await,
+                let lock = match lock {
+                    Ok(lock) => Ok(lock),
+                    Err(place) => queued(&app, place, deadline, wanted, &progress).await,
                 };
-                let (turn, ended) = match turn {
-                    Ok(turn) => {
+                let (lock, ended) = match lock {
+                    Ok(lock) => {
                         let ended = match plan.await {
-                            Ok(plan) => carry_out(&apps, &app, plan, &speaker).await,
+                            Ok(plan) => carry_out(&apps, &app, plan, &progress).await,
                             Err(result) => Ended::Otherwise(result),
                         };
-                        (Some(turn), ended)
+                        (Some(lock), ended)
                     }
                     Err(reason) => {
                         let ended = give_up(&apps, &app, plan.await, reason).await;
@@ -220,20 +221,27 @@ where
                     }
                 };
                 let (Ended::Live(result, _) | Ended::Otherwise(result)) = &ended;
-                app.tally.ended(result.outcome);
-                // Given back before anybody hears the result, so that who hears it can begin the next operation.
-                drop(turn);
+                app.counters.ended(result.outcome);
+                // Given back before anybody hears the result, so that who hears it can begin the
+                // next operation.
+                drop(lock);
                 match ended {
                     Ended::Otherwise(result) => {
                         let _ = tell.send(result.clone());
-                        speaker.finish(result);
+                        progress.finish(result);
                     }
                     Ended::Live(result, leaving) => {
                         let _ = tell.send(result.clone());
                         match leaving {
-                            None => speaker.finish(result),
+                            None => progress.finish(result),
                             Some(leaving) => {
-                                drain::see_out(&apps, &app, leaving, Some((speaker, result))).await;
+                                drain::drain_and_retire(
+                                    &apps,
+                                    &app,
+                                    leaving,
+                                    Some((progress, result)),
+                                )
+                                .await;
                             }
                         }
                         apps.collect().await;
@@ -266,12 +274,12 @@ pub(super) async fn queued(
     place: Place,
     deadline: Option<Deadline>,
     wanted: Wanted,
-    speaker: &Speaker,
-) -> Result<Turn, String> {
+    progress: &ProgressSender,
+) -> Result<OperationLock, String> {
     let mut behind = None;
     let waits = |other: &OperationStatus, ahead: usize| {
         behind = Some(other.clone());
-        speaker.say(Progress::Queued {
+        progress.send(Progress::Queued {
             app: app.name.clone(),
             behind: other.clone(),
             ahead: ahead as u64,
@@ -288,8 +296,8 @@ pub(super) async fn queued(
     };
     let passed = tokio::select! {
         biased;
-        turn = place.turn(waits) => {
-            return turn.map_err(|Closed| "the host is shutting down".to_owned());
+        lock = place.acquire(waits) => {
+            return lock.map_err(|Closed| "the host is shutting down".to_owned());
         }
         () = wanted.no_more() => {
             return Err("whoever asked for it left while it waited for its turn".to_owned());
@@ -317,11 +325,11 @@ async fn give_up(
 }
 
 /// Carries out `plan` and records how it ended.
-async fn carry_out(apps: &Apps, app: &Arc<App>, plan: Plan, speaker: &Speaker) -> Ended {
+async fn carry_out(apps: &Apps, app: &Arc<App>, plan: Plan, progress: &ProgressSender) -> Ended {
     let (artifact, cause, source) = (plan.artifact.clone(), plan.cause, plan.source.clone());
     // Until its end is written down.
     let _trying = Trying::of(apps, &app.name);
-    match try_plan(apps, app, plan, speaker).await {
+    match try_plan(apps, app, plan, progress).await {
         Ok(ended) => ended,
         Err(failure) => {
             Ended::Otherwise(record_failure(apps, app, &artifact, cause, source, failure).await)
@@ -333,18 +341,18 @@ async fn try_plan(
     apps: &Apps,
     app: &Arc<App>,
     plan: Plan,
-    speaker: &Speaker,
+    progress: &ProgressSender,
 ) -> Result<Ended, Failure> {
     let deadline = plan.deadline.map(|deadline| deadline.by);
     if apps.0.closing.load(Ordering::Acquire) {
         return Err(Failure::host("the host is shutting down"));
     }
     if let Some(took) = plan.noticed_in {
-        speaker.step("notice", app, took, "found in the drop folder".to_owned());
+        progress.step("notice", app, took, "found in the drop folder".to_owned());
     }
     if let Some(took) = plan.stored_in {
         let (size, sha256) = (bytes(plan.artifact.size), plan.artifact.sha256.short());
-        speaker.step("store", app, took, format!("{size} stored as {sha256}"));
+        progress.step("store", app, took, format!("{size} stored as {sha256}"));
     }
     if let Some(live) = app.live()
         && live.artifact == plan.artifact.sha256
@@ -359,13 +367,13 @@ async fn try_plan(
         return Ok(Ended::Otherwise(result(Outcome::Unchanged, app, message)));
     }
     // Before anything is ended to make room for it.
-    admit(apps, app, &plan, speaker).await?;
+    admit(apps, app, &plan, progress).await?;
     if !plan.stage {
         make_room(apps, app)?;
     }
     // What has to be on disk before it is used gets there while the artifact is checked.
     let (checked, kept, id, ()) = tokio::join!(
-        check(apps, app, &plan, deadline, speaker),
+        check(apps, app, &plan, deadline, progress),
         keep(apps, &plan),
         reserve(app, &plan),
         crash::trying(apps, &app.name, plan.tried(Step::Checked, None)),
@@ -382,13 +390,19 @@ async fn try_plan(
     let Some(id) = id? else {
         return stage(apps, app, &plan, checked).await.map(Ended::Otherwise);
     };
-    let started = load_and_start(apps, app, &plan, &mut checked, id, deadline, speaker).await?;
-    go_live(apps, app, plan, checked, started, speaker).await
+    let started = load_and_start(apps, app, &plan, &mut checked, id, deadline, progress).await?;
+    go_live(apps, app, plan, checked, started, progress).await
 }
 
-/// Whether these bytes may become code at all: what they say of themselves, their version and who signed them. Asked each time, so that a
-/// key, a version or an ABI that is not good any more counts for a restart and a rollback too.
-async fn admit(apps: &Apps, app: &App, plan: &Plan, speaker: &Speaker) -> Result<(), Failure> {
+/// Whether these bytes may become code at all: what they say of themselves, their version and who
+/// signed them. Asked each time, so that a key, a version or an ABI that is not good any more
+/// counts for a restart and a rollback too.
+async fn admit(
+    apps: &Apps,
+    app: &App,
+    plan: &Plan,
+    progress: &ProgressSender,
+) -> Result<(), Failure> {
     let refused = |reason: String| Failure {
         own_fault: false, // with other settings or a signature the same bytes are fine
         ..Failure::own(Outcome::Rejected, reason, None)
@@ -401,7 +415,8 @@ async fn admit(apps: &Apps, app: &App, plan: &Plan, speaker: &Speaker) -> Result
     }
     .map_err(refused)?;
     if let Some(reason) = app.settings.too_old(&plan.artifact.manifest.version) {
-        // A restart takes nobody back: what was live stays, and what is older than that does not come.
+        // A restart takes nobody back: what was live stays, and what is older than that does not
+        // come.
         let sha256 = plan.artifact.sha256;
         let was_live = app.saved.read(|record| {
             record
@@ -412,7 +427,7 @@ async fn admit(apps: &Apps, app: &App, plan: &Plan, speaker: &Speaker) -> Result
         if plan.cause != Cause::Start || !was_live {
             return Err(refused(reason));
         }
-        apps.tell(
+        apps.record_event(
             Kind::State,
             app,
             None,
@@ -443,7 +458,7 @@ async fn admit(apps: &Apps, app: &App, plan: &Plan, speaker: &Speaker) -> Result
         Failure::host(format!("its signature could not be verified: {broken}"))
     })??;
     if let Some(key) = key {
-        speaker.step(
+        progress.step(
             "trust",
             app,
             began.elapsed(),
@@ -473,8 +488,7 @@ fn make_room(apps: &Apps, app: &App) -> Result<(), Failure> {
             counts.jobs,
         ))),
         WhenFull::EndOldest => {
-            apps.tell(
-                Kind::Draining,
+            apps.record_event(Kind::Draining,
                 app,
                 Some(id),
                 format!(
@@ -498,8 +512,9 @@ async fn keep(apps: &Apps, plan: &Plan) -> Result<(), Failure> {
         .map_err(|error| Failure::host(format!("it could not be stored: {error}")))
 }
 
-/// The number of the generation that it will be, if it will be one. On disk before it is used: the number of a generation never comes
-/// back, whatever ends the host. But for what is to be served again, which must not need a disk: its number is written when there is room.
+/// The number of the generation that it will be, if it will be one. On disk before it is used: the
+/// number of a generation never comes back, whatever ends the host. But for what is to be served
+/// again, which must not need a disk: its number is written when there is room.
 async fn reserve(app: &App, plan: &Plan) -> Result<Option<GenerationId>, Failure> {
     if plan.stage {
         return Ok(None);
@@ -535,7 +550,8 @@ impl Checked {
         self.remarks.iter().map(Note::from).collect()
     }
 
-    /// Compares what the library that was just loaded runs beside with what preflight ran. Returns what differs.
+    /// Compares what the library that was just loaded runs beside with what preflight ran. Returns
+    /// what differs.
     async fn compare(&mut self, app: &App, artifact: Sha256) -> Vec<Remark> {
         if !self.passed {
             let verdict = |record: &Record| record.verdict(artifact).cloned();
@@ -568,7 +584,13 @@ impl Checked {
     }
 
     /// Tells of the warnings as events about what was taken.
-    fn tell(&self, apps: &Apps, app: &App, plan: &Plan, generation: Option<GenerationId>) {
+    fn record_remarks(
+        &self,
+        apps: &Apps,
+        app: &App,
+        plan: &Plan,
+        generation: Option<GenerationId>,
+    ) {
         for warning in self.warnings() {
             let message = format!(
                 "{} {} ({}): {warning}",
@@ -576,7 +598,7 @@ impl Checked {
                 plan.artifact.manifest.version,
                 plan.artifact.sha256.short()
             );
-            apps.tell(Kind::Warning, app, generation, message);
+            apps.record_event(Kind::Warning, app, generation, message);
         }
     }
 }
@@ -587,7 +609,7 @@ async fn check(
     app: &App,
     plan: &Plan,
     deadline: Option<Instant>,
-    speaker: &Speaker,
+    progress: &ProgressSender,
 ) -> Result<Checked, Failure> {
     let Some(scope) = plan.preflight else {
         return Ok(Checked::default());
@@ -616,7 +638,7 @@ async fn check(
                 passed: true,
                 companions,
             };
-            speaker.found(
+            progress.found(
                 "preflight",
                 app,
                 began.elapsed(),
@@ -642,8 +664,7 @@ async fn check(
         ))),
         // What was live is not given up for that; the next start asks again.
         (Err(cause), Scope::Again) => {
-            apps.tell(
-                Kind::State,
+            apps.record_event(Kind::State,
                 app,
                 None,
                 format!(
@@ -698,8 +719,8 @@ async fn stage(
         app.name,
         sha256.short()
     );
-    apps.tell(Kind::Staged, app, None, message.as_str());
-    checked.tell(apps, app, plan, None);
+    apps.record_event(Kind::Staged, app, None, message.as_str());
+    checked.record_remarks(apps, app, plan, None);
     Ok(OperationResult {
         notes: checked.notes(),
         ..result(Outcome::Staged, app, message)
@@ -714,7 +735,7 @@ async fn load_and_start(
     checked: &mut Checked,
     id: GenerationId,
     deadline: Option<Instant>,
-    speaker: &Speaker,
+    progress: &ProgressSender,
 ) -> Result<Started, Failure> {
     // From here on code of it runs in this process.
     crash::trying(apps, &app.name, plan.tried(Step::Loaded, Some(id))).await;
@@ -743,13 +764,13 @@ async fn load_and_start(
     // Keeps a library that cannot be unmapped now.
     let keep = |spec: &Spec, retained: Option<Box<generation::Retained>>| {
         if let Some(retained) = retained {
-            let unstarted = Unstarted {
+            let failed_starts = FailedStart {
                 spec: spec.clone(),
                 loaded_at: began,
-                held: Held::default(),
+                held: RetainReasons::default(),
             };
-            app.running(|running| running.unstarted.push(unstarted));
-            drain::put_away(apps, app, id, generation::Ended::Retained(retained));
+            app.running(|running| running.failed_starts.push(failed_starts));
+            drain::retain(apps, app, id, generation::Ended::Retained(retained));
         }
     };
     let library = match generation::load(artifact, left(longest)).await {
@@ -773,7 +794,7 @@ async fn load_and_start(
         );
     }
     let differences = checked.compare(app, plan.artifact.sha256).await;
-    speaker.found(
+    progress.found(
         "load",
         app,
         began.elapsed(),
@@ -800,7 +821,7 @@ async fn load_and_start(
             });
         }
     };
-    speaker.step(
+    progress.step(
         "start",
         app,
         began.elapsed(),
@@ -816,12 +837,12 @@ async fn go_live(
     plan: Plan,
     checked: Checked,
     started: Started,
-    speaker: &Speaker,
+    progress: &ProgressSender,
 ) -> Result<Ended, Failure> {
     let spec = started.generation().spec().clone();
     if apps.0.closing.load(Ordering::Acquire) {
         let ended = started.discard().await;
-        drain::put_away(apps, app, spec.id, ended);
+        drain::retain(apps, app, spec.id, ended);
         return Err(Failure::host("the host is shutting down").of(spec.id));
     }
     // Before the first request can crash it, and not on a worker: it is a file.
@@ -838,7 +859,7 @@ async fn go_live(
         source: plan.source.clone(),
     };
     let replaced = apps.cut_over(app, live);
-    speaker.step(
+    progress.step(
         "cutover",
         app,
         began.elapsed(),
@@ -858,13 +879,13 @@ async fn go_live(
         spec.artifact.short(),
         spec.id
     );
-    apps.tell(
+    apps.record_event(
         Kind::Active,
         app,
         Some(spec.id),
         format!("{message}{}", instead.unwrap_or_default()),
     );
-    checked.tell(apps, app, &plan, Some(spec.id));
+    checked.record_remarks(apps, app, &plan, Some(spec.id));
 
     let entry = Entry {
         warnings: checked.warnings(),
@@ -908,7 +929,7 @@ async fn go_live(
         let trouble = format!(
             "this is not durable yet, and a restart would go back to what was live before: {cause}; it is written when there is room"
         );
-        apps.tell(Kind::State, app, Some(spec.id), trouble.as_str());
+        apps.record_event(Kind::State, app, Some(spec.id), trouble.as_str());
         message = format!("{message}; but {trouble}");
     }
 
@@ -949,7 +970,7 @@ async fn record_failure(
         artifact.manifest.version,
         artifact.sha256.short()
     );
-    apps.tell(kind, app, generation, message.as_str());
+    apps.record_event(kind, app, generation, message.as_str());
     let entry = entry(
         artifact,
         cause,
@@ -974,7 +995,7 @@ async fn record_failure(
         })
         .await;
     if let Err(cause) = saved {
-        apps.tell(
+        apps.record_event(
             Kind::State,
             app,
             generation,
@@ -1048,7 +1069,7 @@ fn late(timeout: Duration, during: &str) -> String {
     )
 }
 
-impl Speaker {
+impl ProgressSender {
     /// Says that a step ended well.
     fn step(&self, step: &'static str, app: &App, took: Duration, message: String) {
         self.found(step, app, took, message, Vec::new());
@@ -1063,8 +1084,8 @@ impl Speaker {
         message: String,
         notes: Vec<Note>,
     ) {
-        app.tally.step(step, took);
-        self.say(Progress::Step {
+        app.counters.step(step, took);
+        self.send(Progress::Step {
             step: step.to_owned(),
             app: app.name.clone(),
             message,
@@ -1075,7 +1096,8 @@ impl Speaker {
 }
 
 impl Apps {
-    /// The plan to make an artifact live that is in the store. It is checked again when its verdict is not this host's.
+    /// The plan to make an artifact live that is in the store. It is checked again when its verdict
+    /// is not this host's.
     pub(super) async fn plan_stored(
         &self,
         app: &App,
@@ -1109,7 +1131,7 @@ impl Apps {
             head.version,
             head.artifact.short()
         );
-        self.tell(Kind::Failed, app, None, message.as_str());
+        self.record_event(Kind::Failed, app, None, message.as_str());
         Err(result(Outcome::Failed, app, message))
     }
 

@@ -1,4 +1,5 @@
-//! A replaced generation finishing what it has: its deadlines, its end, and the retry of libraries that stay mapped.
+//! A replaced generation finishing what it has: its deadlines, its end, and the retry of libraries
+//! that stay mapped.
 
 use std::{
     collections::HashMap,
@@ -19,7 +20,7 @@ use super::{
     changed, counted, crash,
     events::Kind,
     leaks,
-    operation::Speaker,
+    operation::ProgressSender,
     people, restore,
     status::millis,
 };
@@ -33,7 +34,8 @@ use crate::{
 const TOLD_EVERY: Duration = Duration::from_millis(250);
 /// How long cancelled work has to notice before the operation ends without waiting for it.
 const CANCELLED_WITHIN: Duration = Duration::from_secs(5);
-/// How often panics are looked for, what was changed for all, and whether a library that stays mapped may be unloaded by now.
+/// How often panics are looked for, what was changed for all, and whether a library that stays
+/// mapped may be unloaded by now.
 const LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
 
 /// When a generation's end began so long before its unload, the journal has the wrong time for it.
@@ -77,13 +79,13 @@ struct Drain {
     stuck: u64,
 }
 
-/// Watches a replaced generation until it is quiet, ends it at its deadlines, and puts it away. `telling` is the
-/// operation that waits for it, with the result to end with when all goes well.
-pub(super) async fn see_out(
+/// Watches a replaced generation until it is quiet, ends it at its deadlines, and puts it away.
+/// `telling` is the operation that waits for it, with the result to end with when all goes well.
+pub(super) async fn drain_and_retire(
     apps: &Apps,
     app: &Arc<App>,
     leaving: Leaving,
-    telling: Option<(Speaker, OperationResult)>,
+    telling: Option<(ProgressSender, OperationResult)>,
 ) {
     let Leaving {
         draining,
@@ -95,7 +97,7 @@ pub(super) async fn see_out(
     let began = Instant::now();
     let counts = generation.counts();
     if counts.in_flight > 0 {
-        apps.tell(
+        apps.record_event(
             Kind::Draining,
             app,
             Some(id),
@@ -141,15 +143,15 @@ pub(super) async fn see_out(
                     let counts = generation.counts();
                     drain.stuck = counts.in_flight - counts.jobs.min(counts.in_flight);
                     if drain.stuck > 0 {
-                        apps.tell(Kind::DeadlinePassed, app, Some(id), stuck(id, drain.stuck));
+                        apps.record_event(Kind::DeadlinePassed, app, Some(id), stuck(id, drain.stuck));
                         finish(app, id, &mut telling, &drain, began.elapsed()).await;
                     }
                 }
                 _ = told.tick() => {
                     let counts = generation.counts();
-                    if let Some((speaker, _)) = &telling && counts.in_flight > 0 {
+                    if let Some((progress, _)) = &telling && counts.in_flight > 0 {
                         let by = if counts.in_flight > counts.jobs { requests_by } else { jobs_by };
-                        speaker.say(Progress::Draining {
+                        progress.send(Progress::Draining {
                             app: app.name.clone(),
                             generation: id,
                             in_flight: counts.in_flight,
@@ -163,8 +165,8 @@ pub(super) async fn see_out(
     }
     drain.stuck = 0;
     let took = began.elapsed();
-    app.tally.drained(took, drain.cancelled > 0);
-    apps.tell(
+    app.counters.drained(took, drain.cancelled > 0);
+    apps.record_event(
         Kind::Drained,
         app,
         Some(id),
@@ -182,7 +184,7 @@ pub(super) async fn see_out(
     if began.elapsed() > LONG_AGO {
         crash::leaves(apps, &app.name, id).await;
     }
-    put_away(apps, app, id, ended);
+    retain(apps, app, id, ended);
 }
 
 /// Cancels what still runs on a generation, and tells how many that were.
@@ -194,7 +196,7 @@ async fn cancel(apps: &Apps, app: &App, draining: &Draining, jobs: bool, why: &s
             1.. if !jobs => "; its jobs go on",
             _ => "",
         };
-        apps.tell(
+        apps.record_event(
             Kind::DeadlinePassed,
             app,
             Some(id),
@@ -204,15 +206,16 @@ async fn cancel(apps: &Apps, app: &App, draining: &Draining, jobs: bool, why: &s
     cancelled
 }
 
-/// Ends the operation that waited for the drain, if it still does, and records a deadline that passed.
+/// Ends the operation that waited for the drain, if it still does, and records a deadline that
+/// passed.
 async fn finish(
     app: &App,
     id: GenerationId,
-    telling: &mut Option<(Speaker, OperationResult)>,
+    telling: &mut Option<(ProgressSender, OperationResult)>,
     drain: &Drain,
     took: Duration,
 ) {
-    let Some((speaker, mut result)) = telling.take() else {
+    let Some((progress, mut result)) = telling.take() else {
         return;
     };
     if drain.cancelled > 0 || drain.stuck > 0 {
@@ -248,7 +251,7 @@ async fn finish(
             people(took)
         );
     }
-    speaker.finish(result);
+    progress.finish(result);
 }
 
 fn stuck(id: GenerationId, number: u64) -> String {
@@ -271,13 +274,13 @@ type Kept = (Arc<App>, GenerationId, Box<Retained>);
 
 /// The libraries that stay mapped.
 #[derive(Debug, Default)]
-pub(super) struct Attic {
+pub(super) struct RetainedLibraries {
     retained: Mutex<Vec<Kept>>,
     /// Something changed that may have freed one.
     changed: Notify,
 }
 
-impl Attic {
+impl RetainedLibraries {
     /// Something changed that may have freed a library.
     pub(super) fn stir(&self) {
         self.changed.notify_one();
@@ -285,12 +288,12 @@ impl Attic {
 }
 
 /// Records how a generation ended.
-pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: Ended) {
+pub(super) fn retain(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: Ended) {
     match ended {
         Ended::Unloaded(left) => {
             app.unloaded(id);
             let lost = apps.0.leaks.unloaded(&app.name, id, &left);
-            apps.0.events.tell_unloaded(
+            apps.0.events.record_unloaded(
                 &app.name,
                 id,
                 &left,
@@ -299,13 +302,13 @@ pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: End
                     leaks::sentence(&left, lost)
                 ),
             );
-            apps.0.attic.stir();
+            apps.0.retained_libraries.stir();
         }
         Ended::Retained(retained) => {
             let held = retained.held().clone();
-            apps.0.leaks.retained(&app.name, id, retained.holds());
+            apps.0.leaks.retained(&app.name, id, retained.resources());
             if app.retained(id, &held) {
-                apps.tell(
+                apps.record_event(
                     Kind::Retained,
                     app,
                     Some(id),
@@ -313,23 +316,24 @@ pub(super) fn put_away(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: End
                 );
             }
             apps.0
-                .attic
+                .retained_libraries
                 .retained
                 .lock()
                 .push((Arc::clone(app), id, retained));
         }
     }
-    leaks::tell_overdrawn(apps);
+    leaks::record_overdrawn(apps);
 }
 
-/// Retries libraries that stay mapped, looks for panics and for what was changed for all, for as long as the apps live.
-pub(super) fn keep_tidy(apps: &Apps) {
+/// Retries libraries that stay mapped, looks for panics and for what was changed for all, for as
+/// long as the apps live.
+pub(super) fn sweep_retained(apps: &Apps) {
     let inner = Arc::downgrade(&apps.0);
     tokio::spawn(async move {
         let mut panics = HashMap::new();
         while let Some(apps) = upgrade(&inner) {
-            tell_panics(&apps, &mut panics);
-            changed::tell_changed(&apps);
+            record_panics(&apps, &mut panics);
+            changed::record_changes(&apps);
             drop(apps);
             tokio::time::sleep(LOOKED_AT_EVERY).await;
         }
@@ -347,7 +351,10 @@ pub(super) fn keep_tidy(apps: &Apps) {
         while let Some(apps) = upgrade(&inner) {
             // Bounded, so that the task ends with the apps. What cannot have changed is only looked
             // at.
-            let changed = tokio::time::timeout(LOOKED_AT_EVERY, apps.0.attic.changed.notified());
+            let changed = tokio::time::timeout(
+                LOOKED_AT_EVERY,
+                apps.0.retained_libraries.changed.notified(),
+            );
             let changed = changed.await.is_ok();
             retry(&apps, changed).await;
         }
@@ -360,18 +367,18 @@ fn upgrade(inner: &Weak<Inner>) -> Option<Apps> {
 
 /// Tries once to unload each library that stays mapped and may be quiet by now.
 async fn retry(apps: &Apps, eager: bool) {
-    let retained = std::mem::take(&mut *apps.0.attic.retained.lock());
+    let retained = std::mem::take(&mut *apps.0.retained_libraries.retained.lock());
     for (app, id, retained) in retained {
         let ended = retained.retry(eager).await;
         if matches!(ended, Ended::Unloaded(_)) {
             crash::leaves(apps, &app.name, id).await;
         }
-        put_away(apps, &app, id, ended);
+        retain(apps, &app, id, ended);
     }
 }
 
 /// Tells of panics that were caught since the last look.
-fn tell_panics(apps: &Apps, known: &mut HashMap<(AppName, GenerationId), u64>) {
+fn record_panics(apps: &Apps, known: &mut HashMap<(AppName, GenerationId), u64>) {
     let mut seen = HashMap::new();
     for app in apps.all() {
         for (generation, _) in app.running(|running| running.generations()) {
@@ -384,7 +391,7 @@ fn tell_panics(apps: &Apps, known: &mut HashMap<(AppName, GenerationId), u64>) {
                     counted(more, "more panic"),
                     generation.spec().version
                 );
-                apps.tell(Kind::Panic, &app, Some(id), message);
+                apps.record_event(Kind::Panic, &app, Some(id), message);
             }
             seen.insert(key, panics);
         }

@@ -7,7 +7,7 @@ use tokio::sync::broadcast;
 
 use crate::{
     control::api::Event,
-    ledger::Left,
+    ledger::Leftovers,
     names::{AppName, GenerationId},
 };
 
@@ -154,25 +154,25 @@ impl Events {
     }
 
     /// Records an event and writes its log line, the only one about it.
-    pub(super) fn tell(
+    pub(super) fn record(
         &self,
         kind: Kind,
         app: Option<&AppName>,
         generation: Option<GenerationId>,
         message: impl Into<String>,
     ) {
-        self.record(kind, app, generation, None, message.into());
+        self.append(kind, app, generation, None, message.into());
     }
 
     /// As [`tell`](Self::tell), that a generation is unloaded and what it left behind.
-    pub(super) fn tell_unloaded(
+    pub(super) fn record_unloaded(
         &self,
         app: &AppName,
         generation: GenerationId,
-        left: &Left,
+        left: &Leftovers,
         message: String,
     ) {
-        self.record(
+        self.append(
             Kind::Unloaded,
             Some(app),
             Some(generation),
@@ -181,12 +181,12 @@ impl Events {
         );
     }
 
-    fn record(
+    fn append(
         &self,
         kind: Kind,
         app: Option<&AppName>,
         generation: Option<GenerationId>,
-        left: Option<&Left>,
+        left: Option<&Leftovers>,
         message: String,
     ) {
         let (name, number) = (app.map(tracing::field::display), generation.map(|id| id.0));
@@ -236,7 +236,8 @@ impl Events {
                 );
             }
         }
-        // Sent under the lock, so that a follower who subscribes under it misses none and sees none twice.
+        // Sent under the lock, so that a follower who subscribes under it misses none and sees none
+        // twice.
         let mut ring = self.ring.lock();
         ring.counts[kind as usize] += 1;
         ring.seq += 1;
@@ -282,9 +283,9 @@ mod tests {
     #[test]
     fn followers_see_every_event_once_and_in_order() {
         let events = Events::new();
-        events.tell(Kind::Host, None, None, "one");
+        events.record(Kind::Host, None, None, "one");
         let (past, mut future) = events.follow();
-        events.tell(Kind::Host, None, None, "two");
+        events.record(Kind::Host, None, None, "two");
         assert_eq!(past.iter().map(|e| e.seq).collect::<Vec<_>>(), [1]);
         assert_eq!(future.try_recv().unwrap().seq, 2);
         assert!(future.try_recv().is_err());
@@ -295,7 +296,7 @@ mod tests {
         let events = Events::new();
         for (at, kind) in Kind::ALL.into_iter().enumerate() {
             assert_eq!(kind as usize, at);
-            (0..=at).for_each(|_| events.tell(kind, None, None, "again"));
+            (0..=at).for_each(|_| events.record(kind, None, None, "again"));
         }
         assert!(events.counts().into_iter().eq(1..=Kind::ALL.len() as u64));
     }
@@ -304,7 +305,7 @@ mod tests {
     fn the_oldest_events_make_room() {
         let events = Events::new();
         for _ in 0..KEPT + 5 {
-            events.tell(Kind::Host, None, None, "again");
+            events.record(Kind::Host, None, None, "again");
         }
         let (past, _) = events.follow();
         assert_eq!(past.len(), KEPT);

@@ -1,7 +1,9 @@
-//! How much memory the live generations take while the process grows, so that the next host knows who ate it all.
+//! How much memory the live generations take while the process grows, so that the next host knows
+//! who ate it all.
 //!
-//! The kernel kills the whole process, without a word about whose memory it was. So the heaps are measured whenever the process has
-//! grown by a step, and the journal has the last figures. A process that does not grow is asked for its size only.
+//! The kernel kills the whole process, without a word about whose memory it was. So the heaps are
+//! measured whenever the process has grown by a step, and the journal has the last figures. A
+//! process that does not grow is asked for its size only.
 
 use std::{sync::Weak, thread, time::Duration};
 
@@ -72,7 +74,8 @@ fn look(apps: &Weak<Inner>, largest: &mut u64) -> bool {
     true
 }
 
-/// The app that ate the memory of the host before, and the sentence about it; none when none grew by much.
+/// The app that ate the memory of the host before, and the sentence about it; none when none grew
+/// by much.
 pub(super) fn eater(before: &Written) -> Option<(AppName, String)> {
     let grown = before
         .live

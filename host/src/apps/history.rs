@@ -58,7 +58,8 @@ impl Entry {
         (self.order, self.at_ms)
     }
 
-    /// The artifact, to be made live again; none where nothing of it could be read, which was never live.
+    /// The artifact, to be made live again; none where nothing of it could be read, which was never
+    /// live.
     pub(super) fn head(&self) -> Option<Head> {
         Some(Head {
             artifact: self.artifact,
@@ -83,7 +84,8 @@ impl Entry {
     }
 }
 
-/// The artifacts that were active, newest first, each once, under the newest generation that it was.
+/// The artifacts that were active, newest first, each once, under the newest generation that it
+/// was.
 pub(super) fn once_active(history: &[Entry]) -> Vec<&Entry> {
     let mut found: Vec<&Entry> = Vec::new();
     for entry in history.iter().rev().filter(|e| e.was_active()) {
@@ -94,8 +96,9 @@ pub(super) fn once_active(history: &[Entry]) -> Vec<&Entry> {
     found
 }
 
-/// The artifacts that were chosen one after the other, oldest first, as far as nobody has turned away from them: what a rollback
-/// or a crash took back is not among them, until it is deployed again. The last one is what was chosen now.
+/// The artifacts that were chosen one after the other, oldest first, as far as nobody has turned
+/// away from them: what a rollback or a crash took back is not among them, until it is deployed
+/// again. The last one is what was chosen now.
 fn lineage(history: &[Entry]) -> Vec<&Entry> {
     let mut chosen: Vec<&Entry> = Vec::new();
     for entry in history.iter().filter(|entry| entry.was_active()) {
@@ -122,7 +125,8 @@ fn lineage(history: &[Entry]) -> Vec<&Entry> {
     chosen
 }
 
-/// What may serve in place of `artifact`, the best first: what was chosen before it, newest first, and all that was if it was not chosen.
+/// What may serve in place of `artifact`, the best first: what was chosen before it, newest first,
+/// and all that was if it was not chosen.
 pub(super) fn before(history: &[Entry], artifact: Sha256) -> Vec<&Entry> {
     let mut chosen = lineage(history);
     let at = chosen.iter().position(|entry| entry.artifact == artifact);
@@ -131,8 +135,8 @@ pub(super) fn before(history: &[Entry], artifact: Sha256) -> Vec<&Entry> {
     chosen
 }
 
-/// What a rollback goes back to: without `to` the artifact that was chosen before the live one, else the newest of
-/// that version, or the artifact of that generation.
+/// What a rollback goes back to: without `to` the artifact that was chosen before the live one,
+/// else the newest of that version, or the artifact of that generation.
 ///
 /// # Errors
 /// The sentence for a person, naming what there is to choose from.

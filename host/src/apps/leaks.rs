@@ -12,7 +12,7 @@ use super::{
 use crate::{
     config::LeakBudget,
     control::api::LeakStatus,
-    ledger::Left,
+    ledger::Leftovers,
     names::{AppName, GenerationId},
 };
 
@@ -38,8 +38,14 @@ impl Leaks {
         self.0.lock().status()
     }
 
-    /// A generation is unloaded and left that behind. Returns what all without a heap of their own have lost, if it had none.
-    pub(super) fn unloaded(&self, app: &AppName, id: GenerationId, left: &Left) -> Option<Lost> {
+    /// A generation is unloaded and left that behind. Returns what all without a heap of their own
+    /// have lost, if it had none.
+    pub(super) fn unloaded(
+        &self,
+        app: &AppName,
+        id: GenerationId,
+        left: &Leftovers,
+    ) -> Option<Lost> {
         let mut sums = self.0.lock();
         sums.retained.remove(&(app.clone(), id));
         sums.gone += left.open.len() as u64;
@@ -105,7 +111,7 @@ impl Sums {
 }
 
 /// Tells when the budget is overdrawn.
-pub(super) fn tell_overdrawn(apps: &Apps) {
+pub(super) fn record_overdrawn(apps: &Apps) {
     let sentences = apps
         .0
         .leaks
@@ -113,13 +119,13 @@ pub(super) fn tell_overdrawn(apps: &Apps) {
         .lock()
         .overdrawn(&apps.0.config.server.leak_budget);
     for sentence in sentences {
-        apps.0.events.tell(Kind::LeakBudget, None, None, sentence);
+        apps.0.events.record(Kind::LeakBudget, None, None, sentence);
     }
 }
 
-/// What a generation that is unloaded left behind, for its event, with what all without a heap of their own have lost:
-/// begins with `; `, or is empty.
-pub(super) fn sentence(left: &Left, lost: Option<Lost>) -> String {
+/// What a generation that is unloaded left behind, for its event, with what all without a heap of
+/// their own have lost: begins with `; `, or is empty.
+pub(super) fn sentence(left: &Leftovers, lost: Option<Lost>) -> String {
     let mut text = String::new();
     if let Some(bytes @ 1..) = left.heap_bytes {
         text.push_str(&format!("; {} of heap freed for it", people(bytes)));
@@ -181,11 +187,11 @@ mod tests {
         retained: 1,
     };
 
-    fn left(bytes: u64, open: usize) -> Left {
-        Left {
+    fn left(bytes: u64, open: usize) -> Leftovers {
+        Leftovers {
             heap_bytes: Some(bytes),
             open: vec!["descriptor 9 (/x)".to_owned(); open],
-            ..Left::default()
+            ..Leftovers::default()
         }
     }
 
@@ -216,9 +222,9 @@ mod tests {
         let leaks = Leaks::default();
         let app: AppName = "shop".parse().unwrap();
         for n in 1..=10 {
-            let left = Left {
+            let left = Leftovers {
                 private_bytes: Some(n * 600),
-                ..Left::default()
+                ..Leftovers::default()
             };
             leaks.unloaded(&app, GenerationId(n), &left);
         }
@@ -229,7 +235,7 @@ mod tests {
 
     #[test]
     fn what_was_left_is_told_with_its_names() {
-        assert_eq!(sentence(&Left::default(), Some(Lost::default())), "");
+        assert_eq!(sentence(&Leftovers::default(), Some(Lost::default())), "");
         assert_eq!(
             sentence(&left(2048, 1), None),
             "; 2 KiB of heap freed for it; left open: descriptor 9 (/x)"
@@ -240,7 +246,7 @@ mod tests {
             each: 26 << 10,
         };
         assert!(
-            sentence(&Left::default(), Some(lost))
+            sentence(&Leftovers::default(), Some(lost))
                 .ends_with("5 MiB of memory in all, 26 KiB a reload")
         );
     }

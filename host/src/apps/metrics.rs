@@ -1,6 +1,8 @@
-//! What the apps tell of themselves as metrics. Read from what is counted anyway: a request never waits for a reader.
+//! What the apps tell of themselves as metrics. Read from what is counted anyway: a request never
+//! waits for a reader.
 //!
-//! Series of an app go on over its swaps. Series of a generation end with it, so there are as many as generations that are mapped.
+//! Series of an app go on over its swaps. Series of a generation end with it, so there are as many
+//! as generations that are mapped.
 
 use std::{
     collections::BTreeMap,
@@ -10,15 +12,15 @@ use std::{
 use super::{
     Apps,
     app::App,
+    counters::{BOUNDS, Counts, Steps},
     events::Kind as EventKind,
     process,
     status::app_status,
-    tally::{BOUNDS, Counts, Steps},
 };
 use crate::{
     artifact::manifest::HOST_ABI,
     control::api::{AppStatus, GenerationStatus, LimitsStatus, Outcome},
-    ledger::Held,
+    ledger::RetainReasons,
     names::GenerationId,
     open_files,
     telemetry::exposition::{Exposition, Kind},
@@ -32,8 +34,8 @@ struct Seen {
     status: AppStatus,
     /// Requests, panics and stalls since the host started.
     totals: (u64, u64, u64),
-    tally: Counts,
-    held: Vec<(GenerationId, Held)>,
+    counters: Counts,
+    held: Vec<(GenerationId, RetainReasons)>,
 }
 
 impl Apps {
@@ -126,7 +128,7 @@ impl Apps {
         );
         for app in seen {
             for (generation, held) in &app.held {
-                for holder in held.holders() {
+                for holder in held.reasons() {
                     family.sample(
                         &[
                             ("app", &app.status.name),
@@ -180,20 +182,20 @@ impl Apps {
 fn see(app: &App) -> Seen {
     // Under one look, so that what is unloaded meanwhile is counted neither twice nor not at all.
     let (totals, held) = app.running(|running| {
-        let mut sums = running.gone;
+        let mut sums = running.retired;
         let mut held = Vec::new();
         for (generation, holds) in running.generations() {
             sums.add(&generation.counts());
             held.extend(holds.map(|holds| (generation.spec().id, holds)));
         }
-        let unstarted = running.unstarted.iter();
-        held.extend(unstarted.map(|one| (one.spec.id, one.held.clone())));
+        let failed_starts = running.failed_starts.iter();
+        held.extend(failed_starts.map(|one| (one.spec.id, one.held.clone())));
         ((sums.requests, sums.panics, sums.stalls), held)
     });
     Seen {
         status: app_status(app),
         totals,
-        tally: app.tally.counts(),
+        counters: app.counters.counts(),
         held,
     }
 }
@@ -350,7 +352,7 @@ fn write_operations(to: &mut Exposition, seen: &[Seen]) {
     );
     for app in seen {
         for outcome in Outcome::ALL {
-            let number = app.tally.outcomes.get(&outcome).copied().unwrap_or(0);
+            let number = app.counters.outcomes.get(&outcome).copied().unwrap_or(0);
             family.sample(
                 &[("app", &app.status.name), ("outcome", &outcome.as_str())],
                 number,
@@ -364,14 +366,14 @@ fn write_operations(to: &mut Exposition, seen: &[Seen]) {
     );
     for app in seen {
         for (how, number) in [
-            ("drained", app.tally.drained),
-            ("deadline_passed", app.tally.deadlines),
+            ("drained", app.counters.drained),
+            ("deadline_passed", app.counters.deadlines),
         ] {
             family.sample(&[("app", &app.status.name), ("outcome", &how)], number);
         }
     }
     let mut steps: BTreeMap<&str, Steps> = BTreeMap::new();
-    for (step, of_app) in seen.iter().flat_map(|app| &app.tally.steps) {
+    for (step, of_app) in seen.iter().flat_map(|app| &app.counters.steps) {
         steps.entry(step).or_default().merge(of_app);
     }
     let mut family = to.family(
@@ -394,7 +396,7 @@ fn write_operations(to: &mut Exposition, seen: &[Seen]) {
         "How long each step took the last time.",
     );
     for app in seen {
-        for (step, steps) in &app.tally.steps {
+        for (step, steps) in &app.counters.steps {
             family.sample(
                 &[("app", &app.status.name), ("step", step)],
                 steps.last.as_secs_f64(),

@@ -3,43 +3,46 @@
 //! - [`app`]: what the host holds of one app while it runs
 //! - [`saved`]: what it remembers of it over restarts
 //! - [`room`]: room on the disk for that, taken in advance
-//! - [`turns`]: whose turn it is to change what is live
+//! - [`queue`]: whose turn it is to change what is live
 //! - [`deploy`]: an artifact's way to being live, step by step
 //! - [`cutover`]: the instant new requests go to the new generation, and where apps answer
 //! - [`crash`]: who is to blame when the host crashed, and what is trusted
 //! - [`culprit`]: what the last words of a host say about that
-//! - [`drain`]: a replaced generation finishing what it has, its end, and the retry of what stays mapped
+//! - [`drain`]: a replaced generation finishing what it has, its end, and the retry of what stays
+//!   mapped
 //! - [`leaks`]: what generations leave behind, and the budget for it
 //! - [`residue`]: an estimate of what those without a heap of their own left in memory
 //! - [`changed`]: what generations changed for the whole process
 //! - [`growth`]: how much memory apps take while the process grows
 //! - [`history`]: what was deployed, and what a rollback goes back to
-//! - [`rollback`], [`reload`], [`offer`]: the other ways in
+//! - [`rollback`], [`reload`], [`drop_folder`]: the other ways in
 //! - [`refused`]: uploads that were not taken
 //! - [`verdict`]: whose verdict of preflight counts
 //! - [`restore`]: what was live is live again after a restart
 //! - [`stall`]: requests that hold their worker, and who serves the others meanwhile
 //! - [`shutdown`]: the end of all generations
 //! - [`operation`], [`events`], [`status`]: what people are told
-//! - [`tally`], [`metrics`]: what is counted, and what machines are told
+//! - [`counters`], [`metrics`]: what is counted, and what machines are told
 //!
 //! No lock is held across an await, nor while a plugin's code may run.
 
 mod app;
 mod changed;
 mod clock;
+mod counters;
 mod crash;
 mod culprit;
 mod cutover;
 mod deploy;
 mod drain;
+mod drop_folder;
 mod events;
 mod growth;
 mod history;
 mod leaks;
 mod metrics;
-mod offer;
 mod operation;
+mod queue;
 mod refused;
 mod reload;
 mod residue;
@@ -50,8 +53,6 @@ mod saved;
 mod shutdown;
 mod stall;
 mod status;
-mod tally;
-mod turns;
 mod verdict;
 
 use std::{
@@ -72,7 +73,7 @@ use self::{
     app::App,
     crash::Journal,
     deploy::Deadline,
-    drain::Attic,
+    drain::RetainedLibraries,
     events::{Events, Kind},
     leaks::Leaks,
     operation::Operations,
@@ -107,12 +108,13 @@ struct Inner {
     records: PathBuf,
     routes: Arc<Routes>,
     apps: Mutex<BTreeMap<AppName, Arc<App>>>,
-    /// Held while the routes of all apps are gathered and published, so that no cutover is undone by another one.
+    /// RetainReasons while the routes of all apps are gathered and published, so that no cutover is
+    /// undone by another one.
     publishing: Mutex<()>,
     operations: Operations,
     events: Events,
     reloads: Reloads,
-    attic: Attic,
+    retained_libraries: RetainedLibraries,
     journal: Journal,
     room: Arc<Room>,
     leaks: Leaks,
@@ -155,7 +157,8 @@ pub enum Wait {
 }
 
 impl Wait {
-    /// As the command line and the control socket have it: `queue`, and `detach` for whoever does not stay to see it.
+    /// As the command line and the control socket have it: `queue`, and `detach` for whoever does
+    /// not stay to see it.
     pub fn asked(queue: bool, detach: bool) -> Self {
         match (queue, detach) {
             (false, _) => Self::No,
@@ -200,7 +203,8 @@ impl Cause {
 }
 
 impl Apps {
-    /// The apps of `config` and those that `state` remembers, none of them serving yet: see [`Apps::restore`].
+    /// The apps of `config` and those that `state` remembers, none of them serving yet: see
+    /// [`Apps::restore`].
     ///
     /// Blocks on the disk. Must be called within the host's runtime.
     ///
@@ -224,7 +228,7 @@ impl Apps {
             operations: Operations::default(),
             events: Events::new(),
             reloads: Reloads::default(),
-            attic: Attic::default(),
+            retained_libraries: RetainedLibraries::default(),
             journal: Journal::new(state, Arc::clone(&room)),
             room,
             leaks: Leaks::default(),
@@ -243,7 +247,7 @@ impl Apps {
             apps.app(&name);
         }
         apps.publish();
-        drain::keep_tidy(&apps);
+        drain::sweep_retained(&apps);
         Ok(apps)
     }
 
@@ -270,7 +274,8 @@ impl Apps {
         let _ = self.0.watcher.set(watcher);
     }
 
-    /// Looks for requests that hold one of so many workers for longer than `stall_after`, if that is wanted at all.
+    /// Looks for requests that hold one of so many workers for longer than `stall_after`, if that
+    /// is wanted at all.
     pub fn look_for_stalls(&self, workers: usize, stall_after: Option<Duration>) {
         stall::watch(self, workers, stall_after);
     }
@@ -305,10 +310,12 @@ impl Apps {
         self.0.events.follow()
     }
 
-    /// Deploys a stored artifact to `app`, or to the app that its manifest names. Goes on when nobody listens.
+    /// Deploys a stored artifact to `app`, or to the app that its manifest names. Goes on when
+    /// nobody listens.
     ///
-    /// `stored_in` is how long it took to be stored, which is the first step that listeners hear of.
-    /// `timeout` bounds the waiting, the checks and the start; passing it, the deploy fails and what is live stays live.
+    /// `stored_in` is how long it took to be stored, which is the first step that listeners hear
+    /// of. `timeout` bounds the waiting, the checks and the start; passing it, the deploy fails and
+    /// what is live stays live.
     pub fn deploy(
         &self,
         artifact: Artifact,
@@ -329,17 +336,18 @@ impl Apps {
             stage: false,
             deadline: timeout.map(Deadline::after),
         };
-        deploy::begin(self, app, plan, wait.into()).operation
+        deploy::begin_deploy(self, app, plan, wait.into()).operation
     }
 
     /// Activates what is staged and re-scans the drop folder, of one app or of all.
     pub fn reload(&self, app: Option<AppName>, wait: Wait) -> Operation {
-        reload::begin(self, app, wait)
+        reload::begin_reload(self, app, wait)
     }
 
-    /// Goes back to the previous artifact, or to the one that `to` names (a version or a generation's number).
+    /// Goes back to the previous artifact, or to the one that `to` names (a version or a
+    /// generation's number).
     pub fn rollback(&self, app: Option<AppName>, to: Option<String>, wait: Wait) -> Operation {
-        rollback::begin(self, app, to, wait)
+        rollback::begin_rollback(self, app, to, wait)
     }
 
     /// A running or recent operation by its id, from its beginning.
@@ -352,21 +360,21 @@ impl Apps {
         self.all().iter().any(|app| app.live().is_some())
     }
 
-    /// Makes live again what was live when the host ended, or what was before it where that crashed the host, which `crashed` says.
-    /// Ends when every app serves, or was found unable to.
+    /// Makes live again what was live when the host ended, or what was before it where that crashed
+    /// the host, which `crashed` says. Ends when every app serves, or was found unable to.
     pub async fn restore(&self, crashed: Option<Crashed>) {
         growth::watch(self);
         restore::restore(self, crashed).await;
     }
 
-    /// Has the last words of this host written to `supervisor`, or without one into a file. Gives what the host before has
-    /// written there. Blocks.
+    /// Has the last words of this host written to `supervisor`, or without one into a file. Gives
+    /// what the host before has written there. Blocks.
     pub fn hear_last_words(&self, supervisor: Option<OwnedFd>) -> Option<Crashed> {
         self.0.journal.hear_last_words(supervisor)
     }
 
-    /// Ends all generations: lets them finish up to `deadline`, then cancels what still runs. Nothing can be deployed
-    /// any more.
+    /// Ends all generations: lets them finish up to `deadline`, then cancels what still runs.
+    /// Nothing can be deployed any more.
     pub async fn shutdown(&self, deadline: Duration) {
         let apps = self.clone();
         // On a worker: the apps are told to end from here, and the ledger visits workers only.
@@ -396,7 +404,7 @@ impl Apps {
         apps.insert(name.clone(), Arc::clone(&app));
         drop(apps);
         if let Some(trouble) = trouble {
-            self.tell(Kind::State, &app, None, trouble);
+            self.record_event(Kind::State, &app, None, trouble);
         }
         app
     }
@@ -418,7 +426,7 @@ impl Apps {
         all
     }
 
-    fn tell(
+    fn record_event(
         &self,
         kind: Kind,
         app: &App,
@@ -427,7 +435,7 @@ impl Apps {
     ) {
         self.0
             .events
-            .tell(kind, Some(&app.name), generation, message);
+            .record(kind, Some(&app.name), generation, message);
     }
 }
 

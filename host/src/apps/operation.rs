@@ -26,7 +26,7 @@ pub struct Operation {
     pub id: String,
     /// Its lines.
     pub lines: mpsc::UnboundedReceiver<Progress>,
-    /// Held by whoever asked for it, while it may wait for its turn.
+    /// RetainReasons by whoever asked for it, while it may wait for its turn.
     pub interest: Option<Interest>,
 }
 
@@ -69,39 +69,39 @@ pub(super) struct Operations {
 #[derive(Debug)]
 pub(super) struct Record {
     id: String,
-    said: Mutex<Said>,
+    transcript: Mutex<Transcript>,
 }
 
 #[derive(Debug, Default)]
-struct Said {
+struct Transcript {
     lines: Vec<Progress>,
     listeners: Vec<mpsc::UnboundedSender<Progress>>,
     ended: bool,
 }
 
-/// The mouth of a running operation. There is one; dropping it without a result (its task panicked) gives the
-/// listeners one, so that nobody waits for ever.
+/// The mouth of a running operation. There is one; dropping it without a result (its task panicked)
+/// gives the listeners one, so that nobody waits for ever.
 #[derive(Debug)]
-pub(super) struct Speaker(Arc<Record>);
+pub(super) struct ProgressSender(Arc<Record>);
 
 impl Operations {
     /// A new operation that has said `Accepted`.
-    pub(super) fn begin(&self) -> Speaker {
+    pub(super) fn begin_operation(&self) -> ProgressSender {
         let id = format!("op-{}", self.last.fetch_add(1, Ordering::Relaxed) + 1);
         let record = Arc::new(Record {
             id: id.clone(),
-            said: Mutex::default(),
+            transcript: Mutex::default(),
         });
-        record.say(Progress::Accepted { operation: id });
+        record.send(Progress::Accepted { operation: id });
         let mut recent = self.recent.lock();
         while recent.len() >= KEPT {
-            match recent.iter().position(|old| old.said.lock().ended) {
+            match recent.iter().position(|old| old.transcript.lock().ended) {
                 Some(oldest) => recent.remove(oldest),
                 None => break,
             };
         }
         recent.push_back(Arc::clone(&record));
-        Speaker(record)
+        ProgressSender(record)
     }
 
     /// The ear at an operation, from its beginning.
@@ -112,35 +112,36 @@ impl Operations {
 }
 
 impl Record {
-    fn say(&self, line: Progress) {
-        let mut said = self.said.lock();
-        if said.ended {
+    fn send(&self, line: Progress) {
+        let mut transcript = self.transcript.lock();
+        if transcript.ended {
             return;
         }
-        said.ended = matches!(line, Progress::Result(_));
-        said.listeners
+        transcript.ended = matches!(line, Progress::Result(_));
+        transcript
+            .listeners
             .retain(|listener| listener.send(line.clone()).is_ok());
         // A drain may take hours at four lines a second: of a row of them the last is kept.
         if matches!(line, Progress::Draining { .. })
-            && matches!(said.lines.last(), Some(Progress::Draining { .. }))
+            && matches!(transcript.lines.last(), Some(Progress::Draining { .. }))
         {
-            said.lines.pop();
+            transcript.lines.pop();
         }
-        said.lines.push(line);
-        if said.ended {
-            said.listeners.clear();
+        transcript.lines.push(line);
+        if transcript.ended {
+            transcript.listeners.clear();
         }
     }
 
     fn listen(&self) -> Operation {
-        let (mouth, lines) = mpsc::unbounded_channel();
-        let mut said = self.said.lock();
-        for line in &said.lines {
+        let (sender, lines) = mpsc::unbounded_channel();
+        let mut transcript = self.transcript.lock();
+        for line in &transcript.lines {
             // The receiver is in our hands.
-            let _ = mouth.send(line.clone());
+            let _ = sender.send(line.clone());
         }
-        if !said.ended {
-            said.listeners.push(mouth);
+        if !transcript.ended {
+            transcript.listeners.push(sender);
         }
         Operation {
             id: self.id.clone(),
@@ -150,15 +151,15 @@ impl Record {
     }
 }
 
-impl Speaker {
+impl ProgressSender {
     /// The id of the operation.
     pub(super) fn id(&self) -> &str {
         &self.0.id
     }
 
     /// Says a line.
-    pub(super) fn say(&self, line: Progress) {
-        self.0.say(line);
+    pub(super) fn send(&self, line: Progress) {
+        self.0.send(line);
     }
 
     /// An ear at it.
@@ -168,16 +169,16 @@ impl Speaker {
 
     /// Says the last line. What is said after it is not heard.
     pub(super) fn finish(&self, result: OperationResult) {
-        self.0.say(Progress::Result(result));
+        self.0.send(Progress::Result(result));
     }
 
     /// Whether the last line was said.
     pub(super) fn finished(&self) -> bool {
-        self.0.said.lock().ended
+        self.0.transcript.lock().ended
     }
 }
 
-impl Drop for Speaker {
+impl Drop for ProgressSender {
     fn drop(&mut self) {
         if self.finished() {
             return;
@@ -232,10 +233,10 @@ mod tests {
     #[test]
     fn a_late_listener_hears_everything_from_the_beginning() {
         let operations = Operations::default();
-        let speaker = operations.begin();
-        let early = speaker.listen();
-        speaker.say(draining(3));
-        speaker.finish(result(Outcome::Done));
+        let progress = operations.begin_operation();
+        let early = progress.listen();
+        progress.send(draining(3));
+        progress.finish(result(Outcome::Done));
         let late = operations.listen("op-1").unwrap();
         for ear in [early, late] {
             let lines = drain(ear);
@@ -249,11 +250,11 @@ mod tests {
     #[test]
     fn a_long_drain_does_not_grow_what_is_kept() {
         let operations = Operations::default();
-        let speaker = operations.begin();
+        let progress = operations.begin_operation();
         for n in 0..1_000 {
-            speaker.say(draining(1_000 - n));
+            progress.send(draining(1_000 - n));
         }
-        let lines = drain(speaker.listen());
+        let lines = drain(progress.listen());
         assert_eq!(lines.len(), 2);
         assert!(matches!(lines[1], Progress::Draining { in_flight: 1, .. }));
     }
@@ -261,7 +262,7 @@ mod tests {
     #[test]
     fn an_operation_that_breaks_off_still_ends_for_its_listeners() {
         let operations = Operations::default();
-        let ear = operations.begin().listen();
+        let ear = operations.begin_operation().listen();
         let lines = drain(ear);
         assert!(
             matches!(&lines[1], Progress::Result(r) if r.outcome == Outcome::Failed && r.message.contains("op-1"))
@@ -271,9 +272,9 @@ mod tests {
     #[test]
     fn running_operations_are_never_forgotten() {
         let operations = Operations::default();
-        let running = operations.begin();
+        let running = operations.begin_operation();
         for _ in 0..3 * KEPT {
-            operations.begin().finish(result(Outcome::Done));
+            operations.begin_operation().finish(result(Outcome::Done));
         }
         assert!(operations.listen(running.id()).is_some());
         assert!(operations.listen("op-2").is_none());

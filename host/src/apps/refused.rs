@@ -1,4 +1,5 @@
-//! Uploads that the store did not take: told as an event, and remembered in the history of the app that they name.
+//! Uploads that the store did not take: told as an event, and remembered in the history of the app
+//! that they name.
 
 use super::{Apps, Cause, clock::Order, events::Kind, history::Entry};
 use crate::{
@@ -8,8 +9,8 @@ use crate::{
 };
 
 impl Apps {
-    /// Tells that the upload of `file` was not taken, and remembers it: for `app`, or for the app that its manifest names if it can be read
-    /// that far. What names no app has no history.
+    /// Tells that the upload of `file` was not taken, and remembers it: for `app`, or for the app
+    /// that its manifest names if it can be read that far. What names no app has no history.
     pub async fn not_taken(
         &self,
         file: &str,
@@ -30,10 +31,10 @@ impl Apps {
         let message = format!("{file} was not taken: {error}");
         self.0
             .events
-            .tell(kind, app.as_ref(), None, message.as_str());
+            .record(kind, app.as_ref(), None, message.as_str());
         if let (Some(name), Some(artifact)) = (&app, sha256) {
             let app = self.app(name);
-            app.tally.ended(outcome);
+            app.counters.ended(outcome);
             let entry = Entry {
                 at_ms: super::now_ms(),
                 order: Order::next(),
@@ -49,7 +50,7 @@ impl Apps {
             let (_, saved) = app.saved.change(|record| record.remember(entry)).await;
             if let Err(cause) = saved {
                 let trouble = format!("the failure could not be recorded: {cause}");
-                self.tell(Kind::State, &app, None, trouble);
+                self.record_event(Kind::State, &app, None, trouble);
             }
         }
         OperationResult {

@@ -1,6 +1,8 @@
-//! `handover reload` and SIGHUP: the drop folders are scanned again, with what failed before, and what is staged goes live.
+//! `handover reload` and SIGHUP: the drop folders are scanned again, with what failed before, and
+//! what is staged goes live.
 //!
-//! A reload is the sum of the operations it causes: it passes their lines on and ends when they have ended.
+//! A reload is the sum of the operations it causes: it passes their lines on and ends when they
+//! have ended.
 
 use std::sync::Arc;
 
@@ -12,8 +14,8 @@ use super::{
     app::App,
     deploy::{self, Asked, Entrance},
     no_app,
-    operation::{self, Operation, Speaker, Wanted},
-    turns::{Place, Turn},
+    operation::{self, Operation, ProgressSender, Wanted},
+    queue::{OperationLock, Place},
 };
 use crate::{
     control::api::{OperationResult, OperationStatus, Outcome, Progress},
@@ -24,7 +26,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Reloads {
     listeners: Mutex<Vec<Listener>>,
-    /// Held while a reload of all apps enters their queues.
+    /// RetainReasons while a reload of all apps enters their queues.
     queueing: Mutex<()>,
 }
 
@@ -49,7 +51,7 @@ pub(super) enum Caused {
 
 impl Reloads {
     /// Tells the reloads of `app` what they caused.
-    pub(super) fn tell(&self, app: &AppName, caused: &Caused) {
+    pub(super) fn notify(&self, app: &AppName, caused: &Caused) {
         self.listeners.lock().retain(|listener| {
             // Those of other apps stay; those that have ended go.
             listener.app.as_ref().is_some_and(|only| only != app)
@@ -67,37 +69,38 @@ impl Reloads {
     }
 }
 
-/// Begins a reload. One of a single app has its turn like a deploy, and lends it to the operations that it causes; one of all apps waits
-/// for the turns of all of them where it is to wait, and has none otherwise: where something is under way, its operations conflict.
-pub(super) fn begin(apps: &Apps, app: Option<AppName>, wait: Wait) -> Operation {
-    let speaker = apps.0.operations.begin();
-    let mut operation = speaker.listen();
+/// Begins a reload. One of a single app has its turn like a deploy, and lends it to the operations
+/// that it causes; one of all apps waits for the turns of all of them where it is to wait, and has
+/// none otherwise: where something is under way, its operations conflict.
+pub(super) fn begin_reload(apps: &Apps, app: Option<AppName>, wait: Wait) -> Operation {
+    let progress = apps.0.operations.begin_operation();
+    let mut operation = progress.listen();
     let chosen = match &app {
         None => Ok(apps.all()),
         Some(name) => apps.known_or_fail(name).map(|app| vec![app]),
     };
     let own = || OperationStatus {
-        id: speaker.id().to_owned(),
+        id: progress.id().to_owned(),
         what: "reload".to_owned(),
     };
     let entered = chosen.and_then(|chosen| {
-        let turns = match (wait, chosen.as_slice()) {
+        let locks = match (wait, chosen.as_slice()) {
             (Wait::No, [only]) if app.is_some() => {
-                let turn = only.turns.take(own(), false);
-                let turn = turn.map_err(|other| Box::new(deploy::conflict(only, &other)))?;
-                Entered::Now(vec![turn])
+                let lock = only.queue.take(own(), false);
+                let lock = lock.map_err(|other| Box::new(deploy::conflict(only, &other)))?;
+                Entered::Now(vec![lock])
             }
             (Wait::No, _) => Entered::Now(Vec::new()),
             (Wait::WhileWanted | Wait::Detached, all) => {
                 // All at once, so that no two reloads wait for each other.
                 let _in_turn = apps.0.reloads.queueing.lock();
-                Entered::Waits(all.iter().map(|app| app.turns.queue(own())).collect())
+                Entered::Waits(all.iter().map(|app| app.queue.enqueue(own())).collect())
             }
         };
-        Ok((chosen, turns))
+        Ok((chosen, locks))
     });
     match entered {
-        Err(result) => speaker.finish(*result),
+        Err(result) => progress.finish(*result),
         Ok((chosen, entered)) => {
             let mut wanted = Wanted::ALWAYS;
             if wait == Wait::WhileWanted {
@@ -107,15 +110,15 @@ pub(super) fn begin(apps: &Apps, app: Option<AppName>, wait: Wait) -> Operation 
             }
             let apps = apps.clone();
             tokio::spawn(async move {
-                let turns = match entered {
-                    Entered::Now(turns) => Ok(turns),
+                let locks = match entered {
+                    Entered::Now(locks) => Ok(locks),
                     Entered::Waits(places) => {
-                        let mut turns = Vec::new();
+                        let mut locks = Vec::new();
                         let all = async {
                             for (app, place) in chosen.iter().zip(places) {
                                 let always = Wanted::ALWAYS;
-                                turns.push(
-                                    deploy::queued(app, place, None, always, &speaker).await?,
+                                locks.push(
+                                    deploy::queued(app, place, None, always, &progress).await?,
                                 );
                             }
                             Ok(())
@@ -124,14 +127,14 @@ pub(super) fn begin(apps: &Apps, app: Option<AppName>, wait: Wait) -> Operation 
                             waited = all => waited,
                             () = wanted.no_more() => Err(LEFT.to_owned()),
                         };
-                        waited.map(|()| turns)
+                        waited.map(|()| locks)
                     }
                 };
-                match turns {
-                    Ok(turns) => run(&apps, app, chosen, turns, speaker).await,
+                match locks {
+                    Ok(locks) => run(&apps, app, chosen, locks, progress).await,
                     Err(reason) => {
                         let message = format!("nothing was reloaded: {reason}");
-                        speaker.finish(no_app(Outcome::Failed, message));
+                        progress.finish(no_app(Outcome::Failed, message));
                     }
                 }
             });
@@ -142,7 +145,7 @@ pub(super) fn begin(apps: &Apps, app: Option<AppName>, wait: Wait) -> Operation 
 
 /// How a reload came to its turns.
 enum Entered {
-    Now(Vec<Turn>),
+    Now(Vec<OperationLock>),
     Waits(Vec<Place>),
 }
 
@@ -150,11 +153,11 @@ async fn run(
     apps: &Apps,
     app: Option<AppName>,
     chosen: Vec<Arc<App>>,
-    turns: Vec<Turn>,
-    speaker: Speaker,
+    locks: Vec<OperationLock>,
+    progress: ProgressSender,
 ) {
-    turns.iter().for_each(Turn::lend);
-    let speaker = Arc::new(speaker);
+    locks.iter().for_each(OperationLock::admit_caused);
+    let progress = Arc::new(progress);
     let mut caused = apps.0.reloads.listen(app.clone());
     let mut following = JoinSet::new();
     let mut results = Vec::new();
@@ -167,7 +170,7 @@ async fn run(
                 Some(caused) = caused.recv() => match caused {
                     Caused::Operation(id) => {
                         if let Some(operation) = apps.operation(&id) {
-                            following.spawn(follow(operation, Arc::clone(&speaker)));
+                            following.spawn(follow(operation, Arc::clone(&progress)));
                         }
                     }
                     Caused::Said(result) => results.push(result),
@@ -182,7 +185,7 @@ async fn run(
         match caused {
             Caused::Operation(id) => {
                 if let Some(operation) = apps.operation(&id) {
-                    following.spawn(follow(operation, Arc::clone(&speaker)));
+                    following.spawn(follow(operation, Arc::clone(&progress)));
                 }
             }
             Caused::Said(result) => results.push(result),
@@ -199,31 +202,34 @@ async fn run(
             deadline: None,
             plan: async move { stored.plan_stored(&of, staged, Cause::Reload).await },
         };
-        let begun = deploy::begin_with(apps, app, asked, Entrance::OfReload);
+        let begun = deploy::begin_deploy_with(apps, app, asked, Entrance::OfReload);
         cutovers.push(begun.at_cutover);
-        following.spawn(follow(begun.operation, Arc::clone(&speaker)));
+        following.spawn(follow(begun.operation, Arc::clone(&progress)));
     }
     for cutover in cutovers {
         // An error means that it broke off, which its listeners hear.
         let _ = cutover.await;
     }
     // What drains now is in nobody's way.
-    drop(turns);
+    drop(locks);
     while let Some(ended) = following.join_next().await {
         results.extend(ended.ok().flatten());
     }
-    speaker.finish(sum(results));
+    progress.finish(sum(results));
 }
 
 /// Passes the lines of an operation on, and gives its result.
-async fn follow(mut operation: Operation, speaker: Arc<Speaker>) -> Option<OperationResult> {
+async fn follow(
+    mut operation: Operation,
+    progress: Arc<ProgressSender>,
+) -> Option<OperationResult> {
     while let Some(line) = operation.lines.recv().await {
         match line {
             Progress::Accepted { .. } => {}
             Progress::Result(result) => return Some(result),
             line
             @ (Progress::Queued { .. } | Progress::Step { .. } | Progress::Draining { .. }) => {
-                speaker.say(line)
+                progress.send(line)
             }
         }
     }
@@ -322,14 +328,14 @@ mod tests {
         let name = |text: &str| text.parse::<AppName>().unwrap();
         let (mut one, mut all) = (reloads.listen(Some(name("a"))), reloads.listen(None));
         for app in ["b", "a"] {
-            reloads.tell(&name(app), &Caused::Operation(app.to_owned()));
+            reloads.notify(&name(app), &Caused::Operation(app.to_owned()));
         }
         let heard = |ear: &mut mpsc::UnboundedReceiver<Caused>| {
             std::iter::from_fn(|| ear.try_recv().ok()).count()
         };
         assert_eq!((heard(&mut one), heard(&mut all)), (1, 2));
         drop((one, all));
-        reloads.tell(&name("a"), &Caused::Operation("late".into()));
+        reloads.notify(&name("a"), &Caused::Operation("late".into()));
         assert!(reloads.listeners.lock().is_empty());
     }
 }

@@ -1,10 +1,12 @@
-//! What unloaded generations without a heap of their own left in memory: an estimate, since nobody knows their blocks.
+//! What unloaded generations without a heap of their own left in memory: an estimate, since nobody
+//! knows their blocks.
 //!
-//! After each such unload the loader says how much private memory the process has outside of the heaps that are counted. That
-//! is the host's own, that of the other generations without a heap, and what those that are gone never freed. Traffic
-//! moves the first two up and down; what is lost never goes down. So the least of the last few is taken, and what that has
-//! grown by since the first few is counted: at least so much has come to stay, though another generation without a heap may
-//! be using it.
+//! After each such unload the loader says how much private memory the process has outside of the
+//! heaps that are counted. That is the host's own, that of the other generations without a heap,
+//! and what those that are gone never freed. Traffic moves the first two up and down; what is lost
+//! never goes down. So the least of the last few is taken, and what that has grown by since the
+//! first few is counted: at least so much has come to stay, though another generation without a
+//! heap may be using it.
 
 use std::collections::VecDeque;
 
@@ -30,7 +32,8 @@ pub(super) struct Lost {
 }
 
 impl Residue {
-    /// A generation without a heap of its own is unloaded, and the process has so many bytes of private memory.
+    /// A generation without a heap of its own is unloaded, and the process has so many bytes of
+    /// private memory.
     pub(super) fn unloaded(&mut self, private: u64) {
         if self.recent.len() == WINDOW {
             self.recent.pop_front();

@@ -21,22 +21,25 @@ use super::{
 };
 use crate::{control::api::Outcome, names::AppName};
 
-/// Reading and hashing an artifact takes a processor and a thread, so it is done for as many at a time as there are processors.
+/// Reading and hashing an artifact takes a processor and a thread, so it is done for as many at a
+/// time as there are processors.
 static READING: LazyLock<Semaphore> =
     LazyLock::new(|| Semaphore::new(thread::available_parallelism().map_or(1, NonZeroUsize::get)));
 
-/// How long what crashed the host at a start is left alone: doubled with each crash, up to the longest.
+/// How long what crashed the host at a start is left alone: doubled with each crash, up to the
+/// longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
-/// Makes the HEAD of every app live, all apps at once: one that waits in its constructor keeps no other. What crashed the host before
-/// is left out, and apps one of which crashed it come last, one after the other.
+/// Makes the HEAD of every app live, all apps at once: one that waits in its constructor keeps no
+/// other. What crashed the host before is left out, and apps one of which crashed it come last, one
+/// after the other.
 pub(super) async fn restore(apps: &Apps, crashed: Option<Crashed>) {
-    let mut findings = crash::begin(apps, crashed);
+    let mut findings = crash::take_findings(apps, crashed);
     for (app, tried, reason) in std::mem::take(&mut findings.failed) {
         record_end(apps, &app, tried, Outcome::Rejected, reason).await;
     }
-    for (app, tried, reason) in std::mem::take(&mut findings.cut) {
+    for (app, tried, reason) in std::mem::take(&mut findings.interrupted) {
         record_end(apps, &app, tried, Outcome::Failed, reason).await;
     }
     for (app, lived, reason) in std::mem::take(&mut findings.staying) {
@@ -59,8 +62,8 @@ pub(super) async fn restore(apps: &Apps, crashed: Option<Crashed>) {
     }
 }
 
-/// Writes what could not be written, reads what could not be read, and takes the room for the next time. What was live of an app whose
-/// record is read only now is live again.
+/// Writes what could not be written, reads what could not be read, and takes the room for the next
+/// time. What was live of an app whose record is read only now is live again.
 pub(super) async fn catch_up(apps: &Apps) {
     let (of, all) = (apps.clone(), apps.all());
     let tried = tokio::task::spawn_blocking(move || {
@@ -85,11 +88,11 @@ pub(super) async fn catch_up(apps: &Apps) {
             Again::Nothing => {}
             Again::Written => {
                 let message = format!("what was done of {} is on disk now", app.name);
-                apps.tell(Kind::State, &app, None, message);
+                apps.record_event(Kind::State, &app, None, message);
             }
             Again::Read => {
                 let message = format!("the record of {} could be read", app.name);
-                apps.tell(Kind::State, &app, None, message);
+                apps.record_event(Kind::State, &app, None, message);
                 restore_app(apps, &app, None).await;
             }
         }
@@ -128,8 +131,8 @@ async fn record_end(apps: &Apps, name: &AppName, tried: Tried, outcome: Outcome,
         tried.version,
         tried.artifact.short()
     );
-    apps.tell(kind, &app, tried.generation, message);
-    app.tally.ended(outcome);
+    apps.record_event(kind, &app, tried.generation, message);
+    app.counters.ended(outcome);
     let entry = Entry {
         at_ms: super::now_ms(),
         order: Order::next(),
@@ -153,14 +156,14 @@ async fn record_end(apps: &Apps, name: &AppName, tried: Tried, outcome: Outcome,
         .await;
     if let Err(cause) = saved {
         let trouble = format!("the end of a deploy could not be recorded: {cause}");
-        apps.tell(Kind::State, &app, tried.generation, trouble);
+        apps.record_event(Kind::State, &app, tried.generation, trouble);
     }
 }
 
 /// Has an artifact that crashed the host after its unload stay mapped from now on.
 async fn stay(apps: &Apps, name: &AppName, lived: &Lived, reason: String) {
     let app = apps.app(name);
-    apps.tell(Kind::Warning, &app, Some(lived.generation), reason.as_str());
+    apps.record_event(Kind::Warning, &app, Some(lived.generation), reason.as_str());
     let (_, saved) = app
         .saved
         .change(|record| record.stays(lived.artifact, reason))
@@ -170,7 +173,7 @@ async fn stay(apps: &Apps, name: &AppName, lived: &Lived, reason: String) {
             "that {} stays mapped could not be recorded: {cause}",
             lived.version
         );
-        apps.tell(Kind::State, &app, Some(lived.generation), trouble);
+        apps.record_event(Kind::State, &app, Some(lived.generation), trouble);
     }
 }
 
@@ -198,8 +201,8 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
             "{} {} is rolled back to {version}: {reason}",
             app.name, head.version
         );
-        apps.tell(Kind::RolledBack, app, Some(generation), message.as_str());
-        app.tally.ended(Outcome::RolledBack);
+        apps.record_event(Kind::RolledBack, app, Some(generation), message.as_str());
+        app.counters.ended(Outcome::RolledBack);
         let entry = Entry {
             at_ms: taken_back_at_ms,
             order,
@@ -223,7 +226,7 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
             .await;
         if let Err(cause) = saved {
             let trouble = format!("the rollback could not be recorded: {cause}");
-            apps.tell(Kind::State, app, Some(generation), trouble);
+            apps.record_event(Kind::State, app, Some(generation), trouble);
         }
         return true;
     }
@@ -231,7 +234,7 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
         "{} has nothing to go back to, so {} is tried again: {reason}",
         app.name, head.version
     );
-    apps.tell(Kind::Failed, app, Some(generation), message);
+    apps.record_event(Kind::Failed, app, Some(generation), message);
     false
 }
 
@@ -277,7 +280,7 @@ async fn restore_app(apps: &Apps, app: &Arc<App>, left_out: Option<LeftOut>) {
                 "{version} serves in place of {}, which was live before the restart and {why}; `handover deploy` replaces it",
                 head.version
             );
-            apps.tell(Kind::Failed, app, None, message);
+            apps.record_event(Kind::Failed, app, None, message);
             return;
         }
     }
@@ -285,7 +288,7 @@ async fn restore_app(apps: &Apps, app: &Arc<App>, left_out: Option<LeftOut>) {
         "{} serves nothing: {}, which was live before the restart, {why}; and nothing before it came up",
         app.name, head.version
     );
-    apps.tell(Kind::Failed, app, None, message);
+    apps.record_event(Kind::Failed, app, None, message);
 }
 
 fn pause(crashes: u32) -> Duration {
@@ -322,10 +325,10 @@ async fn start(apps: &Apps, app: &Arc<App>, head: Head, cause: Cause) -> bool {
         deadline: None,
         plan: async move {
             // Never closed: without a turn it would only be less considerate.
-            let _turn = READING.acquire().await;
+            let _permit = READING.acquire().await;
             stored.plan_stored(&of, head, cause).await
         },
     };
-    let begun = deploy::begin_with(apps, Arc::clone(app), asked, Entrance::Now);
+    let begun = deploy::begin_deploy_with(apps, Arc::clone(app), asked, Entrance::Now);
     matches!(begun.at_cutover.await, Ok(result) if result.outcome == Outcome::Done)
 }

@@ -1,4 +1,5 @@
-//! `handover rollback`: an artifact that was live before is live again, without being checked a second time.
+//! `handover rollback`: an artifact that was live before is live again, without being checked a
+//! second time.
 
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use crate::{
 };
 
 /// Begins a rollback. What it goes back to is decided when its turn has come.
-pub(super) fn begin(
+pub(super) fn begin_rollback(
     apps: &Apps,
     app: Option<AppName>,
     to: Option<String>,
@@ -37,12 +38,12 @@ pub(super) fn begin(
                     stored.plan_stored(&of, head, Cause::Rollback).await
                 },
             };
-            deploy::begin_with(apps, app, asked, wait.into()).operation
+            deploy::begin_deploy_with(apps, app, asked, wait.into()).operation
         }
         Err(result) => {
-            let speaker = apps.0.operations.begin();
-            speaker.finish(*result);
-            speaker.listen()
+            let progress = apps.0.operations.begin_operation();
+            progress.finish(*result);
+            progress.listen()
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Room on the disk for the records of a recovery: a file that is given up when there is none.
 //!
-//! A disk is full just when things go wrong. What the host writes then is small: who is live, what crashed. So room for it is taken in
-//! advance, and taken again when there is some.
+//! A disk is full just when things go wrong. What the host writes then is small: who is live, what
+//! crashed. So room for it is taken in advance, and taken again when there is some.
 
 use std::{
     fs::{self, OpenOptions},
@@ -29,7 +29,8 @@ impl Room {
         }
     }
 
-    /// Takes the room, unless it is taken. Without success where there is none, which is nobody's business before it is needed. Blocks.
+    /// Takes the room, unless it is taken. Without success where there is none, which is nobody's
+    /// business before it is needed. Blocks.
     pub(super) fn take(&self) {
         if fs::metadata(&self.path).is_ok_and(|facts| facts.len() >= SIZE) {
             return;
@@ -55,7 +56,8 @@ impl Room {
         )?)
     }
 
-    /// Runs `write`, and once more in the room that is given up for it if there was no other. Blocks.
+    /// Runs `write`, and once more in the room that is given up for it if there was no other.
+    /// Blocks.
     pub(super) fn write_in(&self, mut write: impl FnMut() -> io::Result<()>) -> io::Result<()> {
         match write() {
             Err(error) if is_full(&error) && fs::remove_file(&self.path).is_ok() => write(),

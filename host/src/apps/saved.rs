@@ -1,4 +1,5 @@
-//! What the host remembers of an app over restarts: `<state>/apps/NAME.json`, replaced as a whole and synced.
+//! What the host remembers of an app over restarts: `<state>/apps/NAME.json`, replaced as a whole
+//! and synced.
 
 use std::{
     fs::{self, File},
@@ -117,7 +118,8 @@ pub(super) struct Answered {
     pub(super) artifact: Sha256,
 }
 
-/// Notes `reason` for `artifact` in place of what was noted for it, and forgets the oldest beyond [`FAILING`].
+/// Notes `reason` for `artifact` in place of what was noted for it, and forgets the oldest beyond
+/// [`FAILING`].
 fn note(list: &mut Vec<Failing>, artifact: Sha256, reason: String) {
     list.retain(|known| known.artifact != artifact);
     list.push(Failing { artifact, reason });
@@ -237,7 +239,8 @@ impl Record {
         }
     }
 
-    /// The artifacts that must stay in the store: HEAD, staged, and the last `keep` that were active.
+    /// The artifacts that must stay in the store: HEAD, staged, and the last `keep` that were
+    /// active.
     pub(super) fn wanted(&self, keep: usize) -> Vec<Sha256> {
         let chosen = self
             .head
@@ -257,7 +260,8 @@ pub(super) struct Saved {
     path: PathBuf,
     record: Mutex<Record>,
     room: Arc<Room>,
-    /// Held while the file is written, so that an older record never replaces a newer one. Why it is behind, if it is.
+    /// RetainReasons while the file is written, so that an older record never replaces a newer one.
+    /// Why it is behind, if it is.
     disk: Mutex<Disk>,
 }
 
@@ -269,7 +273,8 @@ enum Disk {
     UpToDate,
     /// The last change could not be written.
     Behind(String),
-    /// It is there and could not be read, though it may be another time: it is not replaced before that.
+    /// It is there and could not be read, though it may be another time: it is not replaced before
+    /// that.
     Unread(String),
 }
 
@@ -285,9 +290,9 @@ pub(super) enum Again {
 }
 
 impl Saved {
-    /// Reads the record of `app` in `dir`, or begins an empty one. A record that makes no sense is set aside, one that cannot be read stays
-    /// where it is and is [tried again](Self::again); the sentence about it is returned: the host starts without it rather than not at
-    /// all. Blocks.
+    /// Reads the record of `app` in `dir`, or begins an empty one. A record that makes no sense is
+    /// set aside, one that cannot be read stays where it is and is [tried again](Self::again); the
+    /// sentence about it is returned: the host starts without it rather than not at all. Blocks.
     pub(super) fn open(dir: &Path, app: &AppName, room: Arc<Room>) -> (Arc<Self>, Option<String>) {
         let path = dir.join(format!("{app}.json"));
         let (record, disk, trouble) = match read_patiently(&path) {
@@ -322,8 +327,8 @@ impl Saved {
         edit(&mut self.record.lock())
     }
 
-    /// Changes the record, and returns when it is on disk. The change holds in memory even when the disk fails, and is written when there is
-    /// room for it.
+    /// Changes the record, and returns when it is on disk. The change holds in memory even when the
+    /// disk fails, and is written when there is room for it.
     pub(super) async fn change<R>(
         self: &Arc<Self>,
         change: impl FnOnce(&mut Record) -> R,

@@ -20,12 +20,12 @@ const CANCELLED_WITHIN: Duration = Duration::from_secs(5);
 pub(super) async fn shutdown(apps: &Apps, deadline: Duration) {
     apps.0.closing.store(true, Ordering::Release);
     for app in apps.all() {
-        app.turns.close();
+        app.queue.close();
     }
     let by = tokio::time::Instant::now() + deadline;
     loop {
         // Again after the wait: a cutover may have been under way when the door was closed.
-        if !take_leave(apps) && *apps.0.leaving.borrow() == 0 {
+        if !depart(apps) && *apps.0.leaving.borrow() == 0 {
             return;
         }
         if tokio::time::timeout_at(by, all_gone(apps)).await.is_err() {
@@ -49,12 +49,12 @@ pub(super) async fn shutdown(apps: &Apps, deadline: Duration) {
             "the host ends with {} that did not notice being cancelled",
             counted(left, "request")
         );
-        apps.0.events.tell(Kind::Host, None, None, message);
+        apps.0.events.record(Kind::Host, None, None, message);
     }
 }
 
 /// Begins the drain of what is live. Whether anything was.
-fn take_leave(apps: &Apps) -> bool {
+fn depart(apps: &Apps) -> bool {
     let mut any = false;
     for app in apps.all() {
         let Some(live) = app.running(|running| running.replace(None)) else {
@@ -64,7 +64,7 @@ fn take_leave(apps: &Apps) -> bool {
         apps.publish();
         let leaving = Leaving::new(apps, live);
         let (apps, app): (Apps, Arc<App>) = (apps.clone(), app);
-        tokio::spawn(async move { drain::see_out(&apps, &app, leaving, None).await });
+        tokio::spawn(async move { drain::drain_and_retire(&apps, &app, leaving, None).await });
     }
     any
 }

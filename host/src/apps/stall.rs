@@ -1,18 +1,24 @@
-//! The watchdog: finds calls into plugins that do not come back, and keeps the others served meanwhile.
+//! The watchdog: finds calls into plugins that do not come back, and keeps the others served
+//! meanwhile.
 //!
-//! A handler that spins or blocks holds its worker. What that does to the others, and what is done about it:
-//! - What waits in the worker's own queue is stolen by the other workers, but only by those that are awake; and when the worker that holds
-//!   the I/O driver takes up exactly one task, nobody else looks after the driver until somebody wakes: measured
-//!   with two workers, one request that spins for 3 s, and 200 others after it, none of the 200 was answered before it ended. So each tick
-//!   that finds a thread inside of a call wakes a worker, by a task that does nothing: then all 200 were, the slowest after 0.1 s.
-//! - One worker less is left. So there are spare ones ([`park_spares`]) which sleep, and cost nothing, until a call stalls or no worker is
-//!   left; then one of them takes part for good. They are not sent back to sleep: by then they may owe plugins their destructors.
+//! A handler that spins or blocks holds its worker. What that does to the others, and what is done
+//! about it:
+//! - What waits in the worker's own queue is stolen by the other workers, but only by those that
+//!   are awake; and when the worker that holds the I/O driver takes up exactly one task, nobody
+//!   else looks after the driver until somebody wakes: measured with two workers, one request that
+//!   spins for 3 s, and 200 others after it, none of the 200 was answered before it ended. So each
+//!   tick that finds a thread inside of a call wakes a worker, by a task that does nothing: then
+//!   all 200 were, the slowest after 0.1 s.
+//! - One worker less is left. So there are spare ones ([`park_spares`]) which sleep, and cost
+//!   nothing, until a call stalls or no worker is left; then one of them takes part for good. They
+//!   are not sent back to sleep: by then they may owe plugins their destructors.
 //! - Whatever runs code of a plugin on a worker is such a call: the polls of requests, bodies and
 //!   upgraded connections, their drops, wakers that a plugin gave away, and the destructors of its
 //!   thread-locals.
-//! - A task in the worker's LIFO slot is out of everybody's reach. tokio took the stealing of it back (1.51), and switching the slot
-//!   off is an unstable option. Only what the stalled call itself woke just before can lie there, or what had just come when one time in
-//!   61 the worker looked at the common queue first; that waits until the call comes back.
+//! - A task in the worker's LIFO slot is out of everybody's reach. tokio took the stealing of it
+//!   back (1.51), and switching the slot off is an unstable option. Only what the stalled call
+//!   itself woke just before can lie there, or what had just come when one time in 61 the worker
+//!   looked at the common queue first; that waits until the call comes back.
 
 use std::{
     collections::HashMap,
@@ -72,8 +78,8 @@ impl Spares {
     }
 }
 
-/// Puts `number` workers of `runtime` to sleep, each by a task that blocks it. To be called when there are no other tasks yet: what lay
-/// in the LIFO slot of such a worker would sleep with it.
+/// Puts `number` workers of `runtime` to sleep, each by a task that blocks it. To be called when
+/// there are no other tasks yet: what lay in the LIFO slot of such a worker would sleep with it.
 pub(crate) fn park_spares(runtime: &Runtime, number: usize) {
     let (tell, asleep) = mpsc::channel();
     for _ in 0..number {
@@ -108,7 +114,8 @@ struct Long {
     since: Instant,
     /// Told already, with what it is.
     told: Option<(AppName, GenerationId, String)>,
-    /// A spare worker stands in for the one that is stuck, or none is needed: an app has its threads for itself.
+    /// A spare worker stands in for the one that is stuck, or none is needed: an app has its
+    /// threads for itself.
     replaced: bool,
 }
 
@@ -179,7 +186,7 @@ impl Watchdog {
                                 people(took),
                             );
                             let events = &apps.0.events;
-                            events.tell(Kind::Stalled, Some(app), Some(*generation), message);
+                            events.record(Kind::Stalled, Some(app), Some(*generation), message);
                         }
                     }
                 }
@@ -195,7 +202,7 @@ impl Watchdog {
                         None => self.long.remove(&slot.tid()),
                     };
                     if let Some(ended) = ended {
-                        tell_end(&apps, &ended, now);
+                        record_end(&apps, &ended, now);
                     }
                 }
             }
@@ -204,8 +211,9 @@ impl Watchdog {
             self.replace(stuck);
         }
         if any {
-            // Wakes a worker, which takes the driver and what waits in the queues of those that are stuck. Also when a call has only
-            // just begun: it costs nearly nothing, and nobody waits for a second tick.
+            // Wakes a worker, which takes the driver and what waits in the queues of those that are
+            // stuck. Also when a call has only just begun: it costs nearly nothing, and nobody
+            // waits for a second tick.
             self.runtime.spawn(async {});
             for runtime in ledger::others() {
                 runtime.spawn(async {});
@@ -231,14 +239,14 @@ impl Watchdog {
     }
 }
 
-fn tell_end(apps: &Apps, ended: &Long, now: Instant) {
+fn record_end(apps: &Apps, ended: &Long, now: Instant) {
     if let Some((app, generation, path)) = &ended.told {
         let took = people(now.saturating_duration_since(ended.since));
         let message = format!("{app} {generation} gave its worker back after {took} in {path}");
         apps.0
             .events
-            .tell(Kind::StallEnded, Some(app), Some(*generation), message);
+            .record(Kind::StallEnded, Some(app), Some(*generation), message);
         // The worker may owe something to a library that waits for that.
-        apps.0.attic.stir();
+        apps.0.retained_libraries.stir();
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     Apps,
-    app::{App, Unstarted},
+    app::{App, FailedStart},
     cutover, process,
 };
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
         StagedStatus, Status,
     },
     generation::{Generation, State},
-    ledger::Held,
+    ledger::RetainReasons,
     open_files,
 };
 
@@ -53,22 +53,22 @@ pub(super) fn status(apps: &Apps) -> Status {
 
 /// The status of one app, now.
 pub(super) fn app_status(app: &App) -> AppStatus {
-    let (active, generations, unstarted) = app.running(|running| {
+    let (active, generations, failed_starts) = app.running(|running| {
         let active = running.live.as_ref().map(|live| live.active.generation());
         (
             active.map(|generation| generation.spec().clone()),
             running.generations(),
-            running.unstarted.clone(),
+            running.failed_starts.clone(),
         )
     });
     let started = generations
         .iter()
         .filter(|(generation, _)| generation.state() != State::Unloaded)
         .map(|(generation, held)| generation_status(generation, held.as_ref()));
-    let unstarted = unstarted.iter().map(unstarted_status);
-    let mut generations: Vec<_> = started.chain(unstarted).collect();
+    let failed_starts = failed_starts.iter().map(failed_start_status);
+    let mut generations: Vec<_> = started.chain(failed_starts).collect();
     generations.sort_by_key(|generation| generation.generation);
-    let (operation, queue) = app.turns.seen();
+    let (operation, queue) = app.queue.seen();
     AppStatus {
         name: app.name.clone(),
         state: match (&operation, &active) {
@@ -112,7 +112,7 @@ pub(super) fn app_status(app: &App) -> AppStatus {
     }
 }
 
-fn generation_status(generation: &Generation, held: Option<&Held>) -> GenerationStatus {
+fn generation_status(generation: &Generation, held: Option<&RetainReasons>) -> GenerationStatus {
     let spec = generation.spec();
     let counts = generation.counts();
     GenerationStatus {
@@ -126,17 +126,17 @@ fn generation_status(generation: &Generation, held: Option<&Held>) -> Generation
         panics: counts.panics,
         stalls: counts.stalls,
         age_ms: millis(generation.loaded_at().elapsed()),
-        retained_because: held.map(Held::to_string),
+        retained_because: held.map(RetainReasons::to_string),
     }
 }
 
 /// A generation whose constructor failed or goes on for too long, and whose library stays mapped.
-fn unstarted_status(unstarted: &Unstarted) -> GenerationStatus {
-    let Unstarted {
+fn failed_start_status(failed_starts: &FailedStart) -> GenerationStatus {
+    let FailedStart {
         spec,
         loaded_at,
         held,
-    } = unstarted;
+    } = failed_starts;
     GenerationStatus {
         generation: spec.id,
         version: spec.version.clone(),

@@ -1,4 +1,5 @@
-//! The verdict of preflight, which counts for the host that gave it: another one asks again before it loads what came to be in the store.
+//! The verdict of preflight, which counts for the host that gave it: another one asks again before
+//! it loads what came to be in the store.
 
 use std::{fs::File, sync::LazyLock};
 
@@ -19,8 +20,8 @@ impl From<&Remark> for Note {
     }
 }
 
-/// This host, as its verdicts name it: its version and, where the linker wrote one, the build id of its program, since two builds of one
-/// version may differ in what a plugin meets.
+/// This host, as its verdicts name it: its version and, where the linker wrote one, the build id of
+/// its program, since two builds of one version may differ in what a plugin meets.
 pub(super) fn host() -> &'static str {
     static HOST: LazyLock<String> = LazyLock::new(|| {
         let version = env!("CARGO_PKG_VERSION");
@@ -48,8 +49,8 @@ pub(super) fn asked_again(record: &Record, artifact: Sha256, cause: Cause) -> Op
         return None;
     }
     Some(match cause {
-        // A restart serves what was live, unless this host cannot run it: what has moved on outside, such as a database that is not there
-        // yet, is no reason.
+        // A restart serves what was live, unless this host cannot run it: what has moved on
+        // outside, such as a database that is not there yet, is no reason.
         Cause::Start | Cause::Crash => Scope::Again,
         Cause::Deploy | Cause::Drop | Cause::Reload | Cause::Rollback | Cause::Dev => Scope::All,
     })

@@ -1,7 +1,8 @@
-//! The libraries that are known to matter here and that an artifact has linked into itself, known by their texts.
+//! The libraries that are known to matter here and that an artifact has linked into itself, known
+//! by their texts.
 //!
-//! A stripped plugin has no symbols, but the messages of an allocator and the words of an SQL engine are in its read-only data. What was
-//! built without them is not found.
+//! A stripped plugin has no symbols, but the messages of an allocator and the words of an SQL
+//! engine are in its read-only data. What was built without them is not found.
 
 use std::{fs::File, io, path::Path};
 
@@ -91,7 +92,8 @@ fn find<'d>(data: impl ReadRef<'d>) -> Bundled {
             .any(|section| finder.find(section).is_some())
     };
     let any = |texts: &[&[u8]]| texts.iter().any(has);
-    // Met with mimalloc 3.1 (the crate 0.1.52): between the second and the twentieth deploy under load.
+    // Met with mimalloc 3.1 (the crate 0.1.52): between the second and the twentieth deploy under
+    // load.
     let refusal = (any(MIMALLOC) && any(MIMALLOC_3)).then(|| {
         "it brings mimalloc 3, which takes the thread that loads it for the main thread of the process and crashes the host some time after \
          that thread has ended: build the crate mimalloc with its features `v2` and `local_dynamic_tls`, or leave it out, the feature \

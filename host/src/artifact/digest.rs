@@ -50,8 +50,8 @@ impl Sha256 {
     }
 }
 
-/// How many bytes are read at once when a file is hashed or copied. More would be no faster, and the allocator of the C library keeps
-/// what is freed of larger ones, in each of its arenas.
+/// How many bytes are read at once when a file is hashed or copied. More would be no faster, and
+/// the allocator of the C library keeps what is freed of larger ones, in each of its arenas.
 pub(crate) const CHUNK: usize = 64 * 1024;
 
 /// Hashes bytes that come in pieces, and counts them.

@@ -1,8 +1,9 @@
 //! The facts of an ELF file, read without loading it.
 //!
-//! Only headers, notes, the dynamic section and the manifest's section are read, and nothing of what they say is believed: an offset beyond the end of the
-//! file is [`ElfError::Truncated`], which is told apart from bytes that are no shared object at all, since a truncated file may be one
-//! that somebody is still writing.
+//! Only headers, notes, the dynamic section and the manifest's section are read, and nothing of
+//! what they say is believed: an offset beyond the end of the file is [`ElfError::Truncated`],
+//! which is told apart from bytes that are no shared object at all, since a truncated file may be
+//! one that somebody is still writing.
 
 use std::{
     fs::File,
@@ -84,7 +85,8 @@ fn host_target() -> String {
     format!("64-bit {}", host_machine())
 }
 
-/// A manifest with its header and padding is never longer than this; what is longer is refused by its length alone.
+/// A manifest with its header and padding is never longer than this; what is longer is refused by
+/// its length alone.
 const SECTION_LIMIT: u64 = 128 * 1024;
 
 /// Reads the facts of `file` from its beginning. Blocks.
@@ -117,7 +119,8 @@ pub fn read(file: &File) -> Result<Elf, ElfError> {
     })
 }
 
-/// Whether `file` is the beginning of an ELF file whose rest is missing. Reads headers only. Blocks.
+/// Whether `file` is the beginning of an ELF file whose rest is missing. Reads headers only.
+/// Blocks.
 ///
 /// # Errors
 /// When it could not be read.

@@ -1,8 +1,9 @@
 //! An artifact's bytes in memory: verified, sealed, and what is checked and mapped.
 //!
-//! A file that is truncated while it is mapped kills the process. So what is mapped is a sealed memfd: it cannot shrink,
-//! grow or be written, and it has an inode of its own, so that `dlopen` never takes it for a library that it has. It is made
-//! where the bytes are hashed, and the same one goes to the preflight child and to the loader: nobody reads them again.
+//! A file that is truncated while it is mapped kills the process. So what is mapped is a sealed
+//! memfd: it cannot shrink, grow or be written, and it has an inode of its own, so that `dlopen`
+//! never takes it for a library that it has. It is made where the bytes are hashed, and the same
+//! one goes to the preflight child and to the loader: nobody reads them again.
 
 use std::{
     fs::File,
@@ -92,13 +93,15 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// An empty one for an artifact that says `manifest` of itself, which shows in `/proc/self/maps`.
+    /// An empty one for an artifact that says `manifest` of itself, which shows in
+    /// `/proc/self/maps`.
     pub(super) fn new(manifest: &Manifest) -> Result<Self, ImageError> {
         let mut name = format!("handover:{}:{}", manifest.app, manifest.version);
         name.truncate(name.floor_char_boundary(249)); // the kernel's limit
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        // Asking for the file not to be executable is what a hardened kernel (vm.memfd_noexec=2) demands, and costs nothing:
-        // it is about execve, not about mapping. Kernels before 6.3 do not know the flag.
+        // Asking for the file not to be executable is what a hardened kernel (vm.memfd_noexec=2)
+        // demands, and costs nothing: it is about execve, not about mapping. Kernels before 6.3 do
+        // not know the flag.
         let made = match memfd_create(&name, flags | MemfdFlags::NOEXEC_SEAL) {
             Err(Errno::INVAL) => memfd_create(&name, flags),
             answer => answer,
@@ -130,8 +133,9 @@ impl Draft {
 
 /// Tries `seal` again while the kernel is busy with the file. Blocks.
 ///
-/// It seals no file of which it holds a page itself, which it does for a moment when it moves or watches memory. It waits for that, gives up
-/// after a tenth of a second, and says that the file is busy: one deploy in ten thousand on a machine under load.
+/// It seals no file of which it holds a page itself, which it does for a moment when it moves or
+/// watches memory. It waits for that, gives up after a tenth of a second, and says that the file is
+/// busy: one deploy in ten thousand on a machine under load.
 fn when_not_busy(mut seal: impl FnMut() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
     for _ in 0..BUSY_ATTEMPTS {
         match seal() {
@@ -257,8 +261,8 @@ impl Read for Reader {
     }
 }
 
-/// The place of an artifact's image, until somebody maps it: an image is mapped once, because `dlopen` takes a second time for the
-/// library that it has. Clones are the same place.
+/// The place of an artifact's image, until somebody maps it: an image is mapped once, because
+/// `dlopen` takes a second time for the library that it has. Clones are the same place.
 #[derive(Clone, Debug, Default)]
 pub struct Shelf(Arc<Mutex<Option<Image>>>);
 
@@ -290,7 +294,8 @@ impl Shelf {
 }
 
 impl Artifact {
-    /// Its image, for one who maps it: what was made when its bytes were hashed, else one made from its file in the store. Blocks then.
+    /// Its image, for one who maps it: what was made when its bytes were hashed, else one made from
+    /// its file in the store. Blocks then.
     ///
     /// # Errors
     /// When its file cannot be read, or is not what it was.

@@ -1,7 +1,9 @@
-//! What the dynamic linker will make of an artifact, read from its program headers without loading it.
+//! What the dynamic linker will make of an artifact, read from its program headers without loading
+//! it.
 //!
-//! What no host can live with is a refusal ([`Linkage::refusal`]), so that it is met before the linker meets it in the middle of a
-//! deploy. What costs something and works all the same is a remark ([`Linkage::remarks`]).
+//! What no host can live with is a refusal ([`Linkage::refusal`]), so that it is met before the
+//! linker meets it in the middle of a deploy. What costs something and works all the same is a
+//! remark ([`Linkage::remarks`]).
 
 use object::{
     Endianness, elf,
@@ -25,7 +27,8 @@ pub struct Linkage {
     pub needed: Vec<String>,
     /// The folders that it wants them looked for in (`DT_RUNPATH`, else `DT_RPATH`).
     pub search: Vec<String>,
-    /// Its thread-locals must lie in the memory that is set aside for each thread before anything is loaded (`DF_STATIC_TLS`).
+    /// Its thread-locals must lie in the memory that is set aside for each thread before anything
+    /// is loaded (`DF_STATIC_TLS`).
     pub static_tls: bool,
     /// It is marked to stay mapped for the life of the process (`DF_1_NODELETE`).
     pub never_unloads: bool,
@@ -36,7 +39,8 @@ pub struct Linkage {
 }
 
 impl Linkage {
-    /// Reads it. What is damaged is left out: the dynamic linker looks at it too, in the preflight child.
+    /// Reads it. What is damaged is left out: the dynamic linker looks at it too, in the preflight
+    /// child.
     pub(super) fn read<'d, R: ReadRef<'d>>(
         endian: Endianness,
         data: R,
@@ -100,7 +104,8 @@ impl Linkage {
         linkage
     }
 
-    /// The folders that it names relative to itself. A library is mapped from memory, so there are none.
+    /// The folders that it names relative to itself. A library is mapped from memory, so there are
+    /// none.
     pub fn beside_itself(&self) -> Vec<&str> {
         self.search
             .iter()

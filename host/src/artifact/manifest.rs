@@ -9,8 +9,8 @@
 //! | 12..16 | the length of the JSON in bytes, little endian, at most 64 KiB |
 //! | 16.. | the JSON of [`Manifest`]; zeros may follow |
 //!
-//! Unknown keys of the JSON are ignored and the build facts may be missing, so that an artifact of another ABI can still say which ABI
-//! that is.
+//! Unknown keys of the JSON are ignored and the build facts may be missing, so that an artifact of
+//! another ABI can still say which ABI that is.
 
 use std::fmt;
 
@@ -27,7 +27,8 @@ use crate::names::AppName;
 /// The ABI that this host offers.
 pub const HOST_ABI: AbiVersion = AbiVersion(ABI.major, ABI.minor);
 
-/// The layout before the first release: its plugins say that they are of ABI 1.0 or 1.1, and are neither.
+/// The layout before the first release: its plugins say that they are of ABI 1.0 or 1.1, and are
+/// neither.
 const FIRST_LAYOUT: u32 = 1;
 
 const JSON_LIMIT: usize = 64 * 1024;
@@ -85,7 +86,8 @@ pub struct Manifest {
     pub version: Version,
     /// The ABI that it was built against.
     pub abi: AbiVersion,
-    /// The layout that its ABI is counted in: the format of the section. What was kept without it is of the first.
+    /// The layout that its ABI is counted in: the format of the section. What was kept without it
+    /// is of the first.
     #[serde(default = "first_layout")]
     pub layout: u32,
     /// The version of its state schema.
@@ -126,7 +128,7 @@ pub enum ManifestError {
     Missing,
     /// The section ends before what it announces.
     #[error("its manifest is cut off ({have} of {need} bytes): build it again")]
-    Cut {
+    Truncated {
         /// The bytes that are there.
         have: usize,
         /// The bytes that it takes.
@@ -186,30 +188,30 @@ impl Manifest {
     /// # Errors
     /// What is wrong with the section and what to do.
     pub fn from_section(section: &[u8]) -> Result<Self, ManifestError> {
-        let cut = |need| ManifestError::Cut {
+        let truncated = |need| ManifestError::Truncated {
             have: section.len(),
             need,
         };
         if section.is_empty() {
             return Err(ManifestError::Missing);
         }
-        let (magic, rest) = section.split_first_chunk().ok_or(cut(HEADER))?;
+        let (magic, rest) = section.split_first_chunk().ok_or(truncated(HEADER))?;
         if *magic != MAGIC {
             return Err(ManifestError::Magic);
         }
-        let (format, rest) = rest.split_first_chunk().ok_or(cut(HEADER))?;
+        let (format, rest) = rest.split_first_chunk().ok_or(truncated(HEADER))?;
         let format = u32::from_le_bytes(*format);
         if !(FIRST_LAYOUT..=FORMAT).contains(&format) {
             return Err(ManifestError::Format(format));
         }
-        let (length, rest) = rest.split_first_chunk().ok_or(cut(HEADER))?;
+        let (length, rest) = rest.split_first_chunk().ok_or(truncated(HEADER))?;
         let length = u32::from_le_bytes(*length) as usize;
         if length > JSON_LIMIT {
             return Err(ManifestError::TooLong(length));
         }
         let (json, after) = rest
             .split_at_checked(length)
-            .ok_or(cut(HEADER.saturating_add(length)))?;
+            .ok_or(truncated(HEADER.saturating_add(length)))?;
         if after.iter().any(|byte| *byte != 0) {
             return Err(ManifestError::Several);
         }

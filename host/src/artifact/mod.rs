@@ -1,7 +1,9 @@
-//! Artifacts at rest: what their bytes say, and the store that keeps them. Knows nothing of running code.
+//! Artifacts at rest: what their bytes say, and the store that keeps them. Knows nothing of running
+//! code.
 //!
 //! - [`digest`]: the identity of bytes
-//! - [`manifest`]: what an artifact says of itself, read from its own ELF section without loading it
+//! - [`manifest`]: what an artifact says of itself, read from its own ELF section without loading
+//!   it
 //! - [`elf`]: the facts of the file (architecture, completeness, build id)
 //! - [`linkage`]: what the dynamic linker will make of it
 //! - [`bundled`]: the libraries that it has linked into itself and that matter here
@@ -64,8 +66,8 @@ pub struct Artifact {
 }
 
 impl Artifact {
-    /// Whether this host takes it, as far as its bytes say: what [`Artifact::runnable`] asks, and that it can be loaded any number of
-    /// times without harm to others.
+    /// Whether this host takes it, as far as its bytes say: what [`Artifact::runnable`] asks, and
+    /// that it can be loaded any number of times without harm to others.
     ///
     /// # Errors
     /// The sentence for a person: what is wrong and what to do.

@@ -65,7 +65,8 @@ impl Topic {
 pub struct Remark {
     /// What it is about.
     pub topic: Topic,
-    /// Whether something is lost with each deploy, so that somebody should act. Else it is only good to know.
+    /// Whether something is lost with each deploy, so that somebody should act. Else it is only
+    /// good to know.
     pub warning: bool,
     /// The sentence for a person, with what to do.
     pub message: String,

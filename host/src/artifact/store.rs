@@ -1,12 +1,14 @@
 //! Immutable copies of artifacts under their SHA-256.
 //!
-//! `<dir>/<sha256>.so` is an artifact, whole, synced and mode 0444; `<dir>/<sha256>.so.minisig` is the signature that came with it, if one
-//! did. `<dir>/.incoming-<pid>-<n>` is one on its way, locked by its writer; an unlocked one is what a crash left, and is swept when the
-//! store is opened, as is a signature without its artifact. The hash is of the bytes copied, so a source that changes meanwhile gives an
-//! artifact with the identity of what was really read.
+//! `<dir>/<sha256>.so` is an artifact, whole, synced and mode 0444; `<dir>/<sha256>.so.minisig` is
+//! the signature that came with it, if one did. `<dir>/.incoming-<pid>-<n>` is one on its way,
+//! locked by its writer; an unlocked one is what a crash left, and is swept when the store is
+//! opened, as is a signature without its artifact. The hash is of the bytes copied, so a source
+//! that changes meanwhile gives an artifact with the identity of what was really read.
 //!
-//! Bytes are written at once, so that a full disk is found before anything is done with them, and synced and named by [`Store::keep`],
-//! which takes long and has to come before anything on disk names them, not before they are checked.
+//! Bytes are written at once, so that a full disk is found before anything is done with them, and
+//! synced and named by [`Store::keep`], which takes long and has to come before anything on disk
+//! names them, not before they are checked.
 
 use std::{
     collections::HashMap,
@@ -34,7 +36,8 @@ use crate::shown;
 
 const INCOMING: &str = ".incoming-";
 
-/// The store: a folder in the state directory. Clones are the same store. All calls block on the disk.
+/// The store: a folder in the state directory. Clones are the same store. All calls block on the
+/// disk.
 #[derive(Clone, Debug)]
 pub struct Store(Arc<Inner>);
 
@@ -137,11 +140,12 @@ impl Store {
         &self.0.dir
     }
 
-    /// Copies the file at `path` in, to the disk and into memory, hashed while copying. Symlinks are followed. It is in the store when
-    /// [`Store::keep`] has been called.
+    /// Copies the file at `path` in, to the disk and into memory, hashed while copying. Symlinks
+    /// are followed. It is in the store when [`Store::keep`] has been called.
     ///
     /// # Errors
-    /// [`StoreError::Refused`] when it is no artifact that this host could run, else what could not be read or written.
+    /// [`StoreError::Refused`] when it is no artifact that this host could run, else what could not
+    /// be read or written.
     pub fn add_file(&self, path: &Path) -> Result<Artifact, StoreError> {
         let mut source = open_source(path)?;
         let mut writer = self.writer()?;
@@ -201,8 +205,9 @@ impl Store {
         })
     }
 
-    /// Keeps an artifact for good: its file is synced, read-only, and under its name when this returns. To be called before anything on
-    /// disk names it. Nothing to do when it is in the store already.
+    /// Keeps an artifact for good: its file is synced, read-only, and under its name when this
+    /// returns. To be called before anything on disk names it. Nothing to do when it is in the
+    /// store already.
     ///
     /// # Errors
     /// When the store cannot be written. It can be called again then.
@@ -252,7 +257,8 @@ impl Store {
         Ok(artifact)
     }
 
-    /// Keeps the signature that came with `artifact`, for when its bytes are verified again. Replaces one that is there.
+    /// Keeps the signature that came with `artifact`, for when its bytes are verified again.
+    /// Replaces one that is there.
     ///
     /// # Errors
     /// When the store cannot be written.
@@ -282,7 +288,8 @@ impl Store {
         Ok(self.stored()?.is_empty())
     }
 
-    /// Deletes all artifacts but those in `keep`, and those that somebody holds as an [`Artifact`] got from this store.
+    /// Deletes all artifacts but those in `keep`, and those that somebody holds as an [`Artifact`]
+    /// got from this store.
     ///
     /// # Errors
     /// When the folder cannot be read or written. Everything that can be deleted is.
@@ -363,10 +370,12 @@ impl Writer {
         }
     }
 
-    /// Ends the file and checks what it is. Bytes that are in the store already are verified and used.
+    /// Ends the file and checks what it is. Bytes that are in the store already are verified and
+    /// used.
     ///
     /// # Errors
-    /// [`StoreError::Refused`] when it is no artifact that this host could run, else what could not be written.
+    /// [`StoreError::Refused`] when it is no artifact that this host could run, else what could not
+    /// be written.
     pub fn finish(self) -> Result<Artifact, StoreError> {
         let Self {
             written,
@@ -417,8 +426,8 @@ impl Written {
     }
 }
 
-/// Reads what the file at `path` says of itself, without loading or storing it. A plugin for another machine or ABI can be inspected,
-/// see [`Artifact::acceptable`]. Blocks.
+/// Reads what the file at `path` says of itself, without loading or storing it. A plugin for
+/// another machine or ABI can be inspected, see [`Artifact::acceptable`]. Blocks.
 ///
 /// # Errors
 /// [`StoreError::Refused`] when it is no plugin, else what could not be read.
@@ -476,7 +485,8 @@ fn describe(
     })
 }
 
-/// What an image says of itself that was verified as `sha256` by another process, and whose file lies at `path`.
+/// What an image says of itself that was verified as `sha256` by another process, and whose file
+/// lies at `path`.
 ///
 /// # Errors
 /// The sentence for a person.
@@ -515,8 +525,8 @@ fn open_source(path: &Path) -> Result<File, StoreError> {
         sha256: None,
         manifest: None,
     };
-    // Looked at before it is opened, since opening a device may do something, and after that, since it may be another one now. Opening
-    // a pipe would wait for its writer.
+    // Looked at before it is opened, since opening a device may do something, and after that, since
+    // it may be another one now. Opening a pipe would wait for its writer.
     let facts = fs::metadata(path).map_err(at(path, "cannot read it"))?;
     if !facts.is_file() {
         return Err(no_file());
@@ -534,7 +544,8 @@ fn open_source(path: &Path) -> Result<File, StoreError> {
     }
 }
 
-/// Whether the file at `path` ends before its headers say, as far as it can be read. Only those are read. Blocks.
+/// Whether the file at `path` ends before its headers say, as far as it can be read. Only those are
+/// read. Blocks.
 pub(crate) fn is_truncated(path: &Path) -> bool {
     open_source(path).is_ok_and(|file| elf::is_truncated(&file).unwrap_or(false))
 }

@@ -1,4 +1,5 @@
-//! Artifacts for tests, written by hand: small ELF files with a manifest that no compiler was needed for.
+//! Artifacts for tests, written by hand: small ELF files with a manifest that no compiler was
+//! needed for.
 
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,8 @@
-//! Signatures: which keys an artifact must be signed by, and whether it is. In the format of minisign.
+//! Signatures: which keys an artifact must be signed by, and whether it is. In the format of
+//! minisign.
 //!
-//! What is verified are bytes with a known SHA-256, in one read of the file: the loader compares what it maps with the same SHA-256,
-//! so the bytes that were verified are the bytes that run.
+//! What is verified are bytes with a known SHA-256, in one read of the file: the loader compares
+//! what it maps with the same SHA-256, so the bytes that were verified are the bytes that run.
 
 use std::{
     fmt,
@@ -158,7 +159,8 @@ impl FromStr for Signature {
     }
 }
 
-/// Why an artifact is not what somebody with a key of `[trust]` has signed: the sentence for a person.
+/// Why an artifact is not what somebody with a key of `[trust]` has signed: the sentence for a
+/// person.
 #[derive(Debug, thiserror::Error)]
 pub enum Untrusted {
     /// Nothing came with it.
@@ -215,8 +217,9 @@ impl Keys {
         !self.0.is_empty()
     }
 
-    /// Verifies the bytes of `artifact` (those in memory, which will be mapped, else the stored ones) against the signature that came with it. Gives who signed it, or none when no keys are set.
-    /// Blocks on the disk.
+    /// Verifies the bytes of `artifact` (those in memory, which will be mapped, else the stored
+    /// ones) against the signature that came with it. Gives who signed it, or none when no keys are
+    /// set. Blocks on the disk.
     ///
     /// # Errors
     /// The sentence about what is missing or wrong.

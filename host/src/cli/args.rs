@@ -259,7 +259,8 @@ pub(super) struct Check {
     /// The app to check it for [default: the one its manifest names]
     #[arg(long, value_name = "APP")]
     pub(super) app: Option<AppName>,
-    /// The configuration file with the check settings of the app, and the keys that must have signed it
+    /// The configuration file with the check settings of the app, and the keys that must have
+    /// signed it
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
     /// Its signature, made with minisign [default: FILE.so.minisig, if there is one]

@@ -1,4 +1,5 @@
-//! How a command ends that did not do what it was asked: a code of the contract, and a sentence on standard error.
+//! How a command ends that did not do what it was asked: a code of the contract, and a sentence on
+//! standard error.
 
 use std::{io::Write, process::ExitCode};
 
@@ -11,7 +12,8 @@ use crate::{control::ClientError, shown::harmless};
 pub(super) const FAILURE: u8 = 1;
 /// The exit code of a command line that makes no sense.
 pub(super) const USAGE: u8 = 2;
-/// The exit code of a command that was interrupted while the host goes on with it: what a shell reports for Ctrl-C.
+/// The exit code of a command that was interrupted while the host goes on with it: what a shell
+/// reports for Ctrl-C.
 pub(super) const INTERRUPTED: u8 = 130;
 
 /// Why a command ends with another code than 0.
@@ -44,7 +46,8 @@ impl Failure {
         }
     }
 
-    /// Says it, as JSON on standard output with `--json` (so that a script reads one stream), else as a sentence on standard error.
+    /// Says it, as JSON on standard output with `--json` (so that a script reads one stream), else
+    /// as a sentence on standard error.
     pub(super) fn tell(self, global: &Global) -> ExitCode {
         if let Some(sentence) = self.sentence {
             if global.json {

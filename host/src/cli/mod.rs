@@ -1,4 +1,5 @@
-//! The command line: one call of the control socket for each command, and the host itself behind `run` and `dev`.
+//! The command line: one call of the control socket for each command, and the host itself behind
+//! `run` and `dev`.
 //!
 //! - [`args`]: the words of the command line
 //! - [`exit`]: exit codes and what goes to standard error with them

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::names::AppName;
 
-/// Names that cargo or rustc has taken: of Rust itself, and of the crates that the new one depends on.
+/// Names that cargo or rustc has taken: of Rust itself, and of the crates that the new one depends
+/// on.
 const TAKEN: [&str; 60] = [
     "abstract",
     "alloc",

@@ -1,4 +1,5 @@
-//! An operation shown while it runs: steps as they end, a bar for what still drains, one sentence at the end.
+//! An operation shown while it runs: steps as they end, a bar for what still drains, one sentence
+//! at the end.
 
 use std::{
     collections::HashMap,
@@ -37,7 +38,8 @@ pub(super) struct How {
 
 /// Calls the host, shows what it tells, and ends as the operation ends.
 ///
-/// Ctrl-C ends the showing. What the host has begun, it finishes; what waits for its turn, it drops.
+/// Ctrl-C ends the showing. What the host has begun, it finishes; what waits for its turn, it
+/// drops.
 pub(super) async fn show(
     global: &Global,
     how: How,
@@ -323,7 +325,8 @@ impl Display {
                 self.say(&paint(self.colour, Paint::Bold, &harmless(&result.message)));
                 Ok(())
             }
-            // What was asked for is done, so the sentence is a result; the code says that it had a price.
+            // What was asked for is done, so the sentence is a result; the code says that it had a
+            // price.
             Outcome::DeadlinePassed => {
                 self.say(&paint(
                     self.colour,

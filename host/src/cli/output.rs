@@ -9,8 +9,8 @@ use std::{
 use super::args::Global;
 use crate::{control::api::Note, shown::harmless};
 
-/// Writes one line to standard output. Where that cannot be written the line is lost: what a command ends with is what happened,
-/// not who read of it.
+/// Writes one line to standard output. Where that cannot be written the line is lost: what a
+/// command ends with is what happened, not who read of it.
 pub(super) fn line(text: &str) {
     is_read(text);
 }
@@ -39,7 +39,8 @@ pub(super) fn width() -> Option<usize> {
     (size.ws_col >= 40).then_some(usize::from(size.ws_col))
 }
 
-/// Sentences in lines of at most `width` columns, the second and further ones behind `indent`. Words that are longer stay whole.
+/// Sentences in lines of at most `width` columns, the second and further ones behind `indent`.
+/// Words that are longer stay whole.
 pub(super) fn wrapped(text: &str, width: Option<usize>, indent: &str) -> String {
     let Some(width) = width else {
         return text.to_owned();
@@ -151,8 +152,8 @@ pub(super) enum Row {
     Note(Cell),
 }
 
-/// Lines in columns that are as wide as their content. A heading that ends with `>` makes a column of numbers, to the right. Sentences are
-/// wrapped to `width`.
+/// Lines in columns that are as wide as their content. A heading that ends with `>` makes a column
+/// of numbers, to the right. Sentences are wrapped to `width`.
 pub(super) fn table(headings: &[&str], rows: &[Row], colour: bool, width: Option<usize>) -> String {
     let right: Vec<bool> = headings
         .iter()

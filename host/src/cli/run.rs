@@ -10,7 +10,7 @@ use super::{
 use crate::{
     apps::Crashed,
     config::{Config, Server, absolute},
-    daemon::{self, Daemon, Given},
+    daemon::{self, Daemon, StartupHandoff},
     ledger::{self, LastWords},
     loader,
     net::Listeners,
@@ -46,8 +46,8 @@ pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
     overrule(&mut config.server, global, args);
     process::own_program().map_err(|error| Failure::new(error.to_string()))?;
     origin::narrow();
-    // Before any other thread is started, which all inherit it: a terminal that stops the output of background processes
-    // would stop this one at its first line.
+    // Before any other thread is started, which all inherit it: a terminal that stops the output of
+    // background processes would stop this one at its first line.
     signals::let_background_write();
     let listeners =
         Listeners::inherited(sockets).map_err(|error| Failure::new(error.to_string()))?;
@@ -85,25 +85,26 @@ fn serve(
         }
     }
     .map_err(|error| Failure::new(format!("nobody can be told how the host is: {error}")))?;
-    let given = Given {
+    let handoff = StartupHandoff {
         listeners,
         notifier,
         is_supervised: supervised.is_some(),
         crashed,
     };
-    // The supervisor starts this file by a name of the kernel's, and people look for the one that they know.
+    // The supervisor starts this file by a name of the kernel's, and people look for the one that
+    // they know.
     if let Err(error) = rustix::thread::set_name(c"handover") {
         tracing::debug!(%error, "the process keeps the name that it has");
     }
     ledger::tell_exits(supervised.is_none());
     let runtime = daemon::runtime(&config).map_err(|error| {
-        given.notifier.failed();
+        handoff.notifier.failed();
         Failure::new(format!("the host has no runtime: {error}"))
     })?;
     let server = config.server.clone();
     let ended = runtime.block_on(async {
-        let told = given.notifier.clone();
-        let daemon = Daemon::start(config, given).await.map_err(|error| {
+        let told = handoff.notifier.clone();
+        let daemon = Daemon::start(config, handoff).await.map_err(|error| {
             told.failed();
             Failure::new(error.to_string())
         })?;
@@ -124,7 +125,8 @@ fn serve(
     ended.map(|()| loader::end_process())
 }
 
-/// Flags overrule the file, and their paths are relative to the working directory. A state directory without a socket brings its own.
+/// Flags overrule the file, and their paths are relative to the working directory. A state
+/// directory without a socket brings its own.
 fn overrule(server: &mut Server, global: &Global, args: Run) {
     if let Some(listen) = args.listen {
         server.listen = Some(listen);

@@ -274,7 +274,8 @@ impl<'de> Deserialize<'de> for Patience {
     }
 }
 
-/// The longest time that can be set: beyond it sums of times have no place in the clocks of a computer.
+/// The longest time that can be set: beyond it sums of times have no place in the clocks of a
+/// computer.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// A length of time as people write it.

@@ -69,7 +69,8 @@ impl From<SocketAddr> for ListenAddress {
 /// One `[[listen]]` table, or the one line `server.listen`.
 #[derive(Clone, Debug)]
 pub struct Listen {
-    /// Where it is written, as `FILE:LINE: listen`, for what is found wrong when the file has been read.
+    /// Where it is written, as `FILE:LINE: listen`, for what is found wrong when the file has been
+    /// read.
     pub place: String,
     /// `address` or `socket`.
     pub socket: ListenSocket,
@@ -77,13 +78,16 @@ pub struct Listen {
     pub options: SocketOptions,
     /// `protocols`: which versions of HTTP it speaks. Default both.
     pub protocols: Protocols,
-    /// `proxy_protocol`: whether each connection begins with a header of the PROXY protocol, version 1 or 2. Default false.
+    /// `proxy_protocol`: whether each connection begins with a header of the PROXY protocol,
+    /// version 1 or 2. Default false.
     pub proxy_protocol: bool,
-    /// `trusted_proxies`. None, on the one line only: what proxies say is passed on as it comes, and nothing of it is believed.
+    /// `trusted_proxies`. None, on the one line only: what proxies say is passed on as it comes,
+    /// and nothing of it is believed.
     pub trusted_proxies: Option<TrustedProxies>,
     /// `http_to_https`: every request is sent to the same place with `https`. Default false.
     pub http_to_https: bool,
-    /// `hsts`: for how long browsers that came by `https` are to come by nothing else. Default none.
+    /// `hsts`: for how long browsers that came by `https` are to come by nothing else. Default
+    /// none.
     pub hsts: Option<Duration>,
     /// `canonical_host`: requests for another host are sent to this one. Default none.
     pub canonical_host: Option<String>,

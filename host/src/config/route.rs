@@ -20,12 +20,13 @@ pub struct InvalidRoute {
 }
 
 impl RoutePrefix {
-    /// Whether a request for `host` (a [`bare_host`] in lower case) and `path` (without the query) belongs here. `/api` takes `/api` and
-    /// `/api/x`, not `/apiary`.
+    /// Whether a request for `host` (a [`bare_host`] in lower case) and `path` (without the query)
+    /// belongs here. `/api` takes `/api` and `/api/x`, not `/apiary`.
     #[inline]
     pub fn matches(&self, host: Option<&str>, path: &str) -> bool {
         let host_matches = self.host.as_deref().is_none_or(|own| host == Some(own));
-        // At the root there are targets that are no path, such as `*`. A table of routes has no slash there.
+        // At the root there are targets that are no path, such as `*`. A table of routes has no
+        // slash there.
         host_matches
             && (self.path.len() <= 1
                 || path

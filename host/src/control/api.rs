@@ -12,11 +12,12 @@
 //! | `GET /metrics` | the metrics, as the text that Prometheus reads |
 //! | `POST /v1/shutdown?now=true` | [`ShuttingDown`], then the host ends |
 //!
-//! While another operation of the app is under way, the three that change something end as a conflict; with `queue` they wait for their turn.
-//! What waits is given up when its caller leaves, unless `detach` was said; what has begun goes on anyway.
+//! While another operation of the app is under way, the three that change something end as a
+//! conflict; with `queue` they wait for their turn. What waits is given up when its caller leaves,
+//! unless `detach` was said; what has begun goes on anyway.
 //!
-//! A deploy may carry a header [`SIGNATURE`]: the base64 of the text that minisign writes. Who has the role of an observer only may make
-//! the first three calls and the one for metrics.
+//! A deploy may carry a header [`SIGNATURE`]: the base64 of the text that minisign writes. Who has
+//! the role of an observer only may make the first three calls and the one for metrics.
 //!
 //! A call that cannot be taken answers a 4xx or 5xx status with [`Problem`].
 
@@ -27,7 +28,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{AppName, GenerationId};
 
-/// The header of a deploy that holds the signature of the artifact: the base64 of the text that minisign writes.
+/// The header of a deploy that holds the signature of the artifact: the base64 of the text that
+/// minisign writes.
 pub const SIGNATURE: &str = "handover-signature";
 
 /// What `handover status --json` prints.
@@ -58,7 +60,8 @@ pub struct AppStatus {
     pub queue: Vec<OperationStatus>,
     /// A checked artifact that waits for `handover reload`.
     pub staged: Option<StagedStatus>,
-    /// Why the disk does not have yet what is kept in memory of it. It is written when that is possible.
+    /// Why the disk does not have yet what is kept in memory of it. It is written when that is
+    /// possible.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_durable: Option<String>,
     /// What its limits hold and did, if it has any.
@@ -134,9 +137,11 @@ pub struct GenerationStatus {
     pub version: Version,
     /// The SHA-256 of its artifact, in hexadecimal.
     pub artifact: String,
-    /// `staged`, `checked`, `started`, `active`, `draining`, `retired`, `unloaded`, `retained`, `rejected` or `failed`.
+    /// `staged`, `checked`, `started`, `active`, `draining`, `retired`, `unloaded`, `retained`,
+    /// `rejected` or `failed`.
     pub state: String,
-    /// Requests, streams, upgraded connections and spawned work that are still on it, jobs included.
+    /// Requests, streams, upgraded connections and spawned work that are still on it, jobs
+    /// included.
     pub in_flight: u64,
     /// Jobs among them.
     pub jobs: u64,
@@ -192,20 +197,24 @@ pub struct ConnectionsStatus {
     pub open: u64,
     /// All that were accepted.
     pub accepted: u64,
-    /// Those that the host ended because their clients did nothing: `first_byte_timeout`, `head_timeout`, `idle_timeout`, `write_timeout`,
-    /// `for_another` (idle, and another one needed its place).
+    /// Those that the host ended because their clients did nothing: `first_byte_timeout`,
+    /// `head_timeout`, `idle_timeout`, `write_timeout`, `for_another` (idle, and another one needed
+    /// its place).
     pub ended: BTreeMap<String, u64>,
-    /// Those that the host closed as soon as they came: `max_connections`, `max_connections_per_address`, `descriptors`.
+    /// Those that the host closed as soon as they came: `max_connections`,
+    /// `max_connections_per_address`, `descriptors`.
     pub refused: BTreeMap<String, u64>,
 }
 
 /// What replaced generations hold that they should have given back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeakStatus {
-    /// Bytes of heap that retained generations hold, of plugins with a heap of their own, and `estimated`.
+    /// Bytes of heap that retained generations hold, of plugins with a heap of their own, and
+    /// `estimated`.
     pub bytes: u64,
-    /// Of `bytes`, what unloaded generations without a heap of their own left in memory. An estimate, from the memory of the
-    /// process after each such unload, the least of the last four: of what was lost, the last three reloads are not in it yet.
+    /// Of `bytes`, what unloaded generations without a heap of their own left in memory. An
+    /// estimate, from the memory of the process after each such unload, the least of the last four:
+    /// of what was lost, the last three reloads are not in it yet.
     #[serde(default)]
     pub estimated: u64,
     /// Descriptors that unloaded generations left open and retained ones hold.
@@ -252,7 +261,8 @@ pub struct Event {
     pub seq: u64,
     /// Milliseconds since 1970.
     pub at_ms: u64,
-    /// A short word for programs: `active`, `draining`, `unloaded`, `retained`, `rejected`, `staged`, `panic`, …
+    /// A short word for programs: `active`, `draining`, `unloaded`, `retained`, `rejected`,
+    /// `staged`, `panic`, …
     pub kind: String,
     /// The app it is about.
     pub app: Option<AppName>,
@@ -260,11 +270,12 @@ pub struct Event {
     pub generation: Option<GenerationId>,
     /// The sentence for a person.
     pub message: String,
-    /// `unloaded` only: the bytes of heap that the generation never freed, and that were freed for it; of plugins with a heap of
-    /// their own.
+    /// `unloaded` only: the bytes of heap that the generation never freed, and that were freed for
+    /// it; of plugins with a heap of their own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leaked_bytes: Option<u64>,
-    /// `unloaded` only: the descriptors that the generation left open and that could not be closed for it.
+    /// `unloaded` only: the descriptors that the generation left open and that could not be closed
+    /// for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leaked_descriptors: Option<u64>,
 }
@@ -341,10 +352,11 @@ pub struct OperationResult {
 /// Something to know of an artifact that is taken all the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
-    /// A short word for programs: `never_unloads`, `text_relocations`, `origin_path`, `bundled_allocator`, `bundled_sqlite`, `retained`,
-    /// `left_open`, `slow_drain`, `slow_end`.
+    /// A short word for programs: `never_unloads`, `text_relocations`, `origin_path`,
+    /// `bundled_allocator`, `bundled_sqlite`, `retained`, `left_open`, `slow_drain`, `slow_end`.
     pub kind: String,
-    /// Whether something is lost with each deploy, so that somebody should act. Else it is only good to know.
+    /// Whether something is lost with each deploy, so that somebody should act. Else it is only
+    /// good to know.
     pub warning: bool,
     /// The sentence for a person.
     pub message: String,

@@ -1,4 +1,5 @@
-//! A body whose bytes come from a bounded channel: progress lines on their way out, an artifact on its way in.
+//! A body whose bytes come from a bounded channel: progress lines on their way out, an artifact on
+//! its way in.
 
 use std::{
     pin::Pin,
@@ -11,8 +12,8 @@ use tokio::sync::mpsc;
 
 /// The reading end of a channel as an HTTP body. It ends when every sender is dropped.
 ///
-/// Unlike the one of `http-body-util`, its sender can wait for [`mpsc::Sender::closed`], so whoever follows events for a client
-/// that left learns it at once and not at the next event.
+/// Unlike the one of `http-body-util`, its sender can wait for [`mpsc::Sender::closed`], so whoever
+/// follows events for a client that left learns it at once and not at the next event.
 #[derive(Debug)]
 pub(super) struct ChannelBody<E>(pub(super) mpsc::Receiver<Result<Bytes, E>>);
 

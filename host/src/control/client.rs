@@ -64,7 +64,7 @@ pub enum ClientError {
     #[error(
         "the host's answer is not understood, so it may be of another version of handover: {0}"
     )]
-    Answer(String),
+    Response(String),
 }
 
 impl ClientError {
@@ -74,7 +74,7 @@ impl ClientError {
             Self::Unreachable { .. } => 3,
             Self::Denied(_) => 9,
             Self::Refused(problem) => problem.exit_code,
-            Self::File { .. } | Self::Broken(_) | Self::Answer(_) => 1,
+            Self::File { .. } | Self::Broken(_) | Self::Response(_) => 1,
         }
     }
 }
@@ -170,7 +170,8 @@ impl Client {
         .await
     }
 
-    /// `POST /v1/deploy` with the bytes of `file`, which stream, and their signature. The lines come when the host has them all.
+    /// `POST /v1/deploy` with the bytes of `file`, which stream, and their signature. The lines
+    /// come when the host has them all.
     pub async fn deploy(
         &self,
         file: &Path,
@@ -323,7 +324,8 @@ impl Client {
             .uri(path)
             .header(header::HOST, "handover");
         if let Some(upload) = upload {
-            // With the length said, the host can tell a whole upload from a cut one even if we are killed.
+            // With the length said, the host can tell a whole upload from a cut one even if we are
+            // killed.
             request = request.header(header::CONTENT_LENGTH, upload.length);
             if let Some(signature) = upload.signature {
                 request = request.header(SIGNATURE, signature);
@@ -331,7 +333,7 @@ impl Client {
         }
         let request = request
             .body(body)
-            .map_err(|error| ClientError::Answer(error.to_string()))?;
+            .map_err(|error| ClientError::Response(error.to_string()))?;
         let response = sender
             .send_request(request)
             .await
@@ -342,7 +344,7 @@ impl Client {
         let status = response.status();
         let problem = parse::<Problem>(response).await;
         Err(problem.map_or_else(
-            |_| ClientError::Answer(format!("status {status}")),
+            |_| ClientError::Response(format!("status {status}")),
             ClientError::Refused,
         ))
     }
@@ -355,7 +357,7 @@ async fn parse<T: DeserializeOwned>(response: Response<Incoming>) -> Result<T, C
         .await
         .map_err(ClientError::Broken)?
         .to_bytes();
-    serde_json::from_slice(&body).map_err(|error| ClientError::Answer(error.to_string()))
+    serde_json::from_slice(&body).map_err(|error| ClientError::Response(error.to_string()))
 }
 
 /// One line of an answer, as it came and as what it means.
@@ -391,7 +393,7 @@ impl<T: DeserializeOwned> Lines<T> {
         loop {
             if let Some(text) = self.splitter.next() {
                 let value = serde_json::from_str(&text)
-                    .map_err(|error| ClientError::Answer(format!("{error} in {text}")))?;
+                    .map_err(|error| ClientError::Response(format!("{error} in {text}")))?;
                 return Ok(Some(Line { text, value }));
             }
             match self.body.frame().await {
@@ -406,7 +408,8 @@ impl<T: DeserializeOwned> Lines<T> {
     }
 }
 
-/// Bytes in pieces to whole lines. What follows the last line's end is a line that was cut, and is never given.
+/// Bytes in pieces to whole lines. What follows the last line's end is a line that was cut, and is
+/// never given.
 #[derive(Debug, Default)]
 struct Splitter {
     lines: VecDeque<String>,

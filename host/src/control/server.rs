@@ -1,6 +1,8 @@
-//! The host's side of the control socket: one HTTP call for each command, long operations as lines that stream.
+//! The host's side of the control socket: one HTTP call for each command, long operations as lines
+//! that stream.
 //!
-//! A client is only an ear. One that is killed never stops what it asked for; only an upload that it had not finished is dropped.
+//! A client is only an ear. One that is killed never stops what it asked for; only an upload that
+//! it had not finished is dropped.
 
 use std::{
     convert::Infallible,
@@ -64,7 +66,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn events(&self) -> (Vec<Event>, broadcast::Receiver<Event>);
     /// Begins an upload. Blocks on the file system.
     fn upload(&self) -> Result<Self::Upload, StoreError>;
-    /// For `POST /v1/deploy`, with the whole upload, the signature that came with it, and how long it took to be stored.
+    /// For `POST /v1/deploy`, with the whole upload, the signature that came with it, and how long
+    /// it took to be stored.
     fn deploy(
         &self,
         artifact: Self::Artifact,
@@ -181,9 +184,11 @@ impl Backend for Host {
     }
 }
 
-/// Serves the control socket for as long as the future lives; dropping it cuts the connections and no operation.
+/// Serves the control socket for as long as the future lives; dropping it cuts the connections and
+/// no operation.
 ///
-/// `shutdown` is asked for only when the caller's answer is out, so that even `handover shutdown --now` gets one.
+/// `shutdown` is asked for only when the caller's answer is out, so that even `handover shutdown
+/// --now` gets one.
 pub async fn serve(
     listener: (UnixListener, ControlSocket),
     access: Access,
@@ -369,7 +374,7 @@ async fn connection<B: Backend>(
     }
 }
 
-type Answer = Response<Either<Full<Bytes>, ChannelBody<Infallible>>>;
+type ControlResponse = Response<Either<Full<Bytes>, ChannelBody<Infallible>>>;
 
 /// A call that is not taken.
 struct Refusal {
@@ -394,7 +399,7 @@ impl Refusal {
         Self::new(StatusCode::FORBIDDEN, Outcome::Denied.exit_code(), error)
     }
 
-    fn into_response(self) -> Answer {
+    fn into_response(self) -> ControlResponse {
         let mut response = json(&self.problem);
         *response.status_mut() = self.status;
         if let Some(allow) = self.allow {
@@ -512,7 +517,7 @@ async fn answer<B: Backend>(
     request: Request<Incoming>,
     backend: B,
     asked: &OnceLock<Shutdown>,
-) -> Result<Answer, Refusal> {
+) -> Result<ControlResponse, Refusal> {
     let path = request.uri().path().to_owned();
     check_method(request.method(), &path)?;
     match path.as_str() {
@@ -565,7 +570,8 @@ async fn answer<B: Backend>(
         }
         "/v1/shutdown" => {
             let ShutdownQuery { now } = query(&request)?;
-            // Takes effect when this connection has ended, which the header makes happen right after the answer.
+            // Takes effect when this connection has ended, which the header makes happen right
+            // after the answer.
             let _ = asked.set(if now { Shutdown::Now } else { Shutdown::Drain });
             let mut response = json(&ShuttingDown {
                 pid: std::process::id(),
@@ -629,7 +635,7 @@ fn check_method(method: &Method, path: &str) -> Result<(), Refusal> {
     }
 }
 
-fn json(value: &impl Serialize) -> Answer {
+fn json(value: &impl Serialize) -> ControlResponse {
     let mut response = Response::new(Either::Left(Full::new(line(value))));
     response.headers_mut().insert(
         header::CONTENT_TYPE,
@@ -639,14 +645,14 @@ fn json(value: &impl Serialize) -> Answer {
 }
 
 fn line(value: &impl Serialize) -> Bytes {
-    // These are our own types of strings and numbers: serialising them cannot fail, and if it ever did, an empty line is
-    // what a reader skips.
+    // These are our own types of strings and numbers: serialising them cannot fail, and if it ever
+    // did, an empty line is what a reader skips.
     let mut text = serde_json::to_vec(value).unwrap_or_default();
     text.push(b'\n');
     text.into()
 }
 
-async fn metrics(gather: Gather) -> Result<Answer, Refusal> {
+async fn metrics(gather: Gather) -> Result<ControlResponse, Refusal> {
     let text = gather.text().await.map_err(|error| {
         Refusal::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -662,7 +668,7 @@ async fn metrics(gather: Gather) -> Result<Answer, Refusal> {
     Ok(response)
 }
 
-fn lines(lines: mpsc::Receiver<Result<Bytes, Infallible>>) -> Answer {
+fn lines(lines: mpsc::Receiver<Result<Bytes, Infallible>>) -> ControlResponse {
     let mut response = Response::new(Either::Right(ChannelBody(lines)));
     response.headers_mut().insert(
         header::CONTENT_TYPE,
@@ -671,9 +677,9 @@ fn lines(lines: mpsc::Receiver<Result<Bytes, Infallible>>) -> Answer {
     response
 }
 
-/// The lines of an operation until its end. Only one that waits for its turn depends on somebody reading them: with the task its interest
-/// is dropped.
-fn progress(operation: Operation) -> Answer {
+/// The lines of an operation until its end. Only one that waits for its turn depends on somebody
+/// reading them: with the task its interest is dropped.
+fn progress(operation: Operation) -> ControlResponse {
     let Operation {
         lines: mut said,
         interest,
@@ -696,7 +702,10 @@ fn progress(operation: Operation) -> Answer {
 }
 
 /// The events so far, and with `follow` those to come, for ever.
-fn events((past, mut coming): (Vec<Event>, broadcast::Receiver<Event>), follow: bool) -> Answer {
+fn events(
+    (past, mut coming): (Vec<Event>, broadcast::Receiver<Event>),
+    follow: bool,
+) -> ControlResponse {
     let (tx, rx) = mpsc::channel(WAITING);
     tokio::spawn(async move {
         let mut last = 0;
@@ -751,10 +760,11 @@ async fn deploy<B: Backend>(
     query: DeployQuery,
     signature: Option<Signature>,
     backend: B,
-) -> Result<Answer, Refusal> {
+) -> Result<ControlResponse, Refusal> {
     let timeout = query.timeout_ms.map(Duration::from_millis);
     let (told, app) = (backend.clone(), query.app.clone());
-    // On a task of its own: when the last byte is in, the deploy happens, even if the client dies in that moment.
+    // On a task of its own: when the last byte is in, the deploy happens, even if the client dies
+    // in that moment.
     let deploying = tokio::spawn(async move {
         let began = Instant::now();
         let artifact = receive(body, backend.clone()).await?;
@@ -769,7 +779,7 @@ async fn deploy<B: Backend>(
     });
     let error = match deploying.await {
         Ok(Ok(operation)) => return Ok(progress(operation)),
-        Ok(Err(ReceiveError::Cut(error))) => {
+        Ok(Err(ReceiveError::Aborted(error))) => {
             return Err(Refusal::new(
                 StatusCode::BAD_REQUEST,
                 1,
@@ -791,14 +801,15 @@ async fn deploy<B: Backend>(
     Ok(ended(told.not_taken(name, app, &error).await))
 }
 
-/// Reads what a refused caller still sends, for a while: closing on it would take the answer away from it.
+/// Reads what a refused caller still sends, for a while: closing on it would take the answer away
+/// from it.
 async fn discard(mut body: Incoming) {
     let read = async { while let Some(Ok(_)) = body.frame().await {} };
     let _ = tokio::time::timeout(PATIENCE, read).await; // then it has to do without
 }
 
 /// An operation that ended before it had an id.
-fn ended(result: OperationResult) -> Answer {
+fn ended(result: OperationResult) -> ControlResponse {
     let mut response = Response::new(Either::Left(Full::new(line(&Progress::Result(result)))));
     response.headers_mut().insert(
         header::CONTENT_TYPE,
@@ -809,11 +820,12 @@ fn ended(result: OperationResult) -> Answer {
 
 enum ReceiveError {
     /// The client left, or lied about the length.
-    Cut(hyper::Error),
+    Aborted(hyper::Error),
     Store(StoreError),
 }
 
-/// The next piece for the writer, or the word that there are no more: a closed channel alone means the upload was cut.
+/// The next piece for the writer, or the word that there are no more: a closed channel alone means
+/// the upload was cut.
 enum Piece {
     Bytes(Bytes),
     End,
@@ -833,8 +845,9 @@ async fn receive<B: Backend>(mut body: Incoming, backend: B) -> Result<B::Artifa
         }
     }));
     while let Some(frame) = body.frame().await {
-        // Read to its end even when the writer gave up: a client that still writes could not read why.
-        if let Ok(bytes) = frame.map_err(ReceiveError::Cut)?.into_data() {
+        // Read to its end even when the writer gave up: a client that still writes could not read
+        // why.
+        if let Ok(bytes) = frame.map_err(ReceiveError::Aborted)?.into_data() {
             let _ = tx.send(Piece::Bytes(bytes)).await;
         }
     }
@@ -1304,7 +1317,8 @@ mod tests {
         let mut following = host.client().events(true).await.unwrap();
         following.next().await.unwrap().unwrap();
         following.next().await.unwrap().unwrap();
-        // This test and the server share one thread: it hears of these together, when four of the six are left.
+        // This test and the server share one thread: it hears of these together, when four of the
+        // six are left.
         for seq in 2..=7 {
             host.fake.0.events.send(event(seq)).unwrap();
         }

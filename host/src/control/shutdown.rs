@@ -24,7 +24,8 @@ impl ShutdownHandle {
         Self::default()
     }
 
-    /// Asks for `shutdown`. A request is never taken back: `Now` overrules `Drain`, and nothing overrules `Now`.
+    /// Asks for `shutdown`. A request is never taken back: `Now` overrules `Drain`, and nothing
+    /// overrules `Now`.
     pub fn request(&self, shutdown: Shutdown) {
         self.0.send_if_modified(|current| {
             let overruled = *current < shutdown;

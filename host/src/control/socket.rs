@@ -1,4 +1,5 @@
-//! The socket's file: bound by one host at a time, reachable by its user and perhaps a group, gone when the host ends.
+//! The socket's file: bound by one host at a time, reachable by its user and perhaps a group, gone
+//! when the host ends.
 
 use std::{
     fs, io,
@@ -49,7 +50,8 @@ pub enum SocketError {
     },
 }
 
-/// The bound control socket. Dropping it removes the file, unless another host has taken the path by then.
+/// The bound control socket. Dropping it removes the file, unless another host has taken the path
+/// by then.
 #[derive(Debug)]
 pub struct ControlSocket {
     path: PathBuf,
@@ -71,10 +73,11 @@ impl SocketError {
 }
 
 impl ControlSocket {
-    /// Binds `path` and listens there. A socket that a dead host left is replaced. The folder is made where it is missing.
+    /// Binds `path` and listens there. A socket that a dead host left is replaced. The folder is
+    /// made where it is missing.
     ///
-    /// The file has mode 0600 from its first moment, or 0660 when it is given to a `group`, and appears under its name only when it already listens.
-    /// Must be called within a tokio runtime.
+    /// The file has mode 0600 from its first moment, or 0660 when it is given to a `group`, and
+    /// appears under its name only when it already listens. Must be called within a tokio runtime.
     pub fn bind(path: &Path, group: Option<u32>) -> Result<(UnixListener, Self), SocketError> {
         let failed = |source| SocketError::Io {
             path: path.to_owned(),
@@ -110,7 +113,8 @@ impl ControlSocket {
                 fs::set_permissions(folder, fs::Permissions::from_mode(0o750))?;
             }
         }
-        // Bound under a name of its own and renamed, so the path goes from dead to listening in one step.
+        // Bound under a name of its own and renamed, so the path goes from dead to listening in one
+        // step.
         let temporary = folder.join(format!(".control.{}", std::process::id()));
         match fs::remove_file(&temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -122,7 +126,8 @@ impl ControlSocket {
             SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
             None,
         )?;
-        // Linux gives the file the mode that the socket has when it is bound; umask is the whole process's and would race.
+        // Linux gives the file the mode that the socket has when it is bound; umask is the whole
+        // process's and would race.
         rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
         {
             let address = Address::of(&temporary)?;
@@ -222,7 +227,8 @@ pub(crate) fn folder(path: &Path) -> &Path {
     }
 }
 
-/// A path that fits into a socket address. Deep folders make longer ones, and those are reached through their open folder.
+/// A path that fits into a socket address. Deep folders make longer ones, and those are reached
+/// through their open folder.
 struct Address {
     path: PathBuf,
     _folder: Option<OwnedFd>,

@@ -17,32 +17,33 @@ use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, futures::OwnedNotified, mpsc};
 
-use crate::generation::{Cut, Hold, InFlight};
+use crate::generation::{CloseHandle, InFlight, KeepAlive};
 
 /// Waits for the drain deadline of a generation.
 ///
-/// It registers only when something is pending, so what is answered at once never pays for it, and once for each waker: what all of a
-/// generation register with has a lock.
+/// It registers only when something is pending, so what is answered at once never pays for it, and
+/// once for each waker: what all of a generation register with has a lock.
 #[derive(Debug, Default)]
-pub(super) struct Expiry(Option<(Pin<Box<OwnedNotified>>, Waker)>);
+pub(super) struct DrainDeadline(Option<(Pin<Box<OwnedNotified>>, Waker)>);
 
-impl Expiry {
+impl DrainDeadline {
     /// Whether the deadline has passed; if not, the task is woken when it does.
     pub(super) fn poll(&mut self, in_flight: &InFlight, cx: &mut Context<'_>) -> bool {
-        let core = in_flight.core();
+        let shared = in_flight.shared();
         if !self.wakes(cx.waker()) {
             let (notified, waker) = self.0.get_or_insert_with(|| {
-                let notified = Arc::clone(core.expiry()).notified_owned();
+                let notified = Arc::clone(shared.expiry()).notified_owned();
                 (Box::pin(notified), cx.waker().clone())
             });
             waker.clone_from(cx.waker());
             // Registers first and looks then, so that a deadline between the two is not missed.
             let _ = notified.as_mut().poll(cx);
         }
-        core.is_expired()
+        shared.is_expired()
     }
 
-    /// Whether it is `waker` that it has registered, so that this was there when it was polled last.
+    /// Whether it is `waker` that it has registered, so that this was there when it was polled
+    /// last.
     pub(super) fn wakes(&self, waker: &Waker) -> bool {
         let registered = self.0.as_ref();
         registered.is_some_and(|(_, registered)| registered.will_wake(waker))
@@ -51,7 +52,7 @@ impl Expiry {
 
 /// The body of an answer.
 #[derive(Debug)]
-pub struct AnswerBody(Kind);
+pub struct ResponseBody(Kind);
 
 #[derive(Debug)]
 enum Kind {
@@ -61,10 +62,11 @@ enum Kind {
     Pumped(Box<Pumped>),
 }
 
-/// A body that is polled on the threads of its app, and comes from there frame by frame. None is its end.
+/// A body that is polled on the threads of its app, and comes from there frame by frame. None is
+/// its end.
 #[derive(Debug)]
 struct Pumped {
-    frames: mpsc::Receiver<Option<Result<Frame<Bytes>, AnswerError>>>,
+    frames: mpsc::Receiver<Option<Result<Frame<Bytes>, ResponseBodyError>>>,
     /// As long as nothing was taken of it.
     hint: SizeHint,
     ended: bool,
@@ -74,22 +76,22 @@ impl Pumped {
     fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
         if self.ended {
             return Poll::Ready(None);
         }
         let frame = std::task::ready!(self.frames.poll_recv(cx));
         self.hint = SizeHint::default();
         self.ended = !matches!(frame, Some(Some(Ok(_))));
-        // Cut off without its end, it is not whole.
-        Poll::Ready(frame.unwrap_or(Some(Err(AnswerError::Expired))))
+        // CloseHandle off without its end, it is not whole.
+        Poll::Ready(frame.unwrap_or(Some(Err(ResponseBodyError::Expired))))
     }
 }
 
 /// The body of an answer that counts against `max_concurrent` until it has ended.
 #[derive(Debug)]
 struct Permitted {
-    body: AnswerBody,
+    body: ResponseBody,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -97,30 +99,30 @@ struct Permitted {
 #[derive(Debug)]
 struct Streaming {
     /// The switch of the connection, left with the generation.
-    connection: Option<Arc<Cut>>,
+    connection: Option<Arc<CloseHandle>>,
     body: Imported<InFlight>,
-    expiry: Expiry,
+    expiry: DrainDeadline,
 }
 
 impl Guard for InFlight {
-    type Hold = Hold;
+    type KeepAlive = KeepAlive;
 
-    fn hold(&self) -> Hold {
-        Self::hold(self)
+    fn keep_alive(&self) -> KeepAlive {
+        Self::keep_alive(self)
     }
 
     fn inside<R>(&self, call: impl FnOnce() -> R) -> R {
-        self.core().inside(ANSWER, call)
+        self.shared().inside(ANSWER, call)
     }
 
     fn dropping(&self, drop: impl FnOnce()) {
-        self.core().dropping(ANSWER, drop);
+        self.shared().dropping(ANSWER, drop);
     }
 }
 
-impl crossing::Hold for Hold {
+impl crossing::KeepAlive for KeepAlive {
     fn dropping(&self, drop: impl FnOnce()) {
-        self.core().dropping("bytes of an answer", drop);
+        self.shared().dropping("bytes of an answer", drop);
     }
 }
 
@@ -129,14 +131,14 @@ const ANSWER: &str = "the body of an answer";
 
 /// Why the body of an answer ended before its end.
 #[derive(Debug)]
-pub enum AnswerError {
+pub enum ResponseBodyError {
     /// The plugin's body failed or panicked.
     Plugin(BodyError),
     /// The drain deadline passed.
     Expired,
 }
 
-impl fmt::Display for AnswerError {
+impl fmt::Display for ResponseBodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Plugin(error) => write!(f, "the app's response body failed: {error}"),
@@ -145,9 +147,9 @@ impl fmt::Display for AnswerError {
     }
 }
 
-impl std::error::Error for AnswerError {}
+impl std::error::Error for ResponseBodyError {}
 
-impl AnswerBody {
+impl ResponseBody {
     pub(super) fn empty() -> Self {
         Self(Kind::Full(None))
     }
@@ -200,27 +202,27 @@ impl AnswerBody {
     pub(super) fn stream(
         stream: BodyStream,
         in_flight: InFlight,
-        connection: Option<Arc<Cut>>,
+        connection: Option<Arc<CloseHandle>>,
     ) -> Self {
-        if let Some(cut) = &connection {
-            in_flight.core().streams(cut);
+        if let Some(handle) = &connection {
+            in_flight.shared().streams(handle);
         }
         Self(Kind::Stream(Box::new(Streaming {
             connection,
             body: stream.import(in_flight),
-            expiry: Expiry::default(),
+            expiry: DrainDeadline::default(),
         })))
     }
 }
 
-impl Body for AnswerBody {
+impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = AnswerError;
+    type Error = ResponseBodyError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
         match &mut self.get_mut().0 {
             Kind::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Kind::Stream(streaming) => streaming.poll_frame(cx),
@@ -250,8 +252,8 @@ impl Body for AnswerBody {
 
 impl Drop for Streaming {
     fn drop(&mut self) {
-        if let Some(cut) = &self.connection {
-            self.body.guard().core().streams_no_more(cut);
+        if let Some(handle) = &self.connection {
+            self.body.guard().shared().streams_no_more(handle);
         }
     }
 }
@@ -260,41 +262,42 @@ impl Streaming {
     fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Err(error))) => {
                 if matches!(error, BodyError::Panicked) {
-                    self.body.guard().core().count_panic();
+                    self.body.guard().shared().count_panic();
                 }
-                Poll::Ready(Some(Err(AnswerError::Plugin(error))))
+                Poll::Ready(Some(Err(ResponseBodyError::Plugin(error))))
             }
             // What fed it may have been cancelled at the deadline just before: an end then is none.
-            Poll::Ready(None) if self.body.guard().core().is_expired() => {
-                self.body.guard().core().count_cut();
-                Poll::Ready(Some(Err(AnswerError::Expired)))
+            Poll::Ready(None) if self.body.guard().shared().is_expired() => {
+                self.body.guard().shared().count_aborted();
+                Poll::Ready(Some(Err(ResponseBodyError::Expired)))
             }
             Poll::Ready(ready) => {
-                Poll::Ready(ready.map(|frame| frame.map_err(AnswerError::Plugin)))
+                Poll::Ready(ready.map(|frame| frame.map_err(ResponseBodyError::Plugin)))
             }
             Poll::Pending if self.expiry.poll(self.body.guard(), cx) => {
-                self.body.guard().core().count_cut();
-                Poll::Ready(Some(Err(AnswerError::Expired)))
+                self.body.guard().shared().count_aborted();
+                Poll::Ready(Some(Err(ResponseBodyError::Expired)))
             }
             Poll::Pending => Poll::Pending,
         }
     }
 }
 
-/// The body of a request, as it is given to the plugin. The plugin may keep it for longer than its answer takes.
+/// The body of a request, as it is given to the plugin. The plugin may keep it for longer than its
+/// answer takes.
 #[derive(Debug)]
 pub(super) struct RequestBody<B> {
     body: B,
     relay: Option<(Arc<Relay>, Waker)>,
-    hold: Hold,
+    hold: KeepAlive,
 }
 
 impl<B> RequestBody<B> {
-    pub(super) fn new(body: B, hold: Hold) -> Self {
+    pub(super) fn new(body: B, hold: KeepAlive) -> Self {
         Self {
             body,
             relay: None,
@@ -308,7 +311,7 @@ impl<B> RequestBody<B> {
 /// The waker has a hold with it, in this order: whoever wakes may be the last to have something of
 /// the plugin.
 #[derive(Debug, Default)]
-struct Relay(Mutex<Option<(Waker, Hold)>>);
+struct Relay(Mutex<Option<(Waker, KeepAlive)>>);
 
 impl Wake for Relay {
     fn wake(self: Arc<Self>) {
@@ -316,10 +319,11 @@ impl Wake for Relay {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // Taken out first: no lock is held while code of the plugin runs. The body's next poll puts a waker back.
+        // Taken out first: no lock is held while code of the plugin runs. The body's next poll puts
+        // a waker back.
         let waker = self.0.lock().take();
         if let Some((waker, hold)) = waker {
-            hold.core().inside("a waker of its own", || waker.wake());
+            hold.shared().inside("a waker of its own", || waker.wake());
         }
     }
 }

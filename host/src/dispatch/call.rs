@@ -10,21 +10,21 @@ use bytes::Bytes;
 use handover_plugin::abi::{
     body::BodyStream,
     bytes::Chunk,
-    call::{AnswerBody as Crossing, TakeAnswer},
+    call::{ReceiveResponse, ReceivedBody},
     head::{RequestHead, ResponseHead},
     import::RunningCall,
-    keep::keep_map,
     lent::Lent,
     poll::PollState,
+    pool::return_map,
 };
 use http::{HeaderValue, Request, Response, Uri, Version, header};
 use http_body::Body;
 
 use super::{
-    body::{AnswerBody, Expiry, RequestBody},
+    body::{DrainDeadline, RequestBody, ResponseBody},
     connection::ConnectionInfo,
+    error_response,
     limits::Limited,
-    own,
     route::{Chosen, Routes, names_its_host, target, told_target, whole_target},
     upgrade::{self, Upgrade},
 };
@@ -37,7 +37,7 @@ pub struct Dispatched<B>(Step<B>);
 #[derive(Debug)]
 enum Step<B> {
     /// It is answered already, by its app or by the host. None only once that was taken.
-    Answered(Option<Response<AnswerBody>>),
+    Answered(Option<Response<ResponseBody>>),
     /// Counted in, and not yet given to the app.
     New(New<B>),
     /// The app works on it.
@@ -69,20 +69,21 @@ struct Call {
 struct Running {
     /// None once it has ended.
     call: Option<RunningCall>,
-    expiry: Expiry,
+    expiry: DrainDeadline,
     upgrade: Option<Upgrade>,
     /// For people, when it holds its worker for too long.
     uri: Uri,
     in_flight: InFlight,
     connection: Arc<ConnectionInfo>,
-    /// Whether it was polled when it was dispatched. The next poll with the same waker has nothing to add.
+    /// Whether it was polled when it was dispatched. The next poll with the same waker has nothing
+    /// to add.
     just_polled: bool,
 }
 
 /// Chooses where `request` goes, and counts it in there.
 ///
-/// One of HTTP/1 without a body is given to its app at once. Hyper looks next whether the client is still there, and takes a new buffer for
-/// that as long as the head of this request is in use.
+/// One of HTTP/1 without a body is given to its app at once. Hyper looks next whether the client is
+/// still there, and takes a new buffer for that as long as the head of this request is in use.
 pub fn dispatch<B>(
     routes: &Arc<Routes>,
     request: Request<B>,
@@ -95,68 +96,76 @@ where
 }
 
 impl ConnectionInfo {
-    /// The waker that `request` will be polled with, if it may be polled at once: with HTTP/1 that of the connection, with HTTP/2 each is a
-    /// task of its own. What has a body waits for some of it anyway.
+    /// The waker that `request` will be polled with, if it may be polled at once: with HTTP/1 that
+    /// of the connection, with HTTP/2 each is a task of its own. What has a body waits for some of
+    /// it anyway.
     fn waker_of<B: Body>(&self, request: &Request<B>) -> Option<&Waker> {
-        let cut = self.cut.as_deref()?;
+        let close_handle = self.close_handle.as_deref()?;
         let at_once = request.version() < Version::HTTP_2 && request.body().is_end_stream();
-        cut.waker().filter(|_| at_once)
+        close_handle.waker().filter(|_| at_once)
     }
 }
 
 /// Where the answer of the app arrives.
 struct Slot<'a> {
-    answer: Answer<'a>,
+    answer: AnswerContext<'a>,
     upgrade: &'a mut Option<Upgrade>,
-    response: &'a mut Option<Response<AnswerBody>>,
+    response: &'a mut Option<Response<ResponseBody>>,
 }
 
 /// What an answer is made with.
 #[derive(Clone, Copy)]
-struct Answer<'a> {
+struct AnswerContext<'a> {
     in_flight: &'a InFlight,
     connection: &'a ConnectionInfo,
 }
 
-impl TakeAnswer for Slot<'_> {
-    fn take(&mut self, head: Lent<'_, ResponseHead<'_>>, body: Crossing<'_>) {
-        let Answer {
+impl ReceiveResponse for Slot<'_> {
+    fn take(&mut self, head: Lent<'_, ResponseHead<'_>>, body: ReceivedBody<'_>) {
+        let AnswerContext {
             in_flight,
             connection,
         } = self.answer;
         if self.response.is_some() {
             return; // its first answer counts
         }
-        let response = self.response.insert(Response::new(AnswerBody::empty()));
+        let response = self.response.insert(Response::new(ResponseBody::empty()));
         let borrowed = match &body {
-            Crossing::Full(Chunk::Borrowed(bytes)) => bytes.as_slice(),
+            ReceivedBody::Full(Chunk::Borrowed(bytes)) => bytes.as_slice(),
             _ => &[],
         };
         let copied = head.fill(response, borrowed);
         match body {
-            Crossing::Full(Chunk::Borrowed(_)) => *response.body_mut() = AnswerBody::full(copied),
-            Crossing::Full(owned) => {
-                *response.body_mut() = AnswerBody::full(owned.into_bytes(|| in_flight.hold()));
+            ReceivedBody::Full(Chunk::Borrowed(_)) => {
+                *response.body_mut() = ResponseBody::full(copied)
             }
-            Crossing::Stream(stream) => {
+            ReceivedBody::Full(owned) => {
                 *response.body_mut() =
-                    AnswerBody::stream(stream, in_flight.clone(), connection.cut.clone());
+                    ResponseBody::full(owned.into_bytes(|| in_flight.keep_alive()));
             }
-            Crossing::Upgrade(io) => {
+            ReceivedBody::Stream(stream) => {
+                *response.body_mut() = ResponseBody::stream(
+                    stream,
+                    in_flight.clone(),
+                    connection.close_handle.clone(),
+                );
+            }
+            ReceivedBody::Upgrade(io) => {
                 if let Some(upgrade) = self.upgrade.take() {
-                    let seat = upgrade::join(upgrade, io, in_flight.clone());
-                    response.extensions_mut().insert(seat);
+                    let permit = upgrade::join(upgrade, io, in_flight.clone());
+                    response.extensions_mut().insert(permit);
                 }
             }
-            Crossing::Empty => {}
+            ReceivedBody::Empty => {}
         }
     }
 }
 
-impl Answer<'_> {
-    /// Completes the response to a call that ended with `state`. It is left where it lies, as it is large.
+impl AnswerContext<'_> {
+    /// Completes the response to a call that ended with `state`. It is left where it lies, as it is
+    /// large.
     #[inline]
-    fn ended(self, state: PollState, response: &mut Option<Response<AnswerBody>>) {
+    fn ended(self, state: PollState, response: &mut Option<Response<ResponseBody>>) {
         if state != PollState::Ready || response.is_none() {
             *response = Some(self.instead(state));
         }
@@ -169,18 +178,18 @@ impl Answer<'_> {
 
     /// What the host answers where the app has not.
     #[cold]
-    fn instead(self, state: PollState) -> Response<AnswerBody> {
-        let core = self.in_flight.core();
+    fn instead(self, state: PollState) -> Response<ResponseBody> {
+        let shared = self.in_flight.shared();
         if state == PollState::Panicked {
-            core.count_panic();
-            own::panicked(core.spec())
+            shared.count_panic();
+            error_response::panicked(shared.spec())
         } else {
-            own::no_answer(core.spec())
+            error_response::no_answer(shared.spec())
         }
     }
 
-    fn name_version(self, response: &mut Response<AnswerBody>) {
-        let spec = self.in_flight.core().spec();
+    fn name_version(self, response: &mut Response<ResponseBody>) {
+        let spec = self.in_flight.shared().spec();
         let headers = response.headers_mut();
         if let Ok(version) = HeaderValue::from_str(&spec.version.to_string()) {
             headers.insert("handover-version", version);
@@ -209,7 +218,7 @@ where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
     /// What the host has answered already.
-    pub(crate) fn answered(response: Response<AnswerBody>) -> Self {
+    pub(crate) fn answered(response: Response<ResponseBody>) -> Self {
         Self(Step::Answered(Some(response)))
     }
 
@@ -228,10 +237,11 @@ where
         connection: &Arc<ConnectionInfo>,
         admitted: bool,
     ) -> Self {
-        // Request and response are large: the one moves only if it is kept, the other is made where it will be taken from.
+        // Request and response are large: the one moves only if it is kept, the other is made where
+        // it will be taken from.
         let mut this = Self(Step::Answered(None));
         if !names_its_host(request.version(), request.headers()) {
-            this.0 = Step::Answered(Some(own::no_host()));
+            this.0 = Step::Answered(Some(error_response::no_host()));
             return this;
         }
         match routes.choose(request.uri(), request.headers(), admitted) {
@@ -249,9 +259,9 @@ where
             }
             Chosen::Empty(what) => {
                 let (app, down) = *what;
-                this.0 = Step::Answered(Some(own::empty(&app, down.as_ref())));
+                this.0 = Step::Answered(Some(error_response::empty(&app, down.as_ref())));
             }
-            Chosen::NoApp => this.0 = Step::Answered(Some(own::no_app())),
+            Chosen::NoApp => this.0 = Step::Answered(Some(error_response::no_app())),
         }
         this
     }
@@ -281,10 +291,10 @@ impl<B> Future for Dispatched<B>
 where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
-    type Output = Response<AnswerBody>;
+    type Output = Response<ResponseBody>;
 
     #[inline]
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response<AnswerBody>> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response<ResponseBody>> {
         match &mut self.0 {
             Step::Answered(response) => match response.take() {
                 Some(response) => Poll::Ready(response),
@@ -300,7 +310,7 @@ where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
     /// Polls what has not answered yet.
-    fn work(&mut self, cx: &mut Context<'_>) -> Poll<Response<AnswerBody>> {
+    fn work(&mut self, cx: &mut Context<'_>) -> Poll<Response<ResponseBody>> {
         let step = &mut self.0;
         let mut response = None;
         match step {
@@ -309,7 +319,7 @@ where
                 let body = new
                     .body
                     .take_if(|body| !body.is_end_stream())
-                    .map(|body| RequestBody::new(body, new.call.in_flight.hold()))
+                    .map(|body| RequestBody::new(body, new.call.in_flight.keep_alive()))
                     .map(BodyStream::new);
                 let begun = new.call.begin(
                     &mut new.request,
@@ -353,7 +363,8 @@ impl Call {
         }
     }
 
-    /// Gives `request` to the app, and polls the app for the first time. There is a response then, or a call that goes on.
+    /// Gives `request` to the app, and polls the app for the first time. There is a response then,
+    /// or a call that goes on.
     #[inline]
     fn begin<B>(
         &mut self,
@@ -361,11 +372,11 @@ impl Call {
         body: Option<BodyStream>,
         connection: &Arc<ConnectionInfo>,
         waker: &Waker,
-        response: &mut Option<Response<AnswerBody>>,
+        response: &mut Option<Response<ResponseBody>>,
     ) -> Option<RunningCall> {
         let upgrade = self.upgrade.is_some();
         let in_flight = &self.in_flight;
-        let answer = Answer {
+        let answer = AnswerContext {
             in_flight,
             connection,
         };
@@ -374,7 +385,7 @@ impl Call {
             upgrade: &mut self.upgrade,
             response,
         };
-        let core = in_flight.core();
+        let shared = in_flight.shared();
         let target = target(whole_target(request.uri()), self.strip);
         let protocol = upgrade::protocol(request, upgrade);
         let (state, running) = RequestHead::lend(
@@ -384,14 +395,14 @@ impl Call {
             connection.peer,
             &connection.crossing(),
             |head| {
-                core.inside(told_target(request.uri()), || {
-                    core.call(head, body, upgrade, waker, &mut slot)
+                shared.inside(told_target(request.uri()), || {
+                    shared.call(head, body, upgrade, waker, &mut slot)
                 })
             },
         );
         drop(target);
         // The plugin has its copy.
-        keep_map(request.headers_mut());
+        return_map(request.headers_mut());
         if state == PollState::Pending && running.is_some() {
             return running;
         }
@@ -408,7 +419,7 @@ impl Call {
     ) -> Running {
         Running {
             call: Some(call),
-            expiry: Expiry::default(),
+            expiry: DrainDeadline::default(),
             upgrade: self.upgrade,
             uri: std::mem::take(request.uri_mut()),
             in_flight: self.in_flight,
@@ -422,16 +433,20 @@ impl Drop for Running {
     #[inline]
     fn drop(&mut self) {
         if let Some(call) = self.call.take() {
-            let core = self.in_flight.core();
-            core.dropping(told_target(&self.uri), || drop(call));
+            let shared = self.in_flight.shared();
+            shared.dropping(told_target(&self.uri), || drop(call));
         }
     }
 }
 
 impl Running {
     /// Whether it ended, with a response.
-    fn poll(&mut self, cx: &mut Context<'_>, response: &mut Option<Response<AnswerBody>>) -> bool {
-        let answer = Answer {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        response: &mut Option<Response<ResponseBody>>,
+    ) -> bool {
+        let answer = AnswerContext {
             in_flight: &self.in_flight,
             connection: &self.connection,
         };
@@ -452,8 +467,8 @@ impl Running {
             }
             None => PollState::Pending, // it was polled again after its end
         };
-        let core = self.in_flight.core();
-        let state = core.inside(told_target(&self.uri), poll);
+        let shared = self.in_flight.shared();
+        let state = shared.inside(told_target(&self.uri), poll);
         if state == PollState::Pending {
             return self.expired(cx, response);
         }
@@ -465,19 +480,20 @@ impl Running {
     fn expired(
         &mut self,
         cx: &mut Context<'_>,
-        response: &mut Option<Response<AnswerBody>>,
+        response: &mut Option<Response<ResponseBody>>,
     ) -> bool {
         let in_flight = &self.in_flight;
         let expired = self.expiry.poll(in_flight, cx);
         if expired {
-            in_flight.core().count_cut();
-            *response = Some(own::expired(in_flight.core().spec()));
+            in_flight.shared().count_aborted();
+            *response = Some(error_response::expired(in_flight.shared().spec()));
         }
         expired
     }
 }
 
-/// Asks `generation` for `GET path`, as a client would, and gives the status and what the body began with. For smoke requests.
+/// Asks `generation` for `GET path`, as a client would, and gives the status and what the body
+/// began with. For smoke requests.
 ///
 /// # Errors
 /// When the generation takes no requests, or the path is none.

@@ -4,10 +4,10 @@ use std::{net::SocketAddr, sync::Arc};
 
 use handover_plugin::abi::head::{Connection, Peer};
 
-use crate::generation::Cut;
+use crate::generation::CloseHandle;
 
-/// What a request needs to know of the connection that it came on. One for all requests of a connection, but for those whose client a
-/// proxy names.
+/// What a request needs to know of the connection that it came on. One for all requests of a
+/// connection, but for those whose client a proxy names.
 #[derive(Clone, Debug)]
 pub struct ConnectionInfo {
     /// The client; none over a unix socket.
@@ -20,7 +20,7 @@ pub struct ConnectionInfo {
     /// Whether answers name the version that they are from.
     pub(super) name_version: bool,
     /// The switch of the connection, for what is streamed over it.
-    pub(super) cut: Option<Arc<Cut>>,
+    pub(super) cut: Option<Arc<CloseHandle>>,
 }
 
 /// What is known of a connection with TLS.
@@ -41,7 +41,7 @@ impl ConnectionInfo {
         local: Option<SocketAddr>,
         tls: Option<Tls>,
         name_version: bool,
-        cut: Option<Arc<Cut>>,
+        cut: Option<Arc<CloseHandle>>,
     ) -> Self {
         Self {
             client,

@@ -1,7 +1,9 @@
-//! An app with threads of its own: `execution = "own"`. Its handlers and the bodies of its answers run there, and nothing else does; a
-//! handler that blocks holds up its own app, and no worker of the host.
+//! An app with threads of its own: `execution = "own"`. Its handlers and the bodies of its answers
+//! run there, and nothing else does; a handler that blocks holds up its own app, and no worker of
+//! the host.
 //!
-//! That costs two hand-overs between threads for each request. Sockets stay with the host's workers: they only wait.
+//! That costs two hand-overs between threads for each request. Sockets stay with the host's
+//! workers: they only wait.
 
 use std::{
     io,
@@ -19,7 +21,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{body::AnswerBody, call::Dispatched};
+use super::{body::ResponseBody, call::Dispatched};
 use crate::{config, ledger, names::AppName};
 
 /// The threads of an app.
@@ -55,12 +57,12 @@ impl Threads {
     }
 
     /// Runs a request there.
-    pub(super) fn run<B>(&self, dispatched: Dispatched<B>) -> Elsewhere
+    pub(super) fn run<B>(&self, dispatched: Dispatched<B>) -> OffloadedCall
     where
         B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
     {
-        let answering = async move { dispatched.await.map(AnswerBody::pumped) };
-        Elsewhere(self.handle.spawn(answering))
+        let answering = async move { dispatched.await.map(ResponseBody::pumped) };
+        OffloadedCall(self.handle.spawn(answering))
     }
 }
 
@@ -75,16 +77,16 @@ impl Drop for Threads {
 
 /// A request that runs on the threads of its app. Dropping it cancels it there.
 #[derive(Debug)]
-pub(super) struct Elsewhere(JoinHandle<Response<AnswerBody>>);
+pub(super) struct OffloadedCall(JoinHandle<Response<ResponseBody>>);
 
-impl Elsewhere {
+impl OffloadedCall {
     /// The answer; none when there is none, because the host ends.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Response<AnswerBody>>> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Response<ResponseBody>>> {
         Pin::new(&mut self.0).poll(cx).map(Result::ok)
     }
 }
 
-impl Drop for Elsewhere {
+impl Drop for OffloadedCall {
     fn drop(&mut self) {
         self.0.abort();
     }

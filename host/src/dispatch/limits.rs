@@ -1,7 +1,9 @@
-//! What is set for the requests of an app: how many requests at a time, how many may wait for their turn, how long an answer may take.
+//! What is set for the requests of an app: how many requests at a time, how many may wait for their
+//! turn, how long an answer may take.
 //!
-//! An app without limits pays one branch for them. A request of an app that has some waits for its turn *before* its generation is
-//! chosen: what waits belongs to no generation, so it holds up no drain, and it is answered by what is active when its turn comes.
+//! An app without limits pays one branch for them. A request of an app that has some waits for its
+//! turn *before* its generation is chosen: what waits belongs to no generation, so it holds up no
+//! drain, and it is answered by what is active when its turn comes.
 
 use std::{
     fmt,
@@ -23,13 +25,13 @@ use tokio::{
 };
 
 use super::{
-    body::AnswerBody,
+    body::ResponseBody,
     call::Dispatched,
     connection::ConnectionInfo,
-    execution::{Elsewhere, Threads},
-    own,
+    error_response,
+    execution::{OffloadedCall, Threads},
     route::Routes,
-    upgrade::Seat,
+    upgrade::UpgradePermit,
 };
 use crate::{config, names::AppName};
 
@@ -144,11 +146,11 @@ impl Drop for Place {
     }
 }
 
-type Turn = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;
+type AcquirePermit = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;
 
 enum Admission {
     Now(Option<OwnedSemaphorePermit>),
-    Wait(Turn),
+    Wait(AcquirePermit),
     Full,
 }
 
@@ -163,13 +165,13 @@ pub(super) struct Limited<B> {
 enum Stage<B> {
     Waiting(Option<Waiting<B>>),
     Running(Dispatched<B>),
-    Elsewhere(Elsewhere),
+    OffloadedCall(OffloadedCall),
     Refused,
 }
 
 /// What is needed when the turn comes.
 struct Waiting<B> {
-    turn: Turn,
+    acquire: AcquirePermit,
     request: Request<B>,
     routes: Arc<Routes>,
     connection: Arc<ConnectionInfo>,
@@ -189,7 +191,7 @@ where
 {
     fn begin(limits: &Limits, dispatched: Dispatched<B>) -> Stage<B> {
         match &limits.threads {
-            Some(threads) => Stage::Elsewhere(threads.run(dispatched)),
+            Some(threads) => Stage::OffloadedCall(threads.run(dispatched)),
             None => Stage::Running(dispatched),
         }
     }
@@ -208,9 +210,9 @@ where
                 let dispatched = Dispatched::admitted(routes, request, connection);
                 (Self::begin(&limits, dispatched), permit)
             }
-            Admission::Wait(turn) => {
+            Admission::Wait(acquire) => {
                 let waiting = Waiting {
-                    turn,
+                    acquire,
                     request,
                     routes: Arc::clone(routes),
                     connection: Arc::clone(connection),
@@ -227,10 +229,10 @@ where
         }
     }
 
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Response<AnswerBody>> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Response<ResponseBody>> {
         if let Stage::Waiting(waiting) = &mut self.stage
-            && let Some(turn) = waiting.as_mut().map(|waiting| waiting.turn.as_mut())
-            && let Poll::Ready(permit) = turn.poll(cx)
+            && let Some(acquire) = waiting.as_mut().map(|waiting| waiting.acquire.as_mut())
+            && let Poll::Ready(permit) = acquire.poll(cx)
             && let Some(waiting) = waiting.take()
         {
             self.permit = permit;
@@ -239,16 +241,17 @@ where
             self.stage = Self::begin(&self.limits, dispatched);
         }
         match &mut self.stage {
-            Stage::Refused => return Poll::Ready(own::busy(&self.limits.app)),
+            Stage::Refused => return Poll::Ready(error_response::busy(&self.limits.app)),
             Stage::Waiting(_) => {}
             Stage::Running(dispatched) => {
                 if let Poll::Ready(response) = Pin::new(dispatched).poll(cx) {
                     return Poll::Ready(hand_on(self.permit.take(), response));
                 }
             }
-            Stage::Elsewhere(elsewhere) => {
-                if let Poll::Ready(response) = elsewhere.poll(cx) {
-                    let response = response.unwrap_or_else(|| own::ends(&self.limits.app));
+            Stage::OffloadedCall(offloaded) => {
+                if let Poll::Ready(response) = offloaded.poll(cx) {
+                    let response =
+                        response.unwrap_or_else(|| error_response::ends(&self.limits.app));
                     return Poll::Ready(hand_on(self.permit.take(), response));
                 }
             }
@@ -264,20 +267,21 @@ where
         // What it was doing is dropped before its answer goes out, and with it its permit.
         self.stage = Stage::Waiting(None);
         self.permit = None;
-        Poll::Ready(own::timed_out(&self.limits.app))
+        Poll::Ready(error_response::timed_out(&self.limits.app))
     }
 }
 
-/// Gives the permit to what goes on after the head of the answer: the upgraded connection, or the body.
+/// Gives the permit to what goes on after the head of the answer: the upgraded connection, or the
+/// body.
 fn hand_on(
     permit: Option<OwnedSemaphorePermit>,
-    mut response: Response<AnswerBody>,
-) -> Response<AnswerBody> {
+    mut response: Response<ResponseBody>,
+) -> Response<ResponseBody> {
     let Some(permit) = permit else {
         return response;
     };
-    if let Some(seat) = response.extensions_mut().remove::<Seat>() {
-        seat.take(permit);
+    if let Some(upgrade) = response.extensions_mut().remove::<UpgradePermit>() {
+        upgrade.take(permit);
         return response;
     }
     response.map(|body| body.with_permit(Some(permit)))

@@ -7,20 +7,20 @@
 //! - [`upgrade`]: the bytes of an upgraded connection
 //! - [`execution`]: requests of an app that has threads of its own
 //! - [`limits`]: what an app may take: requests at a time, waiting ones, time
-//! - [`own`]: the answers of the host itself
+//! - [`error_response`]: the answers of the host itself
 
 pub mod body;
 pub mod call;
 mod connection;
+mod error_response;
 mod execution;
 pub mod limits;
-mod own;
 pub mod route;
 pub mod upgrade;
 
-pub(crate) use self::own::{bad_host, redirect};
+pub(crate) use self::error_response::{bad_host, redirect};
 pub use self::{
-    body::AnswerBody,
+    body::ResponseBody,
     call::{Dispatched, dispatch, smoke},
     connection::{ConnectionInfo, Tls},
     limits::Limits,

@@ -1,4 +1,5 @@
-//! Which app a request is for, and its active generation: one table, replaced as a whole at each cutover, read without a lock.
+//! Which app a request is for, and its active generation: one table, replaced as a whole at each
+//! cutover, read without a lock.
 
 use std::{borrow::Cow, cell::RefCell, mem::ManuallyDrop, ptr, sync::Arc};
 
@@ -37,9 +38,10 @@ pub struct Routes(Arc<ArcSwap<Table>>);
 type Seen = Cache<Arc<ArcSwap<Table>>, Arc<Table>>;
 
 thread_local! {
-    /// The table that this thread looked at last, which costs no reference to look at again as long as it is the newest. A thread that
-    /// is asked nothing keeps an old one, and the few words that are left of its generations. It is not dropped, so it is there until the
-    /// very end of a thread: the threads that ask are the host's workers, which end with it.
+    /// The table that this thread looked at last, which costs no reference to look at again as long
+    /// as it is the newest. A thread that is asked nothing keeps an old one, and the few words that
+    /// are left of its generations. It is not dropped, so it is there until the very end of a
+    /// thread: the threads that ask are the host's workers, which end with it.
     static SEEN: RefCell<ManuallyDrop<Option<Seen>>> = const { RefCell::new(ManuallyDrop::new(None)) };
 }
 
@@ -54,19 +56,21 @@ struct Table {
 /// What the routes say to a request.
 #[derive(Debug)]
 pub enum Chosen {
-    /// It is counted in on the active generation of its app. The number of bytes of the path is to be taken off.
+    /// It is counted in on the active generation of its app. The number of bytes of the path is to
+    /// be taken off.
     Generation(InFlight, usize),
     /// Its app has limits: ask again when they admit it.
     Limited(Arc<Limits>),
-    /// An app answers there, but nothing of it has been deployed, or the version that was chosen is not up. In a box, since every
-    /// request is given room for it.
+    /// An app answers there, but nothing of it has been deployed, or the version that was chosen is
+    /// not up. In a box, since every request is given room for it.
     Empty(Box<(AppName, Option<Version>)>),
     /// No app answers there.
     NoApp,
 }
 
 impl Routes {
-    /// Replaces all routes at once. The longest prefix wins, one with a host name before one without.
+    /// Replaces all routes at once. The longest prefix wins, one with a host name before one
+    /// without.
     pub fn publish(&self, mut routes: Vec<Route>) {
         for Route { prefix, .. } in &mut routes {
             prefix
@@ -92,7 +96,8 @@ impl Routes {
                 if let Some(chosen) = cache.load().choose(uri, headers, admitted) {
                     return chosen;
                 }
-                // It was replaced between our look at the table and at its gate, so a newer table is there already.
+                // It was replaced between our look at the table and at its gate, so a newer table
+                // is there already.
                 std::hint::spin_loop();
             }
         })
@@ -137,11 +142,12 @@ impl Table {
     }
 }
 
-/// Whether a request says what it is for as RFC 9112, 3.2 wants it: one `Host`, which only HTTP/1.0 may do without. HTTP/2 has a
-/// field of its own for that.
+/// Whether a request says what it is for as RFC 9112, 3.2 wants it: one `Host`, which only HTTP/1.0
+/// may do without. HTTP/2 has a field of its own for that.
 #[inline]
 pub(super) fn names_its_host(version: http::Version, headers: &HeaderMap) -> bool {
-    // As clients send it, without looking for anything: the first of fields that are there once each.
+    // As clients send it, without looking for anything: the first of fields that are there once
+    // each.
     let is_first = headers.keys().next().is_some_and(|name| name == HOST);
     is_first && headers.len() == headers.keys_len()
         || version > http::Version::HTTP_11
@@ -183,7 +189,8 @@ pub fn told_target(uri: &Uri) -> &str {
         .map_or_else(authority, |target| target.as_str())
 }
 
-/// The path and query that an app is to see of `whole`: without the first `strip` bytes, and never without a slash.
+/// The path and query that an app is to see of `whole`: without the first `strip` bytes, and never
+/// without a slash.
 #[inline]
 pub fn target(whole: &str, strip: usize) -> Cow<'_, str> {
     if strip == 0 {

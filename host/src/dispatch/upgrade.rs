@@ -1,7 +1,8 @@
 //! The bytes of an upgraded connection, between the client's socket and the plugin.
 //!
-//! At the drain deadline a WebSocket is closed with code 1012 (service restart), at the end of the frame that is under way, so that its client
-//! understands and comes back; anything else, such as the tunnel of a CONNECT, is just closed.
+//! At the drain deadline a WebSocket is closed with code 1012 (service restart), at the end of the
+//! frame that is under way, so that its client understands and comes back; anything else, such as
+//! the tunnel of a CONNECT, is just closed.
 
 use std::{
     io,
@@ -19,17 +20,18 @@ use tokio::{
     sync::OwnedSemaphorePermit,
 };
 
-use crate::generation::{Hold, InFlight};
+use crate::generation::{InFlight, KeepAlive};
 
 /// A close frame from the server: code 1012, no reason.
 const SERVICE_RESTART: [u8; 4] = [0x88, 0x02, 0x03, 0xF4];
 
-/// The place of an upgraded connection among the requests that its app may have at a time. It travels on the response, since the connection
-/// is joined before the limits hear of the answer, and lies there until the connection has ended.
+/// The place of an upgraded connection among the requests that its app may have at a time. It
+/// travels on the response, since the connection is joined before the limits hear of the answer,
+/// and lies there until the connection has ended.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Seat(Arc<OnceLock<OwnedSemaphorePermit>>);
+pub(super) struct UpgradePermit(Arc<OnceLock<OwnedSemaphorePermit>>);
 
-impl Seat {
+impl UpgradePermit {
     /// Takes the place.
     pub(super) fn take(&self, permit: OwnedSemaphorePermit) {
         // Taken once: a response has one request.
@@ -70,22 +72,23 @@ pub(super) fn protocol<B>(request: &Request<B>, may_be_upgraded: bool) -> &str {
     protocol.map_or("", Protocol::as_str)
 }
 
-/// Joins both ends once hyper has given up the connection, on a task of its own, which is counted as in flight, and gives its place.
-pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Seat {
-    let seat = Seat::default();
-    let held = seat.clone();
+/// Joins both ends once hyper has given up the connection, on a task of its own, which is counted
+/// as in flight, and gives its place.
+pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> UpgradePermit {
+    let permit = UpgradePermit::default();
+    let held = permit.clone();
     tokio::spawn(async move {
         let _held = held;
         let plugin = PluginIo {
             io: Some(io),
-            hold: in_flight.hold(),
+            hold: in_flight.keep_alive(),
         };
         let client = match upgrade.on_upgrade.await {
             Ok(upgraded) => TokioIo::new(upgraded),
             // The client left between its request and our answer.
             Err(_) => return,
         };
-        let core = in_flight.core();
+        let shared = in_flight.shared();
         let (mut from_client, mut to_client) = tokio::io::split(client);
         let (mut from_plugin, mut to_plugin) = tokio::io::split(plugin);
         let up = async {
@@ -98,19 +101,19 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Seat 
         let down = async {
             let mut buffer = vec![0; 16 * 1024];
             loop {
-                let expired = core.is_expired();
+                let expired = shared.is_expired();
                 if expired && !upgrade.is_websocket {
-                    core.count_cut();
+                    shared.count_aborted();
                     return to_client.shutdown().await;
                 }
                 if expired && frames.between() {
-                    core.count_cut();
+                    shared.count_aborted();
                     to_client.write_all(&SERVICE_RESTART).await?;
                     return to_client.shutdown().await;
                 }
                 let read = tokio::select! {
                     read = from_plugin.read(&mut buffer) => read?,
-                    () = expiry(core), if !expired => continue,
+                    () = expiry(shared), if !expired => continue,
                 };
                 if read == 0 {
                     return to_client.shutdown().await;
@@ -123,7 +126,7 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Seat 
         };
         let both = async { tokio::join!(up, down) };
         let give_up = async {
-            expiry(core).await;
+            expiry(shared).await;
             // A frame that is under way, and a client that answers the close, have this long.
             tokio::time::sleep(std::time::Duration::from_secs(1)).await;
         };
@@ -132,15 +135,15 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Seat 
             () = give_up => {}
         }
     });
-    seat
+    permit
 }
 
 /// Ends when the drain deadline has passed.
-async fn expiry(core: &crate::generation::core::Core) {
-    let notified = core.expiry().notified();
+async fn expiry(shared: &crate::generation::shared::Shared) {
+    let notified = shared.expiry().notified();
     tokio::pin!(notified);
     notified.as_mut().enable();
-    if !core.is_expired() {
+    if !shared.is_expired() {
         notified.await;
     }
 }
@@ -196,7 +199,7 @@ impl Frames {
 struct PluginIo {
     /// None only while it is dropped, before the hold that keeps its code mapped.
     io: Option<IoStream>,
-    hold: Hold,
+    hold: KeepAlive,
 }
 
 /// What it is to the watchdog.
@@ -209,7 +212,7 @@ impl PluginIo {
         poll: impl FnOnce(&mut IoStream) -> Poll<io::Result<R>>,
     ) -> Poll<io::Result<R>> {
         match &mut self.io {
-            Some(io) => self.hold.core().inside(CONNECTION, || poll(io)),
+            Some(io) => self.hold.shared().inside(CONNECTION, || poll(io)),
             None => Poll::Pending, // it is not polled while it is dropped
         }
     }
@@ -218,7 +221,7 @@ impl PluginIo {
 impl Drop for PluginIo {
     fn drop(&mut self) {
         let io = self.io.take();
-        self.hold.core().dropping(CONNECTION, || drop(io));
+        self.hold.shared().dropping(CONNECTION, || drop(io));
     }
 }
 

@@ -1,19 +1,22 @@
 //! Counting in and out.
 //!
-//! A generation has one [`Shard`] for each worker, on cache lines of its own. Being in flight *is* holding a reference to a shard, so
-//! counting in is cloning an `Arc` that no other worker touches, and counting out is dropping it: it cannot be forgotten, and it
-//! travels with whatever holds it (a request, the stream of an answer, an upgraded connection).
+//! A generation has one [`Shard`] for each worker, on cache lines of its own. Being in flight *is*
+//! holding a reference to a shard, so counting in is cloning an `Arc` that no other worker touches,
+//! and counting out is dropping it: it cannot be forgotten, and it travels with whatever holds it
+//! (a request, the stream of an answer, an upgraded connection).
 //!
-//! What belongs to one of those and may outlive it by a moment (the body of the request, bytes of the answer that still belong to the
-//! plugin) has a [`Hold`] instead: the generation stays for it as well, and people are not told of it as if it were a request more.
+//! What belongs to one of those and may outlive it by a moment (the body of the request, bytes of
+//! the answer that still belong to the plugin) has a [`KeepAlive`] instead: the generation stays
+//! for it as well, and people are not told of it as if it were a request more.
 //!
-//! The race with retirement is decided by the gate: a request first counts in, then looks at the gate, and goes back out if
-//! it is closed; whoever retires first closes the gate, then looks at the counts. Both put a sequentially consistent fence between the two, so at
-//! least one sees the other. Whoever counts in at a shard that was found empty behind a closed gate goes back out, and has called nothing.
-//! `tests/count_in_model.rs` runs this file in every order.
+//! The race with retirement is decided by the gate: a request first counts in, then looks at the
+//! gate, and goes back out if it is closed; whoever retires first closes the gate, then looks at
+//! the counts. Both put a sequentially consistent fence between the two, so at least one sees the
+//! other. Whoever counts in at a shard that was found empty behind a closed gate goes back out, and
+//! has called nothing. `tests/count_in_model.rs` runs this file in every order.
 
 use super::{
-    core::Core,
+    shared::Shared,
     sync::{Arc, AtomicBool, AtomicU64, Ordering, fence, fence_after_update},
     worker,
 };
@@ -28,15 +31,15 @@ pub(super) struct Gate(AtomicBool);
 pub(super) struct Shard {
     /// Requests that came through this shard.
     requests: AtomicU64,
-    core: Arc<Core>,
-    holds: Arc<Holds>,
+    shared: Arc<Shared>,
+    kept_alive: Arc<KeptAlive>,
 }
 
 /// One worker's share of what is held: as with the shard, its references are the count.
 #[derive(Debug)]
 #[repr(align(128))]
-struct Holds {
-    core: Arc<Core>,
+struct KeptAlive {
+    shared: Arc<Shared>,
 }
 
 /// The shards of a generation.
@@ -49,7 +52,7 @@ pub struct InFlight(Arc<Shard>);
 
 /// Something of a generation is still there, which is therefore neither retired nor unloaded.
 #[derive(Clone, Debug)]
-pub struct Hold(Arc<Holds>);
+pub struct KeepAlive(Arc<KeptAlive>);
 
 impl Gate {
     pub(super) fn closed() -> Self {
@@ -70,15 +73,15 @@ impl Gate {
 }
 
 impl Shards {
-    pub(super) fn new(core: &Arc<Core>) -> Self {
+    pub(super) fn new(shared: &Arc<Shared>) -> Self {
         Self(
             (0..worker::shards())
                 .map(|_| {
                     Arc::new(Shard {
                         requests: AtomicU64::new(0),
-                        core: Arc::clone(core),
-                        holds: Arc::new(Holds {
-                            core: Arc::clone(core),
+                        shared: Arc::clone(shared),
+                        kept_alive: Arc::new(KeptAlive {
+                            shared: Arc::clone(shared),
                         }),
                     })
                 })
@@ -91,14 +94,15 @@ impl Shards {
         let shard = &self.0[worker::number() & (self.0.len() - 1)];
         let in_flight = InFlight(Arc::clone(shard));
         fence_after_update();
-        if shard.core.gate().is_closed() {
+        if shard.shared.gate().is_closed() {
             return None;
         }
         shard.requests.fetch_add(1, Ordering::Relaxed);
         Some(in_flight)
     }
 
-    /// How many are in flight. With the gate closed, 0 is final but for those who come, find it closed, and go.
+    /// How many are in flight. With the gate closed, 0 is final but for those who come, find it
+    /// closed, and go.
     pub(super) fn in_flight(&self) -> u64 {
         fence(Ordering::SeqCst);
         let in_flight: u64 = self
@@ -106,12 +110,13 @@ impl Shards {
             .iter()
             .map(|shard| Arc::strong_count(shard) as u64 - 1)
             .sum();
-        // Looked at after those in flight, who alone can make new ones: so none is missed that is made between the two looks.
+        // Looked at after those in flight, who alone can make new ones: so none is missed that is
+        // made between the two looks.
         fence(Ordering::SeqCst);
         let is_held = self
             .0
             .iter()
-            .any(|shard| Arc::strong_count(&shard.holds) > 1);
+            .any(|shard| Arc::strong_count(&shard.kept_alive) > 1);
         // What was done before the last of them counted out is visible after this.
         fence(Ordering::SeqCst);
         // The last bytes of an answer are an answer that is in flight.
@@ -126,21 +131,21 @@ impl Shards {
     }
 }
 
-impl Hold {
+impl KeepAlive {
     /// The generation.
-    pub fn core(&self) -> &Core {
-        &self.0.core
+    pub fn shared(&self) -> &Shared {
+        &self.0.shared
     }
 }
 
 impl InFlight {
     /// A hold on the same generation.
-    pub fn hold(&self) -> Hold {
-        Hold(Arc::clone(&self.0.holds))
+    pub fn keep_alive(&self) -> KeepAlive {
+        KeepAlive(Arc::clone(&self.0.kept_alive))
     }
 
     /// The generation.
-    pub fn core(&self) -> &Core {
-        &self.0.core
+    pub fn shared(&self) -> &Shared {
+        &self.0.shared
     }
 }

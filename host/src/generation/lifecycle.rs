@@ -59,8 +59,9 @@ pub(super) fn begin<T: Send + 'static>(
 ) -> io::Result<Late<T>> {
     let (done, ended) = oneshot::channel();
     let thread = std::thread::Builder::new().name(name.to_owned());
-    // Another thread starts it and only joins it: when that is through, it has run its thread-local destructors as well. In this order, so
-    // that a thread that cannot be started leaves none behind that nobody joins.
+    // Another thread starts it and only joins it: when that is through, it has run its thread-local
+    // destructors as well. In this order, so that a thread that cannot be started leaves none
+    // behind that nobody joins.
     std::thread::Builder::new()
         .name("join".to_owned())
         .spawn(move || {

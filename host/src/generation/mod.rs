@@ -2,26 +2,26 @@
 //!
 //! - [`spec`]: who it is and what it is started with
 //! - [`states`]: `Started → Active → Draining → Unloaded | Retained`, each a type
-//! - [`core`]: what all of them share, and the gate that requests come through
+//! - [`shared`]: what all of them share, and the gate that requests come through
 //! - [`in_flight`]: counting in and out, with [`worker`] and [`sync`]
-//! - [`cut`]: the switch that ends a connection at the drain deadline
-//! - [`offer`]: what the host offers to its plugin: log, panics, work
+//! - [`close_handle`]: the switch that ends a connection at the drain deadline
+//! - [`services`]: what the host offers to its plugin: log, panics, work
 //! - [`lifecycle`]: the threads that constructors, destructors and hooks run on
 
-pub mod core;
-pub mod cut;
+pub mod close_handle;
 pub mod in_flight;
 mod lifecycle;
-pub mod offer;
+pub mod services;
+pub mod shared;
 pub mod spec;
 pub mod states;
 mod sync;
 mod worker;
 
 pub use self::{
-    core::{Counts, Generation, State},
-    cut::{Cut, Order},
-    in_flight::{Hold, InFlight},
+    close_handle::{CloseHandle, CloseRequest},
+    in_flight::{InFlight, KeepAlive},
+    shared::{Counts, Generation, State},
     spec::{Spec, StartError},
     states::{Active, Draining, Ended, Retained, Started, load, start},
 };

@@ -49,7 +49,8 @@ pub struct StartError {
 }
 
 impl StartError {
-    /// The reason, with who has the files locked that it wanted. To be called in the process of the host.
+    /// The reason, with who has the files locked that it wanted. To be called in the process of the
+    /// host.
     pub fn explained(&self) -> String {
         ledger::explained(&self.reason, &self.refused)
     }

@@ -1,4 +1,5 @@
-//! `Started → Active → Draining → Unloaded | Retained`: each state is a type, and each transition takes the old one by value.
+//! `Started → Active → Draining → Unloaded | Retained`: each state is a type, and each transition
+//! takes the old one by value.
 
 use std::{
     sync::Arc,
@@ -16,18 +17,19 @@ use handover_plugin::abi::{
 use parking_lot::Mutex;
 
 use super::{
-    core::{Core, Generation, State},
     lifecycle::{self, Late, Unfinished},
-    offer::PluginOffer,
+    services::GenerationServices,
+    shared::{Generation, Shared, State},
     spec::{Spec, StartError},
 };
 use crate::{
     artifact::Artifact,
-    ledger::{self, AccountId, Held, Holder, Left, Look},
+    ledger::{self, AccountId, Leftovers, Look, RetainReason, RetainReasons},
     loader::{self, Layouts, Library, LoadError, Running},
 };
 
-/// How long the threads of a plugin's runtime may take to end. What blocks longer shows as a thread that retains the library.
+/// How long the threads of a plugin's runtime may take to end. What blocks longer shows as a thread
+/// that retains the library.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the workers of the host may take to run what a plugin registered on them.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(1);
@@ -36,7 +38,7 @@ const SETTLE_DEADLINE: Duration = Duration::from_secs(1);
 const SETTLE_AGAIN_DEADLINE: Duration = Duration::from_millis(100);
 /// How long the finalisers of a library may take, with its turn with the dynamic linker, and that
 /// to let it go.
-const UNLOAD_DEADLINE: Duration = loader::LONGEST_TURN.saturating_mul(2);
+const UNLOAD_DEADLINE: Duration = loader::LONGEST_LINKER_WAIT.saturating_mul(2);
 /// How long an app may take to hear that it is to drain, or that its deadline passed.
 const HOOK_DEADLINE: Duration = Duration::from_secs(1);
 /// How often what is retained is tried again at first, and at last.
@@ -71,7 +73,7 @@ struct Loaded {
 #[derive(Debug)]
 pub enum Ended {
     /// Its library is unmapped, which was verified; what it left behind.
-    Unloaded(Left),
+    Unloaded(Leftovers),
     /// Its library could not be proven quiet and stays mapped.
     Retained(Box<Retained>),
 }
@@ -88,9 +90,9 @@ pub struct Retained {
 /// What is known of a library that stays mapped.
 #[derive(Debug)]
 struct Known {
-    held: Held,
+    held: RetainReasons,
     /// Bytes of its heap, and descriptors, when that was looked at last.
-    holds: (Option<u64>, usize),
+    resources: (Option<u64>, usize),
     /// What there was when it was tried last.
     seen: Option<Look>,
     /// When it is tried again, even if nothing that can be seen has changed, and how long that is
@@ -109,32 +111,32 @@ enum Place {
     /// A thread maps it.
     Mapping(Late<Result<Library, LoadError>>),
     /// A thread runs its initialisers, or the constructor of its app.
-    Constructor(Library, Late<Result<AppHandle<PluginOffer>, String>>),
+    Constructor(Library, Late<Result<AppHandle<GenerationServices>, String>>),
     /// Threads tell its app of the end.
     Hooks(Library, Hooks),
     /// A thread runs the destructors of its app.
     Destructors(Library, Late<()>),
     /// A thread runs its finalisers, or unmaps it.
-    Unmapping(Late<Option<Result<Left, (Library, Held)>>>),
+    Unmapping(Late<Option<Result<Leftovers, (Library, RetainReasons)>>>),
     /// Where a thread is that was inside of it nobody knows.
     Unknown,
 }
 
 impl Retained {
-    fn new(generation: Option<Arc<Generation>>, place: Place, held: Held) -> Self {
-        let (holds, seen) = match &place {
+    fn new(generation: Option<Arc<Generation>>, place: Place, held: RetainReasons) -> Self {
+        let (resources, seen) = match &place {
             Place::Here(library) | Place::ForGood(library) | Place::Hooks(library, _) => {
-                (holds(library), Some(library.account().look()))
+                (resources_of(library), Some(library.account().look()))
             }
             Place::Constructor(library, _) | Place::Destructors(library, _) => {
-                (holds(library), None)
+                (resources_of(library), None)
             }
             Place::Mapping(_) | Place::Unmapping(_) | Place::Unknown => ((None, 0), None),
         };
         let again = (Instant::now() + AGAIN.0, AGAIN.0);
         let known = Known {
             held,
-            holds,
+            resources,
             seen,
             again,
         };
@@ -148,7 +150,7 @@ impl Retained {
 
 /// Bytes of the heap of a library, none when it was built without one of its own, and how many
 /// descriptors it has open.
-fn holds(library: &Library) -> (Option<u64>, usize) {
+fn resources_of(library: &Library) -> (Option<u64>, usize) {
     (library.heap_bytes(), library.account().descriptors())
 }
 
@@ -158,7 +160,7 @@ fn holds(library: &Library) -> (Option<u64>, usize) {
 /// # Errors
 /// The reason, as the operator should read it.
 pub async fn load(artifact: Artifact, deadline: Duration) -> Result<Library, StartError> {
-    let deadline = deadline.saturating_add(loader::LONGEST_TURN);
+    let deadline = deadline.saturating_add(loader::LONGEST_LINKER_WAIT);
     let what = format!("{} {}", artifact.manifest.app, artifact.manifest.version);
     let mapped = lifecycle::run("map", deadline, move || {
         Library::map(&artifact, Layouts::Trust)
@@ -180,7 +182,7 @@ pub async fn load(artifact: Artifact, deadline: Duration) -> Result<Library, Sta
                 retained: Some(Box::new(Retained::new(
                     None,
                     Place::Mapping(late),
-                    Held::by(Holder::Linker, sentence),
+                    RetainReasons::by(RetainReason::Linker, sentence),
                 ))),
             });
         }
@@ -204,9 +206,9 @@ pub async fn load(artifact: Artifact, deadline: Duration) -> Result<Library, Sta
 pub async fn start(mut library: Library, spec: Spec) -> Result<Started, StartError> {
     let deadline = spec.start_deadline;
     let constructing = spec.clone();
-    let offer = Arc::new(PluginOffer::new(spec.app.clone(), spec.id));
-    library.keep(offer.clone());
-    let services = Arc::clone(&offer);
+    let services = Arc::new(GenerationServices::new(spec.app.clone(), spec.id));
+    library.keep(services.clone());
+    let given = Arc::clone(&services);
     let account = library.account().id();
     library.account().name(&spec.app, spec.id, &spec.version);
     library.stay(spec.stays.clone());
@@ -236,7 +238,7 @@ pub async fn start(mut library: Library, spec: Spec) -> Result<Started, StartErr
             runtime_threads: u32::try_from(spec.runtime_threads).unwrap_or(u32::MAX),
             preflight: spec.preflight,
         };
-        loader::start(root, offer, &settings)
+        loader::start(root, given, &settings)
     })
     .await;
     if !matches!(started, Ok(Ok(_))) {
@@ -278,7 +280,7 @@ pub async fn start(mut library: Library, spec: Spec) -> Result<Started, StartErr
                 retained: Some(Box::new(Retained::new(
                     None,
                     Place::Constructor(library, late),
-                    Held::by(Holder::Constructor, sentence),
+                    RetainReasons::by(RetainReason::Constructor, sentence),
                 ))),
             });
         }
@@ -306,7 +308,7 @@ enum NotStopped {
     /// A thread is inside.
     Late(Late<()>),
     /// What happened is not known.
-    Unknown(Held),
+    Unknown(RetainReasons),
 }
 
 /// Drops the app value of a generation, on a thread of its own.
@@ -322,12 +324,12 @@ async fn stop(
     .await;
     stopped.map_err(|unfinished| match unfinished {
         Unfinished::Late(late) => NotStopped::Late(late),
-        Unfinished::NoThread(error) => NotStopped::Unknown(Held::by(
-            Holder::Host,
+        Unfinished::NoThread(error) => NotStopped::Unknown(RetainReasons::by(
+            RetainReason::Host,
             format!("no thread could be started to drop it: {error}"),
         )),
-        Unfinished::Panicked => NotStopped::Unknown(Held::by(
-            Holder::Host,
+        Unfinished::Panicked => NotStopped::Unknown(RetainReasons::by(
+            RetainReason::Host,
             "the host panicked while it dropped the app: this is a fault of handover",
         )),
     })
@@ -345,8 +347,8 @@ async fn stop_and_unload(
         Ok(()) => return unload(generation, library, settle).await,
         Err(NotStopped::Late(late)) => (
             Place::Destructors(library, late),
-            Held::by(
-                Holder::Destructors,
+            RetainReasons::by(
+                RetainReason::Destructors,
                 "its destructors did not end: a thread is still inside it",
             ),
         ),
@@ -356,7 +358,7 @@ async fn stop_and_unload(
     retained(generation, place, held)
 }
 
-fn retained(generation: Option<Arc<Generation>>, place: Place, held: Held) -> Ended {
+fn retained(generation: Option<Arc<Generation>>, place: Place, held: RetainReasons) -> Ended {
     if let Some(generation) = &generation {
         generation.set_state(State::Retained);
     }
@@ -370,7 +372,7 @@ async fn unload(generation: Option<Arc<Generation>>, library: Library, settle: D
     }
     if let Some(reason) = library.stays() {
         // Its finalisers do not run either: what it left may still need its statics.
-        let held = Held::by(Holder::Crash, reason);
+        let held = RetainReasons::by(RetainReason::Crash, reason);
         return retained(generation, Place::ForGood(library), held);
     }
     let (what, stage) = (library.what().to_owned(), library.stage());
@@ -392,14 +394,14 @@ async fn unload(generation: Option<Arc<Generation>>, library: Library, settle: D
         Err(Unfinished::Late(late)) => {
             let deadline = humantime::format_duration(UNLOAD_DEADLINE);
             let held = match stage.running() {
-                Running::Finalisers => Held::by(
-                    Holder::Destructors,
+                Running::Finalisers => RetainReasons::by(
+                    RetainReason::Destructors,
                     format!(
                         "the static destructors (ELF finalisers) of {what} did not end within {deadline}, and go on"
                     ),
                 ),
-                _ => Held::by(
-                    Holder::Linker,
+                _ => RetainReasons::by(
+                    RetainReason::Linker,
                     format!("the dynamic linker has not let {what} go within {deadline}"),
                 ),
             };
@@ -407,15 +409,15 @@ async fn unload(generation: Option<Arc<Generation>>, library: Library, settle: D
         }
         Err(Unfinished::NoThread(error)) => (
             slot.lock().take().map_or(Place::Unknown, Place::Here),
-            Held::by(
-                Holder::Host,
+            RetainReasons::by(
+                RetainReason::Host,
                 format!("no thread could be started to unmap it: {error}"),
             ),
         ),
         Ok(None) | Err(Unfinished::Panicked) => (
             Place::Unknown,
-            Held::by(
-                Holder::Host,
+            RetainReasons::by(
+                RetainReason::Host,
                 "the host panicked while it unmapped it: this is a fault of handover",
             ),
         ),
@@ -427,16 +429,16 @@ impl Hooks {
     /// Begins `hook`, a call into the app of `core`. One that cannot be begun is left out: the app
     /// is not told then.
     fn begin(
-        core: &Arc<Core>,
+        shared: &Arc<Shared>,
         name: &str,
-        hook: impl FnOnce(&Core) -> u64 + Send + 'static,
+        hook: impl FnOnce(&Shared) -> u64 + Send + 'static,
     ) -> Option<Late<u64>> {
-        let of = Arc::clone(core);
+        let of = Arc::clone(shared);
         let begun = lifecycle::begin(name, move || {
             let _acting = ledger::act_for(of.account());
             hook(&of)
         });
-        let spec = core.spec();
+        let spec = shared.spec();
         begun
             .inspect_err(|error| {
                 tracing::error!(
@@ -502,8 +504,8 @@ impl Active {
         let generation = &self.0.generation;
         generation.set_state(State::Draining);
         generation.close_gate();
-        let told = Hooks::begin(generation.core(), "drain", |core| {
-            core.app().drain();
+        let told = Hooks::begin(generation.shared(), "drain", |shared| {
+            shared.app().drain();
             0
         });
         Draining {
@@ -528,13 +530,13 @@ impl Draining {
         }
     }
 
-    /// The drain deadline passed: requests, streams and connections end now, and spawned tasks as well; jobs only if `jobs`.
-    /// Gives how many there were. Waits for the app to hear of it, on a thread of its own, for a
-    /// second at most.
+    /// The drain deadline passed: requests, streams and connections end now, and spawned tasks as
+    /// well; jobs only if `jobs`. Gives how many there were. Waits for the app to hear of it, on a
+    /// thread of its own, for a second at most.
     pub async fn expire(&self, jobs: bool) -> u64 {
         let before = self.generation().expire();
-        let told = Hooks::begin(self.generation().core(), "expire", move |core| {
-            core.app().expire(jobs)
+        let told = Hooks::begin(self.generation().shared(), "expire", move |shared| {
+            shared.app().expire(jobs)
         });
         let Some(told) = told else { return before };
         match told.within(HOOK_DEADLINE).await {
@@ -547,7 +549,8 @@ impl Draining {
         }
     }
 
-    /// Waits until nothing is in flight, drops the app, and unmaps the library if it is proven quiet.
+    /// Waits until nothing is in flight, drops the app, and unmaps the library if it is proven
+    /// quiet.
     pub async fn retire(self) -> Ended {
         self.quiet().await;
         let Loaded {
@@ -571,14 +574,14 @@ async fn retire(
 ) -> Ended {
     let hooks = hooks.left(Instant::now() + patience).await;
     if !hooks.0.is_empty() {
-        let held = Held::by(
-            Holder::Destructors,
+        let held = RetainReasons::by(
+            RetainReason::Destructors,
             "what its app does when it is told to drain, or that its deadline passed, did not end: a thread is still inside it",
         );
         return retained(Some(generation), Place::Hooks(library, hooks), held);
     }
-    let core = Arc::clone(generation.core());
-    let drop_app = move |deadline| core.stop(deadline);
+    let shared = Arc::clone(generation.shared());
+    let drop_app = move |deadline| shared.stop(deadline);
     stop_and_unload(Some(generation), library, settle, drop_app).await
 }
 
@@ -593,13 +596,14 @@ fn stays(generation: Option<Arc<Generation>>, place: Place, known: Known) -> End
 
 impl Retained {
     /// What held it.
-    pub fn held(&self) -> &Held {
+    pub fn held(&self) -> &RetainReasons {
         &self.known.held
     }
 
-    /// Bytes of its heap, none when it was built without one of its own, and how many descriptors it has open.
-    pub fn holds(&self) -> (Option<u64>, usize) {
-        self.known.holds
+    /// Bytes of its heap, none when it was built without one of its own, and how many descriptors
+    /// it has open.
+    pub fn resources(&self) -> (Option<u64>, usize) {
+        self.known.resources
     }
 
     /// Tries again, if that can come to anything: the first look costs nothing that others would
@@ -633,7 +637,7 @@ impl Retained {
             Place::Mapping(late) => match late.ended() {
                 Err(late) => stays(generation, Place::Mapping(late), known),
                 Ok(Ok(Ok(library))) => unload(generation, library, settle).await,
-                Ok(Ok(Err(_))) => Ended::Unloaded(Left::default()),
+                Ok(Ok(Err(_))) => Ended::Unloaded(Leftovers::default()),
                 Ok(Err(_)) => stays(generation, Place::Unknown, known),
             },
             Place::Constructor(library, late) => match late.ended() {

@@ -14,7 +14,8 @@ use std::{
 use tokio::{runtime::Handle, sync::Notify};
 
 use super::{
-    AccountId, Call, Held, Holder, Look, callbacks, descriptors, interposed, interval_timers, keys,
+    AccountId, Call, Look, RetainReason, RetainReasons, callbacks, descriptors, interposed,
+    interval_timers, keys,
     known::{self, Known},
     look::Owing,
     notes,
@@ -24,17 +25,19 @@ use super::{
     requests, signals,
     stack::Modules,
     strangers::{self, Stranger},
-    surroundings, tasks, threads, timers, visit,
+    surroundings, tasks, threads, timers, tls_destructors,
 };
 use crate::names::{AppName, GenerationId};
 
-/// The next account. Never given out twice, so that nothing of an old library is ever taken for a new one's.
+/// The next account. Never given out twice, so that nothing of an old library is ever taken for a
+/// new one's.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 /// The current thread is loading a library: what constructors register is the library's.
 ///
-/// From before `dlopen` until [`Loading::attribute`]. The thread is one that ends before the library is used: thread-locals
-/// that constructors touch are left to libc, which ends them with the thread.
+/// From before `dlopen` until [`Loading::attribute`]. The thread is one that ends before the
+/// library is used: thread-locals that constructors touch are left to libc, which ends them with
+/// the thread.
 #[derive(Debug)]
 pub struct Loading {
     account: AccountId,
@@ -62,8 +65,8 @@ pub fn loading(executable: &Range<usize>) -> Loading {
 }
 
 impl Loading {
-    /// The library is mapped at `ranges`: opens its account. None when the table of ranges is full; the library must
-    /// then stay mapped for ever.
+    /// The library is mapped at `ranges`: opens its account. None when the table of ranges is full;
+    /// the library must then stay mapped for ever.
     pub fn attribute(self, ranges: Vec<Range<usize>>) -> Option<Account> {
         if !ranges
             .iter()
@@ -98,7 +101,8 @@ impl Drop for Loading {
     }
 }
 
-/// What one library holds. Open as long as the library is mapped: dropping it closes nothing, [`Account::close`] does.
+/// What one library holds. Open as long as the library is mapped: dropping it closes nothing,
+/// [`Account::close`] does.
 #[derive(Debug)]
 pub struct Account(Arc<Inner>);
 
@@ -132,15 +136,18 @@ pub struct Report {
 
 /// What a library left behind that does not keep it from being unmapped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Left {
-    /// Bytes of its heap that it never freed, and that were freed for it; none when it was built without a heap of its own.
+pub struct Leftovers {
+    /// Bytes of its heap that it never freed, and that were freed for it; none when it was built
+    /// without a heap of its own.
     pub heap_bytes: Option<u64>,
-    /// Where it had no heap of its own: the private memory of the process after it was unmapped, but for the heaps of others.
-    /// Some of it is what it never freed.
+    /// Where it had no heap of its own: the private memory of the process after it was unmapped,
+    /// but for the heaps of others. Some of it is what it never freed.
     pub private_bytes: Option<u64>,
-    /// Descriptors that it left open and that were closed for it, each for people: `descriptor 12 (socket)`.
+    /// Descriptors that it left open and that were closed for it, each for people: `descriptor 12
+    /// (socket)`.
     pub closed: Vec<String>,
-    /// Descriptors that it left open and that nobody but the library may have been the only user of, so that they stay.
+    /// Descriptors that it left open and that nobody but the library may have been the only user
+    /// of, so that they stay.
     pub open: Vec<String>,
     /// Thread-specific keys that went back to the process.
     pub keys: usize,
@@ -151,7 +158,7 @@ pub struct Left {
 #[error("{held}")]
 pub struct Unsettled {
     /// What holds it. Never empty.
-    pub held: Held,
+    pub held: RetainReasons,
 }
 
 /// For so many rounds what settling waits for is looked at after each pause.
@@ -161,7 +168,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// Runtimes whose workers call plugins too.
 static OTHERS: Mutex<Vec<Handle>> = Mutex::new(Vec::new());
 
-/// Says that the workers of `runtime` call plugins, besides those of the runtime that [`Account::settle`] is awaited on. For good.
+/// Says that the workers of `runtime` call plugins, besides those of the runtime that
+/// [`Account::settle`] is awaited on. For good.
 pub fn visit_as_well(runtime: Handle) {
     OTHERS
         .lock()
@@ -177,29 +185,33 @@ pub fn others() -> Vec<Handle> {
         .clone()
 }
 
-/// Says that the current thread, one of the host, runs code of the library of `account` outside of a request, until what this
-/// returns is dropped.
+/// Says that the current thread, one of the host, runs code of the library of `account` outside of
+/// a request, until what this returns is dropped.
 pub fn act_for(account: AccountId) -> Acting {
     owner::act_for(account)
 }
 
 impl Account {
-    /// Ends what the library holds in the host: disarms and deletes its timers, cancels what libc does for it, takes its signal handlers
-    /// away, runs its destructors on the threads that owe them, and waits for its threads to end, for `deadline` at the longest. On `Ok`
-    /// nothing is left.
+    /// Ends what the library holds in the host: disarms and deletes its timers, cancels what libc
+    /// does for it, takes its signal handlers away, runs its destructors on the threads that owe
+    /// them, and waits for its threads to end, for `deadline` at the longest. On `Ok` nothing is
+    /// left.
     ///
-    /// Nothing may call into the library any more when this is called, but the destructors that this runs. It cannot
-    /// contain a destructor that aborts. One that blocks holds its worker, where the watchdog finds
-    /// it, and the library; it does not hold this for longer than `deadline` while there is another
-    /// worker.
+    /// Nothing may call into the library any more when this is called, but the destructors that
+    /// this runs. It cannot contain a destructor that aborts. One that blocks holds its worker,
+    /// where the watchdog finds it, and the library; it does not hold this for longer than
+    /// `deadline` while there is another worker.
     ///
-    /// To be awaited on the runtime whose workers called the library, with its timer enabled: workers can only be reached
-    /// by tasks. A worker that is kept busy by something else holds the library. So does any other thread that called it,
-    /// until it ends: the main thread in `block_on`, a thread of `spawn_blocking`, or a worker that became one by
-    /// `block_in_place`. Call plugins on workers, or on threads that end. Safe to cancel, and to call again after an error.
+    /// To be awaited on the runtime whose workers called the library, with its timer enabled:
+    /// workers can only be reached by tasks. A worker that is kept busy by something else holds the
+    /// library. So does any other thread that called it, until it ends: the main thread in
+    /// `block_on`, a thread of `spawn_blocking`, or a worker that became one by `block_in_place`.
+    /// Call plugins on workers, or on threads that end. Safe to cancel, and to call again after an
+    /// error.
     ///
     /// # Errors
-    /// Says what still held it at the deadline, when the last thing that it asked of anybody has not happened.
+    /// Says what still held it at the deadline, when the last thing that it asked of anybody has
+    /// not happened.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -216,7 +228,7 @@ impl Account {
             requests::cancel(self.0.id);
             interval_timers::disarm(self.0.id);
             let mut signals = signals::leave(self.0.id, false);
-            if !visit::on_worker() {
+            if !tls_destructors::on_worker() {
                 self.0.visit();
             }
             if self.runs_nowhere() {
@@ -239,7 +251,7 @@ impl Account {
                 }
                 return Err(Unsettled { held });
             }
-            let owing = visit::held(self.0.id);
+            let owing = tls_destructors::held(self.0.id);
             if owing
                 .iter()
                 .map(Owing::of)
@@ -288,7 +300,10 @@ impl Account {
         let strangers = strangers::of(self.0.look()).unwrap_or_default();
         Look {
             threads: alive.iter().map(|thread| thread.tid).collect(),
-            owing: visit::held(self.0.id).iter().map(Owing::of).collect(),
+            owing: tls_destructors::held(self.0.id)
+                .iter()
+                .map(Owing::of)
+                .collect(),
             signals: signals.collect(),
             requests: requests::held(self.0.id),
             strangers: strangers.iter().map(|stranger| stranger.tid).collect(),
@@ -297,33 +312,39 @@ impl Account {
 
     /// Whether nothing of the library is left in the host, now.
     fn is_quiet(&self) -> bool {
-        // Threads of the host first: what runs on them may start threads of the library. Then the threads of the library:
-        // what they run may be registered on threads of the host no more than by a wrong plugin; looked at again anyway.
-        // The tasks come last, since looking at them costs the most, and the threads again after them: one that was nobody's when
-        // the threads were looked at may be known as the library's when the tasks are.
+        // Threads of the host first: what runs on them may start threads of the library. Then the
+        // threads of the library: what they run may be registered on threads of the host no more
+        // than by a wrong plugin; looked at again anyway. The tasks come last, since looking at
+        // them costs the most, and the threads again after them: one that was nobody's when the
+        // threads were looked at may be known as the library's when the tasks are.
         self.runs_nowhere()
             && requests::held(self.0.id).is_empty()
             && signals::held(self.0.id).is_empty()
             && strangers::of(self.0.look()).is_ok_and(|strangers| strangers.is_empty())
             && threads::alive(self.0.id).is_empty()
-            && visit::held(self.0.id).is_empty()
+            && tls_destructors::held(self.0.id).is_empty()
     }
 
     /// Whether no thread runs code of the library, or will, but for a signal.
     fn runs_nowhere(&self) -> bool {
-        visit::held(self.0.id).is_empty() && threads::alive(self.0.id).is_empty()
+        tls_destructors::held(self.0.id).is_empty() && threads::alive(self.0.id).is_empty()
     }
 
     /// What holds the library now. Empty when it is quiet.
     ///
-    /// Blocks for some milliseconds while there are threads that nobody can account for, which may be about to end.
-    pub fn holds(&self) -> Held {
+    /// Blocks for some milliseconds while there are threads that nobody can account for, which may
+    /// be about to end.
+    pub fn retain_reasons(&self) -> RetainReasons {
         let strangers = strangers::lasting(self.0.look());
         self.held_for(None, strangers)
     }
 
-    fn held_for(&self, waited: Option<Duration>, strangers: io::Result<Vec<Stranger>>) -> Held {
-        let mut held = Held::default();
+    fn held_for(
+        &self,
+        waited: Option<Duration>,
+        strangers: io::Result<Vec<Stranger>>,
+    ) -> RetainReasons {
+        let mut held = RetainReasons::default();
         let alive = threads::alive(self.0.id);
         if !alive.is_empty() {
             let modules = Modules::read();
@@ -337,7 +358,7 @@ impl Account {
                 "threads"
             };
             held.add(
-                Holder::Threads,
+                RetainReason::Threads,
                 format!(
                     "{} {threads} that it started still live: {}",
                     alive.len(),
@@ -348,18 +369,18 @@ impl Account {
         match strangers {
             Ok(strangers) => {
                 for sentence in strangers::sentences(&strangers) {
-                    held.add(Holder::Threads, sentence);
+                    held.add(RetainReason::Threads, sentence);
                 }
             }
             Err(error) => held.add(
-                Holder::Host,
+                RetainReason::Host,
                 format!("the threads of the process cannot be listed: {error}"),
             ),
         }
         for sentence in requests::held(self.0.id) {
-            held.add(Holder::Requests, sentence);
+            held.add(RetainReason::Requests, sentence);
         }
-        for holder in visit::held(self.0.id) {
+        for holder in tls_destructors::held(self.0.id) {
             let thread = threads::describe(holder.tid);
             let (who, busy) = match holder.worker {
                 Some(number) => (
@@ -382,7 +403,7 @@ impl Account {
             } else {
                 format!("{who} ran code of it and is ending")
             };
-            held.add(Holder::ThreadLocals, sentence);
+            held.add(RetainReason::ThreadLocals, sentence);
         }
         for signals::Holding { signal, running } in signals::held(self.0.id) {
             let signal = signals::name(signal);
@@ -391,7 +412,7 @@ impl Account {
             } else {
                 format!("it handles {signal}")
             };
-            held.add(Holder::Signals, sentence);
+            held.add(RetainReason::Signals, sentence);
         }
         held
     }
@@ -418,8 +439,8 @@ impl Account {
         self.0.id
     }
 
-    /// Says that the current thread, one of the host, runs code of the library outside of a request, until what this returns is
-    /// dropped.
+    /// Says that the current thread, one of the host, runs code of the library outside of a
+    /// request, until what this returns is dropped.
     pub fn act(&self) -> Acting {
         act_for(self.0.id)
     }
@@ -437,8 +458,8 @@ impl Account {
     /// Closes the account: the library is unmapped. Gives what it left behind.
     ///
     /// To be called on the thread that unmapped it, before that thread ends.
-    pub(crate) fn close(self) -> Left {
-        visit::forget(self.0.id);
+    pub(crate) fn close(self) -> Leftovers {
+        tls_destructors::forget(self.0.id);
         interval_timers::disarm(self.0.id);
         timers::disarm(self.0.id); // what finalizers made
         requests::forget(self.0.id);
@@ -449,9 +470,9 @@ impl Account {
         record_locks::end(self.0.id);
         refused_locks::forget(self.0.id);
         known::forget(self.0.id);
-        let descriptors::Left { closed, open } = descriptors::settle(self.0.id);
+        let descriptors::Leftovers { closed, open } = descriptors::settle(self.0.id);
         ranges::give_back(self.0.id);
-        Left {
+        Leftovers {
             heap_bytes: None,
             private_bytes: None,
             closed,
@@ -480,7 +501,7 @@ impl Inner {
             dropped: false,
             stalls: &self.stalls,
         });
-        let ran = visit::here(self.id, call.as_ref());
+        let ran = tls_destructors::here(self.id, call.as_ref());
         if ran > 0 {
             self.destructors.fetch_add(ran, Ordering::Relaxed);
             self.visited.notify_one();

@@ -1,8 +1,9 @@
 //! What libraries ask libc to call on a thread of its own: `SIGEV_THREAD`.
 //!
-//! libc starts those threads itself, past the functions that the ledger stands before. So it is given a function of ours, which makes the
-//! thread one of the library's and goes on to what the library wanted. Between its start and that function such a thread is
-//! nobody's: that is why a library that has ever asked for one is looked at more strictly ([`super::strangers`]).
+//! libc starts those threads itself, past the functions that the ledger stands before. So it is
+//! given a function of ours, which makes the thread one of the library's and goes on to what the
+//! library wanted. Between its start and that function such a thread is nobody's: that is why a
+//! library that has ever asked for one is looked at more strictly ([`super::strangers`]).
 
 use std::{
     collections::{HashMap, HashSet},
@@ -31,8 +32,9 @@ pub(super) struct Notification {
 
 const _: () = assert!(size_of::<Notification>() == size_of::<libc::sigevent>());
 
-/// What is to be called for whom. Kept until the library is unmapped, since nobody knows of a thread of libc's that has yet to begin;
-/// the same function with the same value is kept once, so timers that come and go cost nothing.
+/// What is to be called for whom. Kept until the library is unmapped, since nobody knows of a
+/// thread of libc's that has yet to begin; the same function with the same value is kept once, so
+/// timers that come and go cost nothing.
 struct Callback {
     owner: AccountId,
     function: Function,
@@ -102,12 +104,14 @@ impl Notification {
 /// `value` is that of [`Notification::by_way_of_us`].
 unsafe extern "C-unwind" fn call(value: sigval) {
     let (function, value) = {
-        // SAFETY: the caller's promise; `forget` frees it when no task is left that could come here.
+        // SAFETY: the caller's promise; `forget` frees it when no task is left that could come
+        // here.
         let callback = unsafe { &*value.sival_ptr.cast::<Callback>() };
         threads::adopt(callback.owner, callback.function as usize);
         (callback.function, callback.value)
     };
-    // SAFETY: what the library gave to libc to be called with this value. It is mapped: it counts this thread as its own.
+    // SAFETY: what the library gave to libc to be called with this value. It is mapped: it counts
+    // this thread as its own.
     unsafe { function(sigval { sival_ptr: value }) }
 }
 
@@ -122,14 +126,16 @@ pub(super) fn has(account: AccountId) -> bool {
     books.direct.contains(&account) || books.kept.keys().any(|(owner, ..)| *owner == account)
 }
 
-/// Frees what was kept for `account`: its library is unmapped, so no task was left that could call it.
+/// Frees what was kept for `account`: its library is unmapped, so no task was left that could call
+/// it.
 pub(super) fn forget(account: AccountId) {
     let mut books = books();
     books.direct.remove(&account);
     books.kept.retain(|(owner, ..), callback| {
         let gone = *owner == account;
         if gone {
-            // SAFETY: made by `by_way_of_us`, struck out as it is freed, and nobody calls it any more.
+            // SAFETY: made by `by_way_of_us`, struck out as it is freed, and nobody calls it any
+            // more.
             drop(unsafe {
                 Box::from_raw(std::ptr::with_exposed_provenance_mut::<Callback>(*callback))
             });

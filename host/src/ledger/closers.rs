@@ -1,7 +1,8 @@
 //! The C functions that close descriptors, which ends record locks, and those that take locks.
 //!
-//! As long as no plugin has a record lock, closing costs one look more. What closes past these (`close_range`, system calls, a
-//! stream that libc closes for itself) leaves the locks of the file until its owner closes another descriptor of it, or ends.
+//! As long as no plugin has a record lock, closing costs one look more. What closes past these
+//! (`close_range`, system calls, a stream that libc closes for itself) leaves the locks of the file
+//! until its owner closes another descriptor of it, or ends.
 #![allow(
     unreachable_pub,
     reason = "the dynamic linker reaches what Rust's modules do not"
@@ -109,8 +110,8 @@ fn controlled(
     let is_lock = matches!(command, libc::F_SETLK | libc::F_SETLKW | libc::F_GETLK);
     if is_lock && let Some(owner) = record_locks::owner_of(caller) {
         let lock = argument as *mut libc::flock;
-        // SAFETY: with such a command the argument is a lock, says the caller. Nothing here is left to drop when a cancellation
-        // unwinds.
+        // SAFETY: with such a command the argument is a lock, says the caller. Nothing here is left
+        // to drop when a cancellation unwinds.
         let answer = unsafe { record_locks::fcntl(real, fd, command, lock, owner) };
         // One for a part of the file is refused all the time, and waited for.
         // SAFETY: as above.
@@ -148,8 +149,9 @@ fn libcs_fcntl() -> record_locks::Fcntl {
     unsafe { std::mem::transmute::<usize, record_locks::Fcntl>(FCNTL.address()) }
 }
 
-/// Code at `caller` is about to close `fd`: the record locks of its owner on the file end, whichever descriptor they were taken by.
-/// Before, because right after it another thread may have new ones.
+/// Code at `caller` is about to close `fd`: the record locks of its owner on the file end,
+/// whichever descriptor they were taken by. Before, because right after it another thread may have
+/// new ones.
 fn closing(fd: c_int, caller: usize) {
     if record_locks::any()
         && let Some(owner) = record_locks::owner_of(caller)
@@ -174,7 +176,8 @@ fn replacing(old: c_int, new: c_int, caller: usize) {
     }
 }
 
-/// Code at `caller` is about to close the descriptor of `stream`. What is buffered is written while the locks are still there.
+/// Code at `caller` is about to close the descriptor of `stream`. What is buffered is written while
+/// the locks are still there.
 fn closing_stream(stream: *mut libc::FILE, caller: usize) {
     unsafe extern "C" {
         fn fflush(stream: *mut c_void) -> c_int;

@@ -1,15 +1,18 @@
 //! The descriptors that libraries opened and have not closed.
 //!
-//! A descriptor is a number that the process hands out again, so the one thing that must never happen is to close a number
-//! that has become somebody else's. What is known of each number is who asked libc for it ([`super::openers`] sees the
-//! caller), and which object it stood for then. A number is taken for a library's only while the same object is behind it.
+//! A descriptor is a number that the process hands out again, so the one thing that must never
+//! happen is to close a number that has become somebody else's. What is known of each number is who
+//! asked libc for it ([`super::fd_interposers`] sees the caller), and which object it stood for
+//! then. A number is taken for a library's only while the same object is behind it.
 //!
-//! That is proof for sockets, pipes and memory files: the kernel gives each of them an inode of its own, so the object
-//! was made by the library, and nobody else was given it. It is none for files, which others open too, nor for
-//! eventfds and their like, which share one inode: those are named and left open.
+//! That is proof for sockets, pipes and memory files: the kernel gives each of them an inode of its
+//! own, so the object was made by the library, and nobody else was given it. It is none for files,
+//! which others open too, nor for eventfds and their like, which share one inode: those are named
+//! and left open.
 //!
-//! What is not seen: descriptors that are opened by a system call past libc, or by libc for itself (`fopen`, `opendir`,
-//! `getaddrinfo`), or by a shared library for the plugin, and those that constructors open while the library is mapped.
+//! What is not seen: descriptors that are opened by a system call past libc, or by libc for itself
+//! (`fopen`, `opendir`, `getaddrinfo`), or by a shared library for the plugin, and those that
+//! constructors open while the library is mapped.
 
 use std::{
     ffi::c_int,
@@ -20,7 +23,8 @@ use std::{
 
 use super::{AccountId, closers, ranges};
 
-/// Numbers from here on are not followed: a process that has so many open is far beyond what a library leaks.
+/// Numbers from here on are not followed: a process that has so many open is far beyond what a
+/// library leaks.
 const MOST: usize = 1 << 18;
 
 /// What is known of one number.
@@ -48,8 +52,8 @@ fn slot(fd: c_int) -> Option<&'static Slot> {
     SLOTS.get(usize::try_from(fd).ok()?)
 }
 
-/// libc has just given `fd` to the code at `caller`. Neither blocks nor allocates: it may be a signal handler, or a forked
-/// child.
+/// libc has just given `fd` to the code at `caller`. Neither blocks nor allocates: it may be a
+/// signal handler, or a forked child.
 pub(super) fn opened(fd: c_int, caller: usize) {
     let Some(slot) = slot(fd) else {
         return;
@@ -66,14 +70,16 @@ pub(super) fn opened(fd: c_int, caller: usize) {
     }
 }
 
-/// `fd` is about to be closed. Called before it is: right after that the number may be somebody else's.
+/// `fd` is about to be closed. Called before it is: right after that the number may be somebody
+/// else's.
 pub(super) fn closing(fd: c_int) {
     if let Some(slot) = slot(fd) {
         forget(slot);
     }
 }
 
-/// Writes only where there is something, so that the table costs no memory and no cache line is taken from anybody.
+/// Writes only where there is something, so that the table costs no memory and no cache line is
+/// taken from anybody.
 fn forget(slot: &Slot) {
     if slot.owner.load(Ordering::Relaxed) != 0 {
         slot.owner.store(0, Ordering::Release);
@@ -126,24 +132,27 @@ pub(super) fn count(account: AccountId) -> usize {
     of(account).count()
 }
 
-/// What became of the descriptors that a library left open, each for people: `descriptor 12 (socket)`.
+/// What became of the descriptors that a library left open, each for people: `descriptor 12
+/// (socket)`.
 #[derive(Debug, Default)]
-pub(super) struct Left {
+pub(super) struct Leftovers {
     pub(super) closed: Vec<String>,
     pub(super) open: Vec<String>,
 }
 
-/// Closes what the library of `account` left open where it is proven to be its, and names the rest. Its library is unmapped:
-/// before that it could still close them itself, and hit the next owner of the number.
-pub(super) fn settle(account: AccountId) -> Left {
-    let mut left = Left::default();
+/// Closes what the library of `account` left open where it is proven to be its, and names the rest.
+/// Its library is unmapped: before that it could still close them itself, and hit the next owner of
+/// the number.
+pub(super) fn settle(account: AccountId) -> Leftovers {
+    let mut left = Leftovers::default();
     for (fd, slot) in of(account) {
         let target = std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap_or_default();
         let name = name(fd, &target);
         forget(slot);
         // The standard ones are the process's, whoever was given the number.
         if fd > 2 && is_one_of_a_kind(&target) {
-            // SAFETY: it stands for an object that only this library was given (`of`), and the library is gone.
+            // SAFETY: it stands for an object that only this library was given (`of`), and the
+            // library is gone.
             unsafe { closers::real_close(fd) };
             left.closed.push(name);
         } else {

@@ -1,9 +1,10 @@
 //! The C functions that plugins call instead of libc's.
 //!
-//! The executable exports them (`build.rs`), so the dynamic linker binds every library that is loaded to them, and so does
-//! the static linker everything inside the host. They run before `main`, on every thread, inside allocators, and in
-//! forked children: what is not of a plugin goes on to libc without a lock and without an allocation. Each behaves for
-//! its caller exactly as libc's.
+//! The executable exports them (`build.rs`), so the dynamic linker binds every library that is
+//! loaded to them, and so does the static linker everything inside the host. They run before
+//! `main`, on every thread, inside allocators, and in forked children: what is not of a plugin goes
+//! on to libc without a lock and without an allocation. Each behaves for its caller exactly as
+//! libc's.
 #![allow(
     unreachable_pub,
     reason = "the dynamic linker reaches what Rust's modules do not"
@@ -16,7 +17,7 @@ use libc::pthread_key_t;
 use super::{
     interposed::{Real, Symbol},
     keys, owner, ranges, threads,
-    visit::{self, Destructor},
+    tls_destructors::{self, Destructor},
 };
 
 type ThreadAtexit = unsafe extern "C" fn(Destructor, *mut c_void, *mut c_void) -> c_int;
@@ -79,16 +80,17 @@ pub unsafe extern "C" fn __cxa_thread_atexit_impl(
     object: *mut c_void,
     dso: *mut c_void,
 ) -> c_int {
-    // `dso` is an address inside the library too: it tells whose a destructor is that lies in a shared library.
+    // `dso` is an address inside the library too: it tells whose a destructor is that lies in a
+    // shared library.
     let owner = ranges::lookup(destructor as usize).or_else(|| ranges::lookup(dso as usize));
     if let Some(owner) = owner
         && !threads::current_is_of(owner)
-        && visit::enter(owner, destructor, object)
+        && tls_destructors::enter(owner, destructor, object)
     {
         return 0;
     }
-    // Constructors of a library that is being loaded come here too: the thread that loads is the loader's own and ends
-    // before the library is given to anybody.
+    // Constructors of a library that is being loaded come here too: the thread that loads is the
+    // loader's own and ends before the library is given to anybody.
     let real = real!(THREAD_ATEXIT as ThreadAtexit);
     // SAFETY: the arguments of the caller, as they came.
     unsafe { real(destructor, object, dso) }
@@ -148,11 +150,12 @@ pub unsafe extern "C" fn pthread_key_delete(key: pthread_key_t) -> c_int {
 /// As `pthread_setspecific(3)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pthread_setspecific(key: pthread_key_t, value: *const c_void) -> c_int {
-    // Before libc has it: a value that nobody knows of is a jump into unmapped code when the thread ends.
+    // Before libc has it: a value that nobody knows of is a jump into unmapped code when the thread
+    // ends.
     if let Some(owner) = keys::owner(key)
         && !threads::current_is_of(owner)
     {
-        visit::value_set(owner, key, !value.is_null());
+        tls_destructors::value_set(owner, key, !value.is_null());
     }
     // SAFETY: the arguments of the caller, as they came.
     unsafe { real_setspecific(key, value) }

@@ -1,9 +1,10 @@
 //! How a function of the host stands before one of libc: libc's own address, and who called.
 //!
-//! The executable exports the functions (`build.rs`), so the dynamic linker binds every library that is loaded to them, and so does
-//! the static linker everything inside the host. They run before `main`, on every thread, inside allocators, in signal
-//! handlers, and in forked children: what is not of a plugin goes on to libc without a lock and without an allocation.
-//! Each behaves for its caller exactly as libc's.
+//! The executable exports the functions (`build.rs`), so the dynamic linker binds every library
+//! that is loaded to them, and so does the static linker everything inside the host. They run
+//! before `main`, on every thread, inside allocators, in signal handlers, and in forked children:
+//! what is not of a plugin goes on to libc without a lock and without an allocation. Each behaves
+//! for its caller exactly as libc's.
 
 use std::{
     ffi::CStr,
@@ -44,7 +45,8 @@ impl Real {
 
     #[cold]
     fn find(&self) -> usize {
-        // SAFETY: the name is a C string; the next object after the executable that defines it is libc.
+        // SAFETY: the name is a C string; the next object after the executable that defines it is
+        // libc.
         let address = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) } as usize;
         if address == 0 {
             // A panic would come back here for its thread-locals.
@@ -78,7 +80,7 @@ fn symbols() -> impl Iterator<Item = Symbol> {
         .chain(super::threads::symbols())
         .chain(super::timers::symbols())
         .chain(super::requests::symbols())
-        .chain(super::openers::symbols())
+        .chain(super::fd_interposers::symbols())
         .chain(super::closers::symbols())
         .chain(super::signals::symbols())
         .chain(super::masks::symbols())
@@ -86,27 +88,30 @@ fn symbols() -> impl Iterator<Item = Symbol> {
         .chain(super::surroundings::symbols())
 }
 
-/// Whether libraries that are loaded are bound to the functions of the ledger. They are not in an executable that links
-/// this crate without the link arguments of its `build.rs`. Looked up once: that does not change, and takes the lock of the
-/// dynamic linker for each name.
+/// Whether libraries that are loaded are bound to the functions of the ledger. They are not in an
+/// executable that links this crate without the link arguments of its `build.rs`. Looked up once:
+/// that does not change, and takes the lock of the dynamic linker for each name.
 pub fn armed() -> bool {
     static ARMED: OnceLock<bool> = OnceLock::new();
     *ARMED.get_or_init(|| symbols().all(|(real, own)| real.is_bound_to(own)))
 }
 
-/// Finds libc's own functions: later it may be in a forked child, where looking for them can wait for ever.
+/// Finds libc's own functions: later it may be in a forked child, where looking for them can wait
+/// for ever.
 pub(super) fn find_all() {
     for (real, _) in symbols() {
         real.address();
     }
 }
 
-/// Defines functions that stand before libc's and know who called them. Nothing in the arguments tells that, but the address that
-/// they return to does: each begins with two instructions that hand it on as one argument more.
+/// Defines functions that stand before libc's and know who called them. Nothing in the arguments
+/// tells that, but the address that they return to does: each begins with two instructions that
+/// hand it on as one argument more.
 ///
-/// `NAME / INNER / REAL (ARGUMENTS) -> ANSWER as TYPE OF LIBC'S, REGISTERS, |libc's, the caller's address| BODY;`, where the
-/// registers are those of the argument after the last on x86-64 and on AArch64. The body runs where a cancellation may
-/// unwind through it: nothing in it may wait to be dropped while libc's function runs.
+/// `NAME / INNER / REAL (ARGUMENTS) -> ANSWER as TYPE OF LIBC'S, REGISTERS, |libc's, the caller's
+/// address| BODY;`, where the registers are those of the argument after the last on x86-64 and on
+/// AArch64. The body runs where a cancellation may unwind through it: nothing in it may wait to be
+/// dropped while libc's function runs.
 macro_rules! interposed {
     ($($name:ident / $inner:ident / $real:ident ($($argument:ident: $type:ty),*) -> $answer:ty as $signature:ty,
         $x86_64:literal, $aarch64:literal, |$libc:ident, $caller:ident| $body:expr;)*) => {
@@ -121,7 +126,8 @@ macro_rules! interposed {
             #[unsafe(no_mangle)]
             #[unsafe(naked)]
             pub unsafe extern "C-unwind" fn $name($($argument: $type),*) -> $answer {
-                // The arguments stay where they are; the address to return to becomes the one after them.
+                // The arguments stay where they are; the address to return to becomes the one after
+                // them.
                 #[cfg(target_arch = "x86_64")]
                 std::arch::naked_asm!(concat!("mov ", $x86_64, ", [rsp]"), "jmp {inner}", inner = sym $inner);
                 #[cfg(target_arch = "aarch64")]
@@ -129,7 +135,8 @@ macro_rules! interposed {
             }
 
             unsafe extern "C-unwind" fn $inner($($argument: $type,)* $caller: usize) -> $answer {
-                // SAFETY: the address is libc's function of that name, and the type is its signature.
+                // SAFETY: the address is libc's function of that name, and the type is its
+                // signature.
                 let $libc = unsafe { std::mem::transmute::<usize, $signature>($real.address()) };
                 $body
             }

@@ -1,7 +1,8 @@
 //! The three interval timers of the process, and which library armed each.
 //!
-//! A process has one of each kind, so a library that arms one takes it from whoever had it, as the answer says. It is disarmed for the library that
-//! armed it last when that one leaves, and for no other; its signal goes to that library alone.
+//! A process has one of each kind, so a library that arms one takes it from whoever had it, as the
+//! answer says. It is disarmed for the library that armed it last when that one leaves, and for no
+//! other; its signal goes to that library alone.
 #![allow(
     unreachable_pub,
     reason = "the dynamic linker reaches what Rust's modules do not"
@@ -25,7 +26,7 @@ use super::{
 /// By the number of the timer.
 static ARMED: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
 
-/// Held while a timer is armed or disarmed and that is written down.
+/// RetainReasons while a timer is armed or disarmed and that is written down.
 static LOCK: Spin = Spin::new();
 
 type Set = unsafe extern "C-unwind" fn(c_int, *const itimerval, *mut itimerval) -> c_int;
@@ -55,8 +56,8 @@ pub(super) fn symbols() -> Vec<Symbol> {
     symbols_with_caller()
 }
 
-/// Arms a timer, which is the caller's from then on if that is a library. Until its signal has come the handler of the library has to hear it, so
-/// disarming it changes nobody.
+/// Arms a timer, which is the caller's from then on if that is a library. Until its signal has come
+/// the handler of the library has to hear it, so disarming it changes nobody.
 fn armed<T>(
     which: c_int,
     caller: usize,

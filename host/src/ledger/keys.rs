@@ -1,4 +1,5 @@
-//! The thread-specific keys that libraries created. Each copy of std takes one, and a process has 1,024.
+//! The thread-specific keys that libraries created. Each copy of std takes one, and a process has
+//! 1,024.
 
 use std::{
     ops::Range,
@@ -60,9 +61,9 @@ pub(super) fn of(account: AccountId) -> impl Iterator<Item = pthread_key_t> {
     (0..MAX as pthread_key_t).filter(move |key| owner(*key) == Some(account))
 }
 
-/// The library of `account` is mapped at `ranges` now: of the keys that the loading thread made meanwhile, those that are not
-/// the library's are struck from its account, and those that other threads made for it (its own, started by a constructor)
-/// are entered.
+/// The library of `account` is mapped at `ranges` now: of the keys that the loading thread made
+/// meanwhile, those that are not the library's are struck from its account, and those that other
+/// threads made for it (its own, started by a constructor) are entered.
 pub(super) fn sort_out(account: AccountId, ranges: &[Range<usize>]) {
     for slot in &KEYS {
         let destructor = slot.destructor.load(Ordering::Relaxed);
@@ -77,12 +78,14 @@ pub(super) fn sort_out(account: AccountId, ranges: &[Range<usize>]) {
     }
 }
 
-/// Deletes all keys of `account`; gives how many. Its library is unmapped, and no thread has a value for any of them.
+/// Deletes all keys of `account`; gives how many. Its library is unmapped, and no thread has a
+/// value for any of them.
 pub(super) fn delete_all(account: AccountId) -> usize {
     of(account)
         .inspect(|key| {
             deleted(*key);
-            // SAFETY: the key was created and not deleted since: `pthread_key_delete` strikes it out of this table.
+            // SAFETY: the key was created and not deleted since: `pthread_key_delete` strikes it
+            // out of this table.
             unsafe { interpose::real_key_delete(*key) };
         })
         .count()

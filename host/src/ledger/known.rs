@@ -24,7 +24,8 @@ pub(super) fn add(account: AccountId, known: Known) {
     lock().push((account, known));
 }
 
-/// Returns whose the library of `account` is; none before that was said, and after the library is unmapped.
+/// Returns whose the library of `account` is; none before that was said, and after the library is
+/// unmapped.
 pub(super) fn of(account: AccountId) -> Option<Known> {
     lock()
         .iter()

@@ -3,9 +3,10 @@
 //! A library that is retained is looked at so again and again, for as long as the host lives; only
 //! when something has changed is it tried to unload it, which has the workers come by.
 
-use super::visit;
+use super::tls_destructors;
 
-/// What holds a library at one moment. Two of them are equal when nothing has changed in between that can be seen.
+/// What holds a library at one moment. Two of them are equal when nothing has changed in between
+/// that can be seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Look {
     /// The threads that it started.
@@ -37,7 +38,7 @@ impl Owing {
         self.is_worker && self.waiting > 0 && !self.running
     }
 
-    pub(super) fn of(holder: &visit::Holder) -> Self {
+    pub(super) fn of(holder: &tls_destructors::BlockingThread) -> Self {
         Self {
             tid: holder.tid,
             is_worker: holder.worker.is_some(),

@@ -1,9 +1,11 @@
-//! What code of a library changes of the signals of a thread of the host: which are blocked, and the stack that handlers run on.
+//! What code of a library changes of the signals of a thread of the host: which are blocked, and
+//! the stack that handlers run on.
 //!
-//! Both are the thread's own, and a worker of the host goes on to serve others. Libraries block a signal around a call and unblock it after it
-//! (libpq and OpenSSL do, for SIGPIPE), so the change itself is done as it is asked for. What a library has left blocked on a
-//! thread, or an alternate stack in its own memory, is taken back when the thread is visited for the end of that library. On
-//! threads of the library nothing is noted: they end before it does.
+//! Both are the thread's own, and a worker of the host goes on to serve others. Libraries block a
+//! signal around a call and unblock it after it (libpq and OpenSSL do, for SIGPIPE), so the change
+//! itself is done as it is asked for. What a library has left blocked on a thread, or an alternate
+//! stack in its own memory, is taken back when the thread is visited for the end of that library.
+//! On threads of the library nothing is noted: they end before it does.
 #![allow(
     unreachable_pub,
     reason = "the dynamic linker reaches what Rust's modules do not"
@@ -16,7 +18,7 @@ use libc::{c_int, sigset_t, stack_t};
 use super::{
     AccountId,
     interposed::{Symbol, interposed},
-    process, threads, visit,
+    process, threads, tls_destructors,
 };
 
 /// How many libraries can have something left on one thread at once. What more of them leave stays.
@@ -124,7 +126,8 @@ pub(super) fn real(how: c_int, set: Option<&sigset_t>) -> sigset_t {
 
 /// The signals of a set, the first one as the lowest bit: as the kernel has them.
 pub(super) fn bits(set: &sigset_t) -> u64 {
-    // SAFETY: a `sigset_t` is an array of words of 64 bits and begins with signals 1 to 64, as the kernel has them.
+    // SAFETY: a `sigset_t` is an array of words of 64 bits and begins with signals 1 to 64, as the
+    // kernel has them.
     unsafe { ptr::from_ref(set).cast::<u64>().read() }
 }
 
@@ -181,7 +184,8 @@ pub(super) fn change_for(caller: usize, how: c_int, set: &sigset_t) -> sigset_t 
     before
 }
 
-/// Runs `start`, which starts a thread for `account` or for the host: it does not inherit what other libraries have left blocked on this one.
+/// Runs `start`, which starts a thread for `account` or for the host: it does not inherit what
+/// other libraries have left blocked on this one.
 pub(super) fn without_others<R>(account: Option<AccountId>, start: impl FnOnce() -> R) -> R {
     let blocked = TRACES.with(|traces| {
         let traces = traces.iter().map(Cell::get);
@@ -213,7 +217,8 @@ fn leave_stack(account: AccountId, stack: usize, before: stack_t) {
     }
 }
 
-/// Notes something that the library of `account` leaves on this thread, to be taken back on a visit.
+/// Notes something that the library of `account` leaves on this thread, to be taken back on a
+/// visit.
 fn leave(account: AccountId, change: impl FnOnce(&mut Trace)) {
     TRACES.with(|traces| {
         let known = traces.iter().find(|trace| trace.get().account == account);
@@ -221,7 +226,7 @@ fn leave(account: AccountId, change: impl FnOnce(&mut Trace)) {
             let free = traces.iter().find(|trace| trace.get().account == 0)?;
             // Given to the visit as a number, not as an address.
             let object = ptr::without_provenance_mut(account as usize);
-            visit::enter(account, take_back, object).then_some(free)
+            tls_destructors::enter(account, take_back, object).then_some(free)
         });
         if let Some(trace) = trace {
             let mut new = Trace {
@@ -252,7 +257,8 @@ unsafe extern "C" fn take_back(account: *mut c_void) {
         };
         let mut own = OWN_STACK.get().unwrap_or(none);
         own.ss_flags &= libc::SS_DISABLE; // what else the kernel told is not to be asked for
-        // SAFETY: the stack that this thread had before, which its owner keeps until the thread ends, or none.
+        // SAFETY: the stack that this thread had before, which its owner keeps until the thread
+        // ends, or none.
         unsafe { real_stack(&own, ptr::null_mut()) };
     }
 }

@@ -1,22 +1,27 @@
-//! What a generation holds in the host: everything that would make unloading its library unsafe or leaky.
+//! What a generation holds in the host: everything that would make unloading its library unsafe or
+//! leaky.
 //!
-//! A plugin brings its own copy of std, tokio and whatever else it links. Those register things with the C library on the
-//! threads of the host: destructors of thread-locals, thread-specific keys, threads, signal handlers. Each of them is an
-//! address inside the library, so each of them is a jump into nothing after `dlclose`, or a reason for the C library to
-//! never unmap it. Descriptors that it leaves open cost the process until it has none left. The host's executable therefore defines those functions itself ([`interpose`]); the dynamic linker
-//! binds every plugin to them. What is not of a plugin goes straight on to libc.
+//! A plugin brings its own copy of std, tokio and whatever else it links. Those register things
+//! with the C library on the threads of the host: destructors of thread-locals, thread-specific
+//! keys, threads, signal handlers. Each of them is an address inside the library, so each of them
+//! is a jump into nothing after `dlclose`, or a reason for the C library to never unmap it.
+//! Descriptors that it leaves open cost the process until it has none left. The host's executable
+//! therefore defines those functions itself ([`interpose`]); the dynamic linker binds every plugin
+//! to them. What is not of a plugin goes straight on to libc.
 //!
 //! - [`interposed`]: how a function stands before libc's, and learns who called
 //! - [`owner`]: whose code asks, by its address or by the thread it runs on
-//! - [`process`]: whether code runs in the process that loads libraries, or in a child that it forked
+//! - [`process`]: whether code runs in the process that loads libraries, or in a child that it
+//!   forked
 //! - [`interpose`]: the C functions for thread-locals and keys that plugins call instead of libc's
-//! - [`openers`]: those that give out descriptors
+//! - [`fd_interposers`]: those that give out descriptors
 //! - [`closers`]: those that close descriptors, and those that take locks on files
 //! - [`record_locks`]: record locks for each generation, as two processes have them
 //! - [`refused_locks`]: the locks that a library was refused, for the reason why it did not start
 //! - [`descriptors`]: the descriptors that a library opened and has not closed
 //! - [`ranges`]: whose address is this? Read on each of those calls, without a lock
-//! - [`threads`]: the threads that a library started, or that were started for it, alive until the kernel says otherwise
+//! - [`threads`]: the threads that a library started, or that were started for it, alive until the
+//!   kernel says otherwise
 //! - [`tasks`]: every thread that was seen to begin, and what the kernel lists
 //! - [`mappings`]: what is mapped in this process
 //! - [`stack`]: the modules whose code is on a thread's stack
@@ -25,18 +30,22 @@
 //! - [`timers`]: the POSIX timers that libraries made
 //! - [`requests`]: what libc does for libraries on threads of its own
 //! - [`keys`]: the thread-specific keys that a library created
-//! - [`visit`]: the host's own threads, what each of them still has to run for whom, and the running of it
-//! - [`signals`]: what each library wants to be done on signals, and the one handler of the host that does it
+//! - [`tls_destructors`]: the host's own threads, what each of them still has to run for whom, and
+//!   the running of it
+//! - [`signals`]: what each library wants to be done on signals, and the one handler of the host
+//!   that does it
 //! - [`masks`]: blocked signals and alternate stacks that a library leaves on threads of the host
 //! - [`interval_timers`]: which library armed the timers that a process has once
-//! - [`surroundings`]: the environment, the working directory and the mask of new files, which belong to all
+//! - [`surroundings`]: the environment, the working directory and the mask of new files, which
+//!   belong to all
 //! - [`known`]: whose library an account is, for people
 //! - [`notes`]: what libraries changed for everybody, for those who tell of it
 //! - [`errno`]: the error that C functions leave to their callers
 //! - [`undisturbed`]: short sections that no signal interrupts
-//! - [`inside`]: which call into a library each thread is inside of, for those who look for calls that do not come back
+//! - [`call_slot`]: which call into a library each thread is inside of, for those who look for
+//!   calls that do not come back
 //! - [`account`]: all of that for one library, and the proof that nothing is left
-//! - [`held`]: what there is when that proof fails
+//! - [`retain_reasons`]: what there is when that proof fails
 //! - [`look`]: what there is of it, as far as can be seen at no cost to others
 //!
 //! Invariant: no lock of the ledger is held while code of a plugin runs.
@@ -48,12 +57,12 @@
 use std::ops::Range;
 
 mod account;
+mod call_slot;
 mod callbacks;
 mod closers;
 mod descriptors;
 mod errno;
-mod held;
-mod inside;
+mod fd_interposers;
 mod interpose;
 mod interposed;
 mod interval_timers;
@@ -63,13 +72,13 @@ mod look;
 mod mappings;
 mod masks;
 mod notes;
-mod openers;
 mod owner;
 mod process;
 mod ranges;
 mod record_locks;
 mod refused_locks;
 mod requests;
+mod retain_reasons;
 mod signals;
 mod stack;
 mod strangers;
@@ -77,21 +86,23 @@ mod surroundings;
 mod tasks;
 mod threads;
 mod timers;
+mod tls_destructors;
 mod undisturbed;
-mod visit;
 
 pub use self::{
-    account::{Account, Left, Loading, Report, Unsettled, act_for, loading, others, visit_as_well},
-    held::{Held, Holder},
-    inside::{Call, SHARED_WORKER, inside, slots},
+    account::{
+        Account, Leftovers, Loading, Report, Unsettled, act_for, loading, others, visit_as_well,
+    },
+    call_slot::{Call, SHARED_WORKER, enter_call, slots},
     interposed::armed,
     look::Look,
     mappings::{Mapping, mappings},
     notes::{Changed, Note, take_notes},
     owner::Acting,
     refused_locks::{RefusedLock, explained},
+    retain_reasons::{RetainReason, RetainReasons},
     signals::{End, LAST_WORDS, LastWords, tell_exits, tell_last_words},
-    visit::mark_worker,
+    tls_destructors::mark_worker,
 };
 
 /// Whether a library that has an account is mapped at `address`.
@@ -99,7 +110,8 @@ pub fn is_library(address: usize) -> bool {
     ranges::lookup(address).is_some()
 }
 
-/// Where libc's records of the threads of this process lie, each above the stack of its thread. Empty when the threads cannot be listed.
+/// Where libc's records of the threads of this process lie, each above the stack of its thread.
+/// Empty when the threads cannot be listed.
 pub fn thread_records() -> Vec<Range<usize>> {
     let tids = tasks::all().unwrap_or_default();
     tids.into_iter().filter_map(stack::record).collect()

@@ -1,6 +1,8 @@
-//! What libraries changed for the whole process, kept until somebody who can tell people of it takes it.
+//! What libraries changed for the whole process, kept until somebody who can tell people of it
+//! takes it.
 //!
-//! Written once for each library and kind of change. A library is noted by its account; [`known`] says which app's generation that is.
+//! Written once for each library and kind of change. A library is noted by its account; [`known`]
+//! says which app's generation that is.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
@@ -53,7 +55,8 @@ fn lock() -> MutexGuard<'static, Notes> {
     NOTES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes what was noted since it was taken last. What a library did before it was said whose it is waits for that.
+/// Takes what was noted since it was taken last. What a library did before it was said whose it is
+/// waits for that.
 pub fn take_notes() -> Vec<Note> {
     let mut notes = lock();
     let mut taken = std::mem::take(&mut notes.left);
@@ -69,7 +72,8 @@ pub fn take_notes() -> Vec<Note> {
     taken
 }
 
-/// The note that the library of `account` changed something; none while nobody has said whose it is.
+/// The note that the library of `account` changed something; none while nobody has said whose it
+/// is.
 fn told(account: AccountId, changed: Changed, how: &str) -> Option<Note> {
     known::of(account).map(|known| Note {
         app: known.app,
@@ -99,7 +103,8 @@ pub(super) fn note(account: AccountId, changed: Changed, how: impl FnOnce() -> S
     }
 }
 
-/// Forgets an account, whose library is unmapped, before [`known::forget`]. What it did can still be told.
+/// Forgets an account, whose library is unmapped, before [`known::forget`]. What it did can still
+/// be told.
 pub(super) fn forget(account: AccountId) {
     let mut notes = lock();
     notes.noted.retain(|(noted, _)| *noted != account);

@@ -1,7 +1,7 @@
 //! The process whose libraries the ledger follows, as opposed to a child that it forked.
 //!
-//! A forked child has a copy of every table of the ledger, and of every lock in the state that some other thread had it in. What is done
-//! there is done to the child, by the rules of libc alone.
+//! A forked child has a copy of every table of the ledger, and of every lock in the state that some
+//! other thread had it in. What is done there is done to the child, by the rules of libc alone.
 
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -18,7 +18,8 @@ pub(super) fn loads() {
 }
 
 fn own_pid() -> pid_t {
-    // SAFETY: has no preconditions. Asked anew each time: a forked child has another one, also after `vfork`.
+    // SAFETY: has no preconditions. Asked anew each time: a forked child has another one, also
+    // after `vfork`.
     unsafe { libc::getpid() }
 }
 
@@ -33,7 +34,8 @@ pub(super) enum Place {
     Child,
 }
 
-/// Where this code runs. Neither blocks nor allocates; one system call when a library was ever loaded.
+/// Where this code runs. Neither blocks nor allocates; one system call when a library was ever
+/// loaded.
 pub(super) fn place() -> Place {
     match LOADS.load(Ordering::SeqCst) {
         0 => Place::NothingLoaded,
@@ -42,8 +44,8 @@ pub(super) fn place() -> Place {
     }
 }
 
-/// The account that code at `caller` changes something of this process for; none for the host, and for anybody in a forked child.
-/// Neither blocks nor allocates.
+/// The account that code at `caller` changes something of this process for; none for the host, and
+/// for anybody in a forked child. Neither blocks nor allocates.
 pub(super) fn changed_by(caller: usize) -> Option<AccountId> {
     owner::of_caller(caller).filter(|_| place() == Place::Here)
 }

@@ -1,10 +1,10 @@
 //! Whose address is this? The table of the address ranges of all loaded plugins.
 //!
-//! It is read on every registration that any thread of the process makes, from the first instruction on and in forked
-//! children, so reading takes no lock and allocates nothing. It is sorted by address, so that a
-//! library which is retained costs the others nothing. There are two copies: one is read while the
-//! other is written, so that a signal handler which interrupts the writer reads a whole one as
-//! well.
+//! It is read on every registration that any thread of the process makes, from the first
+//! instruction on and in forked children, so reading takes no lock and allocates nothing. It is
+//! sorted by address, so that a library which is retained costs the others nothing. There are two
+//! copies: one is read while the other is written, so that a signal handler which interrupts the
+//! writer reads a whole one as well.
 
 use std::{
     ops::Range,

@@ -1,27 +1,33 @@
 //! Record locks for each generation, as two processes have them.
 //!
-//! POSIX gives record locks (`fcntl` with `F_SETLK`, `lockf`) to the process: two generations never conflict, and each loses its
-//! locks when the other closes any descriptor of the file. Two copies of SQLite then write one file at the same time. So a lock that
-//! code of a plugin asks for is taken as a lock of an open file description, on a descriptor that the host keeps for each pair of
-//! lock owner and file. The kernel decides between the owners, and between them and other processes.
+//! POSIX gives record locks (`fcntl` with `F_SETLK`, `lockf`) to the process: two generations never
+//! conflict, and each loses its locks when the other closes any descriptor of the file. Two copies
+//! of SQLite then write one file at the same time. So a lock that code of a plugin asks for is
+//! taken as a lock of an open file description, on a descriptor that the host keeps for each pair
+//! of lock owner and file. The kernel decides between the owners, and between them and other
+//! processes.
 //!
-//! **Who owns a lock.** The copy of the code that asks, because that copy has the tables that say which locks "this process" has:
-//! the account of the plugin when the code lies in it, else the shared library that it lies in. A libsqlite3.so that two
-//! generations share is one copy with one table, and releases by way of one generation's descriptor what it took by way of another's.
-//! What is the host's own, or runs in a forked child, goes to libc as it is.
+//! **Who owns a lock.** The copy of the code that asks, because that copy has the tables that say
+//! which locks "this process" has: the account of the plugin when the code lies in it, else the
+//! shared library that it lies in. A libsqlite3.so that two generations share is one copy with one
+//! table, and releases by way of one generation's descriptor what it took by way of another's. What
+//! is the host's own, or runs in a forked child, goes to libc as it is.
 //!
-//! **The descriptor that is kept** is the file opened again by way of `/proc/thread-self/fd/N`, which works for deleted and
-//! unnamed files too. Where it cannot be opened again (its permissions have changed, no `/proc`), the caller's descriptor is
-//! duplicated, which shares its open file description: the same locks, but a child that inherits the caller's descriptor across
-//! `exec` keeps them while it lives. It is opened with the access of the caller's; a first write lock by way of another descriptor
-//! replaces one that can only be read, and the read locks are taken on the new one before the old one is closed.
+//! **The descriptor that is kept** is the file opened again by way of `/proc/thread-self/fd/N`,
+//! which works for deleted and unnamed files too. Where it cannot be opened again (its permissions
+//! have changed, no `/proc`), the caller's descriptor is duplicated, which shares its open file
+//! description: the same locks, but a child that inherits the caller's descriptor across `exec`
+//! keeps them while it lives. It is opened with the access of the caller's; a first write lock by
+//! way of another descriptor replaces one that can only be read, and the read locks are taken on
+//! the new one before the old one is closed.
 //!
-//! **When locks end.** When the owner closes any descriptor of the file ([`super::closers`]), and when the library is unmapped.
-//! Each time they are released by name first: a forked child has the same open file description, and would keep them. A library
-//! that is retained keeps its locks, because what of it still runs may still write.
+//! **When locks end.** When the owner closes any descriptor of the file ([`super::closers`]), and
+//! when the library is unmapped. Each time they are released by name first: a forked child has the
+//! same open file description, and would keep them. A library that is retained keeps its locks,
+//! because what of it still runs may still write.
 //!
-//! Invariant: the table's mutex is held over no call that waits for a lock, and with all signals blocked, because `close` may be
-//! called in a signal handler.
+//! Invariant: the table's mutex is held over no call that waits for a lock, and with all signals
+//! blocked, because `close` may be called in a signal handler.
 
 use std::{
     ffi::c_int,
@@ -43,10 +49,12 @@ use super::{
 /// How many pairs of owner and file can have locks at once. Beyond it the answer is `ENOLCK`.
 const MOST: usize = 4096;
 
-/// The descriptors that are kept have numbers from here on, or from three quarters of what the process may have.
+/// The descriptors that are kept have numbers from here on, or from three quarters of what the
+/// process may have.
 const OUT_OF_THE_WAY: u64 = 4096;
 
-/// Whose locks they are: an [`AccountId`], or [`OBJECT`] with the address where a shared library is mapped.
+/// Whose locks they are: an [`AccountId`], or [`OBJECT`] with the address where a shared library is
+/// mapped.
 pub(super) type LockOwner = u64;
 
 const OBJECT: LockOwner = 1 << 63;
@@ -126,8 +134,9 @@ static TABLE: Mutex<Table> = Mutex::new(Table {
     high: 0,
 });
 
-/// How many threads are using the descriptor of each slot, outside of the mutex. It is not closed as long as there are any, but
-/// at the owner's end: a thread that was cancelled while it waited stays counted until then.
+/// How many threads are using the descriptor of each slot, outside of the mutex. It is not closed
+/// as long as there are any, but at the owner's end: a thread that was cancelled while it waited
+/// stays counted until then.
 static USERS: [AtomicUsize; MOST] = [const { AtomicUsize::new(0) }; MOST];
 
 /// How many slots are used: without any, closing a descriptor costs one look more.
@@ -143,14 +152,17 @@ pub(super) fn prepare() {
         // SAFETY: the name is a C string; looks up its address only.
         let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"_dl_find_object".as_ptr()) };
         FIND_OBJECT.store(found as usize, Ordering::Relaxed);
-        // SAFETY: a function of the executable, which stays. Without it a forked child keeps descriptors, nothing else.
+        // SAFETY: a function of the executable, which stays. Without it a forked child keeps
+        // descriptors, nothing else.
         unsafe { libc::pthread_atfork(None, None, Some(forked)) };
     });
 }
 
-/// Closes in a forked child what the parent keeps: with it, locks would outlive a parent that is killed.
+/// Closes in a forked child what the parent keeps: with it, locks would outlive a parent that is
+/// killed.
 extern "C" fn forked() {
-    // Another thread may have had the mutex at the fork, and does not exist here: then they stay open until `exec`.
+    // Another thread may have had the mutex at the fork, and does not exist here: then they stay
+    // open until `exec`.
     let Ok(mut table) = TABLE.try_lock() else {
         return;
     };
@@ -168,7 +180,8 @@ pub(super) fn any() -> bool {
     COUNT.load(Ordering::Relaxed) != 0
 }
 
-/// Whose the locks are that code at `caller` takes: none for the host, and in a forked child. Neither blocks nor allocates.
+/// Whose the locks are that code at `caller` takes: none for the host, and in a forked child.
+/// Neither blocks nor allocates.
 pub(super) fn owner_of(caller: usize) -> Option<LockOwner> {
     let owner = ranges::lookup(caller).or_else(|| {
         if owner::is_host(caller) {
@@ -188,7 +201,8 @@ fn object(address: usize) -> Option<LockOwner> {
     if find == 0 {
         return Some(OBJECT); // one owner for all of them
     }
-    // Flags, where it begins and ends, and some more words that are none of ours: twelve on every architecture.
+    // Flags, where it begins and ends, and some more words that are none of ours: twelve on every
+    // architecture.
     let mut found = [0; 16];
     // SAFETY: the address is glibc's function of that name, and the type is its signature.
     let find = unsafe { std::mem::transmute::<usize, FindObject>(find) };
@@ -250,7 +264,8 @@ impl Table {
             .position(|kept| kept.owner == owner && kept.file == file)
     }
 
-    /// The slot of `owner` for `file`, if its descriptor still stands for it: a plugin may have closed a number that is not its.
+    /// The slot of `owner` for `file`, if its descriptor still stands for it: a plugin may have
+    /// closed a number that is not its.
     fn sound(&mut self, owner: LockOwner, file: File) -> Option<usize> {
         let index = self.find(owner, file)?;
         if status(self.kept[index].descriptor).is_some_and(|found| found.file == file) {
@@ -289,8 +304,8 @@ impl Table {
     }
 }
 
-/// A descriptor that is kept, in use by the current thread until [`InUse::done`]. Not by a `Drop`: a thread may be cancelled
-/// while it waits for a lock.
+/// A descriptor that is kept, in use by the current thread until [`InUse::done`]. Not by a `Drop`:
+/// a thread may be cancelled while it waits for a lock.
 struct InUse {
     index: usize,
     descriptor: c_int,
@@ -325,9 +340,9 @@ pub(super) fn status(descriptor: c_int) -> Option<Status> {
 /// libc's `fcntl`.
 pub(super) type Fcntl = unsafe extern "C" fn(c_int, c_int, ...) -> c_int;
 
-/// What `fcntl(descriptor, command, lock)` with a command for record locks does for `owner`: as libc's, errno included, but for the
-/// process that `F_GETLK` names (-1: the kernel knows none for a lock of an open file description) and for `EDEADLK`, which the
-/// kernel does not look for there.
+/// What `fcntl(descriptor, command, lock)` with a command for record locks does for `owner`: as
+/// libc's, errno included, but for the process that `F_GETLK` names (-1: the kernel knows none for
+/// a lock of an open file description) and for `EDEADLK`, which the kernel does not look for there.
 ///
 /// # Safety
 /// `lock` is null or valid, as `fcntl(2)` wants it. A cancellation may unwind through this.
@@ -398,7 +413,8 @@ fn get(
     lock: *mut libc::flock,
 ) -> c_int {
     let in_use = existing(owner, file);
-    // Who has no lock conflicts with every other one, as an open file description without locks does.
+    // Who has no lock conflicts with every other one, as an open file description without locks
+    // does.
     let asked = in_use
         .as_ref()
         .map_or(descriptor, |in_use| in_use.descriptor);
@@ -526,8 +542,8 @@ impl Table {
     }
 }
 
-/// The descriptor that is kept for `owner` and `file` and allows a lock of `kind`; `descriptor` with `flags` is one of the
-/// file's. Gives an errno when there can be none.
+/// The descriptor that is kept for `owner` and `file` and allows a lock of `kind`; `descriptor`
+/// with `flags` is one of the file's. Gives an errno when there can be none.
 fn kept(
     descriptor: c_int,
     flags: c_int,
@@ -566,7 +582,8 @@ fn kept(
         raw_close(opened); // another thread was first
         return Ok(table.in_use(index));
     }
-    // A thread that waits on the old one would get its lock there. And the new one has to hold what the old one holds.
+    // A thread that waits on the old one would get its lock there. And the new one has to hold what
+    // the old one holds.
     if USERS[index].load(Ordering::Acquire) != 0
         || !(access.reads && access.writes)
         || !move_locks(old.descriptor, opened)
@@ -581,7 +598,8 @@ fn kept(
     Ok(table.in_use(index))
 }
 
-/// Opens the file behind `descriptor` again, at a number that is out of the way, with the access that `flags` say or more.
+/// Opens the file behind `descriptor` again, at a number that is out of the way, with the access
+/// that `flags` say or more.
 fn reopen(descriptor: c_int, flags: c_int, file: File) -> Result<(c_int, Access), c_int> {
     let mut path = [0_u8; 40];
     let path = proc_path(&mut path, b"", descriptor);
@@ -638,8 +656,8 @@ fn proc_path<'a>(buffer: &'a mut [u8; 40], info: &[u8], descriptor: c_int) -> &'
     &buffer[..length]
 }
 
-/// Takes on `new` the read locks that `old` holds: nobody else can get a lock for writing in between. Only read locks can be on a
-/// descriptor that is replaced.
+/// Takes on `new` the read locks that `old` holds: nobody else can get a lock for writing in
+/// between. Only read locks can be on a descriptor that is replaced.
 fn move_locks(old: c_int, new: c_int) -> bool {
     let mut path = [0_u8; 40];
     let info = open(proc_path(&mut path, b"info", old), libc::O_RDONLY);
@@ -792,7 +810,8 @@ mod tests {
         lock(file, owner, libc::F_SETLK, range(kind, start, length)).map(drop)
     }
 
-    /// Whether another process gets the lock, by the kernel's own record locks on a descriptor that it inherits.
+    /// Whether another process gets the lock, by the kernel's own record locks on a descriptor that
+    /// it inherits.
     fn another_process_gets(file: &fs::File, kind: c_int, start: i64, length: i64) -> bool {
         in_child(|| {
             let mut lock = range(kind, start, length);
@@ -831,7 +850,8 @@ mod tests {
         assert_eq!(set(&second, b, libc::F_RDLCK, 15, 1), Err(libc::EAGAIN));
         assert!(!another_process_gets(&second, libc::F_RDLCK, 15, 1));
         assert_eq!(set(&second, b, libc::F_WRLCK, 20, 1), Ok(()));
-        // By another descriptor of the same owner there is no conflict, and it can be released by any of them.
+        // By another descriptor of the same owner there is no conflict, and it can be released by
+        // any of them.
         assert_eq!(set(&second, a, libc::F_RDLCK, 10, 10), Ok(()));
         assert_eq!(set(&second, b, libc::F_RDLCK, 15, 1), Ok(()));
         assert_eq!(set(&second, a, libc::F_UNLCK, 0, 0), Ok(()));
@@ -956,7 +976,8 @@ mod tests {
         let kept = existing(a, status(file.as_raw_fd()).unwrap().file).unwrap();
         let descriptor: RawFd = kept.descriptor;
         kept.done();
-        // Released in the child by libc, as code in it does: not the parent's. And the descriptor is closed there.
+        // Released in the child by libc, as code in it does: not the parent's. And the descriptor
+        // is closed there.
         assert!(in_child(|| {
             raw(
                 file.as_raw_fd(),

@@ -1,8 +1,10 @@
-//! The locks on files that libraries were refused, and who had them: what a constructor that says "already open" means.
+//! The locks on files that libraries were refused, and who had them: what a constructor that says
+//! "already open" means.
 //!
-//! Many embedded databases may be open only once (redb, fjall, sled by `flock`; RocksDB, LevelDB by record locks). A new generation
-//! starts while the old one still has its files open, so its constructor fails, in the preflight child already. The error of
-//! the library names neither the file nor the other one; the kernel and the ledger can.
+//! Many embedded databases may be open only once (redb, fjall, sled by `flock`; RocksDB, LevelDB by
+//! record locks). A new generation starts while the old one still has its files open, so its
+//! constructor fails, in the preflight child already. The error of the library names neither the
+//! file nor the other one; the kernel and the ledger can.
 
 use std::{
     ffi::c_int,
@@ -36,7 +38,8 @@ pub struct RefusedLock {
 /// What was refused to whom.
 static REFUSED: Mutex<Vec<(AccountId, RefusedLock)>> = Mutex::new(Vec::new());
 
-/// libc has answered `answer` when code of `owner` wanted a lock on `fd`. Keeps the error of the thread.
+/// libc has answered `answer` when code of `owner` wanted a lock on `fd`. Keeps the error of the
+/// thread.
 pub(super) fn note(answer: c_int, fd: c_int, owner: record_locks::LockOwner, how: &str) {
     let error = errno::get();
     if answer == 0 || error != libc::EWOULDBLOCK {
@@ -77,15 +80,16 @@ fn lock() -> MutexGuard<'static, Vec<(AccountId, RefusedLock)>> {
     REFUSED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether `file` is not remembered for `account` and there is room for it: a database that many use is refused all the time.
+/// Whether `file` is not remembered for `account` and there is room for it: a database that many
+/// use is refused all the time.
 fn is_new(account: AccountId, file: (u64, u64)) -> bool {
     let refused = lock();
     let mut its = refused.iter().filter(|(whose, _)| *whose == account);
     its.clone().count() < MOST && its.all(|(_, refused)| refused.file != file)
 }
 
-/// The process that has a lock on `file`, as `/proc/locks` has it: one that took it for itself, and none for locks of open file
-/// descriptions.
+/// The process that has a lock on `file`, as `/proc/locks` has it: one that took it for itself, and
+/// none for locks of open file descriptions.
 fn process_with_lock(file: (u64, u64)) -> Option<i32> {
     let (major, minor) = (libc::major(file.0), libc::minor(file.0));
     let wanted = format!("{major:02x}:{minor:02x}:{}", file.1);
@@ -115,7 +119,8 @@ pub(super) fn forget(account: AccountId) {
 }
 
 impl RefusedLock {
-    /// Who has the file locked or open now, and what to do, in the process of the host. The first sentence of it is a clause.
+    /// Who has the file locked or open now, and what to do, in the process of the host. The first
+    /// sentence of it is a clause.
     pub fn explain(&self) -> String {
         let Self { path, how, .. } = self;
         let path = path.display();

@@ -1,7 +1,8 @@
-//! What libc does for libraries on threads of its own: asynchronous input and output, look-ups of names, notices of message queues.
+//! What libc does for libraries on threads of its own: asynchronous input and output, look-ups of
+//! names, notices of message queues.
 //!
-//! libc reads and writes the memory of whoever asked until the request has ended. So a library is not quiet before that; what can be
-//! cancelled is.
+//! libc reads and writes the memory of whoever asked until the request has ended. So a library is
+//! not quiet before that; what can be cancelled is.
 #![allow(
     unreachable_pub,
     reason = "the dynamic linker reaches what Rust's modules do not"
@@ -49,7 +50,8 @@ enum Kind {
     Lookup,
 }
 
-/// A request of a library. The block at `address` is the library's, and may be gone when the request has ended.
+/// A request of a library. The block at `address` is the library's, and may be gone when the
+/// request has ended.
 struct Request {
     owner: AccountId,
     kind: Kind,
@@ -185,7 +187,8 @@ pub(super) fn symbols() -> Vec<Symbol> {
     symbols_with_caller()
 }
 
-/// libc's `mq_notify` without a notification, which ends the registration of this process, if there is one.
+/// libc's `mq_notify` without a notification, which ends the registration of this process, if there
+/// is one.
 fn untell(queue: c_int) {
     type Notify = unsafe extern "C-unwind" fn(c_int, *mut Notification) -> c_int;
     // SAFETY: the address is libc's function of that name, and the type is its signature.
@@ -259,7 +262,8 @@ unsafe fn begun_on_file(owner: AccountId, request: *mut aiocb) {
     let Some(block) = (unsafe { request.as_ref() }) else {
         return;
     };
-    // The notification is read by libc when the request has ended, in the caller's own block, where it cannot be exchanged unseen.
+    // The notification is read by libc when the request has ended, in the caller's own block, where
+    // it cannot be exchanged unseen.
     if block.aio_sigevent.sigev_notify == libc::SIGEV_THREAD {
         callbacks::calls_directly(owner);
     }
@@ -291,8 +295,9 @@ fn sweep(requests: &mut Vec<Request>) {
 }
 
 impl Request {
-    /// Whether it has not ended. What it says of itself lies in the library's memory, which is read by way of the kernel: when
-    /// the request has ended the library may have given that memory back.
+    /// Whether it has not ended. What it says of itself lies in the library's memory, which is read
+    /// by way of the kernel: when the request has ended the library may have given that memory
+    /// back.
     fn goes_on(&self, memory: &File) -> bool {
         match self.kind {
             Kind::File(fd) => read::<aiocb>(memory, self.address).is_some_and(|block| {
@@ -308,8 +313,9 @@ impl Request {
     fn cancel(&self) {
         match self.kind {
             Kind::File(fd) => {
-                // SAFETY: libc looks for a request with this address among its own, and reads the block, which was there just now. Nothing
-                // of the library runs that would give it back.
+                // SAFETY: libc looks for a request with this address among its own, and reads the
+                // block, which was there just now. Nothing of the library runs that would give it
+                // back.
                 unsafe { libc::aio_cancel(fd, ptr::with_exposed_provenance_mut(self.address)) };
             }
             Kind::Lookup => {
@@ -352,7 +358,8 @@ fn to_be_told(owner: AccountId, queue: c_int, told: bool) {
     }
 }
 
-/// Cancels what libc does for the library of `account`, which nothing calls any more, as far as it can be.
+/// Cancels what libc does for the library of `account`, which nothing calls any more, as far as it
+/// can be.
 pub(super) fn cancel(account: AccountId) {
     if !USED.load(Ordering::Acquire) {
         return;

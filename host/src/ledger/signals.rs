@@ -1,9 +1,12 @@
-//! The signals of the process: what each library wants to be done on them, and the one handler of the host that does it.
+//! The signals of the process: what each library wants to be done on them, and the one handler of
+//! the host that does it.
 //!
-//! A signal has one disposition in a process, and generations that share it would take it from each other, chain to handlers that are unmapped by
-//! then, and leave a default behind that kills. So each account has a disposition of its own for each signal, the default one at the beginning
-//! as in a fresh process, and so has the host. What a library sets is entered there, and what it asks for is answered from there: it
-//! never sees the host's handler nor another library's. The kernel has the host's handler, which calls them all.
+//! A signal has one disposition in a process, and generations that share it would take it from each
+//! other, chain to handlers that are unmapped by then, and leave a default behind that kills. So
+//! each account has a disposition of its own for each signal, the default one at the beginning as
+//! in a fresh process, and so has the host. What a library sets is entered there, and what it asks
+//! for is answered from there: it never sees the host's handler nor another library's. The kernel
+//! has the host's handler, which calls them all.
 //!
 //! - [`action`]: a disposition as a value
 //! - [`table`]: the dispositions of all accounts, and what of them the kernel is told
@@ -11,8 +14,9 @@
 //! - [`last_words`]: what is said when a fault ends the process
 //! - [`calls`]: the C functions that read and change dispositions
 //!
-//! What a library wants never reaches another: to ignore SIGPIPE, to reap children by ignoring SIGCHLD, and to die by SIGTERM are wishes of its own. A
-//! forked child has its own dispositions, which its calls reach past all this.
+//! What a library wants never reaches another: to ignore SIGPIPE, to reap children by ignoring
+//! SIGCHLD, and to die by SIGTERM are wishes of its own. A forked child has its own dispositions,
+//! which its calls reach past all this.
 
 mod action;
 mod calls;
@@ -31,7 +35,8 @@ pub(super) use self::{
 /// Signals are 1..=64 on Linux.
 const SIGNALS: usize = 64;
 
-/// Whether anybody may choose what `signal` does: SIGKILL and SIGSTOP are the kernel's, and two are kept by the C library for itself.
+/// Whether anybody may choose what `signal` does: SIGKILL and SIGSTOP are the kernel's, and two are
+/// kept by the C library for itself.
 fn is_free(signal: c_int) -> bool {
     (1..=SIGNALS as c_int).contains(&signal)
         && !matches!(signal, libc::SIGKILL | libc::SIGSTOP | 32 | 33)
@@ -42,9 +47,11 @@ fn is_free(signal: c_int) -> bool {
 enum Class {
     /// A fault of the code that runs. Only whoever runs there can do something about it.
     Fault,
-    /// Told from outside or by habit to end or stop the process, or ignored by default: without a listener it does what the host wants.
+    /// Told from outside or by habit to end or stop the process, or ignored by default: without a
+    /// listener it does what the host wants.
     Process,
-    /// Its default ends the process, and whoever sends it expects a handler: once a library has had one it never ends the host again.
+    /// Its default ends the process, and whoever sends it expects a handler: once a library has had
+    /// one it never ends the host again.
     Notice,
 }
 

@@ -1,8 +1,10 @@
 //! Which modules a thread is in: code addresses on its stack, found without stopping it.
 //!
-//! The kernel tells where the stack of a thread ends that waits in a system call. Words from there up to the thread's own record
-//! that lie in code that is mapped are return addresses, or what is left of them: a module that the thread is in is always among those
-//! found, one that is found may be one that it has left. So what is read here keeps libraries mapped, and names what people read.
+//! The kernel tells where the stack of a thread ends that waits in a system call. Words from there
+//! up to the thread's own record that lie in code that is mapped are return addresses, or what is
+//! left of them: a module that the thread is in is always among those found, one that is found may
+//! be one that it has left. So what is read here keeps libraries mapped, and names what people
+//! read.
 
 use std::{
     collections::BTreeSet,
@@ -32,7 +34,8 @@ pub(super) struct Modules {
 
 /// How much of a stack is read when nothing tells where it begins.
 const MOST: usize = 1 << 20;
-/// How far the record that glibc has of a thread goes beyond its list of robust mutexes, at the most.
+/// How far the record that glibc has of a thread goes beyond its list of robust mutexes, at the
+/// most.
 const RECORD: usize = 2048;
 
 /// What a thread does.
@@ -49,11 +52,13 @@ pub(super) enum Seen {
 /// A thread that waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Waiting {
-    /// The number of the system call, and its first argument; none when it waits for its memory or was interrupted.
+    /// The number of the system call, and its first argument; none when it waits for its memory or
+    /// was interrupted.
     pub(super) call: Option<(i64, usize)>,
     /// The libraries whose code is on its stack.
     pub(super) libraries: BTreeSet<AccountId>,
-    /// The names of the modules whose code is on its stack, innermost first, without those of libraries that have an account.
+    /// The names of the modules whose code is on its stack, innermost first, without those of
+    /// libraries that have an account.
     pub(super) modules: Vec<String>,
     /// Whether all of its stack was read, with the function that it began with.
     pub(super) whole: bool,
@@ -94,7 +99,8 @@ impl Modules {
         range.contains(&address).then_some(name)
     }
 
-    /// The name of the module at `address` for people; none when it is the host, a library that has an account, or nothing.
+    /// The name of the module at `address` for people; none when it is the host, a library that has
+    /// an account, or nothing.
     pub(super) fn name_at(&self, address: usize) -> Option<String> {
         if ranges::lookup(address).is_some() {
             return None;
@@ -103,7 +109,8 @@ impl Modules {
         (path != self.host).then(|| short(path))
     }
 
-    /// Whether `name`, one of [`Waiting::modules`], is that of libc, its dynamic linker or the kernel's part of the process.
+    /// Whether `name`, one of [`Waiting::modules`], is that of libc, its dynamic linker or the
+    /// kernel's part of the process.
     pub(super) fn is_libc(name: &str) -> bool {
         [
             "libc.so", "libc-", "ld-linux", "ld-musl", "ld64", "ld.so", "ld-2",
@@ -195,8 +202,8 @@ fn short(path: &str) -> String {
     }
 }
 
-/// The record that glibc has of a thread that it made, above its stack, from the list of robust mutexes in it on. What lies behind may
-/// be taken for a part of it.
+/// The record that glibc has of a thread that it made, above its stack, from the list of robust
+/// mutexes in it on. What lies behind may be taken for a part of it.
 pub(super) fn record(tid: i32) -> Option<Range<usize>> {
     let mut head = ptr::null::<()>();
     let mut len = 0_usize;

@@ -1,14 +1,18 @@
 //! The net below the books: the tasks of this process that nobody has entered.
 //!
-//! A task that is no library's ([`super::threads`]), was not seen to begin ([`super::tasks`]) and is not the main thread was made past
-//! libc's names: by a system call, by a copy of `pthread_create` that was looked up, by libc for itself. Whose it is can only be told by
-//! its age and by the code on its stack ([`super::stack`]):
+//! A task that is no library's ([`super::threads`]), was not seen to begin ([`super::tasks`]) and
+//! is not the main thread was made past libc's names: by a system call, by a copy of
+//! `pthread_create` that was looked up, by libc for itself. Whose it is can only be told by its age
+//! and by the code on its stack ([`super::stack`]):
 //!
 //! - one whose stack has code of a library on it holds that library, whatever else is known of it;
 //! - one that is older than the load of a library is not that library's, and holds it only so;
-//! - one whose stack has code of other libraries on it is theirs: the function that a thread began with is on its stack until it ends;
-//! - libc's own helpers, which are known by where they wait, hold none: what they would do for a library is in other books;
-//! - any other holds every library that it is younger than, and one that runs whenever it is looked at holds every library.
+//! - one whose stack has code of other libraries on it is theirs: the function that a thread began
+//!   with is on its stack until it ends;
+//! - libc's own helpers, which are known by where they wait, hold none: what they would do for a
+//!   library is in other books;
+//! - any other holds every library that it is younger than, and one that runs whenever it is looked
+//!   at holds every library.
 
 use std::{
     collections::HashMap,
@@ -48,7 +52,8 @@ pub(super) struct Library {
     pub(super) is_called_back: bool,
 }
 
-/// The helpers of libc that were recognised: number and beginning. Each lives as long as the process.
+/// The helpers of libc that were recognised: number and beginning. Each lives as long as the
+/// process.
 static HELPERS: Mutex<Vec<(i32, u64)>> = Mutex::new(Vec::new());
 
 /// The tasks that hold `library`.
@@ -72,7 +77,8 @@ pub(super) fn of(library: Library) -> io::Result<Vec<Stranger>> {
         }
         let owner = by_tid.get(&tid).filter(|alive| alive.is(task));
         if let Some(alive) = owner {
-            // One that began in a library ends in it. One that did not may serve many, as the pool of a library that came along does.
+            // One that began in a library ends in it. One that did not may serve many, as the pool
+            // of a library that came along does.
             if alive.owner == library.account || ranges::lookup(alive.routine).is_some() {
                 continue;
             }
@@ -83,7 +89,8 @@ pub(super) fn of(library: Library) -> io::Result<Vec<Stranger>> {
     Ok(held)
 }
 
-/// [`of`], after those that are about to end or to be entered had the time to: for when the answer is acted upon.
+/// [`of`], after those that are about to end or to be entered had the time to: for when the answer
+/// is acted upon.
 ///
 /// # Errors
 /// As [`of`].
@@ -139,10 +146,12 @@ fn judge(
     (stranger.inside || !is_theirs).then_some(stranger)
 }
 
-/// Whether libc made this task for itself, and it cannot come to call a library that nobody knows of.
+/// Whether libc made this task for itself, and it cannot come to call a library that nobody knows
+/// of.
 ///
-/// All of a thread that libc made is read, with the function that it began with. When that and all else is libc's, it is a helper, or a thread
-/// that is about to call back. Where a library may be called back the helper has to be seen to wait for work.
+/// All of a thread that libc made is read, with the function that it began with. When that and all
+/// else is libc's, it is a helper, or a thread that is about to call back. Where a library may be
+/// called back the helper has to be seen to wait for work.
 fn is_libcs(waiting: &Waiting, is_called_back: bool) -> bool {
     waiting.whole
         && waiting.libraries.is_empty()
@@ -153,7 +162,8 @@ fn is_libcs(waiting: &Waiting, is_called_back: bool) -> bool {
         }
 }
 
-/// Whether a thread waits for what the kernel has to say, as the helper does that serves `mq_notify`.
+/// Whether a thread waits for what the kernel has to say, as the helper does that serves
+/// `mq_notify`.
 fn waits_for_notices((number, first): (i64, usize)) -> bool {
     if number != libc::SYS_recvfrom {
         return false;
@@ -175,8 +185,9 @@ fn waits_for_notices((number, first): (i64, usize)) -> bool {
 /// The set of the one signal that glibc keeps for its timers.
 const OF_TIMERS: u64 = 1 << (32 - 1);
 
-/// Whether it is the helper of glibc that serves timers with `SIGEV_THREAD`. It waits for the signals of a set that lies in libc and has only
-/// glibc's own in it; threads that it has started are tasks before a timer is deleted, so it may do what it likes.
+/// Whether it is the helper of glibc that serves timers with `SIGEV_THREAD`. It waits for the
+/// signals of a set that lies in libc and has only glibc's own in it; threads that it has started
+/// are tasks before a timer is deleted, so it may do what it likes.
 fn is_helper(tid: i32, task: Task, waiting: Option<&Waiting>, modules: &Modules) -> bool {
     let mut helpers = HELPERS.lock().unwrap_or_else(PoisonError::into_inner);
     if helpers.contains(&(tid, task.began)) {

@@ -1,7 +1,8 @@
 //! The environment, the working directory and the mask of new files: each is there once, for all.
 //!
-//! A library changes them for everybody, as it would in a process of its own. That is done as it is asked for, and noted, so that people are told whose
-//! change it was; but the environment never keeps a string that lies in a library, which would be read after that is unmapped.
+//! A library changes them for everybody, as it would in a process of its own. That is done as it is
+//! asked for, and noted, so that people are told whose change it was; but the environment never
+//! keeps a string that lies in a library, which would be read after that is unmapped.
 #![allow(
     unreachable_pub,
     reason = "the dynamic linker reaches what Rust's modules do not"
@@ -56,7 +57,8 @@ interposed! {
             let text = unsafe { CStr::from_ptr(string) };
             let answer = match put(text) {
                 Some(answer) => answer,
-                // SAFETY: the argument of the caller, as it came; libc keeps no string without a value.
+                // SAFETY: the argument of the caller, as it came; libc keeps no string without a
+                // value.
                 None => unsafe { real(string) },
             };
             if answer == 0 {
@@ -104,8 +106,8 @@ pub(super) fn symbols() -> Vec<Symbol> {
     symbols_with_caller()
 }
 
-/// `putenv` of a copy: as libc's, but what is written to the string afterwards changes nothing. None when it has no name with a value, and is
-/// for libc to judge.
+/// `putenv` of a copy: as libc's, but what is written to the string afterwards changes nothing.
+/// None when it has no name with a value, and is for libc to judge.
 fn put(text: &CStr) -> Option<c_int> {
     type Set = unsafe extern "C-unwind" fn(*const c_char, *const c_char, c_int) -> c_int;
     type Put = unsafe extern "C-unwind" fn(*mut c_char) -> c_int;
@@ -122,7 +124,8 @@ fn put(text: &CStr) -> Option<c_int> {
     let value = &text.to_bytes_with_nul()[at + 1..];
     // SAFETY: the address is libc's function of that name, and the type is its signature.
     let set = unsafe { std::mem::transmute::<usize, Set>(SETENV.address()) };
-    // SAFETY: two strings that end with a zero byte, of which libc makes copies; the same ones again for the same value.
+    // SAFETY: two strings that end with a zero byte, of which libc makes copies; the same ones
+    // again for the same value.
     Some(unsafe { set(name.as_ptr().cast(), value.as_ptr().cast(), 1) })
 }
 

@@ -1,8 +1,10 @@
 //! The tasks of this process, as the kernel lists them, and which of them were seen to begin.
 //!
-//! Every thread that is made by `pthread_create` enters itself in a table as its first act and marks itself there as its last
-//! thread-local destructor, whoever made it. The table is read and written without a lock and without an allocation, since threads begin
-//! before `main` and in forked children. Its 16 MiB are memory that nobody touches but for the pages of the numbers in use.
+//! Every thread that is made by `pthread_create` enters itself in a table as its first act and
+//! marks itself there as its last thread-local destructor, whoever made it. The table is read and
+//! written without a lock and without an allocation, since threads begin before `main` and in
+//! forked children. Its 16 MiB are memory that nobody touches but for the pages of the numbers in
+//! use.
 
 use std::{
     fs, io,
@@ -16,7 +18,8 @@ use super::threads::own_tid;
 /// `PID_MAX_LIMIT` of the kernel: no task has a higher number.
 const NUMBERS: usize = 4 << 20;
 
-/// For each number: zero when no thread with it was seen to begin, [`ALIVE`], or when it ended, as [`ended_at`] has it.
+/// For each number: zero when no thread with it was seen to begin, [`ALIVE`], or when it ended, as
+/// [`ended_at`] has it.
 static SEEN: [AtomicU32; NUMBERS] = [const { AtomicU32::new(0) }; NUMBERS];
 
 const ALIVE: u32 = 1;
@@ -52,8 +55,8 @@ pub(super) fn begin() {
 
 /// Whether a thread that was seen to begin is this task.
 ///
-/// Between a thread's mark and its end in the kernel lie a few instructions of libc. After that the kernel may give its number to
-/// another task, which has begun later than the mark was made.
+/// Between a thread's mark and its end in the kernel lie a few instructions of libc. After that the
+/// kernel may give its number to another task, which has begun later than the mark was made.
 pub(super) fn was_seen(tid: i32) -> bool {
     let seen = usize::try_from(tid)
         .ok()
@@ -62,7 +65,8 @@ pub(super) fn was_seen(tid: i32) -> bool {
     match seen {
         0 => false,
         ALIVE => true,
-        // Half of the numbers lie before: that is 124 days, so of an older thread the last instructions are a stranger's for a moment.
+        // Half of the numbers lie before: that is 124 days, so of an older thread the last
+        // instructions are a stranger's for a moment.
         end => Task::look(tid)
             .is_none_or(|task| end.wrapping_sub(ended_at(task.began)) <= u32::MAX / 2),
     }
@@ -92,7 +96,8 @@ impl Task {
         Some(Self { began, flags })
     }
 
-    /// Whether it is a worker that the kernel made for itself (io_uring's, vhost's): those never run code of the process.
+    /// Whether it is a worker that the kernel made for itself (io_uring's, vhost's): those never
+    /// run code of the process.
     pub(super) fn is_of_kernel(self) -> bool {
         const PF_IO_WORKER: u64 = 0x10;
         const PF_USER_WORKER: u64 = 0x4000;
@@ -100,7 +105,8 @@ impl Task {
     }
 }
 
-/// The time since the machine was started, in the unit in which the kernel tells when a task began: hundredths of a second.
+/// The time since the machine was started, in the unit in which the kernel tells when a task began:
+/// hundredths of a second.
 pub(super) fn now() -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,
@@ -133,7 +139,8 @@ pub(super) fn all() -> io::Result<Vec<i32>> {
                 tasks.push(tid);
             }
         }
-        // The kernel cuts the list short when the task that it stands at ends meanwhile. The folder has two links and one for each task.
+        // The kernel cuts the list short when the task that it stands at ends meanwhile. The folder
+        // has two links and one for each task.
         if tasks.len() as u64 + 2 >= fs::metadata(folder)?.nlink() {
             return Ok(tasks);
         }

@@ -1,13 +1,17 @@
-//! The threads that libraries started, or that were started for them: alive until the kernel says otherwise.
+//! The threads that libraries started, or that were started for them: alive until the kernel says
+//! otherwise.
 //!
-//! Whose a thread is depends on who made it, not on where its routine lies: C++ starts its threads in libstdc++, and a C library
-//! that a plugin brought along starts its own. So the caller of `pthread_create` is asked, and where that is neither the host
-//! nor a plugin, the thread that calls ([`super::owner`]); threads that such a thread makes are the library's as well.
-//! Every other thread that is made is entered in [`super::tasks`]: those that are in neither are [`super::strangers`].
+//! Whose a thread is depends on who made it, not on where its routine lies: C++ starts its threads
+//! in libstdc++, and a C library that a plugin brought along starts its own. So the caller of
+//! `pthread_create` is asked, and where that is neither the host nor a plugin, the thread that
+//! calls ([`super::owner`]); threads that such a thread makes are the library's as well. Every
+//! other thread that is made is entered in [`super::tasks`]: those that are in neither are
+//! [`super::strangers`].
 //!
-//! A thread's start routine returning is not its end: glibc then runs the destructors of its thread-locals, which are
-//! code of the library, and only then leaves to the kernel. Nothing that runs on the thread itself can say that it is
-//! past that point. So the only question asked is whether the kernel still knows the thread.
+//! A thread's start routine returning is not its end: glibc then runs the destructors of its
+//! thread-locals, which are code of the library, and only then leaves to the kernel. Nothing that
+//! runs on the thread itself can say that it is past that point. So the only question asked is
+//! whether the kernel still knows the thread.
 #![allow(
     unreachable_pub,
     reason = "the dynamic linker reaches what Rust's modules do not"
@@ -36,7 +40,8 @@ use super::{
 struct Started {
     /// The account of the library.
     owner: AccountId,
-    /// The kernel's number for it; [`NOT_YET`] until its first instruction, [`NEVER`] when it could not be created.
+    /// The kernel's number for it; [`NOT_YET`] until its first instruction, [`NEVER`] when it could
+    /// not be created.
     tid: AtomicI32,
     /// When it entered its number, which is after it began.
     entered: AtomicU64,
@@ -106,8 +111,8 @@ pub(super) fn current_owner() -> AccountId {
     OWNER.get()
 }
 
-/// Whether `account`'s library started the current thread. Everything registered on such a thread may go to libc: it
-/// runs when the thread ends, and the library is not quiet before that.
+/// Whether `account`'s library started the current thread. Everything registered on such a thread
+/// may go to libc: it runs when the thread ends, and the library is not quiet before that.
 pub(super) fn current_is_of(account: AccountId) -> bool {
     OWNER.get() == account
 }
@@ -124,7 +129,8 @@ interposed! {
         as unsafe extern "C-unwind" fn(*mut pthread_t, *const pthread_attr_t, Routine, *mut c_void) -> c_int,
         "r8", "x4", |real, caller| {
             let starting = starting(routine, argument, caller);
-            // SAFETY: the caller's, but for the routine, which is ours with the argument made for it, once.
+            // SAFETY: the caller's, but for the routine, which is ours with the argument made for
+            // it, once.
             let answer = masks::without_others(starting.owner, || unsafe {
                 real(thread, attributes, first, starting.argument())
             });
@@ -137,13 +143,15 @@ interposed! {
         (thread: *mut pthread_t, routine: C11Routine, argument: *mut c_void) -> c_int
         as unsafe extern "C-unwind" fn(*mut pthread_t, C11Routine, *mut c_void) -> c_int,
         "rcx", "x3", |real, caller| {
-            // SAFETY: the routine's answer is an int in the register where the pointer is expected, and `first` hands that
-            // register on as it is; `thrd_create` is given `first` under C11's type, so it reads an int again.
+            // SAFETY: the routine's answer is an int in the register where the pointer is expected,
+            // and `first` hands that register on as it is; `thrd_create` is given `first` under
+            // C11's type, so it reads an int again.
             let routine = unsafe { std::mem::transmute::<C11Routine, Routine>(routine) };
             let starting = starting(routine, argument, caller);
             // SAFETY: as above.
             let first = unsafe { std::mem::transmute::<Routine, C11Routine>(first as Routine) };
-            // SAFETY: the caller's, but for the routine, which is ours with the argument made for it, once.
+            // SAFETY: the caller's, but for the routine, which is ours with the argument made for
+            // it, once.
             let answer = masks::without_others(starting.owner, || unsafe {
                 real(thread, first, starting.argument())
             });
@@ -168,11 +176,13 @@ type CloneFn = unsafe extern "C" fn(
 
 static CLONE: Real = Real::new(c"clone");
 
-/// Makes a task. One that is a thread of this process has no thread-locals of its own unless its maker has made them, so nothing of the
-/// ledger may run on it: it is entered by the one who made it, which is in a call or on a thread of the library until this returns.
+/// Makes a task. One that is a thread of this process has no thread-locals of its own unless its
+/// maker has made them, so nothing of the ledger may run on it: it is entered by the one who made
+/// it, which is in a call or on a thread of the library until this returns.
 ///
-/// The last three arguments are those that libc takes from its variable ones. Where the caller gave none they are what happens to be in
-/// their places, here as in libc, and the kernel reads none that `flags` does not ask for.
+/// The last three arguments are those that libc takes from its variable ones. Where the caller gave
+/// none they are what happens to be in their places, here as in libc, and the kernel reads none
+/// that `flags` does not ask for.
 ///
 /// # Safety
 /// As `clone(2)`.
@@ -186,7 +196,8 @@ pub unsafe extern "C" fn clone(
     tls: *mut c_void,
     child_tid: *mut c_void,
 ) -> c_int {
-    // SAFETY: the address is libc's function of that name, and the type is its signature with all that it may read.
+    // SAFETY: the address is libc's function of that name, and the type is its signature with all
+    // that it may read.
     let real = unsafe { std::mem::transmute::<usize, CloneFn>(CLONE.address()) };
     // SAFETY: the arguments of the caller, as they came.
     let answer = unsafe { real(routine, stack, flags, argument, parent_tid, tls, child_tid) };
@@ -212,8 +223,9 @@ fn owner_of(routine: usize, caller: usize) -> Option<AccountId> {
     owner::of_caller(caller)
         .or_else(|| ranges::lookup(routine))
         .or_else(|| {
-            // The host's threads begin in the host. What seems to be made by it and does not was made by the last act of a function of a
-            // library that the host has called, which jumps there and leaves its own caller's address.
+            // The host's threads begin in the host. What seems to be made by it and does not was
+            // made by the last act of a function of a library that the host has called, which jumps
+            // there and leaves its own caller's address.
             if owner::is_host(caller) && !owner::is_host(routine) {
                 owner::current()
             } else {
@@ -237,7 +249,8 @@ struct Starting {
     owner: Option<AccountId>,
 }
 
-/// Enters a thread that is about to be created by code at `caller`: when it is a library's it counts from now on.
+/// Enters a thread that is about to be created by code at `caller`: when it is a library's it
+/// counts from now on.
 fn starting(routine: Routine, argument: *mut c_void, caller: usize) -> Starting {
     let address = routine as usize;
     let owner = owner_of(address, caller);
@@ -276,7 +289,8 @@ impl Starting {
 
     /// The thread could not be created.
     fn failed(self) {
-        // SAFETY: made by `starting` with `Box::into_raw`; the thread that would have taken it does not exist.
+        // SAFETY: made by `starting` with `Box::into_raw`; the thread that would have taken it does
+        // not exist.
         let first = unsafe { Box::from_raw(self.first) };
         if let Some(started) = first.started {
             started.tid.store(NEVER, Ordering::Release);
@@ -284,17 +298,20 @@ impl Starting {
     }
 }
 
-/// The first function of every thread that is made by libc's names: enters its number and goes on to its own.
+/// The first function of every thread that is made by libc's names: enters its number and goes on
+/// to its own.
 ///
-/// Nothing here runs after the routine and nothing is left to drop, so that `pthread_exit` may unwind through it.
+/// Nothing here runs after the routine and nothing is left to drop, so that `pthread_exit` may
+/// unwind through it.
 ///
 /// # Safety
 /// `argument` comes from [`Starting::argument`], once.
 unsafe extern "C-unwind" fn first(argument: *mut c_void) -> *mut c_void {
     // SAFETY: the caller's promise; `pthread_create` calls this at most once.
     let (routine, argument) = unsafe { take(argument.cast()) };
-    // SAFETY: the routine and the argument that were given to `pthread_create`. Where it is a library's that is mapped: it counts
-    // this thread as its own, and is not unmapped while the kernel knows the thread.
+    // SAFETY: the routine and the argument that were given to `pthread_create`. Where it is a
+    // library's that is mapped: it counts this thread as its own, and is not unmapped while the
+    // kernel knows the thread.
     unsafe { routine(argument) }
 }
 
@@ -310,7 +327,8 @@ unsafe fn take(first: *mut First) -> (Routine, *mut c_void) {
     (first.routine, first.argument)
 }
 
-/// The current thread, which libc has started for it, is one of the library of `owner` from now on, and calls `routine` of it.
+/// The current thread, which libc has started for it, is one of the library of `owner` from now on,
+/// and calls `routine` of it.
 pub(super) fn adopt(owner: AccountId, routine: usize) {
     enter(owner, routine, 0).enter();
 }
@@ -328,7 +346,8 @@ pub(super) struct Alive {
 }
 
 impl Alive {
-    /// Whether the task of its number is this thread, and no later one that was given the same number.
+    /// Whether the task of its number is this thread, and no later one that was given the same
+    /// number.
     pub(super) fn is(&self, task: Task) -> bool {
         task.began <= self.entered
     }
@@ -360,7 +379,8 @@ impl Alive {
 pub(super) fn alive(account: AccountId) -> Vec<Alive> {
     let mut list = LIST.lock().unwrap_or_else(PoisonError::into_inner);
     list.started.retain(|started| {
-        // Others are swept elsewhere: asking the kernel about each of them here would cost every settling library.
+        // Others are swept elsewhere: asking the kernel about each of them here would cost every
+        // settling library.
         started.owner != account || started.is_alive()
     });
     list.of(|started| started.owner == account)
@@ -390,7 +410,8 @@ impl List {
 
 /// The kernel's number of the current thread.
 pub(super) fn own_tid() -> i32 {
-    // SAFETY: has no preconditions. Asked anew each time, so that a forked child is not taken for its parent.
+    // SAFETY: has no preconditions. Asked anew each time, so that a forked child is not taken for
+    // its parent.
     unsafe { libc::gettid() }
 }
 

@@ -1,5 +1,6 @@
-//! The POSIX timers of libraries. They end with the library that made them: what a timer does when it expires (a call on a thread of
-//! libc's, a signal that was the library's) is nobody's any more then.
+//! The POSIX timers of libraries. They end with the library that made them: what a timer does when
+//! it expires (a call on a thread of libc's, a signal that was the library's) is nobody's any more
+//! then.
 #![allow(
     unreachable_pub,
     reason = "the dynamic linker reaches what Rust's modules do not"
@@ -22,7 +23,8 @@ use super::{
     owner,
 };
 
-/// `timer_t`: for libc an address or a number, which it may give out again once the timer is deleted.
+/// `timer_t`: for libc an address or a number, which it may give out again once the timer is
+/// deleted.
 type Id = *mut c_void;
 
 struct Timer {
@@ -65,7 +67,8 @@ interposed! {
         as unsafe extern "C-unwind" fn(Id) -> c_int,
         "rsi", "x1", |real, _caller| {
             if COUNT.load(Ordering::Acquire) > 0 {
-                // Before libc does it: right after that the timer's name may be given to somebody else.
+                // Before libc does it: right after that the timer's name may be given to somebody
+                // else.
                 take(|of| of.id == timer.addr());
             }
             // SAFETY: the argument of the caller, as it came.
@@ -85,8 +88,8 @@ fn take(which: impl Fn(&Timer) -> bool) -> Vec<Timer> {
     taken
 }
 
-/// Deletes the timers of `account`, whose library nothing calls any more; gives how many. A thread that libc has started for one by then
-/// is a task of this process when this returns.
+/// Deletes the timers of `account`, whose library nothing calls any more; gives how many. A thread
+/// that libc has started for one by then is a task of this process when this returns.
 pub(super) fn disarm(account: AccountId) -> usize {
     if COUNT.load(Ordering::Acquire) == 0 {
         return 0;
@@ -97,7 +100,8 @@ pub(super) fn disarm(account: AccountId) -> usize {
         std::mem::transmute::<usize, unsafe extern "C-unwind" fn(Id) -> c_int>(DELETE.address())
     };
     for timer in &timers {
-        // SAFETY: libc gave out this timer, and it was not deleted since: `timer_delete` strikes it out of this list.
+        // SAFETY: libc gave out this timer, and it was not deleted since: `timer_delete` strikes it
+        // out of this list.
         unsafe { delete(std::ptr::with_exposed_provenance_mut(timer.id)) };
     }
     timers.len()

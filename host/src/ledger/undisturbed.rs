@@ -1,4 +1,5 @@
-//! Short sections that no signal interrupts, so that a handler on the same thread never waits for what its own thread holds.
+//! Short sections that no signal interrupts, so that a handler on the same thread never waits for
+//! what its own thread holds.
 
 use std::{
     marker::PhantomData,
@@ -9,8 +10,8 @@ use std::{
 /// How many bytes the kernel's set of signals has.
 const SET: usize = size_of::<u64>();
 
-/// All signals of this thread wait until this is dropped. By system calls, as libc leaves two signals of its own out: one of
-/// them cancels threads.
+/// All signals of this thread wait until this is dropped. By system calls, as libc leaves two
+/// signals of its own out: one of them cancels threads.
 #[derive(Debug)]
 pub(super) struct SignalsBlocked {
     before: u64,
@@ -37,7 +38,8 @@ impl Drop for SignalsBlocked {
 }
 
 fn change(to: &u64, before: *mut u64) {
-    // SAFETY: both sets have the size that is told; the second one is null or has room for what was there.
+    // SAFETY: both sets have the size that is told; the second one is null or has room for what was
+    // there.
     unsafe {
         libc::syscall(
             libc::SYS_rt_sigprocmask,
@@ -49,7 +51,8 @@ fn change(to: &u64, before: *mut u64) {
     };
 }
 
-/// A lock for a few instructions. Held by [`Undisturbed`] only, so never across code of a plugin.
+/// A lock for a few instructions. SpinGuard by [`Undisturbed`] only, so never across code of a
+/// plugin.
 #[derive(Debug)]
 pub(super) struct Spin(AtomicBool);
 
@@ -62,28 +65,28 @@ impl Spin {
 /// A lock that is held, on a thread whose signals wait until this is dropped.
 pub(super) struct Undisturbed<'a> {
     // Released before a signal can come.
-    _lock: Held<'a>,
+    _lock: SpinGuard<'a>,
     _blocked: SignalsBlocked,
 }
 
-struct Held<'a>(&'a Spin);
+struct SpinGuard<'a>(&'a Spin);
 
-impl Drop for Held<'_> {
+impl Drop for SpinGuard<'_> {
     fn drop(&mut self) {
         self.0.0.store(false, Ordering::Release);
     }
 }
 
 impl<'a> Undisturbed<'a> {
-    /// Blocks the signals of this thread, then waits for the lock. May be called in a signal handler. Not in a forked child: the thread
-    /// that holds the lock may not exist there.
+    /// Blocks the signals of this thread, then waits for the lock. May be called in a signal
+    /// handler. Not in a forked child: the thread that holds the lock may not exist there.
     pub(super) fn lock(lock: &'a Spin) -> Self {
         let blocked = SignalsBlocked::begin();
         while lock.0.swap(true, Ordering::Acquire) {
             std::thread::yield_now();
         }
         Self {
-            _lock: Held(lock),
+            _lock: SpinGuard(lock),
             _blocked: blocked,
         }
     }

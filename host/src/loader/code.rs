@@ -188,8 +188,8 @@ impl Code {
     /// when layouts are trusted.
     ///
     /// # Errors
-    /// When it exports no table, one of another abi_stable or another major version, or (with [`Layouts::Check`]) one whose
-    /// layout is another.
+    /// When it exports no table, one of another abi_stable or another major version, or (with
+    /// [`Layouts::Check`]) one whose layout is another.
     pub fn root<M: RootModule>(&self) -> Result<M, LoadError> {
         self.initialise()?;
         let Inner {
@@ -246,8 +246,8 @@ impl Code {
 /// tables end before the host's do, and abi_stable lets only the expected side be the shorter one.
 /// A newer one was refused by its manifest.
 ///
-/// What abi_stable remembers of a comparison refers to the layouts, which lie in the library. So it is
-/// forgotten here, and not kept in the statics of the host, where it would outlive the library.
+/// What abi_stable remembers of a comparison refers to the layouts, which lie in the library. So it
+/// is forgotten here, and not kept in the statics of the host, where it would outlive the library.
 fn fits<M: RootModule>(header: &LibHeader) -> Result<(), LoadError> {
     let theirs = header
         .layout()

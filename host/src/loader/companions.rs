@@ -1,4 +1,5 @@
-//! The libraries of files that are mapped beside plugins: the dynamic linker takes what is there already for another of the same name.
+//! The libraries of files that are mapped beside plugins: the dynamic linker takes what is there
+//! already for another of the same name.
 
 use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
 

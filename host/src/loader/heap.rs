@@ -1,12 +1,13 @@
-//! The heap of one load of a library: made before its constructors run, freed whole after it is unmapped.
+//! The heap of one load of a library: made before its constructors run, freed whole after it is
+//! unmapped.
 //!
-//! Each is a heap of mimalloc's: any thread allocates in it, any thread frees, a thread that ends leaves its blocks in it,
-//! and `mi_heap_destroy` gives all of it back at once, whoever allocated it. What the host itself allocates comes from another heap of
-//! the same mimalloc.
+//! Each is a heap of mimalloc's: any thread allocates in it, any thread frees, a thread that ends
+//! leaves its blocks in it, and `mi_heap_destroy` gives all of it back at once, whoever allocated
+//! it. What the host itself allocates comes from another heap of the same mimalloc.
 //!
-//! mimalloc takes blocks from arenas, large parts of the address space that it keeps, and only what lies in one is counted
-//! and freed with its heap. What does not: a single block of more than [`IN_ARENAS`], and what is allocated while the
-//! system gives no address space for another arena.
+//! mimalloc takes blocks from arenas, large parts of the address space that it keeps, and only what
+//! lies in one is counted and freed with its heap. What does not: a single block of more than
+//! [`IN_ARENAS`], and what is allocated while the system gives no address space for another arena.
 
 use std::{
     ffi::c_void,
@@ -22,7 +23,8 @@ use libmimalloc_sys as mi;
 use super::mapped::{self, Object};
 use crate::process;
 
-/// A heap, and the table by which a library uses it. Dropping it leaves both for the life of the process.
+/// A heap, and the table by which a library uses it. Dropping it leaves both for the life of the
+/// process.
 #[derive(Debug)]
 pub(super) struct OwnHeap(NonNull<Heap>);
 
@@ -31,8 +33,8 @@ unsafe impl Send for OwnHeap {}
 // SAFETY: as above.
 unsafe impl Sync for OwnHeap {}
 
-/// The largest block that comes from an arena, in KiB. By itself mimalloc maps those of more than 2 GiB one by one; 15 GiB is
-/// what an arena can hold.
+/// The largest block that comes from an arena, in KiB. By itself mimalloc maps those of more than 2
+/// GiB one by one; 15 GiB is what an arena can hold.
 const IN_ARENAS: i64 = 15 << 20;
 
 /// `mi_option_arena_max_object_size`, which the bindings do not name yet.
@@ -42,7 +44,8 @@ const _: () = assert!(
     "the options of this mimalloc are others: look at its mimalloc.h",
 );
 
-/// All heaps that there are. Held while they are looked at, so that none goes meanwhile; by many at once, as workers are among them.
+/// All heaps that there are. RetainReasons while they are looked at, so that none goes meanwhile;
+/// by many at once, as workers are among them.
 static HEAPS: RwLock<Vec<SharedHeap>> = RwLock::new(Vec::new());
 
 /// A heap of mimalloc's.
@@ -51,15 +54,16 @@ struct SharedHeap(NonNull<mi::mi_heap_t>);
 
 // SAFETY: any thread may use such a heap.
 unsafe impl Send for SharedHeap {}
-// SAFETY: several at a time, too: each allocates and collects in a part of its own, and looking at all parts only reads counts.
+// SAFETY: several at a time, too: each allocates and collects in a part of its own, and looking at
+// all parts only reads counts.
 unsafe impl Sync for SharedHeap {}
 
 /// The heap for the library that is being mapped. One is mapped at a time.
-static OFFER: Mutex<Option<Offered>> = Mutex::new(None);
+static GRANT: Mutex<Option<Granted>> = Mutex::new(None);
 
 /// What is offered, and to whom.
 #[derive(Debug)]
-struct Offered {
+struct Granted {
     heap: OwnHeap,
     /// The name that the dynamic linker will know the library by.
     name: Vec<u8>,
@@ -67,15 +71,16 @@ struct Offered {
     is_told: bool,
 }
 
-/// The library that is mapped next gets a heap of its own, from now until this is taken or withdrawn. Dropping it leaves the
-/// heap for the life of the process.
+/// The library that is mapped next gets a heap of its own, from now until this is taken or
+/// withdrawn. Dropping it leaves the heap for the life of the process.
 #[derive(Debug)]
-pub(super) struct Offer(());
+pub(super) struct HeapGrant(());
 
-impl Offer {
-    /// Makes the heap for the library that will be mapped as `name`. It gets none where there is no memory for that.
+impl HeapGrant {
+    /// Makes the heap for the library that will be mapped as `name`. It gets none where there is no
+    /// memory for that.
     pub(super) fn to(name: &str) -> Self {
-        *offer() = OwnHeap::new().map(|heap| Offered {
+        *grant() = OwnHeap::new().map(|heap| Granted {
             heap,
             name: name.as_bytes().to_vec(),
             is_told: false,
@@ -83,14 +88,15 @@ impl Offer {
         Self(())
     }
 
-    /// Gives the heap to `library`, which is mapped as `object`, unless a constructor of it has asked for it before. None when
-    /// it was built without a heap of its own.
+    /// Gives the heap to `library`, which is mapped as `object`, unless a constructor of it has
+    /// asked for it before. None when it was built without a heap of its own.
     pub(super) fn take(self, library: &dl::Library, object: &Object) -> Option<OwnHeap> {
-        let Offered { heap, is_told, .. } = offer().take()?;
+        let Granted { heap, is_told, .. } = grant().take()?;
         // SAFETY: asks for the address only.
         let root = unsafe { library.get::<*const HeapRoot>(heap::SYMBOL.as_bytes()) };
         let root = root.ok().and_then(|root| {
-            // SAFETY: a static of the library under a name that only handover-plugin gives; the library is mapped.
+            // SAFETY: a static of the library under a name that only handover-plugin gives; the
+            // library is mapped.
             unsafe { root_in(root.as_raw_ptr().cast(), object) }
         });
         // SAFETY: made by `new`; only `destroy` frees it, after the library is unmapped.
@@ -107,12 +113,12 @@ impl Offer {
 
     /// Takes it back: nothing was mapped.
     pub(super) fn withdraw(self) {
-        let offered = offer().take();
-        if let Some(Offered {
+        let granted = grant().take();
+        if let Some(Granted {
             heap,
             is_told: false,
             ..
-        }) = offered
+        }) = granted
         {
             // SAFETY: nobody has heard of it.
             unsafe { heap.destroy() };
@@ -120,14 +126,14 @@ impl Offer {
     }
 }
 
-impl Drop for Offer {
+impl Drop for HeapGrant {
     fn drop(&mut self) {
-        offer().take();
+        grant().take();
     }
 }
 
-fn offer() -> MutexGuard<'static, Option<Offered>> {
-    OFFER.lock().unwrap_or_else(PoisonError::into_inner)
+fn grant() -> MutexGuard<'static, Option<Granted>> {
+    GRANT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The root at `address`, if it lies in `object`.
@@ -138,7 +144,8 @@ unsafe fn root_in<'a>(address: *const HeapRoot, object: &Object) -> Option<&'a H
     let is_inside = address.is_aligned()
         && object.range.contains(&address.addr())
         && object.range.end - address.addr() >= size_of::<HeapRoot>();
-    // SAFETY: any bytes are a root, since it consists of atomic values; the rest is the caller's promise.
+    // SAFETY: any bytes are a root, since it consists of atomic values; the rest is the caller's
+    // promise.
     is_inside.then(|| unsafe { &*address })
 }
 
@@ -148,22 +155,23 @@ unsafe fn root_in<'a>(address: *const HeapRoot, object: &Object) -> Option<&'a H
 /// `root` is a root that is mapped, or null.
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn handover_heap(root: *const HeapRoot) -> *const Heap {
-    let mut offer = offer();
-    let Some(offered) = offer.as_mut() else {
+    let mut grant = grant();
+    let Some(granted) = grant.as_mut() else {
         return ptr::null();
     };
-    // Only the library that it was made for: one that a constructor opens may stay when that is unmapped.
+    // Only the library that it was made for: one that a constructor opens may stay when that is
+    // unmapped.
     let objects = mapped::objects();
     let asks = objects
         .iter()
-        .filter(|object| object.name == offered.name)
+        .filter(|object| object.name == granted.name)
         // SAFETY: the caller's promise.
         .find_map(|object| unsafe { root_in(root, object) });
     if !asks.is_some_and(HeapRoot::fits) {
         return ptr::null();
     }
-    offered.is_told = true;
-    offered.heap.0.as_ptr()
+    granted.is_told = true;
+    granted.heap.0.as_ptr()
 }
 
 /// Whether `address` lies in memory of mimalloc's: of the host, or of the heap of a library.
@@ -189,8 +197,8 @@ impl OwnHeap {
         unsafe { self.0.as_ref() }.heap.cast()
     }
 
-    /// The bytes that are allocated in it, rounded up to the sizes that it gives blocks in. While threads allocate in it, it
-    /// is what each part of it had at some moment.
+    /// The bytes that are allocated in it, rounded up to the sizes that it gives blocks in. While
+    /// threads allocate in it, it is what each part of it had at some moment.
     pub(super) fn live(&self) -> u64 {
         // SAFETY: it is there.
         unsafe { live(self.heap()) }
@@ -201,7 +209,8 @@ impl OwnHeap {
     /// # Safety
     /// Nobody uses a block of it, or the table, any more: the library is unmapped.
     pub(super) unsafe fn destroy(self) -> u64 {
-        // What other threads freed last is still counted until its page is looked at, so each block is asked for.
+        // What other threads freed last is still counted until its page is looked at, so each block
+        // is asked for.
         let mut bytes = 0u64;
         change_heaps(|heaps| heaps.retain(|heap| heap.0.as_ptr() != self.heap()));
         // SAFETY: the heap is there, and nobody else uses it; the table was boxed by `new`.
@@ -230,15 +239,17 @@ fn change_heaps(change: impl FnOnce(&mut Vec<SharedHeap>)) {
 /// The heap is there.
 unsafe fn live(heap: *mut mi::mi_heap_t) -> u64 {
     let mut bytes = 0u64;
-    // SAFETY: the caller's promise, and the visitor takes the number as what it is. Only counts are read, of pages in arenas,
-    // which stay mapped whatever other threads free meanwhile.
+    // SAFETY: the caller's promise, and the visitor takes the number as what it is. Only counts are
+    // read, of pages in arenas, which stay mapped whatever other threads free meanwhile.
     unsafe { mi::mi_heap_visit_blocks(heap, false, Some(add), (&raw mut bytes).cast()) };
     bytes
 }
 
-/// The private memory of the process outside of all heaps of libraries, after what is free has gone back to the system.
+/// The private memory of the process outside of all heaps of libraries, after what is free has gone
+/// back to the system.
 ///
-/// Threads that allocate from the C library may wait meanwhile: giving back takes some 0.2 ms for each MiB that is free in pieces.
+/// Threads that allocate from the C library may wait meanwhile: giving back takes some 0.2 ms for
+/// each MiB that is free in pieces.
 pub(super) fn private_bytes_outside() -> u64 {
     give_back();
     // SAFETY: who destroys one takes it out first.
@@ -247,24 +258,26 @@ pub(super) fn private_bytes_outside() -> u64 {
     process::private_bytes().saturating_sub(inside)
 }
 
-/// Gives what is free back to the system. Threads that allocate from the C library may wait meanwhile.
+/// Gives what is free back to the system. Threads that allocate from the C library may wait
+/// meanwhile.
 pub(crate) fn give_back() {
     give_back_of_libc();
     give_back_of_heaps();
 }
 
-/// Gives back what is free in the heaps of the C library, and makes whole what lies in pieces there. Threads that allocate from it may
-/// wait meanwhile.
+/// Gives back what is free in the heaps of the C library, and makes whole what lies in pieces
+/// there. Threads that allocate from it may wait meanwhile.
 pub(super) fn give_back_of_libc() {
     // SAFETY: may be called at any time, on any thread.
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Makes free what others freed of what this thread has allocated, from heaps of libraries and from the host's own.
+/// Makes free what others freed of what this thread has allocated, from heaps of libraries and from
+/// the host's own.
 pub(crate) fn collect_here() {
     // SAFETY: it looks at what is this thread's own.
     unsafe { mi::mi_collect(false) };
-    // Held, so that none goes meanwhile.
+    // RetainReasons, so that none goes meanwhile.
     for heap in heaps().iter() {
         // SAFETY: who destroys one takes it out first; it looks at what is this thread's own.
         unsafe { mi::mi_heap_collect(heap.0.as_ptr(), true) };
@@ -277,7 +290,8 @@ pub(crate) fn give_back_of_heaps() {
     unsafe { mi::mi_collect(true) };
 }
 
-/// The bytes that the C library has and nobody has of it, those included that were given back and whose addresses it has still.
+/// The bytes that the C library has and nobody has of it, those included that were given back and
+/// whose addresses it has still.
 pub(crate) fn free_bytes() -> u64 {
     // SAFETY: as above.
     unsafe { libc::mallinfo2() }.fordblks as u64
@@ -290,7 +304,8 @@ fn table(heap: NonNull<mi::mi_heap_t>) -> Heap {
     type Aligned<T> = unsafe extern "C" fn(*mut T, usize, usize) -> *mut c_void;
     type Both<T> = unsafe extern "C" fn(*mut T, *mut c_void, usize, usize) -> *mut c_void;
     type Its = mi::mi_heap_t;
-    // SAFETY: in all of them only what the first argument points to has another name; it is handed on as it is.
+    // SAFETY: in all of them only what the first argument points to has another name; it is handed
+    // on as it is.
     unsafe {
         Heap {
             heap: heap.as_ptr().cast(),
@@ -316,8 +331,8 @@ unsafe extern "C" fn add(
     size: usize,
     bytes: *mut c_void,
 ) -> bool {
-    // SAFETY: the area is mimalloc's, valid during the call; the rest is the caller's promise. In mimalloc 3 `used` counts
-    // blocks.
+    // SAFETY: the area is mimalloc's, valid during the call; the rest is the caller's promise. In
+    // mimalloc 3 `used` counts blocks.
     unsafe { *bytes.cast::<u64>() += ((*area).used * size) as u64 };
     true
 }
@@ -350,7 +365,7 @@ mod tests {
 
     const MIB: usize = 1 << 20;
 
-    /// Held by who takes much memory, and by who looks how much the process has.
+    /// RetainReasons by who takes much memory, and by who looks how much the process has.
     static MEMORY: Mutex<()> = Mutex::new(());
 
     fn heap() -> (OwnHeap, &'static Heap) {
@@ -457,8 +472,9 @@ mod tests {
         unsafe { (table.free)(block.pointer().cast()) };
     }
 
-    /// Threads allocate, change and free blocks of several heaps, their own and each other's, and end; what they keep at the end
-    /// is whole until its heap is destroyed, and is what that says was left.
+    /// Threads allocate, change and free blocks of several heaps, their own and each other's, and
+    /// end; what they keep at the end is whole until its heap is destroyed, and is what that says
+    /// was left.
     #[test]
     fn blocks_of_many_heaps_go_from_thread_to_thread_and_are_freed_whole() {
         let _memory = MEMORY.lock().unwrap_or_else(PoisonError::into_inner);

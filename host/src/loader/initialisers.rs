@@ -117,7 +117,8 @@ impl Functions {
     /// Runs the finalisers on this thread. Blocks as long as they do.
     ///
     /// # Safety
-    /// The library is mapped until this returns, was initialised, and they have not run. Nothing is called in it afterwards.
+    /// The library is mapped until this returns, was initialised, and they have not run. Nothing is
+    /// called in it afterwards.
     pub(super) unsafe fn finalise(&self) {
         // SAFETY: the caller's promise.
         let others = unsafe { self.array(self.places.fini_array) };

@@ -14,16 +14,16 @@ use object::{Object as _, ObjectSymbol as _};
 
 use super::{
     code::{Code, Stage},
-    heap::{self, Offer, OwnHeap},
+    heap::{self, HeapGrant, OwnHeap},
     initialisers::Functions,
+    linker_lock::LinkerLock,
     mapped::{self, Object},
     missing,
     references::{self, Reference},
-    turn::Turn,
 };
 use crate::{
     artifact::{Artifact, Image},
-    ledger::{self, Account, Held, Holder, Left, Report, Unsettled},
+    ledger::{self, Account, Leftovers, Report, RetainReason, RetainReasons, Unsettled},
 };
 
 /// Whether the layouts of the root module are compared.
@@ -40,21 +40,25 @@ pub enum Layouts {
 #[error("{0}")]
 pub struct LoadError(pub String);
 
-/// A mapped library. Dropping it leaves it mapped for the life of the process; [`Library::close`] unmaps it.
+/// A mapped library. Dropping it leaves it mapped for the life of the process; [`Library::close`]
+/// unmaps it.
 #[derive(Debug)]
 pub struct Library {
     /// What may be run of it.
     code: Code,
-    /// The handle. Never dropped: that would unmap. None when the dynamic linker has let the library go, but the kernel has not.
+    /// The handle. Never dropped: that would unmap. None when the dynamic linker has let the
+    /// library go, but the kernel has not.
     handle: Option<ManuallyDrop<dl::Library>>,
     /// The name the dynamic linker knows it by.
     name: Box<str>,
     account: Account,
-    /// Its heap; none when it was built without one of its own. Freed after the library is unmapped, and never when it is not.
+    /// Its heap; none when it was built without one of its own. Freed after the library is
+    /// unmapped, and never when it is not.
     heap: Option<OwnHeap>,
     /// Closed after the library is unmapped, and never when it is not.
     image: ManuallyDrop<Box<Image>>,
-    /// What its code has pointers to, and may follow on whatever thread it left. Dropped after it is unmapped, and never when it is not.
+    /// What its code has pointers to, and may follow on whatever thread it left. Dropped after it
+    /// is unmapped, and never when it is not.
     kept: ManuallyDrop<Option<Arc<dyn Any + Send + Sync>>>,
     staying: Box<Staying>,
 }
@@ -106,8 +110,8 @@ impl Library {
             manifest.version,
             artifact.sha256.short()
         );
-        let turn =
-            Turn::take(format!("loading {what}")).map_err(|busy| LoadError(busy.to_string()))?;
+        let lock = LinkerLock::take(format!("loading {what}"))
+            .map_err(|busy| LoadError(busy.to_string()))?;
         let library = on_own_thread("load", || {
             Self::map_image(image, what, layouts).map_err(|LoadError(said)| {
                 let more = missing::explain(&said, &artifact.elf.linkage, layouts);
@@ -116,7 +120,7 @@ impl Library {
         })??;
         match library.verify(artifact) {
             Ok(()) => Ok(library),
-            Err(reason) => Err(LoadError(match library.unmap(turn) {
+            Err(reason) => Err(LoadError(match library.unmap(lock) {
                 Ok(_) => reason,
                 Err((_, held)) => format!("{reason}; and it stays mapped, because {held}"),
             })),
@@ -129,7 +133,7 @@ impl Library {
         references::note_host(&before);
         let executable = before.first().map_or(0..0, |object| object.range.clone());
         let loading = ledger::loading(&executable);
-        let offer = Offer::to(&name);
+        let grant = HeapGrant::to(&name);
         // SAFETY: runs the initialisers of the libraries that it brings along, whatever they do:
         // the operator deployed it, and preflight ran them in another process. No symbol of it
         // becomes visible to others (RTLD_LOCAL), none is resolved later (RTLD_NOW).
@@ -137,7 +141,7 @@ impl Library {
         {
             Ok(handle) => ManuallyDrop::new(handle),
             Err(error) => {
-                offer.withdraw();
+                grant.withdraw();
                 return Err(LoadError(format!(
                     "the dynamic linker refused it: {}{}",
                     linker_sentence(&error),
@@ -162,7 +166,7 @@ impl Library {
         else {
             // Nothing was mapped: the reference to the old library, whatever it is, goes back.
             drop(ManuallyDrop::into_inner(handle));
-            offer.withdraw();
+            grant.withdraw();
             return Err(LoadError(format!(
                 "the dynamic linker gave an old library back instead of mapping the new one (as {name}); nothing was loaded"
             )));
@@ -172,7 +176,7 @@ impl Library {
                 pin(brought);
             }
         }
-        let heap = offer.take(&handle, object);
+        let heap = grant.take(&handle, object);
         let Some(account) = loading.attribute(vec![object.range.clone()]) else {
             std::mem::forget(image);
             return Err(LoadError(
@@ -232,8 +236,8 @@ impl Library {
         }
     }
 
-    /// An artifact without a build id: its manifest in memory is the one in the file. That the image is what is mapped has
-    /// been seen before.
+    /// An artifact without a build id: its manifest in memory is the one in the file. That the
+    /// image is what is mapped has been seen before.
     fn verify_manifest(&self, mapped: &Object) -> Result<(), String> {
         let bytes = self
             .image
@@ -259,8 +263,8 @@ impl Library {
         if !mapped.range.contains(&start) || mapped.range.end - start < expected.len() {
             return Err("its manifest lies outside of what is mapped".into());
         }
-        // SAFETY: inside the library's mapping, which lives as long as `self`; the symbol lies in a section with data in the
-        // file, which a loaded segment covers. Nobody writes a manifest.
+        // SAFETY: inside the library's mapping, which lives as long as `self`; the symbol lies in a
+        // section with data in the file, which a loaded segment covers. Nobody writes a manifest.
         let found = unsafe { std::slice::from_raw_parts(start as *const u8, expected.len()) };
         if found == expected {
             Ok(())
@@ -303,12 +307,14 @@ impl Library {
         self.code.what()
     }
 
-    /// The address that its file's address 0 is mapped at: what a debugger needs to find its symbols.
+    /// The address that its file's address 0 is mapped at: what a debugger needs to find its
+    /// symbols.
     pub fn base(&self) -> Option<usize> {
         self.object().map(|object| object.base)
     }
 
-    /// Keeps what its code is about to be given a pointer to: until it is unmapped, or for ever. It is given one such thing, once.
+    /// Keeps what its code is about to be given a pointer to: until it is unmapped, or for ever. It
+    /// is given one such thing, once.
     pub fn keep(&mut self, pointee: Arc<dyn Any + Send + Sync>) {
         if let Some(before) = self.kept.replace(pointee) {
             std::mem::forget(before);
@@ -354,16 +360,16 @@ impl Library {
     /// Gives it back, mapped, with what holds it: it was not settled, code of it may be running, or
     /// the dynamic linker keeps it. Trying again is allowed: the finalisers have run then, and do
     /// not run again.
-    pub fn close(mut self) -> Result<Left, (Self, Held)> {
+    pub fn close(mut self) -> Result<Leftovers, (Self, RetainReasons)> {
         if let Some(reason) = &self.staying.always {
-            let held = Held::by(Holder::Crash, reason.as_str());
+            let held = RetainReasons::by(RetainReason::Crash, reason.as_str());
             return Err((self, held));
         }
         if !self.code.is_the_last() {
             let reason = "code of it may be running on a thread of the host";
-            return Err((self, Held::by(Holder::Host, reason)));
+            return Err((self, RetainReasons::by(RetainReason::Host, reason)));
         }
-        let held = self.account.holds();
+        let held = self.account.retain_reasons();
         if !held.is_empty() {
             return Err((self, held));
         }
@@ -373,47 +379,51 @@ impl Library {
             self.staying.reference = references::to(&self.name);
         }
         if let Some(reference) = &self.staying.reference {
-            let held = Held::by(Holder::References, reference.sentence());
+            let held = RetainReasons::by(RetainReason::References, reference.sentence());
             return Err((self, held));
         }
         if self.code.has_to_finish() {
             if let Err(LoadError(reason)) = on_own_thread("finalise", || self.code.finalise()) {
-                return Err((self, Held::by(Holder::Host, reason)));
+                return Err((self, RetainReasons::by(RetainReason::Host, reason)));
             }
             // They may have started a thread.
-            let held = self.account.holds();
+            let held = self.account.retain_reasons();
             if !held.is_empty() {
                 return Err((self, held));
             }
         }
-        match Turn::take(format!("unloading {}", self.what())) {
-            Ok(turn) => self.unmap(turn),
-            Err(busy) => Err((self, Held::by(Holder::Linker, busy.to_string()))),
+        match LinkerLock::take(format!("unloading {}", self.what())) {
+            Ok(lock) => self.unmap(lock),
+            Err(busy) => Err((
+                self,
+                RetainReasons::by(RetainReason::Linker, busy.to_string()),
+            )),
         }
     }
 
-    fn unmap(self, _turn: Turn) -> Result<Left, (Self, Held)> {
-        // The thread may fail to start; the library comes back then, so it is handed over through this.
+    fn unmap(self, _lock: LinkerLock) -> Result<Leftovers, (Self, RetainReasons)> {
+        // The thread may fail to start; the library comes back then, so it is handed over through
+        // this.
         let slot = Mutex::new(Some(self));
         let take = || slot.lock().unwrap_or_else(PoisonError::into_inner).take();
         match on_own_thread("unload", || take().map(Self::unmap_here)) {
             Ok(Some(answer)) => answer,
             Ok(None) => unreachable!("the slot is emptied once"),
             Err(LoadError(reason)) => match take() {
-                Some(library) => Err((library, Held::by(Holder::Host, reason))),
+                Some(library) => Err((library, RetainReasons::by(RetainReason::Host, reason))),
                 None => panic!("{reason}"), // a panic of `unmap_here`, which has none
             },
         }
     }
 
-    fn unmap_here(mut self) -> Result<Left, (Self, Held)> {
+    fn unmap_here(mut self) -> Result<Leftovers, (Self, RetainReasons)> {
         let _acting = self.account.act();
         let inode = self.image.inode();
         if let Err(error) = mapped::of_inode(inode) {
             let reason = format!(
                 "cannot read /proc/self/maps to see it go: {error}; mount /proc for this service"
             );
-            return Err((self, Held::by(Holder::Host, reason)));
+            return Err((self, RetainReasons::by(RetainReason::Host, reason)));
         }
         let range = self.object().map_or(0..0, |object| object.range);
         let mut said = String::new();
@@ -423,7 +433,8 @@ impl Library {
             said = format!(" ({})", linker_sentence(&error));
         }
         if self.object().is_some() {
-            // SAFETY: runs no constructor: it maps nothing, but counts this as a user of the library again.
+            // SAFETY: runs no constructor: it maps nothing, but counts this as a user of the
+            // library again.
             let again = unsafe {
                 dl::Library::open(
                     Some(&*self.name),
@@ -434,10 +445,10 @@ impl Library {
             let reason = format!(
                 "the dynamic linker keeps it{said}: a thread that is no worker of the host has thread-locals of it, another library uses it, or it was linked to stay (NODELETE, or C++ symbols that are unique)"
             );
-            return Err((self, Held::by(Holder::Linker, reason)));
+            return Err((self, RetainReasons::by(RetainReason::Linker, reason)));
         }
-        // Elsewhere the image may have been mapped as a file, by whoever looked up names for a backtrace: code of the library is
-        // none of that, and std keeps such a mapping for ever.
+        // Elsewhere the image may have been mapped as a file, by whoever looked up names for a
+        // backtrace: code of the library is none of that, and std keeps such a mapping for ever.
         let overlaps = |place: &Range<usize>| place.start < range.end && range.start < place.end;
         if let Ok(places) = mapped::of_inode(inode)
             && let Some(place) = places.into_iter().find(overlaps)
@@ -446,15 +457,16 @@ impl Library {
                 "the dynamic linker let it go, but the kernel still has it at {:#x}{said}",
                 place.start
             );
-            return Err((self, Held::by(Holder::Linker, reason)));
+            return Err((self, RetainReasons::by(RetainReason::Linker, reason)));
         }
         let left = self.account.close();
-        // SAFETY: the library was quiet, and is unmapped with its statics. A pointer to its heap that somebody else still had
-        // would be as wrong as one to them; no type of the ABI holds one without holding the generation.
+        // SAFETY: the library was quiet, and is unmapped with its statics. A pointer to its heap
+        // that somebody else still had would be as wrong as one to them; no type of the ABI holds
+        // one without holding the generation.
         let heap_bytes = self.heap.map(|heap| unsafe { heap.destroy() });
         drop(ManuallyDrop::into_inner(self.image));
         drop(ManuallyDrop::into_inner(self.kept));
-        Ok(Left {
+        Ok(Leftovers {
             heap_bytes,
             private_bytes: heap_bytes.is_none().then(heap::private_bytes_outside),
             ..left
@@ -462,15 +474,16 @@ impl Library {
     }
 }
 
-/// Keeps a library that a plugin brought along (OpenSSL, libstdc++, …) for the life of the process. It is shared by all
-/// generations that need it, it may have left pointers to itself anywhere, and nobody proves it quiet; it costs its
-/// memory once, not once a generation.
+/// Keeps a library that a plugin brought along (OpenSSL, libstdc++, …) for the life of the process.
+/// It is shared by all generations that need it, it may have left pointers to itself anywhere, and
+/// nobody proves it quiet; it costs its memory once, not once a generation.
 fn pin(object: &Object) {
     let Ok(name) = std::ffi::CString::new(object.name.clone()) else {
         return;
     };
     let flags = libc::RTLD_NOW | libc::RTLD_NOLOAD | libc::RTLD_NODELETE;
-    // SAFETY: maps nothing and runs nothing: the object is there, and is marked. The handle is given up on purpose.
+    // SAFETY: maps nothing and runs nothing: the object is there, and is marked. The handle is
+    // given up on purpose.
     unsafe { libc::dlopen(name.as_ptr(), flags) };
 }
 
@@ -486,8 +499,8 @@ fn on_own_thread<T: Send>(name: &str, code: impl FnOnce() -> T + Send) -> Result
     })
 }
 
-/// What the dynamic linker said, in one line. libloading has it as the source of its error, whose own
-/// text is only that a call failed.
+/// What the dynamic linker said, in one line. libloading has it as the source of its error, whose
+/// own text is only that a call failed.
 fn linker_sentence(error: &libloading::Error) -> String {
     let source = std::error::Error::source(error);
     source.map_or_else(|| sentence(error), |said| sentence(&said))

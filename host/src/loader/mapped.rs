@@ -33,7 +33,8 @@ impl Object {
 /// All objects, in the order in which they were loaded.
 pub(super) fn objects() -> Vec<Object> {
     let mut objects = Vec::<Object>::new();
-    // SAFETY: `object` matches the signature and takes the vector, which outlives the call, as what it is.
+    // SAFETY: `object` matches the signature and takes the vector, which outlives the call, as what
+    // it is.
     unsafe { libc::dl_iterate_phdr(Some(object), (&raw mut objects).cast()) };
     objects
 }
@@ -45,7 +46,8 @@ unsafe extern "C" fn object(
     _size: usize,
     objects: *mut c_void,
 ) -> c_int {
-    // SAFETY: the caller's promise; the object described stays mapped during the call, the linker holds its lock.
+    // SAFETY: the caller's promise; the object described stays mapped during the call, the linker
+    // holds its lock.
     let (info, objects) = unsafe { (&*info, &mut *objects.cast::<Vec<Object>>()) };
     let name = if info.dlpi_name.is_null() {
         Vec::new()
@@ -123,7 +125,8 @@ fn gnu_build_id(mut notes: &[u8], align: usize) -> Option<Vec<u8>> {
 /// # Errors
 /// When /proc cannot be read.
 pub(super) fn of_inode(inode: u64) -> std::io::Result<Vec<Range<usize>>> {
-    // Memory files are told from others by their name, since inode numbers are only unique on one device.
+    // Memory files are told from others by their name, since inode numbers are only unique on one
+    // device.
     let is =
         |mapping: &Mapping| mapping.inode == inode && mapping.name.starts_with("/memfd:handover:");
     let found = mappings()?.into_iter().filter(is);

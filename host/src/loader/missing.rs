@@ -9,8 +9,8 @@ use super::Layouts;
 /// What the linker says when it does not find a library.
 const NOT_FOUND: &str = "cannot open shared object file";
 
-/// What to add to `said`, the linker's sentence about a library that it did not load: all that it does not find, since it names the
-/// first only, and what to do.
+/// What to add to `said`, the linker's sentence about a library that it did not load: all that it
+/// does not find, since it names the first only, and what to do.
 pub(super) fn explain(said: &str, linkage: &Linkage, layouts: Layouts) -> String {
     if !said.contains(NOT_FOUND) {
         return String::new();
@@ -38,8 +38,8 @@ pub(super) fn explain(said: &str, linkage: &Linkage, layouts: Layouts) -> String
     format!("{all}: {advice}")
 }
 
-/// The names of needed libraries that lie in none of the folders that it names, and that the linker does not find by itself. Loads those that
-/// it finds, for good.
+/// The names of needed libraries that lie in none of the folders that it names, and that the linker
+/// does not find by itself. Loads those that it finds, for good.
 fn missing(linkage: &Linkage) -> Vec<&str> {
     let beside = linkage.beside_itself();
     let lies_there = |name: &&String| {
@@ -57,8 +57,9 @@ fn missing(linkage: &Linkage) -> Vec<&str> {
             let Ok(name) = CString::new(name.as_bytes()) else {
                 return false;
             };
-            // SAFETY: runs the constructors of a library that the plugin would have brought in anyway, in a preflight child. The handle
-            // is given up on purpose, so nothing of it is unmapped.
+            // SAFETY: runs the constructors of a library that the plugin would have brought in
+            // anyway, in a preflight child. The handle is given up on purpose, so nothing of it is
+            // unmapped.
             unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL) }.is_null()
         })
         .map(String::as_str)

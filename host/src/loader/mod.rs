@@ -4,7 +4,7 @@
 //! - [`initialisers`]: its ELF initialisers and finalisers in memory, which the host runs instead
 //!   of the dynamic linker
 //! - [`code`]: what may be run of it besides its app: those, and the root table
-//! - [`turn`]: turns with the dynamic linker, with a deadline
+//! - [`linker_lock`]: turns with the dynamic linker, with a deadline
 //! - [`heap`]: the heap of one load, freed whole after the unload
 //! - [`mod@start`]: the constructor of a plugin
 //! - [`missing`]: why the dynamic linker did not find a library that a plugin needs
@@ -19,7 +19,8 @@
 //!   back when it has seen the inode or the name before, and says nothing;
 //! - code of a plugin that runs while it is opened, asked for its table, or closed runs on a thread
 //!   that ends before the library is unmapped, so it leaves nothing on one that serves;
-//! - dropping never unmaps; only [`Library::close`] does, and only a library whose account is quiet.
+//! - dropping never unmaps; only [`Library::close`] does, and only a library whose account is
+//!   quiet.
 #![allow(
     unsafe_code,
     reason = "dlopen, dlsym and dlclose, and the program headers of what they map"
@@ -30,11 +31,11 @@ mod companions;
 mod heap;
 mod initialisers;
 mod library;
+mod linker_lock;
 mod mapped;
 mod missing;
 mod references;
 mod start;
-mod turn;
 
 pub use self::{
     code::{Code, Running, Stage},
@@ -43,8 +44,8 @@ pub use self::{
 pub(crate) use self::{
     companions::Companion,
     heap::{collect_here, free_bytes, give_back, give_back_of_heaps},
+    linker_lock::LONGEST as LONGEST_LINKER_WAIT,
     start::start,
-    turn::LONGEST as LONGEST_TURN,
 };
 
 /// Ends this process well, at once. What libraries that stay mapped have registered with `atexit`

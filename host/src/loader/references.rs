@@ -1,12 +1,16 @@
-//! The pointers to a library that shared libraries which came along keep: callbacks, method tables, names.
+//! The pointers to a library that shared libraries which came along keep: callbacks, method tables,
+//! names.
 //!
-//! Such a shared library (OpenSSL, GLib, ONNX Runtime, …) is mapped once for all generations. A function that a generation gave it lies in
-//! the shared library's own memory, where nobody asks libc, and is called when the generation may be gone. So its memory is followed as
-//! a conservative garbage collector does: from its writable segments, through every word that may be a pointer, into the blocks of
-//! `malloc` and of anonymous mappings. Memory that cannot be reached from there, freed blocks above all, may point anywhere.
+//! Such a shared library (OpenSSL, GLib, ONNX Runtime, …) is mapped once for all generations. A
+//! function that a generation gave it lies in the shared library's own memory, where nobody asks
+//! libc, and is called when the generation may be gone. So its memory is followed as a conservative
+//! garbage collector does: from its writable segments, through every word that may be a pointer,
+//! into the blocks of `malloc` and of anonymous mappings. Memory that cannot be reached from there,
+//! freed blocks above all, may point anywhere.
 //!
-//! Not followed: the libraries that the host itself is linked with, thread-locals and the stacks of threads, the heaps of the host and of a generation,
-//! and what the dynamic linker knows of each library.
+//! Not followed: the libraries that the host itself is linked with, thread-locals and the stacks of
+//! threads, the heaps of the host and of a generation, and what the dynamic linker knows of each
+//! library.
 
 mod blocks;
 
@@ -38,7 +42,8 @@ pub(super) struct Reference {
 
 /// More than this is not read, in bytes: the library stays mapped then.
 const TOO_MUCH: usize = 1 << 30;
-/// How much is read from a pointer on that points into memory of another allocator than libc's, mostly of small objects.
+/// How much is read from a pointer on that points into memory of another allocator than libc's,
+/// mostly of small objects.
 const WINDOW: usize = 512;
 /// A reference that is still where it was found is not looked for again for so long.
 const LOOKED_FOR_EVERY: Duration = Duration::from_secs(60);
@@ -48,13 +53,15 @@ const RTLD_DL_LINKMAP: libc::c_int = 2;
 /// Where the host and the libraries that it is linked with are mapped.
 static HOSTS: OnceLock<Vec<usize>> = OnceLock::new();
 
-/// Says that `objects` are all that is mapped before the first library is loaded. Later calls say nothing.
+/// Says that `objects` are all that is mapped before the first library is loaded. Later calls say
+/// nothing.
 pub(super) fn note_host(objects: &[Object]) {
     HOSTS.get_or_init(|| objects.iter().map(|object| object.base).collect());
 }
 
-/// A pointer into the library that the dynamic linker knows as `name` which a shared library that came along can reach; none when there
-/// is no such pointer, and when the kernel does not show the memory of this process.
+/// A pointer into the library that the dynamic linker knows as `name` which a shared library that
+/// came along can reach; none when there is no such pointer, and when the kernel does not show the
+/// memory of this process.
 pub(super) fn to(name: &str) -> Option<Reference> {
     let objects = mapped::objects();
     let hosts = HOSTS.get()?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use handover_plugin::abi::{
-    import::{AppHandle, Offer},
+    import::{AppHandle, HostServices},
     root::{RootRef, Settings},
 };
 
@@ -13,15 +13,16 @@ use crate::shown;
 ///
 /// # Errors
 /// The plugin's own reason, cut to what people can read: it may be a whole page.
-pub(crate) fn start<O: Offer>(
+pub(crate) fn start<O: HostServices>(
     root: RootRef,
-    offer: Arc<O>,
+    services: Arc<O>,
     settings: &Settings<'_>,
 ) -> Result<AppHandle<O>, String> {
-    // SAFETY: the layout was compared by preflight (`Layouts`). `generation`, the only caller, counts in everything that comes out
-    // of the handle (`InFlight` goes with calls, bodies, streams and bytes), begins nothing once the gate is closed and nothing is
-    // in flight, stops the app after that, and only then closes the library. It has
-    // given the offer to the library to keep (`Library::keep`).
-    unsafe { AppHandle::start(root, offer, settings) }
-        .map_err(|reason| shown::cut(reason, shown::SENTENCE))
+    // SAFETY: the layout was compared by preflight (`Layouts`). `generation`, the only caller,
+    // counts in everything that comes out of the handle (`InFlight` goes with calls, bodies,
+    // streams and bytes), begins nothing once the gate is closed and nothing is in flight, stops
+    // the app after that, and only then closes the library. It has given the offer to the library
+    // to keep (`Library::keep`).
+    unsafe { AppHandle::start(root, services, settings) }
+        .map_err(|reason| shown::truncate(reason, shown::SENTENCE))
 }

@@ -22,7 +22,8 @@ pub(crate) trait Accept: Send {
 
 /// What serves the connections of a listener.
 pub(crate) trait Serve<C>: Send {
-    /// Waits until one more connection may be accepted. Clients wait in the queue of the socket until then.
+    /// Waits until one more connection may be accepted. Clients wait in the queue of the socket
+    /// until then.
     fn has_room(&mut self) -> impl Future<Output = ()> + Send {
         std::future::ready(())
     }

@@ -1,7 +1,8 @@
 //! What a connection is doing: whether its client is waited for, since when, and for what.
 //!
-//! Written by the task of the connection and those of its HTTP/2 streams, read by whoever ends connections. A request costs it
-//! a few plain stores; the clock is read when a wait begins, which hyper does anyway.
+//! Written by the task of the connection and those of its HTTP/2 streams, read by whoever ends
+//! connections. A request costs it a few plain stores; the clock is read when a wait begins, which
+//! hyper does anyway.
 
 use std::{
     sync::{
@@ -22,7 +23,8 @@ pub(super) struct Activity {
     doing: AtomicU8,
     /// Since when, in nanoseconds from there.
     since: AtomicU64,
-    /// What HTTP/2 still has to send or to answer: tasks of streams, and pieces of answers that wait for the client.
+    /// What HTTP/2 still has to send or to answer: tasks of streams, and pieces of answers that
+    /// wait for the client.
     streams: AtomicUsize,
     /// Since when the socket takes no more bytes, in nanoseconds from there; 0 while it does.
     blocked_since: AtomicU64,

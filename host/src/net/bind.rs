@@ -23,11 +23,13 @@ use super::{
 };
 use crate::config::{ListenAddress, ListenSocket, SocketOptions};
 
-/// How many connections wait to be accepted, e.g. while a crashed host comes back. The kernel caps it (`net.core.somaxconn`).
+/// How many connections wait to be accepted, e.g. while a crashed host comes back. The kernel caps
+/// it (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
 
-/// How long a connection may be silent before the kernel asks whether the other machine is still there, how often it asks again, and how many
-/// questions without an answer end the connection. Who answers is a kernel, so no client is too slow for it.
+/// How long a connection may be silent before the kernel asks whether the other machine is still
+/// there, how often it asks again, and how many questions without an answer end the connection. Who
+/// answers is a kernel, so no client is too slow for it.
 const KEEP_ALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 4);
 
 /// The mode of the file of a unix socket: its user and its group may connect.
@@ -208,7 +210,8 @@ fn bind_tcp(address: SocketAddr, options: &SocketOptions) -> io::Result<TcpListe
         AddressFamily::INET6
     };
     let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    // As the standard library does, so that a restart does not wait for connections of the last one to be forgotten.
+    // As the standard library does, so that a restart does not wait for connections of the last one
+    // to be forgotten.
     sockopt::set_socket_reuseaddr(&socket, true)?;
     if options.reuse_port {
         sockopt::set_socket_reuseport(&socket, true)?;
@@ -247,7 +250,8 @@ fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener, SocketError> {
             SocketFlags::CLOEXEC,
             None,
         )?;
-        // Linux gives the file the mode that the socket has when it is bound; umask is the whole process's and would race.
+        // Linux gives the file the mode that the socket has when it is bound; umask is the whole
+        // process's and would race.
         rustix::fs::fchmod(&socket, rustix::fs::Mode::from_bits_truncate(mode))?;
         rustix::net::bind(&socket, &rustix::net::SocketAddrUnix::new(path)?)?;
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;

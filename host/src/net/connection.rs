@@ -23,14 +23,14 @@ use super::{
     patience::{HeadTimer, Patience, Verdict},
     policy::{Admitted, IsHttps, Policy},
     proxy_protocol,
-    stream::{Stream, Turn, Version},
+    stream::{PollCycle, Stream, Version},
     streamed::{StreamAnswering, StreamBody},
     transport::{Accepted, Transport},
 };
 use crate::{
     config::{self, TrustedProxies},
-    dispatch::{AnswerBody, ConnectionInfo, Dispatched, Routes, dispatch},
-    generation::Order,
+    dispatch::{ConnectionInfo, Dispatched, ResponseBody, Routes, dispatch},
+    generation::CloseRequest,
 };
 
 /// How connections are served, whichever listener they came through.
@@ -56,21 +56,23 @@ pub(super) struct Protocols {
 pub(crate) struct ListenerSettings {
     /// Which versions of HTTP they may speak.
     pub(crate) protocols: config::Protocols,
-    /// Who may connect, where each connection begins with a header of the PROXY protocol; none: it does not.
+    /// Who may connect, where each connection begins with a header of the PROXY protocol; none: it
+    /// does not.
     pub(crate) proxies: Option<TrustedProxies>,
     /// What is done with each request. None: nothing.
     pub(crate) policy: Option<Policy>,
 }
 
-/// A connection that is served. In this order: who waits for it to be gone waits for its descriptor.
+/// A connection that is served. In this order: who waits for it to be gone waits for its
+/// descriptor.
 struct Serving {
     // In a box, so that no future that this one becomes part of has room for it twice.
     http: Pin<Box<Http>>,
     patience: Patience,
-    turn: Turn,
+    cycle: PollCycle,
     settings: Settings,
     requests: Requests,
-    followed: Option<Order>,
+    followed: Option<CloseRequest>,
     connections: Connections,
     open: OpenConnection,
 }
@@ -118,7 +120,8 @@ impl Protocols {
         proxies.is_none_or(|proxies| proxies.trusts(client.map(|address| address.ip())))
     }
 
-    /// Serves a client until it leaves, is waited for too long, or what `open` is the place of orders an end.
+    /// Serves a client until it leaves, is waited for too long, or what `open` is the place of
+    /// orders an end.
     ///
     /// # Errors
     /// Why the connection ended, if it broke.
@@ -129,13 +132,17 @@ impl Protocols {
         place: Place,
     ) -> impl Future<Output = Result<(), String>> + Send + 'static {
         let activity = open.activity();
-        let (name_version, cut) = (self.settings.version_header, Arc::clone(open.cut()));
-        let info =
-            move |peer, local| ConnectionInfo::new(peer, local, None, name_version, Some(cut));
-        let turn = Turn::default();
+        let (name_version, close_handle) = (
+            self.settings.version_header,
+            Arc::clone(open.close_handle()),
+        );
+        let info = move |peer, local| {
+            ConnectionInfo::new(peer, local, None, name_version, Some(close_handle))
+        };
+        let cycle = PollCycle::default();
         let stream = {
-            let (turn, activity) = (turn.clone(), Arc::clone(activity));
-            move |transport| Stream::new(TokioIo::new(transport), turn, activity, Some(place))
+            let (cycle, activity) = (cycle.clone(), Arc::clone(activity));
+            move |transport| Stream::new(TokioIo::new(transport), cycle, activity, Some(place))
         };
         let Accepted {
             mut transport,
@@ -167,7 +174,7 @@ impl Protocols {
         Serving {
             http: Box::pin(http),
             patience: Patience::new(Arc::clone(activity), self.settings.timeouts),
-            turn,
+            cycle,
             settings: self.settings,
             requests,
             followed: None,
@@ -183,22 +190,22 @@ impl Future for Serving {
     fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         if this.followed.is_none() {
-            this.open.cut().wakes(cx.waker());
+            this.open.close_handle().wakes(cx.waker());
         }
-        let order = this.open.cut().order();
-        if this.followed != Some(order) {
-            this.followed = Some(order);
-            match order {
-                Order::GoOn => {}
-                Order::Finish => {
+        let request = this.open.close_handle().requested();
+        if this.followed != Some(request) {
+            this.followed = Some(request);
+            match request {
+                CloseRequest::None => {}
+                CloseRequest::Graceful => {
                     this.http.as_mut().finish();
                     this.patience.leaves();
                 }
-                Order::End => return Poll::Ready(Err("the host cut it".to_owned())),
+                CloseRequest::Immediate => return Poll::Ready(Err("the host cut it".to_owned())),
             }
         }
         loop {
-            let polled = this.turn.take(cx, |cx| {
+            let polled = this.cycle.take(cx, |cx| {
                 this.http
                     .as_mut()
                     .poll(cx, &mut this.requests, &this.settings, &mut this.patience)
@@ -349,7 +356,7 @@ impl Requests {
 }
 
 impl Service<Request<Incoming>> for Requests {
-    type Response = Response<AnswerBody>;
+    type Response = Response<ResponseBody>;
     type Error = Infallible;
     type Future = Answering;
 
@@ -369,7 +376,7 @@ pub(super) struct Answering {
 }
 
 impl Future for Answering {
-    type Output = Result<Response<AnswerBody>, Infallible>;
+    type Output = Result<Response<ResponseBody>, Infallible>;
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
@@ -385,8 +392,8 @@ impl Answering {
     #[cold]
     fn complete(
         &self,
-        answer: Poll<Response<AnswerBody>>,
-    ) -> Poll<Result<Response<AnswerBody>, Infallible>> {
+        answer: Poll<Response<ResponseBody>>,
+    ) -> Poll<Result<Response<ResponseBody>, Infallible>> {
         let mut answer = ready!(answer);
         if let Some((listener, is_https)) = &self.completed_by
             && let Some(policy) = &listener.policy

@@ -1,8 +1,9 @@
-//! The registry of open connections: how many there are, were and may be, which one goes when another needs its place, why the host ended
-//! or refused some, and that all finish at the end.
+//! The registry of open connections: how many there are, were and may be, which one goes when
+//! another needs its place, why the host ended or refused some, and that all finish at the end.
 //!
-//! Descriptors are given out lowest first, so the number of a new connection says how many are in use, whoever has them. The last
-//! ones are not for clients: the control socket, deploys and a restart live on them.
+//! Descriptors are given out lowest first, so the number of a new connection says how many are in
+//! use, whoever has them. The last ones are not for clients: the control socket, deploys and a
+//! restart live on them.
 
 use std::{
     collections::HashMap,
@@ -25,7 +26,7 @@ use super::{
 use crate::{
     config,
     control::api::ConnectionsStatus,
-    generation::Cut,
+    generation::CloseHandle,
     open_files,
     telemetry::exposition::{Exposition, Kind},
 };
@@ -72,7 +73,7 @@ struct State {
 
 #[derive(Debug)]
 struct Entry {
-    cut: Arc<Cut>,
+    close_handle: Arc<CloseHandle>,
     activity: Arc<Activity>,
     claim: Arc<Claim>,
 }
@@ -95,7 +96,7 @@ pub(super) struct Place {
 /// A connection, as long as it speaks HTTP.
 #[derive(Debug)]
 pub(super) struct OpenConnection {
-    cut: Arc<Cut>,
+    close_handle: Arc<CloseHandle>,
     activity: Arc<Activity>,
     among: Arc<Shared>,
 }
@@ -170,8 +171,9 @@ impl Connections {
         self.0.state.lock().refused[why as usize] += 1;
     }
 
-    /// Takes in a new connection from `client` (none: over a unix socket), whose socket has this number. Idle ones go for it where there is no place; those that
-    /// hold a descriptor that is needed are waited for, though not long.
+    /// Takes in a new connection from `client` (none: over a unix socket), whose socket has this
+    /// number. Idle ones go for it where there is no place; those that hold a descriptor that is
+    /// needed are waited for, though not long.
     ///
     /// # Errors
     /// Why there is no place for it.
@@ -209,7 +211,7 @@ impl Connections {
     }
 
     fn add(&self, state: &mut State, client: Option<IpAddr>) -> (OpenConnection, Place) {
-        let cut = Arc::new(Cut::default());
+        let close_handle = Arc::new(CloseHandle::default());
         let activity = Activity::new();
         let claim = Arc::new(Claim {
             client,
@@ -222,11 +224,13 @@ impl Connections {
             *state.by_client.entry(client).or_default() += 1;
         }
         let entry = Entry {
-            cut: Arc::clone(&cut),
+            close_handle: Arc::clone(&close_handle),
             activity: Arc::clone(&activity),
             claim: Arc::clone(&claim),
         };
-        state.connections.insert(Arc::as_ptr(&cut).addr(), entry);
+        state
+            .connections
+            .insert(Arc::as_ptr(&close_handle).addr(), entry);
         state.accepted += 1;
         let place = Place {
             claim,
@@ -234,7 +238,7 @@ impl Connections {
         };
         let among = Arc::clone(&self.0);
         let connection = OpenConnection {
-            cut,
+            close_handle,
             activity,
             among,
         };
@@ -254,7 +258,7 @@ impl Connections {
     /// Asks all of them to finish, and waits until they have.
     pub(super) async fn finish(self) {
         for entry in self.0.state.lock().connections.values() {
-            entry.cut.finish();
+            entry.close_handle.close_gracefully();
         }
         loop {
             // Asks to be told first and looks then, so that none that ends in between is missed.
@@ -267,7 +271,8 @@ impl Connections {
     }
 }
 
-/// The client, as far as it is told apart from others: by its address, with IPv6 by the network that is given to one customer.
+/// The client, as far as it is told apart from others: by its address, with IPv6 by the network
+/// that is given to one customer.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
@@ -295,7 +300,8 @@ impl State {
         self.oldest_go(part.clamp(1, AT_ONCE), |_| true)
     }
 
-    /// Asks up to `number` of those to leave. A head that does not become whole goes only where nothing is idle.
+    /// Asks up to `number` of those to leave. A head that does not become whole goes only where
+    /// nothing is idle.
     fn oldest_go(&mut self, number: usize, among: impl Fn(&Entry) -> bool) -> usize {
         let idle = |entry: &Entry| matches!(entry.activity.doing(), Doing::Idle | Doing::Opening);
         let waited_for = |entry: &Entry| entry.activity.doing() != Doing::Request;
@@ -309,9 +315,9 @@ impl State {
             };
             let claim = Arc::clone(&entry.claim);
             if idle(entry) {
-                entry.cut.finish();
+                entry.close_handle.close_gracefully();
             } else {
-                entry.cut.throw();
+                entry.close_handle.close_now();
             }
             self.give_up(&claim);
             self.ended[Ended::ForAnother as usize] += 1;
@@ -357,8 +363,8 @@ impl State {
 
 impl OpenConnection {
     /// Its switch.
-    pub(super) fn cut(&self) -> &Arc<Cut> {
-        &self.cut
+    pub(super) fn close_handle(&self) -> &Arc<CloseHandle> {
+        &self.close_handle
     }
 
     /// What it does.
@@ -370,7 +376,9 @@ impl OpenConnection {
 impl Drop for OpenConnection {
     fn drop(&mut self) {
         let mut state = self.among.state.lock();
-        state.connections.remove(&Arc::as_ptr(&self.cut).addr());
+        state
+            .connections
+            .remove(&Arc::as_ptr(&self.close_handle).addr());
         drop(state);
         self.among.ended.notify_waiters();
     }

@@ -1,7 +1,9 @@
-//! The registry of listening sockets: each has a key, by which one process finds what another one hands to it.
+//! The registry of listening sockets: each has a key, by which one process finds what another one
+//! hands to it.
 //!
-//! The supervisor binds all of them and hands them to each host that it starts, so that clients wait in the queues of the sockets
-//! while there is no host. The bytes of a key are read by the next version of this program: what is added to it comes at the end.
+//! The supervisor binds all of them and hands them to each host that it starts, so that clients
+//! wait in the queues of the sockets while there is no host. The bytes of a key are read by the
+//! next version of this program: what is added to it comes at the end.
 
 use std::{
     fmt, io,
@@ -22,7 +24,8 @@ pub enum ListenerKind {
     Http,
     /// `GET /metrics`.
     Metrics,
-    /// The control socket. Its file belongs to the state directory, so the host that has locked that binds it; nobody hands it on yet.
+    /// The control socket. Its file belongs to the state directory, so the host that has locked
+    /// that binds it; nobody hands it on yet.
     Control,
 }
 
@@ -57,7 +60,8 @@ pub(crate) struct HandedOn {
     keys: Vec<ListenerKey>,
 }
 
-/// The sockets that `config` wants, but for the control socket, and those that only a service manager has.
+/// The sockets that `config` wants, but for the control socket, and those that only a service
+/// manager has.
 pub(crate) fn wanted(config: &Config) -> Vec<(ListenerKey, SocketOptions)> {
     let http = keyed(config).into_iter();
     let http = http.filter_map(|(key, listen)| Some((key?, listen.options)));
@@ -145,10 +149,12 @@ impl FromStr for ListenerKey {
 }
 
 impl Listeners {
-    /// Takes the sockets that this process was started with, by the protocol of `LISTEN_FDS`: `keys` are those of our own supervisor, in
-    /// the order of the descriptors; without any they are a service manager's.
+    /// Takes the sockets that this process was started with, by the protocol of `LISTEN_FDS`:
+    /// `keys` are those of our own supervisor, in the order of the descriptors; without any they
+    /// are a service manager's.
     ///
-    /// Takes the variables out of the environment, so it is called before there is a second thread, and once.
+    /// Takes the variables out of the environment, so it is called before there is a second thread,
+    /// and once.
     ///
     /// # Errors
     /// When one of them is no listening stream socket.
@@ -206,8 +212,9 @@ impl Listeners {
         }
     }
 
-    /// Takes the sockets of all listeners that serve apps out, and binds those that nobody handed over. What a service manager has handed
-    /// over beside those that a `[[listen]]` names stands for the one line `server.listen`.
+    /// Takes the sockets of all listeners that serve apps out, and binds those that nobody handed
+    /// over. What a service manager has handed over beside those that a `[[listen]]` names stands
+    /// for the one line `server.listen`.
     ///
     /// # Errors
     /// What is in the way, and what to do.
@@ -277,7 +284,8 @@ impl Listeners {
     /// When there are no more descriptors.
     pub(crate) fn hand_on(&self) -> io::Result<HandedOn> {
         let mut handed = HandedOn::default();
-        // Numbers that are in the way stay taken until the end, so that each attempt begins beyond them.
+        // Numbers that are in the way stay taken until the end, so that each attempt begins beyond
+        // them.
         let mut in_the_way = Vec::new();
         while handed.sockets.len() < self.keyed.len() {
             let (key, bound) = &self.keyed[handed.sockets.len()];

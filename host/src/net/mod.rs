@@ -5,7 +5,8 @@
 //! - [`accept`]: the accept loop of every kind of listener
 //! - [`serve`]: what the loop does with the connections of clients
 //! - [`transport`]: the bytes of a connection, whatever carries them
-//! - [`connections`]: the registry of open connections: how many there are and may be, and which go when others need their place
+//! - [`connections`]: the registry of open connections: how many there are and may be, and which go
+//!   when others need their place
 //! - [`ended`]: why the host ended or refused one
 //! - [`connection`]: one connection, whose requests each find their own generation
 //! - [`activity`]: what a connection is doing

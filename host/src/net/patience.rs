@@ -1,8 +1,10 @@
-//! How long the client of a connection is waited for: one timer a connection, however many requests come.
+//! How long the client of a connection is waited for: one timer a connection, however many requests
+//! come.
 //!
-//! hyper asks for a timer before each head, and drops it after it. Tokio's would go into its wheel and out of it again each time, under a lock
-//! that all workers share. What hyper gets here only writes down that it waits, and never runs out. [`Patience`] has the one timer of the
-//! connection: it lets it run out, and looks then what the connection has been doing meanwhile.
+//! hyper asks for a timer before each head, and drops it after it. Tokio's would go into its wheel
+//! and out of it again each time, under a lock that all workers share. What hyper gets here only
+//! writes down that it waits, and never runs out. [`Patience`] has the one timer of the connection:
+//! it lets it run out, and looks then what the connection has been doing meanwhile.
 
 use std::{
     pin::Pin,
@@ -19,10 +21,12 @@ use super::{
 };
 use crate::config;
 
-/// How long an idle connection that was asked to leave has for it: HTTP/2 says goodbye, and waits for an answer.
+/// How long an idle connection that was asked to leave has for it: HTTP/2 says goodbye, and waits
+/// for an answer.
 pub(super) const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 
-/// How often HTTP/2 is looked at that has something under way: its streams end without a word to the connection.
+/// How often HTTP/2 is looked at that has something under way: its streams end without a word to
+/// the connection.
 const GLANCE: Duration = Duration::from_secs(30);
 
 /// What hyper asks for timers. Clones are for one and the same connection.
@@ -67,7 +71,8 @@ impl Future for Never {
 impl Sleep for Never {}
 
 impl HeadTimer {
-    /// How long hyper is to wait for a head: what it gives as the end of the wait is its beginning then.
+    /// How long hyper is to wait for a head: what it gives as the end of the wait is its beginning
+    /// then.
     pub(super) const SPAN: Duration = Duration::ZERO;
 }
 
@@ -113,7 +118,8 @@ impl Patience {
         }
     }
 
-    /// Looks whether it ends, after a turn in which the connection did what it could. Wakes the task of `cx` when it is to be asked again.
+    /// Looks whether it ends, after a turn in which the connection did what it could. Wakes the
+    /// task of `cx` when it is to be asked again.
     #[inline]
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Verdict> {
         let doing = self.activity.doing();
@@ -145,7 +151,8 @@ impl Patience {
                 self.timer.as_mut().reset(due);
                 self.is_set = true;
             }
-            // A task that has used up its share of a turn would be told to come back, and this timer to wake nobody.
+            // A task that has used up its share of a turn would be told to come back, and this
+            // timer to wake nobody.
             let timer = std::pin::pin!(tokio::task::unconstrained(self.timer.as_mut()));
             if timer.poll(cx).is_pending() {
                 return Poll::Pending;
@@ -153,7 +160,8 @@ impl Patience {
         }
     }
 
-    /// Until when it goes on as it does, and what comes then. None while nothing is waited for, or for as long as it takes.
+    /// Until when it goes on as it does, and what comes then. None while nothing is waited for, or
+    /// for as long as it takes.
     fn due(&self) -> Option<(tokio::time::Instant, Verdict)> {
         let Self {
             activity, limits, ..
@@ -197,7 +205,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::net::stream::{Stream, Turn};
+    use crate::net::stream::{PollCycle, Stream};
 
     const LIMITS: config::Timeouts = config::Timeouts {
         first_byte: Some(Duration::from_secs(10)),
@@ -208,14 +216,15 @@ mod tests {
         http2_pong: Duration::from_secs(20),
     };
 
-    /// A client, and what its connection comes to: none when hyper ended it. An answer takes `answering`.
+    /// A client, and what its connection comes to: none when hyper ended it. An answer takes
+    /// `answering`.
     fn connected(answering: Duration) -> (DuplexStream, JoinHandle<Option<Verdict>>) {
         let (client, server) = tokio::io::duplex(4096);
         let connection = tokio::spawn(async move {
             let activity = Activity::new();
-            let turn = Turn::default();
+            let cycle = PollCycle::default();
             let bytes = TokioIo::new(server);
-            let stream = Stream::new(bytes, turn.clone(), Arc::clone(&activity), None);
+            let stream = Stream::new(bytes, cycle.clone(), Arc::clone(&activity), None);
             let mut patience = Patience::new(Arc::clone(&activity), LIMITS);
             let of_requests = Arc::clone(&activity);
             let service = service_fn(move |_: Request<Incoming>| {
@@ -231,7 +240,7 @@ mod tests {
                 .serve_connection(stream, service);
             let mut connection = std::pin::pin!(connection);
             poll_fn(|cx| {
-                if turn.take(cx, |cx| connection.as_mut().poll(cx)).is_ready() {
+                if cycle.take(cx, |cx| connection.as_mut().poll(cx)).is_ready() {
                     return Poll::Ready(None);
                 }
                 Poll::Ready(Some(ready!(patience.poll(cx))))

@@ -1,5 +1,6 @@
-//! What a listener does with a request before it is dispatched, and with its answer afterwards: whose word on the client is believed, where
-//! the request is sent instead, and what browsers are told.
+//! What a listener does with a request before it is dispatched, and with its answer afterwards:
+//! whose word on the client is believed, where the request is sent instead, and what browsers are
+//! told.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -11,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header, uri::A
 
 use crate::{
     config::{Listen, TrustedProxies},
-    dispatch::{AnswerBody, ConnectionInfo, bad_host, redirect},
+    dispatch::{ConnectionInfo, ResponseBody, bad_host, redirect},
 };
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -36,7 +37,7 @@ pub(super) enum Admitted {
     /// It is dispatched as what came over this connection.
     Dispatch(Arc<ConnectionInfo>, IsHttps),
     /// It is answered without an app.
-    Answer(Box<Response<AnswerBody>>),
+    Answer(Box<Response<ResponseBody>>),
 }
 
 /// Whether the client speaks `https`, to this listener or to a proxy that is believed.
@@ -51,8 +52,8 @@ struct Forwarded {
 }
 
 impl Policy {
-    /// That of `listen`; none for the one line `server.listen`, which passes everything on as it comes. `https` is the port of the
-    /// listener with TLS, if there is one.
+    /// That of `listen`; none for the one line `server.listen`, which passes everything on as it
+    /// comes. `https` is the port of the listener with TLS, if there is one.
     pub(crate) fn new(listen: &Listen, https: Option<u16>) -> Option<Self> {
         let trusted = listen.trusted_proxies.clone()?;
         Some(Self {
@@ -63,7 +64,8 @@ impl Policy {
         })
     }
 
-    /// Looks at `request`, which came over `connection`, and takes out of it what nobody vouches for.
+    /// Looks at `request`, which came over `connection`, and takes out of it what nobody vouches
+    /// for.
     pub(super) fn admit<B>(
         &self,
         request: &mut Request<B>,
@@ -93,7 +95,7 @@ impl Policy {
     }
 
     /// The answer that sends the request elsewhere, if it is to go there.
-    fn elsewhere<B>(&self, request: &Request<B>, is_https: bool) -> Option<Response<AnswerBody>> {
+    fn elsewhere<B>(&self, request: &Request<B>, is_https: bool) -> Option<Response<ResponseBody>> {
         let upgrades = self.to_https.filter(|_| !is_https);
         if upgrades.is_none() && self.canonical_host.is_none() {
             return None;
@@ -162,7 +164,8 @@ fn distrust(headers: &mut HeaderMap) {
 }
 
 impl Forwarded {
-    /// What `headers` say, from the last proxy back to the first address that is none of a trusted one.
+    /// What `headers` say, from the last proxy back to the first address that is none of a trusted
+    /// one.
     fn by(headers: &HeaderMap, trusted: &TrustedProxies) -> Self {
         let mut found = Self::default();
         if headers.contains_key(header::FORWARDED) {
@@ -195,7 +198,8 @@ impl Forwarded {
         found
     }
 
-    /// Takes `client` for the client, and returns whether it is a trusted proxy, whose own client comes next.
+    /// Takes `client` for the client, and returns whether it is a trusted proxy, whose own client
+    /// comes next.
     fn goes_on(&mut self, client: Option<SocketAddr>, trusted: &TrustedProxies) -> bool {
         let Some(client) = client else { return false };
         self.client = Some(client);

@@ -1,7 +1,8 @@
-//! The header of the PROXY protocol, versions 1 and 2, that a proxy sends before the bytes of its client.
+//! The header of the PROXY protocol, versions 1 and 2, that a proxy sends before the bytes of its
+//! client.
 //!
-//! Read here and not by a crate: the one that reads both versions brings a second `thiserror` and a second `syn` along, and this is all
-//! of it that a server needs.
+//! Read here and not by a crate: the one that reads both versions brings a second `thiserror` and a
+//! second `syn` along, and this is all of it that a server needs.
 
 use std::{
     io,
@@ -10,16 +11,19 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// What version 2 begins with. It is as long as the shortest line of version 1 is without its last three bytes.
+/// What version 2 begins with. It is as long as the shortest line of version 1 is without its last
+/// three bytes.
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 
 /// The longest line of version 1, with its end.
 const LONGEST_LINE: usize = 107;
 
-/// The longest header of version 2 that is read: addresses, and more of what else may follow them than any proxy sends.
+/// The longest header of version 2 that is read: addresses, and more of what else may follow them
+/// than any proxy sends.
 const LONGEST: usize = 4096;
 
-/// What the header says: the client, and where it connected to. None: the proxy speaks for itself, e.g. asks how the host is.
+/// What the header says: the client, and where it connected to. None: the proxy speaks for itself,
+/// e.g. asks how the host is.
 pub(super) type Proxied = Option<(SocketAddr, SocketAddr)>;
 
 /// Why there is no header.

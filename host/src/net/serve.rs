@@ -1,4 +1,5 @@
-//! Serves the clients of a listener: each connection takes its place among the open ones, and is a task of its own.
+//! Serves the clients of a listener: each connection takes its place among the open ones, and is a
+//! task of its own.
 
 use std::{io, os::fd::AsRawFd, sync::Arc};
 
@@ -17,7 +18,8 @@ struct Clients {
     connections: Connections,
 }
 
-/// Serves until `stop` ends; then accepts no more, and waits until the open connections have ended what they have.
+/// Serves until `stop` ends; then accepts no more, and waits until the open connections have ended
+/// what they have.
 pub(crate) async fn serve(
     (listener, of_listener): (Listener, ListenerSettings),
     routes: Arc<Routes>,

@@ -1,7 +1,8 @@
 //! The bytes of a connection, asked for once a turn.
 //!
-//! In one turn of its task, hyper asks for the head of a request, then whether the client is still there while it is answered, and then for the
-//! next head. Who found nothing to read has left the waker of the task there, so until the next turn there is nothing for him.
+//! In one turn of its task, hyper asks for the head of a request, then whether the client is still
+//! there while it is answered, and then for the next head. Who found nothing to read has left the
+//! waker of the task there, so until the next turn there is nothing for him.
 //!
 //! The first of them say which version of HTTP it is, and are read again by whoever speaks that.
 
@@ -29,7 +30,7 @@ const FRAME_HEAD: usize = 9;
 #[derive(Debug)]
 pub(super) struct Stream<T> {
     bytes: T,
-    turn: Turn,
+    cycle: PollCycle,
     activity: Arc<Activity>,
     first: First,
     speaks: Speaks,
@@ -65,12 +66,13 @@ pub(super) enum Version {
 
 /// The turn of the task that a connection is polled in.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Turn(Arc<Shared>);
+pub(super) struct PollCycle(Arc<Shared>);
 
 /// Written by the task of the connection only, so it needs no order with anything else.
 #[derive(Debug, Default)]
 struct Shared {
-    /// Whose turn it is, by its waker; 0 between turns. An upgraded connection is read by another task, which may begin in the last turn.
+    /// Whose turn it is, by its waker; 0 between turns. An upgraded connection is read by another
+    /// task, which may begin in the last turn.
     task: AtomicUsize,
     /// Whether there was nothing to read in this turn.
     was_empty: AtomicBool,
@@ -81,7 +83,7 @@ fn task_of(waker: &Waker) -> usize {
     waker.data().addr() | 1
 }
 
-impl Turn {
+impl PollCycle {
     /// Takes a turn of the task that `cx` wakes.
     #[inline]
     pub(super) fn take<R>(
@@ -99,10 +101,15 @@ impl Turn {
 
 impl<T> Stream<T> {
     /// The bytes of a connection that does what `activity` says, in the turns of `turn`.
-    pub(super) fn new(bytes: T, turn: Turn, activity: Arc<Activity>, place: Option<Place>) -> Self {
+    pub(super) fn new(
+        bytes: T,
+        cycle: PollCycle,
+        activity: Arc<Activity>,
+        place: Option<Place>,
+    ) -> Self {
         Self {
             bytes,
-            turn,
+            cycle,
             activity,
             first: First::default(),
             speaks: Speaks::Http1,
@@ -112,7 +119,8 @@ impl<T> Stream<T> {
 }
 
 impl<T: Read + Unpin> Stream<T> {
-    /// Reads what says which version of HTTP the client speaks. It is read again by who speaks that.
+    /// Reads what says which version of HTTP the client speaks. It is read again by who speaks
+    /// that.
     pub(super) fn poll_version(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Version>> {
         loop {
             let First { bytes, read, .. } = &mut self.first;
@@ -144,7 +152,8 @@ impl<T: Read + Unpin> Stream<T> {
         *given += number;
     }
 
-    /// Reads until the first frame of HTTP/2 has begun: from then on its streams say what is under way.
+    /// Reads until the first frame of HTTP/2 has begun: from then on its streams say what is under
+    /// way.
     #[cold]
     fn poll_first_frame(
         &mut self,
@@ -177,7 +186,7 @@ impl<T: Read + Unpin> Read for Stream<T> {
             self.read_again(buffer);
             return Poll::Ready(Ok(()));
         }
-        let Shared { task, was_empty } = &*self.turn.0;
+        let Shared { task, was_empty } = &*self.cycle.0;
         let in_turn = task.load(Ordering::Relaxed) == task_of(cx.waker());
         if in_turn && was_empty.load(Ordering::Relaxed) {
             return Poll::Pending;
@@ -188,7 +197,7 @@ impl<T: Read + Unpin> Read for Stream<T> {
         };
         if read.is_pending() {
             if in_turn {
-                self.turn.0.was_empty.store(true, Ordering::Relaxed);
+                self.cycle.0.was_empty.store(true, Ordering::Relaxed);
             }
         } else if matches!(self.speaks, Speaks::Http1) {
             // Whether a client of HTTP/2 is idle is known by its streams.
@@ -272,25 +281,25 @@ mod tests {
 
     #[test]
     fn what_was_empty_is_asked_again_in_the_next_turn() {
-        let turn = Turn::default();
-        let mut stream = Stream::new(Asked(0), turn.clone(), Activity::new(), None);
+        let cycle = PollCycle::default();
+        let mut stream = Stream::new(Asked(0), cycle.clone(), Activity::new(), None);
         let own = Waker::from(Arc::new(Task));
-        for turns in 1..4 {
-            turn.take(&mut Context::from_waker(&own), |cx| {
+        for cycles in 1..4 {
+            cycle.take(&mut Context::from_waker(&own), |cx| {
                 ask(&mut stream, cx);
                 ask(&mut stream, cx);
                 ask(&mut stream, cx);
             });
-            assert_eq!(stream.bytes.0, turns);
+            assert_eq!(stream.bytes.0, cycles);
         }
     }
 
     #[test]
     fn another_task_is_always_let_through() {
-        let turn = Turn::default();
-        let mut stream = Stream::new(Asked(0), turn.clone(), Activity::new(), None);
+        let cycle = PollCycle::default();
+        let mut stream = Stream::new(Asked(0), cycle.clone(), Activity::new(), None);
         let (own, other) = (Arc::new(Task).into(), Arc::new(Task).into());
-        turn.take(&mut Context::from_waker(&own), |cx| {
+        cycle.take(&mut Context::from_waker(&own), |cx| {
             ask(&mut stream, cx);
             ask(&mut stream, &mut Context::from_waker(&other));
             ask(&mut stream, &mut Context::from_waker(&other));

@@ -1,7 +1,7 @@
 //! The answer of an HTTP/2 stream, counted until the socket has taken it.
 //!
-//! hyper hands whole pieces to the stream, whose task ends with the last one. They may wait there for a client that reads slowly, so each
-//! of them says that something is under way.
+//! hyper hands whole pieces to the stream, whose task ends with the last one. They may wait there
+//! for a client that reads slowly, so each of them says that something is under way.
 
 use std::{
     convert::Infallible,
@@ -18,7 +18,7 @@ use super::{
     activity::{Activity, OpenStream},
     connection::Answering,
 };
-use crate::dispatch::{AnswerBody, body::AnswerError};
+use crate::dispatch::{ResponseBody, body::ResponseBodyError};
 
 /// A request of a stream on its way.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub(super) struct StreamAnswering {
 /// The body of its answer.
 #[derive(Debug)]
 pub(super) struct StreamBody {
-    body: AnswerBody,
+    body: ResponseBody,
     activity: Arc<Activity>,
 }
 
@@ -62,12 +62,12 @@ impl Future for StreamAnswering {
 
 impl Body for StreamBody {
     type Data = StreamBytes;
-    type Error = AnswerError;
+    type Error = ResponseBodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<StreamBytes>, AnswerError>>> {
+    ) -> Poll<Option<Result<Frame<StreamBytes>, ResponseBodyError>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         let counted = |bytes| StreamBytes {
             bytes,

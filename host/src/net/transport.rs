@@ -50,7 +50,8 @@ impl Accept for Listener {
         match self {
             Self::Tcp { listener, local } => {
                 let (stream, peer) = listener.accept().await?;
-                // A socket whose peer is gone already fails here, and is found gone when it is read.
+                // A socket whose peer is gone already fails here, and is found gone when it is
+                // read.
                 let _ = stream.set_nodelay(true);
                 Ok(Accepted {
                     local: local.or_else(|| stream.local_addr().ok()),

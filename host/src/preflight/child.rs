@@ -1,7 +1,8 @@
 //! The child's side of preflight: `handover preflight-child`.
 //!
-//! It maps the very image that the host would, compares the layouts, runs the constructor and the smoke requests, and rehearses the end:
-//! drain, stop, unload. It says each step before it takes it, and kills itself at the end: nothing of the plugin's runs after the verdict.
+//! It maps the very image that the host would, compares the layouts, runs the constructor and the
+//! smoke requests, and rehearses the end: drain, stop, unload. It says each step before it takes
+//! it, and kills itself at the end: nothing of the plugin's runs after the verdict.
 
 use std::{
     fs::File,
@@ -31,25 +32,27 @@ use crate::{
     config::{Leave, SmokeRequest},
     dispatch,
     generation::{self, Active, Ended, Generation, Spec},
-    ledger::Holder,
+    ledger::RetainReason,
     loader::{Companion, Layouts, Library},
     names::GenerationId,
     workers,
 };
 
-/// Workers of the child: more than one, so that what a plugin leaves on another thread than the last is found as in the host.
+/// Workers of the child: more than one, so that what a plugin leaves on another thread than the
+/// last is found as in the host.
 const WORKERS: usize = 2;
 
-/// How long it may take to become quiet in the rehearsal. It has served nobody but the smoke requests, so what is left is work that does not
-/// hear the draining signal.
+/// How long it may take to become quiet in the rehearsal. It has served nobody but the smoke
+/// requests, so what is left is work that does not hear the draining signal.
 const DRAIN_WITHIN: Duration = Duration::from_millis(500);
 
-/// How long the rest of its end may take in the rehearsal. In the host it may take longer; a deploy is not to wait for that twice.
+/// How long the rest of its end may take in the rehearsal. In the host it may take longer; a deploy
+/// is not to wait for that twice.
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 
 /// Reads the task from standard input, does it, reports on it, and ends.
 pub fn main() -> ExitCode {
-    let (mouth, image, task) = match prepare() {
+    let (report, image, task) = match prepare() {
         Ok(prepared) => prepared,
         Err(error) => {
             eprintln!(
@@ -58,8 +61,8 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let last = check(&mouth, image, task).unwrap_or_else(|last| last);
-    mouth.say(&last);
+    let last = check(&report, image, task).unwrap_or_else(|last| last);
+    report.write_line(&last);
     end()
 }
 
@@ -71,10 +74,12 @@ fn end() -> ! {
 }
 
 /// Makes this process safe to crash in, and takes its task.
-fn prepare() -> io::Result<(Mouth, Image, Task)> {
-    // Before anything can go wrong: the host's death is ours, and a crash writes no core unless the system denies to limit that.
+fn prepare() -> io::Result<(ReportWriter, Image, Task)> {
+    // Before anything can go wrong: the host's death is ours, and a crash writes no core unless the
+    // system denies to limit that.
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    // Where memory runs out this is the process to end, not the host. Without /proc the kernel chooses.
+    // Where memory runs out this is the process to end, not the host. Without /proc the kernel
+    // chooses.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     let no_core = Rlimit {
         current: Some(0),
@@ -82,27 +87,29 @@ fn prepare() -> io::Result<(Mouth, Image, Task)> {
     };
     let _ = setrlimit(Resource::Core, no_core);
 
-    // The socket moves away from standard input, where a plugin could read it, and is not left to its children.
+    // The socket moves away from standard input, where a plugin could read it, and is not left to
+    // its children.
     let socket = UnixStream::from(rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?);
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
 
     let image = receive(&socket)?;
-    let mut ear = BufReader::new(socket.try_clone()?);
+    let mut reader = BufReader::new(socket.try_clone()?);
     let mut line = Vec::new();
-    ear.read_until(b'\n', &mut line)?;
+    reader.read_until(b'\n', &mut line)?;
     let task: Task = serde_json::from_slice(&line)?;
     let parent = getppid().map(|pid| pid.as_raw_nonzero().get().cast_unsigned());
     if parent != Some(task.parent) {
         return Err(io::Error::other("the host has ended"));
     }
-    // The signal above comes with the end of the thread that started us, this with the end of the host.
+    // The signal above comes with the end of the thread that started us, this with the end of the
+    // host.
     std::thread::Builder::new()
         .name("preflight-guard".to_owned())
         .spawn(move || {
-            let _ = ear.read(&mut [0]);
+            let _ = reader.read(&mut [0]);
             end()
         })?;
-    Ok((Mouth(Arc::new(socket)), image, task))
+    Ok((ReportWriter(Arc::new(socket)), image, task))
 }
 
 /// Takes the image, which comes with the first byte.
@@ -124,10 +131,10 @@ fn receive(socket: &UnixStream) -> io::Result<Image> {
 
 /// Says lines to the host.
 #[derive(Clone)]
-struct Mouth(Arc<UnixStream>);
+struct ReportWriter(Arc<UnixStream>);
 
-impl Mouth {
-    fn say(&self, line: &Line) {
+impl ReportWriter {
+    fn write_line(&self, line: &Line) {
         let Ok(text) = line.text() else {
             return;
         };
@@ -136,23 +143,23 @@ impl Mouth {
     }
 
     fn begin(&self, stage: Stage) {
-        self.say(&Line::Begins { stage });
+        self.write_line(&Line::Begins { stage });
     }
 
     fn checked(&self, what: String) {
-        self.say(&Line::Checked { what });
+        self.write_line(&Line::Checked { what });
     }
 
     fn remark(&self, remark: Remark) {
-        self.say(&Line::Remarked { remark });
+        self.write_line(&Line::Remarked { remark });
     }
 }
 
 /// Does the task. Both results are the last line; an error is one that came early.
-fn check(mouth: &Mouth, image: Image, task: Task) -> Result<Line, Line> {
-    mouth.begin(Stage::Reading);
-    let artifact = read(mouth, image, &task)?;
-    mouth.checked(format!(
+fn check(report: &ReportWriter, image: Image, task: Task) -> Result<Line, Line> {
+    report.begin(Stage::Reading);
+    let artifact = read(report, image, &task)?;
+    report.checked(format!(
         "{} {} for {}, ABI {}",
         artifact.manifest.app,
         artifact.manifest.version,
@@ -160,31 +167,31 @@ fn check(mouth: &Mouth, image: Image, task: Task) -> Result<Line, Line> {
         artifact.manifest.abi_named()
     ));
 
-    mouth.begin(Stage::Mapping);
+    report.begin(Stage::Mapping);
     let library = Library::open(&artifact, Layouts::Check).map_err(Line::rejected)?;
     library
         .root::<RootRef>()
         .map_err(|error| Line::rejected(format!("its layouts do not fit this host: {error}")))?;
-    mouth.checked("layouts match".to_owned());
+    report.checked("layouts match".to_owned());
     for companion in Companion::all() {
-        mouth.say(&Line::Beside { companion });
+        report.write_line(&Line::Beside { companion });
     }
     if !task.start {
         return Ok(Line::Passed);
     }
 
-    mouth.begin(Stage::Starting);
+    report.begin(Stage::Starting);
     let runtime = workers::runtime(Some(WORKERS.try_into().map_err(broken)?)).map_err(broken)?;
     runtime.block_on(async {
         // On a worker, as in the host.
-        let mouth = mouth.clone();
-        tokio::spawn(async move { start_and_ask(&mouth, task, &artifact, library).await })
+        let report = report.clone();
+        tokio::spawn(async move { start_and_ask(&report, task, &artifact, library).await })
             .await
             .map_err(broken)?
     })
 }
 
-fn read(mouth: &Mouth, image: Image, task: &Task) -> Result<Artifact, Line> {
+fn read(report: &ReportWriter, image: Image, task: &Task) -> Result<Artifact, Line> {
     let bundled = match task.scope {
         Scope::All => image.bundled(),
         Scope::Again => Bundled::default(),
@@ -201,14 +208,14 @@ fn read(mouth: &Mouth, image: Image, task: &Task) -> Result<Artifact, Line> {
     if task.scope == Scope::All {
         let linkage = artifact.elf.linkage.remarks();
         for remark in linkage.into_iter().chain(bundled.remarks) {
-            mouth.remark(remark);
+            report.remark(remark);
         }
     }
     Ok(artifact)
 }
 
 async fn start_and_ask(
-    mouth: &Mouth,
+    report: &ReportWriter,
     task: Task,
     artifact: &Artifact,
     library: Library,
@@ -233,44 +240,45 @@ async fn start_and_ask(
             reason: format!("it did not start: {error}"),
             refused: error.refused,
         })?;
-    mouth.checked(format!(
+    report.checked(format!(
         "constructor ended in {} ms",
         began.elapsed().as_millis()
     ));
     let active = started.activate();
     for request in &task.requests {
-        mouth.begin(Stage::Smoke {
+        report.begin(Stage::Smoke {
             path: request.path.clone(),
         });
-        ask(mouth, active.generation(), request).await?;
+        ask(report, active.generation(), request).await?;
     }
     if task.leave != Leave::Off {
-        leave(mouth, artifact, active).await;
+        leave(report, artifact, active).await;
     }
     Ok(Line::Passed)
 }
 
-/// Rehearses its end, as the host would go about it after a cutover, and remarks on what would be left.
-async fn leave(mouth: &Mouth, artifact: &Artifact, active: Active) {
-    mouth.begin(Stage::Leaving);
+/// Rehearses its end, as the host would go about it after a cutover, and remarks on what would be
+/// left.
+async fn leave(report: &ReportWriter, artifact: &Artifact, active: Active) {
+    report.begin(Stage::Leaving);
     let began = Instant::now();
     let draining = active.drain();
     if tokio::time::timeout(DRAIN_WITHIN, draining.quiet())
         .await
         .is_err()
     {
-        mouth.remark(slow_drain(draining.generation()));
+        report.remark(slow_drain(draining.generation()));
         draining.expire(true).await;
     }
     match tokio::time::timeout(LEAVE_WITHIN, draining.retire()).await {
         Ok(Ended::Unloaded(left)) => {
-            mouth.checked(format!(
+            report.checked(format!(
                 "stopped and unloaded in {} ms",
                 began.elapsed().as_millis()
             ));
             if !left.open.is_empty() {
                 let open = left.open.join(", ");
-                mouth.remark(Remark::warning(
+                report.remark(Remark::warning(
                     Topic::LeftOpen,
                     format!(
                         "replaced, it leaves open what cannot be closed for it: {open}; close it when `draining()` ends"
@@ -281,15 +289,15 @@ async fn leave(mouth: &Mouth, artifact: &Artifact, active: Active) {
         Ok(Ended::Retained(retained)) => {
             let held = retained.held();
             // That was said, with what to do, when its file was read.
-            if artifact.elf.linkage.never_unloads && held.holders() == [Holder::Linker] {
+            if artifact.elf.linkage.never_unloads && held.reasons() == [RetainReason::Linker] {
                 return;
             }
-            mouth.remark(Remark::warning(
+            report.remark(Remark::warning(
                 Topic::Retained,
                 format!("replaced, it would stay mapped (retained): {held}"),
             ));
         }
-        Err(_) => mouth.remark(Remark::warning(
+        Err(_) => report.remark(Remark::warning(
             Topic::SlowEnd,
             format!(
                 "replaced, its end takes long: it was not stopped and unloaded within {} when that was rehearsed, so it would stay \
@@ -324,14 +332,14 @@ fn slow_drain(generation: &Generation) -> Remark {
 }
 
 async fn ask(
-    mouth: &Mouth,
+    report: &ReportWriter,
     generation: &Arc<Generation>,
     request: &SmokeRequest,
 ) -> Result<(), Line> {
     let SmokeRequest { path, status } = request;
     match dispatch::smoke(generation, path).await {
         Ok(got) if got.as_u16() == *status => {
-            mouth.checked(format!("GET {path} answered {status}"));
+            report.checked(format!("GET {path} answered {status}"));
             Ok(())
         }
         Ok(got) => Err(Line::Unhealthy {

@@ -1,4 +1,5 @@
-//! A verdict on an artifact, found in a child process: whatever its code does there, the host never notices.
+//! A verdict on an artifact, found in a child process: whatever its code does there, the host never
+//! notices.
 //!
 //! - [`parent`]: starts the child, listens, and turns its end into a verdict
 //! - [`child`]: does the checks
@@ -20,8 +21,8 @@ use crate::{artifact::Remark, loader::Companion};
 pub enum Scope {
     /// All that the settings of the app say.
     All,
-    /// Of what was live before under another version of the host: whether this one can run it. Nothing is started, and nothing that a deploy
-    /// is refused for otherwise counts.
+    /// Of what was live before under another version of the host: whether this one can run it.
+    /// Nothing is started, and nothing that a deploy is refused for otherwise counts.
     Again,
 }
 

@@ -1,4 +1,5 @@
-//! The host's side of preflight: starts the child, listens, and turns whatever becomes of it into a verdict.
+//! The host's side of preflight: starts the child, listens, and turns whatever becomes of it into a
+//! verdict.
 
 use std::{
     collections::VecDeque,
@@ -48,7 +49,8 @@ static AT_ONCE: Semaphore = Semaphore::const_new(2);
 /// How much of what a child printed goes into a reason, in bytes.
 const TAIL: usize = 4 * 1024;
 
-/// How long a child that ended may take to be read to its end. Only a process that it left behind can use it up.
+/// How long a child that ended may take to be read to its end. Only a process that it left behind
+/// can use it up.
 const AFTERWARDS: Duration = Duration::from_millis(500);
 
 /// Checks `artifact` in a child process as `app` with its settings.
@@ -56,14 +58,15 @@ const AFTERWARDS: Duration = Duration::from_millis(500);
 /// The child and everything it started is gone when this returns, or when its future is dropped.
 ///
 /// # Errors
-/// The host's fault (exit code 1): no child could be started, or it could not read what the host stored.
+/// The host's fault (exit code 1): no child could be started, or it could not read what the host
+/// stored.
 pub async fn check(
     artifact: &Artifact,
     app: &AppName,
     settings: &config::App,
     scope: Scope,
 ) -> io::Result<Verdict> {
-    let _turn = AT_ONCE.acquire().await.map_err(io::Error::other)?;
+    let _permit = AT_ONCE.acquire().await.map_err(io::Error::other)?;
     let deadline = settings.check.deadline;
     let task = Task {
         parent: std::process::id(),
@@ -87,26 +90,26 @@ pub async fn check(
         .map_err(io::Error::other)?;
     let mut running = Running::spawn().await?;
     running.hand_over(image).await?;
-    let mut heard = Heard::default();
-    let ended = running.listen(&task, &mut heard, deadline).await?;
+    let mut child_report = ChildReport::default();
+    let ended = running.listen(&task, &mut child_report, deadline).await?;
     let status = running.end().await?;
     let said = running.output.text();
     match ended {
         Ended::Reported => {}
         Ended::ByItself => {
-            tracing::debug!(%status, stage = ?heard.stage, "a preflight child ended")
+            tracing::debug!(%status, stage = ?child_report.stage, "a preflight child ended")
         }
         Ended::AtDeadline => {
-            tracing::debug!(stage = ?heard.stage, "a preflight child reached its deadline")
+            tracing::debug!(stage = ?child_report.stage, "a preflight child reached its deadline")
         }
     }
     if scope == Scope::Again && says_nothing(ended, status) {
-        let during = heard.stage.during();
+        let during = child_report.stage.during();
         return Err(io::Error::other(format!(
             "the child was ended {during}, by the deadline or from outside"
         )));
     }
-    heard.verdict(ended, status, deadline, task.leave, &said)
+    child_report.verdict(ended, status, deadline, task.leave, &said)
 }
 
 /// Whether the end of a child may be due to the machine: it was too slow, or out of memory.
@@ -124,17 +127,17 @@ struct Running {
     group: Group,
     /// Comes when the child has ended, and leaves its exit status and with it its process id.
     ended: oneshot::Receiver<()>,
-    report: UnixStream,
+    socket: UnixStream,
     output: Output,
 }
 
-fn spawn_child(report: StdUnixStream) -> io::Result<(Child, Option<Pid>)> {
+fn spawn_child(socket: StdUnixStream) -> io::Result<(Child, Option<Pid>)> {
     let mut command = process::own_program()?;
     // A plugin that lives here may have changed what this process would pass on.
     origin().pass_on(&mut command);
     let child = Command::from(command)
         .arg("preflight-child")
-        .stdin(OwnedFd::from(report))
+        .stdin(OwnedFd::from(socket))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
@@ -144,8 +147,8 @@ fn spawn_child(report: StdUnixStream) -> io::Result<(Child, Option<Pid>)> {
     Ok((child, pid))
 }
 
-/// The process group of a child. Dropping it kills all that is in it: the child is not waited for before, so its
-/// number cannot have gone to somebody else.
+/// The process group of a child. Dropping it kills all that is in it: the child is not waited for
+/// before, so its number cannot have gone to somebody else.
 struct Group(Option<Pid>);
 
 impl Drop for Group {
@@ -161,12 +164,12 @@ impl Running {
     async fn spawn() -> io::Result<Self> {
         let (ours, theirs) = StdUnixStream::pair()?;
         ours.set_nonblocking(true)?;
-        let report = UnixStream::from_std(ours)?;
+        let socket = UnixStream::from_std(ours)?;
         let (tell, started) = oneshot::channel();
         let (end, ended) = oneshot::channel();
         let runtime = Handle::current();
-        // Starting a process holds up the thread that does it, so it is none that serves; and the child ends with that thread, so it
-        // stays until then.
+        // Starting a process holds up the thread that does it, so it is none that serves; and the
+        // child ends with that thread, so it stays until then.
         background::start("preflight", move || {
             let _runtime = runtime.enter();
             let child = spawn_child(theirs);
@@ -191,7 +194,7 @@ impl Running {
             child,
             group,
             ended,
-            report,
+            socket,
             output,
         })
     }
@@ -200,14 +203,14 @@ impl Running {
     async fn hand_over(&self, image: OwnedFd) -> io::Result<()> {
         let image = [image.as_fd()];
         let sent = self
-            .report
+            .socket
             .async_io(Interest::WRITABLE, || {
                 let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
                 let mut with = SendAncillaryBuffer::new(&mut space);
                 with.push(SendAncillaryMessage::ScmRights(&image));
                 let byte = [IoSlice::new(&[0])];
                 Ok(sendmsg(
-                    &self.report,
+                    &self.socket,
                     &byte,
                     &mut with,
                     SendFlags::NOSIGNAL,
@@ -225,20 +228,20 @@ impl Running {
     async fn listen(
         &mut self,
         task: &Task,
-        heard: &mut Heard,
+        child_report: &mut ChildReport,
         deadline: Duration,
     ) -> io::Result<Ended> {
-        let Self { report, ended, .. } = self;
-        let (from, mut to) = report.split();
+        let Self { socket, ended, .. } = self;
+        let (from, mut to) = socket.split();
         let mut lines = BufReader::new(from);
         let mut task = serde_json::to_vec(task)?;
         task.push(b'\n');
         let talk = async {
             // A child that died before it read its task is found by its end.
             if to.write_all(&task).await.is_ok() {
-                heard.listen(&mut lines).await;
+                child_report.listen(&mut lines).await;
             }
-            if heard.last.is_none() && !heard.garbled {
+            if child_report.last.is_none() && !child_report.garbled {
                 std::future::pending::<()>().await;
             }
         };
@@ -250,10 +253,10 @@ impl Running {
         };
         if ended == Ended::ByItself {
             // What it said just before is still in the socket.
-            let _ = tokio::time::timeout(AFTERWARDS, heard.listen(&mut lines)).await;
+            let _ = tokio::time::timeout(AFTERWARDS, child_report.listen(&mut lines)).await;
         }
         // A child ends right after its last line, so its end may be seen before that.
-        if heard.last.is_some() {
+        if child_report.last.is_some() {
             return Ok(Ended::Reported);
         }
         Ok(ended)
@@ -281,7 +284,7 @@ enum Ended {
 
 /// What the child said.
 #[derive(Debug, Default)]
-struct Heard {
+struct ChildReport {
     stage: Stage,
     checked: Vec<String>,
     remarks: Vec<Remark>,
@@ -291,7 +294,7 @@ struct Heard {
     garbled: bool,
 }
 
-impl Heard {
+impl ChildReport {
     /// Hears lines until the last one, or until nothing more comes.
     async fn listen(&mut self, lines: &mut (impl AsyncBufReadExt + Unpin)) {
         while self.last.is_none() {
@@ -457,7 +460,8 @@ impl Output {
         });
     }
 
-    /// Reads what is left. A process that left the group may hold the pipe open: it is not waited for.
+    /// Reads what is left. A process that left the group may hold the pipe open: it is not waited
+    /// for.
     async fn finish(&mut self) {
         let all = async { while self.readers.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(AFTERWARDS, all).await;
@@ -476,10 +480,12 @@ mod tests {
 
     use super::*;
 
-    async fn heard(lines: &str) -> Heard {
-        let mut heard = Heard::default();
-        heard.listen(&mut BufReader::new(lines.as_bytes())).await;
-        heard
+    async fn child_report(lines: &str) -> ChildReport {
+        let mut child_report = ChildReport::default();
+        child_report
+            .listen(&mut BufReader::new(lines.as_bytes()))
+            .await;
+        child_report
     }
 
     fn exited(code: i32) -> ExitStatus {
@@ -504,7 +510,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_crash_names_its_signal_and_stage_and_last_words() {
-        let verdict = heard(STARTING).await.verdict(
+        let verdict = child_report(STARTING).await.verdict(
             Ended::ByItself,
             killed(11),
             DEADLINE,
@@ -520,7 +526,7 @@ mod tests {
     #[tokio::test]
     async fn an_exit_names_its_code_even_when_it_is_zero() {
         for code in [0, 3] {
-            let verdict = heard(STARTING).await.verdict(
+            let verdict = child_report(STARTING).await.verdict(
                 Ended::ByItself,
                 exited(code),
                 DEADLINE,
@@ -533,16 +539,22 @@ mod tests {
 
     #[tokio::test]
     async fn a_hang_is_a_rejection_and_in_a_smoke_request_unhealthy() {
-        let verdict =
-            heard(STARTING)
-                .await
-                .verdict(Ended::AtDeadline, killed(9), DEADLINE, Leave::Warn, "");
+        let verdict = child_report(STARTING).await.verdict(
+            Ended::AtDeadline,
+            killed(9),
+            DEADLINE,
+            Leave::Warn,
+            "",
+        );
         rejected(verdict, &["did not end within 30s", "in the constructor"]);
         let smoke = "{\"line\":\"begins\",\"stage\":{\"smoke\":{\"path\":\"/health\"}}}\n";
-        let verdict =
-            heard(smoke)
-                .await
-                .verdict(Ended::AtDeadline, killed(9), DEADLINE, Leave::Warn, "");
+        let verdict = child_report(smoke).await.verdict(
+            Ended::AtDeadline,
+            killed(9),
+            DEADLINE,
+            Leave::Warn,
+            "",
+        );
         assert!(
             matches!(verdict.unwrap(), Verdict::Unhealthy(reason) if reason.contains("GET /health"))
         );
@@ -551,10 +563,13 @@ mod tests {
     #[tokio::test]
     async fn what_was_checked_is_told_in_order() {
         let lines = "{\"line\":\"checked\",\"what\":\"a\"}\n{\"line\":\"checked\",\"what\":\"b\"}\n{\"line\":\"passed\"}\n";
-        let verdict =
-            heard(lines)
-                .await
-                .verdict(Ended::Reported, killed(9), DEADLINE, Leave::Warn, "noise");
+        let verdict = child_report(lines).await.verdict(
+            Ended::Reported,
+            killed(9),
+            DEADLINE,
+            Leave::Warn,
+            "noise",
+        );
         assert_eq!(
             verdict.unwrap(),
             Verdict::Passed(Passed {
@@ -568,13 +583,16 @@ mod tests {
 
     #[tokio::test]
     async fn an_end_that_crashes_is_refused_and_one_that_lasts_is_a_warning() {
-        let verdict =
-            heard(LEAVING)
-                .await
-                .verdict(Ended::ByItself, killed(11), DEADLINE, Leave::Warn, "");
+        let verdict = child_report(LEAVING).await.verdict(
+            Ended::ByItself,
+            killed(11),
+            DEADLINE,
+            Leave::Warn,
+            "",
+        );
         rejected(verdict, &["SIGSEGV", "rehearsed", "leave"]);
         let late = async |leave| {
-            heard(LEAVING)
+            child_report(LEAVING)
                 .await
                 .verdict(Ended::AtDeadline, killed(9), DEADLINE, leave, "")
         };
@@ -596,7 +614,7 @@ mod tests {
         };
         for (topic, is_refused) in [(Topic::Retained, true), (Topic::LeftOpen, false)] {
             let line = serde_json::to_string(&remark(topic)).unwrap();
-            let verdict = heard(&format!("{line}\n{{\"line\":\"passed\"}}\n"))
+            let verdict = child_report(&format!("{line}\n{{\"line\":\"passed\"}}\n"))
                 .await
                 .verdict(Ended::Reported, killed(9), DEADLINE, Leave::Refuse, "")
                 .unwrap();
@@ -606,7 +624,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_verdict_that_is_cut_off_is_none() {
-        let verdict = heard(&format!("{STARTING}{{\"line\":\"passed\"}}"))
+        let verdict = child_report(&format!("{STARTING}{{\"line\":\"passed\"}}"))
             .await
             .verdict(Ended::ByItself, exited(0), DEADLINE, Leave::Warn, "");
         rejected(verdict, &["exit(0)"]);
@@ -615,8 +633,9 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_report_is_refused_and_not_waited_for() {
         for said in ["hello\n".to_owned(), "x".repeat(LONGEST + 1)] {
-            let heard = heard(&format!("{STARTING}{said}")).await;
-            let verdict = heard.verdict(Ended::Reported, killed(9), DEADLINE, Leave::Warn, "");
+            let child_report = child_report(&format!("{STARTING}{said}")).await;
+            let verdict =
+                child_report.verdict(Ended::Reported, killed(9), DEADLINE, Leave::Warn, "");
             rejected(verdict, &["not its own", "in the constructor"]);
         }
     }
@@ -624,7 +643,7 @@ mod tests {
     #[tokio::test]
     async fn a_child_that_never_came_up_is_the_hosts_fault() {
         let verdict =
-            heard("")
+            child_report("")
                 .await
                 .verdict(Ended::ByItself, exited(101), DEADLINE, Leave::Warn, "");
         assert!(verdict.is_err());

@@ -1,4 +1,5 @@
-//! What the host and a preflight child say to each other: one byte with the image of the artifact, one task, then lines of JSON.
+//! What the host and a preflight child say to each other: one byte with the image of the artifact,
+//! one task, then lines of JSON.
 
 use std::path::PathBuf;
 
@@ -46,7 +47,8 @@ pub(super) struct Task {
 pub(super) const LONGEST: usize = 1024 * 1024;
 
 impl Line {
-    /// The line as it is said, whole. Its texts may be a plugin's and of any length, so they are cut.
+    /// The line as it is said, whole. Its texts may be a plugin's and of any length, so they are
+    /// cut.
     ///
     /// # Errors
     /// When it cannot be written as JSON.
@@ -70,7 +72,7 @@ impl Line {
 /// Cuts every text in `value`, and every list: what is left fits into [`LONGEST`].
 fn cut_texts(value: &mut Value) {
     match value {
-        Value::String(text) => *text = shown::cut(std::mem::take(text), shown::SENTENCE),
+        Value::String(text) => *text = shown::truncate(std::mem::take(text), shown::SENTENCE),
         Value::Array(list) => {
             list.truncate(LIST);
             list.iter_mut().for_each(cut_texts);

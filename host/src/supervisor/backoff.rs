@@ -25,7 +25,8 @@ impl Backoff {
         self.next()
     }
 
-    /// How long to wait after one more start in vain. The first one is forgiven, and the second is what a rollback may mend.
+    /// How long to wait after one more start in vain. The first one is forgiven, and the second is
+    /// what a rollback may mend.
     pub(super) fn next(&mut self) -> Duration {
         self.in_vain = self.in_vain.saturating_add(1);
         match self.in_vain {

@@ -83,7 +83,8 @@ pub(super) enum End {
 }
 
 impl Host {
-    /// Starts this very program again, with the same arguments, `sockets`, and how the one before crashed.
+    /// Starts this very program again, with the same arguments, `sockets`, and how the one before
+    /// crashed.
     pub(super) fn start(sockets: &HandedOn, crashed: Option<&Crash>) -> io::Result<Self> {
         let (reports, theirs) = StdDatagram::pair()?;
         reports.set_nonblocking(true)?;
@@ -148,7 +149,8 @@ impl Host {
         }
         // It may be so young that it dies of it without a word.
         let ends = signal != Signal::HUP && signal != Signal::USR1;
-        // The host may have had the first one too, from whoever sent it to both, so it is told which one this is.
+        // The host may have had the first one too, from whoever sent it to both, so it is told
+        // which one this is.
         let signal = if ends && self.asked_to_end {
             Signal::QUIT
         } else {
@@ -226,7 +228,8 @@ fn ended_by_order(status: ExitStatus) -> bool {
         .any(|order| status.signal() == Some(order.as_raw()))
 }
 
-/// Ties this process to the supervisor that started it: it ends when that one does, and tells it how it is.
+/// Ties this process to the supervisor that started it: it ends when that one does, and tells it
+/// how it is.
 ///
 /// # Errors
 /// When the supervisor is gone already, or did not leave what it should have.

@@ -1,17 +1,22 @@
-//! The parent of the host: it holds the listening sockets, and starts the host again when it crashes.
+//! The parent of the host: it holds the listening sockets, and starts the host again when it
+//! crashes.
 //!
-//! A plugin that segfaults, aborts or overflows its stack takes its process down. This parent runs no code of a plugin, so it stays;
-//! and because the sockets are its own, a client that connects while there is no host waits in the queue of the socket instead of being refused.
+//! A plugin that segfaults, aborts or overflows its stack takes its process down. This parent runs
+//! no code of a plugin, so it stays; and because the sockets are its own, a client that connects
+//! while there is no host waits in the queue of the socket instead of being refused.
 //!
 //! - [`host`]: one host process: its start, its end, and what that end means
 //! - [`backoff`]: how long the next start waits
 //! - [`orphans`]: what is left of other processes where this one is the first of a container
 //!
-//! To its child it is what systemd would be: it passes sockets by the protocol of `LISTEN_FDS`, hears `READY=1` and `STOPPING=1`, and passes
-//! those on to the `NOTIFY_SOCKET` it was started with itself. So the host does not care who started it, and a later
-//! upgrade of the host's binary needs nothing new here: start a second child with the same sockets, wait for its `READY=1`, end the first.
+//! To its child it is what systemd would be: it passes sockets by the protocol of `LISTEN_FDS`,
+//! hears `READY=1` and `STOPPING=1`, and passes those on to the `NOTIFY_SOCKET` it was started with
+//! itself. So the host does not care who started it, and a later upgrade of the host's binary needs
+//! nothing new here: start a second child with the same sockets, wait for its `READY=1`, end the
+//! first.
 //!
-//! It has one thread beside the one that writes its log. That is not only cheap: the host asks the kernel to be killed when the *thread* that started it ends.
+//! It has one thread beside the one that writes its log. That is not only cheap: the host asks the
+//! kernel to be killed when the *thread* that started it ends.
 
 mod backoff;
 mod host;
@@ -42,7 +47,8 @@ use crate::{
     signals, telemetry,
 };
 
-/// How long an address may still be in use: a host that was killed is gone, but the kernel may not have closed its sockets yet.
+/// How long an address may still be in use: a host that was killed is gone, but the kernel may not
+/// have closed its sockets yet.
 const STILL_IN_USE: Duration = Duration::from_millis(500);
 
 /// How often it is looked whether the kernel has killed a process for want of memory.

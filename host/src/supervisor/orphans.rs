@@ -1,7 +1,7 @@
 //! The processes that nobody waits for where this one is the first of a container.
 //!
-//! What a plugin starts and leaves becomes a child of process 1 when the host ends. There a dead one stays in the kernel's table
-//! until process 1 asks for its end.
+//! What a plugin starts and leaves becomes a child of process 1 when the host ends. There a dead
+//! one stays in the kernel's table until process 1 asks for its end.
 
 use std::process;
 
@@ -39,11 +39,13 @@ impl Orphans {
     }
 }
 
-/// Takes the ends of all children but `host`, whose end means something and is waited for elsewhere.
+/// Takes the ends of all children but `host`, whose end means something and is waited for
+/// elsewhere.
 pub(super) fn reap(host: u32) {
     let host = i32::try_from(host).ok().map(Pid::from_raw);
-    // The kernel tells the end of one child again and again until it is taken. With the host's not taken yet, what else has
-    // ended is taken at the next signal, which the end of the next host is.
+    // The kernel tells the end of one child again and again until it is taken. With the host's not
+    // taken yet, what else has ended is taken at the next signal, which the end of the next host
+    // is.
     while let Ok(status) = waitid(
         Id::All,
         WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT,

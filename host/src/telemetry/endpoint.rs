@@ -1,4 +1,5 @@
-//! `GET /metrics` over TCP, for a Prometheus that cannot reach the control socket. It knows this one path and takes no command.
+//! `GET /metrics` over TCP, for a Prometheus that cannot reach the control socket. It knows this
+//! one path and takes no command.
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 

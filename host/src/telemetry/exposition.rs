@@ -1,7 +1,7 @@
 //! The text format that Prometheus reads, version 0.0.4: families of samples, each announced once.
 //!
-//! Written here and not by a library because what is told is gathered at the moment of asking: there is no registry to keep in step, and
-//! nothing is counted twice.
+//! Written here and not by a library because what is told is gathered at the moment of asking:
+//! there is no registry to keep in step, and nothing is counted twice.
 
 use std::fmt::{Display, Write};
 
@@ -34,7 +34,8 @@ pub struct Family<'e> {
 pub type Label<'l> = (&'static str, &'l dyn Display);
 
 impl Exposition {
-    /// Begins a family. All of its samples are written before the next one begins, which the borrow sees to.
+    /// Begins a family. All of its samples are written before the next one begins, which the borrow
+    /// sees to.
     pub fn family(&mut self, name: &'static str, kind: Kind, help: &str) -> Family<'_> {
         let kind = match kind {
             Kind::Counter => "counter",
@@ -66,7 +67,8 @@ impl Family<'_> {
         self.line("", labels, None, value);
     }
 
-    /// Writes a histogram: how many were no longer than each of `bounds` but longer than the one before, how many there were, and their sum.
+    /// Writes a histogram: how many were no longer than each of `bounds` but longer than the one
+    /// before, how many there were, and their sum.
     pub fn histogram(
         &mut self,
         labels: &[Label<'_>],

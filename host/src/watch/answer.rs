@@ -17,7 +17,8 @@ pub(super) enum Verdict {
     Deployed,
     /// `.failed`
     Failed,
-    /// `.failed`, because the file in the same folder whose name is shown so arrived with it and was offered instead.
+    /// `.failed`, because the file in the same folder whose name is shown so arrived with it and
+    /// was offered instead.
     Superseded(String),
 }
 
@@ -83,7 +84,8 @@ pub(super) fn read(path: &Path) -> Option<(Sha256, Verdict)> {
     Some((sha256, verdict))
 }
 
-/// Answers about the file at `path`, unless it is gone. A folder that cannot be written gets a warning in the log.
+/// Answers about the file at `path`, unless it is gone. A folder that cannot be written gets a
+/// warning in the log.
 pub(super) fn write(path: &Path, verdict: &Verdict, message: &str, sha256: Sha256) {
     if fs::symlink_metadata(path).is_err() {
         return;

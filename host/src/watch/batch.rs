@@ -10,7 +10,7 @@ use std::{
 use tokio::{sync::Semaphore, task};
 
 use super::{
-    Answer, DropTarget, Offer,
+    DropOutcome, DropTarget, DroppedArtifact,
     answer::{self, Verdict},
     scan::{Key, Stamp},
 };
@@ -67,7 +67,7 @@ pub(super) enum End {
 pub(super) struct Report {
     pub(super) key: Key,
     pub(super) outcomes: Vec<Outcome>,
-    pub(super) offers: usize,
+    pub(super) dropped_count: usize,
 }
 
 /// A file with new bytes.
@@ -92,7 +92,8 @@ struct Intake {
     twins: Vec<Candidate>,
 }
 
-/// Offers the best of `candidates` and answers all of them. `readers` bounds how many batches read files at once.
+/// Offers the best of `candidates` and answers all of them. `readers` bounds how many batches read
+/// files at once.
 pub(super) async fn run<T: DropTarget>(
     key: Key,
     candidates: Vec<Candidate>,
@@ -119,7 +120,7 @@ pub(super) async fn run<T: DropTarget>(
         return Report {
             key,
             outcomes: unread,
-            offers: 0,
+            dropped_count: 0,
         };
     };
     drop(permit);
@@ -137,11 +138,11 @@ pub(super) async fn run<T: DropTarget>(
         return Report {
             key,
             outcomes,
-            offers: 0,
+            dropped_count: 0,
         };
     };
     let sha256 = best.artifact.sha256;
-    let offer = Offer {
+    let dropped = DroppedArtifact {
         app,
         path: best.candidate.path.clone(),
         artifact: best.artifact,
@@ -152,18 +153,18 @@ pub(super) async fn run<T: DropTarget>(
         stored_in: best.stored_in,
     };
     // On a task of its own, so that a panic is an answer and not the end of this app's queue.
-    let answer = match task::spawn(async move { target.offer(offer).await }).await {
+    let answer = match task::spawn(async move { target.deploy_dropped(dropped).await }).await {
         Ok(answer) => answer,
-        Err(error) if error.is_panic() => Answer::Failed(
+        Err(error) if error.is_panic() => DropOutcome::Failed(
             "the deploy panicked, which is a bug in the host: see its log, then try `handover reload`"
                 .to_owned(),
         ),
-        Err(_) => Answer::Later, // the runtime ends
+        Err(_) => DropOutcome::Later, // the runtime ends
     };
     let (verdict, message) = match answer {
-        Answer::Deployed(message) => (Some(Verdict::Deployed), message),
-        Answer::Failed(message) => (Some(Verdict::Failed), message),
-        Answer::Later => (None, String::new()),
+        DropOutcome::Deployed(message) => (Some(Verdict::Deployed), message),
+        DropOutcome::Failed(message) => (Some(Verdict::Failed), message),
+        DropOutcome::Later => (None, String::new()),
     };
     let about: Vec<_> = std::iter::once(best.candidate).chain(twins).collect();
     outcomes.extend(about.iter().map(|candidate| {
@@ -184,7 +185,7 @@ pub(super) async fn run<T: DropTarget>(
     Report {
         key,
         outcomes,
-        offers: 1,
+        dropped_count: 1,
     }
 }
 
@@ -216,7 +217,8 @@ fn take_in(
                 !(fresh_state && *verdict == Verdict::Deployed && !store.contains(*sha256))
             })
         });
-        // One file with new bytes, the usual case, is read once. All others are hashed first and stored only when chosen.
+        // One file with new bytes, the usual case, is read once. All others are hashed first and
+        // stored only when chosen.
         let surely_new = previous.is_none() || candidate.known.is_some() && !candidate.touched_only;
         let stored = alone && surely_new;
         let (noticed_in, began) = (candidate.noticed.elapsed(), Instant::now());
@@ -292,8 +294,8 @@ fn take_in(
     intake
 }
 
-/// What `read` makes of the file at `path` while nobody can write it, as far as that can be had; none when somebody writes it, or
-/// it is another file afterwards.
+/// What `read` makes of the file at `path` while nobody can write it, as far as that can be had;
+/// none when somebody writes it, or it is another file afterwards.
 fn undisturbed<T>(path: &Path, read: impl FnOnce(&Path) -> T) -> Option<T> {
     match writers(path) {
         Ok(Writers::Somebody) => None,

@@ -17,14 +17,16 @@ use notify::{
 
 use super::{answer, scan::Message};
 
-/// The folders under watch. A folder that was deleted and made again, or reached over a link that was swapped, is watched anew.
+/// The folders under watch. A folder that was deleted and made again, or reached over a link that
+/// was swapped, is watched anew.
 pub(super) struct Folders {
     watcher: Option<RecommendedWatcher>,
     armed: BTreeMap<PathBuf, Identity>,
     complained: bool,
 }
 
-/// Which folder it is, whatever its path. The time of birth tells apart what got the inode of a deleted one.
+/// Which folder it is, whatever its path. The time of birth tells apart what got the inode of a
+/// deleted one.
 #[derive(PartialEq, Eq)]
 struct Identity(u64, u64, Option<SystemTime>);
 
@@ -54,7 +56,8 @@ impl Folders {
         }
     }
 
-    /// Watches the folder at `path` if it is not watched yet. Done before its files are listed, so that nothing falls in between.
+    /// Watches the folder at `path` if it is not watched yet. Done before its files are listed, so
+    /// that nothing falls in between.
     pub(super) fn arm(&mut self, path: &Path) {
         let (Some(watcher), Ok(facts)) = (&mut self.watcher, fs::metadata(path)) else {
             return;
@@ -176,7 +179,8 @@ impl Hints {
         }
     }
 
-    /// Whether the file at `path`, directly in `folder` of the drop folder `root`, is whole as far as events can tell.
+    /// Whether the file at `path`, directly in `folder` of the drop folder `root`, is whole as far
+    /// as events can tell.
     pub(super) fn is_whole(&self, path: &Path, folder: &Path, root: &Path) -> bool {
         let is_link =
             |path: &Path| fs::symlink_metadata(path).is_ok_and(|facts| facts.is_symlink());

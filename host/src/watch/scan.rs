@@ -63,8 +63,8 @@ impl std::fmt::Debug for Report {
 /// Whose queue: an app's, or that of files that name none and will be refused.
 pub(super) type Key = Option<AppName>;
 
-/// What `stat` says of a file: when nothing of it has changed, nobody touched the bytes. The change time is the kernel's own and cannot be
-/// set back.
+/// What `stat` says of a file: when nothing of it has changed, nobody touched the bytes. The change
+/// time is the kernel's own and cannot be set back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Stamp {
     device: u64,
@@ -85,13 +85,15 @@ impl Stamp {
         }
     }
 
-    /// Whether somebody wrote or replaced the file in between. A change of its attributes alone is none of the bytes.
+    /// Whether somebody wrote or replaced the file in between. A change of its attributes alone is
+    /// none of the bytes.
     fn rewritten_since(&self, before: &Self) -> bool {
         (self.device, self.inode, self.size, self.modified)
             != (before.device, before.inode, before.size, before.modified)
     }
 
-    /// How long nobody has touched it, by the clock of the file system; none if that is ahead of ours.
+    /// How long nobody has touched it, by the clock of the file system; none if that is ahead of
+    /// ours.
     fn age(&self) -> Option<Duration> {
         let (seconds, nanos) = self.changed;
         let changed = u64::try_from(seconds)
@@ -139,24 +141,26 @@ struct Known {
 struct Queue {
     running: bool,
     running_for: Vec<Arc<Waiter>>,
-    /// Who asked for `handover reload` while it was running: what it fails is tried again for them, since they may have asked because they
-    /// saw it fail, which is known to them a moment before it is known here.
+    /// Who asked for `handover reload` while it was running: what it fails is tried again for them,
+    /// since they may have asked because they saw it fail, which is known to them a moment before
+    /// it is known here.
     again_for: Vec<Arc<Waiter>>,
-    /// The paths of the next batch: their state when they were put here, and whether `handover reload` asks.
+    /// The paths of the next batch: their state when they were put here, and whether `handover
+    /// reload` asks.
     pending: BTreeMap<PathBuf, (Stamp, bool)>,
     pending_for: Vec<Arc<Waiter>>,
 }
 
 /// Somebody who waits for batches to end: answered when the last of them lets go.
 struct Waiter {
-    offers: AtomicUsize,
+    dropped_count: AtomicUsize,
     reply: Option<oneshot::Sender<usize>>,
 }
 
 impl Drop for Waiter {
     fn drop(&mut self) {
         if let Some(reply) = self.reply.take() {
-            let _ = reply.send(*self.offers.get_mut()); // nobody waits any more
+            let _ = reply.send(*self.dropped_count.get_mut()); // nobody waits any more
         }
     }
 }
@@ -269,7 +273,8 @@ impl<T: DropTarget> Scanner<T> {
         }
     }
 
-    /// Takes everything that is there already, and what arrives together with a file that was just closed.
+    /// Takes everything that is there already, and what arrives together with a file that was just
+    /// closed.
     fn gather(&mut self, inbox: &mpsc::Receiver<Message>) -> bool {
         let limit = Instant::now() + self.timing.gather;
         loop {
@@ -302,7 +307,7 @@ impl<T: DropTarget> Scanner<T> {
             Message::Event(event) => self.hints.take(event, &self.root, &mut self.folders),
             Message::Rescan { app, again, reply } => {
                 let waiter = Arc::new(Waiter {
-                    offers: AtomicUsize::new(0),
+                    dropped_count: AtomicUsize::new(0),
                     reply: Some(reply),
                 });
                 self.scan(&Reason::Asked { app, again, waiter });
@@ -342,7 +347,9 @@ impl<T: DropTarget> Scanner<T> {
         if let Some(queue) = self.queues.get_mut(&report.key) {
             queue.running = false;
             for waiter in queue.running_for.drain(..) {
-                waiter.offers.fetch_add(report.offers, Ordering::Relaxed);
+                waiter
+                    .dropped_count
+                    .fetch_add(report.dropped_count, Ordering::Relaxed);
             }
             for waiter in std::mem::take(&mut queue.again_for) {
                 let (app, again) = (report.key.clone(), true);

@@ -19,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Answer, DropTarget, Message, Offer, Timing, WatcherHandle, spawn_with};
+use super::{DropOutcome, DropTarget, DroppedArtifact, Message, Timing, WatcherHandle, spawn_with};
 use crate::{
     artifact::{Sha256, Signature, Store, testing::TestElf},
     names::AppName,
@@ -45,10 +45,10 @@ const BY_CLOCK: Timing = Timing {
     ..BY_HAND
 };
 
-type Reply = dyn Fn(&Offer) -> Answer + Send + Sync;
+type Reply = dyn Fn(&DroppedArtifact) -> DropOutcome + Send + Sync;
 
 struct Target {
-    offers: mpsc::UnboundedSender<Offer>,
+    dropped_artifacts: mpsc::UnboundedSender<DroppedArtifact>,
     refused: mpsc::UnboundedSender<(PathBuf, String)>,
     waiting: mpsc::UnboundedSender<(PathBuf, bool)>,
     reply: Box<Reply>,
@@ -75,13 +75,13 @@ impl DropTarget for Target {
         !self.changed_since.load(Ordering::Relaxed)
     }
 
-    async fn offer(&self, offer: Offer) -> Answer {
-        let answer = (self.reply)(&offer);
-        if matches!(answer, Answer::Deployed(_)) {
-            self.store.keep(&offer.artifact).unwrap();
+    async fn deploy_dropped(&self, dropped: DroppedArtifact) -> DropOutcome {
+        let answer = (self.reply)(&dropped);
+        if matches!(answer, DropOutcome::Deployed(_)) {
+            self.store.keep(&dropped.artifact).unwrap();
         }
-        let slow = offer.app.as_str() == "slow";
-        self.offers.send(offer).unwrap();
+        let slow = dropped.app.as_str() == "slow";
+        self.dropped_artifacts.send(dropped).unwrap();
         if slow {
             self.slow.acquire().await.unwrap().forget();
         }
@@ -104,24 +104,24 @@ struct Host {
     plugins: PathBuf,
     handle: WatcherHandle,
     target: Arc<Target>,
-    offers: mpsc::UnboundedReceiver<Offer>,
+    dropped_artifacts: mpsc::UnboundedReceiver<DroppedArtifact>,
     refused: mpsc::UnboundedReceiver<(PathBuf, String)>,
     waiting: mpsc::UnboundedReceiver<(PathBuf, bool)>,
 }
 
-fn fine(offer: &Offer) -> Answer {
-    Answer::Deployed(format!("{} is live", offer.artifact.manifest.version))
+fn fine(dropped: &DroppedArtifact) -> DropOutcome {
+    DropOutcome::Deployed(format!("{} is live", dropped.artifact.manifest.version))
 }
 
 impl Host {
     fn start(temp: TempDir, timing: Timing, events: bool, reply: Box<Reply>) -> Self {
         let plugins = temp.path().join("plugins");
         let store = Store::open(&temp.path().join("artifacts")).unwrap();
-        let (offers_in, offers) = mpsc::unbounded_channel();
+        let (offers_in, dropped_artifacts) = mpsc::unbounded_channel();
         let (refused_in, refused) = mpsc::unbounded_channel();
         let (waiting_in, waiting) = mpsc::unbounded_channel();
         let target = Arc::new(Target {
-            offers: offers_in,
+            dropped_artifacts: offers_in,
             refused: refused_in,
             waiting: waiting_in,
             reply,
@@ -135,7 +135,7 @@ impl Host {
             plugins,
             handle,
             target,
-            offers,
+            dropped_artifacts,
             refused,
             waiting,
         }
@@ -157,7 +157,7 @@ impl Host {
     /// Without events.
     async fn without_events(
         timing: Timing,
-        reply: impl Fn(&Offer) -> Answer + Send + Sync + 'static,
+        reply: impl Fn(&DroppedArtifact) -> DropOutcome + Send + Sync + 'static,
     ) -> Self {
         let temp = tempfile::tempdir().unwrap();
         let host = Self::start(temp, timing, false, Box::new(reply));
@@ -185,8 +185,8 @@ impl Host {
         path
     }
 
-    async fn offer(&mut self) -> Offer {
-        timeout(Duration::from_secs(30), self.offers.recv())
+    async fn next_dropped(&mut self) -> DroppedArtifact {
+        timeout(Duration::from_secs(30), self.dropped_artifacts.recv())
             .await
             .expect("an offer")
             .unwrap()
@@ -194,12 +194,17 @@ impl Host {
 
     /// The version offered next.
     async fn version(&mut self) -> String {
-        self.offer().await.artifact.manifest.version.to_string()
+        self.next_dropped()
+            .await
+            .artifact
+            .manifest
+            .version
+            .to_string()
     }
 
     fn no_offer(&mut self) {
-        if let Ok(offer) = self.offers.try_recv() {
-            panic!("offered: {offer:?}");
+        if let Ok(dropped) = self.dropped_artifacts.try_recv() {
+            panic!("offered: {dropped:?}");
         }
     }
 
@@ -235,12 +240,12 @@ fn shop(version: &str) -> TestElf {
 async fn a_file_renamed_in_is_offered_and_answered() {
     let mut host = Host::with_events().await;
     let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
-    let offer = host.offer().await;
-    assert_eq!((offer.app.as_str(), &offer.path), ("shop", &path));
-    assert!(offer.replaces.is_none() && !offer.again);
+    let dropped = host.next_dropped().await;
+    assert_eq!((dropped.app.as_str(), &dropped.path), ("shop", &path));
+    assert!(dropped.replaces.is_none() && !dropped.again);
     let sha256 = Sha256::of(&shop("1.0.0").bytes());
-    assert_eq!(offer.artifact.sha256, sha256);
-    assert!(!offer.artifact.path.starts_with(&host.plugins));
+    assert_eq!(dropped.artifact.sha256, sha256);
+    assert!(!dropped.artifact.path.starts_with(&host.plugins));
     assert_eq!(
         answer(&path, ".deployed").await,
         format!("1.0.0 is live\nsha256 {sha256}\n")
@@ -254,9 +259,9 @@ async fn a_file_closed_after_writing_is_offered() {
     assert_eq!(host.version().await, "1.0.0");
     answer(&path, ".deployed").await;
     shop("1.1.0").write(&path);
-    let offer = host.offer().await;
+    let dropped = host.next_dropped().await;
     assert_eq!(
-        offer.replaces,
+        dropped.replaces,
         Some(Sha256::of(&shop("1.0.0").bytes())),
         "written over in place"
     );
@@ -266,9 +271,9 @@ async fn a_file_closed_after_writing_is_offered() {
 async fn the_folder_names_the_app_else_the_manifest_does() {
     let mut host = Host::with_events().await;
     host.rename_in(&TestElf::new("other", "1.0.0"), "shop/a.so");
-    assert_eq!(host.offer().await.app.as_str(), "shop");
+    assert_eq!(host.next_dropped().await.app.as_str(), "shop");
     host.rename_in(&TestElf::new("other", "1.0.0"), "a.so");
-    assert_eq!(host.offer().await.app.as_str(), "other");
+    assert_eq!(host.next_dropped().await.app.as_str(), "other");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -282,7 +287,10 @@ async fn a_file_written_slowly_is_not_taken_half() {
     }
     host.no_offer();
     drop(file);
-    assert_eq!(host.offer().await.artifact.sha256, Sha256::of(&bytes));
+    assert_eq!(
+        host.next_dropped().await.artifact.sha256,
+        Sha256::of(&bytes)
+    );
     assert!(host.refused.try_recv().is_err());
 }
 
@@ -352,9 +360,9 @@ async fn without_any_event_the_clock_finds_everything() {
     assert_eq!(host.version().await, "1.0.0");
     answer(&path, ".deployed").await;
     host.rename_in(&shop("2.0.0"), "shop/a.so");
-    let offer = host.offer().await;
-    assert_eq!(offer.artifact.manifest.version.to_string(), "2.0.0");
-    assert_eq!(offer.replaces, Some(Sha256::of(&shop("1.0.0").bytes())));
+    let dropped = host.next_dropped().await;
+    assert_eq!(dropped.artifact.manifest.version.to_string(), "2.0.0");
+    assert_eq!(dropped.replaces, Some(Sha256::of(&shop("1.0.0").bytes())));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -375,7 +383,7 @@ async fn only_other_bytes_are_offered() {
     let mut host = Host::without_events(BY_HAND, fine).await;
     let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
     assert_eq!(host.scan().await, 1);
-    host.offer().await;
+    host.next_dropped().await;
     shop("1.0.0").write(&path);
     assert_eq!(host.scan().await, 0, "the same bytes again");
     host.rename_in(&shop("1.0.0"), "shop/a.so");
@@ -390,7 +398,7 @@ async fn only_other_bytes_are_offered() {
     file.set_modified(modified).unwrap();
     drop(file);
     assert_eq!(host.scan().await, 1);
-    host.offer().await;
+    host.next_dropped().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -398,7 +406,7 @@ async fn the_same_bytes_put_there_anew_are_offered_when_something_else_is_live()
     let mut host = Host::without_events(BY_HAND, fine).await;
     let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
     assert_eq!(host.scan().await, 1);
-    assert!(!host.offer().await.lay_there);
+    assert!(!host.next_dropped().await.lay_there);
     host.target.changed_since.store(true, Ordering::Relaxed);
     assert_eq!(host.scan().await, 0, "nobody put it there anew");
     let mut mode = fs::metadata(&path).unwrap().permissions();
@@ -407,13 +415,13 @@ async fn the_same_bytes_put_there_anew_are_offered_when_something_else_is_live()
     assert_eq!(host.scan().await, 0, "only its attributes changed");
     host.rename_in(&shop("1.0.0"), "shop/a.so");
     assert_eq!(host.scan().await, 1);
-    host.offer().await;
+    host.next_dropped().await;
     let mut host = host.restart(BY_HAND).await;
     assert_eq!(host.scan().await, 0, "a restart puts nothing there");
     host.no_offer();
     fs::remove_file(path.with_file_name("a.so.deployed")).unwrap();
     let mut host = host.restart(BY_HAND).await;
-    assert!(host.offer().await.lay_there);
+    assert!(host.next_dropped().await.lay_there);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -429,18 +437,18 @@ async fn what_was_written_within_one_tick_of_the_clock_is_found() {
     shop("1.0.0").salted(1).write(&path);
     assert_eq!(host.version().await, "1.0.0");
     let other = Sha256::of(&shop("1.0.0").salted(1).bytes());
-    assert_eq!(host.offer().await.artifact.sha256, other);
+    assert_eq!(host.next_dropped().await.artifact.sha256, other);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_failed_are_tried_again_only_when_asked() {
     let mut host = Host::without_events(BY_HAND, |_| {
-        Answer::Failed("no luck\nbecause of the rain".to_owned())
+        DropOutcome::Failed("no luck\nbecause of the rain".to_owned())
     })
     .await;
     let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
     assert_eq!(host.scan().await, 1);
-    host.offer().await;
+    host.next_dropped().await;
     let sha256 = Sha256::of(&shop("1.0.0").bytes());
     assert_eq!(
         answer(&path, ".failed").await,
@@ -453,16 +461,17 @@ async fn bytes_that_failed_are_tried_again_only_when_asked() {
     assert_eq!(host.handle.rescan(other, true).await, 0);
     let own = Some("shop".parse().unwrap());
     assert_eq!(host.handle.rescan(own, true).await, 1);
-    assert!(host.offer().await.again);
+    assert!(host.next_dropped().await.again);
     host.rename_in(&shop("1.0.1"), "shop/a.so");
     assert_eq!(host.scan().await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_asks_while_it_is_tried_gets_a_second_try_when_it_fails() {
-    let mut host = Host::without_events(BY_CLOCK, |_| Answer::Failed("no luck".to_owned())).await;
+    let mut host =
+        Host::without_events(BY_CLOCK, |_| DropOutcome::Failed("no luck".to_owned())).await;
     host.rename_in(&TestElf::new("slow", "1.0.0"), "slow/a.so");
-    assert!(!host.offer().await.again);
+    assert!(!host.next_dropped().await.again);
     let handle = host.handle.clone();
     let mut reload = std::pin::pin!(handle.rescan(None, true));
     // Polled, so it was sent; and a scan that was asked for later has ended, so it was heard.
@@ -471,16 +480,16 @@ async fn who_asks_while_it_is_tried_gets_a_second_try_when_it_fails() {
     let other = Some("other".parse().unwrap());
     host.handle.rescan(other, false).await;
     host.target.slow.add_permits(1);
-    assert!(host.offer().await.again);
+    assert!(host.next_dropped().await.again);
     host.target.slow.add_permits(1);
     assert_eq!(reload.await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_host_honours_the_answers() {
-    let host = Host::without_events(BY_HAND, |offer| match offer.app.as_str() {
-        "bad" => Answer::Failed("no".to_owned()),
-        _ => Answer::Deployed("yes".to_owned()),
+    let host = Host::without_events(BY_HAND, |dropped| match dropped.app.as_str() {
+        "bad" => DropOutcome::Failed("no".to_owned()),
+        _ => DropOutcome::Deployed("yes".to_owned()),
     })
     .await;
     host.rename_in(&shop("1.0.0"), "shop/a.so");
@@ -497,13 +506,13 @@ async fn a_restarted_host_honours_the_answers() {
         host.handle.rescan(Some("bad".parse().unwrap()), true).await,
         1
     );
-    assert!(host.offer().await.again);
+    assert!(host.next_dropped().await.again);
     let mut host = host.restart(BY_HAND).await;
     host.scan().await;
-    let offer = host.offer().await;
-    assert_eq!(offer.app.as_str(), "changed");
+    let dropped = host.next_dropped().await;
+    assert_eq!(dropped.app.as_str(), "changed");
     assert_eq!(
-        offer.replaces,
+        dropped.replaces,
         Some(Sha256::of(&TestElf::new("changed", "1.0.0").bytes()))
     );
     assert_eq!(host.scan().await, 0);
@@ -578,7 +587,7 @@ async fn among_equal_versions_the_newest_then_the_last_name_is_offered() {
         file.set_modified(now - Duration::from_secs(age)).unwrap();
     }
     assert_eq!(host.handle.rescan(None, true).await, 1);
-    assert_eq!(host.offer().await.path, host.at("shop/c.so"));
+    assert_eq!(host.next_dropped().await.path, host.at("shop/c.so"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -589,7 +598,7 @@ async fn the_same_bytes_under_two_names_get_one_offer_and_two_answers() {
     assert_eq!(host.scan().await, 1);
     answer(&host.at("shop/a.so"), ".deployed").await;
     answer(&host.at("shop/b.so"), ".deployed").await;
-    host.offer().await;
+    host.next_dropped().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -630,16 +639,16 @@ async fn a_link_to_a_folder_can_be_swapped() {
         fs::rename(&next, &linked).unwrap();
     };
     swap("1.0.0");
-    assert_eq!(host.offer().await.app.as_str(), "linked");
+    assert_eq!(host.next_dropped().await.app.as_str(), "linked");
     swap("2.0.0");
-    let offer = host.offer().await;
-    assert_eq!(offer.artifact.manifest.version.to_string(), "2.0.0");
+    let dropped = host.next_dropped().await;
+    assert_eq!(dropped.artifact.manifest.version.to_string(), "2.0.0");
     let behind = host.temp.path().join("2.0.0/x.so");
     until("the answer", || exists(&behind, ".deployed")).await;
     host.rename_in(&shop("3.0.0"), "linked/x.so");
-    let offer = host.offer().await;
+    let dropped = host.next_dropped().await;
     assert_eq!(
-        offer.artifact.manifest.version.to_string(),
+        dropped.artifact.manifest.version.to_string(),
         "3.0.0",
         "the new folder is the one that is watched"
     );
@@ -673,7 +682,7 @@ async fn a_folder_moved_in_brings_its_files() {
     let mut host = Host::with_events().await;
     TestElf::new("blog", "1.0.0").write(host.temp.path().join("made/a.so"));
     fs::rename(host.temp.path().join("made"), host.at("blog")).unwrap();
-    assert_eq!(host.offer().await.app.as_str(), "blog");
+    assert_eq!(host.next_dropped().await.app.as_str(), "blog");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -693,21 +702,21 @@ async fn what_others_could_have_put_there_is_refused_and_not_stored() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_file_is_offered_again_when_its_signature_comes() {
-    let reply = |offer: &Offer| match &offer.artifact.signature {
-        Some(_) => fine(offer),
-        None => Answer::Failed("not signed".to_owned()),
+    let reply = |dropped: &DroppedArtifact| match &dropped.artifact.signature {
+        Some(_) => fine(dropped),
+        None => DropOutcome::Failed("not signed".to_owned()),
     };
     let mut host = Host::without_events(BY_HAND, reply).await;
     let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
     host.scan().await;
-    assert!(host.offer().await.artifact.signature.is_none());
+    assert!(host.next_dropped().await.artifact.signature.is_none());
     host.scan().await;
     host.no_offer();
     let pair = minisign::KeyPair::generate_unencrypted_keypair().unwrap();
     let signature = minisign::sign(None, &pair.sk, b"".as_slice(), None, None).unwrap();
     fs::write(Signature::beside(&path), signature.into_string()).unwrap();
     host.scan().await;
-    assert!(host.offer().await.artifact.signature.is_some());
+    assert!(host.next_dropped().await.artifact.signature.is_some());
     assert!(
         answer(&path, ".deployed")
             .await
@@ -746,31 +755,34 @@ async fn garbage_is_refused_once_with_the_reason() {
 async fn deleting_a_file_deletes_its_answer_and_nothing_else() {
     let mut host = Host::with_events().await;
     let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
-    host.offer().await;
+    host.next_dropped().await;
     answer(&path, ".deployed").await;
     fs::remove_file(&path).unwrap();
     until("the answer is gone", || !exists(&path, ".deployed")).await;
     host.no_offer();
     host.rename_in(&shop("1.0.0"), "shop/a.so");
-    assert!(host.offer().await.replaces.is_none(), "a new file again");
+    assert!(
+        host.next_dropped().await.replaces.is_none(),
+        "a new file again"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_could_not_be_tried_is_offered_at_the_next_scan() {
     let tries = std::sync::atomic::AtomicUsize::new(0);
-    let mut host = Host::without_events(BY_HAND, move |offer| {
+    let mut host = Host::without_events(BY_HAND, move |dropped| {
         match tries.fetch_add(1, Ordering::Relaxed) {
-            0 => Answer::Later,
-            _ => fine(offer),
+            0 => DropOutcome::Later,
+            _ => fine(dropped),
         }
     })
     .await;
     let path = host.rename_in(&shop("1.0.0"), "shop/a.so");
     assert_eq!(host.scan().await, 1);
-    host.offer().await;
+    host.next_dropped().await;
     assert!(!exists(&path, ".deployed") && !exists(&path, ".failed"));
     assert_eq!(host.scan().await, 1);
-    host.offer().await;
+    host.next_dropped().await;
     answer(&path, ".deployed").await;
     assert_eq!(host.scan().await, 0);
 }
@@ -779,10 +791,10 @@ async fn what_could_not_be_tried_is_offered_at_the_next_scan() {
 async fn apps_do_not_wait_for_each_other_and_one_app_goes_in_order() {
     let mut host = Host::without_events(BY_CLOCK, fine).await;
     host.rename_in(&TestElf::new("slow", "1.0.0"), "slow/a.so");
-    assert_eq!(host.offer().await.app.as_str(), "slow");
+    assert_eq!(host.next_dropped().await.app.as_str(), "slow");
     host.rename_in(&TestElf::new("slow", "2.0.0"), "slow/b.so");
     host.rename_in(&shop("1.0.0"), "shop/a.so");
-    assert_eq!(host.offer().await.app.as_str(), "shop");
+    assert_eq!(host.next_dropped().await.app.as_str(), "shop");
     answer(&host.at("shop/a.so"), ".deployed").await;
     host.no_offer();
     let handle = host.handle.clone();
@@ -814,8 +826,8 @@ async fn five_hundred_files_are_all_answered() {
         .await;
     }
     let mut last = std::collections::HashMap::new();
-    while let Ok(offer) = host.offers.try_recv() {
-        last.insert(offer.app, offer.artifact.manifest.version.major);
+    while let Ok(dropped) = host.dropped_artifacts.try_recv() {
+        last.insert(dropped.app, dropped.artifact.manifest.version.major);
     }
     assert_eq!(last.len(), 250);
     assert!(
@@ -865,7 +877,7 @@ async fn a_name_may_be_anything_that_the_file_system_takes() {
         let hidden = shop(&format!("1.{number}.0")).write(host.at("shop/.next"));
         let path = host.at("shop").join(OsStr::from_bytes(name));
         fs::rename(hidden, &path).unwrap();
-        assert_eq!(host.offer().await.path, path);
+        assert_eq!(host.next_dropped().await.path, path);
         let mut answer = path.into_os_string();
         answer.push(".deployed");
         until("its answer", || Path::new(&answer).exists()).await;
@@ -955,7 +967,7 @@ async fn an_answer_that_cannot_be_written_hinders_nothing() {
     fs::create_dir_all(host.at("shop/a.so.deployed/full")).unwrap();
     shop("1.0.0").write(&path);
     assert_eq!(host.scan().await, 1);
-    host.offer().await;
+    host.next_dropped().await;
     assert_eq!(host.scan().await, 0, "remembered all the same");
     assert_eq!(
         fs::read_dir(host.at("shop")).unwrap().count(),
@@ -1007,7 +1019,7 @@ async fn many_quick_replacements_end_in_the_last_one() {
     }
     let last = Sha256::of(&shop("100.0.0").bytes());
     loop {
-        if host.offer().await.artifact.sha256 == last {
+        if host.next_dropped().await.artifact.sha256 == last {
             break;
         }
     }

@@ -1,4 +1,5 @@
-//! Bodies across the boundary: streams of frames, pulled by the side that reads, so that back-pressure is by nature.
+//! Bodies across the boundary: streams of frames, pulled by the side that reads, so that
+//! back-pressure is by nature.
 
 #[cfg(any(test, fuzzing))]
 pub mod forged;
@@ -18,15 +19,16 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
 use super::{
-    bytes::{Chunk, Hold, OwnedBytes},
-    caught::caught,
+    bytes::{Chunk, KeepAlive, OwnedBytes},
     headers::{self, Buffer, Field},
     lent::{Grows, Lent, Size},
+    panics::catch_panic,
     poll::{PollCode, PollState},
     waker::{WakerCache, WakerRef},
 };
 
-/// A body that the other side implements. Dropping it drops that body. It crosses by value; what can grow is its table.
+/// A body that the other side implements. Dropping it drops that body. It crosses by value; what
+/// can grow is its table.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct BodyStream {
@@ -63,8 +65,8 @@ pub struct FrameSink<'a> {
     pub(super) table: Lent<'a, FrameTable>,
 }
 
-/// The kinds of frames, and the end by a failure. A kind that a later minor adds is a function at the end; who has it and finds a sink
-/// without it gives the bytes as data.
+/// The kinds of frames, and the end by a failure. A kind that a later minor adds is a function at
+/// the end; who has it and finds a sink without it gives the bytes as data.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct FrameTable {
@@ -119,7 +121,8 @@ impl BodyStream {
         }
     }
 
-    /// Takes it in. `guard` is held as long as the body is; bytes that live on by themselves get a [`Guard::Hold`].
+    /// Takes it in. `guard` is held as long as the body is; bytes that live on by themselves get a
+    /// [`Guard::KeepAlive`].
     pub fn import<G: Guard>(self, guard: G) -> Imported<G> {
         Imported {
             stream: Some(self),
@@ -140,7 +143,8 @@ impl BodyStream {
 
 impl Drop for BodyStream {
     fn drop(&mut self) {
-        // SAFETY: this value owns the body, and its code is mapped: a guard of its generation is dropped after it (see `Imported`).
+        // SAFETY: this value owns the body, and its code is mapped: a guard of its generation is
+        // dropped after it (see `Imported`).
         unsafe { (self.table.drop)(self.body) }
     }
 }
@@ -169,9 +173,10 @@ unsafe extern "C" fn poll_exported<B>(
 where
     B: Body<Data = Bytes, Error: fmt::Display>,
 {
-    // SAFETY: `body` is the box of `BodyStream::new`; the other side polls it from one place at a time, as it owns it exclusively.
+    // SAFETY: `body` is the box of `BodyStream::new`; the other side polls it from one place at a
+    // time, as it owns it exclusively.
     let exported = unsafe { &mut *body.cast::<Exported<B>>() };
-    caught(|| {
+    catch_panic(|| {
         // SAFETY: the box never moves until `drop_exported`.
         let body = unsafe { Pin::new_unchecked(&mut exported.body) };
         match body.poll_frame(&mut Context::from_waker(exported.waker.get(waker))) {
@@ -194,8 +199,9 @@ where
 unsafe extern "C" fn drop_exported<B>(body: *mut ()) {
     // SAFETY: `body` is the box of `BodyStream::new`, given up by its only owner.
     let exported = unsafe { Box::from_raw(body.cast::<Exported<B>>()) };
-    // A destructor that panics ends here: its panic was told by the panic hook, and the other side cannot do more.
-    caught(|| drop(exported));
+    // A destructor that panics ends here: its panic was told by the panic hook, and the other side
+    // cannot do more.
+    catch_panic(|| drop(exported));
 }
 
 impl FrameSink<'_> {
@@ -240,10 +246,10 @@ pub struct Imported<G: Guard> {
 /// What keeps the code of the other side mapped while something of it lives here.
 pub trait Guard: Send + Unpin + 'static {
     /// The same for bytes of a body, which belong to it and are nothing in flight of their own.
-    type Hold: Hold;
+    type KeepAlive: KeepAlive;
 
     /// A hold for some bytes.
-    fn hold(&self) -> Self::Hold;
+    fn keep_alive(&self) -> Self::KeepAlive;
 
     /// Runs `call`, which is one into the other side.
     #[inline]
@@ -260,9 +266,9 @@ pub trait Guard: Send + Unpin + 'static {
 
 /// Nothing to keep: a plugin is never there without its host.
 impl Guard for () {
-    type Hold = ();
+    type KeepAlive = ();
 
-    fn hold(&self) {}
+    fn keep_alive(&self) {}
 }
 
 /// What one poll put into the sink.
@@ -310,7 +316,7 @@ impl<G: Guard> Imported<G> {
     unsafe fn put(slot: *mut (), put: impl FnOnce(&mut Slot<'_, G>)) {
         // SAFETY: the slot is the one on the stack of `poll_frame`, which lent it for this poll.
         let slot = unsafe { &mut *slot.cast::<Slot<'_, G>>() };
-        caught(|| put(slot));
+        catch_panic(|| put(slot));
     }
 
     unsafe extern "C" fn lent(slot: *mut (), bytes: RSlice<'_, u8>) {
@@ -344,7 +350,7 @@ impl<G: Guard> Imported<G> {
 
 impl<G: Guard> Slot<'_, G> {
     fn data(&mut self, bytes: Chunk<'_>) {
-        self.frame = Some(Frame::data(bytes.into_bytes(|| self.guard.hold())));
+        self.frame = Some(Frame::data(bytes.into_bytes(|| self.guard.keep_alive())));
     }
 }
 

@@ -7,19 +7,20 @@ use http::response;
 use super::{
     body::BodyStream,
     bytes::{Chunk, OwnedBytes},
-    caught::caught,
     head::ResponseHead,
-    keep,
     lent::{Grows, Lent, Size},
+    panics::catch_panic,
     poll::PollCode,
+    pool,
     upgrade::IoStream,
 };
 
-/// The client asks for an upgrade of the connection: a bit of the flags of a call. Bits that are not known are ignored.
+/// The client asks for an upgrade of the connection: a bit of the flags of a call. Bits that are
+/// not known are ignored.
 pub const UPGRADE: u32 = 1;
 
-/// What a call gave at its first poll, which is done inside the call. It is given by value in two registers, and so does not grow: what
-/// else a call may give goes through the responder.
+/// What a call gave at its first poll, which is done inside the call. It is given by value in two
+/// registers, and so does not grow: what else a call may give goes through the responder.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct Called {
@@ -39,7 +40,8 @@ pub struct Responder<'a> {
     pub(super) table: Lent<'a, Respond>,
 }
 
-/// The ways to answer, one for each kind of body. A kind that a later minor adds is a function at the end.
+/// The ways to answer, one for each kind of body. A kind that a later minor adds is a function at
+/// the end.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct Respond {
@@ -61,7 +63,7 @@ unsafe impl Grows for Respond {}
 
 /// The body of an answer as it comes in.
 #[derive(Debug)]
-pub enum AnswerBody<'a> {
+pub enum ReceivedBody<'a> {
     /// No body.
     Empty,
     /// All of it.
@@ -74,7 +76,7 @@ pub enum AnswerBody<'a> {
 
 /// The body of an answer, owned.
 #[derive(Debug)]
-pub enum Payload {
+pub enum OwnedBody {
     /// No body.
     Empty,
     /// All of it.
@@ -87,9 +89,9 @@ pub enum Payload {
 
 impl Responder<'_> {
     /// Gives an answer to the host: the head `response`, with `body`.
-    pub fn respond(&self, mut response: response::Parts, body: Payload) {
+    pub fn respond(&self, mut response: response::Parts, body: OwnedBody) {
         let whole = match &body {
-            Payload::Full(bytes) => Some(bytes.len()),
+            OwnedBody::Full(bytes) => Some(bytes.len()),
             _ => None,
         };
         let (slot, table) = (self.slot, &*self.table);
@@ -97,29 +99,29 @@ impl Responder<'_> {
             // SAFETY: the slot is live during the poll that lent this responder.
             unsafe {
                 match body {
-                    Payload::Empty => (table.empty)(slot, head),
-                    Payload::Full(bytes) => match Chunk::of(&bytes) {
+                    OwnedBody::Empty => (table.empty)(slot, head),
+                    OwnedBody::Full(bytes) => match Chunk::of(&bytes) {
                         Chunk::Borrowed(bytes) => (table.lent)(slot, head, bytes),
                         Chunk::Owned(bytes) => (table.owned)(slot, head, bytes),
                     },
-                    Payload::Stream(stream) => (table.stream)(slot, head, stream),
-                    Payload::Upgrade(io) => (table.upgrade)(slot, head, io),
+                    OwnedBody::Stream(stream) => (table.stream)(slot, head, stream),
+                    OwnedBody::Upgrade(io) => (table.upgrade)(slot, head, io),
                 }
             }
         });
-        keep::keep_map(&mut response.headers);
+        pool::return_map(&mut response.headers);
     }
 }
 
 /// What the host makes of an answer.
-pub trait TakeAnswer {
+pub trait ReceiveResponse {
     /// Takes it.
-    fn take(&mut self, head: Lent<'_, ResponseHead<'_>>, body: AnswerBody<'_>);
+    fn take(&mut self, head: Lent<'_, ResponseHead<'_>>, body: ReceivedBody<'_>);
 }
 
 struct Table<T>(T);
 
-impl<T: TakeAnswer> Table<T> {
+impl<T: ReceiveResponse> Table<T> {
     const RESPOND: &'static Respond = &Respond {
         size: Size::of::<Respond>(),
         empty: Self::empty,
@@ -134,15 +136,16 @@ impl<T: TakeAnswer> Table<T> {
     /// # Safety
     /// `slot` is that of `lend_responder`.
     #[inline(always)] // into five functions, each of which knows the kind
-    unsafe fn take(slot: *mut (), head: Lent<'_, ResponseHead<'_>>, body: AnswerBody<'_>) {
-        // SAFETY: `slot` is the exclusive borrow of `lend_responder`, which waits below us on the stack.
+    unsafe fn take(slot: *mut (), head: Lent<'_, ResponseHead<'_>>, body: ReceivedBody<'_>) {
+        // SAFETY: `slot` is the exclusive borrow of `lend_responder`, which waits below us on the
+        // stack.
         let slot = unsafe { &mut *slot.cast::<T>() };
-        caught(|| slot.take(head, body));
+        catch_panic(|| slot.take(head, body));
     }
 
     unsafe extern "C" fn empty(slot: *mut (), head: Lent<'_, ResponseHead<'_>>) {
         // SAFETY: the plugin gives back the slot that it was lent.
-        unsafe { Self::take(slot, head, AnswerBody::Empty) }
+        unsafe { Self::take(slot, head, ReceivedBody::Empty) }
     }
 
     unsafe extern "C" fn lent(
@@ -151,12 +154,12 @@ impl<T: TakeAnswer> Table<T> {
         bytes: RSlice<'_, u8>,
     ) {
         // SAFETY: as above.
-        unsafe { Self::take(slot, head, AnswerBody::Full(Chunk::Borrowed(bytes))) }
+        unsafe { Self::take(slot, head, ReceivedBody::Full(Chunk::Borrowed(bytes))) }
     }
 
     unsafe extern "C" fn owned(slot: *mut (), head: Lent<'_, ResponseHead<'_>>, bytes: OwnedBytes) {
         // SAFETY: as above.
-        unsafe { Self::take(slot, head, AnswerBody::Full(Chunk::Owned(bytes))) }
+        unsafe { Self::take(slot, head, ReceivedBody::Full(Chunk::Owned(bytes))) }
     }
 
     unsafe extern "C" fn stream(
@@ -165,17 +168,17 @@ impl<T: TakeAnswer> Table<T> {
         stream: BodyStream,
     ) {
         // SAFETY: as above.
-        unsafe { Self::take(slot, head, AnswerBody::Stream(stream)) }
+        unsafe { Self::take(slot, head, ReceivedBody::Stream(stream)) }
     }
 
     unsafe extern "C" fn upgrade(slot: *mut (), head: Lent<'_, ResponseHead<'_>>, io: IoStream) {
         // SAFETY: as above.
-        unsafe { Self::take(slot, head, AnswerBody::Upgrade(io)) }
+        unsafe { Self::take(slot, head, ReceivedBody::Upgrade(io)) }
     }
 }
 
 /// Lends `slot` as a [`Responder`] during `f`.
-pub(super) fn lend_responder<T: TakeAnswer, R>(
+pub(super) fn lend_responder<T: ReceiveResponse, R>(
     slot: &mut T,
     f: impl FnOnce(&Responder<'_>) -> R,
 ) -> R {

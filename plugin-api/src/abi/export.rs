@@ -1,4 +1,5 @@
-//! The plugin's half of the tables: safe traits that the SDK implements, and the entry points over them.
+//! The plugin's half of the tables: safe traits that the SDK implements, and the entry points over
+//! them.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -17,12 +18,12 @@ use abi_stable::{
 use super::{
     body::BodyStream,
     call::{Called, Responder, UPGRADE},
-    caught::{caught, let_go},
     head::RequestHead,
     host::{Event, HostRef, Work},
-    keep,
     lent::Lent,
+    panics::{catch_panic, drop_payload},
     poll::{PollCode, PollState},
+    pool,
     root::{JOBS, Root, RootRef, Settings, TextSink},
     waker::{WakerCache, WakerRef},
 };
@@ -76,7 +77,8 @@ impl HostHandle {
         unsafe { self.table.work_ended()(self.data, number) }
     }
 
-    /// The table of a service of the host (see [`Host::service`](super::host::Host::service)); none when it has no such service.
+    /// The table of a service of the host (see [`Host::service`](super::host::Host::service)); none
+    /// when it has no such service.
     pub fn service(&self, number: u32) -> Option<ptr::NonNull<()>> {
         // SAFETY: as in `log_enabled`.
         ptr::NonNull::new(unsafe { self.table.service()(self.data, number) }.cast_mut())
@@ -85,7 +87,8 @@ impl HostHandle {
 
 /// A request that an app works on.
 pub trait Answering: Send {
-    /// Polls it. `Ready` when the answer was given to `responder`, `Failed` when there is none, which was logged.
+    /// Polls it. `Ready` when the answer was given to `responder`, `Failed` when there is none,
+    /// which was logged.
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>, responder: &Responder<'_>) -> PollState;
 }
 
@@ -100,18 +103,19 @@ pub struct FirstPoll<'a> {
 pub struct Polled(PollState, Option<Pin<Box<dyn Answering>>>);
 
 impl FirstPoll<'_> {
-    /// Polls what `begin` gives, where it lies from now on. What ends at once, as most does, costs no allocation: it lies in memory that
-    /// the one before it has left.
+    /// Polls what `begin` gives, where it lies from now on. What ends at once, as most does, costs
+    /// no allocation: it lies in memory that the one before it has left.
     #[inline]
     pub fn poll<A: Answering + 'static>(self, begin: impl FnOnce() -> A) -> Polled {
         // Made here, so that it moves once.
         let answering = begin();
-        let room = keep::room::<A>();
+        let room = pool::spare_slot::<A>();
         // SAFETY: the room is uninitialized, of this type, and ours.
         unsafe { room.write(answering) };
         let mut polled = None;
-        caught(|| {
-            // SAFETY: it does not move from here until it is dropped: either below, or by the box that takes its very memory over.
+        catch_panic(|| {
+            // SAFETY: it does not move from here until it is dropped: either below, or by the box
+            // that takes its very memory over.
             let pinned = unsafe { Pin::new_unchecked(&mut *room.as_ptr()) };
             let mut cx = Context::from_waker(self.waker);
             let state = pinned.poll(&mut cx, self.responder);
@@ -124,25 +128,27 @@ impl FirstPoll<'_> {
         let state = polled.unwrap_or(PollState::Panicked);
         if polled.is_none() {
             // SAFETY: its poll panicked, so it was not dropped.
-            caught(|| unsafe { room.drop_in_place() });
+            catch_panic(|| unsafe { room.drop_in_place() });
         }
         if state == PollState::Pending {
             // SAFETY: the room was allocated as a box does it, holds a value, and is ours alone.
             let boxed = unsafe { Box::from_raw(room.as_ptr()) };
             return Polled(state, Some(Box::into_pin(boxed)));
         }
-        // SAFETY: it came from `room`, and nothing is in it any more. What destructors panic with was told by the panic hook.
-        unsafe { keep::keep_room(room) };
+        // SAFETY: it came from `room`, and nothing is in it any more. What destructors panic with
+        // was told by the panic hook.
+        unsafe { pool::return_slot(room) };
         Polled(state, None)
     }
 }
 
 /// A running app.
 pub trait Plugin: Send + Sync + 'static {
-    /// Makes the calling thread one of the app's: its runtime's context is entered. Called before every poll, so it must be cheap, and it
-    /// must not panic.
+    /// Makes the calling thread one of the app's: its runtime's context is entered. Called before
+    /// every poll, so it must be cheap, and it must not panic.
     fn enter(&self);
-    /// Begins to answer a request, and polls it once, by `first`. None when the head is none that HTTP allows.
+    /// Begins to answer a request, and polls it once, by `first`. None when the head is none that
+    /// HTTP allows.
     fn call(
         &self,
         head: Lent<'_, RequestHead<'_>>,
@@ -229,7 +235,7 @@ unsafe extern "C" fn start<E: Entry>(
         Err(payload) => {
             failed.put("the constructor panicked: ");
             failed.put(panic_message(&*payload));
-            let_go(payload);
+            drop_payload(payload);
             ptr::null_mut()
         }
     }
@@ -244,13 +250,14 @@ pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
         .unwrap_or("(no message)")
 }
 
-/// Polls once, and drops the future within a net of its own when it ended: a destructor may panic as well.
+/// Polls once, and drops the future within a net of its own when it ended: a destructor may panic
+/// as well.
 fn poll_once(
     future: &mut Option<Pin<Box<dyn Answering>>>,
     waker: &Waker,
     responder: &Responder<'_>,
 ) -> PollState {
-    let polled = caught(|| match future {
+    let polled = catch_panic(|| match future {
         Some(future) => future
             .as_mut()
             .poll(&mut Context::from_waker(waker), responder),
@@ -260,7 +267,7 @@ fn poll_once(
     if state != PollState::Pending {
         let ended = future.take();
         // What its destructors panic with was told by the panic hook; the answer stands.
-        caught(|| drop(ended));
+        catch_panic(|| drop(ended));
     }
     state
 }
@@ -275,7 +282,7 @@ unsafe extern "C" fn call(
 ) -> Called {
     // SAFETY: the host calls between `start` and `stop`.
     let plugin = unsafe { app_of(app) };
-    let polled = caught(|| {
+    let polled = catch_panic(|| {
         plugin.enter();
         waker.with(|waker| {
             plugin.call(
@@ -331,7 +338,7 @@ unsafe extern "C" fn drop_call(call: *mut ()) {
     // SAFETY: an app outlives its calls.
     let app = unsafe { &*call.app };
     // A destructor that panics ends here; the panic hook told it.
-    caught(|| {
+    catch_panic(|| {
         app.enter();
         drop(call);
     });
@@ -340,19 +347,19 @@ unsafe extern "C" fn drop_call(call: *mut ()) {
 unsafe extern "C" fn drain(app: *mut ()) {
     // SAFETY: the host calls between `start` and `stop`.
     let plugin = unsafe { app_of(app) };
-    caught(|| plugin.drain());
+    catch_panic(|| plugin.drain());
 }
 
 unsafe extern "C" fn stop(app: *mut (), deadline_ms: u64) {
     // SAFETY: `app` is the box that `start` made, given up by the host, with nothing in flight.
     let plugin = *unsafe { Box::from_raw(app.cast::<App>()) };
-    caught(|| plugin.stop(Duration::from_millis(deadline_ms)));
+    catch_panic(|| plugin.stop(Duration::from_millis(deadline_ms)));
 }
 
 unsafe extern "C" fn expire(app: *mut (), flags: u32) -> u64 {
     // SAFETY: the host calls between `start` and `stop`.
     let plugin = unsafe { app_of(app) };
-    caught(|| plugin.expire(flags & JOBS != 0)).unwrap_or(0)
+    catch_panic(|| plugin.expire(flags & JOBS != 0)).unwrap_or(0)
 }
 
 unsafe extern "C" fn entry(_number: u32) -> *const () {

@@ -51,7 +51,8 @@ pub(super) struct RequestHead2<'a> {
     pub(super) connection: Lent<'a, Connection<'a>>,
 }
 
-/// What is known of the connection of a request beside the address of the client, borrowed for the length of a call.
+/// What is known of the connection of a request beside the address of the client, borrowed for the
+/// length of a call.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Connection<'a> {
@@ -69,8 +70,9 @@ pub struct Connection<'a> {
 // SAFETY: `repr(C)`, and the size is first.
 unsafe impl Grows for Connection<'_> {}
 
-/// An address, as it crosses: that of the client, and where it connected to. `family` is 4 or 6; any other is no address, and 0 the one of a
-/// unix socket. It lies inside a head, and so does not grow.
+/// An address, as it crosses: that of the client, and where it connected to. `family` is 4 or 6;
+/// any other is no address, and 0 the one of a unix socket. It lies inside a head, and so does not
+/// grow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
 pub struct Peer {
@@ -178,9 +180,10 @@ fn version_of(number: u8) -> Version {
 }
 
 impl RequestHead<'_> {
-    /// Lends the head of `request` to `f` in the shape that crosses. `target` is the path and query that the app is to see, and empty
-    /// where the request names an authority only; `protocol` is that of an extended CONNECT, else empty; `peer` is the client, who need not
-    /// be the other end of `connection`.
+    /// Lends the head of `request` to `f` in the shape that crosses. `target` is the path and query
+    /// that the app is to see, and empty where the request names an authority only; `protocol` is
+    /// that of an extended CONNECT, else empty; `peer` is the client, who need not be the other end
+    /// of `connection`.
     #[inline]
     pub fn lend<B, R>(
         request: &Request<B>,
@@ -218,10 +221,12 @@ impl RequestHead<'_> {
         self.peer.address()
     }
 
-    /// Takes the head in as the owner of a copy, into a request that is new. It is filled where it lies, as it is large.
+    /// Takes the head in as the owner of a copy, into a request that is new. It is filled where it
+    /// lies, as it is large.
     ///
     /// # Errors
-    /// When the method or the target is not what HTTP allows, which a host that speaks HTTP never sends.
+    /// When the method or the target is not what HTTP allows, which a host that speaks HTTP never
+    /// sends.
     #[inline]
     pub fn fill<B>(&self, request: &mut Request<B>) -> Result<(), http::Error> {
         let fields = self.fields.as_slice();
@@ -262,7 +267,8 @@ impl RequestHead<'_> {
 }
 
 impl<'a> Lent<'a, RequestHead<'a>> {
-    /// The `:protocol` of an extended CONNECT; empty in any other request, and from a host that does not know it.
+    /// The `:protocol` of an extended CONNECT; empty in any other request, and from a host that
+    /// does not know it.
     pub fn protocol(self) -> &'a str {
         // SAFETY: since 1.1 there is a text at this offset.
         let protocol: Option<RStr<'a>> =
@@ -272,9 +278,11 @@ impl<'a> Lent<'a, RequestHead<'a>> {
         })
     }
 
-    /// What is known of the connection beside the address of the client; none from a host that does not tell it.
+    /// What is known of the connection beside the address of the client; none from a host that does
+    /// not tell it.
     pub fn connection(self) -> Option<Lent<'a, Connection<'a>>> {
-        // SAFETY: since 1.2 there is such a pointer at this offset, which is lent for as long as the head is.
+        // SAFETY: since 1.2 there is such a pointer at this offset, which is lent for as long as
+        // the head is.
         unsafe { self.later(std::mem::offset_of!(RequestHead2<'_>, connection)) }
     }
 }
@@ -293,8 +301,9 @@ pub struct ResponseHead<'a> {
 unsafe impl Grows for ResponseHead<'_> {}
 
 impl ResponseHead<'_> {
-    /// Lends the head `response` to `f` in the shape that crosses. `whole` is the length of a body that crosses with it: a
-    /// `content-length` that says no more than that is left to whoever writes the answer, who says it anyway.
+    /// Lends the head `response` to `f` in the shape that crosses. `whole` is the length of a body
+    /// that crosses with it: a `content-length` that says no more than that is left to whoever
+    /// writes the answer, who says it anyway.
     #[inline]
     pub fn lend<R>(
         response: &response::Parts,
@@ -310,8 +319,9 @@ impl ResponseHead<'_> {
         })
     }
 
-    /// Takes the head in as the owner of a copy, into a response that is new, and gives a copy of `body`, which is borrowed as well. It is
-    /// filled where it lies, as it is large. A status that is none becomes 500.
+    /// Takes the head in as the owner of a copy, into a response that is new, and gives a copy of
+    /// `body`, which is borrowed as well. It is filled where it lies, as it is large. A status that
+    /// is none becomes 500.
     #[inline]
     pub fn fill<B>(&self, response: &mut Response<B>, body: &[u8]) -> Bytes {
         let fields = self.fields.as_slice();

@@ -1,6 +1,8 @@
-//! Header fields across the boundary: borrowed in a table during the call, copied by the receiver into one buffer.
+//! Header fields across the boundary: borrowed in a table during the call, copied by the receiver
+//! into one buffer.
 //!
-//! Names that HTTP registers cross as an index into [`STANDARD`]; its order is part of the ABI, and it only grows at its end.
+//! Names that HTTP registers cross as an index into [`STANDARD`]; its order is part of the ABI, and
+//! it only grows at its end.
 
 use std::{
     hash::{Hash, Hasher},
@@ -15,7 +17,7 @@ use abi_stable::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use super::keep;
+use super::pool;
 
 /// The index of a name that is not in [`STANDARD`].
 const CUSTOM: u16 = u16::MAX;
@@ -23,7 +25,8 @@ const CUSTOM: u16 = u16::MAX;
 /// The index of `content-length`.
 const CONTENT_LENGTH: u16 = 24;
 
-/// The value is not to be logged or compressed into a table: a bit of a field's flags. Bits that are not known are ignored.
+/// The value is not to be logged or compressed into a table: a bit of a field's flags. Bits that
+/// are not known are ignored.
 const SENSITIVE: u8 = 1;
 
 /// One header field. It lies in lists, and so does not grow.
@@ -40,7 +43,8 @@ pub struct Field<'a> {
 /// Up to so many fields are listed on the stack.
 const ON_STACK: usize = 24;
 
-/// Lends the fields of `map` to `f`, in their order. With `whole`, a `content-length` that says just that is left out.
+/// Lends the fields of `map` to `f`, in their order. With `whole`, a `content-length` that says
+/// just that is left out.
 #[inline]
 pub fn lend<R>(map: &HeaderMap, whole: Option<usize>, f: impl FnOnce(&[Field<'_>]) -> R) -> R {
     let indices = Indices::get();
@@ -101,17 +105,19 @@ fn is_number(digits: &[u8], number: usize) -> bool {
 pub(super) struct Buffer(Bytes);
 
 impl Buffer {
-    /// Copies `first` and then all values of `fields`, in order, and gives `map`, which is new, room for the fields.
+    /// Copies `first` and then all values of `fields`, in order, and gives `map`, which is new,
+    /// room for the fields.
     #[inline(always)] // each side has one caller that is not for trailers
     pub(super) fn copy(first: &[u8], fields: &[Field<'_>], map: &mut HeaderMap) -> Self {
         let mut length = first.len();
         for field in fields {
-            // They are few: were the sum made four at a time, what is left over would cost more than all.
+            // They are few: were the sum made four at a time, what is left over would cost more
+            // than all.
             length = length
                 .checked_add(field.value.len())
                 .expect("all of it is in memory");
         }
-        Self(keep::head(length, fields.len(), map, |room| {
+        Self(pool::head(length, fields.len(), map, |room| {
             room.put(first);
             for field in fields {
                 room.put(field.value.as_slice());
@@ -127,20 +133,21 @@ impl Buffer {
 
     /// Puts `fields` into `map`, in which there is nothing yet. `first` must have been taken.
     ///
-    /// A name that HTTP does not allow is left out, and one more than a map can hold: the other side took its names from a `HeaderMap`,
-    /// so there is none.
+    /// A name that HTTP does not allow is left out, and one more than a map can hold: the other
+    /// side took its names from a `HeaderMap`, so there is none.
     #[inline(always)] // each side has one caller that is not for trailers
     pub(super) fn fields(mut self, fields: &[Field<'_>], map: &mut HeaderMap) {
         for field in fields {
             let value = self.next(field.value.len());
             let name = match STANDARD.get(usize::from(field.index)) {
                 Some(name) => name.clone(),
-                None => match keep::name(field.name.as_bytes()) {
+                None => match pool::name(field.name.as_bytes()) {
                     Some(name) => name,
                     None => continue,
                 },
             };
-            // SAFETY: the bytes are those of a `HeaderValue` of the other side (`lend`), so they are a valid value.
+            // SAFETY: the bytes are those of a `HeaderValue` of the other side (`lend`), so they
+            // are a valid value.
             let mut value = unsafe { HeaderValue::from_maybe_shared_unchecked(value) };
             if field.flags & SENSITIVE != 0 {
                 value.set_sensitive(true);
@@ -152,8 +159,9 @@ impl Buffer {
 
 /// From a standard name to its index.
 ///
-/// `http` numbers these names itself, but tells their numbers only by the way that a name hashes: as numbers alone, of which the last is
-/// the name's, while any other name hashes its bytes. Did it not, names would cross by their text.
+/// `http` numbers these names itself, but tells their numbers only by the way that a name hashes:
+/// as numbers alone, of which the last is the name's, while any other name hashes its bytes. Did it
+/// not, names would cross by their text.
 struct Indices([u16; 256]);
 
 /// What a name hashes.

@@ -1,15 +1,18 @@
 //! A heap that leaves with its plugin.
 //!
-//! What a plugin keeps in statics is never dropped: tokio's registry of signals, the client of a `LazyLock`, a leaked box. Its
-//! statics go when it is unmapped, and with them every pointer to that memory; the memory itself stays with the process. So a
-//! plugin's global allocator, where it is [`OwnHeap`], takes every block from a heap that the host made for this one load of
-//! the library. When the library is unmapped nobody can reach what is left in that heap, and the host frees it whole.
+//! What a plugin keeps in statics is never dropped: tokio's registry of signals, the client of a
+//! `LazyLock`, a leaked box. Its statics go when it is unmapped, and with them every pointer to
+//! that memory; the memory itself stays with the process. So a plugin's global allocator, where it
+//! is [`OwnHeap`], takes every block from a heap that the host made for this one load of the
+//! library. When the library is unmapped nobody can reach what is left in that heap, and the host
+//! frees it whole.
 //!
-//! Two names cross, beside the tables and not in them: the plugin exports a [`HeapRoot`] as [`SYMBOL`], which the host fills
-//! in as soon as the library is mapped; and the host exports the function [`HOST_SYMBOL`], which the plugin asks when it
-//! allocates before that, in a constructor. So all blocks of a library come from one allocator, and none has to say which.
-//! A plugin without a root is as good; without a host, in its own tests, and on a host of another [`HeapRoot`] shape, it uses
-//! the system's allocator.
+//! Two names cross, beside the tables and not in them: the plugin exports a [`HeapRoot`] as
+//! [`SYMBOL`], which the host fills in as soon as the library is mapped; and the host exports the
+//! function [`HOST_SYMBOL`], which the plugin asks when it allocates before that, in a constructor.
+//! So all blocks of a library come from one allocator, and none has to say which. A plugin without
+//! a root is as good; without a host, in its own tests, and on a host of another [`HeapRoot`]
+//! shape, it uses the system's allocator.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -27,11 +30,12 @@ pub const HOST_SYMBOL: &CStr = c"handover_heap";
 /// The shape of [`HeapRoot`] and [`Heap`]; a host that knows another leaves the root alone.
 const SHAPE: u32 = 2;
 
-/// Every block that [`Heap::malloc`] gives for at least as many bytes is aligned to as many as this.
+/// Every block that [`Heap::malloc`] gives for at least as many bytes is aligned to as many as
+/// this.
 const ALIGNED: usize = 16;
 
-/// Returns the heap of the library that the calling thread loads, if `root` lies in it and is of a shape that the host knows;
-/// else null.
+/// Returns the heap of the library that the calling thread loads, if `root` lies in it and is of a
+/// shape that the host knows; else null.
 pub type Ask = unsafe extern "C" fn(root: *const HeapRoot) -> *const Heap;
 
 /// Where a plugin finds its heap.
@@ -39,19 +43,22 @@ pub type Ask = unsafe extern "C" fn(root: *const HeapRoot) -> *const Heap;
 #[derive(Debug)]
 pub struct HeapRoot {
     shape: AtomicU32,
-    /// Null until the first allocation or until the host fills it in, whichever is earlier; [`system`] where there is none.
-    /// Never changes after that, since a block is freed by who gave it.
+    /// Null until the first allocation or until the host fills it in, whichever is earlier;
+    /// [`system`] where there is none. Never changes after that, since a block is freed by who gave
+    /// it.
     heap: AtomicPtr<Heap>,
 }
 
-/// The functions of a heap, as C has them: a failed allocation is null and leaves things as they were. They may be called on
-/// any thread, and neither unwind nor call back. The table and its heap outlive the library.
+/// The functions of a heap, as C has them: a failed allocation is null and leaves things as they
+/// were. They may be called on any thread, and neither unwind nor call back. The table and its heap
+/// outlive the library.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Heap {
     /// The first argument of the others.
     pub heap: *mut c_void,
-    /// Gives that many bytes, aligned to the largest power of two that is no larger, and to 16 at the most.
+    /// Gives that many bytes, aligned to the largest power of two that is no larger, and to 16 at
+    /// the most.
     pub malloc: unsafe extern "C" fn(heap: *mut c_void, size: usize) -> *mut c_void,
     /// The same, zeroed.
     pub zalloc: unsafe extern "C" fn(heap: *mut c_void, size: usize) -> *mut c_void,
@@ -100,8 +107,9 @@ impl HeapRoot {
         self.shape.load(Ordering::Relaxed) == SHAPE
     }
 
-    /// Gives the plugin the heap that all its blocks come from. `false` when it has another one, or has begun to use the
-    /// system's allocator, or its root is of another shape: it will never use `heap` then.
+    /// Gives the plugin the heap that all its blocks come from. `false` when it has another one, or
+    /// has begun to use the system's allocator, or its root is of another shape: it will never use
+    /// `heap` then.
     pub fn adopt(&self, heap: &'static Heap) -> bool {
         let heap = ptr::from_ref(heap).cast_mut();
         self.fits() && self.decide(heap) == heap
@@ -126,11 +134,13 @@ impl HeapRoot {
         if heap.is_null() {
             heap = self.ask();
         }
-        // SAFETY: what is not the system's mark is what `adopt` or the host gave, and lives for as long as this library.
+        // SAFETY: what is not the system's mark is what `adopt` or the host gave, and lives for as
+        // long as this library.
         (heap != system()).then(|| unsafe { &*heap })
     }
 
-    /// The first allocation comes before the host has filled the root in: a constructor runs, or there is no host.
+    /// The first allocation comes before the host has filled the root in: a constructor runs, or
+    /// there is no host.
     #[cold]
     #[inline(never)]
     fn ask(&self) -> *mut Heap {
@@ -149,10 +159,11 @@ fn host() -> Option<Ask> {
     unsafe extern "C" {
         fn dlsym(library: *mut c_void, name: *const std::ffi::c_char) -> *mut c_void;
     }
-    // SAFETY: the name is a C string; null asks what the executable and what it was linked with define. Nothing on the way
-    // allocates by way of Rust.
+    // SAFETY: the name is a C string; null asks what the executable and what it was linked with
+    // define. Nothing on the way allocates by way of Rust.
     let found = unsafe { dlsym(ptr::null_mut(), HOST_SYMBOL.as_ptr()) };
-    // SAFETY: null is none, and everything else that is called so is the host's function of that type.
+    // SAFETY: null is none, and everything else that is called so is the host's function of that
+    // type.
     unsafe { std::mem::transmute::<*mut c_void, Option<Ask>>(found) }
 }
 
@@ -172,8 +183,9 @@ fn is_plain(size: usize, align: usize) -> bool {
     align <= ALIGNED && align <= size
 }
 
-// SAFETY: a block is given, changed and freed by the same heap, or by `System`, since a root decides once. The layout's
-// alignment is a power of two, and `is_plain` is what `Heap::malloc` promises.
+// SAFETY: a block is given, changed and freed by the same heap, or by `System`, since a root
+// decides once. The layout's alignment is a power of two, and `is_plain` is what `Heap::malloc`
+// promises.
 unsafe impl GlobalAlloc for OwnHeap {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -236,7 +248,8 @@ mod tests {
         Layout::from_size_align(size, align).expect("it is one")
     }
 
-    /// A heap that writes the layout of each block before it, and counts what is not freed in `heap`.
+    /// A heap that writes the layout of each block before it, and counts what is not freed in
+    /// `heap`.
     mod counting {
         use super::*;
 
@@ -248,7 +261,8 @@ mod tests {
 
         unsafe fn give(heap: *mut c_void, size: usize, align: usize, zeroed: bool) -> *mut c_void {
             assert!(align <= BEFORE);
-            // SAFETY: a test's; the header lies in the room before the block, and the counter lives for ever.
+            // SAFETY: a test's; the header lies in the room before the block, and the counter lives
+            // for ever.
             unsafe {
                 let raw = if zeroed {
                     System.alloc_zeroed(whole(size, align))

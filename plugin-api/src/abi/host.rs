@@ -7,8 +7,9 @@ use abi_stable::{
 
 use super::lent::{Grows, Lent, Size};
 
-/// What the host offers. Every function takes the pointer that came with the table, which lives as long as the library is mapped, and may
-/// be called on any thread, before, during and after the life of the app. None of them panics.
+/// What the host offers. Every function takes the pointer that came with the table, which lives as
+/// long as the library is mapped, and may be called on any thread, before, during and after the
+/// life of the app. None of them panics.
 #[repr(C)]
 #[derive(StableAbi)]
 #[sabi(kind(Prefix(prefix_ref = HostRef)))]
@@ -20,13 +21,14 @@ pub struct Host {
     pub log: unsafe extern "C" fn(*const (), Lent<'_, Event<'_>>),
     /// Something panicked: the message with its place, for the log and the generation's counter.
     pub panicked: unsafe extern "C" fn(*const (), RStr<'_>),
-    /// Work begins that outlives its request. It counts as in flight until `work_ended` is called with the number that this gives. The
-    /// number is 0 when nothing is counted any more, because the app was stopped.
+    /// Work begins that outlives its request. It counts as in flight until `work_ended` is called
+    /// with the number that this gives. The number is 0 when nothing is counted any more, because
+    /// the app was stopped.
     pub work_began: unsafe extern "C" fn(*const (), Lent<'_, Work<'_>>) -> u64,
     /// The work of this number ended.
     pub work_ended: unsafe extern "C" fn(*const (), u64),
-    /// The table of the service of this number, which lives as long as this one; null when this host has no such service. The numbers
-    /// are in docs/abi.md. There is none yet.
+    /// The table of the service of this number, which lives as long as this one; null when this
+    /// host has no such service. The numbers are in docs/abi.md. There is none yet.
     #[sabi(last_prefix_field)]
     pub service: unsafe extern "C" fn(*const (), u32) -> *const (),
 }

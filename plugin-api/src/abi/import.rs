@@ -9,19 +9,20 @@ use abi_stable::{
 
 use super::{
     body::BodyStream,
-    call::{TakeAnswer, UPGRADE, lend_responder},
-    caught::caught,
+    call::{ReceiveResponse, UPGRADE, lend_responder},
     head::RequestHead,
     host::{Event, Host, HostRef, Work},
     lent::Lent,
+    panics::catch_panic,
     poll::PollState,
     root::{JOBS, RootRef, Settings, TextSink},
     waker::WakerRef,
 };
 
-/// What a host offers to one generation. Its functions are called on any thread of the plugin, also while such a thread ends, and also
-/// after the app was stopped. They must not block. A panic in them ends at the boundary.
-pub trait Offer: Send + Sync + 'static {
+/// What a host offers to one generation. Its functions are called on any thread of the plugin, also
+/// while such a thread ends, and also after the app was stopped. They must not block. A panic in
+/// them ends at the boundary.
+pub trait HostServices: Send + Sync + 'static {
     /// Whether anybody wants events of this level.
     fn log_enabled(&self, level: u8) -> bool;
     /// Takes a log event.
@@ -36,7 +37,7 @@ pub trait Offer: Send + Sync + 'static {
 
 struct Table<O>(O);
 
-impl<O: Offer> Table<O> {
+impl<O: HostServices> Table<O> {
     const HOST: &'static WithMetadata<Host> = &WithMetadata::new(Host {
         log_enabled: Self::log_enabled,
         log: Self::log,
@@ -46,40 +47,41 @@ impl<O: Offer> Table<O> {
         service: Self::service,
     });
 
-    /// Runs `f` on the offer. None when it panicked: what the offer runs is the host's, and a thread that ends may have lost the
-    /// thread-locals that it needs.
+    /// Runs `f` on the offer. None when it panicked: what the offer runs is the host's, and a
+    /// thread that ends may have lost the thread-locals that it needs.
     ///
     /// # Safety
-    /// `data` is that of `AppHandle::start`, whose caller keeps the offer as long as code of the plugin may run.
+    /// `data` is that of `AppHandle::start`, whose caller keeps the offer as long as code of the
+    /// plugin may run.
     unsafe fn with<R>(data: *const (), f: impl FnOnce(&O) -> R) -> Option<R> {
         // SAFETY: by the contract of this function.
-        let offer = unsafe { &*data.cast::<O>() };
-        caught(|| f(offer))
+        let services = unsafe { &*data.cast::<O>() };
+        catch_panic(|| f(services))
     }
 
     unsafe extern "C" fn log_enabled(data: *const (), level: u8) -> bool {
         // SAFETY: the plugin gives back the data that it was given.
-        unsafe { Self::with(data, |offer| offer.log_enabled(level)) }.unwrap_or(false)
+        unsafe { Self::with(data, |services| services.log_enabled(level)) }.unwrap_or(false)
     }
 
     unsafe extern "C" fn log(data: *const (), event: Lent<'_, Event<'_>>) {
         // SAFETY: as above.
-        unsafe { Self::with(data, |offer| offer.log(event)) };
+        unsafe { Self::with(data, |services| services.log(event)) };
     }
 
     unsafe extern "C" fn panicked(data: *const (), message: RStr<'_>) {
         // SAFETY: as above.
-        unsafe { Self::with(data, |offer| offer.panicked(message.as_str())) };
+        unsafe { Self::with(data, |services| services.panicked(message.as_str())) };
     }
 
     unsafe extern "C" fn work_began(data: *const (), work: Lent<'_, Work<'_>>) -> u64 {
         // SAFETY: as above.
-        unsafe { Self::with(data, |offer| offer.work_began(work)) }.unwrap_or(0)
+        unsafe { Self::with(data, |services| services.work_began(work)) }.unwrap_or(0)
     }
 
     unsafe extern "C" fn work_ended(data: *const (), number: u64) {
         // SAFETY: as above.
-        unsafe { Self::with(data, |offer| offer.work_ended(number)) };
+        unsafe { Self::with(data, |services| services.work_ended(number)) };
     }
 
     unsafe extern "C" fn service(_data: *const (), _number: u32) -> *const () {
@@ -92,28 +94,30 @@ impl<O: Offer> Table<O> {
 pub struct AppHandle<O> {
     root: RootRef,
     app: *mut (),
-    offer: Arc<O>,
+    services: Arc<O>,
 }
 
 // SAFETY: an app is a `Box<dyn Plugin>`, which is Send and Sync.
-unsafe impl<O: Offer> Send for AppHandle<O> {}
+unsafe impl<O: HostServices> Send for AppHandle<O> {}
 // SAFETY: as above.
-unsafe impl<O: Offer> Sync for AppHandle<O> {}
+unsafe impl<O: HostServices> Sync for AppHandle<O> {}
 
-impl<O: Offer> AppHandle<O> {
+impl<O: HostServices> AppHandle<O> {
     /// Runs the constructor of the plugin behind `root`, on this thread.
     ///
     /// # Errors
     /// The plugin's own reason.
     ///
     /// # Safety
-    /// `root` is of the layout that this crate was compiled with. Its library stays mapped until everything that came out of this handle
-    /// (calls, bodies, streams, bytes) is dropped, and from then on nothing but its drop is done with the handle. Nothing is called
-    /// during or after [`stop`](Self::stop), and everything that came out of the handle is dropped before. Somebody keeps `offer` as long
-    /// as code of the library may run, also when this fails: until it is unmapped.
+    /// `root` is of the layout that this crate was compiled with. Its library stays mapped until
+    /// everything that came out of this handle (calls, bodies, streams, bytes) is dropped, and from
+    /// then on nothing but its drop is done with the handle. Nothing is called during or after
+    /// [`stop`](Self::stop), and everything that came out of the handle is dropped before. Somebody
+    /// keeps `offer` as long as code of the library may run, also when this fails: until it is
+    /// unmapped.
     pub unsafe fn start(
         root: RootRef,
-        offer: Arc<O>,
+        services: Arc<O>,
         settings: &Settings<'_>,
     ) -> Result<Self, String> {
         let table = HostRef(PrefixRef::from_ref(Table::<O>::HOST));
@@ -123,7 +127,7 @@ impl<O: Offer> AppHandle<O> {
             unsafe {
                 root.start()(
                     table,
-                    Arc::as_ptr(&offer).cast(),
+                    Arc::as_ptr(&services).cast(),
                     Lent::of(settings),
                     failed,
                 )
@@ -132,23 +136,28 @@ impl<O: Offer> AppHandle<O> {
         if app.is_null() {
             Err(reason)
         } else {
-            Ok(Self { root, app, offer })
+            Ok(Self {
+                root,
+                app,
+                services,
+            })
         }
     }
 
     /// What the app was offered.
-    pub fn offer(&self) -> &Arc<O> {
-        &self.offer
+    pub fn services(&self) -> &Arc<O> {
+        &self.services
     }
 
-    /// Begins a request, and polls it for the first time. The answer goes into `slot`, where the state is `Ready`.
+    /// Begins a request, and polls it for the first time. The answer goes into `slot`, where the
+    /// state is `Ready`.
     pub fn call(
         &self,
         head: Lent<'_, RequestHead<'_>>,
         body: Option<BodyStream>,
         upgrade: bool,
         waker: &Waker,
-        slot: &mut impl TakeAnswer,
+        slot: &mut impl ReceiveResponse,
     ) -> (PollState, Option<RunningCall>) {
         let called = lend_responder(slot, |responder| {
             let body = body.map_or(ROption::RNone, ROption::RSome);
@@ -183,7 +192,8 @@ impl<O: Offer> AppHandle<O> {
         unsafe { self.root.expire()(self.app, if jobs { JOBS } else { 0 }) }
     }
 
-    /// Drops the app and its runtime; blocks until its threads ended, at most `deadline_ms`. Nothing may be in flight.
+    /// Drops the app and its runtime; blocks until its threads ended, at most `deadline_ms`.
+    /// Nothing may be in flight.
     pub fn stop(&self, deadline_ms: u64) {
         // SAFETY: the app was started, and by the contract of `start` this is the last call.
         unsafe { self.root.stop()(self.app, deadline_ms) }
@@ -204,9 +214,10 @@ unsafe impl Sync for RunningCall {}
 
 impl RunningCall {
     /// Polls it. The answer goes into `slot`, where the state is `Ready`.
-    pub fn poll(&mut self, waker: &Waker, slot: &mut impl TakeAnswer) -> PollState {
+    pub fn poll(&mut self, waker: &Waker, slot: &mut impl ReceiveResponse) -> PollState {
         lend_responder(slot, |responder| {
-            // SAFETY: the future is owned by this value, and its code is mapped by the contract of `start`.
+            // SAFETY: the future is owned by this value, and its code is mapped by the contract of
+            // `start`.
             unsafe { self.root.poll_call()(self.future, &WakerRef::of(waker), responder) }.state()
         })
     }

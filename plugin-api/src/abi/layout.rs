@@ -1,5 +1,6 @@
-//! Where each field of each type that crosses lies. A failure here means that released plugins no longer run on this host: what changed
-//! goes back, or to the end of a struct that can grow, or the major is raised.
+//! Where each field of each type that crosses lies. A failure here means that released plugins no
+//! longer run on this host: what changed goes back, or to the end of a struct that can grow, or the
+//! major is raised.
 
 #![cfg(target_pointer_width = "64")]
 

@@ -1,8 +1,10 @@
-//! Structs and tables that can grow at their end: how they are lent, and how a field that an older side does not know is read.
+//! Structs and tables that can grow at their end: how they are lent, and how a field that an older
+//! side does not know is read.
 //!
-//! Each begins with a [`Size`], the bytes that its maker filled in. Those of the major's first minor are always there; a later field
-//! is there if the size says so. It crosses as a pointer ([`Lent`]), never by value, so that its length is no part of a signature. A
-//! longer struct begins with the shorter one, and a reader of either minor reads what both have.
+//! Each begins with a [`Size`], the bytes that its maker filled in. Those of the major's first
+//! minor are always there; a later field is there if the size says so. It crosses as a pointer
+//! ([`Lent`]), never by value, so that its length is no part of a signature. A longer struct begins
+//! with the shorter one, and a reader of either minor reads what both have.
 
 use std::{marker::PhantomData, ops::Deref};
 
@@ -83,14 +85,17 @@ impl<'a, T: Grows> Lent<'a, T> {
         unsafe { self.pointer.cast::<Size>().read() }.0 as usize
     }
 
-    /// The field `F` at `offset`, which is beyond the end of `T`; none when its maker does not know it.
+    /// The field `F` at `offset`, which is beyond the end of `T`; none when its maker does not know
+    /// it.
     ///
     /// # Safety
-    /// In the minor that added it, an `F` is at `offset`, and every value that a maker of that minor fills in is one of `F`.
+    /// In the minor that added it, an `F` is at `offset`, and every value that a maker of that
+    /// minor fills in is one of `F`.
     #[inline]
     pub unsafe fn later<F: Copy>(self, offset: usize) -> Option<F> {
         let end = offset.checked_add(size_of::<F>())?;
-        // SAFETY: its maker filled in so many bytes, among them these, and they are live as long as this is.
+        // SAFETY: its maker filled in so many bytes, among them these, and they are live as long as
+        // this is.
         (offset >= size_of::<T>() && end <= self.size())
             .then(|| unsafe { self.pointer.byte_add(offset).cast::<F>().read() })
     }
@@ -101,8 +106,8 @@ impl<T> Deref for Lent<'_, T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: made from a reference that lives as long as this does, or by the other side, whose `T` is no shorter: a major's first
-        // fields never change.
+        // SAFETY: made from a reference that lives as long as this does, or by the other side,
+        // whose `T` is no shorter: a major's first fields never change.
         unsafe { &*self.pointer }
     }
 }

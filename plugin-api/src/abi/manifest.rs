@@ -1,6 +1,8 @@
-//! What a plugin says of itself in its own ELF section, `.handover.manifest`: it is read from the file, so no code runs.
+//! What a plugin says of itself in its own ELF section, `.handover.manifest`: it is read from the
+//! file, so no code runs.
 //!
-//! `HANDOVER`, then the format (2) and the length of what follows as little-endian `u32`, then JSON in UTF-8:
+//! `HANDOVER`, then the format (2) and the length of what follows as little-endian `u32`, then JSON
+//! in UTF-8:
 //! `{"app","version","abi":[major,minor],"schema","build":{"rustc","target","profile","panic","sdk","commit"}}`.
 
 use super::version::{ABI, LAYOUT};
@@ -9,7 +11,8 @@ use super::version::{ABI, LAYOUT};
 pub const SECTION: &str = ".handover.manifest";
 /// The first eight bytes.
 pub const MAGIC: [u8; 8] = *b"HANDOVER";
-/// The format, which is the number of the ABI's layout as well: a reader of another layout must not take the versions for its own.
+/// The format, which is the number of the ABI's layout as well: a reader of another layout must not
+/// take the versions for its own.
 pub const FORMAT: u32 = LAYOUT;
 /// Bytes before the JSON.
 pub const HEADER: usize = 16;

@@ -11,12 +11,13 @@
 //! - [`waker`], [`poll`]: asynchrony
 //! - [`lent`]: structs and tables that can grow
 //! - [`heap`]: a heap that leaves with its plugin
-//! - [`keep`]: memory that goes round from one head to the next
+//! - [`pool`]: memory that goes round from one head to the next
 //! - `caught`: where panics end
 //! - [`export`], [`import`]: the two halves over these tables, as safe traits and values
 //!
-//! Rules that hold for every function that crosses: no panic leaves it (the side that implements it catches), no
-//! reference that it is given outlives the call, and what it gives back is freed by the side that made it.
+//! Rules that hold for every function that crosses: no panic leaves it (the side that implements it
+//! catches), no reference that it is given outlives the call, and what it gives back is freed by
+//! the side that made it.
 #![allow(
     unsafe_code,
     reason = "this is the boundary; every block says who keeps its invariant"
@@ -25,19 +26,19 @@
 pub mod body;
 pub mod bytes;
 pub mod call;
-mod caught;
 pub mod export;
 pub mod head;
 pub mod headers;
 pub mod heap;
 pub mod host;
 pub mod import;
-pub mod keep;
 #[cfg(test)]
 mod layout;
 pub mod lent;
 pub mod manifest;
+mod panics;
 pub mod poll;
+pub mod pool;
 pub mod root;
 pub mod upgrade;
 pub mod version;

@@ -17,7 +17,8 @@ pub enum PollState {
     Panicked,
 }
 
-/// A [`PollState`] as it crosses: 0 to 4, in its order. A number that is none of these is a failure.
+/// A [`PollState`] as it crosses: 0 to 4, in its order. A number that is none of these is a
+/// failure.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, StableAbi)]
 pub struct PollCode(u8);

@@ -11,26 +11,28 @@ use abi_stable::{
 use super::{
     body::BodyStream,
     call::{Called, Responder},
-    caught::caught,
     head::RequestHead,
     host::{HostRef, Pair},
     lent::{Grows, Lent, Size},
+    panics::catch_panic,
     poll::PollCode,
     version::AbiVersion,
     waker::WakerRef,
 };
 
-/// The entry points. Functions are added at the end, each with a new minor of the ABI, and never changed.
+/// The entry points. Functions are added at the end, each with a new minor of the ABI, and never
+/// changed.
 #[repr(C)]
 #[derive(StableAbi)]
 #[sabi(kind(Prefix(prefix_ref = RootRef)))]
 #[sabi(missing_field(panic))]
 pub struct Root {
-    /// Makes the app. Blocks as long as its constructor runs, so it is called on a thread of its own, and at most once in a load.
-    /// Gives null when there is none, and the reason to the sink.
+    /// Makes the app. Blocks as long as its constructor runs, so it is called on a thread of its
+    /// own, and at most once in a load. Gives null when there is none, and the reason to the sink.
     pub start:
         unsafe extern "C" fn(HostRef, *const (), Lent<'_, Settings<'_>>, &TextSink<'_>) -> *mut (),
-    /// Begins a request and polls it for the first time. For the flags see [`UPGRADE`](super::call::UPGRADE).
+    /// Begins a request and polls it for the first time. For the flags see
+    /// [`UPGRADE`](super::call::UPGRADE).
     pub call: unsafe extern "C" fn(
         *mut (),
         Lent<'_, RequestHead<'_>>,
@@ -45,13 +47,15 @@ pub struct Root {
     pub drop_call: unsafe extern "C" fn(*mut ()),
     /// Tells the app that no new requests come.
     pub drain: unsafe extern "C" fn(*mut ()),
-    /// Drops the app and its runtime; blocks until its threads have ended, at most so many milliseconds. Called once, with nothing in
-    /// flight, on a thread of its own.
+    /// Drops the app and its runtime; blocks until its threads have ended, at most so many
+    /// milliseconds. Called once, with nothing in flight, on a thread of its own.
     pub stop: unsafe extern "C" fn(*mut (), u64),
-    /// The drain deadline passed: cancels spawned tasks, and jobs as well if the flag [`JOBS`] says so. Gives how many.
+    /// The drain deadline passed: cancels spawned tasks, and jobs as well if the flag [`JOBS`] says
+    /// so. Gives how many.
     pub expire: unsafe extern "C" fn(*mut (), u32) -> u64,
-    /// The table of the entry of this number, which lives as long as the library is mapped; null when this plugin has no such entry. The
-    /// numbers are in docs/abi.md. There is none yet. May be called before `start` and on any thread.
+    /// The table of the entry of this number, which lives as long as the library is mapped; null
+    /// when this plugin has no such entry. The numbers are in docs/abi.md. There is none yet. May
+    /// be called before `start` and on any thread.
     #[sabi(last_prefix_field)]
     pub entry: unsafe extern "C" fn(u32) -> *const (),
 }
@@ -120,7 +124,7 @@ impl TextSink<'_> {
         unsafe extern "C" fn put(slot: *mut (), text: RStr<'_>) {
             // SAFETY: `slot` is the exclusive borrow of `lend`, which waits below us on the stack.
             let into = unsafe { &mut *slot.cast::<String>() };
-            caught(|| into.push_str(text.as_str()));
+            catch_panic(|| into.push_str(text.as_str()));
         }
         f(&TextSink {
             slot: std::ptr::from_mut(text).cast(),

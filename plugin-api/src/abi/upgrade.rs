@@ -8,8 +8,8 @@ use std::{
 use abi_stable::StableAbi;
 
 use super::{
-    caught::caught,
     lent::{Grows, Lent, Size},
+    panics::catch_panic,
     poll::{PollCode, PollState},
     waker::WakerRef,
 };
@@ -42,7 +42,8 @@ unsafe impl Grows for IoTable {}
 // SAFETY: `IoStream::new` takes only streams that are Send.
 unsafe impl Send for IoStream {}
 
-/// What an [`IoStream`] is made of: the poll functions of a byte stream, without a dependency on anybody's traits.
+/// What an [`IoStream`] is made of: the poll functions of a byte stream, without a dependency on
+/// anybody's traits.
 pub trait PollIo: Send + Unpin + 'static {
     /// Reads into `buffer`; 0 is the end.
     fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>>;
@@ -55,7 +56,7 @@ pub trait PollIo: Send + Unpin + 'static {
 }
 
 fn guarded<T>(poll: impl FnOnce() -> Poll<io::Result<T>>, done: impl FnOnce(T)) -> PollCode {
-    let state = match caught(poll) {
+    let state = match catch_panic(poll) {
         Some(Poll::Pending) => PollState::Pending,
         Some(Poll::Ready(Ok(value))) => {
             done(value);
@@ -130,7 +131,7 @@ impl IoStream {
             // SAFETY: the caller owned `io` and gives it up.
             let io = unsafe { Box::from_raw(io.cast::<T>()) };
             // A destructor that panics ends here; the panic hook told it.
-            caught(|| drop(io));
+            catch_panic(|| drop(io));
         }
         Self {
             io: Box::into_raw(Box::new(io)).cast(),
@@ -213,7 +214,8 @@ impl PollIo for IoStream {
 
 impl Drop for IoStream {
     fn drop(&mut self) {
-        // SAFETY: this value owns `io`, and its code is mapped: a guard of its generation is dropped after it by whoever holds both.
+        // SAFETY: this value owns `io`, and its code is mapped: a guard of its generation is
+        // dropped after it by whoever holds both.
         unsafe { (self.table.drop)(self.io) }
     }
 }

@@ -16,7 +16,8 @@ pub struct AbiVersion {
     pub minor: u32,
 }
 
-/// The layout that majors and minors are counted in. What was built for another one runs on no host of this one, whatever its major.
+/// The layout that majors and minors are counted in. What was built for another one runs on no host
+/// of this one, whatever its major.
 pub const LAYOUT: u32 = 2;
 
 /// The ABI that this crate was compiled for.

@@ -1,7 +1,8 @@
 //! Wakers across the boundary.
 //!
-//! A waker crosses as three words: the two of the waker itself, and a table of functions of the side that made it. A waker that comes
-//! back to the side that made it is unwrapped, so that a handler that polls its request body inline costs no wrapping.
+//! A waker crosses as three words: the two of the waker itself, and a table of functions of the
+//! side that made it. A waker that comes back to the side that made it is unwrapped, so that a
+//! handler that polls its request body inline costs no wrapping.
 
 use std::{
     mem::ManuallyDrop,
@@ -12,9 +13,10 @@ use std::{
 
 use abi_stable::StableAbi;
 
-use super::{caught::caught, lent::Size};
+use super::{lent::Size, panics::catch_panic};
 
-/// The functions of the side that made a waker. Each takes the two words of that waker. It can grow at its end.
+/// The functions of the side that made a waker. Each takes the two words of that waker. It can grow
+/// at its end.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct WakerOps {
@@ -52,7 +54,8 @@ static OPS: WakerOps = WakerOps {
 /// # Safety
 /// The words are of a live waker of this side.
 unsafe fn rebuild(data: *const (), vtable: *const ()) -> ManuallyDrop<Waker> {
-    // SAFETY: both words came out of `Waker::data` and `Waker::vtable` on this very side (`WakerRef::of`).
+    // SAFETY: both words came out of `Waker::data` and `Waker::vtable` on this very side
+    // (`WakerRef::of`).
     ManuallyDrop::new(unsafe { Waker::new(data, &*vtable.cast::<RawWakerVTable>()) })
 }
 
@@ -67,7 +70,7 @@ fn words_of(waker: &Waker) -> WakerWords {
 unsafe extern "C" fn clone_words(data: *const (), vtable: *const ()) -> WakerWords {
     // SAFETY: the caller lends words that this side gave.
     let waker = unsafe { rebuild(data, vtable) };
-    let clone = caught(|| Waker::clone(&waker)).unwrap_or_else(|| Waker::noop().clone());
+    let clone = catch_panic(|| Waker::clone(&waker)).unwrap_or_else(|| Waker::noop().clone());
     words_of(&ManuallyDrop::new(clone))
 }
 
@@ -75,20 +78,21 @@ unsafe extern "C" fn wake_words(data: *const (), vtable: *const ()) {
     // SAFETY: the caller lends words that this side gave.
     let waker = unsafe { rebuild(data, vtable) };
     // A waker may be any that the executor, or a future between it and us, has made.
-    caught(|| waker.wake_by_ref());
+    catch_panic(|| waker.wake_by_ref());
 }
 
 unsafe extern "C" fn drop_words(data: *const (), vtable: *const ()) {
     // SAFETY: the caller owns words that `clone_words` gave, and gives them up.
     let waker = ManuallyDrop::into_inner(unsafe { rebuild(data, vtable) });
-    caught(|| drop(waker));
+    catch_panic(|| drop(waker));
 }
 
 impl<'a> WakerRef<'a> {
     /// Lends `waker` to the other side. One that came from there goes back as it is.
     pub fn of(waker: &'a Waker) -> Self {
         let words = if ptr::eq(waker.vtable(), &LENT) {
-            // SAFETY: data of a `LENT` waker points to the words in the frame of `with`, which is below us on the stack.
+            // SAFETY: data of a `LENT` waker points to the words in the frame of `with`, which is
+            // below us on the stack.
             unsafe { *waker.data().cast::<WakerWords>() }
         } else if ptr::eq(waker.vtable(), &OWNED) {
             // SAFETY: data of an `OWNED` waker points into the `Arc<Foreign>` that `waker` holds.
@@ -114,7 +118,8 @@ impl<'a> WakerRef<'a> {
             let waker = unsafe { rebuild(self.words.data, self.words.vtable) };
             return f(&waker);
         }
-        // SAFETY: `LENT` reads the words through this pointer, and they outlive `waker`, which is not dropped by value.
+        // SAFETY: `LENT` reads the words through this pointer, and they outlive `waker`, which is
+        // not dropped by value.
         let waker =
             ManuallyDrop::new(unsafe { Waker::new(ptr::from_ref(&self.words).cast(), &LENT) });
         f(&waker)
@@ -128,7 +133,8 @@ impl<'a> WakerRef<'a> {
 
 /// Whether `waker` is one of the other side, kept here.
 ///
-/// Such a waker must not be left with anybody who keeps it for longer than the other side's code is known to be mapped.
+/// Such a waker must not be left with anybody who keeps it for longer than the other side's code is
+/// known to be mapped.
 pub fn is_foreign(waker: &Waker) -> bool {
     ptr::eq(waker.vtable(), &OWNED) || ptr::eq(waker.vtable(), &LENT)
 }
@@ -143,8 +149,9 @@ unsafe impl Sync for Foreign {}
 
 impl Drop for Foreign {
     fn drop(&mut self) {
-        // SAFETY: the words were cloned for us and are given up here once. The other side's code is mapped: the host always is, and
-        // wakers of a plugin are kept by the host only while that plugin has something in flight.
+        // SAFETY: the words were cloned for us and are given up here once. The other side's code is
+        // mapped: the host always is, and wakers of a plugin are kept by the host only while that
+        // plugin has something in flight.
         unsafe { ((*self.0.ops).drop)(self.0.data, self.0.vtable) }
     }
 }

@@ -21,11 +21,11 @@ use super::{
     error::Error,
     log,
     runtime::{self, AppRuntime},
-    upgrade::{Offer, Upgrading},
+    upgrade::{PendingUpgrade, Upgrading},
 };
 use crate::abi::{
     body::BodyStream,
-    call::{Payload, Responder},
+    call::{OwnedBody, Responder},
     export::{Answering, FirstPoll, HostHandle, Plugin, Polled},
     head::RequestHead,
     lent::Lent,
@@ -45,7 +45,8 @@ pub trait App:
     + Sync
     + 'static
 {
-    /// The body of its responses. One that is not `Unpin` becomes so by `http_body_util::BodyExt::boxed_unsync`.
+    /// The body of its responses. One that is not `Unpin` becomes so by
+    /// `http_body_util::BodyExt::boxed_unsync`.
     type ResponseBody: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static;
 }
 
@@ -116,10 +117,11 @@ impl<A: App> Plugin for Running<A> {
         self.context.tell_client(head, &mut request);
         let mut app = self.app.clone();
         if upgrade {
-            let offer = Offer::to(&mut request, head.protocol());
-            return Some(first.poll(|| Upgrading::new(when_ready(app, request), offer)));
+            let pending = PendingUpgrade::to(&mut request, head.protocol());
+            return Some(first.poll(|| Upgrading::new(when_ready(app, request), pending)));
         }
-        // Almost every service is ready at once, and then needs no state to wait in. One that is not is asked again, with a waker.
+        // Almost every service is ready at once, and then needs no state to wait in. One that is
+        // not is asked again, with a waker.
         let ready = app.poll_ready(&mut task::Context::from_waker(Waker::noop()));
         Some(match ready {
             Poll::Ready(Ok(())) => first.poll(|| Calling {
@@ -203,7 +205,8 @@ pub(super) fn told<T>(outcome: Result<T, impl fmt::Display>) -> Option<T> {
         .ok()
 }
 
-/// Gives a response to the host. A body that is whole at once crosses with the head, all others as a stream.
+/// Gives a response to the host. A body that is whole at once crosses with the head, all others as
+/// a stream.
 pub(super) fn answer<B>(
     response: Response<B>,
     cx: &mut task::Context<'_>,
@@ -215,22 +218,22 @@ pub(super) fn answer<B>(
     responder.respond(parts, payload(body, cx));
 }
 
-fn payload<B>(mut body: B, cx: &mut task::Context<'_>) -> Payload
+fn payload<B>(mut body: B, cx: &mut task::Context<'_>) -> OwnedBody
 where
     B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static,
 {
     if body.is_end_stream() {
-        return Payload::Empty;
+        return OwnedBody::Empty;
     }
     if body.size_hint().exact().is_none() {
         return stream(None, body);
     }
     match Pin::new(&mut body).poll_frame(cx) {
         Poll::Pending => stream(None, body),
-        Poll::Ready(None) => Payload::Empty,
+        Poll::Ready(None) => OwnedBody::Empty,
         Poll::Ready(Some(Ok(frame))) if frame.is_data() && body.is_end_stream() => frame
             .into_data()
-            .map_or(Payload::Empty, |data| Payload::Full(flat(data))),
+            .map_or(OwnedBody::Empty, |data| OwnedBody::Full(flat(data))),
         Poll::Ready(first) => stream(first, body),
     }
 }
@@ -239,7 +242,7 @@ fn flat(mut data: impl Buf) -> Bytes {
     data.copy_to_bytes(data.remaining())
 }
 
-fn stream<B>(first: Option<Result<Frame<B::Data>, B::Error>>, body: B) -> Payload
+fn stream<B>(first: Option<Result<Frame<B::Data>, B::Error>>, body: B) -> OwnedBody
 where
     B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static,
 {
@@ -248,7 +251,7 @@ where
             .map(|frame| frame.map_data(flat))
             .map_err(|error| error.to_string())
     });
-    Payload::Stream(BodyStream::new(Streamed {
+    OwnedBody::Stream(BodyStream::new(Streamed {
         first,
         body,
         runtime: Handle::current(),
@@ -319,10 +322,10 @@ mod tests {
             http_body_util::Full::new(Bytes::from_static(b"hello")),
             &mut cx,
         );
-        assert!(matches!(whole, Payload::Full(bytes) if bytes == "hello"));
+        assert!(matches!(whole, OwnedBody::Full(bytes) if bytes == "hello"));
         assert!(matches!(
             payload(http_body_util::Empty::<Bytes>::new(), &mut cx),
-            Payload::Empty
+            OwnedBody::Empty
         ));
     }
 }

@@ -15,7 +15,8 @@ use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 use super::{connection::Connection, error::Error, work::Works};
 use crate::abi::{export::HostHandle, head::RequestHead, lent::Lent, root::Settings};
 
-/// What an app knows of itself and of the host. Cheap to clone; keep it in the state of your router.
+/// What an app knows of itself and of the host. Cheap to clone; keep it in the state of your
+/// router.
 #[derive(Clone, Debug)]
 pub struct Context(Arc<Inner>);
 
@@ -111,7 +112,8 @@ impl Context {
         self.0.env.get(name).map(String::as_str)
     }
 
-    /// Whether this is the trial start of a preflight check: it will be dropped again, and no user asks it.
+    /// Whether this is the trial start of a preflight check: it will be dropped again, and no user
+    /// asks it.
     pub fn is_preflight(&self) -> bool {
         self.0.preflight
     }
@@ -121,17 +123,19 @@ impl Context {
         *self.0.draining.borrow()
     }
 
-    /// Ends when a newer generation has taken over: the time for a stream to say good-bye, so that its client comes back to the new one.
+    /// Ends when a newer generation has taken over: the time for a stream to say good-bye, so that
+    /// its client comes back to the new one.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
         let mut draining = self.0.draining.subscribe();
         async move {
-            // The sender lives as long as the app; should it be gone, this generation is over as well.
+            // The sender lives as long as the app; should it be gone, this generation is over as
+            // well.
             let _ = draining.wait_for(|draining| *draining).await;
         }
     }
 
-    /// Runs `future` beside the requests. The generation counts it as in flight: it is unloaded only after the task's end, and a task
-    /// that still runs at the drain deadline is cancelled.
+    /// Runs `future` beside the requests. The generation counts it as in flight: it is unloaded
+    /// only after the task's end, and a task that still runs at the drain deadline is cancelled.
     pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
     where
         F: Future<Output: Send + 'static> + Send + 'static,
@@ -146,10 +150,12 @@ impl Context {
         Jobs(self)
     }
 
-    /// Puts the address of the client into the extensions of each request, as what `into` makes of it; to be called in the constructor, once.
-    /// With axum, `cx.client_address_as(ConnectInfo)` is what the extractor `ConnectInfo<SocketAddr>` looks for.
+    /// Puts the address of the client into the extensions of each request, as what `into` makes of
+    /// it; to be called in the constructor, once. With axum, `cx.client_address_as(ConnectInfo)` is
+    /// what the extractor `ConnectInfo<SocketAddr>` looks for.
     ///
-    /// It is the address of the connection, or the one that a proxy names whom the operator trusts. Without this call, requests pay nothing for it.
+    /// It is the address of the connection, or the one that a proxy names whom the operator trusts.
+    /// Without this call, requests pay nothing for it.
     pub fn client_address_as<T: Clone + Send + Sync + 'static>(
         &self,
         into: impl Fn(SocketAddr) -> T + Send + Sync + 'static,
@@ -161,11 +167,13 @@ impl Context {
         let _ = self.0.client.set(TellClient(Box::new(tell)));
     }
 
-    /// Puts what is known of the connection into the extensions of each request, as what `into` makes of it; to be called in the constructor,
-    /// once. With axum, after `cx.connection_as(|connection| connection)` a handler takes `Extension<Connection>`.
+    /// Puts what is known of the connection into the extensions of each request, as what `into`
+    /// makes of it; to be called in the constructor, once. With axum, after
+    /// `cx.connection_as(|connection| connection)` a handler takes `Extension<Connection>`.
     ///
-    /// That is where the client connected to, the version of TLS, the name of the host that it asked for, and its certificate. There is none
-    /// from a host that is older than ABI 1.2. Without this call, requests pay nothing for it.
+    /// That is where the client connected to, the version of TLS, the name of the host that it
+    /// asked for, and its certificate. There is none from a host that is older than ABI 1.2.
+    /// Without this call, requests pay nothing for it.
     pub fn connection_as<T: Clone + Send + Sync + 'static>(
         &self,
         into: impl Fn(Connection) -> T + Send + Sync + 'static,
@@ -201,12 +209,14 @@ impl Context {
     }
 }
 
-/// Jobs: work that no deploy interrupts, however long it takes, unless the operator set `job_deadline`.
+/// Jobs: work that no deploy interrupts, however long it takes, unless the operator set
+/// `job_deadline`.
 #[derive(Clone, Copy, Debug)]
 pub struct Jobs<'a>(&'a Context);
 
 impl Jobs<'_> {
-    /// Runs `future` as a job called `name` for `tenant` (which may be empty). It shows in `handover status`.
+    /// Runs `future` as a job called `name` for `tenant` (which may be empty). It shows in
+    /// `handover status`.
     pub fn spawn<F>(&self, name: &str, tenant: &str, future: F) -> JoinHandle<F::Output>
     where
         F: Future<Output: Send + 'static> + Send + 'static,

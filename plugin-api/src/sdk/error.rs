@@ -4,8 +4,8 @@ use std::fmt;
 
 /// Why an app does not start: a sentence for the operator who deployed it, with its causes.
 ///
-/// By `?` everything becomes one that is a boxed error or becomes one: any [`std::error::Error`] that may be sent, `anyhow::Error`,
-/// `&str`, `String`.
+/// By `?` everything becomes one that is a boxed error or becomes one: any [`std::error::Error`]
+/// that may be sent, `anyhow::Error`, `&str`, `String`.
 pub struct Error(String);
 
 impl Error {

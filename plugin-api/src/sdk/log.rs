@@ -1,7 +1,7 @@
 //! Events, log records and panics on their way to the host's log.
 //!
-//! Every plugin has its own copy of `tracing`, `log` and std, so each copy is given a forwarder. All of it is static: it must not
-//! leave anything behind when the library is unloaded.
+//! Every plugin has its own copy of `tracing`, `log` and std, so each copy is given a forwarder.
+//! All of it is static: it must not leave anything behind when the library is unloaded.
 
 use std::{
     fmt::{self, Write},

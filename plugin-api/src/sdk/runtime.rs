@@ -5,7 +5,8 @@ use std::{cell::Cell, io, time::Duration};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 thread_local! {
-    /// Whether this thread has entered the runtime of this copy of the SDK. There is one generation, so one runtime, in each copy.
+    /// Whether this thread has entered the runtime of this copy of the SDK. There is one
+    /// generation, so one runtime, in each copy.
     static ENTERED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -38,10 +39,12 @@ impl AppRuntime {
     }
 }
 
-/// Makes this thread one of the runtime's: `tokio::spawn`, timers and sockets work in what it polls from now on.
+/// Makes this thread one of the runtime's: `tokio::spawn`, timers and sockets work in what it polls
+/// from now on.
 ///
-/// A thread enters once and never leaves: leaving and entering again at each poll would cost two updates of a count that all workers
-/// share. The thread-local context that stays behind is released at retire, by the ledger of the host.
+/// A thread enters once and never leaves: leaving and entering again at each poll would cost two
+/// updates of a count that all workers share. The thread-local context that stays behind is
+/// released at retire, by the ledger of the host.
 pub(super) fn enter(handle: &Handle) {
     if !ENTERED.get() {
         ENTERED.set(true);

@@ -1,9 +1,11 @@
 //! The upgrade of a connection: WebSockets, CONNECT tunnels and others.
 //!
-//! Frameworks look for an `OnUpgrade` of hyper's in the extensions of a request, and only a connection of hyper's can make one. So a request
-//! that may be upgraded gets that of a connection which exists for nothing else: it has read a request of ours, waits for its answer, and
-//! nothing polls it. The app's own request and answer never pass through it. Only when the app takes the upgrade is it told to answer 101,
-//! and what hyper then gives to the `OnUpgrade` is a pipe, whose other end the host joins with the client.
+//! Frameworks look for an `OnUpgrade` of hyper's in the extensions of a request, and only a
+//! connection of hyper's can make one. So a request that may be upgraded gets that of a connection
+//! which exists for nothing else: it has read a request of ours, waits for its answer, and nothing
+//! polls it. The app's own request and answer never pass through it. Only when the app takes the
+//! upgrade is it told to answer 101, and what hyper then gives to the `OnUpgrade` is a pipe, whose
+//! other end the host joins with the client.
 
 use std::{
     convert::Infallible,
@@ -34,7 +36,7 @@ use tokio::io::{DuplexStream, ReadBuf};
 
 use super::app::{answer, told};
 use crate::abi::{
-    call::{Payload, Responder},
+    call::{OwnedBody, Responder},
     export::Answering,
     poll::PollState,
     upgrade::{IoStream, PollIo},
@@ -46,8 +48,9 @@ const BUFFER: usize = 64 * 1024;
 /// What the connection reads, so that it makes an `OnUpgrade`.
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nupgrade: x\r\n\r\n";
 
-/// An upgrade that the app may take: whoever drops it has refused it, which the `OnUpgrade` then says.
-pub(super) struct Offer {
+/// An upgrade that the app may take: whoever drops it has refused it, which the `OnUpgrade` then
+/// says.
+pub(super) struct PendingUpgrade {
     connection: UpgradeableConnection<Near, Ask>,
     taken: Arc<AtomicBool>,
     far: DuplexStream,
@@ -55,8 +58,9 @@ pub(super) struct Offer {
     is_connect: bool,
 }
 
-impl Offer {
-    /// Puts the `OnUpgrade` into the extensions of `request`, and the `protocol` of an extended CONNECT, which is else empty.
+impl PendingUpgrade {
+    /// Puts the `OnUpgrade` into the extensions of `request`, and the `protocol` of an extended
+    /// CONNECT, which is else empty.
     pub(super) fn to<B>(request: &mut Request<B>, protocol: &str) -> Self {
         if !protocol.is_empty() {
             request
@@ -75,7 +79,8 @@ impl Offer {
             .auto_date_header(false)
             .serve_connection(near, ask)
             .with_upgrades();
-        // Everything that it waits for is in memory, so it is polled when there is something to do, and wakes nobody.
+        // Everything that it waits for is in memory, so it is polled when there is something to do,
+        // and wakes nobody.
         let _ = Pin::new(&mut connection).poll(&mut Context::from_waker(Waker::noop()));
         if let Some(on_upgrade) = made.lock().take() {
             request.extensions_mut().insert(on_upgrade);
@@ -105,15 +110,15 @@ pin_project! {
     pub(super) struct Upgrading<F> {
         #[pin]
         future: F,
-        offer: Option<Offer>,
+        pending: Option<PendingUpgrade>,
     }
 }
 
 impl<F> Upgrading<F> {
-    pub(super) fn new(future: F, offer: Offer) -> Self {
+    pub(super) fn new(future: F, pending: PendingUpgrade) -> Self {
         Self {
             future,
-            offer: Some(offer),
+            pending: Some(pending),
         }
     }
 }
@@ -132,10 +137,10 @@ where
         let Some(response) = told(outcome) else {
             return PollState::Failed;
         };
-        match this.offer.take() {
-            Some(offer) if offer.is_taken_by(response.status()) => {
-                let io = IoStream::new(Far(offer.take()));
-                responder.respond(response.into_parts().0, Payload::Upgrade(io));
+        match this.pending.take() {
+            Some(pending) if pending.is_taken_by(response.status()) => {
+                let io = IoStream::new(Far(pending.take()));
+                responder.respond(response.into_parts().0, OwnedBody::Upgrade(io));
             }
             _ => answer(response, cx, responder),
         }
@@ -143,7 +148,8 @@ where
     }
 }
 
-/// The service of the connection: it keeps the `OnUpgrade` that came with the request, and answers 101 once that is taken.
+/// The service of the connection: it keeps the `OnUpgrade` that came with the request, and answers
+/// 101 once that is taken.
 #[derive(Default)]
 struct Ask {
     made: Arc<Mutex<Option<OnUpgrade>>>,
@@ -177,7 +183,8 @@ impl Future for Taken {
     }
 }
 
-/// The connection's bytes: our request, the answer to it, which nobody reads, and from then on the pipe.
+/// The connection's bytes: our request, the answer to it, which nobody reads, and from then on the
+/// pipe.
 struct Near {
     /// What is still to be read of the request.
     request: &'static [u8],
@@ -255,17 +262,17 @@ mod tests {
 
     use super::*;
 
-    fn offered() -> (Offer, OnUpgrade) {
+    fn pending_pair() -> (PendingUpgrade, OnUpgrade) {
         let mut request = Request::new(());
-        let offer = Offer::to(&mut request, "");
+        let pending = PendingUpgrade::to(&mut request, "");
         let on_upgrade = request.extensions_mut().remove().expect("it was put there");
-        (offer, on_upgrade)
+        (pending, on_upgrade)
     }
 
     #[tokio::test]
     async fn what_is_taken_is_a_pipe_from_its_first_byte() {
-        let (offer, on_upgrade) = offered();
-        let mut far = offer.take();
+        let (pending, on_upgrade) = pending_pair();
+        let mut far = pending.take();
         let mut near = TokioIo::new(on_upgrade.await.expect("it was taken"));
         near.write_all(b"from the app").await.expect("room");
         far.write_all(b"from the client").await.expect("room");
@@ -280,8 +287,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_not_taken_ends_its_future() {
-        let (offer, on_upgrade) = offered();
-        drop(offer);
+        let (pending, on_upgrade) = pending_pair();
+        drop(pending);
         assert!(on_upgrade.await.is_err());
     }
 }

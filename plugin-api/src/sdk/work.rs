@@ -80,7 +80,8 @@ impl Works {
     }
 }
 
-/// Counts out when the work ends, in whatever way: done, panicked, aborted, or dropped with its runtime.
+/// Counts out when the work ends, in whatever way: done, panicked, aborted, or dropped with its
+/// runtime.
 struct Counted {
     works: Arc<Works>,
     number: u64,

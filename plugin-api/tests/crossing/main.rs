@@ -1,14 +1,16 @@
-//! What crosses the boundary comes out as it went in, whatever it is: both halves of the ABI against each other, in one process.
+//! What crosses the boundary comes out as it went in, whatever it is: both halves of the ABI
+//! against each other, in one process.
 //!
-//! Each [`exchange`] is made of bytes: a request, what the app does with it, its answer. Here they come from a generator of numbers that
-//! begins anew in every run, in `tests/fuzz` from a fuzzer.
+//! Each [`exchange`] is made of bytes: a request, what the app does with it, its answer. Here they
+//! come from a generator of numbers that begins anew in every run, in `tests/fuzz` from a fuzzer.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod exchange;
 
 use handover_plugin::abi::head::ResponseHead;
 
-/// The plugin's half: the crate compiled a second time, as in a plugin. So each side has functions, tables and wakers of its own.
+/// The plugin's half: the crate compiled a second time, as in a plugin. So each side has functions,
+/// tables and wakers of its own.
 #[cfg(not(miri))]
 #[path = "../../src/abi/mod.rs"]
 #[allow(
@@ -45,7 +47,8 @@ fn whatever_crosses_comes_out_as_it_went_in() {
     );
 }
 
-/// The receiver made room for as many names as there are values, which is more than a map may have: it panicked, and the host with it.
+/// The receiver made room for as many names as there are values, which is more than a map may have:
+/// it panicked, and the host with it.
 #[test]
 fn a_name_with_more_values_than_a_map_may_have_names_crosses() {
     let mut sent = http::Response::new(());

@@ -1,4 +1,5 @@
-//! A hundred apps in one host: what each costs while nobody asks it, and how long the host takes to start.
+//! A hundred apps in one host: what each costs while nobody asks it, and how long the host takes to
+//! start.
 
 use std::{
     fs,

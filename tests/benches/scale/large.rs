@@ -1,4 +1,5 @@
-//! A plugin of 50 MB: each step of its deploys, what the host holds of it, and what requests notice.
+//! A plugin of 50 MB: each step of its deploys, what the host holds of it, and what requests
+//! notice.
 
 use std::{collections::BTreeMap, fs, time::Duration};
 

@@ -1,4 +1,5 @@
-//! What much of everything costs: connections, apps, workers, bytes, and generations that take their time to leave.
+//! What much of everything costs: connections, apps, workers, bytes, and generations that take
+//! their time to leave.
 //!
 //! ```text
 //! cargo bench -p handover-tests --bench scale                       # all, writes docs/benchmarks

@@ -1,4 +1,5 @@
-//! A minimal shared object around the bytes of a manifest's section, so that a fuzzer need not find out how ELF works.
+//! A minimal shared object around the bytes of a manifest's section, so that a fuzzer need not find
+//! out how ELF works.
 
 const SECTION: &[u8] = b".handover.manifest";
 const NOTE: [u8; 36] = *b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0\xab\xab\xab\xab\xab\xab\xab\xab\xab\xab\xab\xab\xab\xab\xab\xab\xab\xab\xab\xab";

@@ -1,7 +1,8 @@
 //! The manifest reader, whole: bytes of a file, ELF, section, JSON.
 //!
-//! The first byte says how the rest is to be taken: as a whole file (`f`), as the manifest's section of a sound file (`s`), as the JSON
-//! in a sound section (`j`), or as a sound file with some bytes changed (`p`: two bytes of place and one of value, again and again).
+//! The first byte says how the rest is to be taken: as a whole file (`f`), as the manifest's
+//! section of a sound file (`s`), as the JSON in a sound section (`j`), or as a sound file with
+//! some bytes changed (`p`: two bytes of place and one of value, again and again).
 #![no_main]
 
 use handover::artifact::{self, Manifest, StoreError, elf};

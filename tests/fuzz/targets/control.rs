@@ -1,8 +1,11 @@
-//! What somebody may send to the control socket: bytes of a connection, to a whole host but for its plugins.
+//! What somebody may send to the control socket: bytes of a connection, to a whole host but for its
+//! plugins.
 //!
-//! The host's clock stands still as long as anything happens and jumps when nothing does, so nobody waits for what does not come; but for
-//! the store, which waits on a thread of its own for the rest of an upload, and for that there is a little patience. A preflight child is this
-//! program again, and ends at once, so artifacts that are sound are rejected there. Every so many inputs the host is a new one.
+//! The host's clock stands still as long as anything happens and jumps when nothing does, so nobody
+//! waits for what does not come; but for the store, which waits on a thread of its own for the rest
+//! of an upload, and for that there is a little patience. A preflight child is this program again,
+//! and ends at once, so artifacts that are sound are rejected there. Every so many inputs the host
+//! is a new one.
 #![no_main]
 
 use std::{
@@ -34,7 +37,8 @@ use tokio::{
 const STATUS: &[u8] = b"GET /v1/status HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n";
 /// Longer than the host waits for anything that a caller sends.
 const GIVES_UP: Duration = Duration::from_secs(15);
-/// How long an answer is waited for that may never come, in ticks of a clock that does not stand still.
+/// How long an answer is waited for that may never come, in ticks of a clock that does not stand
+/// still.
 const PATIENCE: u32 = 5;
 /// The same of an answer that has to come.
 const LONG_PATIENCE: u32 = 2_000;
@@ -59,7 +63,8 @@ impl Host {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("control.sock");
         runtime.block_on(async {
-            // Else whoever writes to a connection that was closed ends this program, whose `main` is not Rust's.
+            // Else whoever writes to a connection that was closed ends this program, whose `main`
+            // is not Rust's.
             let _ = signal(SignalKind::pipe()).expect("a handler of SIGPIPE");
             let mut config = Config::without_file();
             config.server.state = folder.path().to_owned();

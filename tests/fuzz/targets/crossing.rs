@@ -1,4 +1,5 @@
-//! Requests and answers through both halves of the ABI: see the test of that name of handover-plugin, whose exchanges these are.
+//! Requests and answers through both halves of the ABI: see the test of that name of
+//! handover-plugin, whose exchanges these are.
 #![no_main]
 
 #[path = "../../../plugin-api/tests/crossing/exchange/mod.rs"]

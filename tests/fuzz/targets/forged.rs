@@ -1,4 +1,5 @@
-//! Heads and bodies that no honest other side sends: taken in or refused, without a panic, and sound afterwards.
+//! Heads and bodies that no honest other side sends: taken in or refused, without a panic, and
+//! sound afterwards.
 #![no_main]
 
 use arbitrary::{Result, Unstructured};

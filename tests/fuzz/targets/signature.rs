@@ -1,4 +1,5 @@
-//! Texts that somebody says are keys and signatures of minisign, as a file has them and as a header carries them.
+//! Texts that somebody says are keys and signatures of minisign, as a file has them and as a header
+//! carries them.
 #![no_main]
 
 use handover::artifact::{Key, Signature};

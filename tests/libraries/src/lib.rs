@@ -1,8 +1,9 @@
 //! An app whose every answer is made by a library that nobody here wrote, chosen by a feature.
 //!
-//! The library is used from C (`native/NAME.c`), as its own documentation does it: once in a handler on a worker of the host,
-//! once on a thread that blocks, and four times for a stream. With `tidy` in the configuration it is shut down when the app is
-//! dropped; without, never, as most authors have it.
+//! The library is used from C (`native/NAME.c`), as its own documentation does it: once in a
+//! handler on a worker of the host, once on a thread that blocks, and four times for a stream. With
+//! `tidy` in the configuration it is shut down when the app is dropped; without, never, as most
+//! authors have it.
 
 use std::{convert::Infallible, path::PathBuf, sync::Arc, time::Duration};
 
@@ -141,14 +142,16 @@ mod native {
     pub(super) fn start(folder: &str, file: &str, url: &str) -> Result<(), String> {
         let [folder, file, url] =
             [folder, file, url].map(|text| CString::new(text).unwrap_or_default());
-        // SAFETY: the texts end in a zero and outlive the call, the room for the error is as long as said.
+        // SAFETY: the texts end in a zero and outlive the call, the room for the error is as long
+        // as said.
         told(|error, size| unsafe {
             library_start(folder.as_ptr(), file.as_ptr(), url.as_ptr(), error, size)
         })
     }
 
     pub(super) fn used() -> Result<(), String> {
-        // SAFETY: the library is started before there is a router, and stopped after the last request.
+        // SAFETY: the library is started before there is a router, and stopped after the last
+        // request.
         told(|error, size| unsafe { library_use(error, size) })
     }
 

@@ -1,4 +1,5 @@
-//! The programs that are measured: with the profile that is for production, or a quicker one for what is only compared with itself.
+//! The programs that are measured: with the profile that is for production, or a quicker one for
+//! what is only compared with itself.
 
 use std::{
     fs::{self, Permissions},
@@ -39,7 +40,8 @@ impl Profile {
 }
 
 impl Builds {
-    /// Builds each apart, so that none gets features that only another wants of a common dependency.
+    /// Builds each apart, so that none gets features that only another wants of a common
+    /// dependency.
     ///
     /// # Panics
     /// When one does not build.

@@ -1,7 +1,9 @@
-//! Instructions and allocations, counted instead of timed: the same on a busy machine as on a quiet one.
+//! Instructions and allocations, counted instead of timed: the same on a busy machine as on a quiet
+//! one.
 //!
-//! A server runs twice under callgrind, for fewer and for more requests; what the second took more, divided by how many more those were, is
-//! the cost of one. Starting and ending are the same in both.
+//! A server runs twice under callgrind, for fewer and for more requests; what the second took more,
+//! divided by how many more those were, is the cost of one. Starting and ending are the same in
+//! both.
 
 use std::{
     collections::HashMap,
@@ -15,7 +17,8 @@ use super::{
     server::{Server, program},
 };
 
-/// What allocates, in the C library and in the heap of a plugin. Each is one allocation, a `realloc` too.
+/// What allocates, in the C library and in the heap of a plugin. Each is one allocation, a
+/// `realloc` too.
 const ALLOCATORS: [&str; 12] = [
     "malloc",
     "calloc",
@@ -51,7 +54,8 @@ pub fn is_there() -> bool {
 
 /// A command under callgrind, which writes to `out`. Give it the program and its arguments.
 ///
-/// It knows nothing of the environment of whoever counts: the same program does the same, wherever that is.
+/// It knows nothing of the environment of whoever counts: the same program does the same, wherever
+/// that is.
 pub fn command(out: &Path) -> Command {
     const KEPT: [&str; 3] = ["PATH", "HOME", "VALGRIND_LIB"];
     let mut command = Command::new("valgrind");
@@ -66,10 +70,12 @@ pub fn command(out: &Path) -> Command {
     command
 }
 
-/// Counts what a request costs when so many connections ask at once. `start` runs the server, under [`command`] with the given file.
+/// Counts what a request costs when so many connections ask at once. `start` runs the server, under
+/// [`command`] with the given file.
 ///
-/// The more connections, the more answers a server gives before it asks the kernel again, unless the generator was too late: with one
-/// connection it always asks, and the count is the same on a busy machine.
+/// The more connections, the more answers a server gives before it asks the kernel again, unless
+/// the generator was too late: with one connection it always asks, and the count is the same on a
+/// busy machine.
 ///
 /// # Panics
 /// When a request is lost, or callgrind writes nothing.
@@ -113,7 +119,8 @@ fn total(text: &str) -> u64 {
 
 /// How often one of `functions` was called.
 fn calls(text: &str, functions: &[&str]) -> u64 {
-    // A name is written once as `(ID) NAME`, and then as `(ID)`, be it of a caller or of what is called.
+    // A name is written once as `(ID) NAME`, and then as `(ID)`, be it of a caller or of what is
+    // called.
     let mut names = HashMap::new();
     let (mut called, mut sum) = (None, 0);
     for line in text.lines() {

@@ -73,7 +73,8 @@ impl Contender {
         }
     }
 
-    /// Runs it with so many workers, and waits until it answers. With `count`, under callgrind, which writes there.
+    /// Runs it with so many workers, and waits until it answers. With `count`, under callgrind,
+    /// which writes there.
     ///
     /// # Panics
     /// When it does not come up.
@@ -154,7 +155,8 @@ impl<'a> HandoverHost<'a> {
         }
     }
 
-    /// With this configuration behind `[server]`, and these plugins, by their path in the drop folder.
+    /// With this configuration behind `[server]`, and these plugins, by their path in the drop
+    /// folder.
     pub fn with(mut self, config: &str, plugins: Vec<(String, Vec<u8>)>) -> Self {
         self.config = config.to_owned();
         self.plugins = plugins;
@@ -193,8 +195,9 @@ impl<'a> HandoverHost<'a> {
         let Some(mut under) = under else {
             return server;
         };
-        // Its child that checks artifacts does not live under another program: so it has been checked before, and is restored.
-        // And nothing lies in the drop folder, so that looking there costs next to nothing.
+        // Its child that checks artifacts does not live under another program: so it has been
+        // checked before, and is restored. And nothing lies in the drop folder, so that looking
+        // there costs next to nothing.
         let home = server.end();
         for (path, _) in &self.plugins {
             fs::remove_file(home.path().join("plugins").join(path)).expect("the folder is ours");

@@ -1,4 +1,5 @@
-//! Many clients that mostly wait: kept connections without a request, and streams that hardly ever say a word.
+//! Many clients that mostly wait: kept connections without a request, and streams that hardly ever
+//! say a word.
 
 use std::{
     io,
@@ -13,7 +14,8 @@ use tokio::{
     runtime::Runtime,
 };
 
-/// How many connections come from one address: fewer than there are ports for one, with those that still linger from the contender before.
+/// How many connections come from one address: fewer than there are ports for one, with those that
+/// still linger from the contender before.
 const FROM_ONE: usize = 5_000;
 
 /// A stream that says nothing for so long is cut, and so is a connection that does not answer.
@@ -41,7 +43,8 @@ pub struct Roll {
     pub took: Duration,
 }
 
-/// Lets this process and those that it starts have as many files open as the system grants; gives how many.
+/// Lets this process and those that it starts have as many files open as the system grants; gives
+/// how many.
 pub fn raise_open_files() -> u64 {
     let maximum = getrlimit(Resource::Nofile).maximum;
     let raised = Rlimit {

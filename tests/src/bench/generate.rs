@@ -1,7 +1,8 @@
 //! Connections that ask as fast as they are answered, or at a pace, and miss nothing.
 //!
-//! The generator runs on one thread of its own, with requests that are written down once and answers that are measured, not kept: so it takes
-//! little from the server beside it. Its own processor time is nobody's figure.
+//! The generator runs on one thread of its own, with requests that are written down once and
+//! answers that are measured, not kept: so it takes little from the server beside it. Its own
+//! processor time is nobody's figure.
 
 use std::{
     net::SocketAddr,
@@ -51,7 +52,8 @@ pub struct Load {
     pub requests: Option<u64>,
     /// Whether each answer is noted down.
     pub samples: bool,
-    /// Whether its thread goes before others, where the system lets it: what it waits for is the server then, not its turn.
+    /// Whether its thread goes before others, where the system lets it: what it waits for is the
+    /// server then, not its turn.
     pub urgent: bool,
 }
 
@@ -71,11 +73,13 @@ pub struct Tally {
     pub refused: u64,
     /// Requests on a new connection without a whole answer.
     pub cut_new: u64,
-    /// Requests on a kept connection without a whole answer: the server closed it while the request was on its way.
+    /// Requests on a kept connection without a whole answer: the server closed it while the request
+    /// was on its way.
     pub cut_kept: u64,
     /// Whole answers that were wrong.
     pub wrong: u64,
-    /// Kept connections that the server closed between two requests, or said it would: the client has to make a new one.
+    /// Kept connections that the server closed between two requests, or said it would: the client
+    /// has to make a new one.
     pub closed: u64,
     /// What was wrong first.
     pub first_fault: Option<String>,
@@ -149,7 +153,8 @@ impl Ask {
 
     /// With headers up to so many.
     pub fn headers(mut self, number: usize) -> Self {
-        // Names that no table of standard headers knows are the dearer half of what browsers and proxies send.
+        // Names that no table of standard headers knows are the dearer half of what browsers and
+        // proxies send.
         const STANDARD: [(&str, &str); 8] = [
             ("accept-encoding", "gzip, deflate, br, zstd"),
             ("accept-language", "en-GB,en;q=0.9,de;q=0.8"),
@@ -242,7 +247,8 @@ impl Load {
             .name("generator".to_owned())
             .spawn(|| {
                 if ours.load.urgent {
-                    // It takes a right that not everybody has; without it the figures are only noisier.
+                    // It takes a right that not everybody has; without it the figures are only
+                    // noisier.
                     let _ = rustix::process::setpriority_process(None, -15);
                 }
                 let runtime = tokio::runtime::Builder::new_current_thread()

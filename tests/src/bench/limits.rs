@@ -1,8 +1,10 @@
-//! `docs/benchmarks/limits.json`: what a request may cost, as far as it can be told apart from what the machine makes it cost.
+//! `docs/benchmarks/limits.json`: what a request may cost, as far as it can be told apart from what
+//! the machine makes it cost.
 //!
-//! Stored is what the host costs beside its twin, as a ratio and as a difference; compared is what both cost in one and the same run.
-//! Another C library, processor or release of a common dependency moves both, so the limit moves along; what only the host has to pay
-//! moves the host alone.
+//! Stored is what the host costs beside its twin, as a ratio and as a difference; compared is what
+//! both cost in one and the same run. Another C library, processor or release of a common
+//! dependency moves both, so the limit moves along; what only the host has to pay moves the host
+//! alone.
 
 use std::{fs, path::PathBuf};
 
@@ -10,10 +12,12 @@ use serde_json::{Map, Value, json};
 
 use super::{callgrind::Cost, figures::rounded, report};
 
-/// How far a figure may be above what is expected. Counting twice gives figures less than one per cent apart.
+/// How far a figure may be above what is expected. Counting twice gives figures less than one per
+/// cent apart.
 const MARGIN: f64 = 0.02;
 
-/// Two counts that are less apart are the same: what the runtime allocates now and then is counted with one request or another.
+/// Two counts that are less apart are the same: what the runtime allocates now and then is counted
+/// with one request or another.
 const BLUR: f64 = 0.1;
 
 /// What was counted in a run.
@@ -104,8 +108,8 @@ impl Limits {
     pub fn judge(&self, case: &str, counted: &Counted) -> [Judged; 2] {
         figures(counted).map(|(what, host, twin)| {
             let stored = |key: &str| self.0.get(case)?.get(what)?.get(key)?.as_f64();
-            // When the twin costs more than it did, the host may too: by the same share, if the whole machine makes it dearer, or by as
-            // much, if it is something that both do once.
+            // When the twin costs more than it did, the host may too: by the same share, if the
+            // whole machine makes it dearer, or by as much, if it is something that both do once.
             let expected = stored("ratio")
                 .zip(stored("difference"))
                 .map(|(ratio, difference)| (twin * ratio).max(twin + difference));

@@ -1,10 +1,12 @@
-//! What the benches share: servers to compare, a load generator, counters, and how it is written down.
+//! What the benches share: servers to compare, a load generator, counters, and how it is written
+//! down.
 //!
 //! - [`builds`]: the host, the hello fixture and its twin, always as release builds
 //! - [`server`]: contenders as processes, and the processor time and memory that they take
 //! - [`contender`]: who they are and how each is configured, started and reloaded
 //! - [`reloader`]: servers that reload, each in its own way
-//! - [`generate`]: connections that ask as fast as they are answered, or at a pace, and miss nothing
+//! - [`generate`]: connections that ask as fast as they are answered, or at a pace, and miss
+//!   nothing
 //! - [`crowd`]: many clients that mostly wait
 //! - [`callgrind`]: instructions and allocations, counted instead of timed
 //! - [`limits`]: what a request may cost, wherever it is counted
@@ -24,10 +26,12 @@ pub mod reloader;
 pub mod report;
 pub mod server;
 
-/// Whether `cargo bench` runs this program. `cargo test --all-targets` runs it too, and wants no figures.
+/// Whether `cargo bench` runs this program. `cargo test --all-targets` runs it too, and wants no
+/// figures.
 ///
-/// `flags` are those that it knows; one that wants a value has a word for it behind it, as in `--case NAME`. Any other ends the process: a
-/// bench takes minutes, and may write down what it has measured.
+/// `flags` are those that it knows; one that wants a value has a word for it behind it, as in
+/// `--case NAME`. Any other ends the process: a bench takes minutes, and may write down what it has
+/// measured.
 pub fn asked_for(flags: &[&str]) -> bool {
     let mut given = std::env::args().skip(1).collect::<Vec<_>>();
     let bench = given.iter().any(|argument| argument == "--bench");

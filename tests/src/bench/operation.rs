@@ -58,7 +58,8 @@ impl Control {
         })
     }
 
-    /// Deploys an artifact, after those that are under way, and gives the steps once all is done, the drain of the old generation included.
+    /// Deploys an artifact, after those that are under way, and gives the steps once all is done,
+    /// the drain of the old generation included.
     ///
     /// # Errors
     /// When it is refused; what the host says.
@@ -69,7 +70,8 @@ impl Control {
         steps(&answer)
     }
 
-    /// Deploys on a thread of its own, which ends when all is done: with what drains, that may take long.
+    /// Deploys on a thread of its own, which ends when all is done: with what drains, that may take
+    /// long.
     pub fn deploy_beside(&self, bytes: Vec<u8>) -> JoinHandle<Result<Vec<Step>, String>> {
         let socket = self.socket.clone();
         std::thread::spawn(move || Self::at(socket).deploy(&bytes))

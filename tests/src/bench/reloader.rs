@@ -1,4 +1,5 @@
-//! Servers that take a new version of what they serve while they run, each in the way that its own documentation tells.
+//! Servers that take a new version of what they serve while they run, each in the way that its own
+//! documentation tells.
 
 use std::{
     fs,
@@ -37,7 +38,8 @@ pub enum Reloader {
     Uwsgi,
     /// SIGUSR1 to the cluster: a phased restart, worker by worker.
     Puma,
-    /// SIGHUP to `start_server`, which starts a new Starman on the same socket and then sends SIGQUIT to the old one.
+    /// SIGHUP to `start_server`, which starts a new Starman on the same socket and then sends
+    /// SIGQUIT to the old one.
     Starman,
     /// `pm2 reload` of a node cluster.
     Pm2,
@@ -94,8 +96,8 @@ impl Reloader {
         }
     }
 
-    /// How long it gets between two reloads: about what one takes here. Interpreters take long to start, and some start one worker
-    /// after the other.
+    /// How long it gets between two reloads: about what one takes here. Interpreters take long to
+    /// start, and some start one worker after the other.
     pub fn gap(self) -> Duration {
         Duration::from_millis(match self {
             Self::Handover | Self::Nginx | Self::HaProxy => 500,
@@ -282,7 +284,8 @@ impl Reloader {
                     .arg(address.to_string())
                     .args(["--interval", "1"])
                     .args(["--signal-on-hup=QUIT", "--signal-on-term=QUIT"]);
-                // Starman works on one connection at a time in each worker, so there are as many as connections.
+                // Starman works on one connection at a time in each worker, so there are as many as
+                // connections.
                 command
                     .arg("--")
                     .arg(path)

@@ -15,7 +15,8 @@ pub fn folder() -> PathBuf {
     workspace().join("docs").join("benchmarks")
 }
 
-/// Writes the results of one bench: `value` under `name` in `results.json`, and each table behind its mark in `README.md`.
+/// Writes the results of one bench: `value` under `name` in `results.json`, and each table behind
+/// its mark in `README.md`.
 ///
 /// # Panics
 /// When the folder cannot be written, or `README.md` lacks the marks of a table.

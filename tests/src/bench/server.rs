@@ -14,7 +14,8 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-/// How long a server may take until it answers; under callgrind everything takes fifty times as long.
+/// How long a server may take until it answers; under callgrind everything takes fifty times as
+/// long.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A server that runs. It is ended when dropped.
@@ -132,7 +133,8 @@ impl Server {
 
     /// The processor time that all its threads have taken, user and system.
     ///
-    /// The same account as utime and stime in `/proc/PID/stat`, which the kernel cuts down to hundredths of a second there.
+    /// The same account as utime and stime in `/proc/PID/stat`, which the kernel cuts down to
+    /// hundredths of a second there.
     pub fn spent(&self) -> Spent {
         let mut spent = BTreeMap::new();
         for pid in self.processes() {
@@ -149,8 +151,8 @@ impl Server {
         Spent(spent)
     }
 
-    /// The processor time that all its processes have taken, those that have ended and were waited for included. To the hundredth of a
-    /// second that the kernel tells.
+    /// The processor time that all its processes have taken, those that have ended and were waited
+    /// for included. To the hundredth of a second that the kernel tells.
     pub fn spent_with_ended(&self) -> Duration {
         let hundredths: u64 = self
             .processes()

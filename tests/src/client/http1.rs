@@ -134,7 +134,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
         Ok(answer)
     }
 
-    /// Reads the head of an answer to a request of `method`. An informational one (1xx) is an answer too.
+    /// Reads the head of an answer to a request of `method`. An informational one (1xx) is an
+    /// answer too.
     pub async fn head(&mut self, method: &str) -> Result<Answer, Fault> {
         let status_line = self.line("before the answer").await?;
         let mut parts = status_line.splitn(3, ' ');
@@ -167,7 +168,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
         Ok(answer)
     }
 
-    /// Reads the next piece of the body; none at its end, where the trailers are put into `trailers`.
+    /// Reads the next piece of the body; none at its end, where the trailers are put into
+    /// `trailers`.
     pub async fn chunk(
         &mut self,
         trailers: &mut Vec<(String, String)>,

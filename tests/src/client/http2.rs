@@ -25,7 +25,8 @@ pub struct Stream {
 }
 
 impl Http2 {
-    /// Connects, and gives the task that drives the connection as well: it ends with the connection, and says how.
+    /// Connects, and gives the task that drives the connection as well: it ends with the
+    /// connection, and says how.
     pub async fn connect(
         address: SocketAddr,
     ) -> Result<(Self, JoinHandle<Result<(), h2::Error>>), Fault> {
@@ -64,7 +65,8 @@ impl Http2 {
         head(answer).await?.finish().await
     }
 
-    /// Asks and waits for the head of the answer. With `end` false the request's body is still to be sent.
+    /// Asks and waits for the head of the answer. With `end` false the request's body is still to
+    /// be sent.
     pub async fn open(
         &self,
         method: Method,

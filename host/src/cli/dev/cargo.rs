@@ -1,4 +1,5 @@
-//! The crate as cargo describes it, and its builds: a child process in a group of its own, which ends when nobody waits for it.
+//! The crate as cargo describes it, and its builds: a child process in a group of its own, which
+//! ends when nobody waits for it.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -14,8 +15,8 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::super::new;
 
-/// What `cargo run` sets for the program that it runs. Inherited, it would tell the build of a plugin about the package
-/// of the host, and change from run to run.
+/// What `cargo run` sets for the program that it runs. Inherited, it would tell the build of a
+/// plugin about the package of the host, and change from run to run.
 const OF_CARGO_RUN: [&str; 9] = [
     "CARGO",
     "CARGO_BIN_",
@@ -157,7 +158,8 @@ impl Project {
         choose(&metadata, &folder, self.package.as_deref())
     }
 
-    /// Builds. Errors and warnings go to standard error as cargo shows them; `quiet` leaves out the rest.
+    /// Builds. Errors and warnings go to standard error as cargo shows them; `quiet` leaves out the
+    /// rest.
     ///
     /// Cancelling it ends cargo and all its compilers.
     pub(super) async fn build(&self, krate: &Crate, quiet: bool) -> Result<Build, String> {
@@ -300,7 +302,8 @@ fn choose(metadata: &Metadata, folder: &Path, package: Option<&str>) -> Result<C
         if !folders.insert(folder.clone()) {
             continue;
         }
-        // Of a package outside of the workspace only the folder is known here; the build tells its files.
+        // Of a package outside of the workspace only the folder is known here; the build tells its
+        // files.
         if let Some(package) = by_folder.get(folder.as_path()) {
             to_visit.extend(
                 package
@@ -334,7 +337,8 @@ fn plugin_in(line: &str, package: &str) -> Option<PathBuf> {
     }
 }
 
-/// The files that `artifact` was built from, as cargo's dep-info file beside it says. None when there is none.
+/// The files that `artifact` was built from, as cargo's dep-info file beside it says. None when
+/// there is none.
 pub(super) fn sources_of(artifact: &Path) -> Vec<PathBuf> {
     fs::read_to_string(artifact.with_extension("d"))
         .map(|text| dep_info(&text))

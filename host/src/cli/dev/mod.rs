@@ -32,7 +32,7 @@ use crate::{
         api::{OperationResult, Outcome, Progress},
         socket,
     },
-    daemon::{self, Daemon, Given},
+    daemon::{self, Daemon, StartupHandoff},
     loader,
     names::{AppName, GenerationId},
     telemetry,
@@ -73,7 +73,7 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
         .map_err(|error| Failure::new(format!("the host has no runtime: {error}")))?;
     let control = near(&config.server.control);
     let ended = runtime.block_on(async {
-        let daemon = Daemon::start(config, Given::default())
+        let daemon = Daemon::start(config, StartupHandoff::default())
             .await
             .map_err(|error| Failure::new(error.to_string()))?;
         let serving: Vec<_> = daemon

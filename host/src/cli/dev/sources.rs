@@ -18,7 +18,8 @@ const QUIET: Duration = Duration::from_millis(50);
 /// How long quiet is waited for.
 const IMPATIENCE: Duration = Duration::from_secs(1);
 
-/// The watched folders. Each is watched by itself, so that what is ignored costs nothing, as a target folder inside would.
+/// The watched folders. Each is watched by itself, so that what is ignored costs nothing, as a
+/// target folder inside would.
 #[derive(Debug)]
 pub(super) struct Sources {
     watcher: RecommendedWatcher,
@@ -26,7 +27,8 @@ pub(super) struct Sources {
     /// Covered with all that is in them.
     trees: BTreeSet<PathBuf>,
     watched: BTreeSet<PathBuf>,
-    /// What there was at each path that changed, when it was told last. The build that followed has read that or something newer.
+    /// What there was at each path that changed, when it was told last. The build that followed has
+    /// read that or something newer.
     told: HashMap<PathBuf, Option<Sha256>>,
     target: PathBuf,
 }
@@ -83,10 +85,12 @@ impl Sources {
         }
     }
 
-    /// Waits for a change, and for the quiet after it. Gives the paths that changed, in their order.
+    /// Waits for a change, and for the quiet after it. Gives the paths that changed, in their
+    /// order.
     ///
-    /// Changes since the last call count, so none during a build is missed. What was written anew with the same content has not changed:
-    /// else a build script that writes beside its sources would cause the next build, for ever.
+    /// Changes since the last call count, so none during a build is missed. What was written anew
+    /// with the same content has not changed: else a build script that writes beside its sources
+    /// would cause the next build, for ever.
     pub(super) async fn changed(&mut self) -> Vec<PathBuf> {
         loop {
             let mut changed = self.touched().await;
@@ -154,8 +158,8 @@ impl Sources {
     }
 }
 
-/// Feeds what is at `path` to `hasher`: the bytes of a file, or all sources of a folder with their names. False when nothing can be read
-/// there.
+/// Feeds what is at `path` to `hasher`: the bytes of a file, or all sources of a folder with their
+/// names. False when nothing can be read there.
 fn digest(path: &Path, target: &Path, hasher: &mut Hasher) -> bool {
     if let Ok(entries) = fs::read_dir(path) {
         let mut sources: Vec<_> = entries

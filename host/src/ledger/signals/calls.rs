@@ -106,7 +106,8 @@ pub(in crate::ledger) fn symbols() -> Vec<Symbol> {
     symbols_with_caller()
 }
 
-/// A flag that no `sigaction` knows: `siginterrupt` was called, and `signal` leaves `SA_RESTART` out. libc has that for the whole process.
+/// A flag that no `sigaction` knows: `siginterrupt` was called, and `signal` leaves `SA_RESTART`
+/// out. libc has that for the whole process.
 const INTERRUPTS: c_int = 0x0010_0000;
 
 /// libc could not do it.
@@ -124,7 +125,8 @@ fn whose(handler: usize, caller: usize) -> Option<AccountId> {
     owner::of_caller(caller).or_else(|| ranges::lookup(handler))
 }
 
-/// Does for the account of the caller, or for the host, what libc would do for the process: gives the old disposition. None when libc is to do it.
+/// Does for the account of the caller, or for the host, what libc would do for the process: gives
+/// the old disposition. None when libc is to do it.
 fn virtually(signal: c_int, new: Option<Action>, caller: usize) -> Option<Result<Action, Failed>> {
     if !is_free(signal) || process::place() != Place::Here {
         return None;
@@ -155,7 +157,8 @@ unsafe fn change(
     caller: usize,
     real: impl FnOnce(*const libc::sigaction, *mut libc::sigaction) -> c_int,
 ) -> c_int {
-    // SAFETY: null or a valid action, says the caller; read before anything is written to `old`, which may be the same.
+    // SAFETY: null or a valid action, says the caller; read before anything is written to `old`,
+    // which may be the same.
     let asked = unsafe { new.as_ref() }.map(Action::from_c);
     if let Some(answer) = virtually(signal, asked, caller) {
         return status(answer.map(|action| {
@@ -182,7 +185,8 @@ unsafe fn change(
     answer
 }
 
-/// A library is being loaded by now, though none was when libc was asked: what was set is what the host wants.
+/// A library is being loaded by now, though none was when libc was asked: what was set is what the
+/// host wants.
 fn catch_up(signal: c_int, set: Action) {
     if process::place() == Place::Here
         && let Some(table) = table::of(signal)
@@ -191,7 +195,8 @@ fn catch_up(signal: c_int, set: Action) {
     }
 }
 
-/// What a forked child has as the disposition that whoever is at `caller` had in the parent. Takes no lock.
+/// What a forked child has as the disposition that whoever is at `caller` had in the parent. Takes
+/// no lock.
 fn inherited(signal: c_int, caller: usize) -> Action {
     let Some(table) = table::of(signal) else {
         return Action::DEFAULT;
@@ -318,7 +323,8 @@ pub(super) fn kernel(signal: c_int, new: Option<Action>) -> Action {
         .to_c()
     });
     let mut old = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: null or a disposition that is the host's or the default one, and room for the old one.
+    // SAFETY: null or a disposition that is the host's or the default one, and room for the old
+    // one.
     unsafe {
         change(
             signal,

@@ -1,13 +1,15 @@
 //! The host's handler: calls the handlers of all that listen, the host's own first.
 //!
-//! It runs on any thread, between any two instructions, so it takes no lock and allocates nothing. Who hears a signal:
+//! It runs on any thread, between any two instructions, so it takes no lock and allocates nothing.
+//! Who hears a signal:
 //! - all that listen, when it was sent to the process;
-//! - only the library that a thread belongs to, when it was sent to that thread and the library listens (one that comes before the thread has
-//!   run its first instruction is heard by all);
+//! - only the library that a thread belongs to, when it was sent to that thread and the library
+//!   listens (one that comes before the thread has run its first instruction is heard by all);
 //! - only the library that armed it, when it comes from an interval timer;
-//! - for a fault, only the library whose code ran into it, or the one that its thread works for when it happened in the C library or in
-//!   code that was made at run time. If that one does not listen, or nobody's code did it, the host's handler is called, and without one
-//!   the process dies of that very signal.
+//! - for a fault, only the library whose code ran into it, or the one that its thread works for
+//!   when it happened in the C library or in code that was made at run time. If that one does not
+//!   listen, or nobody's code did it, the host's handler is called, and without one the process
+//!   dies of that very signal.
 
 use std::ffi::c_void;
 
@@ -52,7 +54,8 @@ struct Signal {
     context: *mut c_void,
 }
 
-/// The handler that the kernel has for every signal that a library listens to. Unwinds when a thread is cancelled in a handler of a library.
+/// The handler that the kernel has for every signal that a library listens to. Unwinds when a
+/// thread is cancelled in a handler of a library.
 ///
 /// # Safety
 /// For the kernel to call, with `SA_SIGINFO`.
@@ -124,7 +127,8 @@ impl Signal {
         if let Some(account) = account
             && let Some(wish) = table.wish(account)
         {
-            // One that returns means that it has seen to it, and that the code goes on where it was.
+            // One that returns means that it has seen to it, and that the code goes on where it
+            // was.
             if self.call(wish, Some(account)) {
                 return;
             }
@@ -170,7 +174,8 @@ impl Signal {
 
     /// The address of the instruction that was interrupted.
     fn counter(&self) -> Option<usize> {
-        // SAFETY: null, or the context of what was interrupted, which is what the kernel gives a handler with `SA_SIGINFO`.
+        // SAFETY: null, or the context of what was interrupted, which is what the kernel gives a
+        // handler with `SA_SIGINFO`.
         let context = unsafe { self.context.cast::<libc::ucontext_t>().as_ref() }?;
         #[cfg(target_arch = "x86_64")]
         let counter = context.uc_mcontext.gregs[libc::REG_RIP as usize] as usize;
@@ -182,8 +187,9 @@ impl Signal {
     /// Calls the handler of a wish; whether it has one.
     fn call(&self, wish: &Wish, account: Option<AccountId>) -> bool {
         wish.call(account, |handler| {
-            // SAFETY: an address that was set as a handler for this signal. One that takes the number only does not look at the other two
-            // registers. Its library is mapped: `wish` counts the call, and nothing is unmapped while it does (`table::held`).
+            // SAFETY: an address that was set as a handler for this signal. One that takes the
+            // number only does not look at the other two registers. Its library is mapped: `wish`
+            // counts the call, and nothing is unmapped while it does (`table::held`).
             let handler = unsafe { std::mem::transmute::<usize, Handler>(handler) };
             // SAFETY: called as the kernel would, with what it gave.
             unsafe { handler(self.number, self.info, self.context) };

@@ -1,7 +1,9 @@
-//! What a process says when a fault ends it: the signal, where it happened, and for whom its thread worked.
+//! What a process says when a fault ends it: the signal, where it happened, and for whom its thread
+//! worked.
 //!
-//! It is one line, sent by the host's handler to a descriptor that was chosen before: to the supervisor, or into a file. The
-//! next host reads it. Nobody else knows where the fault was: the parent of a process hears of the signal alone.
+//! It is one line, sent by the host's handler to a descriptor that was chosen before: to the
+//! supervisor, or into a file. The next host reads it. Nobody else knows where the fault was: the
+//! parent of a process hears of the signal alone.
 
 use std::{
     fmt::{self, Write},
@@ -19,7 +21,7 @@ use super::{
     table::{self, Table},
 };
 use crate::{
-    ledger::{AccountId, errno, inside, owner, ranges},
+    ledger::{AccountId, call_slot, errno, owner, ranges},
     names::{self, AppName, GenerationId},
 };
 
@@ -90,7 +92,8 @@ impl fmt::Display for End {
 pub struct LastWords {
     /// What ends the process: a signal, or a call of `exit` with a code.
     pub end: End,
-    /// Whether it was a fault of the code that ran, or a signal that the process sent itself. Otherwise somebody else sent it.
+    /// Whether it was a fault of the code that ran, or a signal that the process sent itself.
+    /// Otherwise somebody else sent it.
     pub is_own: bool,
     /// The address of the instruction; zero when that says nothing.
     pub instruction: u64,
@@ -178,8 +181,9 @@ pub fn tell_last_words(descriptor: OwnedFd) {
     }
 }
 
-/// Tells of every call of `exit` in this process, which can only be one of a plugin, as of a fault. With `fails` it ends with a
-/// failure whatever the plugin says: whoever starts the host again takes 0 for an end that was meant.
+/// Tells of every call of `exit` in this process, which can only be one of a plugin, as of a fault.
+/// With `fails` it ends with a failure whatever the plugin says: whoever starts the host again
+/// takes 0 for an end that was meant.
 pub fn tell_exits(fails: bool) {
     FAILS.store(fails, Ordering::Relaxed);
     extern "C" fn exits(status: c_int, _: *mut libc::c_void) {
@@ -193,11 +197,13 @@ pub fn tell_exits(fails: bool) {
             address: 0,
         });
         if status == 0 && FAILS.load(Ordering::Relaxed) {
-            // SAFETY: ends the process, which is about to end anyway. Nothing of the host waits in a buffer.
+            // SAFETY: ends the process, which is about to end anyway. Nothing of the host waits in
+            // a buffer.
             unsafe { libc::_exit(EXITED) };
         }
     }
-    // SAFETY: a function that is there as long as the process is. It fails without memory; then an exit says nothing.
+    // SAFETY: a function that is there as long as the process is. It fails without memory; then an
+    // exit says nothing.
     unsafe { on_exit(exits, std::ptr::null_mut()) };
 }
 
@@ -243,7 +249,7 @@ pub(super) fn say(fault: Fault) {
         fault.instruction,
         fault.address
     );
-    inside::current(|call| {
+    call_slot::current(|call| {
         let _ = write!(
             line,
             " {} {} {}",

@@ -1,7 +1,8 @@
 //! The dispositions that each account and the host have, and what of them the kernel is told.
 //!
-//! Read by the handler of the host on any thread at any instruction, so reading takes no lock. Who changes something holds the lock of the signal
-//! for a few instructions and one system call, with all signals blocked on its thread.
+//! Read by the handler of the host on any thread at any instruction, so reading takes no lock. Who
+//! changes something holds the lock of the signal for a few instructions and one system call, with
+//! all signals blocked on its thread.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -73,7 +74,8 @@ impl Wish {
         }
     }
 
-    /// The disposition. Two threads may see parts of two when one of them does not hold the lock; the handler is always one that was set.
+    /// The disposition. Two threads may see parts of two when one of them does not hold the lock;
+    /// the handler is always one that was set.
     pub(super) fn action(&self) -> Action {
         Action {
             handler: self.handler.load(Ordering::SeqCst),
@@ -88,12 +90,14 @@ impl Wish {
         self.handler.store(action.handler, Ordering::SeqCst);
     }
 
-    /// Gives its handler to `call`, if it has one and `account` is its owner or none. The owner's library stays mapped meanwhile. Whether there was one.
+    /// Gives its handler to `call`, if it has one and `account` is its owner or none. The owner's
+    /// library stays mapped meanwhile. Whether there was one.
     pub(super) fn call(&self, account: Option<AccountId>, call: impl FnOnce(usize)) -> bool {
         if !self.action().calls() {
             return false;
         }
-        // Counted before it looks again: whoever takes the handler away looks at the count after that, so one of the two sees the other.
+        // Counted before it looks again: whoever takes the handler away looks at the count after
+        // that, so one of the two sees the other.
         self.running.fetch_add(1, Ordering::SeqCst);
         let is_asked = account.is_none_or(|account| self.owner.load(Ordering::SeqCst) == account);
         let handler = is_asked.then(|| self.take_handler()).flatten();
@@ -153,8 +157,8 @@ impl Table {
         wishes.find(|wish| wish.owner.load(Ordering::SeqCst) == account)
     }
 
-    /// Reads, and with `new` changes, what `account`, or the host, wants. Gives what it wanted before; none when no more libraries can want
-    /// something.
+    /// Reads, and with `new` changes, what `account`, or the host, wants. Gives what it wanted
+    /// before; none when no more libraries can want something.
     ///
     /// Not in a forked child. May be called in a signal handler.
     pub(super) fn exchange(
@@ -185,7 +189,8 @@ impl Table {
         Some(old)
     }
 
-    /// The host has told the kernel what it wants, past [`exchange`](Self::exchange): it was asked while nothing was loaded yet.
+    /// The host has told the kernel what it wants, past [`exchange`](Self::exchange): it was asked
+    /// while nothing was loaded yet.
     pub(super) fn host_set(&self, signal: c_int, action: Action) {
         let _lock = Undisturbed::lock(&self.lock);
         self.host.set(action);
@@ -245,13 +250,18 @@ impl Table {
     }
 }
 
-/// What the kernel is told when the host wants `host`, libraries have `handlers`, and the host's handler is needed without them if `always`.
+/// What the kernel is told when the host wants `host`, libraries have `handlers`, and the host's
+/// handler is needed without them if `always`.
 ///
 /// Each of them is called with less than it asked for rather than with more than it can bear:
-/// - signals that any of them wants blocked are blocked, and so is the signal itself unless all of them want to be interrupted by it;
-/// - a system call is started again only if all of them want that: who relies on its being interrupted would wait for ever otherwise;
-/// - they run on the alternate stack of the thread if one of them has to, and for faults, where there may be no other;
-/// - that children are stopped is told if one wants to know. Children are reaped by themselves if the host wants it, never for a library.
+/// - signals that any of them wants blocked are blocked, and so is the signal itself unless all of
+///   them want to be interrupted by it;
+/// - a system call is started again only if all of them want that: who relies on its being
+///   interrupted would wait for ever otherwise;
+/// - they run on the alternate stack of the thread if one of them has to, and for faults, where
+///   there may be no other;
+/// - that children are stopped is told if one wants to know. Children are reaped by themselves if
+///   the host wants it, never for a library.
 fn together(
     class: Class,
     host: Action,
@@ -306,8 +316,9 @@ pub(in crate::ledger) fn held(account: AccountId) -> Vec<Holding> {
         .collect()
 }
 
-/// Takes the handlers of the library of `account` away, those for faults with `faults` and all others without: none of them is called again,
-/// though one may be running. Gives the signals that it had one for.
+/// Takes the handlers of the library of `account` away, those for faults with `faults` and all
+/// others without: none of them is called again, though one may be running. Gives the signals that
+/// it had one for.
 ///
 /// Code that still runs may live on its faults: they are not repaired from then on.
 pub(in crate::ledger) fn leave(account: AccountId, faults: bool) -> Vec<c_int> {

@@ -1,8 +1,9 @@
 //! The blocks that glibc's `malloc` has given out, found in memory that is only read.
 //!
-//! A heap of glibc's is a row of chunks without gaps. Each begins with a header of two words, the second of which is its size, with
-//! three bits: the chunk before it is in use, it is a mapping of its own, it is of another arena than the first. A row that is read
-//! from a right beginning therefore ends where its heap ends, which no wrong beginning does but by chance.
+//! A heap of glibc's is a row of chunks without gaps. Each begins with a header of two words, the
+//! second of which is its size, with three bits: the chunk before it is in use, it is a mapping of
+//! its own, it is of another arena than the first. A row that is read from a right beginning
+//! therefore ends where its heap ends, which no wrong beginning does but by chance.
 //! (`malloc/malloc.c` of glibc, "Chunk representations".)
 
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
@@ -10,7 +11,8 @@ use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 pub(super) const WORD: usize = size_of::<usize>();
 /// How much is read at once.
 const CHUNK: usize = 64 << 10;
-/// Where a row begins in its heap, at the latest: what glibc knows of the heap and its arena lies before.
+/// Where a row begins in its heap, at the latest: what glibc knows of the heap and its arena lies
+/// before.
 const LATEST_START: usize = 4096;
 /// So many chunks one behind the other are no accident.
 const CERTAIN: usize = 8;
@@ -37,7 +39,8 @@ impl Memory {
         Ok(usize::from_ne_bytes(word))
     }
 
-    /// Reads the words of `range` until `look`, which is given the address and the word, says `false`, or they cannot be read.
+    /// Reads the words of `range` until `look`, which is given the address and the word, says
+    /// `false`, or they cannot be read.
     pub(super) fn words(&self, range: &Range<usize>, mut look: impl FnMut(usize, usize) -> bool) {
         let mut at = range.start.next_multiple_of(WORD);
         let mut buffer = vec![0; range.len().min(CHUNK)];
@@ -82,7 +85,8 @@ pub(super) enum Place {
 }
 
 impl Blocks {
-    /// Reads the chunks in `range`. `free` is the mark of free blocks that a thread keeps for itself ([`mark_of_free`]).
+    /// Reads the chunks in `range`. `free` is the mark of free blocks that a thread keeps for
+    /// itself ([`mark_of_free`]).
     pub(super) fn read(memory: &Memory, range: &Range<usize>, free: Option<usize>) -> Self {
         let starts = range
             .clone()
@@ -136,7 +140,8 @@ impl Blocks {
             CERTAIN
         };
         if at == end || chunks >= certain {
-            // Before the row lies what glibc knows of the heap, after it what is not used or was added meanwhile.
+            // Before the row lies what glibc knows of the heap, after it what is not used or was
+            // added meanwhile.
             return Some(Self {
                 row: range.clone(),
                 in_use,
@@ -206,10 +211,12 @@ impl Headers<'_> {
     }
 }
 
-/// The second word of free blocks that glibc (2.34 and later) keeps for the thread that freed them; none where that is not known.
+/// The second word of free blocks that glibc (2.34 and later) keeps for the thread that freed them;
+/// none where that is not known.
 pub(super) fn mark_of_free(memory: &Memory) -> Option<usize> {
     let mark = || {
-        // SAFETY: a block is allocated and freed; what is left of it is read as memory of the process, not through the pointer.
+        // SAFETY: a block is allocated and freed; what is left of it is read as memory of the
+        // process, not through the pointer.
         let address = unsafe {
             let block = libc::malloc(3 * WORD);
             libc::free(block);

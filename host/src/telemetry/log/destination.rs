@@ -81,7 +81,8 @@ impl Destination {
         matches!(self, Self::Journal(_))
     }
 
-    /// Writes `lines`; returns how many of them are lost. Blocks as long as the other side takes nothing.
+    /// Writes `lines`; returns how many of them are lost. Blocks as long as the other side takes
+    /// nothing.
     pub(super) fn write(&mut self, lines: &[Vec<u8>]) -> u64 {
         match self {
             Self::Nowhere => 0,
@@ -115,7 +116,8 @@ fn journal(stderr: &OwnedFd) -> Option<UnixDatagram> {
     Some(socket)
 }
 
-/// Sends one entry. One that is longer than a datagram loses its end: half of a line tells more than none.
+/// Sends one entry. One that is longer than a datagram loses its end: half of a line tells more
+/// than none.
 fn send(journal: &UnixDatagram, entry: &[u8]) -> bool {
     let mut length = entry.len();
     loop {
@@ -248,7 +250,8 @@ impl LogFile {
         (is_large || is_old) && metadata.len() > 0
     }
 
-    /// Renames the file to `NAME.1`, what had that name to `NAME.2`, and so on; what is beyond the number to keep goes.
+    /// Renames the file to `NAME.1`, what had that name to `NAME.2`, and so on; what is beyond the
+    /// number to keep goes.
     fn rotate(&mut self) {
         let keep = self.rotation.keep;
         // What cannot be renamed is written on.

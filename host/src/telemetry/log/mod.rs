@@ -1,9 +1,10 @@
 //! The log: which lines there are, how they look, and where they go.
 //!
-//! A line may be lost, a request may not. So nothing here waits for whoever reads the log, and nothing panics: a line is formatted on
-//! the thread that logs, without a thread-local that may be gone when a destructor logs, and put into a bounded queue;
-//! one thread writes. The formatter of `tracing-subscriber` does neither: it keeps its buffer in a thread-local, writes on
-//! the thread that logs, and panics where that fails.
+//! A line may be lost, a request may not. So nothing here waits for whoever reads the log, and
+//! nothing panics: a line is formatted on the thread that logs, without a thread-local that may be
+//! gone when a destructor logs, and put into a bounded queue; one thread writes. The formatter of
+//! `tracing-subscriber` does neither: it keeps its buffer in a thread-local, writes on the thread
+//! that logs, and panics where that fails.
 //!
 //! - [`subscriber`]: from an event of `tracing` to a line
 //! - [`line`]: how a line looks, as text, JSON, or a journal entry
@@ -26,7 +27,8 @@ use tracing_subscriber::{filter::Targets, util::SubscriberInitExt};
 use self::{destination::Destination, line::Style, subscriber::LogSubscriber, writer::Writer};
 use crate::config::{Log, LogFormat};
 
-/// How long a thread that panics waits for its message to be written: it may be the last one of the process.
+/// How long a thread that panics waits for its message to be written: it may be the last one of the
+/// process.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// The log of this process.
@@ -67,8 +69,8 @@ pub enum Role {
 /// Called once, before anything is logged and before other threads are started.
 ///
 /// # Errors
-/// When the level is no filter, or the process has a log already. A file that cannot be opened is no error: lines go to
-/// standard error meanwhile, and it is tried again.
+/// When the level is no filter, or the process has a log already. A file that cannot be opened is
+/// no error: lines go to standard error meanwhile, and it is tried again.
 pub fn init(log: &Log, colour: bool, role: Role) -> Result<(), LogError> {
     let filter: Targets = log.level.parse().map_err(|source| LogError::Level {
         level: log.level.clone(),
@@ -93,7 +95,8 @@ pub fn init(log: &Log, colour: bool, role: Role) -> Result<(), LogError> {
     Ok(())
 }
 
-/// The hook that std comes with writes to standard error on the thread that panics, which may never return from that.
+/// The hook that std comes with writes to standard error on the thread that panics, which may never
+/// return from that.
 fn panicked(info: &PanicHookInfo<'_>) {
     let message = info.payload_as_str().unwrap_or("no message");
     let thread = std::thread::current();

@@ -16,7 +16,8 @@ use super::{
 /// Every span has this name: nothing is kept of them.
 const SPAN: u64 = 1;
 
-/// Gives each event that passes the filter to the writer, as a line. It keeps no spans: the host's lines carry all they say.
+/// Gives each event that passes the filter to the writer, as a line. It keeps no spans: the host's
+/// lines carry all they say.
 #[derive(Debug)]
 pub(super) struct LogSubscriber {
     filter: Targets,

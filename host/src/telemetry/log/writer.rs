@@ -17,10 +17,12 @@ use super::{
 
 /// How many bytes of lines wait at most. What comes beyond that is dropped and counted.
 const MOST_BYTES: usize = 4 << 20;
-/// How many bytes of lines are written at once: a whole one, so that lines of two processes do not mix.
+/// How many bytes of lines are written at once: a whole one, so that lines of two processes do not
+/// mix.
 const BATCH_BYTES: usize = 64 << 10;
 
-/// Where lines are put to be written. Putting one there neither blocks on who reads the log nor panics.
+/// Where lines are put to be written. Putting one there neither blocks on who reads the log nor
+/// panics.
 #[derive(Clone, Debug)]
 pub(super) struct Writer(Arc<Shared>);
 
@@ -121,7 +123,8 @@ impl Shared {
         }
     }
 
-    /// Waits for something to do: lines, whether to open the destination again, and how many lines found no room.
+    /// Waits for something to do: lines, whether to open the destination again, and how many lines
+    /// found no room.
     fn next(&self) -> (Vec<Vec<u8>>, bool, u64) {
         let mut queue = self.queue.lock();
         while queue.lines.is_empty() && !queue.reopen && queue.dropped == 0 {

@@ -1,6 +1,7 @@
 //! Heads that no honest other side sends, for the tests here and for `tests/fuzz`.
 //!
-//! What no receiver could find out is sound even here: slices point to memory, and the values of fields are such.
+//! What no receiver could find out is sound even here: slices point to memory, and the values of
+//! fields are such.
 
 use abi_stable::std_types::RStr;
 
@@ -37,7 +38,8 @@ pub struct Forged<'a> {
 
 /// Text that may be none.
 fn text(bytes: &[u8]) -> RStr<'_> {
-    // SAFETY: the memory is there; whoever takes it in is tested for not believing that it is UTF-8.
+    // SAFETY: the memory is there; whoever takes it in is tested for not believing that it is
+    // UTF-8.
     unsafe { RStr::from_raw_parts(bytes.as_ptr(), bytes.len()) }
 }
 
@@ -73,7 +75,8 @@ impl Forged<'_> {
             },
             connection: Lent::of(&connection),
         };
-        // SAFETY: it begins with a `RequestHead`, and what a size beyond its own promises is read by nobody yet.
+        // SAFETY: it begins with a `RequestHead`, and what a size beyond its own promises is read
+        // by nobody yet.
         f(unsafe { Lent::longer(&head) })
     }
 
@@ -87,7 +90,8 @@ impl Forged<'_> {
         }))
     }
 
-    /// Takes it in as a request and as a response, both of which must be sound: what came out crosses once more unchanged.
+    /// Takes it in as a request and as a response, both of which must be sound: what came out
+    /// crosses once more unchanged.
     ///
     /// # Panics
     /// When it does not.

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::theirs::{
     body::{BodyError, BodyStream, Imported},
-    call::{Payload, Responder},
+    call::{OwnedBody, Responder},
     export::{Answering, Entry, FirstPoll, HostHandle, Plugin, Polled, header},
     head::RequestHead,
     lent::Lent,
@@ -196,12 +196,12 @@ impl Answering for Working {
         let (head, body) = match &task.answer {
             Answer::Failed => return PollState::Failed,
             Answer::Panicked => panics(),
-            Answer::Empty(head) => (head, Payload::Empty),
-            Answer::Full(head, bytes) => (head, Payload::Full(bytes.clone())),
+            Answer::Empty(head) => (head, OwnedBody::Empty),
+            Answer::Full(head, bytes) => (head, OwnedBody::Full(bytes.clone())),
             Answer::Stream(head, frames) => {
-                (head, Payload::Stream(BodyStream::new(frames.play(()))))
+                (head, OwnedBody::Stream(BodyStream::new(frames.play(()))))
             }
-            Answer::Upgrade(head, io) => (head, Payload::Upgrade(IoStream::new(io.play()))),
+            Answer::Upgrade(head, io) => (head, OwnedBody::Upgrade(IoStream::new(io.play()))),
         };
         responder.respond(head.0.clone(), body);
         PollState::Ready

@@ -17,11 +17,11 @@ use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
 use handover_plugin::abi::{
     body::{BodyError, BodyStream, Guard},
-    bytes::{Chunk, Hold},
-    call::{AnswerBody, TakeAnswer},
+    bytes::{Chunk, KeepAlive},
+    call::{ReceiveResponse, ReceivedBody},
     head::{RequestHead, ResponseHead},
     host::{Event, Work},
-    import::{AppHandle, Offer},
+    import::{AppHandle, HostServices},
     lent::{Lent, Size},
     poll::PollState,
     root::Settings,
@@ -201,12 +201,12 @@ enum Got {
 #[derive(Clone, Debug)]
 struct Counted(#[expect(dead_code, reason = "held for its count")] Arc<()>);
 
-impl Hold for Counted {}
+impl KeepAlive for Counted {}
 
 impl Guard for Counted {
-    type Hold = Self;
+    type KeepAlive = Self;
 
-    fn hold(&self) -> Self {
+    fn keep_alive(&self) -> Self {
         self.clone()
     }
 }
@@ -217,29 +217,29 @@ struct Slot {
     guards: Arc<()>,
 }
 
-impl TakeAnswer for Slot {
-    fn take(&mut self, head: Lent<'_, ResponseHead<'_>>, body: AnswerBody<'_>) {
+impl ReceiveResponse for Slot {
+    fn take(&mut self, head: Lent<'_, ResponseHead<'_>>, body: ReceivedBody<'_>) {
         let guard = Counted(Arc::clone(&self.guards));
         assert!(self.response.is_none(), "it answers twice");
         let response = self.response.insert(http::Response::new(Got::Empty));
         let borrowed = match &body {
-            AnswerBody::Full(Chunk::Borrowed(bytes)) => bytes.as_slice(),
+            ReceivedBody::Full(Chunk::Borrowed(bytes)) => bytes.as_slice(),
             _ => &[],
         };
         let copied = head.fill(response, borrowed);
         *response.body_mut() = match body {
-            AnswerBody::Full(Chunk::Borrowed(_)) => Got::Full(copied),
-            AnswerBody::Full(owned) => Got::Full(owned.into_bytes(|| guard)),
-            AnswerBody::Empty => Got::Empty,
-            AnswerBody::Stream(stream) => Got::Stream(stream.import(guard)),
-            AnswerBody::Upgrade(io) => Got::Upgrade(io),
+            ReceivedBody::Full(Chunk::Borrowed(_)) => Got::Full(copied),
+            ReceivedBody::Full(owned) => Got::Full(owned.into_bytes(|| guard)),
+            ReceivedBody::Empty => Got::Empty,
+            ReceivedBody::Stream(stream) => Got::Stream(stream.import(guard)),
+            ReceivedBody::Upgrade(io) => Got::Upgrade(io),
         };
     }
 }
 
 struct Nothing;
 
-impl Offer for Nothing {
+impl HostServices for Nothing {
     fn log_enabled(&self, _level: u8) -> bool {
         false
     }
@@ -270,7 +270,8 @@ fn app() -> Stopped {
         runtime_threads: 1,
         preflight: false,
     };
-    // SAFETY: the table is of the same source, its code is part of this program, and the offer is never dropped.
+    // SAFETY: the table is of the same source, its code is part of this program, and the offer is
+    // never dropped.
     let handle = unsafe { AppHandle::start(app::root(), Arc::clone(&OFFER), &settings) };
     Stopped(handle.expect("it starts"))
 }

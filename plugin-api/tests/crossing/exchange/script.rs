@@ -37,7 +37,8 @@ impl Answer {
     }
 }
 
-/// A panic that the hook does not tell, so that it does not look like a fault. What it panics with panics when it is dropped.
+/// A panic that the hook does not tell, so that it does not look like a fault. What it panics with
+/// panics when it is dropped.
 pub(super) fn panics() -> ! {
     struct Again;
     impl Drop for Again {
@@ -239,7 +240,8 @@ impl<G: Unpin> Body for Played<G> {
     }
 }
 
-/// What an upgraded connection does: what it gives to readers before its end, and how much it takes at once of writers.
+/// What an upgraded connection does: what it gives to readers before its end, and how much it takes
+/// at once of writers.
 #[derive(Clone, Debug)]
 pub(super) struct Io {
     reads: Vec<IoStep>,

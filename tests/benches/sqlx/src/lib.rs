@@ -1,4 +1,5 @@
-//! The app of `tests/plugins/sqlite` by way of sqlx: a pool of connections, each with a thread of its own.
+//! The app of `tests/plugins/sqlite` by way of sqlx: a pool of connections, each with a thread of
+//! its own.
 
 use std::{fs::File, io::Write as _, path::PathBuf, time::Duration};
 

@@ -1,5 +1,6 @@
-//! Threads that Rust does not start: those of C++, of a C library that comes along, of libc for this library, and such that libc
-//! does not know of. `habit` in the configuration chooses, `GET /habit` does it.
+//! Threads that Rust does not start: those of C++, of a C library that comes along, of libc for
+//! this library, and such that libc does not know of. `habit` in the configuration chooses, `GET
+//! /habit` does it.
 
 use std::{
     convert::Infallible,

@@ -32,7 +32,8 @@ struct Line {
     price: f64,
 }
 
-/// Greets with the version at `/`; beside it one route for each thing that a request or an answer can be made of.
+/// Greets with the version at `/`; beside it one route for each thing that a request or an answer
+/// can be made of.
 pub(crate) fn router(version: &str) -> Router {
     let greeting = format!("hello {version}");
     Router::new()

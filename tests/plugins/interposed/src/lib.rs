@@ -1,7 +1,8 @@
-//! Measures each function that the host puts before one of libc's, beside libc's own, on one thread of a plugin.
+//! Measures each function that the host puts before one of libc's, beside libc's own, on one thread
+//! of a plugin.
 //!
-//! `GET /cost` gives lines of what was done and the nanoseconds of one call: libc's own function, then the host's. A case is a pair of
-//! closures that do the same; to add one, add it to [`cases`].
+//! `GET /cost` gives lines of what was done and the nanoseconds of one call: libc's own function,
+//! then the host's. A case is a pair of closures that do the same; to add one, add it to [`cases`].
 
 use std::{
     ffi::{CStr, c_char, c_int},
@@ -11,7 +12,8 @@ use std::{
 use axum::{Router, routing::get};
 use handover_plugin::{Context, Error};
 
-/// How often a case is done in a row, and how many rows there are, of each of the two: the fastest row counts.
+/// How often a case is done in a row, and how many rows there are, of each of the two: the fastest
+/// row counts.
 const CALLS: u32 = 2000;
 const ROWS: u32 = 30;
 

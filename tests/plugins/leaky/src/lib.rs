@@ -1,5 +1,5 @@
-//! Caches in statics, which are never dropped: one that a constructor fills, before the host knows the library, and one that
-//! the first of its requests fills.
+//! Caches in statics, which are never dropped: one that a constructor fills, before the host knows
+//! the library, and one that the first of its requests fills.
 
 use std::sync::OnceLock;
 

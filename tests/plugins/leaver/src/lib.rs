@@ -19,7 +19,8 @@ use handover_plugin::{Context, Error};
 #[used]
 static HABIT: [u8; 55] = *b"HANDOVER-FIXTURE-HABIT:none                            ";
 
-/// Read-only data that the tests rewrite to what a library has there that somebody links into a plugin.
+/// Read-only data that the tests rewrite to what a library has there that somebody links into a
+/// plugin.
 #[used]
 static TEXTS: [u8; 151] = *b"HANDOVER-FIXTURE-TEXTS:                                                                                                                                ";
 
@@ -99,7 +100,8 @@ fn handle_past_libc() {
     // SAFETY: zeroes are a disposition.
     let mut action = unsafe { before.assume_init() };
     let all = size_of::<u64>();
-    // SAFETY: what libc has set for SIGUSR1 is read, for the way back from a handler that it brings along.
+    // SAFETY: what libc has set for SIGUSR1 is read, for the way back from a handler that it brings
+    // along.
     unsafe {
         libc::syscall(
             libc::SYS_rt_sigaction,

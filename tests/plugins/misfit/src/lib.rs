@@ -1,4 +1,5 @@
-//! The plugin that does not fit: what it does wrong is its habit, a text that the tests rewrite in the built file.
+//! The plugin that does not fit: what it does wrong is its habit, a text that the tests rewrite in
+//! the built file.
 //!
 //! | habit | what it does |
 //! | --- | --- |

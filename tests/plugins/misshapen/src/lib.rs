@@ -1,4 +1,5 @@
-//! A plugin whose manifest is in order, and whose table has another shape than the ABI that it claims.
+//! A plugin whose manifest is in order, and whose table has another shape than the ABI that it
+//! claims.
 #![allow(
     missing_docs,
     reason = "`export_root_module` makes a static that has none"

@@ -215,7 +215,8 @@ async fn echo(request: Request) -> Response {
     response
 }
 
-/// Each piece that came, with the version before it: a stream whose pace and end the client decides.
+/// Each piece that came, with the version before it: a stream whose pace and end the client
+/// decides.
 async fn tag(request: Request) -> Body {
     let tagged = request.into_body().map_frame(|frame| {
         frame.map_data(|data| [VERSION.as_bytes(), b" ", &data].concat().into())
@@ -477,7 +478,8 @@ async fn websocket(
     })
 }
 
-/// Where no route is: the tunnel of a CONNECT, which answers in capitals, or 404 with what came of the head.
+/// Where no route is: the tunnel of a CONNECT, which answers in capitals, or 404 with what came of
+/// the head.
 async fn elsewhere(mut request: Request) -> Response {
     if request.method() != Method::CONNECT {
         return (StatusCode::NOT_FOUND, head(request).await).into_response();

@@ -1,7 +1,8 @@
-//! A plugin by the bare ABI, without the SDK: what was built for a released minor has no more than this.
+//! A plugin by the bare ABI, without the SDK: what was built for a released minor has no more than
+//! this.
 //!
-//! It uses what the minor has: it logs, counts work, reads its settings, the head and the body of a request, and answers with each kind
-//! of body.
+//! It uses what the minor has: it logs, counts work, reads its settings, the head and the body of a
+//! request, and answers with each kind of body.
 
 use std::{
     pin::Pin,
@@ -14,7 +15,7 @@ use abi_stable::library::LibHeader;
 use bytes::Bytes;
 use handover_plugin::abi::{
     body::{BodyStream, Imported},
-    call::{Payload, Responder},
+    call::{OwnedBody, Responder},
     export::{Answering, Entry, FirstPoll, HostHandle, Plugin, Polled, header},
     head::RequestHead,
     host::{Event, Pair, TASK, Work},
@@ -66,7 +67,8 @@ impl Entry for Released {
             ),
             tasks: Mutex::default(),
         };
-        // The default hook prints a backtrace if the environment wants it, for which std maps the file of the plugin and never unmaps it.
+        // The default hook prints a backtrace if the environment wants it, for which std maps the
+        // file of the plugin and never unmaps it.
         std::panic::set_hook(Box::new(move |_| {
             host.panicked("the released plugin says so")
         }));
@@ -173,10 +175,10 @@ impl Answering for Working {
             }
         }
         let body = match &mut this.answer {
-            Answer::Text(text) => Payload::Full(std::mem::take(text).into()),
-            Answer::Echo => Payload::Full(std::mem::take(&mut this.read).into()),
-            Answer::Stream => Payload::Stream(BodyStream::new(Parts(0))),
-            Answer::Nothing => Payload::Empty,
+            Answer::Text(text) => OwnedBody::Full(std::mem::take(text).into()),
+            Answer::Echo => OwnedBody::Full(std::mem::take(&mut this.read).into()),
+            Answer::Stream => OwnedBody::Stream(BodyStream::new(Parts(0))),
+            Answer::Nothing => OwnedBody::Empty,
             Answer::Panic => panic!("the released plugin panics"),
         };
         to.respond(parts(), body);

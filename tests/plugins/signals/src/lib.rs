@@ -1,4 +1,5 @@
-//! Signals, timers, the environment and the working directory, as C code and tokio use them: what to do is in the path.
+//! Signals, timers, the environment and the working directory, as C code and tokio use them: what
+//! to do is in the path.
 
 use std::{
     ffi::{CString, c_char, c_int},

@@ -1,8 +1,11 @@
-//! An app that keeps what it was asked to in a SQLite database of its own, and opens files that may be open only once.
+//! An app that keeps what it was asked to in a SQLite database of its own, and opens files that may
+//! be open only once.
 //!
 //! - `POST /write?id=N` commits one row and counts it, in one transaction
-//! - `POST /job?id=N&rows=N` starts a job that commits as many, and enters each in the file `FOLDER/job-N` when it is committed
-//! - `GET /rows` gives the ids of all rows, `GET /counted` the count, `GET /integrity` what SQLite says of the file
+//! - `POST /job?id=N&rows=N` starts a job that commits as many, and enters each in the file
+//!   `FOLDER/job-N` when it is committed
+//! - `GET /rows` gives the ids of all rows, `GET /counted` the count, `GET /integrity` what SQLite
+//!   says of the file
 
 use std::{
     fs::File,

@@ -1,6 +1,6 @@
-//! A library that registers everything with the C library that keeps a library from being unloaded: destructors of
-//! thread-locals, a key of its own, std's and tokio's, threads, a signal handler. No app of handover: the ledger's own test
-//! loads it.
+//! A library that registers everything with the C library that keeps a library from being unloaded:
+//! destructors of thread-locals, a key of its own, std's and tokio's, threads, a signal handler. No
+//! app of handover: the ledger's own test loads it.
 
 use std::{
     cell::RefCell,
@@ -159,7 +159,8 @@ extern "C-unwind" fn leave(_argument: *mut c_void) -> *mut c_void {
 
 extern "C" fn spawn_raw() {
     type Routine = extern "C" fn(*mut c_void) -> *mut c_void;
-    // SAFETY: the two types differ in what may unwind through the call; the caller of the routine is glibc, which may.
+    // SAFETY: the two types differ in what may unwind through the call; the caller of the routine
+    // is glibc, which may.
     let routine: Routine =
         unsafe { std::mem::transmute(leave as extern "C-unwind" fn(*mut c_void) -> *mut c_void) };
     let mut thread = MaybeUninit::uninit();
@@ -195,7 +196,8 @@ extern "C" fn handle_signal() -> bool {
     let mut new: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
     new.sa_sigaction = on_signal as *const () as usize;
     let mut old = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: the handler does nothing; there is room for the old action, which may be all zeroes too.
+    // SAFETY: the handler does nothing; there is room for the old action, which may be all zeroes
+    // too.
     let old = unsafe {
         assert_eq!(libc::sigaction(libc::SIGUSR1, &new, old.as_mut_ptr()), 0);
         old.assume_init()

@@ -36,8 +36,8 @@ pub struct Counts {
 pub struct Table {
     /// Starts a runtime with two workers.
     pub start: extern "C" fn(counts: &'static Counts),
-    /// Does on the calling thread what a handler does: touches thread-locals, names the thread, sets a key's value, and
-    /// polls a timer within the runtime.
+    /// Does on the calling thread what a handler does: touches thread-locals, names the thread,
+    /// sets a key's value, and polls a timer within the runtime.
     pub touch: extern "C" fn(),
     /// Starts a thread that ends by itself, with thread-locals whose destructors take a while.
     pub spawn: extern "C" fn(),

@@ -130,7 +130,8 @@ async fn habit(State((cx, config)): State<(Context, Config)>) -> Result<String, 
             unsafe { zoo_touch() };
         }
         Habit::AtExit => {
-            // SAFETY: registers functions of this library, which the C library forgets when it is unmapped.
+            // SAFETY: registers functions of this library, which the C library forgets when it is
+            // unmapped.
             if unsafe { zoo_at_exit() } != 0 {
                 return Err("refused".to_owned());
             }

@@ -1,6 +1,8 @@
-//! The app of the hello fixture, linked statically into the same hyper server that the host has: the limit to measure against.
+//! The app of the hello fixture, linked statically into the same hyper server that the host has:
+//! the limit to measure against.
 //!
-//! `twin ADDRESS WORKERS` serves the app; `twin ADDRESS WORKERS bare` answers its greeting from a hyper service, without axum.
+//! `twin ADDRESS WORKERS` serves the app; `twin ADDRESS WORKERS bare` answers its greeting from a
+//! hyper service, without axum.
 
 #[path = "../../../../plugins/hello/src/router.rs"]
 mod router;
@@ -44,8 +46,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     })
 }
 
-/// Serves as the host does: the same builder, with timeouts and a graceful end, spawned just so. Timers and the watch over connections are
-/// those of hyper-util, as anybody takes them; the host has its own, which is said where the two are compared.
+/// Serves as the host does: the same builder, with timeouts and a graceful end, spawned just so.
+/// Timers and the watch over connections are those of hyper-util, as anybody takes them; the host
+/// has its own, which is said where the two are compared.
 async fn serve<S, B>(
     listener: TcpListener,
     service: impl Fn() -> S,

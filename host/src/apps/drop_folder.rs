@@ -1,4 +1,5 @@
-//! What the drop folder brings: whether it is deployed, staged or refused, and what its answer file says.
+//! What the drop folder brings: whether it is deployed, staged or refused, and what its answer file
+//! says.
 
 use std::path::Path;
 
@@ -21,7 +22,7 @@ use crate::{
     ownership,
     preflight::Scope,
     shortage, shown,
-    watch::{Answer, DropTarget, Offer},
+    watch::{DropOutcome, DropTarget, DroppedArtifact},
     writers::name_of_one,
 };
 
@@ -36,7 +37,8 @@ struct Facts<'f> {
     path: &'f str,
     /// Whether a person asked to try again.
     again: bool,
-    /// Whether this very file with these bytes was answered before the host was started, and nobody touched it since.
+    /// Whether this very file with these bytes was answered before the host was started, and nobody
+    /// touched it since.
     met_again: bool,
     /// What is live.
     live: Option<&'f Spec>,
@@ -65,7 +67,8 @@ enum Decision {
     Refuse(String),
 }
 
-/// The rule. Nothing is refused without a reason; order is that of versions, except where a file was replaced by hand.
+/// The rule. Nothing is refused without a reason; order is that of versions, except where a file
+/// was replaced by hand.
 fn decide(facts: &Facts<'_>) -> Decision {
     let Facts {
         artifact, version, ..
@@ -139,21 +142,21 @@ impl DropTarget for Apps {
         })
     }
 
-    async fn offer(&self, offer: Offer) -> Answer {
-        let app = self.app(&offer.app);
-        let path = offer.path.to_string_lossy().into_owned();
+    async fn deploy_dropped(&self, dropped: DroppedArtifact) -> DropOutcome {
+        let app = self.app(&dropped.app);
+        let path = dropped.path.to_string_lossy().into_owned();
         let (sha256, version) = (
-            offer.artifact.sha256,
-            offer.artifact.manifest.version.clone(),
+            dropped.artifact.sha256,
+            dropped.artifact.manifest.version.clone(),
         );
-        if let Some(other) = app.turns.under_way(offer.again) {
-            if offer.again {
+        if let Some(other) = app.queue.under_way(dropped.again) {
+            if dropped.again {
                 self.caused(&app, Caused::Said(deploy::conflict(&app, &other)));
             }
-            return Answer::Later;
+            return DropOutcome::Later;
         }
-        if !offer.again && app.waits_for_machine(sha256) {
-            return Answer::Later;
+        if !dropped.again && app.waits_for_machine(sha256) {
+            return DropOutcome::Later;
         }
         let live = app.live();
         let live_source =
@@ -163,8 +166,8 @@ impl DropTarget for Apps {
                 artifact: sha256,
                 version: &version,
                 path: &path,
-                again: offer.again,
-                met_again: offer.lay_there && record.was_answered(&path, sha256),
+                again: dropped.again,
+                met_again: dropped.lay_there && record.was_answered(&path, sha256),
                 live: live.as_ref(),
                 live_source: live_source.as_deref(),
                 staged: record.staged.as_ref().map(|staged| staged.artifact),
@@ -177,40 +180,40 @@ impl DropTarget for Apps {
             Decision::Live => {
                 let id = live.map_or(0, |live| live.id.0);
                 let message = format!("{named} is live already as generation {id}");
-                self.said(&app, &offer, &message);
-                Answer::Deployed(message)
+                self.said(&app, &dropped, &message);
+                DropOutcome::Deployed(message)
             }
             Decision::Staged => {
                 let message = format!(
                     "{named} is staged already: `handover reload {}` makes it live",
                     app.name
                 );
-                self.said(&app, &offer, &message);
-                Answer::Deployed(message)
+                self.said(&app, &dropped, &message);
+                DropOutcome::Deployed(message)
             }
             Decision::Refuse(reason) => {
                 let message = format!("{named} was not taken: {reason}");
-                self.said(&app, &offer, &message);
-                self.tell(
+                self.said(&app, &dropped, &message);
+                self.record_event(
                     Kind::Rejected,
                     &app,
                     None,
-                    format!("{}: {message}", shown::path(&offer.path)),
+                    format!("{}: {message}", shown::path(&dropped.path)),
                 );
-                Answer::Failed(message)
+                DropOutcome::Failed(message)
             }
             Decision::Deploy | Decision::Stage => {
                 let stage = decision == Decision::Stage;
-                self.take(&app, offer, path.clone(), stage).await
+                self.take(&app, dropped, path.clone(), stage).await
             }
         };
-        if !matches!(answer, Answer::Later) {
+        if !matches!(answer, DropOutcome::Later) {
             let (_, saved) = app
                 .saved
                 .change(|record| record.answered(&path, sha256))
                 .await;
             if let Err(cause) = saved {
-                self.tell(
+                self.record_event(
                     Kind::State,
                     &app,
                     None,
@@ -232,7 +235,7 @@ impl DropTarget for Apps {
         );
         self.0
             .events
-            .tell(Kind::Waiting, app, None, message.as_str());
+            .record(Kind::Waiting, app, None, message.as_str());
         if asked && let Some(app) = app.and_then(|name| self.known(name)) {
             self.caused(&app, Caused::Said(result(Outcome::Failed, &app, message)));
         }
@@ -242,7 +245,7 @@ impl DropTarget for Apps {
         let message = format!("{} was not taken: {reason}", shown::path(path));
         self.0
             .events
-            .tell(Kind::Rejected, app, None, message.as_str());
+            .record(Kind::Rejected, app, None, message.as_str());
         if let Some(app) = app.and_then(|name| self.known(name)) {
             self.caused(&app, Caused::Said(result(Outcome::Rejected, &app, message)));
         }
@@ -254,11 +257,11 @@ impl Apps {
     async fn take(
         &self,
         app: &std::sync::Arc<App>,
-        offer: Offer,
+        dropped: DroppedArtifact,
         path: String,
         stage: bool,
-    ) -> Answer {
-        let (sha256, again) = (offer.artifact.sha256, offer.again);
+    ) -> DropOutcome {
+        let (sha256, again) = (dropped.artifact.sha256, dropped.again);
         if !stage && app.settings.when_full == WhenFull::Refuse && app.is_full() {
             // It will fit when one of those has drained; nobody has to drop it again.
             if app.waits(Some(sha256)) {
@@ -268,36 +271,36 @@ impl Apps {
                     app.draining().len(),
                     app.settings.max_old_generations
                 );
-                self.tell(Kind::Waiting, app, None, message);
+                self.record_event(Kind::Waiting, app, None, message);
             }
-            if offer.again {
+            if dropped.again {
                 let message = "too many replaced generations still drain (max_old_generations): what was dropped waits for them";
                 self.caused(app, Caused::Said(result(Outcome::Failed, app, message)));
             }
-            return Answer::Later;
+            return DropOutcome::Later;
         }
         app.waits(None);
         let plan = Plan {
-            artifact: offer.artifact,
-            cause: if offer.again {
+            artifact: dropped.artifact,
+            cause: if dropped.again {
                 Cause::Reload
             } else {
                 Cause::Drop
             },
             source: Some(path),
-            noticed_in: Some(offer.noticed_in),
-            stored_in: Some(offer.stored_in),
+            noticed_in: Some(dropped.noticed_in),
+            stored_in: Some(dropped.stored_in),
             preflight: Some(Scope::All),
             stage,
             deadline: None,
         };
-        let entrance = if offer.again {
+        let entrance = if dropped.again {
             Entrance::OfReload
         } else {
             Entrance::Now
         };
-        let begun = deploy::begin(self, std::sync::Arc::clone(app), plan, entrance);
-        if offer.again {
+        let begun = deploy::begin_deploy(self, std::sync::Arc::clone(app), plan, entrance);
+        if dropped.again {
             self.caused(app, Caused::Operation(begun.operation.id.clone()));
         }
         // An error means that the operation broke off, which was logged.
@@ -308,38 +311,38 @@ impl Apps {
             ..
         }) = begun.at_cutover.await
         else {
-            return Answer::Failed(
+            return DropOutcome::Failed(
                 "the deploy broke off inside the host: its log says more".to_owned(),
             );
         };
         match outcome {
             Outcome::Done | Outcome::Unchanged | Outcome::Staged | Outcome::DeadlinePassed => {
                 let notes = notes.iter().map(|note| format!("\n{note}"));
-                Answer::Deployed(message + &notes.collect::<String>())
+                DropOutcome::Deployed(message + &notes.collect::<String>())
             }
-            Outcome::Conflict => Answer::Later,
+            Outcome::Conflict => DropOutcome::Later,
             // The machine's fault: the same file is fine in a moment.
             Outcome::Failed if !again && shortage::is_named(&message) => {
                 app.is_short_for(sha256);
-                Answer::Later
+                DropOutcome::Later
             }
             Outcome::Failed
             | Outcome::Rejected
             | Outcome::Unhealthy
             | Outcome::RolledBack
-            | Outcome::Denied => Answer::Failed(message),
+            | Outcome::Denied => DropOutcome::Failed(message),
         }
     }
 
     /// Tells the reload that asked, if one did, that there was nothing to do.
-    fn said(&self, app: &App, offer: &Offer, message: &str) {
-        if offer.again {
+    fn said(&self, app: &App, dropped: &DroppedArtifact, message: &str) {
+        if dropped.again {
             self.caused(app, Caused::Said(result(Outcome::Unchanged, app, message)));
         }
     }
 
     fn caused(&self, app: &App, caused: Caused) {
-        self.0.reloads.tell(&app.name, &caused);
+        self.0.reloads.notify(&app.name, &caused);
     }
 }
 

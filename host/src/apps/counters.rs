@@ -1,4 +1,5 @@
-//! What is counted of one app over all its generations: how its operations ended, and how long their steps took.
+//! What is counted of one app over all its generations: how its operations ended, and how long
+//! their steps took.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -6,14 +7,15 @@ use parking_lot::Mutex;
 
 use crate::control::api::Outcome;
 
-/// The bounds of the histogram of steps, in seconds: a cutover takes microseconds, a drain may take minutes.
+/// The bounds of the histogram of steps, in seconds: a cutover takes microseconds, a drain may take
+/// minutes.
 pub(super) const BOUNDS: [f64; 14] = [
     0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0,
 ];
 
 /// The counts of one app.
 #[derive(Debug, Default)]
-pub(super) struct Tally(Mutex<Counts>);
+pub(super) struct Counters(Mutex<Counts>);
 
 /// What has been counted.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +43,7 @@ pub(super) struct Steps {
     pub(super) last: Duration,
 }
 
-impl Tally {
+impl Counters {
     /// An operation ended, or came to its cutover.
     pub(super) fn ended(&self, outcome: Outcome) {
         *self.0.lock().outcomes.entry(outcome).or_default() += 1;
@@ -53,10 +55,10 @@ impl Tally {
     }
 
     /// A replaced generation is quiet; `cut` when it had to be ended.
-    pub(super) fn drained(&self, took: Duration, cut: bool) {
+    pub(super) fn drained(&self, took: Duration, aborted: bool) {
         let mut counts = self.0.lock();
         counts.steps.entry("drain").or_default().add(took);
-        if cut {
+        if aborted {
             counts.deadlines += 1;
         } else {
             counts.drained += 1;

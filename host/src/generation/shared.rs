@@ -13,9 +13,9 @@ use handover_plugin::abi::{import::AppHandle, lent::Lent};
 use tokio::sync::Notify;
 
 use super::{
-    cut::{Cut, Streams},
+    close_handle::{CloseHandle, Streams},
     in_flight::{Gate, InFlight, Shards},
-    offer::{PluginOffer, Working},
+    services::{GenerationServices, Working},
     spec::Spec,
 };
 use crate::{
@@ -84,25 +84,25 @@ pub struct Counts {
 
 /// What a request needs of its generation.
 #[derive(Debug)]
-pub struct Core {
+pub struct Shared {
     spec: Spec,
     account: AccountId,
-    app: AppHandle<PluginOffer>,
+    app: AppHandle<GenerationServices>,
     gate: Gate,
     expired: AtomicBool,
     expiry: Arc<Notify>,
-    cut: AtomicU64,
+    aborted: AtomicU64,
     streams: Streams,
     panics: AtomicU64,
     stalls: Arc<AtomicU64>,
 }
 
-impl Core {
+impl Shared {
     pub(super) fn gate(&self) -> &Gate {
         &self.gate
     }
 
-    pub(super) fn app(&self) -> &AppHandle<PluginOffer> {
+    pub(super) fn app(&self) -> &AppHandle<GenerationServices> {
         &self.app
     }
 
@@ -123,7 +123,7 @@ impl Core {
         body: Option<handover_plugin::abi::body::BodyStream>,
         upgrade: bool,
         waker: &std::task::Waker,
-        slot: &mut impl handover_plugin::abi::call::TakeAnswer,
+        slot: &mut impl handover_plugin::abi::call::ReceiveResponse,
     ) -> (
         handover_plugin::abi::poll::PollState,
         Option<handover_plugin::abi::import::RunningCall>,
@@ -134,7 +134,7 @@ impl Core {
     /// Stops the app. Nothing of it is counted from then on, whatever threads it left.
     pub(super) fn stop(&self, deadline: u64) {
         self.app.stop(deadline);
-        self.app.offer().end();
+        self.app.services().end();
     }
 
     /// Whether what is still in flight has to end now.
@@ -147,26 +147,27 @@ impl Core {
         &self.expiry
     }
 
-    /// Something is streamed over the connection of `cut`, until [`streams_no_more`](Self::streams_no_more).
-    pub fn streams(&self, cut: &Arc<Cut>) {
-        self.streams.add(cut);
+    /// Something is streamed over the connection of `cut`, until
+    /// [`streams_no_more`](Self::streams_no_more).
+    pub fn streams(&self, handle: &Arc<CloseHandle>) {
+        self.streams.add(handle);
     }
 
     /// The end of one [`streams`](Self::streams).
-    pub fn streams_no_more(&self, cut: &Arc<Cut>) {
-        self.streams.remove(cut);
+    pub fn streams_no_more(&self, handle: &Arc<CloseHandle>) {
+        self.streams.remove(handle);
     }
 
     /// Runs `call`, which is one into its app, and is for `target` to the watchdog.
     #[inline]
     pub fn inside<R>(&self, target: &str, call: impl FnOnce() -> R) -> R {
-        ledger::inside(&self.what(target, false), call)
+        ledger::enter_call(&self.what(target, false), call)
     }
 
     /// Runs `call`, which drops something of its app that was for `target`.
     #[inline]
     pub fn dropping<R>(&self, target: &str, call: impl FnOnce() -> R) -> R {
-        ledger::inside(&self.what(target, true), call)
+        ledger::enter_call(&self.what(target, true), call)
     }
 
     #[inline]
@@ -182,8 +183,8 @@ impl Core {
     }
 
     /// One request, stream or connection was ended at the deadline.
-    pub fn count_cut(&self) {
-        self.cut.fetch_add(1, Ordering::Relaxed);
+    pub fn count_aborted(&self) {
+        self.aborted.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A panic was caught.
@@ -195,7 +196,7 @@ impl Core {
 /// A generation, as those who watch it see it.
 #[derive(Debug)]
 pub struct Generation {
-    core: Arc<Core>,
+    shared: Arc<Shared>,
     shards: Shards,
     state: AtomicU8,
     loaded_at: Instant,
@@ -203,23 +204,23 @@ pub struct Generation {
 }
 
 impl Generation {
-    pub(super) fn new(spec: Spec, library: &Library, app: AppHandle<PluginOffer>) -> Self {
+    pub(super) fn new(spec: Spec, library: &Library, app: AppHandle<GenerationServices>) -> Self {
         let account = library.account();
-        let core = Arc::new(Core {
+        let shared = Arc::new(Shared {
             spec,
             account: account.id(),
             app,
             gate: Gate::closed(),
             expired: AtomicBool::new(false),
             expiry: Arc::default(),
-            cut: AtomicU64::new(0),
+            aborted: AtomicU64::new(0),
             streams: Streams::default(),
             panics: AtomicU64::new(0),
             stalls: account.stalls(),
         });
         Self {
-            shards: Shards::new(&core),
-            core,
+            shards: Shards::new(&shared),
+            shared,
             state: AtomicU8::new(State::Started as u8),
             loaded_at: Instant::now(),
             range: library.range().unwrap_or_default(),
@@ -228,7 +229,7 @@ impl Generation {
 
     /// The name of its library in the tables of the ledger.
     pub fn account(&self) -> AccountId {
-        self.core.account
+        self.shared.account
     }
 
     /// Where its library is mapped.
@@ -238,28 +239,34 @@ impl Generation {
 
     /// Who it is.
     pub fn spec(&self) -> &Spec {
-        &self.core.spec
+        &self.shared.spec
     }
 
     /// What is counted, now.
     pub fn counts(&self) -> Counts {
-        // Requests before work: a request that ends in between has left its spawned work behind to be seen.
+        // Requests before work: a request that ends in between has left its spawned work behind to
+        // be seen.
         let in_flight = self.shards.in_flight();
-        let offer = self.core.app.offer();
-        let (work, jobs) = offer.work();
+        let services = self.shared.app.services();
+        let (work, jobs) = services.work();
         Counts {
             in_flight: in_flight + work,
             jobs,
             requests: self.shards.requests(),
-            // An app may replace the hook that tells of panics; those caught at the boundary are counted here anyway.
-            panics: self.core.panics.load(Ordering::Relaxed).max(offer.panics()),
-            stalls: self.core.stalls.load(Ordering::Relaxed),
+            // An app may replace the hook that tells of panics; those caught at the boundary are
+            // counted here anyway.
+            panics: self
+                .shared
+                .panics
+                .load(Ordering::Relaxed)
+                .max(services.panics()),
+            stalls: self.shared.stalls.load(Ordering::Relaxed),
         }
     }
 
     /// The work that it has spawned and that has not ended.
     pub fn working(&self) -> Vec<Working> {
-        self.core.app.offer().working()
+        self.shared.app.services().working()
     }
 
     /// When it was loaded.
@@ -272,7 +279,8 @@ impl Generation {
         State::ALL[usize::from(self.state.load(Ordering::Acquire))]
     }
 
-    /// Counts a request in. None once it is no longer active: then ask the routes again, which name its successor.
+    /// Counts a request in. None once it is no longer active: then ask the routes again, which name
+    /// its successor.
     pub fn enter(&self) -> Option<InFlight> {
         self.shards.enter()
     }
@@ -281,31 +289,31 @@ impl Generation {
         self.state.store(state as u8, Ordering::Release);
     }
 
-    pub(super) fn core(&self) -> &Arc<Core> {
-        &self.core
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     pub(super) fn open_gate(&self) {
-        self.core.gate.open();
+        self.shared.gate.open();
     }
 
     pub(super) fn close_gate(&self) {
-        self.core.gate.close();
+        self.shared.gate.close();
     }
 
     /// Ends what is in flight but spawned work, which only the app can; gives how much that was.
     pub(super) fn expire(&self) -> u64 {
         let before = self.shards.in_flight();
-        self.core.expired.store(true, Ordering::Release);
-        self.core.expiry.notify_waiters();
-        let core = Arc::clone(&self.core);
+        self.shared.expired.store(true, Ordering::Release);
+        self.shared.expiry.notify_waiters();
+        let shared = Arc::clone(&self.shared);
         tokio::spawn(async move {
             tokio::time::sleep(GRACE).await;
-            let left = core.streams.throw_all();
+            let left = shared.streams.close_all_now();
             if left > 0 {
                 tracing::warn!(
-                    app = %core.spec.app,
-                    generation = %core.spec.id,
+                    app = %shared.spec.app,
+                    generation = %shared.spec.id,
                     "{left} streams whose clients did not read were cut with their connections"
                 );
             }

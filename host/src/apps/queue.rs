@@ -1,4 +1,5 @@
-//! Whose turn it is to change what is live of an app: one operation at a time. The others are told so, or wait, first come first served.
+//! Whose turn it is to change what is live of an app: one operation at a time. The others are told
+//! so, or wait, first come first served.
 
 use std::{
     collections::VecDeque,
@@ -15,7 +16,7 @@ use crate::control::api::OperationStatus;
 
 /// The turns of one app.
 #[derive(Debug)]
-pub(super) struct Turns {
+pub(super) struct OperationQueue {
     state: Mutex<State>,
     /// Told whenever somebody's turn may have come, or the number of those ahead has changed.
     moved: watch::Sender<()>,
@@ -28,20 +29,21 @@ struct State {
     taken: Option<OperationStatus>,
     /// How many hold it: the operation, and one that it lent its turn to.
     holders: usize,
-    /// Whether that is a reload, which lends its turn to the operations that it causes, one at a time.
-    lends: bool,
+    /// Whether that is a reload, which lends its turn to the operations that it causes, one at a
+    /// time.
+    admits_caused: bool,
     /// Those who wait.
     waiting: VecDeque<OperationStatus>,
 }
 
 /// The right to change what is live. Dropping it gives it back.
 #[derive(Debug)]
-pub(super) struct Turn(Arc<Turns>);
+pub(super) struct OperationLock(Arc<OperationQueue>);
 
 /// A place in the queue. Dropping it gives it up.
 #[derive(Debug)]
 pub(super) struct Place {
-    turns: Arc<Turns>,
+    queue: Arc<OperationQueue>,
     id: String,
 }
 
@@ -49,7 +51,7 @@ pub(super) struct Place {
 #[derive(Debug)]
 pub(super) struct Closed;
 
-impl Turns {
+impl OperationQueue {
     /// Nobody's turn.
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
@@ -67,27 +69,27 @@ impl Turns {
         self: &Arc<Self>,
         operation: OperationStatus,
         of_reload: bool,
-    ) -> Result<Turn, OperationStatus> {
+    ) -> Result<OperationLock, OperationStatus> {
         let mut state = self.state.lock();
-        if of_reload && state.lends && state.holders == 1 {
+        if of_reload && state.admits_caused && state.holders == 1 {
             state.holders = 2;
-            return Ok(Turn(Arc::clone(self)));
+            return Ok(OperationLock(Arc::clone(self)));
         }
         match state.taken.as_ref().or(state.waiting.front()) {
             Some(other) => Err(other.clone()),
             None => {
                 state.begin(operation);
-                Ok(Turn(Arc::clone(self)))
+                Ok(OperationLock(Arc::clone(self)))
             }
         }
     }
 
     /// Waits in the queue from now on.
-    pub(super) fn queue(self: &Arc<Self>, operation: OperationStatus) -> Place {
+    pub(super) fn enqueue(self: &Arc<Self>, operation: OperationStatus) -> Place {
         let id = operation.id.clone();
         self.state.lock().waiting.push_back(operation);
         Place {
-            turns: Arc::clone(self),
+            queue: Arc::clone(self),
             id,
         }
     }
@@ -95,7 +97,7 @@ impl Turns {
     /// Whether an operation that comes now would have to wait.
     pub(super) fn under_way(&self, of_reload: bool) -> Option<OperationStatus> {
         let state = self.state.lock();
-        if of_reload && state.lends && state.holders == 1 {
+        if of_reload && state.admits_caused && state.holders == 1 {
             return None;
         }
         state.taken.as_ref().or(state.waiting.front()).cloned()
@@ -118,18 +120,18 @@ impl State {
     fn begin(&mut self, operation: OperationStatus) {
         self.taken = Some(operation);
         self.holders = 1;
-        self.lends = false;
+        self.admits_caused = false;
     }
 }
 
-impl Turn {
+impl OperationLock {
     /// Lends it to the operations that this one causes.
-    pub(super) fn lend(&self) {
-        self.0.state.lock().lends = true;
+    pub(super) fn admit_caused(&self) {
+        self.0.state.lock().admits_caused = true;
     }
 }
 
-impl Drop for Turn {
+impl Drop for OperationLock {
     fn drop(&mut self) {
         let mut state = self.0.state.lock();
         state.holders -= 1;
@@ -142,22 +144,23 @@ impl Drop for Turn {
 }
 
 impl Place {
-    /// Waits for the turn, and tells `waits` what for whenever that changes: the operation right ahead, and how many are ahead.
+    /// Waits for the turn, and tells `waits` what for whenever that changes: the operation right
+    /// ahead, and how many are ahead.
     ///
     /// # Errors
     /// When the host ends.
-    pub(super) async fn turn(
+    pub(super) async fn acquire(
         self,
         mut waits: impl FnMut(&OperationStatus, usize),
-    ) -> Result<Turn, Closed> {
-        let mut moved = self.turns.moved.subscribe();
+    ) -> Result<OperationLock, Closed> {
+        let mut moved = self.queue.moved.subscribe();
         let mut told = None;
         loop {
-            if self.turns.closed.load(Ordering::Acquire) {
+            if self.queue.closed.load(Ordering::Acquire) {
                 return Err(Closed);
             }
             let ahead = {
-                let mut state = self.turns.state.lock();
+                let mut state = self.queue.state.lock();
                 let waiting = state.waiting.iter();
                 let place = waiting.take_while(|other| other.id != self.id).count();
                 if place == 0 && state.taken.is_none() {
@@ -165,8 +168,8 @@ impl Place {
                         state.begin(own);
                     }
                     drop(state);
-                    let turn = Turn(Arc::clone(&self.turns));
-                    return Ok(turn);
+                    let lock = OperationLock(Arc::clone(&self.queue));
+                    return Ok(lock);
                 }
                 let number = place + usize::from(state.taken.is_some());
                 let right_ahead = match place.checked_sub(1) {
@@ -188,13 +191,13 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut state = self.turns.state.lock();
+        let mut state = self.queue.state.lock();
         let before = state.waiting.len();
         state.waiting.retain(|other| other.id != self.id);
         // Those behind have moved up.
         if state.waiting.len() != before {
             drop(state);
-            self.turns.moved.send_replace(());
+            self.queue.moved.send_replace(());
         }
     }
 }
@@ -214,44 +217,44 @@ mod tests {
         }
     }
 
-    fn take(turns: &Arc<Turns>, id: &str) -> Result<Turn, String> {
-        turns.take(operation(id), false).map_err(|other| other.id)
+    fn take(queue: &Arc<OperationQueue>, id: &str) -> Result<OperationLock, String> {
+        queue.take(operation(id), false).map_err(|other| other.id)
     }
 
     type Told = Arc<Mutex<Vec<(String, usize)>>>;
-    type Waits = std::pin::Pin<Box<dyn Future<Output = Result<Turn, Closed>>>>;
+    type Waits = std::pin::Pin<Box<dyn Future<Output = Result<OperationLock, Closed>>>>;
 
-    fn wait(turns: &Arc<Turns>, id: &str) -> (Waits, Told) {
+    fn wait(queue: &Arc<OperationQueue>, id: &str) -> (Waits, Told) {
         let told = Told::default();
-        let (place, tell) = (turns.queue(operation(id)), Arc::clone(&told));
-        let turn = place.turn(move |other, ahead| tell.lock().push((other.id.clone(), ahead)));
-        (Box::pin(turn), told)
+        let (place, tell) = (queue.enqueue(operation(id)), Arc::clone(&told));
+        let lock = place.acquire(move |other, ahead| tell.lock().push((other.id.clone(), ahead)));
+        (Box::pin(lock), told)
     }
 
-    fn poll(waits: &mut Waits) -> Poll<Result<Turn, Closed>> {
+    fn poll(waits: &mut Waits) -> Poll<Result<OperationLock, Closed>> {
         waits.as_mut().poll(&mut Context::from_waker(Waker::noop()))
     }
 
     #[test]
     fn turns_come_in_order_and_nobody_jumps_the_queue() {
-        let turns = Turns::new();
-        let first = take(&turns, "1").unwrap();
-        let (mut second, told_second) = wait(&turns, "2");
-        let (mut third, told_third) = wait(&turns, "3");
+        let queue = OperationQueue::new();
+        let first = take(&queue, "1").unwrap();
+        let (mut second, told_second) = wait(&queue, "2");
+        let (mut third, told_third) = wait(&queue, "3");
         assert!(poll(&mut second).is_pending() && poll(&mut third).is_pending());
-        assert_eq!(take(&turns, "4").unwrap_err(), "1");
+        assert_eq!(take(&queue, "4").unwrap_err(), "1");
         drop(first);
         // Even before the second has looked, the turn is nobody else's.
-        assert_eq!(take(&turns, "4").unwrap_err(), "2");
+        assert_eq!(take(&queue, "4").unwrap_err(), "2");
         assert!(poll(&mut third).is_pending());
-        let Poll::Ready(Ok(turn)) = poll(&mut second) else {
+        let Poll::Ready(Ok(lock)) = poll(&mut second) else {
             panic!("its turn has come")
         };
         assert!(poll(&mut third).is_pending());
-        drop(turn);
+        drop(lock);
         assert!(matches!(poll(&mut third), Poll::Ready(Ok(_))));
         drop((second, third));
-        take(&turns, "4").unwrap();
+        take(&queue, "4").unwrap();
         let told = |told: &Mutex<Vec<(String, usize)>>| told.lock().clone();
         assert_eq!(told(&told_second), [("1".to_owned(), 1)]);
         assert_eq!(
@@ -262,10 +265,10 @@ mod tests {
 
     #[test]
     fn who_leaves_the_queue_is_forgotten() {
-        let turns = Turns::new();
-        let first = take(&turns, "1").unwrap();
-        let (mut second, _) = wait(&turns, "2");
-        let (mut third, _) = wait(&turns, "3");
+        let queue = OperationQueue::new();
+        let first = take(&queue, "1").unwrap();
+        let (mut second, _) = wait(&queue, "2");
+        let (mut third, _) = wait(&queue, "3");
         assert!(poll(&mut second).is_pending() && poll(&mut third).is_pending());
         drop(second);
         drop(first);
@@ -274,30 +277,30 @@ mod tests {
 
     #[test]
     fn the_end_of_the_host_ends_the_waiting() {
-        let turns = Turns::new();
-        let _first = take(&turns, "1").unwrap();
-        let (mut second, _) = wait(&turns, "2");
+        let queue = OperationQueue::new();
+        let _first = take(&queue, "1").unwrap();
+        let (mut second, _) = wait(&queue, "2");
         assert!(poll(&mut second).is_pending());
-        turns.close();
+        queue.close();
         assert!(matches!(poll(&mut second), Poll::Ready(Err(Closed))));
     }
 
     #[test]
     fn a_reload_lends_its_turn_to_one_operation_at_a_time() {
-        let turns = Turns::new();
-        let reload = take(&turns, "1").unwrap();
-        let of_reload = |id: &str| turns.take(operation(id), true);
+        let queue = OperationQueue::new();
+        let reload = take(&queue, "1").unwrap();
+        let of_reload = |id: &str| queue.take(operation(id), true);
         assert!(of_reload("2").is_err());
-        reload.lend();
-        assert!(take(&turns, "2").is_err());
+        reload.admit_caused();
+        assert!(take(&queue, "2").is_err());
         let caused = of_reload("2").unwrap();
         assert!(of_reload("3").is_err());
         drop(caused);
         let caused = of_reload("3").unwrap();
         // It is given back when both have ended.
         drop(reload);
-        assert!(take(&turns, "4").is_err());
+        assert!(take(&queue, "4").is_err());
         drop(caused);
-        take(&turns, "4").unwrap();
+        take(&queue, "4").unwrap();
     }
 }

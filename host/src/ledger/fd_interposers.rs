@@ -1,7 +1,7 @@
 //! The C functions that give out descriptors. Those that also close one are in [`super::closers`].
 //!
-//! What is not of a plugin costs a look at the table of ranges on top of the system call, and nothing on the way of a request, which
-//! opens nothing.
+//! What is not of a plugin costs a look at the table of ranges on top of the system call, and
+//! nothing on the way of a request, which opens nothing.
 #![allow(
     unreachable_pub,
     reason = "the dynamic linker reaches what Rust's modules do not"

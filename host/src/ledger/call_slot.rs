@@ -1,8 +1,10 @@
-//! Which call into a plugin each thread is inside of, for the watchdog that looks for those that do not come back.
+//! Which call into a plugin each thread is inside of, for the watchdog that looks for those that do
+//! not come back.
 //!
-//! A call that enters writes down a pointer to what it is, which lies on its own stack, and takes it back when it leaves. Entering costs
-//! two stores, leaving one exchange. Whoever reads it marks the pointer first; a call that leaves and finds the mark waits until the
-//! reader is done, so what is read is always there.
+//! A call that enters writes down a pointer to what it is, which lies on its own stack, and takes
+//! it back when it leaves. Entering costs two stores, leaving one exchange. Whoever reads it marks
+//! the pointer first; a call that leaves and finds the mark waits until the reader is done, so what
+//! is read is always there.
 
 use std::{
     cell::Cell,
@@ -56,7 +58,8 @@ impl Call<'_> {
 pub struct Slot {
     /// Null outside of a call. Marked with [`READ`] while it is read.
     at: AtomicPtr<Call<'static>>,
-    /// Counts calls, so that two of them are not taken for one: both may lie at the same place on the stack.
+    /// Counts calls, so that two of them are not taken for one: both may lie at the same place on
+    /// the stack.
     calls: AtomicU64,
     reading: AtomicBool,
     tid: i32,
@@ -69,7 +72,8 @@ pub const SHARED_WORKER: &str = "handover-worker";
 /// The bit of a pointer that says that somebody reads what it points to.
 const READ: usize = 1;
 
-/// The slots of all threads that ever called a plugin: the workers of the host, so there are few, and they are never given back.
+/// The slots of all threads that ever called a plugin: the workers of the host, so there are few,
+/// and they are never given back.
 static SLOTS: Mutex<Vec<&'static Slot>> = Mutex::new(Vec::new());
 
 thread_local! {
@@ -120,7 +124,7 @@ impl Drop for Leave {
 
 /// Runs `call`, which is `what`.
 #[inline]
-pub fn inside<R>(what: &Call<'_>, call: impl FnOnce() -> R) -> R {
+pub fn enter_call<R>(what: &Call<'_>, call: impl FnOnce() -> R) -> R {
     let slot = own();
     // Only this thread writes it.
     let calls = slot.calls.load(Ordering::Relaxed);
@@ -139,11 +143,13 @@ pub(super) fn current_account() -> Option<AccountId> {
     current(|call| call.account)
 }
 
-/// Looks at the call that the current thread is inside of; none outside of one. Neither blocks nor allocates.
+/// Looks at the call that the current thread is inside of; none outside of one. Neither blocks nor
+/// allocates.
 pub(super) fn current<R>(look: impl FnOnce(&Call<'_>) -> R) -> Option<R> {
     let at = OWN.get()?.at.load(Ordering::Relaxed);
     let at = at.map_addr(|address| address & !READ);
-    // SAFETY: null, or what `inside` published on this very thread and has not taken back; a mark is no part of the address.
+    // SAFETY: null, or what `call_slot` published on this very thread and has not taken back; a
+    // mark is no part of the address.
     unsafe { at.as_ref() }.map(look)
 }
 
@@ -169,7 +175,8 @@ impl Slot {
         inside.then(|| self.calls.load(Ordering::Relaxed))
     }
 
-    /// Looks at the call that the thread is inside of. It cannot leave meanwhile, so `look` must be quick. One reader at a time.
+    /// Looks at the call that the thread is inside of. It cannot leave meanwhile, so `look` must be
+    /// quick. One reader at a time.
     pub fn read<R>(&self, look: impl FnOnce(&Call<'_>) -> R) -> Option<R> {
         let at = self.at.load(Ordering::Acquire);
         if at.is_null() {
@@ -182,10 +189,11 @@ impl Slot {
             .compare_exchange(at, marked, Ordering::AcqRel, Ordering::Relaxed)
             .is_ok();
         let seen = held.then(|| {
-            // SAFETY: `at` was published by `inside`, which keeps what it points to borrowed until its `Leave` is dropped.
-            // That exchanges the pointer, finds our mark, and waits until `reading` is false again, which is below. Were the
-            // pointer exchanged before the mark was set, then setting it would have failed, unless another call has
-            // published the same address since: then that one is what is read.
+            // SAFETY: `at` was published by `call_slot`, which keeps what it points to borrowed
+            // until its `Leave` is dropped. That exchanges the pointer, finds our mark, and waits
+            // until `reading` is false again, which is below. Were the pointer exchanged before the
+            // mark was set, then setting it would have failed, unless another call has published
+            // the same address since: then that one is what is read.
             look(unsafe { &*at })
         });
         self.reading.store(false, Ordering::Release);
@@ -233,9 +241,9 @@ mod tests {
             stalls: &stalls,
         };
         assert_eq!(own_path(), None);
-        inside(&call("/outer?token=x"), || {
+        enter_call(&call("/outer?token=x"), || {
             let first = own().call().unwrap();
-            inside(&call("/inner"), || {
+            enter_call(&call("/inner"), || {
                 assert_eq!(own_path().as_deref(), Some("/inner"));
                 assert_ne!(own().call(), Some(first));
             });
@@ -266,7 +274,7 @@ mod tests {
                         dropped: false,
                         stalls: &stalls,
                     };
-                    inside(&call, || std::hint::black_box(&path).len());
+                    enter_call(&call, || std::hint::black_box(&path).len());
                     // Freed memory is soon something else.
                     drop(path);
                 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// What keeps a library mapped, as one of a few kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Holder {
+pub enum RetainReason {
     /// Threads that it started, or that nobody can account for.
     Threads,
     /// Thread-locals of it on threads of the host.
@@ -27,7 +27,7 @@ pub enum Holder {
     Crash,
 }
 
-impl Holder {
+impl RetainReason {
     /// Every kind.
     pub const ALL: [Self; 10] = [
         Self::Threads,
@@ -61,16 +61,16 @@ impl Holder {
 
 /// All that keeps one library mapped, each with its sentence.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Held(Vec<(Holder, String)>);
+pub struct RetainReasons(Vec<(RetainReason, String)>);
 
-impl Held {
+impl RetainReasons {
     /// By one thing.
-    pub fn by(holder: Holder, sentence: impl Into<String>) -> Self {
+    pub fn by(holder: RetainReason, sentence: impl Into<String>) -> Self {
         Self(vec![(holder, sentence.into())])
     }
 
     /// By one thing more.
-    pub fn add(&mut self, holder: Holder, sentence: impl Into<String>) {
+    pub fn add(&mut self, holder: RetainReason, sentence: impl Into<String>) {
         self.0.push((holder, sentence.into()));
     }
 
@@ -80,7 +80,7 @@ impl Held {
     }
 
     /// The kinds, each once.
-    pub fn holders(&self) -> Vec<Holder> {
+    pub fn reasons(&self) -> Vec<RetainReason> {
         let mut holders: Vec<_> = self.0.iter().map(|(holder, _)| *holder).collect();
         holders.sort();
         holders.dedup();
@@ -88,7 +88,7 @@ impl Held {
     }
 }
 
-impl fmt::Display for Held {
+impl fmt::Display for RetainReasons {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, (_, sentence)) in self.0.iter().enumerate() {
             let gap = if at == 0 { "" } else { "; " };

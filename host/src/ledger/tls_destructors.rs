@@ -1,9 +1,11 @@
-//! The host's own threads: what each of them still has to run for which library, and the running of it.
+//! The host's own threads: what each of them still has to run for which library, and the running of
+//! it.
 //!
-//! A thread-local lives on one thread and its destructor must run there. libc would run it when the thread ends, which
-//! workers of the host do not do before the host ends, and keep the library mapped until then. So what a library
-//! registers on a thread that is not its own is written down here, and run when the thread is visited ([`here`]), or
-//! when it ends before that, whichever comes first.
+//! A thread-local lives on one thread and its destructor must run there. libc would run it when the
+//! thread ends, which workers of the host do not do before the host ends, and keep the library
+//! mapped until then. So what a library registers on a thread that is not its own is written down
+//! here, and run when the thread is visited ([`here`]), or when it ends before that, whichever
+//! comes first.
 
 use std::{
     cell::Cell,
@@ -16,12 +18,13 @@ use std::{
 
 use libc::pthread_key_t;
 
-use super::{AccountId, Call, inside, interpose, interposed, keys, owner, threads};
+use super::{AccountId, Call, enter_call, interpose, interposed, keys, owner, threads};
 
 /// A destructor of a thread-local or of a key's value.
 pub(super) type Destructor = unsafe extern "C" fn(*mut c_void);
 
-/// How often a visit begins anew because destructors registered new ones. libc stops after 4 rounds for keys.
+/// How often a visit begins anew because destructors registered new ones. libc stops after 4 rounds
+/// for keys.
 const ROUNDS: usize = 64;
 
 /// A destructor that a library registered for a thread-local of one thread.
@@ -31,8 +34,8 @@ struct Entry {
     object: *mut c_void,
 }
 
-// SAFETY: `object` is only ever used by the thread that entered it (`run` takes entries of the current thread only); others
-// look at `owner`.
+// SAFETY: `object` is only ever used by the thread that entered it (`run` takes entries of the
+// current thread only); others look at `owner`.
 unsafe impl Send for Entry {}
 
 /// One thread of the host that is a worker, or that ran code of a plugin.
@@ -41,7 +44,8 @@ struct HostThread {
     /// Its number, if it was marked as a worker.
     worker: Option<usize>,
     state: Mutex<State>,
-    /// One bit for each key of a plugin that this thread has a value for. A bit too many costs a visit, nothing more.
+    /// One bit for each key of a plugin that this thread has a value for. A bit too many costs a
+    /// visit, nothing more.
     values: [AtomicU64; keys::MAX / 64],
 }
 
@@ -50,19 +54,22 @@ struct State {
     entries: Vec<Entry>,
     /// Whose destructor is running now.
     running: Option<AccountId>,
-    /// Every library that registered something here since the thread began, as long as its account is open.
+    /// Every library that registered something here since the thread began, as long as its account
+    /// is open.
     touched: Vec<AccountId>,
     /// The thread is on its way out: it has run what it had, the kernel still knows it.
     ending: bool,
 }
 
-/// Every thread that may have something to run. A thread leaves the list only when the kernel no longer knows it.
+/// Every thread that may have something to run. A thread leaves the list only when the kernel no
+/// longer knows it.
 static THREADS: Mutex<Vec<Arc<HostThread>>> = Mutex::new(Vec::new());
 
 static WORKERS: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    /// This thread's record, null before it has one. Valid as long as the thread lives: see [`THREADS`].
+    /// This thread's record, null before it has one. Valid as long as the thread lives: see
+    /// [`THREADS`].
     static OWN: Cell<*const HostThread> = const { Cell::new(std::ptr::null()) };
     /// Runs what is left when this thread ends.
     static END: End = const { End };
@@ -111,9 +118,9 @@ impl HostThread {
     }
 }
 
-/// Tells the ledger that the current thread is a worker of the host's runtime: `on_thread_start` of the runtime calls it.
-/// Only gives the thread its number in what people read; threads that were not marked are known from the first thing that a
-/// library registers on them.
+/// Tells the ledger that the current thread is a worker of the host's runtime: `on_thread_start` of
+/// the runtime calls it. Only gives the thread its number in what people read; threads that were
+/// not marked are known from the first thing that a library registers on them.
 pub fn mark_worker() {
     interposed::find_all();
     if OWN.get().is_null() {
@@ -127,11 +134,13 @@ pub(super) fn on_worker() -> bool {
 }
 
 fn own() -> Option<&'static HostThread> {
-    // SAFETY: null, or the record of this thread, which `THREADS` keeps for as long as the kernel knows the thread.
+    // SAFETY: null, or the record of this thread, which `THREADS` keeps for as long as the kernel
+    // knows the thread.
     unsafe { OWN.get().as_ref() }
 }
 
-/// The record of the current thread; none when the thread is so far on its way out that nobody would run what it holds.
+/// The record of the current thread; none when the thread is so far on its way out that nobody
+/// would run what it holds.
 fn adopt(worker: Option<usize>) -> Option<&'static HostThread> {
     if let Some(thread) = own() {
         return (!thread.lock().ending).then_some(thread);
@@ -152,8 +161,8 @@ fn adopt(worker: Option<usize>) -> Option<&'static HostThread> {
     own()
 }
 
-/// Writes down a destructor of `owner` for the current thread. `false` when libc must take it: the thread is ending, libc
-/// runs it right away and keeps the library until then.
+/// Writes down a destructor of `owner` for the current thread. `false` when libc must take it: the
+/// thread is ending, libc runs it right away and keeps the library until then.
 pub(super) fn enter(owner: AccountId, destructor: Destructor, object: *mut c_void) -> bool {
     let Some(thread) = adopt(None) else {
         return false;
@@ -168,7 +177,8 @@ pub(super) fn enter(owner: AccountId, destructor: Destructor, object: *mut c_voi
     true
 }
 
-/// Writes down that the current thread has a value for `key`, a key of `owner`, or has none any more.
+/// Writes down that the current thread has a value for `key`, a key of `owner`, or has none any
+/// more.
 pub(super) fn value_set(owner: AccountId, key: pthread_key_t, some: bool) {
     if !some {
         if let Some(thread) = own() {
@@ -194,21 +204,23 @@ pub(super) fn here(account: AccountId, call: Option<&Call<'_>>) -> usize {
 /// Runs `destructor`, which is `call` to the watchdog.
 fn watched(call: Option<&Call<'_>>, destructor: impl FnOnce()) {
     match call {
-        Some(call) => inside(call, destructor),
+        Some(call) => enter_call(call, destructor),
         None => destructor(),
     }
 }
 
-/// Runs what `thread`, the current one, has to run for `account`, or for all: newest first, until nothing is left.
+/// Runs what `thread`, the current one, has to run for `account`, or for all: newest first, until
+/// nothing is left.
 fn run(thread: &HostThread, account: Option<AccountId>, call: Option<&Call<'_>>) -> usize {
     let mut ran = 0;
     for _ in 0..ROUNDS {
         let before = ran;
         while let Some(entry) = take(thread, account) {
             let _acting = owner::act_for(entry.owner);
-            // SAFETY: the library registered this destructor for this object, on this thread (`Entry`), and it is
-            // taken out before it runs, so it runs once. The library is mapped: it is not quiet while an entry of it
-            // is in a list or running (`held`), and only a quiet library is unmapped (`Library::close`).
+            // SAFETY: the library registered this destructor for this object, on this thread
+            // (`Entry`), and it is taken out before it runs, so it runs once. The library is
+            // mapped: it is not quiet while an entry of it is in a list or running (`held`), and
+            // only a quiet library is unmapped (`Library::close`).
             watched(call, || unsafe { (entry.destructor)(entry.object) });
             thread.lock().running = None;
             ran += 1;
@@ -239,7 +251,8 @@ fn take(thread: &HostThread, account: Option<AccountId>) -> Option<Entry> {
     Some(entry)
 }
 
-/// Ends the value that this thread has for `key`; `false` when there is none, or it is not of `account`.
+/// Ends the value that this thread has for `key`; `false` when there is none, or it is not of
+/// `account`.
 fn run_value(
     thread: &HostThread,
     key: pthread_key_t,
@@ -253,7 +266,8 @@ fn run_value(
     if account.is_some_and(|account| account != owner) {
         return false;
     }
-    // SAFETY: the key exists: its owner did not delete it, and the ledger does so only when no thread has a value.
+    // SAFETY: the key exists: its owner did not delete it, and the ledger does so only when no
+    // thread has a value.
     let value = unsafe { libc::pthread_getspecific(key) };
     thread.lock().running = Some(owner);
     thread.set_value(key, false);
@@ -265,10 +279,11 @@ fn run_value(
     }
     if runs {
         let _acting = owner::act_for(owner);
-        // SAFETY: `keys` keeps the very address that the library gave to `pthread_key_create`, which is not zero.
+        // SAFETY: `keys` keeps the very address that the library gave to `pthread_key_create`,
+        // which is not zero.
         let destructor = unsafe { std::mem::transmute::<usize, Destructor>(destructor) };
-        // SAFETY: the destructor of the key is called with this thread's value after the value was set to null, as libc
-        // would. The library is mapped, see `run`.
+        // SAFETY: the destructor of the key is called with this thread's value after the value was
+        // set to null, as libc would. The library is mapped, see `run`.
         watched(call, || unsafe { destructor(value) });
     }
     thread.lock().running = None;
@@ -276,7 +291,7 @@ fn run_value(
 }
 
 /// A thread of the host that holds a library.
-pub(super) struct Holder {
+pub(super) struct BlockingThread {
     pub(super) tid: i32,
     pub(super) worker: Option<usize>,
     /// Destructors and values that wait for the thread to be visited.
@@ -288,7 +303,7 @@ pub(super) struct Holder {
 }
 
 /// The threads of the host that hold the library of `account`.
-pub(super) fn held(account: AccountId) -> Vec<Holder> {
+pub(super) fn held(account: AccountId) -> Vec<BlockingThread> {
     let keys: Vec<_> = keys::of(account).collect();
     let mut all = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
     all.retain(|thread| thread.exists());
@@ -301,7 +316,7 @@ pub(super) fn held(account: AccountId) -> Vec<Holder> {
                 .filter(|entry| entry.owner == account)
                 .count();
             let values = keys.iter().filter(|key| thread.has_value(**key)).count();
-            let holder = Holder {
+            let holder = BlockingThread {
                 tid: thread.tid,
                 worker: thread.worker,
                 waiting: entries + values,
@@ -313,8 +328,8 @@ pub(super) fn held(account: AccountId) -> Vec<Holder> {
         .collect()
 }
 
-/// Strikes out what threads have written down for `account` without running it: its library is unmapped. Nothing is there
-/// but what finalizers registered while it was being unmapped.
+/// Strikes out what threads have written down for `account` without running it: its library is
+/// unmapped. Nothing is there but what finalizers registered while it was being unmapped.
 pub(super) fn forget(account: AccountId) {
     for thread in THREADS
         .lock()

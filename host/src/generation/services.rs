@@ -1,4 +1,5 @@
-//! What the host offers to the plugin of a generation: its log, its panic counter, its count of spawned work.
+//! What the host offers to the plugin of a generation: its log, its panic counter, its count of
+//! spawned work.
 
 use std::{
     collections::HashMap,
@@ -9,7 +10,7 @@ use std::{
 
 use handover_plugin::abi::{
     host::{Event, TASK, Work},
-    import::Offer,
+    import::HostServices,
     lent::Lent,
 };
 use parking_lot::Mutex;
@@ -19,12 +20,13 @@ use crate::names::{AppName, GenerationId};
 
 /// What the host offers to one generation.
 #[derive(Debug)]
-pub struct PluginOffer {
+pub struct GenerationServices {
     app: AppName,
     generation: GenerationId,
     panics: AtomicU64,
     next: AtomicU64,
-    /// None once its app was stopped, or never came to be: nothing is in flight there any more, whatever threads it left.
+    /// None once its app was stopped, or never came to be: nothing is in flight there any more,
+    /// whatever threads it left.
     work: Mutex<Option<HashMap<u64, Working>>>,
 }
 
@@ -41,7 +43,7 @@ pub struct Working {
     pub since: Instant,
 }
 
-impl PluginOffer {
+impl GenerationServices {
     /// An offer to this generation.
     pub fn new(app: AppName, generation: GenerationId) -> Self {
         Self {
@@ -84,7 +86,8 @@ impl PluginOffer {
     }
 }
 
-/// One log event of a plugin, at a level that is only known now: the level of a tracing event is fixed where it stands.
+/// One log event of a plugin, at a level that is only known now: the level of a tracing event is
+/// fixed where it stands.
 macro_rules! log_at {
     ($level:expr, $($rest:tt)*) => {
         match $level {
@@ -97,7 +100,7 @@ macro_rules! log_at {
     };
 }
 
-impl Offer for PluginOffer {
+impl HostServices for GenerationServices {
     fn log_enabled(&self, level: u8) -> bool {
         match level {
             1 => tracing::enabled!(target: "plugin", Level::ERROR),

@@ -7,20 +7,20 @@ use std::{
 
 /// What `f` gives; none when it panicked, which the panic hook has told.
 #[inline]
-pub(super) fn caught<R>(f: impl FnOnce() -> R) -> Option<R> {
+pub(super) fn catch_panic<R>(f: impl FnOnce() -> R) -> Option<R> {
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(value) => Some(value),
         Err(payload) => {
-            let_go(payload);
+            drop_payload(payload);
             None
         }
     }
 }
 
-/// Drops what somebody panicked with: a destructor of theirs, which may panic as well, with something that has another one. Who never ends
-/// with that is leaked in the end.
+/// Drops what somebody panicked with: a destructor of theirs, which may panic as well, with
+/// something that has another one. Who never ends with that is leaked in the end.
 #[cold]
-pub(super) fn let_go(mut payload: Box<dyn Any + Send>) {
+pub(super) fn drop_payload(mut payload: Box<dyn Any + Send>) {
     for _ in 0..8 {
         match catch_unwind(AssertUnwindSafe(|| drop(payload))) {
             Ok(()) => return,

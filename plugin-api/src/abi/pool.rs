@@ -1,8 +1,9 @@
-//! Memory that a thread keeps from one head to the next, so that a head in the usual size takes none of its own.
+//! Memory that a thread keeps from one head to the next, so that a head in the usual size takes
+//! none of its own.
 //!
-//! Both sides have it, each its own, as each frees what it made. It is four things: a buffer that the text of heads is copied into,
-//! a header map that the next head is filled into, the names of fields that `http` has no number for, and a block that the next
-//! call's future lies in.
+//! Both sides have it, each its own, as each frees what it made. It is four things: a buffer that
+//! the text of heads is copied into, a header map that the next head is filled into, the names of
+//! fields that `http` has no number for, and a block that the next call's future lies in.
 
 use std::{
     alloc::{Layout, alloc, dealloc, handle_alloc_error},
@@ -14,7 +15,8 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName};
 
-/// The size of the buffer. What is kept of one head keeps all of it, so it is small; hyper's own is four times as large.
+/// The size of the buffer. What is kept of one head keeps all of it, so it is small; hyper's own is
+/// four times as large.
 const BUFFER: usize = 2 * 1024;
 
 /// What is longer gets an allocation of its own.
@@ -103,8 +105,8 @@ pub(super) fn head(
         kept.text(length, &fill)
     });
     if map.capacity() < fields {
-        // One that fits the usual head fits all of those. An error means more fields than a map can have names: they are values of
-        // fewer names then.
+        // One that fits the usual head fits all of those. An error means more fields than a map can
+        // have names: they are values of fewer names then.
         let _ = map.try_reserve(fields.max(USUAL_FIELDS));
     }
     text.flatten().unwrap_or_else(|| own_text(length, fill))
@@ -149,7 +151,7 @@ fn write(buffer: &mut BytesMut, length: usize, fill: impl Fn(&mut Room<'_>)) {
 
 /// Keeps `map` for the next head, without what is in it.
 #[inline]
-pub fn keep_map(map: &mut HeaderMap) {
+pub fn return_map(map: &mut HeaderMap) {
     let capacity = map.capacity();
     // Without any room, it wraps.
     if capacity.wrapping_sub(1) >= MOST_FIELDS {
@@ -208,14 +210,15 @@ struct Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        // SAFETY: `at` came from `alloc` with this layout (`room`, or the box of `keep_room`), and this is its only owner.
+        // SAFETY: `at` came from `alloc` with this layout (`room`, or the box of `keep_room`), and
+        // this is its only owner.
         unsafe { dealloc(self.at.as_ptr(), self.layout) }
     }
 }
 
 /// Room for a `T`, uninitialized, as `Box` would allocate it.
 #[inline]
-pub(super) fn room<T>() -> NonNull<T> {
+pub(super) fn spare_slot<T>() -> NonNull<T> {
     let layout = Layout::new::<T>();
     if layout.size() == 0 {
         return NonNull::dangling();
@@ -234,7 +237,7 @@ pub(super) fn room<T>() -> NonNull<T> {
 /// # Safety
 /// `room` is of [`room`], nobody else's any more, and what was in it is dropped.
 #[inline]
-pub(super) unsafe fn keep_room<T>(room: NonNull<T>) {
+pub(super) unsafe fn return_slot<T>(room: NonNull<T>) {
     let layout = Layout::new::<T>();
     if layout.size() == 0 {
         return;
@@ -286,7 +289,7 @@ mod tests {
         let mut map = HeaderMap::new();
         map.insert(header::COOKIE, HeaderValue::from_static("secret"));
         let room = map.capacity();
-        keep_map(&mut map);
+        return_map(&mut map);
         let mut next = HeaderMap::new();
         head(0, 1, &mut next, |_| {});
         assert!(next.is_empty());
@@ -311,18 +314,18 @@ mod tests {
 
     #[test]
     fn room_that_is_kept_is_given_to_the_same_size_only() {
-        let first = room::<[u64; 8]>();
+        let first = spare_slot::<[u64; 8]>();
         // SAFETY: it is of `room`, and empty.
-        unsafe { keep_room(first) };
-        let other = room::<[u64; 9]>();
-        let again = room::<[u64; 8]>();
+        unsafe { return_slot(first) };
+        let other = spare_slot::<[u64; 9]>();
+        let again = spare_slot::<[u64; 8]>();
         assert_ne!(first.cast::<u8>(), other.cast::<u8>());
         assert_eq!(first, again);
         // SAFETY: both are of `room`, and empty.
         unsafe {
-            keep_room(other);
-            keep_room(again);
-            keep_room(room::<()>());
+            return_slot(other);
+            return_slot(again);
+            return_slot(spare_slot::<()>());
         }
     }
 }

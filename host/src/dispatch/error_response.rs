@@ -1,14 +1,17 @@
-//! The answers of the host itself: plain text that says what is the matter and which app it is about.
+//! The answers of the host itself: plain text that says what is the matter and which app it is
+//! about.
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use semver::Version;
 
-use super::body::AnswerBody;
+use super::body::ResponseBody;
 use crate::{generation::Spec, names::AppName};
 
-fn plain(status: StatusCode, text: String) -> Response<AnswerBody> {
-    let mut response = Response::new(AnswerBody::full(Bytes::from(format!("{status}: {text}\n"))));
+fn plain(status: StatusCode, text: String) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::full(Bytes::from(format!(
+        "{status}: {text}\n"
+    ))));
     *response.status_mut() = status;
     response.headers_mut().insert(
         header::CONTENT_TYPE,
@@ -23,7 +26,7 @@ fn plain(status: StatusCode, text: String) -> Response<AnswerBody> {
 }
 
 /// 400: it names no host, or several.
-pub(super) fn no_host() -> Response<AnswerBody> {
+pub(super) fn no_host() -> Response<ResponseBody> {
     plain(
         StatusCode::BAD_REQUEST,
         "a request of HTTP/1.1 has one Host header".to_owned(),
@@ -31,7 +34,7 @@ pub(super) fn no_host() -> Response<AnswerBody> {
 }
 
 /// 400: what it names is no host, so it cannot be sent anywhere.
-pub(crate) fn bad_host() -> Response<AnswerBody> {
+pub(crate) fn bad_host() -> Response<ResponseBody> {
     plain(
         StatusCode::BAD_REQUEST,
         "the request names no host that it could be sent to".to_owned(),
@@ -39,15 +42,15 @@ pub(crate) fn bad_host() -> Response<AnswerBody> {
 }
 
 /// 308: the request is to go to `location`.
-pub(crate) fn redirect(location: HeaderValue) -> Response<AnswerBody> {
-    let mut response = Response::new(AnswerBody::empty());
+pub(crate) fn redirect(location: HeaderValue) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::empty());
     *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
     response.headers_mut().insert(header::LOCATION, location);
     response
 }
 
 /// 404: no app answers there.
-pub(super) fn no_app() -> Response<AnswerBody> {
+pub(super) fn no_app() -> Response<ResponseBody> {
     plain(
         StatusCode::NOT_FOUND,
         "no app answers at this address".to_owned(),
@@ -55,7 +58,7 @@ pub(super) fn no_app() -> Response<AnswerBody> {
 }
 
 /// 503: nothing of the app has been deployed, or the version that was chosen is `down`.
-pub(super) fn empty(app: &AppName, down: Option<&Version>) -> Response<AnswerBody> {
+pub(super) fn empty(app: &AppName, down: Option<&Version>) -> Response<ResponseBody> {
     let text = match down {
         Some(version) => format!("the app {app} {version} has not come up"),
         None => format!("nothing of the app {app} has been deployed yet"),
@@ -64,7 +67,7 @@ pub(super) fn empty(app: &AppName, down: Option<&Version>) -> Response<AnswerBod
 }
 
 /// 502: the app gave no answer.
-pub(super) fn no_answer(spec: &Spec) -> Response<AnswerBody> {
+pub(super) fn no_answer(spec: &Spec) -> Response<ResponseBody> {
     plain(
         StatusCode::BAD_GATEWAY,
         format!("the app {} {} gave no answer", spec.app, spec.version),
@@ -72,7 +75,7 @@ pub(super) fn no_answer(spec: &Spec) -> Response<AnswerBody> {
 }
 
 /// 500: the app panicked.
-pub(super) fn panicked(spec: &Spec) -> Response<AnswerBody> {
+pub(super) fn panicked(spec: &Spec) -> Response<ResponseBody> {
     plain(
         StatusCode::INTERNAL_SERVER_ERROR,
         format!("the app {} {} panicked", spec.app, spec.version),
@@ -80,7 +83,7 @@ pub(super) fn panicked(spec: &Spec) -> Response<AnswerBody> {
 }
 
 /// 503: the drain deadline passed before the app had answered.
-pub(super) fn expired(spec: &Spec) -> Response<AnswerBody> {
+pub(super) fn expired(spec: &Spec) -> Response<ResponseBody> {
     let text = format!(
         "the app {} {} was replaced, and did not answer before its deadline",
         spec.app, spec.version
@@ -89,7 +92,7 @@ pub(super) fn expired(spec: &Spec) -> Response<AnswerBody> {
 }
 
 /// 503: as many requests as the app may take are under way, and as many as may wait do.
-pub(super) fn busy(app: &AppName) -> Response<AnswerBody> {
+pub(super) fn busy(app: &AppName) -> Response<ResponseBody> {
     plain(
         StatusCode::SERVICE_UNAVAILABLE,
         format!("the app {app} has as many requests as it may take"),
@@ -97,7 +100,7 @@ pub(super) fn busy(app: &AppName) -> Response<AnswerBody> {
 }
 
 /// 503: the host ends, and with it the threads of the app.
-pub(super) fn ends(app: &AppName) -> Response<AnswerBody> {
+pub(super) fn ends(app: &AppName) -> Response<ResponseBody> {
     plain(
         StatusCode::SERVICE_UNAVAILABLE,
         format!("the host of the app {app} ends"),
@@ -105,7 +108,7 @@ pub(super) fn ends(app: &AppName) -> Response<AnswerBody> {
 }
 
 /// 504: the app did not answer in time.
-pub(super) fn timed_out(app: &AppName) -> Response<AnswerBody> {
+pub(super) fn timed_out(app: &AppName) -> Response<ResponseBody> {
     plain(
         StatusCode::GATEWAY_TIMEOUT,
         format!("the app {app} did not answer in time"),

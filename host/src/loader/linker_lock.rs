@@ -19,8 +19,8 @@ static HOLDER: Mutex<Option<(String, Instant)>> = Mutex::new(None);
 
 /// A turn with the dynamic linker. It ends when it is dropped.
 #[derive(Debug)]
-pub(super) struct Turn {
-    _turn: MutexGuard<'static, ()>,
+pub(super) struct LinkerLock {
+    _lock: MutexGuard<'static, ()>,
 }
 
 /// The dynamic linker is busy.
@@ -36,7 +36,7 @@ pub(super) struct Busy {
     since: Instant,
 }
 
-impl Turn {
+impl LinkerLock {
     /// Waits for a turn to do `what` in. Blocks, at most for [`LONGEST`].
     ///
     /// # Errors
@@ -44,9 +44,9 @@ impl Turn {
     pub(super) fn take(what: String) -> Result<Self, Busy> {
         let began = Instant::now();
         match TURN.try_lock_for(LONGEST) {
-            Some(turn) => {
+            Some(lock) => {
                 *HOLDER.lock() = Some((what, Instant::now()));
-                Ok(Self { _turn: turn })
+                Ok(Self { _lock: lock })
             }
             None => {
                 let holder = HOLDER.lock().clone();
@@ -65,11 +65,12 @@ mod tests {
 
     #[test]
     fn who_waits_too_long_is_told_who_has_it() {
-        let turn = Turn::take("loading shop 1.0.0 (0123)".to_owned()).unwrap();
-        let waits = std::thread::spawn(|| Turn::take("loading till 1.0.0 (4567)".to_owned()).err());
+        let lock = LinkerLock::take("loading shop 1.0.0 (0123)".to_owned()).unwrap();
+        let waits =
+            std::thread::spawn(|| LinkerLock::take("loading till 1.0.0 (4567)".to_owned()).err());
         let busy = waits.join().unwrap().unwrap().to_string();
         assert!(busy.contains("loading shop 1.0.0 (0123) for 5 s"), "{busy}");
-        drop(turn);
-        Turn::take("loading till 1.0.0 (4567)".to_owned()).unwrap();
+        drop(lock);
+        LinkerLock::take("loading till 1.0.0 (4567)".to_owned()).unwrap();
     }
 }
