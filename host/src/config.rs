@@ -17,6 +17,8 @@ use std::{
     time::Duration,
 };
 
+use handover_api::AppName;
+
 pub(crate) use self::{file::duration, route::bare_host};
 pub use self::{
     listen::{
@@ -26,7 +28,7 @@ pub use self::{
     route::{InvalidRoute, RoutePrefix},
     who::{InvalidWho, Who},
 };
-use crate::{artifact::Keys, names::AppName, origin::origin};
+use crate::{artifact::Keys, origin::origin};
 
 const MAX_CRASHES: NonZeroUsize = NonZeroUsize::new(3).unwrap();
 

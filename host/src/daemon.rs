@@ -20,8 +20,10 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
+use handover_api::Wait;
+
 use crate::{
-    apps::{self, Apps, Crashed, Wait},
+    apps::{self, Apps, Crashed},
     artifact::Store,
     config::{self, Config, Listen, ListenAddress, Server, SocketOptions},
     control::{self, Access, ControlSocket, Shutdown, ShutdownHandle, access},
@@ -83,7 +85,7 @@ pub struct Daemon {
     notifier: Notifier,
     alive: JoinHandle<()>,
     memory: JoinHandle<()>,
-    /// RetainReasons for the life of the host, so that no second one works on the same state.
+    /// Held for the life of the host, so that no second one works on the same state.
     lock: File,
 }
 
@@ -230,7 +232,7 @@ impl Daemon {
         };
         // Who could put another socket there would be told what operators tell the host.
         if !insecure_paths {
-            ownership::check(control::socket::folder(&settings.control)).map_err(|cause| {
+            ownership::check(handover_api::socket::folder(&settings.control)).map_err(|cause| {
                 DaemonError(format!(
                     "the folder of the control socket is not to be trusted: {cause}"
                 ))
@@ -524,7 +526,7 @@ fn take_state(state: &Path, patience: Duration) -> Result<File, DaemonError> {
         fs::set_permissions(state, fs::Permissions::from_mode(0o700))
             .map_err(|cause| trouble("made private", cause))?;
     }
-    // RetainReasons by a descriptor that only reads, so that the file system may become read-only
+    // Held by a descriptor that only reads, so that the file system may become read-only
     // under it.
     let path = state.join("lock");
     let mut writing = OpenOptions::new();

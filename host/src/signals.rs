@@ -50,3 +50,11 @@ pub fn let_background_write() {
     // Fails only for a number that is no signal.
     let _ = signals.thread_block();
 }
+
+/// Returns the name of a signal: `SIGSEGV`, or `signal 34` for one without a name.
+pub fn name(number: i32) -> String {
+    Signal::try_from(number).map_or_else(
+        |_| format!("signal {number}"),
+        |signal| signal.as_str().to_owned(),
+    )
+}

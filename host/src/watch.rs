@@ -63,10 +63,9 @@ use std::{
 use tokio::sync::oneshot;
 
 use self::scan::{Message, Scanner};
-use crate::{
-    artifact::{Artifact, Sha256, Store},
-    names::AppName,
-};
+use handover_api::AppName;
+
+use crate::artifact::{Artifact, Sha256, Store};
 
 /// What was found in a drop folder.
 #[derive(Clone, Debug)]

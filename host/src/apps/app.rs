@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use handover_api::{AppName, GenerationId, GenerationState};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -13,9 +14,8 @@ use crate::{
     artifact::{Artifact, Sha256},
     config,
     dispatch::Limits,
-    generation::{Active, Counts, Generation, Spec, State},
+    generation::{Active, Counts, Generation, Spec},
     ledger::RetainReasons,
-    names::{AppName, GenerationId},
 };
 
 /// One app.
@@ -205,7 +205,8 @@ impl App {
         let old = self.running(|running| running.old.clone());
         old.into_iter()
             .filter(|old| {
-                old.generation.state() == State::Draining && old.generation.counts().in_flight > 0
+                old.generation.state() == GenerationState::Draining
+                    && old.generation.counts().in_flight > 0
             })
             .collect()
     }

@@ -1,6 +1,8 @@
 //! What generations changed for the whole process, told as events.
 
-use super::{Apps, events::Kind};
+use handover_api::EventKind;
+
+use super::Apps;
 use crate::ledger::{self, Changed, Note};
 
 /// Tells what was changed since the last look.
@@ -14,15 +16,15 @@ pub(super) fn record_changes(apps: &Apps) {
     {
         let (kind, what) = match changed {
             Changed::Environment => (
-                Kind::Environment,
+                EventKind::Environment,
                 "the environment of the process, which all apps share",
             ),
             Changed::WorkingDirectory => (
-                Kind::WorkingDirectory,
+                EventKind::WorkingDirectory,
                 "the working directory of the process, which all apps share",
             ),
             Changed::FileMask => (
-                Kind::FileMask,
+                EventKind::FileMask,
                 "the mask for the modes of new files (umask), which all apps share",
             ),
         };

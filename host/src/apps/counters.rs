@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use parking_lot::Mutex;
 
-use crate::control::api::Outcome;
+use handover_api::Outcome;
 
 /// The bounds of the histogram of steps, in seconds: a cutover takes microseconds, a drain may take
 /// minutes.

@@ -38,6 +38,7 @@ use std::{
     time::Duration,
 };
 
+use handover_api::{AppName, Cause, EventKind, GenerationId};
 use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
 use semver::Version;
@@ -45,21 +46,19 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
 use super::{
-    Apps, Cause,
+    Apps,
     app::App,
     clock::{self, since_boot_ms},
-    counted,
     culprit::{self, Culprit},
-    events::Kind,
-    growth, people,
+    growth,
     room::Room,
     status::millis,
 };
 use crate::{
     artifact::Sha256,
     generation::{Generation, Spec},
+    human,
     ledger::{self, AccountId, LastWords},
-    names::{AppName, GenerationId},
     origin::origin,
     shortage,
 };
@@ -146,7 +145,7 @@ pub(super) struct Tried {
     /// The generation that it was to be, once it has one.
     pub(super) generation: Option<GenerationId>,
     /// Why it was tried, as the history has it.
-    pub(super) cause: String,
+    pub(super) cause: Cause,
     /// Where it came from.
     pub(super) source: Option<String>,
 }
@@ -517,7 +516,10 @@ pub(super) fn take_findings(apps: &Apps, crashed: Option<Crashed>) -> Findings {
     let crashed = crashed.filter(|crashed| crashed.pid.is_none() || crashed.pid != before.answered);
     let pid = before.pid;
     let since = match before.age_ms(before.since_ms) {
-        Some(age) => format!("started {} ago", people(Duration::from_millis(age))),
+        Some(age) => format!(
+            "started {} ago",
+            human::duration(Duration::from_millis(age))
+        ),
         None => "before the machine was booted".to_owned(),
     };
     let how = crashed
@@ -549,7 +551,7 @@ pub(super) fn take_findings(apps: &Apps, crashed: Option<Crashed>) -> Findings {
     let message = format!(
         "the host before this one (process {pid}, {since}) ended: {how}{while_it_started}{place}"
     );
-    apps.0.events.record(Kind::Crash, None, None, message);
+    apps.0.events.record(EventKind::Crash, None, None, message);
     let is_own_fault = crashed
         .as_ref()
         .is_some_and(|crashed| match crashed.how.as_str() {
@@ -620,9 +622,7 @@ fn staying(left: &[(AppName, Lived, String)], how: &str) -> Vec<(AppName, Lived,
 impl Tried {
     /// Whether it was live before, and is started again.
     fn is_start(&self) -> bool {
-        [Cause::Start, Cause::Crash]
-            .map(Cause::as_str)
-            .contains(&self.cause.as_str())
+        matches!(self.cause, Cause::Start | Cause::Crash)
     }
 }
 
@@ -705,7 +705,8 @@ fn blame(apps: &Apps, before: &Written, how: &str, culprit: &Culprit) -> BTreeMa
                 "the host crashed ({how}) while {} was on probation{} of {}",
                 lived.version,
                 match before.age_ms(lived.since_ms) {
-                    Some(age) => format!(": live for {}", people(Duration::from_millis(age))),
+                    Some(age) =>
+                        format!(": live for {}", human::duration(Duration::from_millis(age))),
                     None => String::new(),
                 },
                 humantime::format_duration(bake),
@@ -730,7 +731,7 @@ fn blame(apps: &Apps, before: &Written, how: &str, culprit: &Culprit) -> BTreeMa
             })
             .max_by_key(|(app, _)| app.saved.read(|record| record.changed_at()));
         if let Some((app, lived)) = newest {
-            let count = counted(crashes.len() as u64, "time");
+            let count = human::pluralize(crashes.len() as u64, "time");
             let reason = format!(
                 "the host crashed {count} within {} (last: {how}), and {} is what was changed last",
                 humantime::format_duration(window),
@@ -772,7 +773,7 @@ pub(super) fn prove_later(apps: &Apps, app: &Arc<App>, spec: &Spec) {
             ),
             Err(cause) => format!("the end of the probation could not be saved: {cause}"),
         };
-        apps.record_event(Kind::Proven, &app, Some(id), message);
+        apps.record_event(EventKind::Proven, &app, Some(id), message);
     });
 }
 

@@ -7,13 +7,12 @@
 
 use std::time::Duration;
 
-use super::{
-    crash::{Lived, Written},
-    people,
-};
+use handover_api::AppName;
+
+use super::crash::{Lived, Written};
 use crate::{
+    human,
     ledger::{AccountId, End, LastWords},
-    names::AppName,
 };
 
 /// How long after its unload a generation is to blame for a fault that nothing else explains.
@@ -143,7 +142,7 @@ pub(super) fn find(before: &Written, words: &LastWords, now_ms: u64) -> (Culprit
 
 fn ago(known: &Known<'_>, now_ms: u64) -> String {
     let passed = known.left_at_ms.map_or(0, |at| now_ms.saturating_sub(at));
-    format!("{} before", people(Duration::from_millis(passed)))
+    format!("{} before", human::duration(Duration::from_millis(passed)))
 }
 
 #[cfg(test)]
@@ -151,7 +150,9 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
     use super::*;
-    use crate::{apps::crash::Replaced, names::GenerationId};
+    use handover_api::GenerationId;
+
+    use crate::apps::crash::Replaced;
 
     const NOW: u64 = 1_000_000;
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use handover_api::AppName;
 use parking_lot::MutexGuard;
 
 use super::{
@@ -9,7 +10,7 @@ use super::{
     app::{App, Live, Replaced},
     saved::{Assigned, Record},
 };
-use crate::{config::RoutePrefix, dispatch::Route, generation::Generation, names::AppName};
+use crate::{config::RoutePrefix, dispatch::Route, generation::Generation};
 
 impl Apps {
     /// `overlap`: makes `live` what answers new requests of `app`, at once, and gives what did

@@ -6,15 +6,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use handover_api::{
+    Cause, EventKind, GenerationId, Note, OperationResult, OperationStatus, Outcome, Progress, Wait,
+};
 use tokio::sync::oneshot;
 
 use super::{
-    Apps, Cause, Wait,
+    Apps,
     app::{App, FailedStart, Live},
     clock::Order,
     crash::{self, Step, Tried, Trying},
     drain::{self, Leaving},
-    events::Kind,
     history::Entry,
     operation::{self, Operation, ProgressSender, Wanted},
     queue::{Closed, OperationLock, Place},
@@ -26,11 +28,10 @@ use crate::{
     artifact::{Artifact, Remark, Sha256, Topic, manifest::HOST_ABI, trust::Untrusted},
     background,
     config::WhenFull,
-    control::api::{Note, OperationResult, OperationStatus, Outcome, Progress},
     generation::{self, Spec, StartError, Started},
+    human,
     ledger::RetainReasons,
     loader::Companion,
-    names::GenerationId,
     preflight::{self, Passed, Scope, Verdict},
     shortage,
 };
@@ -63,7 +64,7 @@ impl Plan {
             artifact: self.artifact.sha256,
             version: self.artifact.manifest.version.clone(),
             generation,
-            cause: self.cause.as_str().to_owned(),
+            cause: self.cause,
             source: self.source.clone(),
         }
     }
@@ -351,7 +352,10 @@ async fn try_plan(
         progress.step("notice", app, took, "found in the drop folder".to_owned());
     }
     if let Some(took) = plan.stored_in {
-        let (size, sha256) = (bytes(plan.artifact.size), plan.artifact.sha256.short());
+        let (size, sha256) = (
+            human::file_size(plan.artifact.size),
+            plan.artifact.sha256.short(),
+        );
         progress.step("store", app, took, format!("{size} stored as {sha256}"));
     }
     if let Some(live) = app.live()
@@ -409,9 +413,7 @@ async fn admit(
     };
     match plan.cause {
         Cause::Start | Cause::Crash => plan.artifact.runnable(),
-        Cause::Deploy | Cause::Drop | Cause::Reload | Cause::Rollback | Cause::Dev => {
-            plan.artifact.acceptable()
-        }
+        _ => plan.artifact.acceptable(),
     }
     .map_err(refused)?;
     if let Some(reason) = app.settings.too_old(&plan.artifact.manifest.version) {
@@ -428,7 +430,7 @@ async fn admit(
             return Err(refused(reason));
         }
         apps.record_event(
-            Kind::State,
+            EventKind::State,
             app,
             None,
             format!(
@@ -488,7 +490,7 @@ fn make_room(apps: &Apps, app: &App) -> Result<(), Failure> {
             counts.jobs,
         ))),
         WhenFull::EndOldest => {
-            apps.record_event(Kind::Draining,
+            apps.record_event(EventKind::Draining,
                 app,
                 Some(id),
                 format!(
@@ -598,7 +600,7 @@ impl Checked {
                 plan.artifact.manifest.version,
                 plan.artifact.sha256.short()
             );
-            apps.record_event(Kind::Warning, app, generation, message);
+            apps.record_event(EventKind::Warning, app, generation, message);
         }
     }
 }
@@ -664,7 +666,7 @@ async fn check(
         ))),
         // What was live is not given up for that; the next start asks again.
         (Err(cause), Scope::Again) => {
-            apps.record_event(Kind::State,
+            apps.record_event(EventKind::State,
                 app,
                 None,
                 format!(
@@ -719,7 +721,7 @@ async fn stage(
         app.name,
         sha256.short()
     );
-    apps.record_event(Kind::Staged, app, None, message.as_str());
+    apps.record_event(EventKind::Staged, app, None, message.as_str());
     checked.record_remarks(apps, app, plan, None);
     Ok(OperationResult {
         notes: checked.notes(),
@@ -798,7 +800,10 @@ async fn load_and_start(
         "load",
         app,
         began.elapsed(),
-        format!("{} mapped as generation {id}", bytes(plan.artifact.size)),
+        format!(
+            "{} mapped as generation {id}",
+            human::file_size(plan.artifact.size)
+        ),
         differences.iter().map(Note::from).collect(),
     );
     checked.remarks.extend(differences);
@@ -880,7 +885,7 @@ async fn go_live(
         spec.id
     );
     apps.record_event(
-        Kind::Active,
+        EventKind::Active,
         app,
         Some(spec.id),
         format!("{message}{}", instead.unwrap_or_default()),
@@ -929,7 +934,7 @@ async fn go_live(
         let trouble = format!(
             "this is not durable yet, and a restart would go back to what was live before: {cause}; it is written when there is room"
         );
-        apps.record_event(Kind::State, app, Some(spec.id), trouble.as_str());
+        apps.record_event(EventKind::State, app, Some(spec.id), trouble.as_str());
         message = format!("{message}; but {trouble}");
     }
 
@@ -956,9 +961,9 @@ async fn record_failure(
         own_fault,
     } = failure;
     let (kind, word) = match outcome {
-        Outcome::Rejected => (Kind::Rejected, "was rejected"),
-        Outcome::Unhealthy => (Kind::Unhealthy, "failed its smoke requests"),
-        _ => (Kind::Failed, "could not be deployed"),
+        Outcome::Rejected => (EventKind::Rejected, "was rejected"),
+        Outcome::Unhealthy => (EventKind::Unhealthy, "failed its smoke requests"),
+        _ => (EventKind::Failed, "could not be deployed"),
     };
     let still = match app.live() {
         Some(live) => format!("generation {} ({}) stays live", live.id, live.version),
@@ -996,7 +1001,7 @@ async fn record_failure(
         .await;
     if let Err(cause) = saved {
         apps.record_event(
-            Kind::State,
+            EventKind::State,
             app,
             generation,
             format!("the failure could not be recorded: {cause}"),
@@ -1019,7 +1024,7 @@ fn entry(
         generation,
         version: Some(artifact.manifest.version.clone()),
         artifact: artifact.sha256,
-        cause: cause.as_str().to_owned(),
+        cause,
         outcome,
         reason,
         source,
@@ -1131,7 +1136,7 @@ impl Apps {
             head.version,
             head.artifact.short()
         );
-        self.record_event(Kind::Failed, app, None, message.as_str());
+        self.record_event(EventKind::Failed, app, None, message.as_str());
         Err(result(Outcome::Failed, app, message))
     }
 
@@ -1151,14 +1156,5 @@ impl Apps {
             Ok(Err(error)) => tracing::warn!(%error, "old artifacts could not be deleted"),
             Err(error) => tracing::error!(%error, "old artifacts could not be deleted"),
         }
-    }
-}
-
-/// A size for people.
-fn bytes(size: u64) -> String {
-    match size {
-        0..1_000 => format!("{size} B"),
-        1_000..1_000_000 => format!("{:.1} kB", size as f64 / 1e3),
-        _ => format!("{:.1} MB", size as f64 / 1e6),
     }
 }

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use handover_api::{AppName, EventKind, GenerationId, OperationResult, Outcome, Progress};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, watch},
@@ -17,17 +18,14 @@ use tokio::{
 use super::{
     Apps, Inner,
     app::{App, Replaced},
-    changed, counted, crash,
-    events::Kind,
-    leaks,
+    changed, crash, leaks,
     operation::ProgressSender,
-    people, restore,
+    restore,
     status::millis,
 };
 use crate::{
-    control::api::{OperationResult, Outcome, Progress},
     generation::{Draining, Ended, Retained},
-    names::{AppName, GenerationId},
+    human,
 };
 
 /// How often a listener hears what is still in flight.
@@ -98,7 +96,7 @@ pub(super) async fn drain_and_retire(
     let counts = generation.counts();
     if counts.in_flight > 0 {
         apps.record_event(
-            Kind::Draining,
+            EventKind::Draining,
             app,
             Some(id),
             format!(
@@ -143,7 +141,7 @@ pub(super) async fn drain_and_retire(
                     let counts = generation.counts();
                     drain.stuck = counts.in_flight - counts.jobs.min(counts.in_flight);
                     if drain.stuck > 0 {
-                        apps.record_event(Kind::DeadlinePassed, app, Some(id), stuck(id, drain.stuck));
+                        apps.record_event(EventKind::DeadlinePassed, app, Some(id), stuck(id, drain.stuck));
                         finish(app, id, &mut telling, &drain, began.elapsed()).await;
                     }
                 }
@@ -167,14 +165,14 @@ pub(super) async fn drain_and_retire(
     let took = began.elapsed();
     app.counters.drained(took, drain.cancelled > 0);
     apps.record_event(
-        Kind::Drained,
+        EventKind::Drained,
         app,
         Some(id),
         format!(
             "generation {id} ({}) drained in {} after {}",
             generation.spec().version,
-            people(took),
-            counted(generation.counts().requests, "request")
+            human::duration(took),
+            human::pluralize(generation.counts().requests, "request")
         ),
     );
     finish(app, id, &mut telling, &drain, took).await;
@@ -197,7 +195,7 @@ async fn cancel(apps: &Apps, app: &App, draining: &Draining, jobs: bool, why: &s
             _ => "",
         };
         apps.record_event(
-            Kind::DeadlinePassed,
+            EventKind::DeadlinePassed,
             app,
             Some(id),
             format!("generation {id} reached its {why}: {cancelled} in flight cancelled{left}"),
@@ -248,7 +246,7 @@ async fn finish(
         result.message = format!(
             "{}; generation {id} drained in {}",
             result.message,
-            people(took)
+            human::duration(took)
         );
     }
     progress.finish(result);
@@ -257,7 +255,7 @@ async fn finish(
 fn stuck(id: GenerationId, number: u64) -> String {
     format!(
         "{} of generation {id} did not notice being cancelled (blocking code?), so it stays loaded until they return",
-        counted(number, "request")
+        human::pluralize(number, "request")
     )
 }
 
@@ -309,7 +307,7 @@ pub(super) fn retain(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: Ended
             apps.0.leaks.retained(&app.name, id, retained.resources());
             if app.retained(id, &held) {
                 apps.record_event(
-                    Kind::Retained,
+                    EventKind::Retained,
                     app,
                     Some(id),
                     format!("generation {id} stays mapped: {held}"),
@@ -388,10 +386,10 @@ fn record_panics(apps: &Apps, known: &mut HashMap<(AppName, GenerationId), u64>)
             if more > 0 {
                 let message = format!(
                     "{} in generation {id} ({}), {panics} so far",
-                    counted(more, "more panic"),
+                    human::pluralize(more, "more panic"),
                     generation.spec().version
                 );
-                apps.record_event(Kind::Panic, &app, Some(id), message);
+                apps.record_event(EventKind::Panic, &app, Some(id), message);
             }
             seen.insert(key, panics);
         }

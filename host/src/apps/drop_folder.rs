@@ -3,22 +3,20 @@
 
 use std::path::Path;
 
+use handover_api::{AppName, Cause, EventKind, OperationResult, Outcome};
 use semver::Version;
 
 use super::{
-    Apps, Cause,
+    Apps,
     app::App,
     deploy::{self, Entrance, Plan},
-    events::Kind,
     reload::Caused,
     result,
 };
 use crate::{
     artifact::Sha256,
     config::{Watch, WhenFull},
-    control::api::{OperationResult, Outcome},
     generation::Spec,
-    names::AppName,
     ownership,
     preflight::Scope,
     shortage, shown,
@@ -195,7 +193,7 @@ impl DropTarget for Apps {
                 let message = format!("{named} was not taken: {reason}");
                 self.said(&app, &dropped, &message);
                 self.record_event(
-                    Kind::Rejected,
+                    EventKind::Rejected,
                     &app,
                     None,
                     format!("{}: {message}", shown::path(&dropped.path)),
@@ -214,7 +212,7 @@ impl DropTarget for Apps {
                 .await;
             if let Err(cause) = saved {
                 self.record_event(
-                    Kind::State,
+                    EventKind::State,
                     &app,
                     None,
                     format!(
@@ -235,7 +233,7 @@ impl DropTarget for Apps {
         );
         self.0
             .events
-            .record(Kind::Waiting, app, None, message.as_str());
+            .record(EventKind::Waiting, app, None, message.as_str());
         if asked && let Some(app) = app.and_then(|name| self.known(name)) {
             self.caused(&app, Caused::Said(result(Outcome::Failed, &app, message)));
         }
@@ -245,7 +243,7 @@ impl DropTarget for Apps {
         let message = format!("{} was not taken: {reason}", shown::path(path));
         self.0
             .events
-            .record(Kind::Rejected, app, None, message.as_str());
+            .record(EventKind::Rejected, app, None, message.as_str());
         if let Some(app) = app.and_then(|name| self.known(name)) {
             self.caused(&app, Caused::Said(result(Outcome::Rejected, &app, message)));
         }
@@ -271,7 +269,7 @@ impl Apps {
                     app.draining().len(),
                     app.settings.max_old_generations
                 );
-                self.record_event(Kind::Waiting, app, None, message);
+                self.record_event(EventKind::Waiting, app, None, message);
             }
             if dropped.again {
                 let message = "too many replaced generations still drain (max_old_generations): what was dropped waits for them";
@@ -353,7 +351,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::names::GenerationId;
+    use handover_api::GenerationId;
 
     fn spec(version: &str, byte: u8) -> Spec {
         Spec {

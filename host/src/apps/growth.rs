@@ -7,8 +7,10 @@
 
 use std::{sync::Weak, thread, time::Duration};
 
+use handover_api::AppName;
+
 use super::{Apps, Inner, crash::Written};
-use crate::{names::AppName, process};
+use crate::process;
 
 /// How often the size of the process is looked at: memory is eaten in seconds.
 const TICK: Duration = Duration::from_millis(100);

@@ -1,14 +1,11 @@
 //! What was deployed to an app, and which of it a rollback goes back to.
 
+use handover_api::{AppName, Cause, GenerationId, HistoryEntry, Outcome};
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use super::{Cause, clock::Order, saved::Head};
-use crate::{
-    artifact::Sha256,
-    control::api::{HistoryEntry, Outcome},
-    names::{AppName, GenerationId},
-};
+use super::{clock::Order, saved::Head};
+use crate::artifact::Sha256;
 
 /// One deploy that was tried, as it is saved.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -25,7 +22,7 @@ pub(super) struct Entry {
     /// Its artifact.
     pub(super) artifact: Sha256,
     /// What asked for it.
-    pub(super) cause: String,
+    pub(super) cause: Cause,
     /// How it ended.
     pub(super) outcome: Outcome,
     /// Why, when it did not become active.
@@ -76,7 +73,7 @@ impl Entry {
             generation: self.generation,
             version: self.version.clone(),
             artifact: self.artifact.to_string(),
-            cause: self.cause.clone(),
+            cause: self.cause,
             outcome: self.outcome,
             reason: self.reason.clone(),
             warnings: self.warnings.clone(),
@@ -105,9 +102,7 @@ fn lineage(history: &[Entry]) -> Vec<&Entry> {
         let known = chosen
             .iter()
             .position(|known| known.artifact == entry.artifact);
-        let goes_back = [Cause::Rollback, Cause::Crash]
-            .map(Cause::as_str)
-            .contains(&entry.cause.as_str());
+        let goes_back = matches!(entry.cause, Cause::Rollback | Cause::Crash);
         match known {
             // It takes its own artifact back.
             _ if entry.outcome == Outcome::RolledBack => {
@@ -115,7 +110,7 @@ fn lineage(history: &[Entry]) -> Vec<&Entry> {
                 continue;
             }
             // A restart chooses nothing.
-            _ if entry.cause == Cause::Start.as_str() => continue,
+            _ if entry.cause == Cause::Start => continue,
             Some(at) if goes_back => chosen.truncate(at),
             Some(at) => drop(chosen.remove(at)),
             None => {}
@@ -216,7 +211,7 @@ mod tests {
             generation: Some(GenerationId(generation)),
             version: Some(version.parse().unwrap()),
             artifact: Sha256([byte; 32]),
-            cause: "deploy".into(),
+            cause: Cause::Deploy,
             outcome,
             reason: None,
             source: None,
@@ -234,7 +229,6 @@ mod tests {
     }
 
     fn caused(cause: Cause, entry: Entry) -> Entry {
-        let cause = cause.as_str().into();
         Entry { cause, ..entry }
     }
 

@@ -2,19 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use handover_api::{AppName, EventKind, GenerationId, LeakStatus};
 use parking_lot::Mutex;
 
 use super::{
-    Apps, counted,
-    events::Kind,
+    Apps,
     residue::{Lost, Residue},
 };
-use crate::{
-    config::LeakBudget,
-    control::api::LeakStatus,
-    ledger::Leftovers,
-    names::{AppName, GenerationId},
-};
+use crate::{config::LeakBudget, human, ledger::Leftovers};
 
 /// What all generations of this run of the host have left behind.
 #[derive(Debug, Default)]
@@ -92,10 +87,10 @@ impl Sums {
             }
         };
         look("bytes", bytes, budget.bytes, &|bytes| {
-            format!("{} of heap", people(bytes))
+            format!("{} of heap", human::memory(bytes))
         });
         look("descriptors", descriptors, budget.descriptors, &|number| {
-            counted(number, "descriptor")
+            human::pluralize(number, "descriptor")
         });
         look(
             "retained",
@@ -119,7 +114,9 @@ pub(super) fn record_overdrawn(apps: &Apps) {
         .lock()
         .overdrawn(&apps.0.config.server.leak_budget);
     for sentence in sentences {
-        apps.0.events.record(Kind::LeakBudget, None, None, sentence);
+        apps.0
+            .events
+            .record(EventKind::LeakBudget, None, None, sentence);
     }
 }
 
@@ -128,7 +125,7 @@ pub(super) fn record_overdrawn(apps: &Apps) {
 pub(super) fn sentence(left: &Leftovers, lost: Option<Lost>) -> String {
     let mut text = String::new();
     if let Some(bytes @ 1..) = left.heap_bytes {
-        text.push_str(&format!("; {} of heap freed for it", people(bytes)));
+        text.push_str(&format!("; {} of heap freed for it", human::memory(bytes)));
     }
     if let Some(Lost {
         bytes: bytes @ 1..,
@@ -137,8 +134,8 @@ pub(super) fn sentence(left: &Leftovers, lost: Option<Lost>) -> String {
     {
         text.push_str(&format!(
             "; it had no heap of its own, and such generations have left about {} of memory in all, {} a reload",
-            people(bytes),
-            people(each)
+            human::memory(bytes),
+            human::memory(each)
         ));
     }
     for (what, which) in [("closed for it", &left.closed), ("left open", &left.open)] {
@@ -153,26 +150,6 @@ pub(super) fn sentence(left: &Leftovers, lost: Option<Lost>) -> String {
         }
     }
     text
-}
-
-/// A size for people: `512 B`, `23.4 KiB`.
-fn people(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    let mut size = bytes as f64 / 1024.0;
-    let mut unit = 0;
-    while size >= 1024.0 && unit + 1 < UNITS.len() {
-        size /= 1024.0;
-        unit += 1;
-    }
-    let text = format!("{size:.1}");
-    format!(
-        "{} {}",
-        text.strip_suffix(".0").unwrap_or(&text),
-        UNITS[unit]
-    )
 }
 
 #[cfg(test)]

@@ -9,25 +9,23 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use handover_api::{
+    AppState, AppStatus, EventKind, GenerationId, GenerationStatus, LimitsStatus, Outcome,
+};
+
 use super::{
     Apps,
     app::App,
     counters::{BOUNDS, Counts, Steps},
-    events::Kind as EventKind,
     process,
     status::app_status,
 };
 use crate::{
     artifact::manifest::HOST_ABI,
-    control::api::{AppStatus, GenerationStatus, LimitsStatus, Outcome},
     ledger::RetainReasons,
-    names::GenerationId,
     open_files,
-    telemetry::exposition::{Exposition, Kind},
+    telemetry::exposition::{Exposition, Kind as MetricKind},
 };
-
-/// The states of an app.
-const STATES: [&str; 3] = ["serving", "deploying", "empty"];
 
 /// One app as it is while the text is written.
 struct Seen {
@@ -52,7 +50,7 @@ impl Apps {
     fn write_host(&self, to: &mut Exposition) {
         to.family(
             "handover_build_info",
-            Kind::Gauge,
+            MetricKind::Gauge,
             "The version of the host and the ABI that it offers.",
         )
         .sample(
@@ -65,7 +63,7 @@ impl Apps {
         let up = self.0.started.elapsed();
         to.one(
             "handover_uptime_seconds",
-            Kind::Gauge,
+            MetricKind::Gauge,
             "How long the host runs.",
             up.as_secs_f64(),
         );
@@ -74,48 +72,50 @@ impl Apps {
             .and_then(|at| at.duration_since(UNIX_EPOCH).ok());
         to.one(
             "process_start_time_seconds",
-            Kind::Gauge,
+            MetricKind::Gauge,
             "When the host was started, in seconds since 1970.",
             since.unwrap_or_default().as_secs_f64(),
         );
         to.one(
             "process_cpu_seconds_total",
-            Kind::Counter,
+            MetricKind::Counter,
             "The time of processors that the host used.",
             process::cpu().as_secs_f64(),
         );
         to.one(
             "process_resident_memory_bytes",
-            Kind::Gauge,
+            MetricKind::Gauge,
             "The resident memory of the host.",
             process::resident_bytes(),
         );
         to.one(
             "process_threads",
-            Kind::Gauge,
+            MetricKind::Gauge,
             "The threads of the host.",
             process::threads(),
         );
         to.one(
             "process_open_fds",
-            Kind::Gauge,
+            MetricKind::Gauge,
             "The open descriptors of the host.",
             process::descriptors(),
         );
         if let Some(most) = open_files::limit() {
             to.one(
                 "process_max_fds",
-                Kind::Gauge,
+                MetricKind::Gauge,
                 "How many descriptors there may be.",
                 most,
             );
         }
         let mut family = to.family(
             "handover_events_total",
-            Kind::Counter,
+            MetricKind::Counter,
             "What `handover events` told, by kind.",
         );
-        for (kind, number) in EventKind::ALL.iter().zip(self.0.events.counts()) {
+        let counts = EventKind::ALL.iter().zip(self.0.events.counts());
+        // What a reader missed is told to that reader alone.
+        for (kind, number) in counts.filter(|(kind, _)| **kind != EventKind::Missed) {
             family.sample(&[("kind", &kind.as_str())], number);
         }
     }
@@ -123,7 +123,7 @@ impl Apps {
     fn write_leaks(&self, to: &mut Exposition, seen: &[Seen]) {
         let mut family = to.family(
             "handover_generation_retained",
-            Kind::Gauge,
+            MetricKind::Gauge,
             "Generations whose libraries stay mapped, by what holds them.",
         );
         for app in seen {
@@ -174,7 +174,7 @@ impl Apps {
                 budget.descriptors,
             ),
         ] {
-            to.one(name, Kind::Gauge, help, value);
+            to.one(name, MetricKind::Gauge, help, value);
         }
     }
 }
@@ -203,18 +203,18 @@ fn see(app: &App) -> Seen {
 fn write_apps(to: &mut Exposition, seen: &[Seen]) {
     let mut family = to.family(
         "handover_app_state",
-        Kind::Gauge,
+        MetricKind::Gauge,
         "1 for the state that the app is in.",
     );
     for Seen { status, .. } in seen {
-        for state in STATES {
-            let is = u8::from(status.state == state);
-            family.sample(&[("app", &status.name), ("state", &state)], is);
+        for state in AppState::ALL {
+            let is = u8::from(status.state == *state);
+            family.sample(&[("app", &status.name), ("state", state)], is);
         }
     }
     let mut family = to.family(
         "handover_operations_queued",
-        Kind::Gauge,
+        MetricKind::Gauge,
         "Operations that wait for their turn.",
     );
     for Seen { status, .. } in seen {
@@ -239,14 +239,14 @@ fn write_apps(to: &mut Exposition, seen: &[Seen]) {
         ),
     ];
     for (name, help, total) in totals {
-        let mut family = to.family(name, Kind::Counter, help);
+        let mut family = to.family(name, MetricKind::Counter, help);
         for app in seen {
             family.sample(&[("app", &app.status.name)], total(&app.totals));
         }
     }
     let mut family = to.family(
         "handover_requests_rejected_total",
-        Kind::Counter,
+        MetricKind::Counter,
         "Requests that the limits of the app answered: 503 beyond max_concurrent and queue, 504 past request_timeout.",
     );
     for (status, limits) in limited(seen) {
@@ -255,7 +255,7 @@ fn write_apps(to: &mut Exposition, seen: &[Seen]) {
     }
     let mut family = to.family(
         "handover_limit_running",
-        Kind::Gauge,
+        MetricKind::Gauge,
         "Requests that count against max_concurrent.",
     );
     for (status, limits) in limited(seen) {
@@ -263,7 +263,7 @@ fn write_apps(to: &mut Exposition, seen: &[Seen]) {
     }
     let mut family = to.family(
         "handover_limit_waiting",
-        Kind::Gauge,
+        MetricKind::Gauge,
         "Requests that wait for their turn.",
     );
     for (status, limits) in limited(seen) {
@@ -285,7 +285,7 @@ fn write_generations(to: &mut Exposition, seen: &[Seen]) {
     };
     let mut family = to.family(
         "handover_generation_info",
-        Kind::Gauge,
+        MetricKind::Gauge,
         "The generations that are mapped.",
     );
     for (app, generation) in all() {
@@ -301,34 +301,34 @@ fn write_generations(to: &mut Exposition, seen: &[Seen]) {
         );
     }
     type Number = fn(&GenerationStatus) -> u64;
-    let numbers: [(&str, Kind, &str, Number); 5] = [
+    let numbers: [(&str, MetricKind, &str, Number); 5] = [
         (
             "handover_generation_in_flight",
-            Kind::Gauge,
+            MetricKind::Gauge,
             "Requests, streams, upgraded connections and spawned work on the generation, jobs included.",
             |generation| generation.in_flight,
         ),
         (
             "handover_generation_jobs",
-            Kind::Gauge,
+            MetricKind::Gauge,
             "Jobs on the generation.",
             |generation| generation.jobs,
         ),
         (
             "handover_generation_requests_total",
-            Kind::Counter,
+            MetricKind::Counter,
             "Requests that the generation was given.",
             |generation| generation.requests,
         ),
         (
             "handover_generation_panics_total",
-            Kind::Counter,
+            MetricKind::Counter,
             "Panics caught in the generation.",
             |generation| generation.panics,
         ),
         (
             "handover_generation_stalls_total",
-            Kind::Counter,
+            MetricKind::Counter,
             "Calls into the generation that held a worker for longer than stall_after.",
             |generation| generation.stalls,
         ),
@@ -347,7 +347,7 @@ fn write_generations(to: &mut Exposition, seen: &[Seen]) {
 fn write_operations(to: &mut Exposition, seen: &[Seen]) {
     let mut family = to.family(
         "handover_deploys_total",
-        Kind::Counter,
+        MetricKind::Counter,
         "Deploys, rollbacks and starts of the app, by how they ended; one that went live counts at its cutover.",
     );
     for app in seen {
@@ -361,7 +361,7 @@ fn write_operations(to: &mut Exposition, seen: &[Seen]) {
     }
     let mut family = to.family(
         "handover_drains_total",
-        Kind::Counter,
+        MetricKind::Counter,
         "Replaced generations that came to rest: by themselves, or ended at a deadline.",
     );
     for app in seen {
@@ -378,7 +378,7 @@ fn write_operations(to: &mut Exposition, seen: &[Seen]) {
     }
     let mut family = to.family(
         "handover_deploy_step_seconds",
-        Kind::Histogram,
+        MetricKind::Histogram,
         "How long the steps of deploys took, over all apps.",
     );
     for (step, steps) in &steps {
@@ -392,7 +392,7 @@ fn write_operations(to: &mut Exposition, seen: &[Seen]) {
     }
     let mut family = to.family(
         "handover_last_deploy_step_seconds",
-        Kind::Gauge,
+        MetricKind::Gauge,
         "How long each step took the last time.",
     );
     for app in seen {

@@ -65,21 +65,17 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use handover_api::{
+    AppName, Cause, ConnectionsStatus, Event, EventKind, HistoryEntry, OperationResult, Outcome,
+    Status, Wait,
+};
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 
 pub(crate) use self::stall::{park_spares, sleeping_spares, wake_spares};
 use self::{
-    app::App,
-    crash::Journal,
-    deploy::Deadline,
-    drain::RetainedLibraries,
-    events::{Events, Kind},
-    leaks::Leaks,
-    operation::Operations,
-    reload::Reloads,
-    room::Room,
-    saved::Saved,
+    app::App, crash::Journal, deploy::Deadline, drain::RetainedLibraries, events::Events,
+    leaks::Leaks, operation::Operations, reload::Reloads, room::Room, saved::Saved,
 };
 pub use self::{
     crash::Crashed,
@@ -88,9 +84,7 @@ pub use self::{
 use crate::{
     artifact::{Artifact, Store},
     config::{Config, Watch},
-    control::api::{ConnectionsStatus, Event, HistoryEntry, OperationResult, Outcome, Status},
     dispatch::Routes,
-    names::AppName,
     preflight::Scope,
     process,
     watch::WatcherHandle,
@@ -108,7 +102,7 @@ struct Inner {
     records: PathBuf,
     routes: Arc<Routes>,
     apps: Mutex<BTreeMap<AppName, Arc<App>>>,
-    /// RetainReasons while the routes of all apps are gathered and published, so that no cutover is
+    /// Held while the routes of all apps are gathered and published, so that no cutover is
     /// undone by another one.
     publishing: Mutex<()>,
     operations: Operations,
@@ -142,63 +136,6 @@ impl ConnectionCounts {
 impl fmt::Debug for ConnectionCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ConnectionCounts")
-    }
-}
-
-/// What an operation does while another one of the app is under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
-    /// It ends as a conflict.
-    No,
-    /// It waits for its turn, as long as whoever asked for it keeps the [`Interest`] in it.
-    WhileWanted,
-    /// It waits for its turn.
-    Detached,
-}
-
-impl Wait {
-    /// As the command line and the control socket have it: `queue`, and `detach` for whoever does
-    /// not stay to see it.
-    pub fn asked(queue: bool, detach: bool) -> Self {
-        match (queue, detach) {
-            (false, _) => Self::No,
-            (true, false) => Self::WhileWanted,
-            (true, true) => Self::Detached,
-        }
-    }
-}
-
-/// Why an operation is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// `handover deploy`.
-    Deploy,
-    /// The drop folder.
-    Drop,
-    /// `handover reload`, or SIGHUP.
-    Reload,
-    /// `handover rollback`.
-    Rollback,
-    /// The host was started.
-    Start,
-    /// The host crashed.
-    Crash,
-    /// `handover dev`.
-    Dev,
-}
-
-impl Cause {
-    /// The word in the history.
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Deploy => "deploy",
-            Self::Drop => "drop",
-            Self::Reload => "reload",
-            Self::Rollback => "rollback",
-            Self::Start => "start",
-            Self::Crash => "crash",
-            Self::Dev => "dev",
-        }
     }
 }
 
@@ -404,7 +341,7 @@ impl Apps {
         apps.insert(name.clone(), Arc::clone(&app));
         drop(apps);
         if let Some(trouble) = trouble {
-            self.record_event(Kind::State, &app, None, trouble);
+            self.record_event(EventKind::State, &app, None, trouble);
         }
         app
     }
@@ -428,9 +365,9 @@ impl Apps {
 
     fn record_event(
         &self,
-        kind: Kind,
+        kind: EventKind,
         app: &App,
-        generation: Option<crate::names::GenerationId>,
+        generation: Option<handover_api::GenerationId>,
         message: impl Into<String>,
     ) {
         self.0
@@ -473,22 +410,4 @@ fn now_ms() -> u64 {
         .map_or(0, |since| {
             u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
         })
-}
-
-/// A duration for people: `240 µs`, `12 ms`, `3.4 s`, `2m 5s`.
-fn people(duration: Duration) -> String {
-    match duration.as_micros() {
-        0..1_000 => format!("{} µs", duration.as_micros()),
-        1_000..1_000_000 => format!("{} ms", duration.as_millis()),
-        1_000_000..60_000_000 => format!("{:.1} s", duration.as_secs_f64()),
-        _ => humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string(),
-    }
-}
-
-/// `1 request`, `2 requests`.
-fn counted(number: u64, one: &str) -> String {
-    match number {
-        1 => format!("1 {one}"),
-        _ => format!("{number} {one}s"),
-    }
 }

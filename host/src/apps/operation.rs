@@ -12,7 +12,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::control::api::{OperationResult, Outcome, Progress};
+use handover_api::{OperationResult, Outcome, Progress};
 
 /// How many operations are kept, running ones not counted against it.
 const KEPT: usize = 100;
@@ -219,7 +219,7 @@ mod tests {
     fn draining(in_flight: u64) -> Progress {
         Progress::Draining {
             app: "a".parse().unwrap(),
-            generation: crate::names::GenerationId(1),
+            generation: handover_api::GenerationId(1),
             in_flight,
             jobs: 0,
             deadline_ms: None,

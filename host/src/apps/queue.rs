@@ -12,7 +12,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::control::api::OperationStatus;
+use handover_api::OperationStatus;
 
 /// The turns of one app.
 #[derive(Debug)]

@@ -1,12 +1,10 @@
 //! Uploads that the store did not take: told as an event, and remembered in the history of the app
 //! that they name.
 
-use super::{Apps, Cause, clock::Order, events::Kind, history::Entry};
-use crate::{
-    artifact::StoreError,
-    control::api::{OperationResult, Outcome},
-    names::AppName,
-};
+use handover_api::{AppName, Cause, EventKind, OperationResult, Outcome};
+
+use super::{Apps, clock::Order, history::Entry};
+use crate::artifact::StoreError;
 
 impl Apps {
     /// Tells that the upload of `file` was not taken, and remembers it: for `app`, or for the app
@@ -18,8 +16,8 @@ impl Apps {
         error: &StoreError,
     ) -> OperationResult {
         let (outcome, kind) = match error {
-            StoreError::Refused { .. } => (Outcome::Rejected, Kind::Rejected),
-            StoreError::Io { .. } => (Outcome::Failed, Kind::Failed),
+            StoreError::Refused { .. } => (Outcome::Rejected, EventKind::Rejected),
+            StoreError::Io { .. } => (Outcome::Failed, EventKind::Failed),
         };
         let (sha256, manifest) = match error {
             StoreError::Refused {
@@ -41,7 +39,7 @@ impl Apps {
                 generation: None,
                 version: manifest.map(|manifest| manifest.version.clone()),
                 artifact,
-                cause: Cause::Deploy.as_str().to_owned(),
+                cause: Cause::Deploy,
                 outcome,
                 reason: Some(error.to_string()),
                 source: None,
@@ -50,7 +48,7 @@ impl Apps {
             let (_, saved) = app.saved.change(|record| record.remember(entry)).await;
             if let Err(cause) = saved {
                 let trouble = format!("the failure could not be recorded: {cause}");
-                self.record_event(Kind::State, &app, None, trouble);
+                self.record_event(EventKind::State, &app, None, trouble);
             }
         }
         OperationResult {

@@ -6,27 +6,24 @@
 
 use std::sync::Arc;
 
+use handover_api::{AppName, Cause, OperationResult, OperationStatus, Outcome, Progress, Wait};
 use parking_lot::Mutex;
 use tokio::{sync::mpsc, task::JoinSet};
 
 use super::{
-    Apps, Cause, Wait,
+    Apps,
     app::App,
     deploy::{self, Asked, Entrance},
     no_app,
     operation::{self, Operation, ProgressSender, Wanted},
     queue::{OperationLock, Place},
 };
-use crate::{
-    control::api::{OperationResult, OperationStatus, Outcome, Progress},
-    names::AppName,
-};
 
 /// The reloads under way: whoever answers an offer that a reload asked for tells them.
 #[derive(Debug, Default)]
 pub(super) struct Reloads {
     listeners: Mutex<Vec<Listener>>,
-    /// RetainReasons while a reload of all apps enters their queues.
+    /// Held while a reload of all apps enters their queues.
     queueing: Mutex<()>,
 }
 

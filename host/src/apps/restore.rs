@@ -7,19 +7,18 @@ use std::{
     time::Duration,
 };
 
+use handover_api::{AppName, Cause, EventKind, Outcome};
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{
-    Apps, Cause,
+    Apps,
     app::App,
     clock::Order,
     crash::{self, Blame, Crashed, LeftOut, Lived, Tried},
     deploy::{self, Asked, Entrance},
-    events::Kind,
     history::{self, Entry},
     saved::{Again, Head},
 };
-use crate::{control::api::Outcome, names::AppName};
 
 /// Reading and hashing an artifact takes a processor and a thread, so it is done for as many at a
 /// time as there are processors.
@@ -88,11 +87,11 @@ pub(super) async fn catch_up(apps: &Apps) {
             Again::Nothing => {}
             Again::Written => {
                 let message = format!("what was done of {} is on disk now", app.name);
-                apps.record_event(Kind::State, &app, None, message);
+                apps.record_event(EventKind::State, &app, None, message);
             }
             Again::Read => {
                 let message = format!("the record of {} could be read", app.name);
-                apps.record_event(Kind::State, &app, None, message);
+                apps.record_event(EventKind::State, &app, None, message);
                 restore_app(apps, &app, None).await;
             }
         }
@@ -123,8 +122,8 @@ async fn record_end(apps: &Apps, name: &AppName, tried: Tried, outcome: Outcome,
         return;
     }
     let (kind, word) = match outcome {
-        Outcome::Rejected => (Kind::Rejected, "was not taken"),
-        _ => (Kind::Failed, "was cut"),
+        Outcome::Rejected => (EventKind::Rejected, "was not taken"),
+        _ => (EventKind::Failed, "was cut"),
     };
     let message = format!(
         "{name} {} ({}) {word}: {reason}",
@@ -156,14 +155,19 @@ async fn record_end(apps: &Apps, name: &AppName, tried: Tried, outcome: Outcome,
         .await;
     if let Err(cause) = saved {
         let trouble = format!("the end of a deploy could not be recorded: {cause}");
-        apps.record_event(Kind::State, &app, tried.generation, trouble);
+        apps.record_event(EventKind::State, &app, tried.generation, trouble);
     }
 }
 
 /// Has an artifact that crashed the host after its unload stay mapped from now on.
 async fn stay(apps: &Apps, name: &AppName, lived: &Lived, reason: String) {
     let app = apps.app(name);
-    apps.record_event(Kind::Warning, &app, Some(lived.generation), reason.as_str());
+    apps.record_event(
+        EventKind::Warning,
+        &app,
+        Some(lived.generation),
+        reason.as_str(),
+    );
     let (_, saved) = app
         .saved
         .change(|record| record.stays(lived.artifact, reason))
@@ -173,7 +177,7 @@ async fn stay(apps: &Apps, name: &AppName, lived: &Lived, reason: String) {
             "that {} stays mapped could not be recorded: {cause}",
             lived.version
         );
-        apps.record_event(Kind::State, &app, Some(lived.generation), trouble);
+        apps.record_event(EventKind::State, &app, Some(lived.generation), trouble);
     }
 }
 
@@ -201,7 +205,12 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
             "{} {} is rolled back to {version}: {reason}",
             app.name, head.version
         );
-        apps.record_event(Kind::RolledBack, app, Some(generation), message.as_str());
+        apps.record_event(
+            EventKind::RolledBack,
+            app,
+            Some(generation),
+            message.as_str(),
+        );
         app.counters.ended(Outcome::RolledBack);
         let entry = Entry {
             at_ms: taken_back_at_ms,
@@ -209,7 +218,7 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
             generation: Some(generation),
             version: Some(head.version),
             artifact: head.artifact,
-            cause: Cause::Crash.as_str().to_owned(),
+            cause: Cause::Crash,
             outcome: Outcome::RolledBack,
             reason: Some(reason.clone()),
             source: head.source,
@@ -226,7 +235,7 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
             .await;
         if let Err(cause) = saved {
             let trouble = format!("the rollback could not be recorded: {cause}");
-            apps.record_event(Kind::State, app, Some(generation), trouble);
+            apps.record_event(EventKind::State, app, Some(generation), trouble);
         }
         return true;
     }
@@ -234,7 +243,7 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
         "{} has nothing to go back to, so {} is tried again: {reason}",
         app.name, head.version
     );
-    apps.record_event(Kind::Failed, app, Some(generation), message);
+    apps.record_event(EventKind::Failed, app, Some(generation), message);
     false
 }
 
@@ -280,7 +289,7 @@ async fn restore_app(apps: &Apps, app: &Arc<App>, left_out: Option<LeftOut>) {
                 "{version} serves in place of {}, which was live before the restart and {why}; `handover deploy` replaces it",
                 head.version
             );
-            apps.record_event(Kind::Failed, app, None, message);
+            apps.record_event(EventKind::Failed, app, None, message);
             return;
         }
     }
@@ -288,7 +297,7 @@ async fn restore_app(apps: &Apps, app: &Arc<App>, left_out: Option<LeftOut>) {
         "{} serves nothing: {}, which was live before the restart, {why}; and nothing before it came up",
         app.name, head.version
     );
-    apps.record_event(Kind::Failed, app, None, message);
+    apps.record_event(EventKind::Failed, app, None, message);
 }
 
 fn pause(crashes: u32) -> Duration {

@@ -3,18 +3,16 @@
 
 use std::sync::Arc;
 
+use handover_api::{AppName, Cause, OperationResult, Outcome, Wait};
+
 use super::{
-    Apps, Cause, Wait,
+    Apps,
     app::App,
     deploy::{self, Asked},
     history, no_app,
     operation::Operation,
     result,
     saved::Head,
-};
-use crate::{
-    control::api::{OperationResult, Outcome},
-    names::AppName,
 };
 
 /// Begins a rollback. What it goes back to is decided when its turn has come.

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use handover_api::{AppName, Cause, GenerationId};
 use parking_lot::Mutex;
 use semver::Version;
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,6 @@ use super::{clock::Order, history::Entry, room::Room};
 use crate::{
     artifact::{AbiVersion, Sha256},
     loader::Companion,
-    names::{AppName, GenerationId},
     origin::origin,
 };
 
@@ -203,7 +203,7 @@ impl Record {
         self.history
             .iter()
             .rev()
-            .find(|entry| entry.was_active() && entry.cause != super::Cause::Start.as_str())
+            .find(|entry| entry.was_active() && entry.cause != Cause::Start)
             .map(Entry::place)
             .unwrap_or_default()
     }
@@ -260,7 +260,7 @@ pub(super) struct Saved {
     path: PathBuf,
     record: Mutex<Record>,
     room: Arc<Room>,
-    /// RetainReasons while the file is written, so that an older record never replaces a newer one.
+    /// Held while the file is written, so that an older record never replaces a newer one.
     /// Why it is behind, if it is.
     disk: Mutex<Disk>,
 }
@@ -470,7 +470,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
     use super::*;
-    use crate::control::api::Outcome;
+    use handover_api::Outcome;
 
     fn app() -> AppName {
         "shop".parse().unwrap()
@@ -509,7 +509,7 @@ mod tests {
             generation: Some(GenerationId(generation)),
             version: Some("1.0.0".parse().unwrap()),
             artifact: Sha256([byte; 32]),
-            cause: "deploy".into(),
+            cause: Cause::Deploy,
             outcome,
             reason: None,
             source: None,

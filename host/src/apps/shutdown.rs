@@ -5,13 +5,14 @@ use std::{
     time::Duration,
 };
 
+use handover_api::EventKind;
+
 use super::{
     Apps,
     app::App,
-    counted,
     drain::{self, Leaving},
-    events::Kind,
 };
+use crate::human;
 
 /// How long cancelled work has to end, past the deadline.
 const CANCELLED_WITHIN: Duration = Duration::from_secs(5);
@@ -47,9 +48,9 @@ pub(super) async fn shutdown(apps: &Apps, deadline: Duration) {
             .sum();
         let message = format!(
             "the host ends with {} that did not notice being cancelled",
-            counted(left, "request")
+            human::pluralize(left, "request")
         );
-        apps.0.events.record(Kind::Host, None, None, message);
+        apps.0.events.record(EventKind::Host, None, None, message);
     }
 }
 

@@ -27,14 +27,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use handover_api::{AppName, EventKind, GenerationId};
 use parking_lot::{Condvar, Mutex};
 use tokio::runtime::{Handle, Runtime};
 
-use super::{Apps, Inner, events::Kind, people};
-use crate::{
-    ledger,
-    names::{AppName, GenerationId},
-};
+use super::{Apps, Inner};
+use crate::{human, ledger};
 
 /// How often the watchdog looks.
 const TICK: Duration = Duration::from_millis(100);
@@ -183,10 +181,15 @@ impl Watchdog {
                                 "{app} {generation} holds a worker (thread {}) for {} in {path}: it spins or blocks; the other \
                                  workers go on",
                                 slot.tid(),
-                                people(took),
+                                human::duration(took),
                             );
                             let events = &apps.0.events;
-                            events.record(Kind::Stalled, Some(app), Some(*generation), message);
+                            events.record(
+                                EventKind::Stalled,
+                                Some(app),
+                                Some(*generation),
+                                message,
+                            );
                         }
                     }
                 }
@@ -241,11 +244,11 @@ impl Watchdog {
 
 fn record_end(apps: &Apps, ended: &Long, now: Instant) {
     if let Some((app, generation, path)) = &ended.told {
-        let took = people(now.saturating_duration_since(ended.since));
+        let took = human::duration(now.saturating_duration_since(ended.since));
         let message = format!("{app} {generation} gave its worker back after {took} in {path}");
         apps.0
             .events
-            .record(Kind::StallEnded, Some(app), Some(*generation), message);
+            .record(EventKind::StallEnded, Some(app), Some(*generation), message);
         // The worker may owe something to a library that waits for that.
         apps.0.retained_libraries.stir();
     }

@@ -2,20 +2,18 @@
 
 use std::time::Duration;
 
+use handover_api::{
+    ActiveStatus, AppState, AppStatus, GenerationState, GenerationStatus, HostStatus, LeakStatus,
+    LimitsStatus, StagedStatus, Status,
+};
+
 use super::{
     Apps,
     app::{App, FailedStart},
     cutover, process,
 };
 use crate::{
-    artifact::manifest::HOST_ABI,
-    control::api::{
-        ActiveStatus, AppStatus, GenerationStatus, HostStatus, LeakStatus, LimitsStatus,
-        StagedStatus, Status,
-    },
-    generation::{Generation, State},
-    ledger::RetainReasons,
-    open_files,
+    artifact::manifest::HOST_ABI, generation::Generation, ledger::RetainReasons, open_files,
 };
 
 /// The status of everything, now.
@@ -63,7 +61,7 @@ pub(super) fn app_status(app: &App) -> AppStatus {
     });
     let started = generations
         .iter()
-        .filter(|(generation, _)| generation.state() != State::Unloaded)
+        .filter(|(generation, _)| generation.state() != GenerationState::Unloaded)
         .map(|(generation, held)| generation_status(generation, held.as_ref()));
     let failed_starts = failed_starts.iter().map(failed_start_status);
     let mut generations: Vec<_> = started.chain(failed_starts).collect();
@@ -72,9 +70,9 @@ pub(super) fn app_status(app: &App) -> AppStatus {
     AppStatus {
         name: app.name.clone(),
         state: match (&operation, &active) {
-            (Some(_), _) => "deploying",
-            (None, Some(_)) => "serving",
-            (None, None) => "empty",
+            (Some(_), _) => AppState::Deploying,
+            (None, Some(_)) => AppState::Serving,
+            (None, None) => AppState::Empty,
         }
         .to_owned(),
         routes: cutover::prefixes(app)
@@ -119,7 +117,7 @@ fn generation_status(generation: &Generation, held: Option<&RetainReasons>) -> G
         generation: spec.id,
         version: spec.version.clone(),
         artifact: spec.artifact.to_string(),
-        state: generation.state().as_str().to_owned(),
+        state: generation.state(),
         in_flight: counts.in_flight,
         jobs: counts.jobs,
         requests: counts.requests,
@@ -141,7 +139,7 @@ fn failed_start_status(failed_starts: &FailedStart) -> GenerationStatus {
         generation: spec.id,
         version: spec.version.clone(),
         artifact: spec.artifact.to_string(),
-        state: State::Retained.as_str().to_owned(),
+        state: GenerationState::Retained,
         in_flight: 0,
         jobs: 0,
         requests: 0,

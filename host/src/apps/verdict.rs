@@ -3,10 +3,11 @@
 
 use std::{fs::File, sync::LazyLock};
 
-use super::{Cause, saved::Record};
+use handover_api::{Cause, Note};
+
+use super::saved::Record;
 use crate::{
     artifact::{Remark, Sha256, elf, manifest::HOST_ABI},
-    control::api::Note,
     preflight::Scope,
 };
 
@@ -52,7 +53,7 @@ pub(super) fn asked_again(record: &Record, artifact: Sha256, cause: Cause) -> Op
         // A restart serves what was live, unless this host cannot run it: what has moved on
         // outside, such as a database that is not there yet, is no reason.
         Cause::Start | Cause::Crash => Scope::Again,
-        Cause::Deploy | Cause::Drop | Cause::Reload | Cause::Rollback | Cause::Dev => Scope::All,
+        _ => Scope::All,
     })
 }
 

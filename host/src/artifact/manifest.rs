@@ -22,7 +22,7 @@ use handover_plugin::abi::{
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use crate::names::AppName;
+use handover_api::AppName;
 
 /// The ABI that this host offers.
 pub const HOST_ABI: AbiVersion = AbiVersion(ABI.major, ABI.minor);
@@ -157,7 +157,7 @@ pub enum ManifestError {
     Json(#[from] serde_json::Error),
     /// The app cannot be an app.
     #[error("its manifest names an impossible app: {0}")]
-    App(#[from] crate::names::InvalidAppName),
+    App(#[from] handover_api::InvalidAppName),
     /// The version has no order.
     #[error(
         "its manifest has the version `{text}`, which is no semantic version ({source}): set `version` in its Cargo.toml, e.g. 1.2.0"
@@ -257,7 +257,8 @@ impl Manifest {
 
     /// The bytes of the section that says this.
     pub fn to_section(&self) -> Vec<u8> {
-        let json = serde_json::to_vec(self).unwrap_or_default(); // strings and numbers: it cannot fail
+        // Strings and numbers: it cannot fail.
+        let json = serde_json::to_vec(self).unwrap_or_default();
         let mut section = MAGIC.to_vec();
         section.extend(self.layout.to_le_bytes());
         section.extend((json.len() as u32).to_le_bytes());

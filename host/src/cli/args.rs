@@ -4,7 +4,9 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 
-use crate::{names::AppName, net::ListenerKey};
+use handover_api::AppName;
+
+use crate::net::ListenerKey;
 
 const EXIT_CODES: &str = "\
 Exit codes:

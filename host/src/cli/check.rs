@@ -2,6 +2,7 @@
 
 use std::io;
 
+use handover_api::{AppName, Note, Outcome};
 use serde::Serialize;
 
 use super::{
@@ -13,8 +14,6 @@ use super::{
 use crate::{
     artifact::{Artifact, Store, StoreError},
     config::Config,
-    control::api::{Note, Outcome},
-    names::AppName,
     preflight::{self, Passed, Scope, Verdict},
 };
 

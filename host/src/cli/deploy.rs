@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
+use handover_api::{Client, Wait};
+
 use super::{
     args::{Deploy, Global, Reload, Rollback},
     exit::Failure,
     operation::{How, show},
 };
-use crate::{apps::Wait, artifact::Signature, control::Client};
+use crate::artifact::Signature;
 
 /// `handover deploy`
 pub(super) async fn deploy(global: &Global, args: Deploy) -> Result<(), Failure> {
@@ -17,8 +19,8 @@ pub(super) async fn deploy(global: &Global, args: Deploy) -> Result<(), Failure>
         &args.file,
         args.app.as_ref(),
         args.timeout,
-        signature.as_ref(),
-        Wait::asked(args.queue, args.detach),
+        signature.as_ref().map(Signature::to_header),
+        Wait::from_query(args.queue, args.detach),
     );
     show(
         global,
@@ -55,7 +57,7 @@ pub(super) async fn reload(global: &Global, args: Reload) -> Result<(), Failure>
             detach: false,
             several: args.app.is_none(),
         },
-        client.reload(args.app.as_ref(), Wait::asked(args.queue, false)),
+        client.reload(args.app.as_ref(), Wait::from_query(args.queue, false)),
     )
     .await
 }
@@ -72,7 +74,7 @@ pub(super) async fn rollback(global: &Global, args: Rollback) -> Result<(), Fail
         client.rollback(
             args.app.as_ref(),
             args.to.as_deref(),
-            Wait::asked(args.queue, false),
+            Wait::from_query(args.queue, false),
         ),
     )
     .await

@@ -2,15 +2,14 @@
 
 use std::io;
 
+use handover_api::{Client, ClientError, Event, EventKind};
+
 use super::{
     args::{self, Global},
     exit::Failure,
     output::{self, Paint, paint},
 };
-use crate::{
-    control::{Client, ClientError, api::Event},
-    shown::harmless,
-};
+use crate::{human, shown::harmless};
 
 /// `handover events`
 pub(super) async fn events(global: &Global, args: args::Events) -> Result<(), Failure> {
@@ -38,16 +37,21 @@ pub(super) async fn events(global: &Global, args: args::Events) -> Result<(), Fa
 }
 
 fn text(event: &Event, colour: bool) -> String {
-    let kind = match event.kind.as_str() {
-        "active" => Paint::Green,
-        "rejected" | "failed" | "unhealthy" | "retained" | "panic" | "missed" => Paint::Red,
+    let kind = match event.kind {
+        EventKind::Active => Paint::Green,
+        EventKind::Rejected
+        | EventKind::Failed
+        | EventKind::Unhealthy
+        | EventKind::Retained
+        | EventKind::Panic
+        | EventKind::Missed => Paint::Red,
         _ => Paint::Yellow,
     };
     format!(
         "{} {}{} {}",
-        paint(colour, Paint::Dim, &output::instant(event.at_ms)),
-        paint(colour, kind, &event.kind),
-        " ".repeat(9_usize.saturating_sub(event.kind.chars().count())),
+        paint(colour, Paint::Dim, &human::timestamp(event.at_ms)),
+        paint(colour, kind, event.kind.as_str()),
+        " ".repeat(9_usize.saturating_sub(event.kind.as_str().len())),
         harmless(&event.message)
     )
 }
@@ -61,7 +65,7 @@ mod tests {
         let event = Event {
             seq: 1,
             at_ms: 1_790_000_000_000,
-            kind: "active".to_owned(),
+            kind: EventKind::Active,
             app: None,
             generation: None,
             message: "shop 1.1.0 is live as generation 7\n2026 \x1b[31m".to_owned(),

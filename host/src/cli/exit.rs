@@ -5,8 +5,10 @@ use std::{io::Write, process::ExitCode};
 
 use serde_json::json;
 
+use handover_api::ClientError;
+
 use super::{args::Global, output};
-use crate::{control::ClientError, shown::harmless};
+use crate::shown::harmless;
 
 /// The exit code of a command that failed for a reason without a code of its own.
 pub(super) const FAILURE: u8 = 1;

@@ -2,16 +2,15 @@
 
 use std::io;
 
+use handover_api::{Client, History, HistoryEntry, Outcome};
+
 use super::{
     args::{self, Global},
     exit::Failure,
     output::{self, Cell, Paint, Row},
     status::check_known,
 };
-use crate::control::{
-    Client,
-    api::{History, HistoryEntry, Outcome},
-};
+use crate::human;
 
 /// `handover history`
 pub(super) async fn history(global: &Global, args: args::History) -> Result<(), Failure> {
@@ -62,7 +61,7 @@ fn rows(entry: &HistoryEntry) -> Vec<Row> {
         Outcome::Denied => ("denied", Paint::Red),
     };
     let mut rows = vec![Row::Cells(vec![
-        output::instant(entry.at_ms).into(),
+        human::timestamp(entry.at_ms).into(),
         entry.app.as_str().into(),
         entry
             .generation

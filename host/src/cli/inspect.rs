@@ -2,6 +2,7 @@
 
 use std::io;
 
+use handover_api::{AppName, Note, Outcome};
 use serde::Serialize;
 
 use super::{
@@ -11,8 +12,7 @@ use super::{
 };
 use crate::{
     artifact::{self, Artifact, BuildFacts, Bundled, StoreError, manifest::HOST_ABI},
-    control::api::{Note, Outcome},
-    names::AppName,
+    human,
 };
 
 /// What `handover inspect --json` prints.
@@ -124,7 +124,7 @@ fn text(report: &Report<'_>, colour: bool) -> String {
         ),
         ("state schema", report.schema.to_string().into()),
         ("sha256", report.sha256.as_str().into()),
-        ("size", output::size(report.size).into()),
+        ("size", human::file_size(report.size).into()),
         (
             "build id",
             report.build_id.clone().unwrap_or_else(unknown).into(),

@@ -10,7 +10,7 @@ use super::{
     exit::{Failure, USAGE},
     output,
 };
-use crate::names::AppName;
+use handover_api::AppName;
 
 /// Names that cargo or rustc has taken: of Rust itself, and of the crates that the new one depends
 /// on.
@@ -115,7 +115,7 @@ fn name(path: &Path) -> Result<AppName, String> {
         .unwrap_or_default();
     let name: AppName = last
         .parse()
-        .map_err(|error: crate::names::InvalidAppName| error.to_string())?;
+        .map_err(|error: handover_api::InvalidAppName| error.to_string())?;
     if !name
         .as_str()
         .starts_with(|first: char| first.is_ascii_lowercase())

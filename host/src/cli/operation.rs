@@ -7,6 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use handover_api::{
+    AppName, ClientError, GenerationId, Lines, Note, OperationResult, OperationStatus, Outcome,
+    Progress,
+};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{
@@ -14,15 +18,7 @@ use super::{
     exit::{self, Failure},
     output::{self, Paint, paint},
 };
-use crate::{
-    control::{
-        ClientError,
-        api::{Note, OperationResult, OperationStatus, Outcome, Progress},
-        client::Lines,
-    },
-    names::{AppName, GenerationId},
-    shown::harmless,
-};
+use crate::{human, shown::harmless};
 
 /// How often a drain is told of where there is no bar.
 const DRAIN_LINES: Duration = Duration::from_secs(1);
@@ -197,7 +193,7 @@ impl Drain {
             jobs => text.push_str(&format!(" ({jobs} jobs)")),
         }
         if let Some(left) = self.left {
-            text.push_str(&format!(", {} left", output::age(left)));
+            text.push_str(&format!(", {} left", human::age(left)));
         }
         text
     }
@@ -252,7 +248,7 @@ impl Display {
         let took = paint(
             self.colour,
             Paint::Dim,
-            &format!("({})", output::time(took)),
+            &format!("({})", human::duration(took)),
         );
         let app = if self.several {
             format!("{app} ")

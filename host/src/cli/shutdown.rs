@@ -1,11 +1,12 @@
 //! `shutdown`: the end of the host.
 
+use handover_api::Client;
+
 use super::{
     args::{self, Global},
     exit::Failure,
     output,
 };
-use crate::control::Client;
 
 /// `handover shutdown`: asks, and waits until the host is gone.
 pub(super) async fn shutdown(global: &Global, args: args::Shutdown) -> Result<(), Failure> {

@@ -5,18 +5,17 @@ use std::{
     time::Duration,
 };
 
+use handover_api::{
+    AppName, AppState, AppStatus, Client, ClientError, GenerationState, GenerationStatus,
+    HostStatus, LeakStatus, LimitsStatus, Status,
+};
+
 use super::{
     args::{self, Global},
     exit::{Failure, USAGE},
     output::{self, Cell, Paint, Row, paint},
 };
-use crate::{
-    control::{
-        Client, ClientError,
-        api::{AppStatus, GenerationStatus, HostStatus, LeakStatus, LimitsStatus, Status},
-    },
-    names::AppName,
-};
+use crate::human;
 
 /// How often `-w` looks.
 const REDRAW: Duration = Duration::from_millis(500);
@@ -140,8 +139,8 @@ fn host(host: &HostStatus, colour: bool) -> String {
         "{} pid {}, up {}, {}, {}",
         paint(colour, Paint::Bold, &format!("handover {}", host.version)),
         host.pid,
-        output::age(Duration::from_millis(host.uptime_ms)),
-        output::size(host.rss_bytes),
+        human::age(Duration::from_millis(host.uptime_ms)),
+        human::file_size(host.rss_bytes),
         listen.join(" ")
     )
 }
@@ -161,11 +160,11 @@ fn leaks(host: &HostStatus) -> Option<Sentence> {
     let text = format!(
         "Replaced generations hold {libraries} (of {}), {} (of {}) and {}{} of heap (of {}){}",
         may.retained,
-        output::counted(is.descriptors, "descriptor"),
+        human::pluralize(is.descriptors, "descriptor"),
         may.descriptors,
         if is.estimated > 0 { "about " } else { "" },
-        output::memory(is.bytes),
-        output::memory(may.bytes),
+        human::memory(is.bytes),
+        human::memory(may.bytes),
         if over {
             ": more than the leak budget; `handover events` says whose, a restart gives it back"
         } else {
@@ -199,24 +198,27 @@ fn app_rows(app: &AppStatus, rows: &mut Vec<Row>) {
         .generations
         .iter()
         .find(|generation| Some(generation.generation) == active);
-    let paint = match app.state.as_str() {
-        "serving" => Paint::Green,
-        "deploying" => Paint::Yellow,
+    let paint = match app.state {
+        AppState::Serving => Paint::Green,
+        AppState::Deploying => Paint::Yellow,
         _ => Paint::Dim,
     };
     let mut cells = vec![
         Cell::painted(app.name.as_str(), Paint::Bold),
-        Cell::painted(&app.state, paint),
+        Cell::painted(app.state.as_str(), paint),
     ];
     cells.extend(live.map(numbers).unwrap_or_default());
     rows.push(Row::Cells(cells));
     let old = app.generations.iter().rev();
     for generation in old.filter(|generation| Some(generation.generation) != active) {
-        let paint = match generation.state.as_str() {
-            "retained" | "rejected" | "failed" => Paint::Red,
+        let paint = match generation.state {
+            GenerationState::Retained => Paint::Red,
             _ => Paint::Yellow,
         };
-        let mut cells = vec![Cell::from(""), Cell::painted(&generation.state, paint)];
+        let mut cells = vec![
+            Cell::from(""),
+            Cell::painted(generation.state.as_str(), paint),
+        ];
         cells.extend(numbers(generation));
         rows.push(Row::Cells(cells));
     }
@@ -252,11 +254,11 @@ fn notes(app: &AppStatus, say: &mut dyn FnMut(String, Paint)) {
     for generation in app.generations.iter().rev() {
         let id = generation.generation;
         if generation.panics > 0 {
-            let panics = output::counted(generation.panics, "panic");
+            let panics = human::pluralize(generation.panics, "panic");
             say(format!("generation {id}: {panics}"), Paint::Red);
         }
         if generation.stalls > 0 {
-            let stalls = output::counted(generation.stalls, "stall");
+            let stalls = human::pluralize(generation.stalls, "stall");
             say(
                 format!("generation {id}: {stalls}, requests that held a worker for too long"),
                 Paint::Red,
@@ -302,7 +304,7 @@ fn numbers(generation: &GenerationStatus) -> Vec<Cell> {
         generation.in_flight.to_string().into(),
         generation.jobs.to_string().into(),
         generation.requests.to_string().into(),
-        output::age(Duration::from_millis(generation.age_ms)).into(),
+        human::age(Duration::from_millis(generation.age_ms)).into(),
     ]
 }
 

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use handover_api::AppName;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use toml::Spanned;
 
@@ -20,7 +21,7 @@ use super::{
     Server, SmokeRequest, SocketOptions, Timeouts, Trust, TrustedProxies, TrustedProxy, Watch,
     WhenFull, Who,
 };
-use crate::{artifact::Key, names::AppName};
+use crate::artifact::Key;
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]

@@ -38,7 +38,8 @@ impl RoutePrefix {
 /// A host name without its port and without the dot of the root, as it is written in a route.
 pub(crate) fn bare_host(host: &str) -> &str {
     let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name, // not the inside of `[::1]`
+        // Not the inside of `[::1]`.
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
     };
     name.strip_suffix('.').unwrap_or(name)

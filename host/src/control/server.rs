@@ -6,50 +6,36 @@
 
 use std::{
     convert::Infallible,
-    fmt, io,
+    io,
     sync::{Arc, OnceLock},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Either, Full};
-use hyper::{body::Incoming, service::service_fn};
+use handover_api::{AppName, Cause, Event, HistoryEntry, OperationResult, Status, Wait};
+use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     net::{UnixListener, UnixStream},
-    sync::{broadcast, mpsc},
+    sync::broadcast,
     task::JoinSet,
     time::{Interval, MissedTickBehavior},
 };
 
 use super::{
     access::{Access, Peer, Role},
-    api::{
-        Event, History, HistoryEntry, OperationResult, Outcome, Problem, Progress, SIGNATURE,
-        ShuttingDown, Status,
-    },
-    body::ChannelBody,
-    shutdown::{Shutdown, ShutdownHandle},
+    calls::{self, Refusal},
+    shutdown::ShutdownHandle,
     socket::ControlSocket,
 };
 use crate::{
-    apps::{Apps, Cause, Operation, Wait},
+    apps::{Apps, Operation},
     artifact::{Artifact, Signature, Store, StoreError, store::Writer},
-    background,
-    names::AppName,
     net::accept::{Accept, Serve, accept},
-    telemetry::{Gather, exposition},
+    telemetry::Gather,
 };
 
-/// How many lines or pieces may wait for a slow other side.
-const WAITING: usize = 32;
 /// How often the file of the socket is looked for: whoever cleans up folders may delete it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// How long the bytes of a caller that is refused are read.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the calls are answered from. The host is one; tests put another in its place.
 pub trait Backend: Clone + Send + Sync + 'static {
@@ -322,18 +308,17 @@ impl Caller {
         })
     }
 
-    /// Whether this call is open to the caller.
-    fn may(self, path: &str) -> Result<(), Refusal> {
+    /// Whether the caller may make a call that needs the role `needed`.
+    fn may(self, needed: Role) -> Result<(), Refusal> {
         let own = rustix::process::geteuid().as_raw();
         let uid = self.uid;
-        match self.role {
-            Role::Operate => Ok(()),
-            Role::Observe if OBSERVING.contains(&path) => Ok(()),
-            Role::Observe => Err(Refusal::denied(format!(
+        match (self.role, needed) {
+            (Role::Operate, _) | (Role::Observe, Role::Observe) => Ok(()),
+            (Role::Observe, _) => Err(Refusal::denied(format!(
                 "user {uid} may observe this host (status, history, events, metrics) and not operate it: run as user {own} or root, or have \
                  control.operate name you"
             ))),
-            Role::None => Err(Refusal::denied(format!(
+            (Role::None, _) => Err(Refusal::denied(format!(
                 "user {uid} may not command a host of user {own}: run as that user or as root, or have control.operate or \
                  control.observe name you"
             ))),
@@ -352,16 +337,8 @@ async fn connection<B: Backend>(
     let service = service_fn(|request| {
         let (backend, caller, asked) = (backend.clone(), caller.clone(), Arc::clone(&asked));
         async move {
-            let allowed = caller
-                .map_err(Refusal::denied)
-                .and_then(|caller| caller.may(request.uri().path()));
-            let answer = match allowed {
-                Err(refusal) => {
-                    discard(request.into_body()).await;
-                    Err(refusal)
-                }
-                Ok(()) => answer(request, backend, &asked).await,
-            };
+            let may = |needed| caller.map_err(Refusal::denied)?.may(needed);
+            let answer = calls::answer(request, backend, may, &asked).await;
             Ok::<_, Infallible>(answer.unwrap_or_else(Refusal::into_response))
         }
     });
@@ -374,506 +351,22 @@ async fn connection<B: Backend>(
     }
 }
 
-type ControlResponse = Response<Either<Full<Bytes>, ChannelBody<Infallible>>>;
-
-/// A call that is not taken.
-struct Refusal {
-    status: StatusCode,
-    allow: Option<&'static str>,
-    problem: Problem,
-}
-
-impl Refusal {
-    fn new(status: StatusCode, exit_code: u8, error: impl fmt::Display) -> Self {
-        Self {
-            status,
-            allow: None,
-            problem: Problem {
-                error: error.to_string(),
-                exit_code,
-            },
-        }
-    }
-
-    fn denied(error: String) -> Self {
-        Self::new(StatusCode::FORBIDDEN, Outcome::Denied.exit_code(), error)
-    }
-
-    fn into_response(self) -> ControlResponse {
-        let mut response = json(&self.problem);
-        *response.status_mut() = self.status;
-        if let Some(allow) = self.allow {
-            response
-                .headers_mut()
-                .insert(header::ALLOW, HeaderValue::from_static(allow));
-        }
-        response
-    }
-}
-
-/// The calls, by path, each with its method.
-const CALLS: [(&str, &str); 8] = [
-    ("/v1/status", "GET"),
-    ("/v1/history", "GET"),
-    ("/v1/events", "GET"),
-    ("/v1/deploy", "POST"),
-    ("/v1/reload", "POST"),
-    ("/v1/rollback", "POST"),
-    ("/v1/shutdown", "POST"),
-    ("/metrics", "GET"),
-];
-const OPERATIONS: &str = "/v1/operations/";
-/// Those that change nothing: open to observers.
-const OBSERVING: [&str; 4] = ["/v1/status", "/v1/history", "/v1/events", "/metrics"];
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NoQuery {}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AppQuery {
-    app: Option<AppName>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EventsQuery {
-    #[serde(default)]
-    follow: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct DeployQuery {
-    name: Option<String>,
-    app: Option<AppName>,
-    timeout_ms: Option<u64>,
-    #[serde(default)]
-    queue: bool,
-    #[serde(default)]
-    detach: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ReloadQuery {
-    app: Option<AppName>,
-    #[serde(default)]
-    queue: bool,
-    #[serde(default)]
-    detach: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RollbackQuery {
-    app: Option<AppName>,
-    to: Option<String>,
-    #[serde(default)]
-    queue: bool,
-    #[serde(default)]
-    detach: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ShutdownQuery {
-    #[serde(default)]
-    now: bool,
-}
-
-fn query<Q: DeserializeOwned>(request: &Request<Incoming>) -> Result<Q, Refusal> {
-    let text = request.uri().query().unwrap_or_default();
-    serde_urlencoded::from_str(text).map_err(|error| {
-        Refusal::new(
-            StatusCode::BAD_REQUEST,
-            2,
-            format_args!(
-                "the query of {} is not understood: {error}",
-                request.uri().path()
-            ),
-        )
-    })
-}
-
-/// The signature that came with the artifact.
-fn signature(request: &Request<Incoming>) -> Result<Option<Signature>, Refusal> {
-    let Some(value) = request.headers().get(SIGNATURE) else {
-        return Ok(None);
-    };
-    Signature::from_header(value.as_bytes())
-        .map(Some)
-        .map_err(|error| {
-            Refusal::new(
-                StatusCode::BAD_REQUEST,
-                Outcome::Rejected.exit_code(),
-                format_args!("the signature is not understood: {error}; {SIGNATURE} takes the base64 of FILE.so.minisig"),
-            )
-        })
-}
-
-async fn answer<B: Backend>(
-    request: Request<Incoming>,
-    backend: B,
-    asked: &OnceLock<Shutdown>,
-) -> Result<ControlResponse, Refusal> {
-    let path = request.uri().path().to_owned();
-    check_method(request.method(), &path)?;
-    match path.as_str() {
-        "/v1/status" => {
-            let NoQuery {} = query(&request)?;
-            Ok(json(&backend.status()))
-        }
-        "/v1/history" => {
-            let AppQuery { app } = query(&request)?;
-            Ok(json(&History {
-                history: backend.history(app.as_ref()),
-            }))
-        }
-        "/v1/events" => {
-            let EventsQuery { follow } = query(&request)?;
-            Ok(events(backend.events(), follow))
-        }
-        "/metrics" => {
-            let NoQuery {} = query(&request)?;
-            metrics(backend.metrics()).await
-        }
-        "/v1/deploy" => {
-            let asked = query(&request).and_then(|query| Ok((query, signature(&request)?)));
-            match asked {
-                Ok((query, signature)) => {
-                    deploy(request.into_body(), query, signature, backend).await
-                }
-                Err(refusal) => {
-                    discard(request.into_body()).await;
-                    Err(refusal)
-                }
-            }
-        }
-        "/v1/reload" => {
-            let ReloadQuery { app, queue, detach } = query(&request)?;
-            Ok(progress(backend.reload(app, Wait::asked(queue, detach))))
-        }
-        "/v1/rollback" => {
-            let RollbackQuery {
-                app,
-                to,
-                queue,
-                detach,
-            } = query(&request)?;
-            Ok(progress(backend.rollback(
-                app,
-                to,
-                Wait::asked(queue, detach),
-            )))
-        }
-        "/v1/shutdown" => {
-            let ShutdownQuery { now } = query(&request)?;
-            // Takes effect when this connection has ended, which the header makes happen right
-            // after the answer.
-            let _ = asked.set(if now { Shutdown::Now } else { Shutdown::Drain });
-            let mut response = json(&ShuttingDown {
-                pid: std::process::id(),
-            });
-            response
-                .headers_mut()
-                .insert(header::CONNECTION, HeaderValue::from_static("close"));
-            Ok(response)
-        }
-        _ => {
-            let id = path.strip_prefix(OPERATIONS).unwrap_or_default();
-            backend.operation(id).map(progress).ok_or_else(|| {
-                Refusal::new(
-                    StatusCode::NOT_FOUND,
-                    1,
-                    format_args!(
-                        "there is no operation `{id}`: it ended too long ago, or before the host was started; `handover history` \
-                         shows what became of it"
-                    ),
-                )
-            })
-        }
-    }
-}
-
-/// 404 and 405.
-fn check_method(method: &Method, path: &str) -> Result<(), Refusal> {
-    let allowed = CALLS
-        .iter()
-        .find(|(known, _)| *known == path)
-        .map(|(_, method)| *method)
-        .or_else(|| {
-            path.strip_prefix(OPERATIONS)
-                .filter(|id| !id.is_empty())
-                .map(|_| "GET")
-        });
-    match allowed {
-        None => {
-            let calls: Vec<_> = CALLS
-                .iter()
-                .map(|(path, method)| format!("{method} {path}"))
-                .collect();
-            Err(Refusal::new(
-                StatusCode::NOT_FOUND,
-                1,
-                format_args!(
-                    "there is no call {path}: this host knows {}, GET {OPERATIONS}ID",
-                    calls.join(", ")
-                ),
-            ))
-        }
-        Some(allowed) if method.as_str() != allowed => Err(Refusal {
-            allow: Some(allowed),
-            ..Refusal::new(
-                StatusCode::METHOD_NOT_ALLOWED,
-                1,
-                format_args!("{path} takes {allowed}, and this was {method}"),
-            )
-        }),
-        Some(_) => Ok(()),
-    }
-}
-
-fn json(value: &impl Serialize) -> ControlResponse {
-    let mut response = Response::new(Either::Left(Full::new(line(value))));
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json"),
-    );
-    response
-}
-
-fn line(value: &impl Serialize) -> Bytes {
-    // These are our own types of strings and numbers: serialising them cannot fail, and if it ever
-    // did, an empty line is what a reader skips.
-    let mut text = serde_json::to_vec(value).unwrap_or_default();
-    text.push(b'\n');
-    text.into()
-}
-
-async fn metrics(gather: Gather) -> Result<ControlResponse, Refusal> {
-    let text = gather.text().await.map_err(|error| {
-        Refusal::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            1,
-            format_args!("the metrics could not be gathered: {error}"),
-        )
-    })?;
-    let mut response = Response::new(Either::Left(Full::new(text.into())));
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static(exposition::CONTENT_TYPE),
-    );
-    Ok(response)
-}
-
-fn lines(lines: mpsc::Receiver<Result<Bytes, Infallible>>) -> ControlResponse {
-    let mut response = Response::new(Either::Right(ChannelBody(lines)));
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/x-ndjson"),
-    );
-    response
-}
-
-/// The lines of an operation until its end. Only one that waits for its turn depends on somebody
-/// reading them: with the task its interest is dropped.
-fn progress(operation: Operation) -> ControlResponse {
-    let Operation {
-        lines: mut said,
-        interest,
-        ..
-    } = operation;
-    let (tx, rx) = mpsc::channel(WAITING);
-    tokio::spawn(async move {
-        let _interest = interest;
-        loop {
-            tokio::select! {
-                next = said.recv() => match next {
-                    Some(next) => if tx.send(Ok(line(&next))).await.is_err() { break },
-                    None => break,
-                },
-                () = tx.closed() => break,
-            }
-        }
-    });
-    lines(rx)
-}
-
-/// The events so far, and with `follow` those to come, for ever.
-fn events(
-    (past, mut coming): (Vec<Event>, broadcast::Receiver<Event>),
-    follow: bool,
-) -> ControlResponse {
-    let (tx, rx) = mpsc::channel(WAITING);
-    tokio::spawn(async move {
-        let mut last = 0;
-        for event in past {
-            last = event.seq;
-            if tx.send(Ok(line(&event))).await.is_err() {
-                return;
-            }
-        }
-        if !follow {
-            return;
-        }
-        loop {
-            let next = tokio::select! {
-                next = coming.recv() => next,
-                () = tx.closed() => return,
-            };
-            let event = match next {
-                Ok(event) if event.seq <= last => continue,
-                Ok(event) => event,
-                Err(broadcast::error::RecvError::Lagged(missed)) => missed_events(last, missed),
-                Err(broadcast::error::RecvError::Closed) => return,
-            };
-            last = event.seq;
-            if tx.send(Ok(line(&event))).await.is_err() {
-                return;
-            }
-        }
-    });
-    lines(rx)
-}
-
-/// Stands for the events that a slow reader missed. It has the number of the last of them.
-fn missed_events(last: u64, missed: u64) -> Event {
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
-    Event {
-        seq: last.saturating_add(missed),
-        at_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
-        kind: "missed".to_owned(),
-        app: None,
-        generation: None,
-        message: format!("{missed} events were missed: this reader is slower than they come"),
-        leaked_bytes: None,
-        leaked_descriptors: None,
-    }
-}
-
-async fn deploy<B: Backend>(
-    body: Incoming,
-    query: DeployQuery,
-    signature: Option<Signature>,
-    backend: B,
-) -> Result<ControlResponse, Refusal> {
-    let timeout = query.timeout_ms.map(Duration::from_millis);
-    let (told, app) = (backend.clone(), query.app.clone());
-    // On a task of its own: when the last byte is in, the deploy happens, even if the client dies
-    // in that moment.
-    let deploying = tokio::spawn(async move {
-        let began = Instant::now();
-        let artifact = receive(body, backend.clone()).await?;
-        Ok(backend.deploy(
-            artifact,
-            signature,
-            began.elapsed(),
-            query.app,
-            timeout,
-            Wait::asked(query.queue, query.detach),
-        ))
-    });
-    let error = match deploying.await {
-        Ok(Ok(operation)) => return Ok(progress(operation)),
-        Ok(Err(ReceiveError::Aborted(error))) => {
-            return Err(Refusal::new(
-                StatusCode::BAD_REQUEST,
-                1,
-                format_args!(
-                    "the upload ended before it was whole ({error}): nothing was deployed"
-                ),
-            ));
-        }
-        Ok(Err(ReceiveError::Store(error))) => error,
-        Err(_) => {
-            return Err(Refusal::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                1,
-                "the host failed in taking the upload: nothing was deployed, its log says more",
-            ));
-        }
-    };
-    let name = query.name.as_deref().unwrap_or("the upload");
-    Ok(ended(told.not_taken(name, app, &error).await))
-}
-
-/// Reads what a refused caller still sends, for a while: closing on it would take the answer away
-/// from it.
-async fn discard(mut body: Incoming) {
-    let read = async { while let Some(Ok(_)) = body.frame().await {} };
-    let _ = tokio::time::timeout(PATIENCE, read).await; // then it has to do without
-}
-
-/// An operation that ended before it had an id.
-fn ended(result: OperationResult) -> ControlResponse {
-    let mut response = Response::new(Either::Left(Full::new(line(&Progress::Result(result)))));
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/x-ndjson"),
-    );
-    response
-}
-
-enum ReceiveError {
-    /// The client left, or lied about the length.
-    Aborted(hyper::Error),
-    Store(StoreError),
-}
-
-/// The next piece for the writer, or the word that there are no more: a closed channel alone means
-/// the upload was cut.
-enum Piece {
-    Bytes(Bytes),
-    End,
-}
-
-/// Streams `body` into the store: never more than a few pieces are in memory.
-async fn receive<B: Backend>(mut body: Incoming, backend: B) -> Result<B::Artifact, ReceiveError> {
-    let (tx, mut rx) = mpsc::channel(WAITING);
-    let writing = tokio::spawn(background::run("upload", move || {
-        let mut upload = backend.upload()?;
-        loop {
-            match rx.blocking_recv() {
-                Some(Piece::Bytes(bytes)) => upload.write(&bytes)?,
-                Some(Piece::End) => return upload.finish().map(Some),
-                None => return Ok(None),
-            }
-        }
-    }));
-    while let Some(frame) = body.frame().await {
-        // Read to its end even when the writer gave up: a client that still writes could not read
-        // why.
-        if let Ok(bytes) = frame.map_err(ReceiveError::Aborted)?.into_data() {
-            let _ = tx.send(Piece::Bytes(bytes)).await;
-        }
-    }
-    let _ = tx.send(Piece::End).await;
-    drop(tx);
-    match writing.await {
-        Ok(Ok(Ok(Some(artifact)))) => Ok(artifact),
-        Ok(Ok(Err(error))) => Err(ReceiveError::Store(error)),
-        Ok(Ok(Ok(None)) | Err(_)) | Err(_) => Err(ReceiveError::Store(StoreError::Io {
-            path: "the upload".into(),
-            source: io::Error::other("the writer of the store failed"),
-        })),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use std::path::PathBuf;
 
+    use handover_api::{Client, EventKind, GenerationId, Lines, Outcome, Progress};
+    use http::{Method, StatusCode};
     use parking_lot::Mutex;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        sync::mpsc,
+    };
 
     use super::*;
-    use crate::{control::client::Client, names::GenerationId};
+    use crate::control::{calls::Call, shutdown::Shutdown};
 
     /// A host that remembers what it was told.
     #[derive(Clone)]
@@ -965,7 +458,7 @@ mod tests {
         fn status(&self) -> Status {
             Status {
                 apps: Vec::new(),
-                host: crate::control::api::HostStatus {
+                host: handover_api::HostStatus {
                     version: "0".into(),
                     pid: 7,
                     uptime_ms: 0,
@@ -1046,7 +539,7 @@ mod tests {
         }
 
         fn metrics(&self) -> Gather {
-            Gather::new(|to| to.one("up", exposition::Kind::Gauge, "It is.", 1))
+            Gather::new(|to| to.one("up", crate::telemetry::exposition::Kind::Gauge, "It is.", 1))
         }
     }
 
@@ -1066,7 +559,7 @@ mod tests {
         Event {
             seq,
             at_ms: 0,
-            kind: "active".into(),
+            kind: EventKind::Active,
             app: None,
             generation: Some(GenerationId(1)),
             message: String::new(),
@@ -1123,7 +616,7 @@ mod tests {
         }
     }
 
-    async fn outcome(mut lines: crate::control::client::Lines<Progress>) -> OperationResult {
+    async fn outcome(mut lines: Lines<Progress>) -> OperationResult {
         while let Some(line) = lines.next().await.unwrap() {
             if let Progress::Result(result) = line.value {
                 return result;
@@ -1198,14 +691,14 @@ mod tests {
         let text = minisign::sign(None, &pair.sk, [7_u8].as_slice(), None, None)
             .unwrap()
             .into_string();
-        let signature = text.parse().unwrap();
+        let signature: Signature = text.parse().unwrap();
         let lines = host
             .client()
             .deploy(
                 &file,
                 Some(&app),
                 Some(Duration::from_secs(60)),
-                Some(&signature),
+                Some(signature.to_header()),
                 Wait::Detached,
             )
             .await
@@ -1323,7 +816,7 @@ mod tests {
             host.fake.0.events.send(event(seq)).unwrap();
         }
         let missed = following.next().await.unwrap().unwrap().value;
-        assert_eq!((missed.kind.as_str(), missed.seq), ("missed", 4));
+        assert_eq!((missed.kind, missed.seq), (EventKind::Missed, 4));
         assert_eq!(following.next().await.unwrap().unwrap().value.seq, 5);
     }
 
@@ -1343,17 +836,22 @@ mod tests {
     #[test]
     fn observers_see_and_change_nothing() {
         let caller = |role| Caller { uid: 7, role };
-        for (path, _) in CALLS {
-            let open = OBSERVING.contains(&path);
-            assert_eq!(caller(Role::Observe).may(path).is_ok(), open, "{path}");
-            assert!(caller(Role::Operate).may(path).is_ok());
-            let refusal = caller(Role::None).may(path).unwrap_err();
+        for call in Call::<Fake>::ALL {
+            let observes = caller(Role::Observe).may(call.role);
+            assert_eq!(
+                observes.is_ok(),
+                call.method == Method::GET,
+                "{}",
+                call.path
+            );
+            assert!(caller(Role::Operate).may(call.role).is_ok());
+            let refusal = caller(Role::None).may(call.role).unwrap_err();
             assert_eq!(
                 (refusal.status, refusal.problem.exit_code),
                 (StatusCode::FORBIDDEN, 9)
             );
         }
-        let refusal = caller(Role::Observe).may("/v1/operations/1").unwrap_err();
+        let refusal = caller(Role::Observe).may(Role::Operate).unwrap_err();
         assert!(refusal.problem.error.contains("may observe"));
     }
 

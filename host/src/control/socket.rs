@@ -3,24 +3,16 @@
 
 use std::{
     fs, io,
-    os::{
-        fd::OwnedFd,
-        unix::{
-            ffi::OsStrExt,
-            fs::{DirBuilderExt, MetadataExt, PermissionsExt},
-        },
-    },
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
+use handover_api::socket::{Address, folder};
 use rustix::{
-    fs::{Mode, OFlags},
+    fs::Mode,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
 };
-use tokio::net::{UnixListener, UnixStream};
-
-/// The longest path that fits into a socket address, without its ending zero.
-const LONGEST_ADDRESS: usize = 107;
+use tokio::net::UnixListener;
 
 /// Why the control socket could not be bound, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -131,7 +123,7 @@ impl ControlSocket {
         rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
         {
             let address = Address::of(&temporary)?;
-            rustix::net::bind(&socket, &SocketAddrUnix::new(&address.path)?)?;
+            rustix::net::bind(&socket, &SocketAddrUnix::new(address.path())?)?;
         }
         match group {
             None => fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?,
@@ -195,7 +187,7 @@ impl Drop for ControlSocket {
 pub fn answering(path: &Path) -> io::Result<Option<i32>> {
     let address = Address::of(path);
     let connected =
-        address.and_then(|address| std::os::unix::net::UnixStream::connect(&address.path));
+        address.and_then(|address| std::os::unix::net::UnixStream::connect(address.path()));
     match connected {
         Ok(stream) => {
             let pid = rustix::net::sockopt::socket_peercred(&stream)
@@ -210,57 +202,6 @@ pub fn answering(path: &Path) -> io::Result<Option<i32>> {
             }
             _ => Err(error),
         },
-    }
-}
-
-/// Connects to the host at `path`.
-pub(super) async fn connect(path: &Path) -> io::Result<UnixStream> {
-    let address = Address::of(path)?;
-    UnixStream::connect(&address.path).await
-}
-
-/// The folder of a path, `.` where it names none.
-pub(crate) fn folder(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
-}
-
-/// A path that fits into a socket address. Deep folders make longer ones, and those are reached
-/// through their open folder.
-struct Address {
-    path: PathBuf,
-    _folder: Option<OwnedFd>,
-}
-
-impl Address {
-    fn of(path: &Path) -> io::Result<Self> {
-        if path.as_os_str().as_bytes().len() <= LONGEST_ADDRESS {
-            return Ok(Self {
-                path: path.to_owned(),
-                _folder: None,
-            });
-        }
-        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-        if !Path::new("/proc/self/fd").exists() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!(
-                    "its path is longer than {LONGEST_ADDRESS} bytes, and there is no /proc to reach it by: name a shorter one with --control"
-                ),
-            ));
-        }
-        let open = rustix::fs::open(
-            folder(path),
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        let short = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&open));
-        Ok(Self {
-            path: Path::new(&short).join(name),
-            _folder: Some(open),
-        })
     }
 }
 
@@ -368,7 +309,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a".repeat(120)).join("control.sock");
         let (listener, _socket) = ControlSocket::bind(&path, None).unwrap();
-        let (connected, accepted) = tokio::join!(connect(&path), listener.accept());
+        let (connected, accepted) =
+            tokio::join!(handover_api::socket::connect(&path), listener.accept());
         connected.unwrap();
         accepted.unwrap();
     }

@@ -83,7 +83,7 @@ impl Pumped {
         let frame = std::task::ready!(self.frames.poll_recv(cx));
         self.hint = SizeHint::default();
         self.ended = !matches!(frame, Some(Some(Ok(_))));
-        // CloseHandle off without its end, it is not whole.
+        // Cut off without its end, it is not whole.
         Poll::Ready(frame.unwrap_or(Some(Err(ResponseBodyError::Expired))))
     }
 }

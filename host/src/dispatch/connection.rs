@@ -19,8 +19,8 @@ pub struct ConnectionInfo {
     tls: Option<Tls>,
     /// Whether answers name the version that they are from.
     pub(super) name_version: bool,
-    /// The switch of the connection, for what is streamed over it.
-    pub(super) cut: Option<Arc<CloseHandle>>,
+    /// The close handle of the connection, for what is streamed over it.
+    pub(super) close_handle: Option<Arc<CloseHandle>>,
 }
 
 /// What is known of a connection with TLS.
@@ -35,13 +35,13 @@ pub struct Tls {
 }
 
 impl ConnectionInfo {
-    /// A connection of `client` to `local`, whose switch is `cut`.
+    /// A connection of `client` to `local`, whose handle is `close_handle`.
     pub fn new(
         client: Option<SocketAddr>,
         local: Option<SocketAddr>,
         tls: Option<Tls>,
         name_version: bool,
-        cut: Option<Arc<CloseHandle>>,
+        close_handle: Option<Arc<CloseHandle>>,
     ) -> Self {
         Self {
             client,
@@ -49,7 +49,7 @@ impl ConnectionInfo {
             local: local.into(),
             tls,
             name_version,
-            cut,
+            close_handle,
         }
     }
 

@@ -2,11 +2,12 @@
 //! about.
 
 use bytes::Bytes;
+use handover_api::AppName;
 use http::{HeaderValue, Response, StatusCode, header};
 use semver::Version;
 
 use super::body::ResponseBody;
-use crate::{generation::Spec, names::AppName};
+use crate::generation::Spec;
 
 fn plain(status: StatusCode, text: String) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::full(Bytes::from(format!(

@@ -14,6 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use handover_api::AppName;
 use http::Response;
 use http_body::Body;
 use tokio::{
@@ -22,7 +23,7 @@ use tokio::{
 };
 
 use super::{body::ResponseBody, call::Dispatched};
-use crate::{config, ledger, names::AppName};
+use crate::{config, ledger};
 
 /// The threads of an app.
 #[derive(Debug)]

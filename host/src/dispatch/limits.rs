@@ -17,6 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use handover_api::AppName;
 use http::{Request, Response};
 use http_body::Body;
 use tokio::{
@@ -33,7 +34,7 @@ use super::{
     route::Routes,
     upgrade::UpgradePermit,
 };
-use crate::{config, names::AppName};
+use crate::config;
 
 /// The limits of one app, over all its generations.
 #[derive(Debug)]

@@ -4,6 +4,7 @@
 use std::{borrow::Cow, cell::RefCell, mem::ManuallyDrop, ptr, sync::Arc};
 
 use arc_swap::{ArcSwap, Cache};
+use handover_api::AppName;
 use http::{HeaderMap, Uri, header::HOST};
 use semver::Version;
 
@@ -11,7 +12,6 @@ use super::limits::Limits;
 use crate::{
     config::{RoutePrefix, bare_host},
     generation::{Generation, InFlight},
-    names::AppName,
 };
 
 /// Where an app answers, and with what.

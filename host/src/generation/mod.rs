@@ -21,7 +21,7 @@ mod worker;
 pub use self::{
     close_handle::{CloseHandle, CloseRequest},
     in_flight::{InFlight, KeepAlive},
-    shared::{Counts, Generation, State},
+    shared::{Counts, Generation},
     spec::{Spec, StartError},
     states::{Active, Draining, Ended, Retained, Started, load, start},
 };

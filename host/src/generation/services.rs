@@ -16,7 +16,7 @@ use handover_plugin::abi::{
 use parking_lot::Mutex;
 use tracing::Level;
 
-use crate::names::{AppName, GenerationId};
+use handover_api::{AppName, GenerationId};
 
 /// What the host offers to one generation.
 #[derive(Debug)]

@@ -12,6 +12,8 @@ use std::{
 use handover_plugin::abi::{import::AppHandle, lent::Lent};
 use tokio::sync::Notify;
 
+use handover_api::GenerationState;
+
 use super::{
     close_handle::{CloseHandle, Streams},
     in_flight::{Gate, InFlight, Shards},
@@ -25,47 +27,6 @@ use crate::{
 
 /// How long what is streamed has to end after the drain deadline, before its connection is cut.
 const GRACE: Duration = Duration::from_secs(1);
-
-/// The state of a generation, for people.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum State {
-    /// Its app is built, nobody asks it.
-    Started,
-    /// New requests go to it.
-    Active,
-    /// It finishes what it has.
-    Draining,
-    /// Its app value is dropped.
-    Retired,
-    /// Its library is unmapped.
-    Unloaded,
-    /// Its library could not be proven quiet.
-    Retained,
-}
-
-impl State {
-    const ALL: [Self; 6] = [
-        Self::Started,
-        Self::Active,
-        Self::Draining,
-        Self::Retired,
-        Self::Unloaded,
-        Self::Retained,
-    ];
-
-    /// The word for it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Started => "started",
-            Self::Active => "active",
-            Self::Draining => "draining",
-            Self::Retired => "retired",
-            Self::Unloaded => "unloaded",
-            Self::Retained => "retained",
-        }
-    }
-}
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -221,7 +182,7 @@ impl Generation {
         Self {
             shards: Shards::new(&shared),
             shared,
-            state: AtomicU8::new(State::Started as u8),
+            state: AtomicU8::new(GenerationState::Started as u8),
             loaded_at: Instant::now(),
             range: library.range().unwrap_or_default(),
         }
@@ -275,8 +236,8 @@ impl Generation {
     }
 
     /// Its state, now.
-    pub fn state(&self) -> State {
-        State::ALL[usize::from(self.state.load(Ordering::Acquire))]
+    pub fn state(&self) -> GenerationState {
+        GenerationState::ALL[usize::from(self.state.load(Ordering::Acquire))]
     }
 
     /// Counts a request in. None once it is no longer active: then ask the routes again, which name
@@ -285,7 +246,7 @@ impl Generation {
         self.shards.enter()
     }
 
-    pub(super) fn set_state(&self, state: State) {
+    pub(super) fn set_state(&self, state: GenerationState) {
         self.state.store(state as u8, Ordering::Release);
     }
 

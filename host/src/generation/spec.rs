@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
+use handover_api::{AppName, GenerationId};
 use semver::Version;
 
 use super::states::Retained;
 use crate::{
     artifact::Sha256,
     ledger::{self, RefusedLock},
-    names::{AppName, GenerationId},
 };
 
 /// Who a generation is and what it is started with.

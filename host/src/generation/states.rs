@@ -16,10 +16,12 @@ use handover_plugin::abi::{
 
 use parking_lot::Mutex;
 
+use handover_api::GenerationState;
+
 use super::{
     lifecycle::{self, Late, Unfinished},
     services::GenerationServices,
-    shared::{Generation, Shared, State},
+    shared::{Generation, Shared},
     spec::{Spec, StartError},
 };
 use crate::{
@@ -360,7 +362,7 @@ async fn stop_and_unload(
 
 fn retained(generation: Option<Arc<Generation>>, place: Place, held: RetainReasons) -> Ended {
     if let Some(generation) = &generation {
-        generation.set_state(State::Retained);
+        generation.set_state(GenerationState::Retained);
     }
     Ended::Retained(Box::new(Retained::new(generation, place, held)))
 }
@@ -386,7 +388,7 @@ async fn unload(generation: Option<Arc<Generation>>, library: Library, settle: D
     let (place, held) = match closing.await {
         Ok(Some(Ok(left))) => {
             if let Some(generation) = &generation {
-                generation.set_state(State::Unloaded);
+                generation.set_state(GenerationState::Unloaded);
             }
             return Ended::Unloaded(left);
         }
@@ -476,7 +478,7 @@ impl Started {
 
     /// Lets requests in. The caller publishes it in the routes right after.
     pub fn activate(self) -> Active {
-        self.0.generation.set_state(State::Active);
+        self.0.generation.set_state(GenerationState::Active);
         self.0.generation.open_gate();
         Active(self.0)
     }
@@ -502,7 +504,7 @@ impl Active {
     /// published its replacement before.
     pub fn drain(self) -> Draining {
         let generation = &self.0.generation;
-        generation.set_state(State::Draining);
+        generation.set_state(GenerationState::Draining);
         generation.close_gate();
         let told = Hooks::begin(generation.shared(), "drain", |shared| {
             shared.app().drain();
@@ -558,7 +560,7 @@ impl Draining {
             library,
         } = self.loaded;
         let hooks = self.hooks.into_inner();
-        generation.set_state(State::Retired);
+        generation.set_state(GenerationState::Retired);
         retire(generation, library, hooks, STOP_DEADLINE, SETTLE_DEADLINE).await
     }
 }
@@ -666,7 +668,7 @@ impl Retained {
                 Err(late) => stays(generation, Place::Unmapping(late), known),
                 Ok(Ok(Some(Ok(left)))) => {
                     if let Some(generation) = &generation {
-                        generation.set_state(State::Unloaded);
+                        generation.set_state(GenerationState::Unloaded);
                     }
                     Ended::Unloaded(left)
                 }

@@ -27,7 +27,7 @@ use super::{
     strangers::{self, Stranger},
     surroundings, tasks, threads, timers, tls_destructors,
 };
-use crate::names::{AppName, GenerationId};
+use handover_api::{AppName, GenerationId};
 
 /// The next account. Never given out twice, so that nothing of an old library is ever taken for a
 /// new one's.

@@ -16,7 +16,7 @@ use std::{
 };
 
 use super::{AccountId, threads};
-use crate::names::{AppName, GenerationId};
+use handover_api::{AppName, GenerationId};
 
 /// A call into a plugin.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use super::{
 };
 
 /// Defines functions that give out descriptors: [`interposed!`] with what to do with the answer.
-macro_rules! openers {
+macro_rules! interposed_openings {
     ($($name:ident / $inner:ident / $real:ident ($($argument:ident: $type:ty),*) as $signature:ty,
         $x86_64:literal, $aarch64:literal, |$answer:ident, $caller:ident| $then:expr;)*) => {
         interposed! {
@@ -35,7 +35,7 @@ pub(super) fn symbols() -> Vec<Symbol> {
     symbols_with_caller()
 }
 
-openers! {
+interposed_openings! {
     socket / socket_for / SOCKET (domain: c_int, kind: c_int, protocol: c_int)
         as unsafe extern "C-unwind" fn(c_int, c_int, c_int) -> c_int,
         "rcx", "x3", |fd, caller| descriptors::opened(fd, caller);

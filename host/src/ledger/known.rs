@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::AccountId;
-use crate::names::{AppName, GenerationId};
+use handover_api::{AppName, GenerationId};
 
 /// Whose a library is.
 #[derive(Clone, Debug)]

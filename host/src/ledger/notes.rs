@@ -7,7 +7,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::{AccountId, known, surroundings};
-use crate::names::{AppName, GenerationId};
+use handover_api::{AppName, GenerationId};
 
 /// Something of the process that is everybody's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

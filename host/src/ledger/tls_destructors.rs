@@ -155,7 +155,8 @@ fn adopt(worker: Option<usize>) -> Option<&'static HostThread> {
     OWN.set(Arc::as_ptr(&thread));
     let mut all = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
     if all.len().is_power_of_two() {
-        all.retain(|thread| thread.exists()); // threads that ended since the last library was unloaded
+        // Threads that ended since the last library was unloaded.
+        all.retain(|thread| thread.exists());
     }
     all.push(thread);
     own()

@@ -51,7 +51,7 @@ fn change(to: &u64, before: *mut u64) {
     };
 }
 
-/// A lock for a few instructions. SpinGuard by [`Undisturbed`] only, so never across code of a
+/// A lock for a few instructions. Held by [`Undisturbed`] only, so never across code of a
 /// plugin.
 #[derive(Debug)]
 pub(super) struct Spin(AtomicBool);

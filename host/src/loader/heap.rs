@@ -44,7 +44,7 @@ const _: () = assert!(
     "the options of this mimalloc are others: look at its mimalloc.h",
 );
 
-/// All heaps that there are. RetainReasons while they are looked at, so that none goes meanwhile;
+/// All heaps that there are. Held while they are looked at, so that none goes meanwhile;
 /// by many at once, as workers are among them.
 static HEAPS: RwLock<Vec<SharedHeap>> = RwLock::new(Vec::new());
 
@@ -277,7 +277,7 @@ pub(super) fn give_back_of_libc() {
 pub(crate) fn collect_here() {
     // SAFETY: it looks at what is this thread's own.
     unsafe { mi::mi_collect(false) };
-    // RetainReasons, so that none goes meanwhile.
+    // Held, so that none goes meanwhile.
     for heap in heaps().iter() {
         // SAFETY: who destroys one takes it out first; it looks at what is this thread's own.
         unsafe { mi::mi_heap_collect(heap.0.as_ptr(), true) };
@@ -365,7 +365,7 @@ mod tests {
 
     const MIB: usize = 1 << 20;
 
-    /// RetainReasons by who takes much memory, and by who looks how much the process has.
+    /// Held by who takes much memory, and by who looks how much the process has.
     static MEMORY: Mutex<()> = Mutex::new(());
 
     fn heap() -> (OwnHeap, &'static Heap) {

@@ -72,7 +72,8 @@ unsafe extern "C" fn object(
         let end = start.wrapping_add(header.p_memsz as usize);
         match header.p_type {
             libc::PT_LOAD => {
-                let page = 4096; // a smaller range than the mapped one loses nothing: there is no code in the padding
+                // A smaller range than the mapped one loses nothing: padding holds no code.
+                let page = 4096;
                 let start = start & !(page - 1);
                 if header.p_flags & libc::PF_W != 0 {
                     writable.push(start..end);

@@ -15,6 +15,7 @@ use std::{
     },
 };
 
+use handover_api::ConnectionsStatus;
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
@@ -25,7 +26,6 @@ use super::{
 };
 use crate::{
     config,
-    control::api::ConnectionsStatus,
     generation::CloseHandle,
     open_files,
     telemetry::exposition::{Exposition, Kind},

@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use handover_api::GenerationId;
 use handover_plugin::abi::root::RootRef;
 use rustix::{
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
@@ -34,7 +35,6 @@ use crate::{
     generation::{self, Active, Ended, Generation, Spec},
     ledger::RetainReason,
     loader::{Companion, Layouts, Library},
-    names::GenerationId,
     workers,
 };
 

@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use handover_api::AppName;
 use parking_lot::Mutex;
 use rustix::{
     net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
@@ -38,7 +39,6 @@ use crate::{
     config::{self, Leave},
     ledger,
     loader::Companion,
-    names::{self, AppName},
     origin::origin,
     process, shortage,
 };
@@ -392,7 +392,10 @@ impl ChildReport {
                     true => " (out of memory?)",
                     false => "",
                 };
-                format!("it crashed with {}{memory} {during}", names::signal(signal))
+                format!(
+                    "it crashed with {}{memory} {during}",
+                    crate::signals::name(signal)
+                )
             }
             (None, Some(code)) => format!("it called exit({code}) {during}"),
             (None, None) => format!("it ended {during}"),

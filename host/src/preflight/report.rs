@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use handover_api::AppName;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -12,7 +13,6 @@ use crate::{
     config::{Leave, SmokeRequest},
     ledger::RefusedLock,
     loader::Companion,
-    names::AppName,
     shown,
 };
 

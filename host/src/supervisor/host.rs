@@ -19,10 +19,9 @@ use tokio::{
 use super::own_pid;
 use crate::{
     ledger::LAST_WORDS,
-    names,
     net::listeners::HandedOn,
     notify::{FAILED, Notifier, READY, STOPPING},
-    process,
+    process, signals,
 };
 
 /// The longest message of a host.
@@ -216,7 +215,7 @@ fn meaning(status: ExitStatus, failed: bool, stopping: bool) -> End {
         None if stopping => End::Meant(1),
         Some(code) if failed => End::NotStarted(code),
         Some(code) => End::Crashed(format!("exit with code {code}")),
-        None => End::Crashed(names::signal(status.signal().unwrap_or_default())),
+        None => End::Crashed(signals::name(status.signal().unwrap_or_default())),
     }
 }
 

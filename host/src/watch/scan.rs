@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use handover_api::AppName;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::{
@@ -30,7 +31,6 @@ use crate::{
         Sha256, Signature, Store,
         store::{is_truncated, peek},
     },
-    names::AppName,
     shown,
     writers::{Writers, writers},
 };

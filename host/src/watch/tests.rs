@@ -13,6 +13,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use handover_api::AppName;
 use tempfile::TempDir;
 use tokio::{
     sync::{Semaphore, mpsc},
@@ -20,10 +21,7 @@ use tokio::{
 };
 
 use super::{DropOutcome, DropTarget, DroppedArtifact, Message, Timing, WatcherHandle, spawn_with};
-use crate::{
-    artifact::{Sha256, Signature, Store, testing::TestElf},
-    names::AppName,
-};
+use crate::artifact::{Sha256, Signature, Store, testing::TestElf};
 
 const NEVER: Duration = Duration::from_secs(3600);
 

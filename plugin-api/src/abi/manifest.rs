@@ -3,7 +3,10 @@
 //!
 //! `HANDOVER`, then the format (2) and the length of what follows as little-endian `u32`, then JSON
 //! in UTF-8:
-//! `{"app","version","abi":[major,minor],"schema","build":{"rustc","target","profile","panic","sdk","commit"}}`.
+//!
+//! ```text
+//! {"app","version","abi":[major,minor],"schema","build":{"rustc","target","profile","panic","sdk","commit"}}
+//! ```
 
 use super::version::{ABI, LAYOUT};
 

@@ -20,7 +20,7 @@ use handover::{
     apps::Apps,
     artifact::Store,
     config::Config,
-    control::{self, Access, ControlSocket, ShutdownHandle, api},
+    control::{self, Access, ControlSocket, ShutdownHandle},
     dispatch::Routes,
     telemetry::Gather,
 };

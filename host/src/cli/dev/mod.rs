@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use handover_api::{AppName, Cause, GenerationId, OperationResult, Outcome, Progress, Wait};
 use tokio::task::JoinHandle;
 
 use self::{
@@ -25,17 +26,12 @@ use super::{
     run::LAST_MOMENT,
 };
 use crate::{
-    apps::{Apps, Cause, Wait},
+    apps::Apps,
     artifact::{Artifact, Sha256, Store, StoreError},
     config::{self, Config, Watch, WhenFull},
-    control::{
-        api::{OperationResult, Outcome, Progress},
-        socket,
-    },
+    control::socket,
     daemon::{self, Daemon, StartupHandoff},
-    loader,
-    names::{AppName, GenerationId},
-    telemetry,
+    human, loader, telemetry,
 };
 
 /// How long what runs on the old code may go on. Short: the author waits for the new one.
@@ -59,7 +55,7 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
     let app: AppName = krate
         .name
         .parse()
-        .map_err(|error: crate::names::InvalidAppName| {
+        .map_err(|error: handover_api::InvalidAppName| {
             Failure::new(format!("the crate's name must name an app: {error}"))
         })?;
     let config = config(&krate, &app, global, args.listen)?;
@@ -254,7 +250,10 @@ to look inside: handover --control {} status -w",
         if self.last == Some(artifact.sha256) {
             return self.say(
                 Paint::Dim,
-                &format!("built in {}: the plugin is the same", output::time(built)),
+                &format!(
+                    "built in {}: the plugin is the same",
+                    human::duration(built)
+                ),
             );
         }
         let stored_in = started.elapsed().saturating_sub(built);
@@ -311,8 +310,8 @@ to look inside: handover --control {} status -w",
         };
         let times = format!(
             "built in {}, live {} later",
-            output::time(built),
-            output::time(started.elapsed())
+            human::duration(built),
+            human::duration(started.elapsed())
         );
         let first = self.live.replace(generation).is_none();
         self.say(

@@ -14,16 +14,14 @@ use std::{
     },
 };
 
+use handover_api::{AppName, GenerationId};
 use libc::c_int;
 
 use super::{
     Class, SIGNALS, class, is_free,
     table::{self, Table},
 };
-use crate::{
-    ledger::{AccountId, call_slot, errno, owner, ranges},
-    names::{self, AppName, GenerationId},
-};
+use crate::ledger::{AccountId, call_slot, errno, owner, ranges};
 
 /// What the line begins with.
 pub const LAST_WORDS: &[u8] = b"X_HANDOVER_LAST_WORDS=";
@@ -81,7 +79,7 @@ impl End {
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Signal(signal) => f.write_str(&names::signal(*signal)),
+            Self::Signal(signal) => f.write_str(&crate::signals::name(*signal)),
             Self::Exit(code) => write!(f, "exit with code {code}"),
         }
     }

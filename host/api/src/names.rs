@@ -2,7 +2,6 @@
 
 use std::{fmt, str::FromStr};
 
-use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 /// The name of an app: 1 to 64 characters of `a-z`, `0-9`, `-` and `_`, beginning with a letter or
@@ -73,29 +72,4 @@ impl fmt::Display for GenerationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)
     }
-}
-
-/// The name that people know the signal of this number by.
-pub fn signal(number: i32) -> String {
-    const KNOWN: [(Signal, &str); 12] = [
-        (Signal::SEGV, "SIGSEGV"),
-        (Signal::ABORT, "SIGABRT"),
-        (Signal::BUS, "SIGBUS"),
-        (Signal::ILL, "SIGILL"),
-        (Signal::FPE, "SIGFPE"),
-        (Signal::TRAP, "SIGTRAP"),
-        (Signal::SYS, "SIGSYS"),
-        (Signal::INT, "SIGINT"),
-        (Signal::TERM, "SIGTERM"),
-        (Signal::KILL, "SIGKILL"),
-        (Signal::PIPE, "SIGPIPE"),
-        (Signal::XCPU, "SIGXCPU"),
-    ];
-    KNOWN
-        .iter()
-        .find(|(signal, _)| signal.as_raw() == number)
-        .map_or_else(
-            || format!("signal {number}"),
-            |(_, name)| (*name).to_owned(),
-        )
 }

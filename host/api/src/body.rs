@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 /// Unlike the one of `http-body-util`, its sender can wait for [`mpsc::Sender::closed`], so whoever
 /// follows events for a client that left learns it at once and not at the next event.
 #[derive(Debug)]
-pub(super) struct ChannelBody<E>(pub(super) mpsc::Receiver<Result<Bytes, E>>);
+pub struct ChannelBody<E>(pub mpsc::Receiver<Result<Bytes, E>>);
 
 impl<E> Body for ChannelBody<E> {
     type Data = Bytes;

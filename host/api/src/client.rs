@@ -1,4 +1,4 @@
-//! The command line's side of the control socket.
+//! The client's side of the control socket.
 
 use std::{
     collections::VecDeque,
@@ -13,15 +13,13 @@ use http::{Method, Request, Response, header};
 use http_body_util::{BodyExt, Either, Empty};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
-use super::{
-    api::{Event, History, Problem, Progress, SIGNATURE, ShuttingDown, Status},
-    body::ChannelBody,
-    socket,
+use crate::{
+    AppName, ChannelBody, Event, History, Problem, Progress, SIGNATURE, ShuttingDown, Status, Wait,
+    query, socket,
 };
-use crate::{apps::Wait, artifact::Signature, names::AppName};
 
 /// How much of an artifact travels at once.
 const PIECE: usize = 64 * 1024;
@@ -93,51 +91,6 @@ struct Upload {
 
 type RequestBody = Either<Empty<Bytes>, ChannelBody<io::Error>>;
 
-#[derive(Serialize)]
-struct Query<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    app: Option<&'a AppName>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    timeout_ms: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    to: Option<&'a str>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    queue: bool,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    detach: bool,
-}
-
-impl Query<'_> {
-    const NONE: Self = Query {
-        name: None,
-        app: None,
-        timeout_ms: None,
-        to: None,
-        queue: false,
-        detach: false,
-    };
-
-    fn waiting(self, wait: Wait) -> Self {
-        Self {
-            queue: wait != Wait::No,
-            detach: wait == Wait::Detached,
-            ..self
-        }
-    }
-
-    fn on(&self, path: &str) -> String {
-        // Strings and numbers only: this cannot fail.
-        let query = serde_urlencoded::to_string(self).unwrap_or_default();
-        if query.is_empty() {
-            path.to_owned()
-        } else {
-            format!("{path}?{query}")
-        }
-    }
-}
-
 impl Client {
     /// A client of the host whose control socket is at `path`. Does not connect yet.
     pub fn new(path: &Path) -> Self {
@@ -148,36 +101,30 @@ impl Client {
 
     /// `GET /v1/status`
     pub async fn status(&self) -> Result<Status, ClientError> {
-        self.get("/v1/status").await
+        self.get(query::STATUS).await
     }
 
     /// `GET /v1/history`
     pub async fn history(&self, app: Option<&AppName>) -> Result<History, ClientError> {
-        self.get(&Query { app, ..Query::NONE }.on("/v1/history"))
-            .await
+        let query = query::History { app: app.cloned() };
+        self.get(&query::uri(query::HISTORY, &query)).await
     }
 
     /// `GET /v1/events`; with `follow` the lines never end.
     pub async fn events(&self, follow: bool) -> Result<Lines<Event>, ClientError> {
-        self.lines(
-            Method::GET,
-            if follow {
-                "/v1/events?follow=true"
-            } else {
-                "/v1/events"
-            },
-        )
-        .await
+        let query = query::Events { follow };
+        self.lines(Method::GET, &query::uri(query::EVENTS, &query))
+            .await
     }
 
-    /// `POST /v1/deploy` with the bytes of `file`, which stream, and their signature. The lines
-    /// come when the host has them all.
+    /// `POST /v1/deploy` with the bytes of `file`, which stream, and the text of their [`SIGNATURE`]
+    /// header. The lines come when the host has them all.
     pub async fn deploy(
         &self,
         file: &Path,
         app: Option<&AppName>,
         timeout: Option<Duration>,
-        signature: Option<&Signature>,
+        signature: Option<String>,
         wait: Wait,
     ) -> Result<Lines<Progress>, ClientError> {
         let unreadable = |source| ClientError::File {
@@ -193,15 +140,15 @@ impl Client {
         let name = file
             .file_name()
             .map(|name| name.to_string_lossy().into_owned());
-        let path = Query {
-            name: name.as_deref(),
-            app,
+        let query = query::Deploy {
+            name,
+            app: app.cloned(),
             timeout_ms: timeout
                 .map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
-            ..Query::NONE
-        }
-        .waiting(wait)
-        .on("/v1/deploy");
+            queue: wait.queue(),
+            detach: wait.detach(),
+        };
+        let path = query::uri(query::DEPLOY, &query);
         let reading = tokio::task::spawn_blocking(move || {
             loop {
                 let mut piece = vec![0; PIECE];
@@ -225,7 +172,7 @@ impl Client {
                 Either::Right(ChannelBody(rx)),
                 Some(Upload {
                     length: found.len(),
-                    signature: signature.map(Signature::to_header),
+                    signature,
                 }),
             )
             .await
@@ -240,8 +187,13 @@ impl Client {
         app: Option<&AppName>,
         wait: Wait,
     ) -> Result<Lines<Progress>, ClientError> {
-        let query = Query { app, ..Query::NONE }.waiting(wait);
-        self.lines(Method::POST, &query.on("/v1/reload")).await
+        let query = query::Reload {
+            app: app.cloned(),
+            queue: wait.queue(),
+            detach: wait.detach(),
+        };
+        self.lines(Method::POST, &query::uri(query::RELOAD, &query))
+            .await
     }
 
     /// `POST /v1/rollback`; `to` is a version or the number of a generation.
@@ -251,34 +203,27 @@ impl Client {
         to: Option<&str>,
         wait: Wait,
     ) -> Result<Lines<Progress>, ClientError> {
-        self.lines(
-            Method::POST,
-            &Query {
-                app,
-                to,
-                ..Query::NONE
-            }
-            .waiting(wait)
-            .on("/v1/rollback"),
-        )
-        .await
+        let query = query::Rollback {
+            app: app.cloned(),
+            to: to.map(str::to_owned),
+            queue: wait.queue(),
+            detach: wait.detach(),
+        };
+        self.lines(Method::POST, &query::uri(query::ROLLBACK, &query))
+            .await
     }
 
     /// `GET /v1/operations/ID`: the lines from the beginning.
     pub async fn operation(&self, id: &str) -> Result<Lines<Progress>, ClientError> {
-        self.lines(Method::GET, &format!("/v1/operations/{id}"))
+        self.lines(Method::GET, &format!("{}{id}", query::OPERATIONS))
             .await
     }
 
     /// `POST /v1/shutdown`
     pub async fn shutdown(&self, now: bool) -> Result<ShuttingDown, ClientError> {
-        let path = if now {
-            "/v1/shutdown?now=true"
-        } else {
-            "/v1/shutdown"
-        };
+        let path = query::uri(query::SHUTDOWN, &query::Shutdown { now });
         parse(
-            self.call(Method::POST, path, Either::Left(Empty::new()), None)
+            self.call(Method::POST, &path, Either::Left(Empty::new()), None)
                 .await?,
         )
         .await
@@ -449,20 +394,6 @@ mod tests {
         }
         let lines: Vec<_> = std::iter::from_fn(|| splitter.next()).collect();
         assert_eq!(lines, ["{\"a\":1}", "{\"b\":\"é\"}", "{\"c\":3}"]);
-    }
-
-    #[test]
-    fn names_of_files_travel_in_a_query_unharmed() {
-        let query = Query {
-            name: Some("a b&c=d%.so"),
-            timeout_ms: Some(5),
-            ..Query::NONE
-        };
-        assert_eq!(
-            query.on("/v1/deploy"),
-            "/v1/deploy?name=a+b%26c%3Dd%25.so&timeout_ms=5"
-        );
-        assert_eq!(Query::NONE.on("/v1/reload"), "/v1/reload");
     }
 
     #[tokio::test]

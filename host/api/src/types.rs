@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use crate::names::{AppName, GenerationId};
+use crate::{AppName, AppState, Cause, EventKind, GenerationId, GenerationState};
 
 /// The header of a deploy that holds the signature of the artifact: the base64 of the text that
 /// minisign writes.
@@ -46,8 +46,8 @@ pub struct Status {
 pub struct AppStatus {
     /// Its name.
     pub name: AppName,
-    /// `serving`, `deploying` (an operation is under way) or `empty` (nothing has been deployed).
-    pub state: String,
+    /// What it does.
+    pub state: AppState,
     /// Where it answers, as `host/path` prefixes.
     pub routes: Vec<String>,
     /// What answers new requests, if anything does.
@@ -137,9 +137,8 @@ pub struct GenerationStatus {
     pub version: Version,
     /// The SHA-256 of its artifact, in hexadecimal.
     pub artifact: String,
-    /// `staged`, `checked`, `started`, `active`, `draining`, `retired`, `unloaded`, `retained`,
-    /// `rejected` or `failed`.
-    pub state: String,
+    /// What it does.
+    pub state: GenerationState,
     /// Requests, streams, upgraded connections and spawned work that are still on it, jobs
     /// included.
     pub in_flight: u64,
@@ -243,8 +242,8 @@ pub struct HistoryEntry {
     pub version: Option<Version>,
     /// The SHA-256 of the artifact, in hexadecimal.
     pub artifact: String,
-    /// What asked for it: `deploy`, `drop`, `reload`, `rollback`, `start` or `dev`.
-    pub cause: String,
+    /// What asked for it.
+    pub cause: Cause,
     /// How it ended.
     pub outcome: Outcome,
     /// Why, when it did not become active.
@@ -261,9 +260,8 @@ pub struct Event {
     pub seq: u64,
     /// Milliseconds since 1970.
     pub at_ms: u64,
-    /// A short word for programs: `active`, `draining`, `unloaded`, `retained`, `rejected`,
-    /// `staged`, `panic`, …
-    pub kind: String,
+    /// A short word for programs.
+    pub kind: EventKind,
     /// The app it is about.
     pub app: Option<AppName>,
     /// The generation it is about.
@@ -300,7 +298,7 @@ pub enum Progress {
     },
     /// A step ended well.
     Step {
-        /// `store`, `trust`, `preflight`, `load`, `start` or `cutover`.
+        /// `notice`, `store`, `trust`, `preflight`, `load`, `start` or `cutover`.
         step: String,
         /// The app.
         app: AppName,

@@ -1,0 +1,31 @@
+//! The control socket of handover, without the host: the JSON of its calls and a [`Client`].
+//!
+//! The calls are HTTP/1.1 over a unix socket; [`types`] has the table of them.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), handover_api::ClientError> {
+//! let client = handover_api::Client::new(".handover/control.sock".as_ref());
+//! for app in client.status().await?.apps {
+//!     println!("{} is {}", app.name, app.state);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+#![forbid(unsafe_code)]
+
+mod body;
+mod client;
+mod names;
+pub mod query;
+pub mod socket;
+pub mod types;
+mod words;
+
+pub use self::{
+    body::ChannelBody,
+    client::{Client, ClientError, Line, Lines},
+    names::{AppName, GenerationId, InvalidAppName},
+    query::Wait,
+    types::*,
+    words::{AppState, Cause, EventKind, GenerationState},
+};

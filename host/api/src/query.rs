@@ -1,0 +1,184 @@
+//! The queries of the calls, for both sides, and the paths that they go to.
+
+use serde::{Deserialize, Serialize};
+
+use crate::AppName;
+
+/// The path of `GET /v1/status`.
+pub const STATUS: &str = "/v1/status";
+/// The path of `GET /v1/history`.
+pub const HISTORY: &str = "/v1/history";
+/// The path of `GET /v1/events`.
+pub const EVENTS: &str = "/v1/events";
+/// The path of `POST /v1/deploy`.
+pub const DEPLOY: &str = "/v1/deploy";
+/// The path of `POST /v1/reload`.
+pub const RELOAD: &str = "/v1/reload";
+/// The path of `POST /v1/rollback`.
+pub const ROLLBACK: &str = "/v1/rollback";
+/// The path of `POST /v1/shutdown`.
+pub const SHUTDOWN: &str = "/v1/shutdown";
+/// The path of `GET /metrics`.
+pub const METRICS: &str = "/metrics";
+/// What the path of `GET /v1/operations/ID` begins with.
+pub const OPERATIONS: &str = "/v1/operations/";
+
+/// A call without a query.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct None {}
+
+/// The query of `/v1/history`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct History {
+    /// Only this app.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+}
+
+/// The query of `/v1/events`.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Events {
+    /// Whether the answer goes on with the events to come, for ever.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub follow: bool,
+}
+
+/// The query of `/v1/deploy`, whose body is the artifact.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deploy {
+    /// The name of the file, for messages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The app, where it is not the one of the manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+    /// Milliseconds until the deploy is given up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// See [`Wait`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub queue: bool,
+    /// See [`Wait`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub detach: bool,
+}
+
+/// The query of `/v1/reload`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reload {
+    /// Only this app.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+    /// See [`Wait`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub queue: bool,
+    /// See [`Wait`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub detach: bool,
+}
+
+/// The query of `/v1/rollback`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rollback {
+    /// The app, where there is more than one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+    /// A version or the number of a generation; else the version before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// See [`Wait`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub queue: bool,
+    /// See [`Wait`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub detach: bool,
+}
+
+/// The query of `/v1/shutdown`.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shutdown {
+    /// Whether the host ends without waiting for anything.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub now: bool,
+}
+
+/// What an operation does while another one of its app is under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wait {
+    /// It ends as a conflict.
+    #[default]
+    No,
+    /// It waits until it is first in the queue, as long as its caller stays.
+    WhileWanted,
+    /// It waits until it is first in the queue.
+    Detached,
+}
+
+impl Wait {
+    /// Reads the `queue` and `detach` of a query.
+    pub fn from_query(queue: bool, detach: bool) -> Self {
+        match (queue, detach) {
+            (false, _) => Self::No,
+            (true, false) => Self::WhileWanted,
+            (true, true) => Self::Detached,
+        }
+    }
+
+    /// Returns the `queue` of a query.
+    pub fn queue(self) -> bool {
+        self != Self::No
+    }
+
+    /// Returns the `detach` of a query.
+    pub fn detach(self) -> bool {
+        self == Self::Detached
+    }
+}
+
+/// Returns `path` with `query` behind it.
+pub fn uri(path: &str, query: &impl Serialize) -> String {
+    // Strings, numbers and flags only: serialising them cannot fail.
+    let query = serde_urlencoded::to_string(query).unwrap_or_default();
+    if query.is_empty() {
+        path.to_owned()
+    } else {
+        format!("{path}?{query}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+
+    #[test]
+    fn names_of_files_travel_in_a_query_unharmed() {
+        let sent = Deploy {
+            name: Some("a b&c=d/é.so".to_owned()),
+            queue: true,
+            ..Deploy::default()
+        };
+        let text = uri(DEPLOY, &sent);
+        let query = text.split_once('?').unwrap().1;
+        let read: Deploy = serde_urlencoded::from_str(query).unwrap();
+        assert_eq!((read.name, read.queue), (sent.name, true));
+        assert!(!read.detach && text.starts_with("/v1/deploy?"));
+    }
+
+    #[test]
+    fn a_query_that_says_nothing_is_left_out() {
+        assert_eq!(uri(STATUS, &None {}), "/v1/status");
+        assert_eq!(
+            uri(EVENTS, &Events { follow: true }),
+            "/v1/events?follow=true"
+        );
+    }
+}

@@ -1,0 +1,522 @@
+//! The calls of the control socket: one table of them, and what each answers.
+
+use std::{
+    convert::Infallible,
+    fmt,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use handover_api::{
+    ChannelBody, Event, EventKind, History, OperationResult, Outcome, Problem, Progress, SIGNATURE,
+    ShuttingDown, Wait, query,
+};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Either, Full};
+use hyper::body::Incoming;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::{broadcast, mpsc};
+
+use super::{
+    access::Role,
+    server::{Backend, Upload},
+    shutdown::Shutdown,
+};
+use crate::{
+    apps::Operation,
+    artifact::{Signature, StoreError},
+    background,
+    telemetry::{Gather, exposition},
+};
+
+/// How many lines or pieces may wait for a slow other side.
+const WAITING: usize = 32;
+
+/// How long the bytes of a caller that is refused are read.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub(super) type ControlResponse = Response<Either<Full<Bytes>, ChannelBody<Infallible>>>;
+
+/// A call that is not taken.
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    allow: Option<HeaderValue>,
+    pub(super) problem: Problem,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, exit_code: u8, error: impl fmt::Display) -> Self {
+        Self {
+            status,
+            allow: None,
+            problem: Problem {
+                error: error.to_string(),
+                exit_code,
+            },
+        }
+    }
+
+    pub(super) fn denied(error: String) -> Self {
+        Self::new(StatusCode::FORBIDDEN, Outcome::Denied.exit_code(), error)
+    }
+
+    pub(super) fn into_response(self) -> ControlResponse {
+        let mut response = json(&self.problem);
+        *response.status_mut() = self.status;
+        if let Some(allow) = self.allow {
+            response.headers_mut().insert(header::ALLOW, allow);
+        }
+        response
+    }
+}
+
+fn read_query<Q: DeserializeOwned>(request: &Request<Incoming>) -> Result<Q, Refusal> {
+    let text = request.uri().query().unwrap_or_default();
+    serde_urlencoded::from_str(text).map_err(|error| {
+        Refusal::new(
+            StatusCode::BAD_REQUEST,
+            2,
+            format_args!(
+                "the query of {} is not understood: {error}",
+                request.uri().path()
+            ),
+        )
+    })
+}
+
+/// The signature that came with the artifact.
+fn signature(request: &Request<Incoming>) -> Result<Option<Signature>, Refusal> {
+    let Some(value) = request.headers().get(SIGNATURE) else {
+        return Ok(None);
+    };
+    Signature::from_header(value.as_bytes())
+        .map(Some)
+        .map_err(|error| {
+            Refusal::new(
+                StatusCode::BAD_REQUEST,
+                Outcome::Rejected.exit_code(),
+                format_args!("the signature is not understood: {error}; {SIGNATURE} takes the base64 of FILE.so.minisig"),
+            )
+        })
+}
+
+/// What a call is answered with, once its query and its body were read.
+type Handling = Pin<Box<dyn Future<Output = Result<ControlResponse, Refusal>> + Send>>;
+
+/// One call of the control socket.
+pub(super) struct Call<B> {
+    pub(super) method: Method,
+    /// The path, or what it begins with where it ends with a slash: an id follows.
+    pub(super) path: &'static str,
+    /// Who may make it.
+    pub(super) role: Role,
+    handler: fn(Request<Incoming>, B, Arc<OnceLock<Shutdown>>) -> Handling,
+}
+
+impl<B: Backend> Call<B> {
+    /// Every call. One that is not here does not exist.
+    pub(super) const ALL: &[Self] = &[
+        Self::get(query::STATUS, |request, backend, _| {
+            Box::pin(async move {
+                let query::None {} = read_query(&request)?;
+                Ok(json(&backend.status()))
+            })
+        }),
+        Self::get(query::HISTORY, |request, backend, _| {
+            Box::pin(async move {
+                let query::History { app } = read_query(&request)?;
+                let history = backend.history(app.as_ref());
+                Ok(json(&History { history }))
+            })
+        }),
+        Self::get(query::EVENTS, |request, backend, _| {
+            Box::pin(async move {
+                let query::Events { follow } = read_query(&request)?;
+                Ok(events(backend.events(), follow))
+            })
+        }),
+        Self::post(query::DEPLOY, |request, backend, _| {
+            Box::pin(async move {
+                match read_query(&request).and_then(|query| Ok((query, signature(&request)?))) {
+                    Ok((query, signature)) => {
+                        deploy(request.into_body(), query, signature, backend).await
+                    }
+                    Err(refusal) => {
+                        discard(request.into_body()).await;
+                        Err(refusal)
+                    }
+                }
+            })
+        }),
+        Self::post(query::RELOAD, |request, backend, _| {
+            Box::pin(async move {
+                let query::Reload { app, queue, detach } = read_query(&request)?;
+                let wait = Wait::from_query(queue, detach);
+                Ok(progress(backend.reload(app, wait)))
+            })
+        }),
+        Self::post(query::ROLLBACK, |request, backend, _| {
+            Box::pin(async move {
+                let query::Rollback {
+                    app,
+                    to,
+                    queue,
+                    detach,
+                } = read_query(&request)?;
+                let wait = Wait::from_query(queue, detach);
+                Ok(progress(backend.rollback(app, to, wait)))
+            })
+        }),
+        Self::post(query::SHUTDOWN, |request, _, asked| {
+            Box::pin(async move {
+                let query::Shutdown { now } = read_query(&request)?;
+                // Takes effect when this connection has ended, which the header makes happen right
+                // after the answer.
+                let _ = asked.set(if now { Shutdown::Now } else { Shutdown::Drain });
+                let pid = std::process::id();
+                let mut response = json(&ShuttingDown { pid });
+                response
+                    .headers_mut()
+                    .insert(header::CONNECTION, HeaderValue::from_static("close"));
+                Ok(response)
+            })
+        }),
+        Self::get(query::METRICS, |request, backend, _| {
+            Box::pin(async move {
+                let query::None {} = read_query(&request)?;
+                metrics(backend.metrics()).await
+            })
+        }),
+        Self::get(query::OPERATIONS, |request, backend, _| {
+            Box::pin(async move {
+                let path = request.uri().path();
+                let id = path.strip_prefix(query::OPERATIONS).unwrap_or_default();
+                backend.operation(id).map(progress).ok_or_else(|| {
+                    Refusal::new(
+                        StatusCode::NOT_FOUND,
+                        1,
+                        format_args!(
+                            "there is no operation `{id}`: it ended too long ago, or before the host was started; `handover history` \
+                             shows what became of it"
+                        ),
+                    )
+                })
+            })
+        }),
+    ];
+
+    /// A call that changes nothing, so that observers may make it.
+    const fn get(
+        path: &'static str,
+        handler: fn(Request<Incoming>, B, Arc<OnceLock<Shutdown>>) -> Handling,
+    ) -> Self {
+        Self {
+            method: Method::GET,
+            path,
+            role: Role::Observe,
+            handler,
+        }
+    }
+
+    /// A call that changes something.
+    const fn post(
+        path: &'static str,
+        handler: fn(Request<Incoming>, B, Arc<OnceLock<Shutdown>>) -> Handling,
+    ) -> Self {
+        Self {
+            method: Method::POST,
+            path,
+            role: Role::Operate,
+            handler,
+        }
+    }
+
+    fn is_at(&self, path: &str) -> bool {
+        if self.path.ends_with('/') {
+            path.strip_prefix(self.path)
+                .is_some_and(|id| !id.is_empty())
+        } else {
+            path == self.path
+        }
+    }
+
+    /// Returns the call that `request` makes.
+    ///
+    /// # Errors
+    /// 404 and 405, each with what there is.
+    fn find(request: &Request<Incoming>) -> Result<&'static Self, Refusal> {
+        let (method, path) = (request.method(), request.uri().path());
+        let Some(call) = Self::ALL.iter().find(|call| call.is_at(path)) else {
+            let calls = Self::ALL.iter().map(|call| {
+                let id = if call.path.ends_with('/') { "ID" } else { "" };
+                format!("{} {}{id}", call.method, call.path)
+            });
+            return Err(Refusal::new(
+                StatusCode::NOT_FOUND,
+                1,
+                format_args!(
+                    "there is no call {path}: this host knows {}",
+                    calls.collect::<Vec<_>>().join(", ")
+                ),
+            ));
+        };
+        if call.method == method {
+            return Ok(call);
+        }
+        Err(Refusal {
+            allow: HeaderValue::from_str(call.method.as_str()).ok(),
+            ..Refusal::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                1,
+                format_args!("{path} takes {}, and this was {method}", call.method),
+            )
+        })
+    }
+}
+
+/// Answers a call of somebody whose role `may` tells. What a refused caller still sends is read.
+pub(super) async fn answer<B: Backend>(
+    request: Request<Incoming>,
+    backend: B,
+    may: impl FnOnce(Role) -> Result<(), Refusal>,
+    asked: &Arc<OnceLock<Shutdown>>,
+) -> Result<ControlResponse, Refusal> {
+    let call = Call::<B>::find(&request);
+    // Who may not even observe is not told which calls there are.
+    let needed = call.as_ref().map_or(Role::Observe, |call| call.role);
+    if let Err(refusal) = may(needed) {
+        discard(request.into_body()).await;
+        return Err(refusal);
+    }
+    (call?.handler)(request, backend, Arc::clone(asked)).await
+}
+
+fn json(value: &impl Serialize) -> ControlResponse {
+    let mut response = Response::new(Either::Left(Full::new(line(value))));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    response
+}
+
+fn line(value: &impl Serialize) -> Bytes {
+    // These are our own types of strings and numbers: serialising them cannot fail, and if it ever
+    // did, an empty line is what a reader skips.
+    let mut text = serde_json::to_vec(value).unwrap_or_default();
+    text.push(b'\n');
+    text.into()
+}
+
+async fn metrics(gather: Gather) -> Result<ControlResponse, Refusal> {
+    let text = gather.text().await.map_err(|error| {
+        Refusal::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            1,
+            format_args!("the metrics could not be gathered: {error}"),
+        )
+    })?;
+    let mut response = Response::new(Either::Left(Full::new(text.into())));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static(exposition::CONTENT_TYPE),
+    );
+    Ok(response)
+}
+
+fn lines(lines: mpsc::Receiver<Result<Bytes, Infallible>>) -> ControlResponse {
+    let mut response = Response::new(Either::Right(ChannelBody(lines)));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/x-ndjson"),
+    );
+    response
+}
+
+/// The lines of an operation until its end. Only one that waits for its turn depends on somebody
+/// reading them: with the task its interest is dropped.
+fn progress(operation: Operation) -> ControlResponse {
+    let Operation {
+        lines: mut said,
+        interest,
+        ..
+    } = operation;
+    let (tx, rx) = mpsc::channel(WAITING);
+    tokio::spawn(async move {
+        let _interest = interest;
+        loop {
+            tokio::select! {
+                next = said.recv() => match next {
+                    Some(next) => if tx.send(Ok(line(&next))).await.is_err() { break },
+                    None => break,
+                },
+                () = tx.closed() => break,
+            }
+        }
+    });
+    lines(rx)
+}
+
+/// The events so far, and with `follow` those to come, for ever.
+fn events(
+    (past, mut coming): (Vec<Event>, broadcast::Receiver<Event>),
+    follow: bool,
+) -> ControlResponse {
+    let (tx, rx) = mpsc::channel(WAITING);
+    tokio::spawn(async move {
+        let mut last = 0;
+        for event in past {
+            last = event.seq;
+            if tx.send(Ok(line(&event))).await.is_err() {
+                return;
+            }
+        }
+        if !follow {
+            return;
+        }
+        loop {
+            let next = tokio::select! {
+                next = coming.recv() => next,
+                () = tx.closed() => return,
+            };
+            let event = match next {
+                Ok(event) if event.seq <= last => continue,
+                Ok(event) => event,
+                Err(broadcast::error::RecvError::Lagged(missed)) => missed_events(last, missed),
+                Err(broadcast::error::RecvError::Closed) => return,
+            };
+            last = event.seq;
+            if tx.send(Ok(line(&event))).await.is_err() {
+                return;
+            }
+        }
+    });
+    lines(rx)
+}
+
+/// Stands for the events that a slow reader missed. It has the number of the last of them.
+fn missed_events(last: u64, missed: u64) -> Event {
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    Event {
+        seq: last.saturating_add(missed),
+        at_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+        kind: EventKind::Missed,
+        app: None,
+        generation: None,
+        message: format!("{missed} events were missed: this reader is slower than they come"),
+        leaked_bytes: None,
+        leaked_descriptors: None,
+    }
+}
+
+async fn deploy<B: Backend>(
+    body: Incoming,
+    query: query::Deploy,
+    signature: Option<Signature>,
+    backend: B,
+) -> Result<ControlResponse, Refusal> {
+    let timeout = query.timeout_ms.map(Duration::from_millis);
+    let (told, app) = (backend.clone(), query.app.clone());
+    // On a task of its own: when the last byte is in, the deploy happens, even if the client dies
+    // in that moment.
+    let deploying = tokio::spawn(async move {
+        let began = Instant::now();
+        let artifact = receive(body, backend.clone()).await?;
+        Ok(backend.deploy(
+            artifact,
+            signature,
+            began.elapsed(),
+            query.app,
+            timeout,
+            Wait::from_query(query.queue, query.detach),
+        ))
+    });
+    let error = match deploying.await {
+        Ok(Ok(operation)) => return Ok(progress(operation)),
+        Ok(Err(ReceiveError::Aborted(error))) => {
+            return Err(Refusal::new(
+                StatusCode::BAD_REQUEST,
+                1,
+                format_args!(
+                    "the upload ended before it was whole ({error}): nothing was deployed"
+                ),
+            ));
+        }
+        Ok(Err(ReceiveError::Store(error))) => error,
+        Err(_) => {
+            return Err(Refusal::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                1,
+                "the host failed in taking the upload: nothing was deployed, its log says more",
+            ));
+        }
+    };
+    let name = query.name.as_deref().unwrap_or("the upload");
+    Ok(ended(told.not_taken(name, app, &error).await))
+}
+
+/// Reads what a refused caller still sends, for a while: closing on it would take the answer away
+/// from it.
+async fn discard(mut body: Incoming) {
+    let read = async { while let Some(Ok(_)) = body.frame().await {} };
+    let _ = tokio::time::timeout(PATIENCE, read).await; // then it has to do without
+}
+
+/// An operation that ended before it had an id.
+fn ended(result: OperationResult) -> ControlResponse {
+    let mut response = Response::new(Either::Left(Full::new(line(&Progress::Result(result)))));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/x-ndjson"),
+    );
+    response
+}
+
+enum ReceiveError {
+    /// The client left, or lied about the length.
+    Aborted(hyper::Error),
+    Store(StoreError),
+}
+
+/// The next piece for the writer, or the word that there are no more: a closed channel alone means
+/// the upload was cut.
+enum Piece {
+    Bytes(Bytes),
+    End,
+}
+
+/// Streams `body` into the store: never more than a few pieces are in memory.
+async fn receive<B: Backend>(mut body: Incoming, backend: B) -> Result<B::Artifact, ReceiveError> {
+    let (tx, mut rx) = mpsc::channel(WAITING);
+    let writing = tokio::spawn(background::run("upload", move || {
+        let mut upload = backend.upload()?;
+        loop {
+            match rx.blocking_recv() {
+                Some(Piece::Bytes(bytes)) => upload.write(&bytes)?,
+                Some(Piece::End) => return upload.finish().map(Some),
+                None => return Ok(None),
+            }
+        }
+    }));
+    while let Some(frame) = body.frame().await {
+        // Read to its end even when the writer gave up: a client that still writes could not read
+        // why.
+        if let Ok(bytes) = frame.map_err(ReceiveError::Aborted)?.into_data() {
+            let _ = tx.send(Piece::Bytes(bytes)).await;
+        }
+    }
+    let _ = tx.send(Piece::End).await;
+    drop(tx);
+    match writing.await {
+        Ok(Ok(Ok(Some(artifact)))) => Ok(artifact),
+        Ok(Ok(Err(error))) => Err(ReceiveError::Store(error)),
+        Ok(Ok(Ok(None)) | Err(_)) | Err(_) => Err(ReceiveError::Store(StoreError::Io {
+            path: "the upload".into(),
+            source: std::io::Error::other("the writer of the store failed"),
+        })),
+    }
+}
