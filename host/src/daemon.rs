@@ -23,7 +23,6 @@ use tokio::{
 use handover_api::Wait;
 
 use crate::{
-    apps::{self, Apps, Crashed},
     artifact::Store,
     config::{self, Config, Listen, ListenAddress, Server, SocketOptions},
     control::{self, Access, ControlSocket, Shutdown, ShutdownHandle, access},
@@ -33,12 +32,18 @@ use crate::{
         self, Connections, ListenerSettings, Listeners, Policy, SocketError, bind::Bound, listeners,
     },
     notify::Notifier,
-    open_files, ownership, signals,
+    open_files,
+    orchestrator::Orchestrator,
+    ownership,
+    records::journal::Crashed,
+    signals,
     telemetry::{
         self, Gather, endpoint,
         exposition::{Exposition, Kind},
     },
-    watch, workers,
+    watch::WatcherHandle,
+    watchdog::stall,
+    workers,
 };
 
 /// How long requests that were on their way when the host stopped listening have to be read.
@@ -71,7 +76,7 @@ pub struct StartupHandoff {
 #[derive(Debug)]
 pub struct Daemon {
     settings: Server,
-    apps: Apps,
+    orchestrator: Orchestrator,
     store: Store,
     listen: Vec<String>,
     shutdown: ShutdownHandle,
@@ -107,7 +112,7 @@ struct WakeSpares;
 
 impl Drop for WakeSpares {
     fn drop(&mut self) {
-        apps::wake_spares();
+        stall::wake_spares();
     }
 }
 
@@ -141,7 +146,7 @@ pub fn runtime(config: &Config) -> io::Result<HostRuntime> {
     // Who is not looked for is not replaced.
     let spare = server.stall_after.map_or(0, |_| server.spare_workers);
     let runtime = workers::runtime(NonZeroUsize::new(number + spare))?;
-    apps::park_spares(&runtime, spare);
+    stall::park_spares(&runtime, spare);
     Ok(HostRuntime {
         wake: WakeSpares,
         runtime,
@@ -180,13 +185,14 @@ impl Daemon {
             .map_err(|cause| fail("the artifact store cannot be opened", &cause))?;
         let routes = Arc::new(Routes::default());
         let listening = config.clone();
-        let apps = Apps::open(config, &settings.state, store.clone(), Arc::clone(&routes))
-            .map_err(|cause| {
-                fail(
-                    &format!("{} cannot be read", settings.state.display()),
-                    &cause,
-                )
-            })?;
+        let orchestrator =
+            Orchestrator::open(config, &settings.state, store.clone(), Arc::clone(&routes))
+                .map_err(|cause| {
+                    fail(
+                        &format!("{} cannot be read", settings.state.display()),
+                        &cause,
+                    )
+                })?;
 
         // Bound before anything is loaded, so that a taken port is found out at once; accepting
         // comes last.
@@ -196,12 +202,12 @@ impl Daemon {
             .map(|key| given_listeners.take(&key, &SocketOptions::default()))
             .transpose()
             .map_err(no_socket)?;
-        if let Some(ListenAddress::Tcp(at)) = metrics
+        let metrics_at = metrics
             .as_ref()
-            .and_then(|bound| bound.local_address().ok())
-        {
-            apps.tells_metrics_at(at);
-        }
+            .and_then(|bound| match bound.local_address() {
+                Ok(ListenAddress::Tcp(address)) => Some(address),
+                _ => None,
+            });
         let metrics = metrics
             .map(Bound::into_listener)
             .transpose()
@@ -241,17 +247,14 @@ impl Daemon {
         let shutdown = ShutdownHandle::new();
         let signals = Signals::new(is_supervised)
             .map_err(|cause| fail("signals cannot be handled", &cause))?;
-        apps.serves_at(listen.clone());
         let spare = settings.stall_after.map_or(0, |_| settings.spare_workers);
         let workers = Handle::current().metrics().num_workers();
-        apps.look_for_stalls(workers.saturating_sub(spare).max(1), settings.stall_after);
+        if let Some(stall_after) = settings.stall_after {
+            orchestrator.look_for_stalls(workers.saturating_sub(spare).max(1), stall_after);
+        }
         let connections = Connections::new(&settings.clients);
-        apps.counts_connections({
-            let connections = connections.clone();
-            move || connections.status()
-        });
         let gather = {
-            let (apps, connections) = (apps.clone(), connections.clone());
+            let (apps, connections) = (orchestrator.clone(), connections.clone());
             Gather::new(move |to| {
                 apps.write_metrics(to);
                 connections.write_metrics(to);
@@ -259,13 +262,14 @@ impl Daemon {
             })
         };
         // The words of the host before it are read by now.
-        let said_before = apps.hear_last_words(if is_supervised {
+        let said_before = orchestrator.hear_last_words(if is_supervised {
             notifier.listener().ok().flatten()
         } else {
             None
         });
-        restore(&apps, crashed.or(said_before)).await;
+        restore(&orchestrator, crashed.or(said_before)).await;
 
+        let counted = connections.clone();
         let (stop_serving, stop) = channel::channel(false);
         let server = net::Settings {
             version_header: settings.version_header,
@@ -288,18 +292,6 @@ impl Daemon {
             }
             while serving.join_next().await.is_some() {}
         });
-        let control = {
-            let (path, apps, store) = (settings.control.clone(), apps.clone(), store.clone());
-            let (gather, shutdown) = (gather.clone(), shutdown.clone());
-            tokio::spawn(async move {
-                let bound = match control {
-                    Some(bound) => bound,
-                    None => bind_later(&path, group).await,
-                };
-                control::serve(bound, access, apps, store, gather, shutdown).await;
-            })
-        };
-        let metrics = metrics.map(|listener| tokio::spawn(endpoint::serve(listener, gather)));
         DirBuilder::new()
             .recursive(true)
             .mode(0o755)
@@ -313,7 +305,7 @@ impl Daemon {
                     &cause,
                 )
             })?;
-        for app in apps.with_drop_folders() {
+        for app in orchestrator.with_drop_folders() {
             // Watched from the start, so that the first file in it is seen at once. Without it the
             // host serves on, and finds it later.
             let folder = settings.plugins.join(app.as_str());
@@ -330,18 +322,34 @@ impl Daemon {
                 "nothing is taken from the drop folder, since others could put it there: {cause}"
             );
         }
-        apps.watched_by(watch::spawn(
-            settings.plugins.clone(),
-            store.clone(),
-            Arc::new(apps.clone()),
-        ));
-        let signals = tokio::spawn(signals.handle(apps.clone(), shutdown.clone()));
+        let watcher = orchestrator.watch_drop_folders(settings.plugins.clone());
+        let control = {
+            let (path, shutdown) = (settings.control.clone(), shutdown.clone());
+            let host = control::Host {
+                orchestrator: orchestrator.clone(),
+                store: store.clone(),
+                metrics: gather.clone(),
+                watcher: watcher.clone(),
+                connections: counted,
+                listen: listen.clone(),
+                metrics_at,
+            };
+            tokio::spawn(async move {
+                let bound = match control {
+                    Some(bound) => bound,
+                    None => bind_later(&path, group).await,
+                };
+                control::serve(bound, access, host, shutdown).await;
+            })
+        };
+        let metrics = metrics.map(|listener| tokio::spawn(endpoint::serve(listener, gather)));
+        let signals = tokio::spawn(signals.handle(orchestrator.clone(), watcher, shutdown.clone()));
         let alive = tokio::spawn(notifier.clone().keep_alive());
         let memory = tokio::spawn(memory::give_back_what_is_free());
         notifier.ready();
         Ok(Self {
             settings,
-            apps,
+            orchestrator,
             store,
             listen,
             shutdown,
@@ -358,8 +366,8 @@ impl Daemon {
     }
 
     /// The apps.
-    pub fn apps(&self) -> &Apps {
-        &self.apps
+    pub fn orchestrator(&self) -> &Orchestrator {
+        &self.orchestrator
     }
 
     /// The artifact store.
@@ -382,7 +390,7 @@ impl Daemon {
     pub async fn wait(self) {
         let Self {
             settings,
-            apps,
+            orchestrator,
             shutdown,
             stop_serving,
             mut serving,
@@ -411,18 +419,18 @@ impl Daemon {
                 .is_err()
             {
                 let left = settings.shutdown_deadline.saturating_sub(ON_THEIR_WAY);
-                apps.shutdown(left).await;
+                orchestrator.shutdown(left).await;
                 // The apps have ended: what is left is answers on their way out.
                 let _ = tokio::time::timeout_at(by, &mut serving).await;
             } else {
-                apps.shutdown(settings.shutdown_deadline).await;
+                orchestrator.shutdown(settings.shutdown_deadline).await;
             }
         };
         tokio::select! {
             () = drain => {}
             _ = shutdown.requested(Shutdown::Now) => {
                 tracing::warn!("the host ends now, whatever is in flight");
-                apps.shutdown(Duration::ZERO).await;
+                orchestrator.shutdown(Duration::ZERO).await;
             }
         }
         serving.abort();
@@ -451,14 +459,14 @@ async fn bind_later(path: &Path, group: Option<u32>) -> (UnixListener, ControlSo
 
 /// Makes live again what was live before. Apps that have not come up after a while hold up no other
 /// that has; as long as nothing serves, connections wait.
-async fn restore(apps: &Apps, crashed: Option<Crashed>) {
-    let restored = apps.clone();
+async fn restore(orchestrator: &Orchestrator, crashed: Option<Crashed>) {
+    let restored = orchestrator.clone();
     let mut restoring = tokio::spawn(async move { restored.restore(crashed).await });
     loop {
         match tokio::time::timeout(SIDE_BY_SIDE, &mut restoring).await {
             Ok(Ok(())) => return,
             Ok(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
-            Err(_) if apps.any_serves() => {
+            Err(_) if orchestrator.any_serves() => {
                 tracing::warn!("some apps have not come up yet; the others serve meanwhile");
                 return;
             }
@@ -469,7 +477,7 @@ async fn restore(apps: &Apps, crashed: Option<Crashed>) {
 
 /// Workers of the host that take part, and spare ones that sleep.
 fn write_workers(to: &mut Exposition, all: usize) {
-    let asleep = apps::sleeping_spares();
+    let asleep = stall::sleeping_spares();
     let mut family = to.family(
         "handover_workers",
         Kind::Gauge,
@@ -604,13 +612,18 @@ impl Signals {
     ///
     /// Under a supervisor that one counts: who sends a signal to all processes of a group (systemd,
     /// `docker stop` with an init) asks once, though it comes here twice.
-    async fn handle(mut self, apps: Apps, shutdown: ShutdownHandle) {
+    async fn handle(
+        mut self,
+        orchestrator: Orchestrator,
+        watcher: WatcherHandle,
+        shutdown: ShutdownHandle,
+    ) {
         loop {
             tokio::select! {
                 Some(()) = self.hangup.recv() => {
                     tracing::info!("SIGHUP: all apps reload");
                     // It goes on without a listener, and its steps are events.
-                    drop(apps.reload(None, Wait::No));
+                    drop(orchestrator.reload(None, Wait::No, &watcher));
                     continue;
                 }
                 Some(()) = self.renamed.recv() => {

@@ -1,7 +1,7 @@
 //! handover: a host process that owns the sockets and loads what answers from versioned plugins.
 #![deny(unsafe_code)]
 
-pub mod apps;
+mod apps;
 pub mod artifact;
 mod background;
 pub mod cli;
@@ -17,15 +17,21 @@ mod memory;
 mod net;
 pub mod notify;
 mod open_files;
+mod operations;
+pub mod orchestrator;
 pub mod origin;
 pub mod ownership;
 pub mod preflight;
 pub mod process;
+mod records;
+mod report;
+mod rollout;
 mod shortage;
 mod shown;
 pub mod signals;
 pub mod supervisor;
 pub mod telemetry;
 pub mod watch;
+mod watchdog;
 pub(crate) mod workers;
 mod writers;

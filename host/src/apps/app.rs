@@ -5,34 +5,36 @@ use std::{
     time::{Duration, Instant},
 };
 
-use handover_api::{AppName, GenerationId, GenerationState};
+use handover_api::{AppName, GenerationId, GenerationState, OperationResult, Outcome};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{counters::Counters, queue::OperationQueue, saved::Saved};
 use crate::{
+    apps::counters::Counters,
     artifact::{Artifact, Sha256},
     config,
     dispatch::Limits,
     generation::{Active, Counts, Generation, Spec},
     ledger::RetainReasons,
+    operations::queue::OperationQueue,
+    records::app_record::Saved,
 };
 
 /// One app.
 #[derive(Debug)]
-pub(super) struct App {
+pub(crate) struct App {
     /// Its name.
-    pub(super) name: AppName,
+    pub(crate) name: AppName,
     /// Its section of the configuration.
-    pub(super) settings: config::App,
+    pub(crate) settings: config::App,
     /// What it may take, if that is limited.
-    pub(super) limits: Option<Arc<Limits>>,
+    pub(crate) limits: Option<Arc<Limits>>,
     /// What is remembered of it over restarts.
-    pub(super) saved: Arc<Saved>,
+    pub(crate) saved: Arc<Saved>,
     /// What is counted of it for the metrics.
-    pub(super) counters: Counters,
+    pub(crate) counters: Counters,
     /// Which operation may change what is live.
-    pub(super) queue: Arc<OperationQueue>,
+    pub(crate) queue: Arc<OperationQueue>,
     running: Mutex<Running>,
     /// The dropped artifact that waits because too many generations drain, so that it is said once.
     waiting: Mutex<Option<Sha256>>,
@@ -47,80 +49,80 @@ const SHORT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 
 /// Its generations.
 #[derive(Debug, Default)]
-pub(super) struct Running {
+pub(crate) struct Running {
     /// What answers new requests.
-    pub(super) live: Option<Live>,
+    pub(crate) live: Option<Live>,
     /// What was replaced and is not unloaded, oldest first.
-    pub(super) old: Vec<Old>,
+    pub(crate) old: Vec<Old>,
     /// What did not start and could not be unmapped, oldest first.
-    pub(super) failed_starts: Vec<FailedStart>,
+    pub(crate) failed_starts: Vec<FailedStart>,
     /// What was counted on those that are unloaded.
-    pub(super) retired: RetiredTotals,
+    pub(crate) retired: RetiredTotals,
 }
 
 /// What was counted on generations that are unloaded.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct RetiredTotals {
+pub(crate) struct RetiredTotals {
     /// Requests they were given.
-    pub(super) requests: u64,
+    pub(crate) requests: u64,
     /// Panics caught in them.
-    pub(super) panics: u64,
+    pub(crate) panics: u64,
     /// Calls that held a worker for too long.
-    pub(super) stalls: u64,
+    pub(crate) stalls: u64,
 }
 
 /// A generation that did not start, and whose library stays mapped.
 #[derive(Clone, Debug)]
-pub(super) struct FailedStart {
+pub(crate) struct FailedStart {
     /// Who it would have been.
-    pub(super) spec: Spec,
+    pub(crate) spec: Spec,
     /// When it was loaded.
-    pub(super) loaded_at: Instant,
+    pub(crate) loaded_at: Instant,
     /// What keeps its library mapped.
-    pub(super) held: RetainReasons,
+    pub(crate) held: RetainReasons,
 }
 
 /// The generation that answers new requests.
 #[derive(Debug)]
-pub(super) struct Live {
+pub(crate) struct Live {
     /// The generation.
-    pub(super) active: Active,
+    pub(crate) active: Active,
     /// Its artifact, held so that its file stays in the store.
-    pub(super) artifact: Artifact,
+    pub(crate) artifact: Artifact,
     /// The file of the drop folder that it came from.
-    pub(super) source: Option<String>,
+    pub(crate) source: Option<String>,
 }
 
 /// A replaced generation.
 #[derive(Clone, Debug)]
-pub(super) struct Old {
+pub(crate) struct Old {
     /// The generation.
-    pub(super) generation: Arc<Generation>,
+    pub(crate) generation: Arc<Generation>,
     /// Its artifact, held so that its file stays in the store while it is mapped.
     #[expect(
         dead_code,
         reason = "held for its lease: rollback finds it in the store"
     )]
-    pub(super) artifact: Artifact,
+    pub(crate) artifact: Artifact,
     /// Asks the task that watches its drain to end it now, jobs included.
-    pub(super) end: Arc<Notify>,
+    pub(crate) end: Arc<Notify>,
     /// What keeps its library mapped.
-    pub(super) held: Option<RetainReasons>,
+    pub(crate) held: Option<RetainReasons>,
 }
 
 /// What was just replaced, or is to leave without a successor.
 #[derive(Debug)]
-pub(super) struct Replaced {
+pub(crate) struct Replaced {
     /// The generation.
-    pub(super) active: Active,
+    pub(crate) active: Active,
     /// [`Old::end`]
-    pub(super) end: Arc<Notify>,
+    pub(crate) end: Arc<Notify>,
 }
 
 impl Running {
     /// Puts `next` in the place of what is live, which is listed among the old ones from this
     /// moment on: nobody who looks misses it.
-    pub(super) fn replace(&mut self, next: Option<Live>) -> Option<Replaced> {
+    pub(crate) fn replace(&mut self, next: Option<Live>) -> Option<Replaced> {
         let live = std::mem::replace(&mut self.live, next)?;
         let end = Arc::new(Notify::new());
         self.old.push(Old {
@@ -136,7 +138,7 @@ impl Running {
     }
 
     /// The generations, oldest first, each with what keeps its library mapped.
-    pub(super) fn generations(&self) -> Vec<(Arc<Generation>, Option<RetainReasons>)> {
+    pub(crate) fn generations(&self) -> Vec<(Arc<Generation>, Option<RetainReasons>)> {
         let old = self
             .old
             .iter()
@@ -151,7 +153,7 @@ impl Running {
 
 impl RetiredTotals {
     /// Adds what was counted on a generation.
-    pub(super) fn add(&mut self, counts: &Counts) {
+    pub(crate) fn add(&mut self, counts: &Counts) {
         self.requests += counts.requests;
         self.panics += counts.panics;
         self.stalls += counts.stalls;
@@ -160,7 +162,7 @@ impl RetiredTotals {
 
 impl App {
     /// An app that serves nothing yet.
-    pub(super) fn new(name: AppName, settings: config::App, saved: Arc<Saved>) -> Self {
+    pub(crate) fn new(name: AppName, settings: config::App, saved: Arc<Saved>) -> Self {
         Self {
             limits: Limits::new(&name, &settings),
             name,
@@ -175,12 +177,12 @@ impl App {
     }
 
     /// Looks at the generations, or changes them. Not for calls into them.
-    pub(super) fn running<R>(&self, look: impl FnOnce(&mut Running) -> R) -> R {
+    pub(crate) fn running<R>(&self, look: impl FnOnce(&mut Running) -> R) -> R {
         look(&mut self.running.lock())
     }
 
     /// Whether there is more of it than the memory of deploys that failed.
-    pub(super) fn has_anything(&self) -> bool {
+    pub(crate) fn has_anything(&self) -> bool {
         let runs = self.running(|running| {
             running.live.is_some() || !running.old.is_empty() || !running.failed_starts.is_empty()
         });
@@ -191,7 +193,7 @@ impl App {
     }
 
     /// Who is live.
-    pub(super) fn live(&self) -> Option<Spec> {
+    pub(crate) fn live(&self) -> Option<Spec> {
         self.running(|running| {
             running
                 .live
@@ -201,7 +203,7 @@ impl App {
     }
 
     /// The replaced generations that still have work, oldest first.
-    pub(super) fn draining(&self) -> Vec<Old> {
+    pub(crate) fn draining(&self) -> Vec<Old> {
         let old = self.running(|running| running.old.clone());
         old.into_iter()
             .filter(|old| {
@@ -212,12 +214,12 @@ impl App {
     }
 
     /// Whether a deploy would leave more replaced generations draining than the app allows.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.draining().len() >= self.settings.max_old_generations.max(1)
     }
 
     /// Sets what keeps the library of a generation mapped that is not live. Whether that is news.
-    pub(super) fn retained(&self, id: GenerationId, held: &RetainReasons) -> bool {
+    pub(crate) fn retained(&self, id: GenerationId, held: &RetainReasons) -> bool {
         self.running(|running| {
             if let Some(failed_starts) = running
                 .failed_starts
@@ -234,7 +236,7 @@ impl App {
     }
 
     /// Forgets a generation that is not live: its library is unmapped.
-    pub(super) fn unloaded(&self, id: GenerationId) {
+    pub(crate) fn unloaded(&self, id: GenerationId) {
         self.running(|running| {
             running.failed_starts.retain(|one| one.spec.id != id);
             let Running { old, retired, .. } = running;
@@ -249,7 +251,7 @@ impl App {
     }
 
     /// The machine was too short of something to deploy `artifact` from the drop folder.
-    pub(super) fn is_short_for(&self, artifact: Sha256) {
+    pub(crate) fn is_short_for(&self, artifact: Sha256) {
         let mut short = self.short.lock();
         let pause = match *short {
             Some((known, _, pause)) if known == artifact => (pause * 2).min(SHORT.1),
@@ -259,16 +261,30 @@ impl App {
     }
 
     /// Whether `artifact` still waits for a machine that was too short for it.
-    pub(super) fn waits_for_machine(&self, artifact: Sha256) -> bool {
+    pub(crate) fn waits_for_machine(&self, artifact: Sha256) -> bool {
         let short = *self.short.lock();
         short.is_some_and(|(known, until, _)| known == artifact && Instant::now() < until)
     }
 
     /// Whether it is news that `artifact` has to wait.
-    pub(super) fn waits(&self, artifact: Option<Sha256>) -> bool {
+    pub(crate) fn waits(&self, artifact: Option<Sha256>) -> bool {
         let mut waiting = self.waiting.lock();
         let news = *waiting != artifact;
         *waiting = artifact;
         news
+    }
+}
+
+/// A result about `app` as it is now.
+pub(crate) fn result(outcome: Outcome, app: &App, message: impl Into<String>) -> OperationResult {
+    let live = app.live();
+    OperationResult {
+        outcome,
+        message: message.into(),
+        app: Some(app.name.clone()),
+        generation: live.as_ref().map(|spec| spec.id),
+        version: live.as_ref().map(|spec| spec.version.clone()),
+        artifact: live.map(|spec| spec.artifact.to_string()),
+        notes: Vec::new(),
     }
 }

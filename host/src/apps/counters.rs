@@ -9,53 +9,53 @@ use handover_api::Outcome;
 
 /// The bounds of the histogram of steps, in seconds: a cutover takes microseconds, a drain may take
 /// minutes.
-pub(super) const BOUNDS: [f64; 14] = [
+pub(crate) const BOUNDS: [f64; 14] = [
     0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0,
 ];
 
 /// The counts of one app.
 #[derive(Debug, Default)]
-pub(super) struct Counters(Mutex<Counts>);
+pub(crate) struct Counters(Mutex<Counts>);
 
 /// What has been counted.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Counts {
+pub(crate) struct Counts {
     /// How many operations ended in which way, up to the cutover.
-    pub(super) outcomes: BTreeMap<Outcome, u64>,
+    pub(crate) outcomes: BTreeMap<Outcome, u64>,
     /// How many replaced generations finished what they had by themselves.
-    pub(super) drained: u64,
+    pub(crate) drained: u64,
     /// How many were ended at a deadline.
-    pub(super) deadlines: u64,
+    pub(crate) deadlines: u64,
     /// How long steps took, by their names.
-    pub(super) steps: BTreeMap<&'static str, Steps>,
+    pub(crate) steps: BTreeMap<&'static str, Steps>,
 }
 
 /// How long one kind of step took.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Steps {
+pub(crate) struct Steps {
     /// How many took no longer than each of [`BOUNDS`] but longer than the one before.
-    pub(super) within: [u64; BOUNDS.len()],
+    pub(crate) within: [u64; BOUNDS.len()],
     /// How many there were.
-    pub(super) count: u64,
+    pub(crate) count: u64,
     /// How long they took together.
-    pub(super) sum: Duration,
+    pub(crate) sum: Duration,
     /// How long the last one took.
-    pub(super) last: Duration,
+    pub(crate) last: Duration,
 }
 
 impl Counters {
     /// An operation ended, or came to its cutover.
-    pub(super) fn ended(&self, outcome: Outcome) {
+    pub(crate) fn ended(&self, outcome: Outcome) {
         *self.0.lock().outcomes.entry(outcome).or_default() += 1;
     }
 
     /// A step was taken.
-    pub(super) fn step(&self, step: &'static str, took: Duration) {
+    pub(crate) fn step(&self, step: &'static str, took: Duration) {
         self.0.lock().steps.entry(step).or_default().add(took);
     }
 
     /// A replaced generation is quiet; `cut` when it had to be ended.
-    pub(super) fn drained(&self, took: Duration, aborted: bool) {
+    pub(crate) fn drained(&self, took: Duration, aborted: bool) {
         let mut counts = self.0.lock();
         counts.steps.entry("drain").or_default().add(took);
         if aborted {
@@ -66,7 +66,7 @@ impl Counters {
     }
 
     /// What has been counted so far.
-    pub(super) fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> Counts {
         self.0.lock().clone()
     }
 }
@@ -82,7 +82,7 @@ impl Steps {
     }
 
     /// Adds those of another app.
-    pub(super) fn merge(&mut self, other: &Self) {
+    pub(crate) fn merge(&mut self, other: &Self) {
         for (sum, more) in self.within.iter_mut().zip(other.within) {
             *sum += more;
         }

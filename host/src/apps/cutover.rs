@@ -5,22 +5,26 @@ use std::sync::Arc;
 use handover_api::AppName;
 use parking_lot::MutexGuard;
 
-use super::{
-    Apps,
-    app::{App, Live, Replaced},
-    saved::{Assigned, Record},
+use crate::{
+    apps::{
+        app::{App, Live, Replaced},
+        registry::Registry,
+    },
+    config::RoutePrefix,
+    dispatch::Route,
+    generation::Generation,
+    records::app_record::{Assigned, Record},
 };
-use crate::{config::RoutePrefix, dispatch::Route, generation::Generation};
 
-impl Apps {
+impl Registry {
     /// `overlap`: makes `live` what answers new requests of `app`, at once, and gives what did
     /// before.
     ///
     /// The one that is given back still takes requests until it is drained, so those that chose it
     /// before the routes changed are answered.
-    pub(super) fn cut_over(&self, app: &App, live: Live) -> Option<Replaced> {
+    pub(crate) fn cut_over(&self, app: &App, live: Live) -> Option<Replaced> {
         let replaced = app.running(|running| running.replace(Some(live)));
-        let publishing = self.0.publishing.lock();
+        let publishing = self.publishing().lock();
         if app.settings.routes.is_empty() && app.saved.read(|record| record.assigned.is_none()) {
             let at = self.assign(app);
             // On disk together with HEAD, right after this.
@@ -31,8 +35,8 @@ impl Apps {
     }
 
     /// Publishes the routes of all apps as they are now.
-    pub(super) fn publish(&self) {
-        self.publish_locked(&self.0.publishing.lock());
+    pub(crate) fn publish(&self) {
+        self.publish_locked(&self.publishing().lock());
     }
 
     fn publish_locked(&self, _lock: &MutexGuard<'_, ()>) {
@@ -46,7 +50,7 @@ impl Apps {
             });
             routes.extend(routes_of(&app, active));
         }
-        self.0.routes.publish(routes);
+        self.routes().publish(routes);
     }
 
     /// Where an app that is about to serve for the first time answers, if the configuration leaves
@@ -71,7 +75,7 @@ impl Apps {
 }
 
 /// The prefixes of `app`, and whether each is taken off the path.
-pub(super) fn prefixes(app: &App) -> Vec<(RoutePrefix, bool)> {
+pub(crate) fn prefixes(app: &App) -> Vec<(RoutePrefix, bool)> {
     if app.settings.routes.is_empty() {
         app.saved
             .read(|record| record.assigned)

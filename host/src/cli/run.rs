@@ -8,14 +8,15 @@ use super::{
     output,
 };
 use crate::{
-    apps::Crashed,
     config::{Config, Server, absolute},
     daemon::{self, Daemon, StartupHandoff},
     ledger::{self, LastWords},
     loader,
     net::Listeners,
     notify::Notifier,
-    origin, ownership, process, signals, supervisor, telemetry,
+    origin, ownership, process,
+    records::journal::Crashed,
+    signals, supervisor, telemetry,
 };
 
 /// How long tasks have to notice that the host has ended.

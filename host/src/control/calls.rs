@@ -25,9 +25,9 @@ use super::{
     shutdown::Shutdown,
 };
 use crate::{
-    apps::Operation,
     artifact::{Signature, StoreError},
     background,
+    operations::operation::Operation,
     telemetry::{Gather, exposition},
 };
 

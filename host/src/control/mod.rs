@@ -14,7 +14,7 @@ pub mod socket;
 
 pub use self::{
     access::Access,
-    server::serve,
+    server::{Host, serve},
     shutdown::{Shutdown, ShutdownHandle},
     socket::{ControlSocket, SocketError},
 };

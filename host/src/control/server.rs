@@ -7,6 +7,7 @@
 use std::{
     convert::Infallible,
     io,
+    net::SocketAddr,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -28,10 +29,16 @@ use super::{
     socket::ControlSocket,
 };
 use crate::{
-    apps::{Apps, Operation},
     artifact::{Artifact, Signature, Store, StoreError, store::Writer},
-    net::accept::{Accept, Serve, accept},
+    net::{
+        Connections,
+        accept::{Accept, Serve, accept},
+    },
+    operations::operation::Operation,
+    orchestrator::Orchestrator,
+    report::status::Surface,
     telemetry::Gather,
+    watch::WatcherHandle,
 };
 
 /// How often the file of the socket is looked for: whoever cleans up folders may delete it.
@@ -103,11 +110,23 @@ impl Upload for Writer {
 }
 
 /// The host as the calls see it.
-#[derive(Clone)]
-struct Host {
-    apps: Apps,
-    store: Store,
-    metrics: Gather,
+/// What the calls of a host work on.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// The apps.
+    pub orchestrator: Orchestrator,
+    /// Where uploads go.
+    pub store: Store,
+    /// What the metrics are gathered from.
+    pub metrics: Gather,
+    /// Who scans the drop folders.
+    pub watcher: WatcherHandle,
+    /// The connections of clients.
+    pub(crate) connections: Connections,
+    /// Where the host serves.
+    pub listen: Vec<String>,
+    /// Where it tells its metrics over TCP.
+    pub metrics_at: Option<SocketAddr>,
 }
 
 impl Backend for Host {
@@ -115,15 +134,19 @@ impl Backend for Host {
     type Artifact = Artifact;
 
     fn status(&self) -> Status {
-        self.apps.status()
+        self.orchestrator.status(Surface {
+            listen: self.listen.clone(),
+            metrics: self.metrics_at,
+            connections: self.connections.status(),
+        })
     }
 
     fn history(&self, app: Option<&AppName>) -> Vec<HistoryEntry> {
-        self.apps.history(app)
+        self.orchestrator.history(app)
     }
 
     fn events(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
-        self.apps.events()
+        self.orchestrator.events()
     }
 
     fn upload(&self) -> Result<Writer, StoreError> {
@@ -140,7 +163,7 @@ impl Backend for Host {
         wait: Wait,
     ) -> Operation {
         artifact.signature = signature;
-        self.apps
+        self.orchestrator
             .deploy(artifact, stored_in, app, Cause::Deploy, timeout, wait)
     }
 
@@ -150,19 +173,19 @@ impl Backend for Host {
         app: Option<AppName>,
         error: &StoreError,
     ) -> OperationResult {
-        self.apps.not_taken(file, app, error).await
+        self.orchestrator.not_taken(file, app, error).await
     }
 
     fn reload(&self, app: Option<AppName>, wait: Wait) -> Operation {
-        self.apps.reload(app, wait)
+        self.orchestrator.reload(app, wait, &self.watcher)
     }
 
     fn rollback(&self, app: Option<AppName>, to: Option<String>, wait: Wait) -> Operation {
-        self.apps.rollback(app, to, wait)
+        self.orchestrator.rollback(app, to, wait)
     }
 
     fn operation(&self, id: &str) -> Option<Operation> {
-        self.apps.operation(id)
+        self.orchestrator.operation(id)
     }
 
     fn metrics(&self) -> Gather {
@@ -178,16 +201,9 @@ impl Backend for Host {
 pub async fn serve(
     listener: (UnixListener, ControlSocket),
     access: Access,
-    apps: Apps,
-    store: Store,
-    metrics: Gather,
+    host: Host,
     shutdown: ShutdownHandle,
 ) {
-    let host = Host {
-        apps,
-        store,
-        metrics,
-    };
     serve_backend(listener, access, host, shutdown).await;
 }
 

@@ -26,12 +26,14 @@ use super::{
     run::LAST_MOMENT,
 };
 use crate::{
-    apps::Apps,
     artifact::{Artifact, Sha256, Store, StoreError},
     config::{self, Config, Watch, WhenFull},
     control::socket,
     daemon::{self, Daemon, StartupHandoff},
-    human, loader, telemetry,
+    human, loader,
+    orchestrator::Orchestrator,
+    report::status::Surface,
+    telemetry,
 };
 
 /// How long what runs on the old code may go on. Short: the author waits for the new one.
@@ -82,7 +84,7 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
             sources: Sources::new(&krate.target).map_err(Failure::new)?,
             krate,
             app,
-            apps: daemon.apps().clone(),
+            orchestrator: daemon.orchestrator().clone(),
             store: daemon.store().clone(),
             serving: serving.join(" "),
             control,
@@ -178,7 +180,7 @@ struct Session {
     krate: Crate,
     sources: Sources,
     app: AppName,
-    apps: Apps,
+    orchestrator: Orchestrator,
     store: Store,
     serving: String,
     control: PathBuf,
@@ -329,7 +331,7 @@ to look inside: handover --control {} status -w",
 
     /// Deploys, and returns as soon as it is live: the drain of the old code goes on beside.
     async fn deploy(&mut self, artifact: Artifact, stored_in: Duration) -> Deployed {
-        let mut operation = self.apps.deploy(
+        let mut operation = self.orchestrator.deploy(
             artifact,
             stored_in,
             Some(self.app.clone()),
@@ -357,7 +359,7 @@ to look inside: handover --control {} status -w",
     }
 
     fn active(&self) -> Option<GenerationId> {
-        let status = self.apps.status();
+        let status = self.orchestrator.status(Surface::default());
         status
             .apps
             .into_iter()

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use handover_api::AppName;
 
-use super::crash::{Lived, Written};
 use crate::{
     human,
     ledger::{AccountId, End, LastWords},
+    records::journal::{Lived, Written},
 };
 
 /// How long after its unload a generation is to blame for a fault that nothing else explains.
@@ -20,7 +20,7 @@ const JUST_UNLOADED: Duration = Duration::from_secs(5);
 
 /// Who is to blame for the end of a host.
 #[derive(Clone, Debug)]
-pub(super) enum Culprit {
+pub(crate) enum Culprit {
     /// That is not known.
     Unknown,
     /// What was live of the app.
@@ -52,7 +52,7 @@ impl Known<'_> {
 
 /// Finds it, and says where it was: ` in /path of shop 7 (1.2.0)`. `now_ms` is about the time of
 /// the crash.
-pub(super) fn find(before: &Written, words: &LastWords, now_ms: u64) -> (Culprit, String) {
+pub(crate) fn find(before: &Written, words: &LastWords, now_ms: u64) -> (Culprit, String) {
     let live = before.live.iter().map(|(app, lived)| Known {
         app,
         lived,
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
     use handover_api::GenerationId;
 
-    use crate::apps::crash::Replaced;
+    use crate::records::journal::Replaced;
 
     const NOW: u64 = 1_000_000;
 

@@ -1,50 +1,63 @@
-//! A replaced generation finishing what it has: its deadlines, its end, and the retry of libraries
-//! that stay mapped.
+//! A replaced generation finishing what it has, and its deadlines.
 
 use std::{
-    collections::HashMap,
     pin::pin,
-    sync::{Arc, Weak},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use handover_api::{AppName, EventKind, GenerationId, OperationResult, Outcome, Progress};
-use parking_lot::Mutex;
+use handover_api::{EventKind, GenerationId, OperationResult, Outcome, Progress};
 use tokio::{
     sync::{Notify, watch},
     time::MissedTickBehavior,
 };
 
-use super::{
-    Apps, Inner,
-    app::{App, Replaced},
-    changed, crash, leaks,
-    operation::ProgressSender,
-    restore,
-    status::millis,
-};
 use crate::{
-    generation::{Draining, Ended, Retained},
+    apps::app::{App, Replaced},
+    generation::Draining,
     human,
+    operations::operation::ProgressSender,
+    records::clock::millis,
+    rollout::Rollout,
 };
 
 /// How often a listener hears what is still in flight.
 const TOLD_EVERY: Duration = Duration::from_millis(250);
 /// How long cancelled work has to notice before the operation ends without waiting for it.
 const CANCELLED_WITHIN: Duration = Duration::from_secs(5);
-/// How often panics are looked for, what was changed for all, and whether a library that stays
-/// mapped may be unloaded by now.
-const LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
 
 /// When a generation's end began so long before its unload, the journal has the wrong time for it.
 const LONG_AGO: Duration = Duration::from_secs(1);
 
 /// A generation on its way out, counted for the shutdown until it is put away.
 #[derive(Debug)]
-pub(super) struct Leaving {
+pub(crate) struct Leaving {
     draining: Draining,
     end: Arc<Notify>,
     _counted: Counted,
+}
+
+/// The generations on their way out, counted for the shutdown. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Departures(watch::Sender<usize>);
+
+impl Departures {
+    /// Returns how many there are.
+    pub(crate) fn number(&self) -> usize {
+        *self.0.borrow()
+    }
+
+    /// Waits until there is none.
+    pub(crate) async fn all_gone(&self) {
+        let mut number = self.0.subscribe();
+        // The sender is `self`, so this cannot fail.
+        let _ = number.wait_for(|number| *number == 0).await;
+    }
+
+    fn count(&self) -> Counted {
+        self.0.send_modify(|number| *number += 1);
+        Counted(self.0.clone())
+    }
 }
 
 #[derive(Debug)]
@@ -52,18 +65,17 @@ struct Counted(watch::Sender<usize>);
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.send_modify(|leaving| *leaving -= 1);
+        self.0.send_modify(|number| *number -= 1);
     }
 }
 
 impl Leaving {
     /// Begins the drain.
-    pub(super) fn new(apps: &Apps, replaced: Replaced) -> Self {
-        apps.0.leaving.send_modify(|leaving| *leaving += 1);
+    pub(crate) fn new(departures: &Departures, replaced: Replaced) -> Self {
         Self {
             draining: replaced.active.drain(),
             end: replaced.end,
-            _counted: Counted(apps.0.leaving.clone()),
+            _counted: departures.count(),
         }
     }
 }
@@ -79,8 +91,8 @@ struct Drain {
 
 /// Watches a replaced generation until it is quiet, ends it at its deadlines, and puts it away.
 /// `telling` is the operation that waits for it, with the result to end with when all goes well.
-pub(super) async fn drain_and_retire(
-    apps: &Apps,
+pub(crate) async fn drain_and_retire(
+    rollout: &Rollout,
     app: &Arc<App>,
     leaving: Leaving,
     telling: Option<(ProgressSender, OperationResult)>,
@@ -95,7 +107,7 @@ pub(super) async fn drain_and_retire(
     let began = Instant::now();
     let counts = generation.counts();
     if counts.in_flight > 0 {
-        apps.record_event(
+        rollout.registry.record_event(
             EventKind::Draining,
             app,
             Some(id),
@@ -123,17 +135,17 @@ pub(super) async fn drain_and_retire(
                 () = &mut quiet => break,
                 () = at(requests_by) => {
                     requests_by = None;
-                    drain.cancelled += cancel(apps, app, &draining, false, "drain deadline").await;
+                    drain.cancelled += cancel(rollout, app, &draining, false, "drain deadline").await;
                     noticed_by = Some(Instant::now() + CANCELLED_WITHIN);
                 }
                 () = at(jobs_by) => {
                     (requests_by, jobs_by) = (None, None);
-                    drain.cancelled += cancel(apps, app, &draining, true, "job deadline").await;
+                    drain.cancelled += cancel(rollout, app, &draining, true, "job deadline").await;
                     noticed_by = Some(Instant::now() + CANCELLED_WITHIN);
                 }
                 () = end.notified() => {
                     (requests_by, jobs_by) = (None, None);
-                    drain.cancelled += cancel(apps, app, &draining, true, "end").await;
+                    drain.cancelled += cancel(rollout, app, &draining, true, "end").await;
                     noticed_by = Some(Instant::now() + CANCELLED_WITHIN);
                 }
                 () = at(noticed_by) => {
@@ -141,7 +153,7 @@ pub(super) async fn drain_and_retire(
                     let counts = generation.counts();
                     drain.stuck = counts.in_flight - counts.jobs.min(counts.in_flight);
                     if drain.stuck > 0 {
-                        apps.record_event(EventKind::DeadlinePassed, app, Some(id), stuck(id, drain.stuck));
+                        rollout.registry.record_event(EventKind::DeadlinePassed, app, Some(id), stuck(id, drain.stuck));
                         finish(app, id, &mut telling, &drain, began.elapsed()).await;
                     }
                 }
@@ -164,7 +176,7 @@ pub(super) async fn drain_and_retire(
     drain.stuck = 0;
     let took = began.elapsed();
     app.counters.drained(took, drain.cancelled > 0);
-    apps.record_event(
+    rollout.registry.record_event(
         EventKind::Drained,
         app,
         Some(id),
@@ -176,17 +188,17 @@ pub(super) async fn drain_and_retire(
         ),
     );
     finish(app, id, &mut telling, &drain, took).await;
-    crash::leaves(apps, &app.name, id).await;
+    rollout.journal.leaves(&app.name, id).await;
     let began = Instant::now();
     let ended = draining.retire().await;
     if began.elapsed() > LONG_AGO {
-        crash::leaves(apps, &app.name, id).await;
+        rollout.journal.leaves(&app.name, id).await;
     }
-    retain(apps, app, id, ended);
+    rollout.retire(app, id, ended);
 }
 
 /// Cancels what still runs on a generation, and tells how many that were.
-async fn cancel(apps: &Apps, app: &App, draining: &Draining, jobs: bool, why: &str) -> u64 {
+async fn cancel(rollout: &Rollout, app: &App, draining: &Draining, jobs: bool, why: &str) -> u64 {
     let cancelled = draining.expire(jobs).await;
     if cancelled > 0 {
         let id = draining.generation().spec().id;
@@ -194,7 +206,7 @@ async fn cancel(apps: &Apps, app: &App, draining: &Draining, jobs: bool, why: &s
             1.. if !jobs => "; its jobs go on",
             _ => "",
         };
-        apps.record_event(
+        rollout.registry.record_event(
             EventKind::DeadlinePassed,
             app,
             Some(id),
@@ -265,134 +277,4 @@ async fn at(instant: Option<Instant>) {
         Some(instant) => tokio::time::sleep_until(instant.into()).await,
         None => std::future::pending().await,
     }
-}
-
-/// A generation whose library stays mapped.
-type Kept = (Arc<App>, GenerationId, Box<Retained>);
-
-/// The libraries that stay mapped.
-#[derive(Debug, Default)]
-pub(super) struct RetainedLibraries {
-    retained: Mutex<Vec<Kept>>,
-    /// Something changed that may have freed one.
-    changed: Notify,
-}
-
-impl RetainedLibraries {
-    /// Something changed that may have freed a library.
-    pub(super) fn stir(&self) {
-        self.changed.notify_one();
-    }
-}
-
-/// Records how a generation ended.
-pub(super) fn retain(apps: &Apps, app: &Arc<App>, id: GenerationId, ended: Ended) {
-    match ended {
-        Ended::Unloaded(left) => {
-            app.unloaded(id);
-            let lost = apps.0.leaks.unloaded(&app.name, id, &left);
-            apps.0.events.record_unloaded(
-                &app.name,
-                id,
-                &left,
-                format!(
-                    "generation {id} is unloaded{}",
-                    leaks::sentence(&left, lost)
-                ),
-            );
-            apps.0.retained_libraries.stir();
-        }
-        Ended::Retained(retained) => {
-            let held = retained.held().clone();
-            apps.0.leaks.retained(&app.name, id, retained.resources());
-            if app.retained(id, &held) {
-                apps.record_event(
-                    EventKind::Retained,
-                    app,
-                    Some(id),
-                    format!("generation {id} stays mapped: {held}"),
-                );
-            }
-            apps.0
-                .retained_libraries
-                .retained
-                .lock()
-                .push((Arc::clone(app), id, retained));
-        }
-    }
-    leaks::record_overdrawn(apps);
-}
-
-/// Retries libraries that stay mapped, looks for panics and for what was changed for all, for as
-/// long as the apps live.
-pub(super) fn sweep_retained(apps: &Apps) {
-    let inner = Arc::downgrade(&apps.0);
-    tokio::spawn(async move {
-        let mut panics = HashMap::new();
-        while let Some(apps) = upgrade(&inner) {
-            record_panics(&apps, &mut panics);
-            changed::record_changes(&apps);
-            drop(apps);
-            tokio::time::sleep(LOOKED_AT_EVERY).await;
-        }
-    });
-    let inner = Arc::downgrade(&apps.0);
-    tokio::spawn(async move {
-        while let Some(apps) = upgrade(&inner) {
-            restore::catch_up(&apps).await;
-            drop(apps);
-            tokio::time::sleep(LOOKED_AT_EVERY).await;
-        }
-    });
-    let inner = Arc::downgrade(&apps.0);
-    tokio::spawn(async move {
-        while let Some(apps) = upgrade(&inner) {
-            // Bounded, so that the task ends with the apps. What cannot have changed is only looked
-            // at.
-            let changed = tokio::time::timeout(
-                LOOKED_AT_EVERY,
-                apps.0.retained_libraries.changed.notified(),
-            );
-            let changed = changed.await.is_ok();
-            retry(&apps, changed).await;
-        }
-    });
-}
-
-fn upgrade(inner: &Weak<Inner>) -> Option<Apps> {
-    inner.upgrade().map(Apps)
-}
-
-/// Tries once to unload each library that stays mapped and may be quiet by now.
-async fn retry(apps: &Apps, eager: bool) {
-    let retained = std::mem::take(&mut *apps.0.retained_libraries.retained.lock());
-    for (app, id, retained) in retained {
-        let ended = retained.retry(eager).await;
-        if matches!(ended, Ended::Unloaded(_)) {
-            crash::leaves(apps, &app.name, id).await;
-        }
-        retain(apps, &app, id, ended);
-    }
-}
-
-/// Tells of panics that were caught since the last look.
-fn record_panics(apps: &Apps, known: &mut HashMap<(AppName, GenerationId), u64>) {
-    let mut seen = HashMap::new();
-    for app in apps.all() {
-        for (generation, _) in app.running(|running| running.generations()) {
-            let (id, panics) = (generation.spec().id, generation.counts().panics);
-            let key = (app.name.clone(), id);
-            let more = panics.saturating_sub(known.get(&key).copied().unwrap_or(0));
-            if more > 0 {
-                let message = format!(
-                    "{} in generation {id} ({}), {panics} so far",
-                    human::pluralize(more, "more panic"),
-                    generation.spec().version
-                );
-                apps.record_event(EventKind::Panic, &app, Some(id), message);
-            }
-            seen.insert(key, panics);
-        }
-    }
-    *known = seen;
 }

@@ -1,46 +1,49 @@
 //! The end of all generations, when the host ends.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use handover_api::EventKind;
 
-use super::{
-    Apps,
-    app::App,
-    drain::{self, Leaving},
+use crate::{
+    apps::app::App,
+    human,
+    rollout::{
+        Rollout,
+        drain::{self, Leaving},
+    },
 };
-use crate::human;
 
 /// How long cancelled work has to end, past the deadline.
 const CANCELLED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Drains every app up to `deadline`, cancels what runs on, and unloads.
-pub(super) async fn shutdown(apps: &Apps, deadline: Duration) {
-    apps.0.closing.store(true, Ordering::Release);
-    for app in apps.all() {
+pub(crate) async fn shutdown(rollout: &Rollout, deadline: Duration) {
+    rollout.close();
+    for app in rollout.registry.all() {
         app.queue.close();
     }
     let by = tokio::time::Instant::now() + deadline;
     loop {
         // Again after the wait: a cutover may have been under way when the door was closed.
-        if !depart(apps) && *apps.0.leaving.borrow() == 0 {
+        if !depart(rollout) && rollout.departures.number() == 0 {
             return;
         }
-        if tokio::time::timeout_at(by, all_gone(apps)).await.is_err() {
+        if tokio::time::timeout_at(by, rollout.departures.all_gone())
+            .await
+            .is_err()
+        {
             break;
         }
     }
-    for old in apps.all().iter().flat_map(|app| app.draining()) {
+    for old in rollout.registry.all().iter().flat_map(|app| app.draining()) {
         old.end.notify_one();
     }
-    if tokio::time::timeout(CANCELLED_WITHIN, all_gone(apps))
+    if tokio::time::timeout(CANCELLED_WITHIN, rollout.departures.all_gone())
         .await
         .is_err()
     {
-        let left = apps
+        let left = rollout
+            .registry
             .all()
             .iter()
             .flat_map(|app| app.draining())
@@ -50,28 +53,25 @@ pub(super) async fn shutdown(apps: &Apps, deadline: Duration) {
             "the host ends with {} that did not notice being cancelled",
             human::pluralize(left, "request")
         );
-        apps.0.events.record(EventKind::Host, None, None, message);
+        rollout
+            .registry
+            .events()
+            .record(EventKind::Host, None, None, message);
     }
 }
 
 /// Begins the drain of what is live. Whether anything was.
-fn depart(apps: &Apps) -> bool {
+fn depart(rollout: &Rollout) -> bool {
     let mut any = false;
-    for app in apps.all() {
+    for app in rollout.registry.all() {
         let Some(live) = app.running(|running| running.replace(None)) else {
             continue;
         };
         any = true;
-        apps.publish();
-        let leaving = Leaving::new(apps, live);
-        let (apps, app): (Apps, Arc<App>) = (apps.clone(), app);
-        tokio::spawn(async move { drain::drain_and_retire(&apps, &app, leaving, None).await });
+        rollout.registry.publish();
+        let leaving = Leaving::new(&rollout.departures, live);
+        let (rollout, app): (Rollout, Arc<App>) = (rollout.clone(), app);
+        tokio::spawn(async move { drain::drain_and_retire(&rollout, &app, leaving, None).await });
     }
     any
-}
-
-async fn all_gone(apps: &Apps) {
-    let mut leaving = apps.0.leaving.subscribe();
-    // The sender is in `apps`, so this cannot fail.
-    let _ = leaving.wait_for(|number| *number == 0).await;
 }

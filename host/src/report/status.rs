@@ -1,44 +1,53 @@
 //! What `handover status` shows.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use handover_api::{
-    ActiveStatus, AppState, AppStatus, GenerationState, GenerationStatus, HostStatus, LeakStatus,
-    LimitsStatus, StagedStatus, Status,
+    ActiveStatus, AppState, AppStatus, ConnectionsStatus, GenerationState, GenerationStatus,
+    HostStatus, LeakStatus, LimitsStatus, StagedStatus, Status,
 };
 
-use super::{
-    Apps,
-    app::{App, FailedStart},
-    cutover, process,
-};
 use crate::{
-    artifact::manifest::HOST_ABI, generation::Generation, ledger::RetainReasons, open_files,
+    apps::{
+        app::{App, FailedStart},
+        cutover,
+        registry::Registry,
+    },
+    artifact::manifest::HOST_ABI,
+    generation::Generation,
+    ledger::RetainReasons,
+    open_files, process,
+    records::clock::millis,
+    report::leaks::Leaks,
 };
 
-/// The status of everything, now.
-pub(super) fn status(apps: &Apps) -> Status {
-    let budget = &apps.0.config.server.leak_budget;
+/// What the status tells of the host beside its apps.
+#[derive(Clone, Debug, Default)]
+pub struct Surface {
+    /// Where it serves.
+    pub listen: Vec<String>,
+    /// Where it tells its metrics over TCP.
+    pub metrics: Option<SocketAddr>,
+    /// The connections of clients.
+    pub connections: ConnectionsStatus,
+}
+
+/// Returns the status of everything, now.
+pub(crate) fn status(registry: &Registry, leaks: &Leaks, up: Duration, surface: Surface) -> Status {
+    let budget = &registry.config().server.leak_budget;
     Status {
-        apps: apps.shown().iter().map(|app| app_status(app)).collect(),
+        apps: registry.shown().iter().map(|app| app_status(app)).collect(),
         host: HostStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            uptime_ms: millis(apps.0.started.elapsed()),
+            uptime_ms: millis(up),
             rss_bytes: process::resident_bytes(),
             max_open_files: open_files::limit(),
-            listen: apps
-                .0
-                .listen
-                .get()
-                .into_iter()
-                .flatten()
-                .map(ToString::to_string)
-                .collect(),
-            connections: apps.0.connections.now(),
-            metrics: apps.0.metrics_at.get().map(ToString::to_string),
+            listen: surface.listen.clone(),
+            connections: surface.connections,
+            metrics: surface.metrics.map(|at| at.to_string()),
             abi: HOST_ABI.to_string(),
-            leaks: apps.0.leaks.status(),
+            leaks: leaks.status(),
             leak_budget: LeakStatus {
                 estimated: 0,
                 bytes: budget.bytes,
@@ -50,7 +59,7 @@ pub(super) fn status(apps: &Apps) -> Status {
 }
 
 /// The status of one app, now.
-pub(super) fn app_status(app: &App) -> AppStatus {
+pub(crate) fn app_status(app: &App) -> AppStatus {
     let (active, generations, failed_starts) = app.running(|running| {
         let active = running.live.as_ref().map(|live| live.active.generation());
         (
@@ -148,8 +157,4 @@ fn failed_start_status(failed_starts: &FailedStart) -> GenerationStatus {
         age_ms: millis(loaded_at.elapsed()),
         retained_because: Some(held.to_string()),
     }
-}
-
-pub(super) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

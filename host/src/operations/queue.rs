@@ -16,7 +16,7 @@ use handover_api::OperationStatus;
 
 /// The turns of one app.
 #[derive(Debug)]
-pub(super) struct OperationQueue {
+pub(crate) struct OperationQueue {
     state: Mutex<State>,
     /// Told whenever somebody's turn may have come, or the number of those ahead has changed.
     moved: watch::Sender<()>,
@@ -38,22 +38,22 @@ struct State {
 
 /// The right to change what is live. Dropping it gives it back.
 #[derive(Debug)]
-pub(super) struct OperationLock(Arc<OperationQueue>);
+pub(crate) struct OperationLock(Arc<OperationQueue>);
 
 /// A place in the queue. Dropping it gives it up.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     queue: Arc<OperationQueue>,
     id: String,
 }
 
 /// The host ends: nobody's turn comes any more.
 #[derive(Debug)]
-pub(super) struct Closed;
+pub(crate) struct Closed;
 
 impl OperationQueue {
     /// Nobody's turn.
-    pub(super) fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::default(),
             moved: watch::Sender::new(()),
@@ -65,7 +65,7 @@ impl OperationQueue {
     ///
     /// # Errors
     /// The operation that has it, or that waits first.
-    pub(super) fn take(
+    pub(crate) fn take(
         self: &Arc<Self>,
         operation: OperationStatus,
         of_reload: bool,
@@ -85,7 +85,7 @@ impl OperationQueue {
     }
 
     /// Waits in the queue from now on.
-    pub(super) fn enqueue(self: &Arc<Self>, operation: OperationStatus) -> Place {
+    pub(crate) fn enqueue(self: &Arc<Self>, operation: OperationStatus) -> Place {
         let id = operation.id.clone();
         self.state.lock().waiting.push_back(operation);
         Place {
@@ -95,7 +95,7 @@ impl OperationQueue {
     }
 
     /// Whether an operation that comes now would have to wait.
-    pub(super) fn under_way(&self, of_reload: bool) -> Option<OperationStatus> {
+    pub(crate) fn under_way(&self, of_reload: bool) -> Option<OperationStatus> {
         let state = self.state.lock();
         if of_reload && state.admits_caused && state.holders == 1 {
             return None;
@@ -104,13 +104,13 @@ impl OperationQueue {
     }
 
     /// Whose turn it is, and who waits.
-    pub(super) fn seen(&self) -> (Option<OperationStatus>, Vec<OperationStatus>) {
+    pub(crate) fn seen(&self) -> (Option<OperationStatus>, Vec<OperationStatus>) {
         let state = self.state.lock();
         (state.taken.clone(), state.waiting.iter().cloned().collect())
     }
 
     /// Sends those away who wait, and those who will.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.moved.send_replace(());
     }
@@ -126,7 +126,7 @@ impl State {
 
 impl OperationLock {
     /// Lends it to the operations that this one causes.
-    pub(super) fn admit_caused(&self) {
+    pub(crate) fn admit_caused(&self) {
         self.0.state.lock().admits_caused = true;
     }
 }
@@ -149,7 +149,7 @@ impl Place {
     ///
     /// # Errors
     /// When the host ends.
-    pub(super) async fn acquire(
+    pub(crate) async fn acquire(
         self,
         mut waits: impl FnMut(&OperationStatus, usize),
     ) -> Result<OperationLock, Closed> {

@@ -17,13 +17,13 @@ const SIZE: u64 = 1 << 20;
 
 /// The file that takes it.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(crate) struct Room {
     path: PathBuf,
 }
 
 impl Room {
     /// In the state directory. [`Room::take`] takes it.
-    pub(super) fn in_state(state: &Path) -> Self {
+    pub(crate) fn in_state(state: &Path) -> Self {
         Self {
             path: state.join("reserve"),
         }
@@ -31,7 +31,7 @@ impl Room {
 
     /// Takes the room, unless it is taken. Without success where there is none, which is nobody's
     /// business before it is needed. Blocks.
-    pub(super) fn take(&self) {
+    pub(crate) fn take(&self) {
         if fs::metadata(&self.path).is_ok_and(|facts| facts.len() >= SIZE) {
             return;
         }
@@ -58,7 +58,7 @@ impl Room {
 
     /// Runs `write`, and once more in the room that is given up for it if there was no other.
     /// Blocks.
-    pub(super) fn write_in(&self, mut write: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    pub(crate) fn write_in(&self, mut write: impl FnMut() -> io::Result<()>) -> io::Result<()> {
         match write() {
             Err(error) if is_full(&error) && fs::remove_file(&self.path).is_ok() => write(),
             written => written,

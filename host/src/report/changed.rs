@@ -2,11 +2,13 @@
 
 use handover_api::EventKind;
 
-use super::Apps;
-use crate::ledger::{self, Changed, Note};
+use crate::{
+    apps::registry::Registry,
+    ledger::{self, Changed, Note},
+};
 
 /// Tells what was changed since the last look.
-pub(super) fn record_changes(apps: &Apps) {
+pub(crate) fn record_changes(registry: &Registry) {
     for Note {
         app,
         generation,
@@ -29,8 +31,8 @@ pub(super) fn record_changes(apps: &Apps) {
             ),
         };
         let message = format!("generation {generation} changed {what}: it {how}");
-        apps.0
-            .events
+        registry
+            .events()
             .record(kind, Some(&app), Some(generation), message);
     }
 }

@@ -9,8 +9,11 @@ use std::{sync::Weak, thread, time::Duration};
 
 use handover_api::AppName;
 
-use super::{Apps, Inner, crash::Written};
-use crate::process;
+use crate::{
+    apps::registry::Registry,
+    process,
+    records::journal::{Journal, Written},
+};
 
 /// How often the size of the process is looked at: memory is eaten in seconds.
 const TICK: Duration = Duration::from_millis(100);
@@ -19,14 +22,15 @@ const STEP: u64 = 16 << 20;
 /// What an app may grow by without being to blame.
 const MUCH: u64 = 32 << 20;
 
-/// Starts to look, until `apps` ends.
-pub(super) fn watch(apps: &Apps) {
-    let apps = std::sync::Arc::downgrade(&apps.0);
+/// Starts to look, until nobody holds `alive` any more.
+pub(crate) fn watch(registry: &Registry, journal: &Journal, alive: Weak<()>) {
+    let (registry, journal) = (registry.clone(), journal.clone());
     let started = thread::Builder::new()
         .name("growth".to_owned())
         .spawn(move || {
             let mut largest = 0;
-            while look(&apps, &mut largest) {
+            while alive.strong_count() > 0 {
+                look(&registry, &journal, &mut largest);
                 thread::sleep(TICK);
             }
         });
@@ -35,19 +39,16 @@ pub(super) fn watch(apps: &Apps) {
     }
 }
 
-/// Looks once; false when the host is gone.
-fn look(apps: &Weak<Inner>, largest: &mut u64) -> bool {
-    let Some(apps) = apps.upgrade().map(Apps) else {
-        return false;
-    };
+/// Looks once.
+fn look(registry: &Registry, journal: &Journal, largest: &mut u64) {
     let size = process::private_bytes();
     if size < *largest + STEP {
         // What was given back may be eaten again.
         *largest = size.max(largest.saturating_sub(STEP)).min(*largest);
-        return true;
+        return;
     }
     *largest = size;
-    let heaps: Vec<_> = apps
+    let heaps: Vec<_> = registry
         .all()
         .into_iter()
         .filter_map(|app| {
@@ -62,9 +63,9 @@ fn look(apps: &Weak<Inner>, largest: &mut u64) -> bool {
         })
         .collect();
     if heaps.is_empty() {
-        return true; // nothing to write down
+        return; // nothing to write down
     }
-    apps.0.journal.change(|written| {
+    journal.change(|written| {
         for (app, id, bytes) in heaps {
             if let Some(lived) = written.live.get_mut(&app)
                 && lived.generation == id
@@ -73,12 +74,11 @@ fn look(apps: &Weak<Inner>, largest: &mut u64) -> bool {
             }
         }
     });
-    true
 }
 
 /// The app that ate the memory of the host before, and the sentence about it; none when none grew
 /// by much.
-pub(super) fn eater(before: &Written) -> Option<(AppName, String)> {
+pub(crate) fn eater(before: &Written) -> Option<(AppName, String)> {
     let grown = before
         .live
         .iter()

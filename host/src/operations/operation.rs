@@ -36,20 +36,20 @@ pub struct Interest(#[expect(dead_code, reason = "held for its drop")] oneshot::
 
 /// Tells when the interest in an operation is lost.
 #[derive(Debug)]
-pub(super) struct Wanted(Option<oneshot::Receiver<Infallible>>);
+pub(crate) struct Wanted(Option<oneshot::Receiver<Infallible>>);
 
 /// An operation that is given up when the interest is lost.
-pub(super) fn interest() -> (Interest, Wanted) {
+pub(crate) fn interest() -> (Interest, Wanted) {
     let (interest, wanted) = oneshot::channel();
     (Interest(interest), Wanted(Some(wanted)))
 }
 
 impl Wanted {
     /// One that is wanted whoever leaves.
-    pub(super) const ALWAYS: Self = Self(None);
+    pub(crate) const ALWAYS: Self = Self(None);
 
     /// Ends when the interest is lost.
-    pub(super) async fn no_more(self) {
+    pub(crate) async fn no_more(self) {
         match self.0 {
             // Nothing is ever sent.
             Some(wanted) => drop(wanted.await),
@@ -60,14 +60,14 @@ impl Wanted {
 
 /// The operations of this run of the host.
 #[derive(Debug, Default)]
-pub(super) struct Operations {
+pub(crate) struct Operations {
     last: AtomicU64,
     recent: Mutex<VecDeque<Arc<Record>>>,
 }
 
 /// The lines of one operation.
 #[derive(Debug)]
-pub(super) struct Record {
+pub(crate) struct Record {
     id: String,
     transcript: Mutex<Transcript>,
 }
@@ -82,11 +82,11 @@ struct Transcript {
 /// The mouth of a running operation. There is one; dropping it without a result (its task panicked)
 /// gives the listeners one, so that nobody waits for ever.
 #[derive(Debug)]
-pub(super) struct ProgressSender(Arc<Record>);
+pub(crate) struct ProgressSender(Arc<Record>);
 
 impl Operations {
     /// A new operation that has said `Accepted`.
-    pub(super) fn begin_operation(&self) -> ProgressSender {
+    pub(crate) fn begin_operation(&self) -> ProgressSender {
         let id = format!("op-{}", self.last.fetch_add(1, Ordering::Relaxed) + 1);
         let record = Arc::new(Record {
             id: id.clone(),
@@ -105,7 +105,7 @@ impl Operations {
     }
 
     /// The ear at an operation, from its beginning.
-    pub(super) fn listen(&self, id: &str) -> Option<Operation> {
+    pub(crate) fn listen(&self, id: &str) -> Option<Operation> {
         let recent = self.recent.lock();
         recent.iter().find(|o| o.id == id).map(|o| o.listen())
     }
@@ -153,27 +153,27 @@ impl Record {
 
 impl ProgressSender {
     /// The id of the operation.
-    pub(super) fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &str {
         &self.0.id
     }
 
     /// Says a line.
-    pub(super) fn send(&self, line: Progress) {
+    pub(crate) fn send(&self, line: Progress) {
         self.0.send(line);
     }
 
     /// An ear at it.
-    pub(super) fn listen(&self) -> Operation {
+    pub(crate) fn listen(&self) -> Operation {
         self.0.listen()
     }
 
     /// Says the last line. What is said after it is not heard.
-    pub(super) fn finish(&self, result: OperationResult) {
+    pub(crate) fn finish(&self, result: OperationResult) {
         self.0.send(Progress::Result(result));
     }
 
     /// Whether the last line was said.
-    pub(super) fn finished(&self) -> bool {
+    pub(crate) fn finished(&self) -> bool {
         self.0.transcript.lock().ended
     }
 }
@@ -195,6 +195,19 @@ impl Drop for ProgressSender {
             artifact: None,
             notes: Vec::new(),
         });
+    }
+}
+
+/// A result before any app was found.
+pub(crate) fn no_app(outcome: Outcome, message: impl Into<String>) -> OperationResult {
+    OperationResult {
+        outcome,
+        message: message.into(),
+        app: None,
+        generation: None,
+        version: None,
+        artifact: None,
+        notes: Vec::new(),
     }
 }
 

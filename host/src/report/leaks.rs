@@ -5,15 +5,17 @@ use std::collections::BTreeMap;
 use handover_api::{AppName, EventKind, GenerationId, LeakStatus};
 use parking_lot::Mutex;
 
-use super::{
-    Apps,
-    residue::{Lost, Residue},
+use crate::{
+    config::LeakBudget,
+    human,
+    ledger::Leftovers,
+    records::events::Events,
+    report::residue::{Lost, Residue},
 };
-use crate::{config::LeakBudget, human, ledger::Leftovers};
 
 /// What all generations of this run of the host have left behind.
 #[derive(Debug, Default)]
-pub(super) struct Leaks(Mutex<Sums>);
+pub(crate) struct Leaks(Mutex<Sums>);
 
 #[derive(Debug, Default)]
 struct Sums {
@@ -29,13 +31,13 @@ struct Sums {
 
 impl Leaks {
     /// What there is now.
-    pub(super) fn status(&self) -> LeakStatus {
+    pub(crate) fn status(&self) -> LeakStatus {
         self.0.lock().status()
     }
 
     /// A generation is unloaded and left that behind. Returns what all without a heap of their own
     /// have lost, if it had none.
-    pub(super) fn unloaded(
+    pub(crate) fn unloaded(
         &self,
         app: &AppName,
         id: GenerationId,
@@ -49,9 +51,16 @@ impl Leaks {
     }
 
     /// A generation is retained and holds that.
-    pub(super) fn retained(&self, app: &AppName, id: GenerationId, holds: (Option<u64>, usize)) {
+    pub(crate) fn retained(&self, app: &AppName, id: GenerationId, holds: (Option<u64>, usize)) {
         let holds = (holds.0.unwrap_or(0), holds.1 as u64);
         self.0.lock().retained.insert((app.clone(), id), holds);
+    }
+
+    /// Records an event for each part of `budget` that is overdrawn since the last time.
+    pub(crate) fn record_overdrawn(&self, budget: &LeakBudget, events: &Events) {
+        for sentence in self.0.lock().overdrawn(budget) {
+            events.record(EventKind::LeakBudget, None, None, sentence);
+        }
     }
 }
 
@@ -105,24 +114,9 @@ impl Sums {
     }
 }
 
-/// Tells when the budget is overdrawn.
-pub(super) fn record_overdrawn(apps: &Apps) {
-    let sentences = apps
-        .0
-        .leaks
-        .0
-        .lock()
-        .overdrawn(&apps.0.config.server.leak_budget);
-    for sentence in sentences {
-        apps.0
-            .events
-            .record(EventKind::LeakBudget, None, None, sentence);
-    }
-}
-
 /// What a generation that is unloaded left behind, for its event, with what all without a heap of
 /// their own have lost: begins with `; `, or is empty.
-pub(super) fn sentence(left: &Leftovers, lost: Option<Lost>) -> String {
+pub(crate) fn sentence(left: &Leftovers, lost: Option<Lost>) -> String {
     let mut text = String::new();
     if let Some(bytes @ 1..) = left.heap_bytes {
         text.push_str(&format!("; {} of heap freed for it", human::memory(bytes)));

@@ -5,26 +5,26 @@ use std::sync::Arc;
 
 use handover_api::{AppName, Cause, OperationResult, Outcome, Wait};
 
-use super::{
-    Apps,
-    app::App,
-    deploy::{self, Asked},
-    history, no_app,
-    operation::Operation,
-    result,
-    saved::Head,
+use crate::{
+    apps::app::{App, result},
+    operations::operation::{Operation, no_app},
+    records::{app_record::Head, history},
+    rollout::{
+        Rollout,
+        deploy::{self, Asked},
+    },
 };
 
 /// Begins a rollback. What it goes back to is decided when its turn has come.
-pub(super) fn begin_rollback(
-    apps: &Apps,
+pub(crate) fn begin_rollback(
+    rollout: &Rollout,
     app: Option<AppName>,
     to: Option<String>,
     wait: Wait,
 ) -> Operation {
-    match find_app(apps, app) {
+    match find_app(rollout, app) {
         Ok(app) => {
-            let (stored, of) = (apps.clone(), Arc::clone(&app));
+            let (stored, of) = (rollout.clone(), Arc::clone(&app));
             let asked = Asked {
                 what: to
                     .as_ref()
@@ -36,10 +36,10 @@ pub(super) fn begin_rollback(
                     stored.plan_stored(&of, head, Cause::Rollback).await
                 },
             };
-            deploy::begin_deploy_with(apps, app, asked, wait.into()).operation
+            deploy::begin_deploy_with(rollout, app, asked, wait.into()).operation
         }
         Err(result) => {
-            let progress = apps.0.operations.begin_operation();
+            let progress = rollout.operations.begin_operation();
             progress.finish(*result);
             progress.listen()
         }
@@ -56,11 +56,11 @@ fn target(app: &App, to: Option<&str>) -> Result<Head, String> {
 }
 
 /// The app of that name, or the only one.
-fn find_app(apps: &Apps, app: Option<AppName>) -> Result<Arc<App>, Box<OperationResult>> {
+fn find_app(rollout: &Rollout, app: Option<AppName>) -> Result<Arc<App>, Box<OperationResult>> {
     if let Some(name) = app {
-        return apps.known_or_fail(&name);
+        return rollout.registry.known_or_fail(&name);
     }
-    let mut shown = apps.shown();
+    let mut shown = rollout.registry.shown();
     match (shown.pop(), shown.is_empty()) {
         (Some(only), true) => Ok(only),
         (None, _) => Err(Box::new(no_app(
@@ -68,30 +68,8 @@ fn find_app(apps: &Apps, app: Option<AppName>) -> Result<Arc<App>, Box<Operation
             "there is no app yet: `handover deploy FILE.so` makes one",
         ))),
         (Some(_), false) => {
-            let message = format!("say which app: {}", apps.names());
+            let message = format!("say which app: {}", rollout.registry.names());
             Err(Box::new(no_app(Outcome::Failed, message)))
         }
-    }
-}
-
-impl Apps {
-    /// The app of that name.
-    pub(super) fn known_or_fail(&self, name: &AppName) -> Result<Arc<App>, Box<OperationResult>> {
-        self.known(name).ok_or_else(|| {
-            let message = match self.names() {
-                none if none.is_empty() => format!("there is no app {name}, and no other either"),
-                names => format!("there is no app {name}: there is {names}"),
-            };
-            Box::new(no_app(Outcome::Failed, message))
-        })
-    }
-
-    fn names(&self) -> String {
-        let names: Vec<String> = self
-            .shown()
-            .iter()
-            .map(|app| app.name.to_string())
-            .collect();
-        names.join(", ")
     }
 }

@@ -15,7 +15,7 @@ const WINDOW: usize = 4;
 
 /// The memory after each unload, and what has come to stay of it.
 #[derive(Debug, Default)]
-pub(super) struct Residue {
+pub(crate) struct Residue {
     /// Bytes after the last unloads, newest last; [`WINDOW`] at the most.
     recent: VecDeque<u64>,
     /// The least that a full window had, and how many unloads ago that was.
@@ -24,17 +24,17 @@ pub(super) struct Residue {
 
 /// What has come to stay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Lost {
+pub(crate) struct Lost {
     /// Bytes.
-    pub(super) bytes: u64,
+    pub(crate) bytes: u64,
     /// Bytes for each unload.
-    pub(super) each: u64,
+    pub(crate) each: u64,
 }
 
 impl Residue {
     /// A generation without a heap of its own is unloaded, and the process has so many bytes of
     /// private memory.
-    pub(super) fn unloaded(&mut self, private: u64) {
+    pub(crate) fn unloaded(&mut self, private: u64) {
         if self.recent.len() == WINDOW {
             self.recent.pop_front();
         }
@@ -53,7 +53,7 @@ impl Residue {
     }
 
     /// What has come to stay since the first unloads.
-    pub(super) fn lost(&self) -> Lost {
+    pub(crate) fn lost(&self) -> Lost {
         let (Some(floor), Some((base, unloads))) = (self.floor(), self.base) else {
             return Lost::default();
         };

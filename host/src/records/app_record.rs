@@ -15,11 +15,11 @@ use parking_lot::Mutex;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use super::{clock::Order, history::Entry, room::Room};
 use crate::{
     artifact::{AbiVersion, Sha256},
     loader::Companion,
     origin::origin,
+    records::{clock::Order, history::Entry, room::Room},
 };
 
 /// How many entries the history keeps.
@@ -42,44 +42,44 @@ const ANSWERED: usize = 100;
 /// What is remembered.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct Record {
+pub(crate) struct Record {
     /// The last number that a generation was given.
-    pub(super) last_generation: u64,
+    pub(crate) last_generation: u64,
     /// What a restart serves.
-    pub(super) head: Option<Head>,
+    pub(crate) head: Option<Head>,
     /// What waits for `handover reload`.
-    pub(super) staged: Option<Head>,
+    pub(crate) staged: Option<Head>,
     /// The answer to "where does it serve" that the host gave when the configuration gave none.
-    pub(super) assigned: Option<Assigned>,
+    pub(crate) assigned: Option<Assigned>,
     /// Artifacts that failed by their own fault.
-    pub(super) failing: Vec<Failing>,
+    pub(crate) failing: Vec<Failing>,
     /// Artifacts that are never unmapped, with the reason.
-    pub(super) staying: Vec<Failing>,
+    pub(crate) staying: Vec<Failing>,
     /// Artifacts that served for the app's `bake` without a break.
-    pub(super) proven: Vec<Sha256>,
+    pub(crate) proven: Vec<Sha256>,
     /// Artifacts that passed preflight, with the host that said so.
-    pub(super) checked: Vec<Checked>,
+    pub(crate) checked: Vec<Checked>,
     /// Files of the drop folder that were answered, with the bytes they held.
-    pub(super) answered: Vec<Answered>,
+    pub(crate) answered: Vec<Answered>,
     /// What was deployed, newest last.
-    pub(super) history: Vec<Entry>,
+    pub(crate) history: Vec<Entry>,
 }
 
 /// An artifact that was chosen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Head {
+pub(crate) struct Head {
     /// Its identity.
-    pub(super) artifact: Sha256,
+    pub(crate) artifact: Sha256,
     /// The version its manifest names.
-    pub(super) version: Version,
+    pub(crate) version: Version,
     /// The file of the drop folder that it came from.
-    pub(super) source: Option<String>,
+    pub(crate) source: Option<String>,
 }
 
 /// Where an app without configured routes answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Assigned {
+pub(crate) enum Assigned {
     /// At `/`.
     Root,
     /// At `/NAME`.
@@ -88,34 +88,34 @@ pub(super) enum Assigned {
 
 /// An artifact that failed by its own fault, or caused a crash after it was replaced.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Failing {
+pub(crate) struct Failing {
     /// Its identity.
-    pub(super) artifact: Sha256,
+    pub(crate) artifact: Sha256,
     /// What was said then.
-    pub(super) reason: String,
+    pub(crate) reason: String,
 }
 
 /// The verdict of preflight on an artifact that passed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Checked {
+pub(crate) struct Checked {
     /// Its identity.
-    pub(super) artifact: Sha256,
+    pub(crate) artifact: Sha256,
     /// The host that gave it: its version, and the build id of its program.
-    pub(super) host: String,
+    pub(crate) host: String,
     /// The ABI that this host offers, as `major.minor`.
-    pub(super) abi: String,
+    pub(crate) abi: String,
     /// The libraries that were mapped beside it.
     #[serde(default)]
-    pub(super) companions: Vec<Companion>,
+    pub(crate) companions: Vec<Companion>,
 }
 
 /// A file of the drop folder that was answered.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Answered {
+pub(crate) struct Answered {
     /// The file.
-    pub(super) path: String,
+    pub(crate) path: String,
     /// The bytes it held.
-    pub(super) artifact: Sha256,
+    pub(crate) artifact: Sha256,
 }
 
 /// Notes `reason` for `artifact` in place of what was noted for it, and forgets the oldest beyond
@@ -135,34 +135,34 @@ fn reason(list: &[Failing], artifact: Sha256) -> Option<&str> {
 
 impl Record {
     /// Adds to the history.
-    pub(super) fn remember(&mut self, entry: Entry) {
+    pub(crate) fn remember(&mut self, entry: Entry) {
         self.history.push(entry);
         let beyond = self.history.len().saturating_sub(HISTORY);
         self.history.drain(..beyond);
     }
 
     /// Remembers that an artifact failed by its own fault.
-    pub(super) fn failed(&mut self, artifact: Sha256, reason: String) {
+    pub(crate) fn failed(&mut self, artifact: Sha256, reason: String) {
         note(&mut self.failing, artifact, reason);
     }
 
     /// Why an artifact failed, if it did.
-    pub(super) fn why_failing(&self, artifact: Sha256) -> Option<&str> {
+    pub(crate) fn why_failing(&self, artifact: Sha256) -> Option<&str> {
         reason(&self.failing, artifact)
     }
 
     /// Remembers that an artifact is never unmapped again.
-    pub(super) fn stays(&mut self, artifact: Sha256, reason: String) {
+    pub(crate) fn stays(&mut self, artifact: Sha256, reason: String) {
         note(&mut self.staying, artifact, reason);
     }
 
     /// Why an artifact is never unmapped, if it is not.
-    pub(super) fn why_staying(&self, artifact: Sha256) -> Option<&str> {
+    pub(crate) fn why_staying(&self, artifact: Sha256) -> Option<&str> {
         reason(&self.staying, artifact)
     }
 
     /// Remembers that an artifact is no longer on probation.
-    pub(super) fn proves(&mut self, artifact: Sha256) {
+    pub(crate) fn proves(&mut self, artifact: Sha256) {
         self.proven.retain(|known| *known != artifact);
         self.proven.push(artifact);
         let beyond = self.proven.len().saturating_sub(PROVEN);
@@ -170,12 +170,12 @@ impl Record {
     }
 
     /// Whether an artifact is no longer on probation.
-    pub(super) fn is_proven(&self, artifact: Sha256) -> bool {
+    pub(crate) fn is_proven(&self, artifact: Sha256) -> bool {
         self.proven.contains(&artifact)
     }
 
     /// Remembers that an artifact passed the preflight of `host`, which offers `abi`.
-    pub(super) fn passed(
+    pub(crate) fn passed(
         &mut self,
         artifact: Sha256,
         host: &str,
@@ -194,12 +194,12 @@ impl Record {
     }
 
     /// The last verdict on an artifact, if it ever passed.
-    pub(super) fn verdict(&self, artifact: Sha256) -> Option<&Checked> {
+    pub(crate) fn verdict(&self, artifact: Sha256) -> Option<&Checked> {
         self.checked.iter().find(|known| known.artifact == artifact)
     }
 
     /// When what is live was chosen, in the order of the history: restarts choose nothing.
-    pub(super) fn changed_at(&self) -> (Order, u64) {
+    pub(crate) fn changed_at(&self) -> (Order, u64) {
         self.history
             .iter()
             .rev()
@@ -209,7 +209,7 @@ impl Record {
     }
 
     /// Remembers which bytes a file of the drop folder held when it was answered.
-    pub(super) fn answered(&mut self, path: &str, artifact: Sha256) {
+    pub(crate) fn answered(&mut self, path: &str, artifact: Sha256) {
         self.answered.retain(|known| known.path != path);
         self.answered.push(Answered {
             path: path.to_owned(),
@@ -220,20 +220,20 @@ impl Record {
     }
 
     /// Whether the file held these bytes when it was answered last.
-    pub(super) fn was_answered(&self, path: &str, artifact: Sha256) -> bool {
+    pub(crate) fn was_answered(&self, path: &str, artifact: Sha256) -> bool {
         self.answered
             .iter()
             .any(|known| known.path == path && known.artifact == artifact)
     }
 
     /// The number of the next generation.
-    pub(super) fn next_generation(&mut self) -> GenerationId {
+    pub(crate) fn next_generation(&mut self) -> GenerationId {
         self.last_generation += 1;
         GenerationId(self.last_generation)
     }
 
     /// Gives back the last number, which no generation was given.
-    pub(super) fn give_back(&mut self, id: GenerationId) {
+    pub(crate) fn give_back(&mut self, id: GenerationId) {
         if self.last_generation == id.0 {
             self.last_generation -= 1;
         }
@@ -241,7 +241,7 @@ impl Record {
 
     /// The artifacts that must stay in the store: HEAD, staged, and the last `keep` that were
     /// active.
-    pub(super) fn wanted(&self, keep: usize) -> Vec<Sha256> {
+    pub(crate) fn wanted(&self, keep: usize) -> Vec<Sha256> {
         let chosen = self
             .head
             .iter()
@@ -256,7 +256,7 @@ impl Record {
 
 /// The record of one app, in memory and on disk.
 #[derive(Debug)]
-pub(super) struct Saved {
+pub(crate) struct Saved {
     path: PathBuf,
     record: Mutex<Record>,
     room: Arc<Room>,
@@ -280,7 +280,7 @@ enum Disk {
 
 /// What came of another try with a file.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Again {
+pub(crate) enum Again {
     /// There was nothing to do, or it failed again.
     Nothing,
     /// What was kept in memory is on disk.
@@ -293,7 +293,7 @@ impl Saved {
     /// Reads the record of `app` in `dir`, or begins an empty one. A record that makes no sense is
     /// set aside, one that cannot be read stays where it is and is [tried again](Self::again); the
     /// sentence about it is returned: the host starts without it rather than not at all. Blocks.
-    pub(super) fn open(dir: &Path, app: &AppName, room: Arc<Room>) -> (Arc<Self>, Option<String>) {
+    pub(crate) fn open(dir: &Path, app: &AppName, room: Arc<Room>) -> (Arc<Self>, Option<String>) {
         let path = dir.join(format!("{app}.json"));
         let (record, disk, trouble) = match read_patiently(&path) {
             Ok(record) => (record, Disk::UpToDate, None),
@@ -318,18 +318,18 @@ impl Saved {
     }
 
     /// Looks at the record.
-    pub(super) fn read<R>(&self, look: impl FnOnce(&Record) -> R) -> R {
+    pub(crate) fn read<R>(&self, look: impl FnOnce(&Record) -> R) -> R {
         look(&self.record.lock())
     }
 
     /// Changes the record in memory. The next [`Saved::change`] takes it to the disk.
-    pub(super) fn edit<R>(&self, edit: impl FnOnce(&mut Record) -> R) -> R {
+    pub(crate) fn edit<R>(&self, edit: impl FnOnce(&mut Record) -> R) -> R {
         edit(&mut self.record.lock())
     }
 
     /// Changes the record, and returns when it is on disk. The change holds in memory even when the
     /// disk fails, and is written when there is room for it.
-    pub(super) async fn change<R>(
+    pub(crate) async fn change<R>(
         self: &Arc<Self>,
         change: impl FnOnce(&mut Record) -> R,
     ) -> (R, io::Result<()>) {
@@ -342,7 +342,7 @@ impl Saved {
     }
 
     /// Why the disk does not have what is in memory, if it does not.
-    pub(super) fn not_durable(&self) -> Option<String> {
+    pub(crate) fn not_durable(&self) -> Option<String> {
         match &*self.disk.lock() {
             Disk::UpToDate => None,
             Disk::Behind(why) | Disk::Unread(why) => Some(why.clone()),
@@ -350,7 +350,7 @@ impl Saved {
     }
 
     /// Writes what could not be written, or reads what could not be read. Blocks.
-    pub(super) fn again(&self) -> Again {
+    pub(crate) fn again(&self) -> Again {
         let mut disk = self.disk.lock();
         match &*disk {
             Disk::UpToDate => Again::Nothing,
@@ -387,7 +387,7 @@ impl Saved {
 }
 
 /// The apps that `dir` has a record of.
-pub(super) fn known(dir: &Path) -> io::Result<Vec<AppName>> {
+pub(crate) fn known(dir: &Path) -> io::Result<Vec<AppName>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();
@@ -432,7 +432,7 @@ fn read_patiently(path: &Path) -> Result<Record, ReadError> {
 
 fn set_aside(path: &Path, why: &str) -> String {
     let mut aside = path.as_os_str().to_owned();
-    aside.push(format!(".corrupt-{}", super::now_ms()));
+    aside.push(format!(".corrupt-{}", crate::records::clock::now_ms()));
     match fs::rename(path, &aside) {
         Ok(()) => format!(
             "{} cannot be read ({why}); it was set aside as {} and the app starts with no memory of its past: deploy it again",

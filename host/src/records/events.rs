@@ -16,7 +16,7 @@ const BACKLOG: usize = 1_024;
 
 /// The event log of one run of the host.
 #[derive(Debug)]
-pub(super) struct Events {
+pub(crate) struct Events {
     ring: Mutex<Ring>,
     followers: broadcast::Sender<Event>,
 }
@@ -30,7 +30,7 @@ struct Ring {
 
 impl Events {
     /// An empty log.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             ring: Mutex::default(),
             followers: broadcast::channel(BACKLOG).0,
@@ -38,7 +38,7 @@ impl Events {
     }
 
     /// Records an event and writes its log line, the only one about it.
-    pub(super) fn record(
+    pub(crate) fn record(
         &self,
         kind: EventKind,
         app: Option<&AppName>,
@@ -49,7 +49,7 @@ impl Events {
     }
 
     /// As [`tell`](Self::tell), that a generation is unloaded and what it left behind.
-    pub(super) fn record_unloaded(
+    pub(crate) fn record_unloaded(
         &self,
         app: &AppName,
         generation: GenerationId,
@@ -129,7 +129,7 @@ impl Events {
         ring.seq += 1;
         let event = Event {
             seq: ring.seq,
-            at_ms: super::now_ms(),
+            at_ms: crate::records::clock::now_ms(),
             kind,
             app: app.cloned(),
             generation,
@@ -146,12 +146,12 @@ impl Events {
     }
 
     /// How many there were of each of [`EventKind::ALL`].
-    pub(super) fn counts(&self) -> [u64; EventKind::ALL.len()] {
+    pub(crate) fn counts(&self) -> [u64; EventKind::ALL.len()] {
         self.ring.lock().counts
     }
 
     /// The events so far, and those to come, without a gap between them.
-    pub(super) fn follow(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
+    pub(crate) fn follow(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
         let ring = self.ring.lock();
         (
             ring.events.iter().cloned().collect(),

@@ -6,19 +6,18 @@ use std::path::Path;
 use handover_api::{AppName, Cause, EventKind, OperationResult, Outcome};
 use semver::Version;
 
-use super::{
-    Apps,
-    app::App,
-    deploy::{self, Entrance, Plan},
-    reload::Caused,
-    result,
-};
 use crate::{
+    apps::app::{App, result},
     artifact::Sha256,
     config::{Watch, WhenFull},
     generation::Spec,
     ownership,
     preflight::Scope,
+    rollout::{
+        Rollout,
+        deploy::{self, Entrance, Plan},
+        reload::Caused,
+    },
     shortage, shown,
     watch::{DropOutcome, DropTarget, DroppedArtifact},
     writers::name_of_one,
@@ -110,17 +109,17 @@ fn decide(facts: &Facts<'_>) -> Decision {
     go
 }
 
-impl DropTarget for Apps {
+impl DropTarget for Rollout {
     fn watches(&self, app: &AppName) -> bool {
-        let watch = match self.known(app) {
+        let watch = match self.registry.known(app) {
             Some(app) => app.settings.watch,
-            None => self.0.config.app(app).watch,
+            None => self.registry.config().app(app).watch,
         };
         watch != Watch::Off
     }
 
     fn admits(&self, path: &Path) -> Result<(), String> {
-        if self.0.config.trust.insecure_paths {
+        if self.registry.config().trust.insecure_paths {
             return Ok(());
         }
         ownership::check(path).map_err(|error| {
@@ -129,7 +128,7 @@ impl DropTarget for Apps {
     }
 
     fn has(&self, app: &AppName, sha256: Sha256) -> bool {
-        self.known(app).is_some_and(|app| {
+        self.registry.known(app).is_some_and(|app| {
             app.live().is_some_and(|live| live.artifact == sha256)
                 || app.saved.read(|record| {
                     record
@@ -141,7 +140,7 @@ impl DropTarget for Apps {
     }
 
     async fn deploy_dropped(&self, dropped: DroppedArtifact) -> DropOutcome {
-        let app = self.app(&dropped.app);
+        let app = self.registry.app(&dropped.app);
         let path = dropped.path.to_string_lossy().into_owned();
         let (sha256, version) = (
             dropped.artifact.sha256,
@@ -192,7 +191,7 @@ impl DropTarget for Apps {
             Decision::Refuse(reason) => {
                 let message = format!("{named} was not taken: {reason}");
                 self.said(&app, &dropped, &message);
-                self.record_event(
+                self.registry.record_event(
                     EventKind::Rejected,
                     &app,
                     None,
@@ -211,7 +210,7 @@ impl DropTarget for Apps {
                 .change(|record| record.answered(&path, sha256))
                 .await;
             if let Err(cause) = saved {
-                self.record_event(
+                self.registry.record_event(
                     EventKind::State,
                     &app,
                     None,
@@ -231,26 +230,26 @@ impl DropTarget for Apps {
             "{} waits: {by} still has it open for writing. It is taken once that is closed",
             shown::path(path)
         );
-        self.0
-            .events
+        self.registry
+            .events()
             .record(EventKind::Waiting, app, None, message.as_str());
-        if asked && let Some(app) = app.and_then(|name| self.known(name)) {
+        if asked && let Some(app) = app.and_then(|name| self.registry.known(name)) {
             self.caused(&app, Caused::Said(result(Outcome::Failed, &app, message)));
         }
     }
 
     fn refused(&self, app: Option<&AppName>, path: &Path, reason: &str) {
         let message = format!("{} was not taken: {reason}", shown::path(path));
-        self.0
-            .events
+        self.registry
+            .events()
             .record(EventKind::Rejected, app, None, message.as_str());
-        if let Some(app) = app.and_then(|name| self.known(name)) {
+        if let Some(app) = app.and_then(|name| self.registry.known(name)) {
             self.caused(&app, Caused::Said(result(Outcome::Rejected, &app, message)));
         }
     }
 }
 
-impl Apps {
+impl Rollout {
     /// Deploys or stages what was offered, up to the cutover.
     async fn take(
         &self,
@@ -269,7 +268,8 @@ impl Apps {
                     app.draining().len(),
                     app.settings.max_old_generations
                 );
-                self.record_event(EventKind::Waiting, app, None, message);
+                self.registry
+                    .record_event(EventKind::Waiting, app, None, message);
             }
             if dropped.again {
                 let message = "too many replaced generations still drain (max_old_generations): what was dropped waits for them";
@@ -340,7 +340,7 @@ impl Apps {
     }
 
     fn caused(&self, app: &App, caused: Caused) {
-        self.0.reloads.notify(&app.name, &caused);
+        self.reloads.notify(&app.name, &caused);
     }
 }
 

@@ -4,40 +4,42 @@ use handover_api::{AppName, Cause, GenerationId, HistoryEntry, Outcome};
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use super::{clock::Order, saved::Head};
-use crate::artifact::Sha256;
+use crate::{
+    artifact::Sha256,
+    records::{app_record::Head, clock::Order},
+};
 
 /// One deploy that was tried, as it is saved.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     /// Milliseconds since 1970, for people: clocks can be set back.
-    pub(super) at_ms: u64,
+    pub(crate) at_ms: u64,
     /// Its place among the entries of all apps.
     #[serde(default)]
-    pub(super) order: Order,
+    pub(crate) order: Order,
     /// The generation, if it came to be loaded.
-    pub(super) generation: Option<GenerationId>,
+    pub(crate) generation: Option<GenerationId>,
     /// The version its manifest names, if it could be read.
-    pub(super) version: Option<Version>,
+    pub(crate) version: Option<Version>,
     /// Its artifact.
-    pub(super) artifact: Sha256,
+    pub(crate) artifact: Sha256,
     /// What asked for it.
-    pub(super) cause: Cause,
+    pub(crate) cause: Cause,
     /// How it ended.
-    pub(super) outcome: Outcome,
+    pub(crate) outcome: Outcome,
     /// Why, when it did not become active.
-    pub(super) reason: Option<String>,
+    pub(crate) reason: Option<String>,
     /// The file of the drop folder that it came from.
     #[serde(default)]
-    pub(super) source: Option<String>,
+    pub(crate) source: Option<String>,
     /// What preflight warned of, though it was taken.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(super) warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Entry {
     /// Whether it ever answered requests.
-    pub(super) fn was_active(&self) -> bool {
+    pub(crate) fn was_active(&self) -> bool {
         match self.outcome {
             Outcome::Done | Outcome::DeadlinePassed | Outcome::RolledBack => true,
             Outcome::Unchanged
@@ -51,13 +53,13 @@ impl Entry {
     }
 
     /// What the history is sorted by. The time decides among those of an older host only.
-    pub(super) fn place(&self) -> (Order, u64) {
+    pub(crate) fn place(&self) -> (Order, u64) {
         (self.order, self.at_ms)
     }
 
     /// The artifact, to be made live again; none where nothing of it could be read, which was never
     /// live.
-    pub(super) fn head(&self) -> Option<Head> {
+    pub(crate) fn head(&self) -> Option<Head> {
         Some(Head {
             artifact: self.artifact,
             version: self.version.clone()?,
@@ -66,7 +68,7 @@ impl Entry {
     }
 
     /// As the control socket shows it.
-    pub(super) fn shown(&self, app: &AppName) -> HistoryEntry {
+    pub(crate) fn shown(&self, app: &AppName) -> HistoryEntry {
         HistoryEntry {
             at_ms: self.at_ms,
             app: app.clone(),
@@ -83,7 +85,7 @@ impl Entry {
 
 /// The artifacts that were active, newest first, each once, under the newest generation that it
 /// was.
-pub(super) fn once_active(history: &[Entry]) -> Vec<&Entry> {
+pub(crate) fn once_active(history: &[Entry]) -> Vec<&Entry> {
     let mut found: Vec<&Entry> = Vec::new();
     for entry in history.iter().rev().filter(|e| e.was_active()) {
         if !found.iter().any(|known| known.artifact == entry.artifact) {
@@ -122,7 +124,7 @@ fn lineage(history: &[Entry]) -> Vec<&Entry> {
 
 /// What may serve in place of `artifact`, the best first: what was chosen before it, newest first,
 /// and all that was if it was not chosen.
-pub(super) fn before(history: &[Entry], artifact: Sha256) -> Vec<&Entry> {
+pub(crate) fn before(history: &[Entry], artifact: Sha256) -> Vec<&Entry> {
     let mut chosen = lineage(history);
     let at = chosen.iter().position(|entry| entry.artifact == artifact);
     chosen.truncate(at.unwrap_or(chosen.len()));
@@ -135,7 +137,7 @@ pub(super) fn before(history: &[Entry], artifact: Sha256) -> Vec<&Entry> {
 ///
 /// # Errors
 /// The sentence for a person, naming what there is to choose from.
-pub(super) fn rollback_target<'h>(
+pub(crate) fn rollback_target<'h>(
     app: &AppName,
     history: &'h [Entry],
     live: Option<Sha256>,

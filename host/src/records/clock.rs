@@ -4,7 +4,7 @@
 use std::{
     fs,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use nix::time::{ClockId, clock_gettime};
@@ -12,14 +12,14 @@ use serde::{Deserialize, Serialize};
 
 /// Milliseconds since the machine was booted, time asleep included. Means something beside the same
 /// [`boot`] only.
-pub(super) fn since_boot_ms() -> u64 {
+pub(crate) fn since_boot_ms() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from);
     let millis = now.unwrap_or_default().as_millis();
     u64::try_from(millis).unwrap_or(u64::MAX)
 }
 
 /// Which boot of the machine this is; empty where the kernel does not say.
-pub(super) fn boot() -> String {
+pub(crate) fn boot() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map(|id| id.trim().to_owned())
         .unwrap_or_default()
@@ -29,21 +29,35 @@ pub(super) fn boot() -> String {
 /// first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(super) struct Order(u64);
+pub(crate) struct Order(u64);
 
 /// The last that was given or seen.
 static LAST: AtomicU64 = AtomicU64::new(0);
 
 impl Order {
     /// A place after all others.
-    pub(super) fn next() -> Self {
+    pub(crate) fn next() -> Self {
         Self(LAST.fetch_add(1, Relaxed).saturating_add(1))
     }
 
     /// Takes note of one that was read: those to come are after it.
-    pub(super) fn seen(self) {
+    pub(crate) fn seen(self) {
         LAST.fetch_max(self.0, Relaxed);
     }
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| {
+            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        })
+}
+
+/// Returns a duration in whole milliseconds.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

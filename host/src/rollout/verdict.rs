@@ -5,10 +5,10 @@ use std::{fs::File, sync::LazyLock};
 
 use handover_api::{Cause, Note};
 
-use super::saved::Record;
 use crate::{
     artifact::{Remark, Sha256, elf, manifest::HOST_ABI},
     preflight::Scope,
+    records::app_record::Record,
 };
 
 impl From<&Remark> for Note {
@@ -23,7 +23,7 @@ impl From<&Remark> for Note {
 
 /// This host, as its verdicts name it: its version and, where the linker wrote one, the build id of
 /// its program, since two builds of one version may differ in what a plugin meets.
-pub(super) fn host() -> &'static str {
+pub(crate) fn host() -> &'static str {
     static HOST: LazyLock<String> = LazyLock::new(|| {
         let version = env!("CARGO_PKG_VERSION");
         let build_id = File::open("/proc/self/exe")
@@ -42,7 +42,7 @@ pub(super) fn host() -> &'static str {
 }
 
 /// What preflight is asked of an artifact of the store that is to be live again because of `cause`.
-pub(super) fn asked_again(record: &Record, artifact: Sha256, cause: Cause) -> Option<Scope> {
+pub(crate) fn asked_again(record: &Record, artifact: Sha256, cause: Cause) -> Option<Scope> {
     let is_ours = record
         .verdict(artifact)
         .is_some_and(|verdict| verdict.host == host() && verdict.abi == HOST_ABI.to_string());
@@ -58,7 +58,7 @@ pub(super) fn asked_again(record: &Record, artifact: Sha256, cause: Cause) -> Op
 }
 
 /// Which host said last that the artifact is good, for people.
-pub(super) fn last_host(record: &Record, artifact: Sha256) -> String {
+pub(crate) fn last_host(record: &Record, artifact: Sha256) -> String {
     record.verdict(artifact).map_or_else(
         || "no verdict of an earlier host on it is kept".to_owned(),
         |verdict| {

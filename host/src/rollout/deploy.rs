@@ -2,7 +2,7 @@
 //! when a step fails.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -11,20 +11,8 @@ use handover_api::{
 };
 use tokio::sync::oneshot;
 
-use super::{
-    Apps,
-    app::{App, FailedStart, Live},
-    clock::Order,
-    crash::{self, Step, Tried, Trying},
-    drain::{self, Leaving},
-    history::Entry,
-    operation::{self, Operation, ProgressSender, Wanted},
-    queue::{Closed, OperationLock, Place},
-    result,
-    saved::{Head, Record},
-    verdict,
-};
 use crate::{
+    apps::app::{App, FailedStart, Live, result},
     artifact::{Artifact, Remark, Sha256, Topic, manifest::HOST_ABI, trust::Untrusted},
     background,
     config::WhenFull,
@@ -32,29 +20,44 @@ use crate::{
     human,
     ledger::RetainReasons,
     loader::Companion,
+    operations::{
+        operation::{self, Operation, ProgressSender, Wanted},
+        queue::{Closed, OperationLock, Place},
+    },
     preflight::{self, Passed, Scope, Verdict},
+    records::{
+        app_record::{Head, Record},
+        clock::Order,
+        history::Entry,
+        journal::{Step, Tried, Trying},
+    },
+    rollout::{
+        Rollout, crash,
+        drain::{self, Leaving},
+        verdict,
+    },
     shortage,
 };
 
 /// What is to be made live, and how.
 #[derive(Debug)]
-pub(super) struct Plan {
+pub(crate) struct Plan {
     /// The bytes.
-    pub(super) artifact: Artifact,
+    pub(crate) artifact: Artifact,
     /// Why.
-    pub(super) cause: Cause,
+    pub(crate) cause: Cause,
     /// The file of the drop folder that they came from.
-    pub(super) source: Option<String>,
+    pub(crate) source: Option<String>,
     /// How long it took to notice them, if somebody had to.
-    pub(super) noticed_in: Option<Duration>,
+    pub(crate) noticed_in: Option<Duration>,
     /// How long it took to read and store them, if that was part of it.
-    pub(super) stored_in: Option<Duration>,
+    pub(crate) stored_in: Option<Duration>,
     /// What a child process is asked first. None for what has passed under this host before.
-    pub(super) preflight: Option<Scope>,
+    pub(crate) preflight: Option<Scope>,
     /// Whether they only wait for `handover reload` after that.
-    pub(super) stage: bool,
+    pub(crate) stage: bool,
     /// When preflight and start must have ended.
-    pub(super) deadline: Option<Deadline>,
+    pub(crate) deadline: Option<Deadline>,
 }
 
 impl Plan {
@@ -72,7 +75,7 @@ impl Plan {
 
 /// When a deploy is given up.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Deadline {
+pub(crate) struct Deadline {
     by: Instant,
     /// What was asked for.
     timeout: Duration,
@@ -80,7 +83,7 @@ pub(super) struct Deadline {
 
 impl Deadline {
     /// From now.
-    pub(super) fn after(timeout: Duration) -> Self {
+    pub(crate) fn after(timeout: Duration) -> Self {
         Self {
             by: Instant::now() + timeout,
             timeout,
@@ -90,7 +93,7 @@ impl Deadline {
 
 /// How a plan comes to its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Entrance {
+pub(crate) enum Entrance {
     /// Now, or it is a conflict.
     Now,
     /// The same, in the turn of the reload that caused it.
@@ -112,22 +115,22 @@ impl From<Wait> for Entrance {
 }
 
 /// A plan in the making.
-pub(super) struct Asked<F> {
+pub(crate) struct Asked<F> {
     /// What it is, for people: `deploy of 1.2.0`.
-    pub(super) what: String,
+    pub(crate) what: String,
     /// When its wait is given up.
-    pub(super) deadline: Option<Deadline>,
+    pub(crate) deadline: Option<Deadline>,
     /// The plan, made when its turn has come. An error is the result.
-    pub(super) plan: F,
+    pub(crate) plan: F,
 }
 
 /// A deploy that was taken, or that ended at once.
 #[derive(Debug)]
-pub(super) struct Begun {
+pub(crate) struct Begun {
     /// Every line of it.
-    pub(super) operation: Operation,
+    pub(crate) operation: Operation,
     /// The result as it is at the cutover, before the replaced generation has drained.
-    pub(super) at_cutover: oneshot::Receiver<OperationResult>,
+    pub(crate) at_cutover: oneshot::Receiver<OperationResult>,
 }
 
 /// Why an artifact did not become live.
@@ -149,18 +152,23 @@ enum Ended {
 }
 
 /// Begins to carry out `plan`; the rest happens on a task of its own.
-pub(super) fn begin_deploy(apps: &Apps, app: Arc<App>, plan: Plan, entrance: Entrance) -> Begun {
+pub(crate) fn begin_deploy(
+    rollout: &Rollout,
+    app: Arc<App>,
+    plan: Plan,
+    entrance: Entrance,
+) -> Begun {
     let asked = Asked {
         what: format!("deploy of {}", plan.artifact.manifest.version),
         deadline: plan.deadline,
         plan: async { Ok(plan) },
     };
-    begin_deploy_with(apps, app, asked, entrance)
+    begin_deploy_with(rollout, app, asked, entrance)
 }
 
 /// [`begin_deploy`] with a plan that is made when its turn has come.
-pub(super) fn begin_deploy_with<F>(
-    apps: &Apps,
+pub(crate) fn begin_deploy_with<F>(
+    rollout: &Rollout,
     app: Arc<App>,
     asked: Asked<F>,
     entrance: Entrance,
@@ -168,7 +176,7 @@ pub(super) fn begin_deploy_with<F>(
 where
     F: Future<Output = Result<Plan, OperationResult>> + Send + 'static,
 {
-    let progress = apps.0.operations.begin_operation();
+    let progress = rollout.operations.begin_operation();
     let mut operation = progress.listen();
     let (tell, at_cutover) = oneshot::channel();
     let Asked {
@@ -202,7 +210,7 @@ where
             let _ = tell.send(conflict);
         }
         Ok(lock) => {
-            let apps = apps.clone();
+            let rollout = rollout.clone();
             tokio::spawn(async move {
                 let lock = match lock {
                     Ok(lock) => Ok(lock),
@@ -211,13 +219,13 @@ where
                 let (lock, ended) = match lock {
                     Ok(lock) => {
                         let ended = match plan.await {
-                            Ok(plan) => carry_out(&apps, &app, plan, &progress).await,
+                            Ok(plan) => carry_out(&rollout, &app, plan, &progress).await,
                             Err(result) => Ended::Otherwise(result),
                         };
                         (Some(lock), ended)
                     }
                     Err(reason) => {
-                        let ended = give_up(&apps, &app, plan.await, reason).await;
+                        let ended = give_up(&rollout, &app, plan.await, reason).await;
                         (None, Ended::Otherwise(ended))
                     }
                 };
@@ -237,7 +245,7 @@ where
                             None => progress.finish(result),
                             Some(leaving) => {
                                 drain::drain_and_retire(
-                                    &apps,
+                                    &rollout,
                                     &app,
                                     leaving,
                                     Some((progress, result)),
@@ -245,7 +253,7 @@ where
                                 .await;
                             }
                         }
-                        apps.collect().await;
+                        rollout.collect().await;
                     }
                 }
             });
@@ -258,7 +266,7 @@ where
 }
 
 /// The result of an operation that does not wait for `other`.
-pub(super) fn conflict(app: &App, other: &OperationStatus) -> OperationResult {
+pub(crate) fn conflict(app: &App, other: &OperationStatus) -> OperationResult {
     let message = format!(
         "{other} is under way for {}: wait for it (--queue does), or hear it with GET /v1/operations/{}",
         app.name, other.id
@@ -270,7 +278,7 @@ pub(super) fn conflict(app: &App, other: &OperationStatus) -> OperationResult {
 ///
 /// # Errors
 /// Why it is given up.
-pub(super) async fn queued(
+pub(crate) async fn queued(
     app: &App,
     place: Place,
     deadline: Option<Deadline>,
@@ -311,7 +319,7 @@ pub(super) async fn queued(
 
 /// Records that a plan's turn never came.
 async fn give_up(
-    apps: &Apps,
+    rollout: &Rollout,
     app: &App,
     plan: Result<Plan, OperationResult>,
     reason: String,
@@ -319,33 +327,46 @@ async fn give_up(
     match plan {
         Ok(plan) => {
             let failure = Failure::host(reason);
-            record_failure(apps, app, &plan.artifact, plan.cause, plan.source, failure).await
+            record_failure(
+                rollout,
+                app,
+                &plan.artifact,
+                plan.cause,
+                plan.source,
+                failure,
+            )
+            .await
         }
         Err(result) => result,
     }
 }
 
 /// Carries out `plan` and records how it ended.
-async fn carry_out(apps: &Apps, app: &Arc<App>, plan: Plan, progress: &ProgressSender) -> Ended {
+async fn carry_out(
+    rollout: &Rollout,
+    app: &Arc<App>,
+    plan: Plan,
+    progress: &ProgressSender,
+) -> Ended {
     let (artifact, cause, source) = (plan.artifact.clone(), plan.cause, plan.source.clone());
     // Until its end is written down.
-    let _trying = Trying::of(apps, &app.name);
-    match try_plan(apps, app, plan, progress).await {
+    let _trying = Trying::of(&rollout.journal, &app.name);
+    match try_plan(rollout, app, plan, progress).await {
         Ok(ended) => ended,
         Err(failure) => {
-            Ended::Otherwise(record_failure(apps, app, &artifact, cause, source, failure).await)
+            Ended::Otherwise(record_failure(rollout, app, &artifact, cause, source, failure).await)
         }
     }
 }
 
 async fn try_plan(
-    apps: &Apps,
+    rollout: &Rollout,
     app: &Arc<App>,
     plan: Plan,
     progress: &ProgressSender,
 ) -> Result<Ended, Failure> {
     let deadline = plan.deadline.map(|deadline| deadline.by);
-    if apps.0.closing.load(Ordering::Acquire) {
+    if rollout.is_closing() {
         return Err(Failure::host("the host is shutting down"));
     }
     if let Some(took) = plan.noticed_in {
@@ -371,16 +392,18 @@ async fn try_plan(
         return Ok(Ended::Otherwise(result(Outcome::Unchanged, app, message)));
     }
     // Before anything is ended to make room for it.
-    admit(apps, app, &plan, progress).await?;
+    admit(rollout, app, &plan, progress).await?;
     if !plan.stage {
-        make_room(apps, app)?;
+        make_room(rollout, app)?;
     }
     // What has to be on disk before it is used gets there while the artifact is checked.
     let (checked, kept, id, ()) = tokio::join!(
-        check(apps, app, &plan, deadline, progress),
-        keep(apps, &plan),
+        check(rollout, app, &plan, deadline, progress),
+        keep(rollout, &plan),
         reserve(app, &plan),
-        crash::trying(apps, &app.name, plan.tried(Step::Checked, None)),
+        rollout
+            .journal
+            .trying(&app.name, plan.tried(Step::Checked, None)),
     );
     let mut checked = match checked.and_then(|checked| kept.map(|()| checked)) {
         Ok(checked) => checked,
@@ -392,17 +415,19 @@ async fn try_plan(
         }
     };
     let Some(id) = id? else {
-        return stage(apps, app, &plan, checked).await.map(Ended::Otherwise);
+        return stage(rollout, app, &plan, checked)
+            .await
+            .map(Ended::Otherwise);
     };
-    let started = load_and_start(apps, app, &plan, &mut checked, id, deadline, progress).await?;
-    go_live(apps, app, plan, checked, started, progress).await
+    let started = load_and_start(rollout, app, &plan, &mut checked, id, deadline, progress).await?;
+    go_live(rollout, app, plan, checked, started, progress).await
 }
 
 /// Whether these bytes may become code at all: what they say of themselves, their version and who
 /// signed them. Asked each time, so that a key, a version or an ABI that is not good any more
 /// counts for a restart and a rollback too.
 async fn admit(
-    apps: &Apps,
+    rollout: &Rollout,
     app: &App,
     plan: &Plan,
     progress: &ProgressSender,
@@ -429,7 +454,7 @@ async fn admit(
         if plan.cause != Cause::Start || !was_live {
             return Err(refused(reason));
         }
-        apps.record_event(
+        rollout.registry.record_event(
             EventKind::State,
             app,
             None,
@@ -440,7 +465,10 @@ async fn admit(
         );
     }
     let began = Instant::now();
-    let (keys, store) = (apps.0.config.trust.keys.clone(), apps.0.store.clone());
+    let (keys, store) = (
+        rollout.registry.config().trust.keys.clone(),
+        rollout.store.clone(),
+    );
     let artifact = plan.artifact.clone();
     let verified = tokio::task::spawn_blocking(move || {
         let key = match keys.verify(&artifact) {
@@ -471,7 +499,7 @@ async fn admit(
 }
 
 /// Keeps the number of draining generations within what the app allows.
-fn make_room(apps: &Apps, app: &App) -> Result<(), Failure> {
+fn make_room(rollout: &Rollout, app: &App) -> Result<(), Failure> {
     if !app.is_full() {
         return Ok(());
     }
@@ -490,7 +518,7 @@ fn make_room(apps: &Apps, app: &App) -> Result<(), Failure> {
             counts.jobs,
         ))),
         WhenFull::EndOldest => {
-            apps.record_event(EventKind::Draining,
+            rollout.registry.record_event(EventKind::Draining,
                 app,
                 Some(id),
                 format!(
@@ -506,8 +534,8 @@ fn make_room(apps: &Apps, app: &App) -> Result<(), Failure> {
 }
 
 /// Keeps the artifact for good: HEAD may name it from then on.
-async fn keep(apps: &Apps, plan: &Plan) -> Result<(), Failure> {
-    let (store, artifact) = (apps.0.store.clone(), plan.artifact.clone());
+async fn keep(rollout: &Rollout, plan: &Plan) -> Result<(), Failure> {
+    let (store, artifact) = (rollout.store.clone(), plan.artifact.clone());
     background::run("keep", move || store.keep(&artifact))
         .await
         .map_err(|broken| Failure::host(format!("it could not be stored: {broken}")))?
@@ -588,7 +616,7 @@ impl Checked {
     /// Tells of the warnings as events about what was taken.
     fn record_remarks(
         &self,
-        apps: &Apps,
+        rollout: &Rollout,
         app: &App,
         plan: &Plan,
         generation: Option<GenerationId>,
@@ -600,14 +628,16 @@ impl Checked {
                 plan.artifact.manifest.version,
                 plan.artifact.sha256.short()
             );
-            apps.record_event(EventKind::Warning, app, generation, message);
+            rollout
+                .registry
+                .record_event(EventKind::Warning, app, generation, message);
         }
     }
 }
 
 /// Preflight, where it is wanted.
 async fn check(
-    apps: &Apps,
+    rollout: &Rollout,
     app: &App,
     plan: &Plan,
     deadline: Option<Instant>,
@@ -666,7 +696,7 @@ async fn check(
         ))),
         // What was live is not given up for that; the next start asks again.
         (Err(cause), Scope::Again) => {
-            apps.record_event(EventKind::State,
+            rollout.registry.record_event(EventKind::State,
                 app,
                 None,
                 format!(
@@ -683,7 +713,7 @@ async fn check(
 
 /// Leaves the artifact to `handover reload`.
 async fn stage(
-    apps: &Apps,
+    rollout: &Rollout,
     app: &App,
     plan: &Plan,
     checked: Checked,
@@ -721,8 +751,10 @@ async fn stage(
         app.name,
         sha256.short()
     );
-    apps.record_event(EventKind::Staged, app, None, message.as_str());
-    checked.record_remarks(apps, app, plan, None);
+    rollout
+        .registry
+        .record_event(EventKind::Staged, app, None, message.as_str());
+    checked.record_remarks(rollout, app, plan, None);
     Ok(OperationResult {
         notes: checked.notes(),
         ..result(Outcome::Staged, app, message)
@@ -731,7 +763,7 @@ async fn stage(
 
 /// Maps the library and runs the constructor.
 async fn load_and_start(
-    apps: &Apps,
+    rollout: &Rollout,
     app: &Arc<App>,
     plan: &Plan,
     checked: &mut Checked,
@@ -740,7 +772,10 @@ async fn load_and_start(
     progress: &ProgressSender,
 ) -> Result<Started, Failure> {
     // From here on code of it runs in this process.
-    crash::trying(apps, &app.name, plan.tried(Step::Loaded, Some(id))).await;
+    rollout
+        .journal
+        .trying(&app.name, plan.tried(Step::Loaded, Some(id)))
+        .await;
     let began = Instant::now();
     let artifact = plan.artifact.clone();
     let longest = app.settings.check.deadline;
@@ -772,7 +807,7 @@ async fn load_and_start(
                 held: RetainReasons::default(),
             };
             app.running(|running| running.failed_starts.push(failed_starts));
-            drain::retain(apps, app, id, generation::Ended::Retained(retained));
+            rollout.retire(app, id, generation::Ended::Retained(retained));
         }
     };
     let library = match generation::load(artifact, left(longest)).await {
@@ -837,7 +872,7 @@ async fn load_and_start(
 
 /// Cutover, HEAD, and the beginning of the drain.
 async fn go_live(
-    apps: &Apps,
+    rollout: &Rollout,
     app: &Arc<App>,
     plan: Plan,
     checked: Checked,
@@ -845,15 +880,15 @@ async fn go_live(
     progress: &ProgressSender,
 ) -> Result<Ended, Failure> {
     let spec = started.generation().spec().clone();
-    if apps.0.closing.load(Ordering::Acquire) {
+    if rollout.is_closing() {
         let ended = started.discard().await;
-        drain::retain(apps, app, spec.id, ended);
+        rollout.retire(app, spec.id, ended);
         return Err(Failure::host("the host is shutting down").of(spec.id));
     }
     // Before the first request can crash it, and not on a worker: it is a file.
-    let (journal, named) = (apps.clone(), Arc::clone(started.generation()));
+    let (journal, named) = (rollout.journal.clone(), Arc::clone(started.generation()));
     let heap = started.heap_bytes();
-    let written = tokio::task::spawn_blocking(move || journal.0.journal.live(&named, heap));
+    let written = tokio::task::spawn_blocking(move || journal.live(&named, heap));
     if let Err(broken) = written.await {
         tracing::warn!(%broken, "the crash journal was not written");
     }
@@ -863,7 +898,7 @@ async fn go_live(
         artifact: plan.artifact.clone(),
         source: plan.source.clone(),
     };
-    let replaced = apps.cut_over(app, live);
+    let replaced = rollout.registry.cut_over(app, live);
     progress.step(
         "cutover",
         app,
@@ -884,13 +919,13 @@ async fn go_live(
         spec.artifact.short(),
         spec.id
     );
-    apps.record_event(
+    rollout.registry.record_event(
         EventKind::Active,
         app,
         Some(spec.id),
         format!("{message}{}", instead.unwrap_or_default()),
     );
-    checked.record_remarks(apps, app, &plan, Some(spec.id));
+    checked.record_remarks(rollout, app, &plan, Some(spec.id));
 
     let entry = Entry {
         warnings: checked.warnings(),
@@ -903,7 +938,7 @@ async fn go_live(
             None,
         )
     };
-    crash::prove_later(apps, app, &spec);
+    crash::prove_later(rollout, app, &spec);
     let head = Head {
         artifact: spec.artifact,
         version: spec.version,
@@ -934,11 +969,13 @@ async fn go_live(
         let trouble = format!(
             "this is not durable yet, and a restart would go back to what was live before: {cause}; it is written when there is room"
         );
-        apps.record_event(EventKind::State, app, Some(spec.id), trouble.as_str());
+        rollout
+            .registry
+            .record_event(EventKind::State, app, Some(spec.id), trouble.as_str());
         message = format!("{message}; but {trouble}");
     }
 
-    let leaving = replaced.map(|replaced| Leaving::new(apps, replaced));
+    let leaving = replaced.map(|replaced| Leaving::new(&rollout.departures, replaced));
     let result = OperationResult {
         notes: checked.notes(),
         ..result(Outcome::Done, app, message)
@@ -947,7 +984,7 @@ async fn go_live(
 }
 
 async fn record_failure(
-    apps: &Apps,
+    rollout: &Rollout,
     app: &App,
     artifact: &Artifact,
     cause: Cause,
@@ -975,7 +1012,9 @@ async fn record_failure(
         artifact.manifest.version,
         artifact.sha256.short()
     );
-    apps.record_event(kind, app, generation, message.as_str());
+    rollout
+        .registry
+        .record_event(kind, app, generation, message.as_str());
     let entry = entry(
         artifact,
         cause,
@@ -1000,7 +1039,7 @@ async fn record_failure(
         })
         .await;
     if let Err(cause) = saved {
-        apps.record_event(
+        rollout.registry.record_event(
             EventKind::State,
             app,
             generation,
@@ -1019,7 +1058,7 @@ fn entry(
     reason: Option<String>,
 ) -> Entry {
     Entry {
-        at_ms: super::now_ms(),
+        at_ms: crate::records::clock::now_ms(),
         order: Order::next(),
         generation,
         version: Some(artifact.manifest.version.clone()),
@@ -1100,16 +1139,16 @@ impl ProgressSender {
     }
 }
 
-impl Apps {
+impl Rollout {
     /// The plan to make an artifact live that is in the store. It is checked again when its verdict
     /// is not this host's.
-    pub(super) async fn plan_stored(
+    pub(crate) async fn plan_stored(
         &self,
         app: &App,
         head: Head,
         cause: Cause,
     ) -> Result<Plan, OperationResult> {
-        let store = self.0.store.clone();
+        let store = self.store.clone();
         let found = tokio::task::spawn_blocking(move || store.get(head.artifact)).await;
         let why = match found {
             Ok(Ok(artifact)) => {
@@ -1136,13 +1175,15 @@ impl Apps {
             head.version,
             head.artifact.short()
         );
-        self.record_event(EventKind::Failed, app, None, message.as_str());
+        self.registry
+            .record_event(EventKind::Failed, app, None, message.as_str());
         Err(result(Outcome::Failed, app, message))
     }
 
     /// Deletes the artifacts that no app can want any more.
-    pub(super) async fn collect(&self) {
+    pub(crate) async fn collect(&self) {
         let wanted: Vec<_> = self
+            .registry
             .all()
             .iter()
             .flat_map(|app| {
@@ -1150,7 +1191,7 @@ impl Apps {
                     .read(|record| record.wanted(app.settings.keep_artifacts))
             })
             .collect();
-        let store = self.0.store.clone();
+        let store = self.store.clone();
         match tokio::task::spawn_blocking(move || store.collect(&wanted)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "old artifacts could not be deleted"),

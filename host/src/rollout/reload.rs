@@ -10,18 +10,22 @@ use handover_api::{AppName, Cause, OperationResult, OperationStatus, Outcome, Pr
 use parking_lot::Mutex;
 use tokio::{sync::mpsc, task::JoinSet};
 
-use super::{
-    Apps,
-    app::App,
-    deploy::{self, Asked, Entrance},
-    no_app,
-    operation::{self, Operation, ProgressSender, Wanted},
-    queue::{OperationLock, Place},
+use crate::{
+    apps::app::App,
+    operations::{
+        operation::{self, Operation, ProgressSender, Wanted, no_app},
+        queue::{OperationLock, Place},
+    },
+    rollout::{
+        Rollout,
+        deploy::{self, Asked, Entrance},
+    },
+    watch::WatcherHandle,
 };
 
 /// The reloads under way: whoever answers an offer that a reload asked for tells them.
 #[derive(Debug, Default)]
-pub(super) struct Reloads {
+pub(crate) struct Reloads {
     listeners: Mutex<Vec<Listener>>,
     /// Held while a reload of all apps enters their queues.
     queueing: Mutex<()>,
@@ -39,7 +43,7 @@ struct Listener {
 
 /// What a reload caused.
 #[derive(Clone, Debug)]
-pub(super) enum Caused {
+pub(crate) enum Caused {
     /// An operation, by its id.
     Operation(String),
     /// An answer without one.
@@ -48,7 +52,7 @@ pub(super) enum Caused {
 
 impl Reloads {
     /// Tells the reloads of `app` what they caused.
-    pub(super) fn notify(&self, app: &AppName, caused: &Caused) {
+    pub(crate) fn notify(&self, app: &AppName, caused: &Caused) {
         self.listeners.lock().retain(|listener| {
             // Those of other apps stay; those that have ended go.
             listener.app.as_ref().is_some_and(|only| only != app)
@@ -69,12 +73,17 @@ impl Reloads {
 /// Begins a reload. One of a single app has its turn like a deploy, and lends it to the operations
 /// that it causes; one of all apps waits for the turns of all of them where it is to wait, and has
 /// none otherwise: where something is under way, its operations conflict.
-pub(super) fn begin_reload(apps: &Apps, app: Option<AppName>, wait: Wait) -> Operation {
-    let progress = apps.0.operations.begin_operation();
+pub(crate) fn begin_reload(
+    rollout: &Rollout,
+    app: Option<AppName>,
+    wait: Wait,
+    watcher: &WatcherHandle,
+) -> Operation {
+    let progress = rollout.operations.begin_operation();
     let mut operation = progress.listen();
     let chosen = match &app {
-        None => Ok(apps.all()),
-        Some(name) => apps.known_or_fail(name).map(|app| vec![app]),
+        None => Ok(rollout.registry.all()),
+        Some(name) => rollout.registry.known_or_fail(name).map(|app| vec![app]),
     };
     let own = || OperationStatus {
         id: progress.id().to_owned(),
@@ -90,7 +99,7 @@ pub(super) fn begin_reload(apps: &Apps, app: Option<AppName>, wait: Wait) -> Ope
             (Wait::No, _) => Entered::Now(Vec::new()),
             (Wait::WhileWanted | Wait::Detached, all) => {
                 // All at once, so that no two reloads wait for each other.
-                let _in_turn = apps.0.reloads.queueing.lock();
+                let _in_turn = rollout.reloads.queueing.lock();
                 Entered::Waits(all.iter().map(|app| app.queue.enqueue(own())).collect())
             }
         };
@@ -105,7 +114,7 @@ pub(super) fn begin_reload(apps: &Apps, app: Option<AppName>, wait: Wait) -> Ope
                 operation.interest = Some(interest);
                 wanted = while_wanted;
             }
-            let apps = apps.clone();
+            let (rollout, watcher) = (rollout.clone(), watcher.clone());
             tokio::spawn(async move {
                 let locks = match entered {
                     Entered::Now(locks) => Ok(locks),
@@ -128,7 +137,7 @@ pub(super) fn begin_reload(apps: &Apps, app: Option<AppName>, wait: Wait) -> Ope
                     }
                 };
                 match locks {
-                    Ok(locks) => run(&apps, app, chosen, locks, progress).await,
+                    Ok(locks) => run(&rollout, &watcher, app, chosen, locks, progress).await,
                     Err(reason) => {
                         let message = format!("nothing was reloaded: {reason}");
                         progress.finish(no_app(Outcome::Failed, message));
@@ -147,7 +156,8 @@ enum Entered {
 }
 
 async fn run(
-    apps: &Apps,
+    rollout: &Rollout,
+    watcher: &WatcherHandle,
     app: Option<AppName>,
     chosen: Vec<Arc<App>>,
     locks: Vec<OperationLock>,
@@ -155,18 +165,18 @@ async fn run(
 ) {
     locks.iter().for_each(OperationLock::admit_caused);
     let progress = Arc::new(progress);
-    let mut caused = apps.0.reloads.listen(app.clone());
+    let mut caused = rollout.reloads.listen(app.clone());
     let mut following = JoinSet::new();
     let mut results = Vec::new();
 
     // The drop folder first: what it stages is what this reload activates.
-    if let Some(watcher) = apps.0.watcher.get() {
+    {
         let mut scan = std::pin::pin!(watcher.rescan(app, true));
         loop {
             tokio::select! {
                 Some(caused) = caused.recv() => match caused {
                     Caused::Operation(id) => {
-                        if let Some(operation) = apps.operation(&id) {
+                        if let Some(operation) = rollout.operations.listen(&id) {
                             following.spawn(follow(operation, Arc::clone(&progress)));
                         }
                     }
@@ -181,7 +191,7 @@ async fn run(
     while let Some(caused) = caused.recv().await {
         match caused {
             Caused::Operation(id) => {
-                if let Some(operation) = apps.operation(&id) {
+                if let Some(operation) = rollout.operations.listen(&id) {
                     following.spawn(follow(operation, Arc::clone(&progress)));
                 }
             }
@@ -193,13 +203,13 @@ async fn run(
         let Some(staged) = app.saved.read(|record| record.staged.clone()) else {
             continue;
         };
-        let (stored, of) = (apps.clone(), Arc::clone(&app));
+        let (stored, of) = (rollout.clone(), Arc::clone(&app));
         let asked = Asked {
             what: format!("activation of {}", staged.version),
             deadline: None,
             plan: async move { stored.plan_stored(&of, staged, Cause::Reload).await },
         };
-        let begun = deploy::begin_deploy_with(apps, app, asked, Entrance::OfReload);
+        let begun = deploy::begin_deploy_with(rollout, app, asked, Entrance::OfReload);
         cutovers.push(begun.at_cutover);
         following.spawn(follow(begun.operation, Arc::clone(&progress)));
     }

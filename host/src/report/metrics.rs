@@ -6,24 +6,23 @@
 
 use std::{
     collections::BTreeMap,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use handover_api::{
     AppState, AppStatus, EventKind, GenerationId, GenerationStatus, LimitsStatus, Outcome,
 };
 
-use super::{
-    Apps,
-    app::App,
-    counters::{BOUNDS, Counts, Steps},
-    process,
-    status::app_status,
-};
 use crate::{
+    apps::{
+        app::App,
+        counters::{BOUNDS, Counts, Steps},
+        registry::Registry,
+    },
     artifact::manifest::HOST_ABI,
     ledger::RetainReasons,
-    open_files,
+    open_files, process,
+    report::{leaks::Leaks, status::app_status},
     telemetry::exposition::{Exposition, Kind as MetricKind},
 };
 
@@ -36,10 +35,18 @@ struct Seen {
     held: Vec<(GenerationId, RetainReasons)>,
 }
 
-impl Apps {
+/// What the metrics are about.
+pub(crate) struct Metrics<'a> {
+    pub(crate) registry: &'a Registry,
+    pub(crate) leaks: &'a Leaks,
+    /// How long the host runs.
+    pub(crate) up: Duration,
+}
+
+impl Metrics<'_> {
     /// Writes the metrics of all apps and of the process. Reads files of `/proc`.
-    pub fn write_metrics(&self, to: &mut Exposition) {
-        let seen: Vec<Seen> = self.shown().iter().map(|app| see(app)).collect();
+    pub(crate) fn write(&self, to: &mut Exposition) {
+        let seen: Vec<Seen> = self.registry.shown().iter().map(|app| see(app)).collect();
         self.write_host(to);
         write_apps(to, &seen);
         write_generations(to, &seen);
@@ -60,7 +67,7 @@ impl Apps {
             ],
             1,
         );
-        let up = self.0.started.elapsed();
+        let up = self.up;
         to.one(
             "handover_uptime_seconds",
             MetricKind::Gauge,
@@ -113,7 +120,7 @@ impl Apps {
             MetricKind::Counter,
             "What `handover events` told, by kind.",
         );
-        let counts = EventKind::ALL.iter().zip(self.0.events.counts());
+        let counts = EventKind::ALL.iter().zip(self.registry.events().counts());
         // What a reader missed is told to that reader alone.
         for (kind, number) in counts.filter(|(kind, _)| **kind != EventKind::Missed) {
             family.sample(&[("kind", &kind.as_str())], number);
@@ -140,8 +147,8 @@ impl Apps {
                 }
             }
         }
-        let leaks = self.0.leaks.status();
-        let budget = &self.0.config.server.leak_budget;
+        let leaks = self.leaks.status();
+        let budget = &self.registry.config().server.leak_budget;
         for (name, help, value) in [
             (
                 "handover_retained_libraries",

@@ -3,13 +3,16 @@
 
 use handover_api::{AppName, Cause, EventKind, OperationResult, Outcome};
 
-use super::{Apps, clock::Order, history::Entry};
-use crate::artifact::StoreError;
+use crate::{
+    artifact::StoreError,
+    records::{clock::Order, history::Entry},
+    rollout::Rollout,
+};
 
-impl Apps {
+impl Rollout {
     /// Tells that the upload of `file` was not taken, and remembers it: for `app`, or for the app
     /// that its manifest names if it can be read that far. What names no app has no history.
-    pub async fn not_taken(
+    pub(crate) async fn not_taken(
         &self,
         file: &str,
         app: Option<AppName>,
@@ -27,14 +30,14 @@ impl Apps {
         };
         let app = app.or_else(|| manifest.map(|manifest| manifest.app.clone()));
         let message = format!("{file} was not taken: {error}");
-        self.0
-            .events
+        self.registry
+            .events()
             .record(kind, app.as_ref(), None, message.as_str());
         if let (Some(name), Some(artifact)) = (&app, sha256) {
-            let app = self.app(name);
+            let app = self.registry.app(name);
             app.counters.ended(outcome);
             let entry = Entry {
-                at_ms: super::now_ms(),
+                at_ms: crate::records::clock::now_ms(),
                 order: Order::next(),
                 generation: None,
                 version: manifest.map(|manifest| manifest.version.clone()),
@@ -48,7 +51,8 @@ impl Apps {
             let (_, saved) = app.saved.change(|record| record.remember(entry)).await;
             if let Err(cause) = saved {
                 let trouble = format!("the failure could not be recorded: {cause}");
-                self.record_event(EventKind::State, &app, None, trouble);
+                self.registry
+                    .record_event(EventKind::State, &app, None, trouble);
             }
         }
         OperationResult {

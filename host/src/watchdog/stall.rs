@@ -31,8 +31,7 @@ use handover_api::{AppName, EventKind, GenerationId};
 use parking_lot::{Condvar, Mutex};
 use tokio::runtime::{Handle, Runtime};
 
-use super::{Apps, Inner};
-use crate::{human, ledger};
+use crate::{apps::registry::Registry, human, ledger};
 
 /// How often the watchdog looks.
 const TICK: Duration = Duration::from_millis(100);
@@ -117,23 +116,29 @@ struct Long {
     replaced: bool,
 }
 
-/// Starts the watchdog, which ends with `apps`. Without `stall_after` there is none.
-pub(super) fn watch(apps: &Apps, workers: usize, stall_after: Option<Duration>) {
-    let Some(stall_after) = stall_after else {
-        return;
-    };
-    let (apps, runtime) = (std::sync::Arc::downgrade(&apps.0), Handle::current());
+/// Starts the watchdog, which looks until nobody holds `alive` any more. `came_back` is called
+/// whenever a call that stalled has ended.
+pub(crate) fn watch(
+    registry: &Registry,
+    workers: usize,
+    stall_after: Duration,
+    alive: Weak<()>,
+    came_back: impl Fn() + Send + 'static,
+) {
+    let (registry, runtime) = (registry.clone(), Handle::current());
     let started = thread::Builder::new()
         .name("watchdog".to_owned())
         .spawn(move || {
             let mut watchdog = Watchdog {
-                apps,
+                registry,
+                came_back: Box::new(came_back),
                 runtime,
                 workers,
                 stall_after,
                 long: HashMap::new(),
             };
-            while watchdog.look() {
+            while alive.strong_count() > 0 {
+                watchdog.look();
                 thread::sleep(TICK);
             }
         });
@@ -143,7 +148,8 @@ pub(super) fn watch(apps: &Apps, workers: usize, stall_after: Option<Duration>) 
 }
 
 struct Watchdog {
-    apps: Weak<Inner>,
+    registry: Registry,
+    came_back: Box<dyn Fn() + Send>,
     runtime: Handle,
     /// Workers that do not sleep.
     workers: usize,
@@ -153,11 +159,8 @@ struct Watchdog {
 }
 
 impl Watchdog {
-    /// Looks once; false when the host is gone.
-    fn look(&mut self) -> bool {
-        let Some(apps) = self.apps.upgrade().map(Apps) else {
-            return false;
-        };
+    /// Looks once.
+    fn look(&mut self) {
         let now = Instant::now();
         let (mut stuck, mut any) = (0, false);
         for slot in ledger::slots() {
@@ -183,7 +186,7 @@ impl Watchdog {
                                 slot.tid(),
                                 human::duration(took),
                             );
-                            let events = &apps.0.events;
+                            let events = self.registry.events();
                             events.record(
                                 EventKind::Stalled,
                                 Some(app),
@@ -205,7 +208,7 @@ impl Watchdog {
                         None => self.long.remove(&slot.tid()),
                     };
                     if let Some(ended) = ended {
-                        record_end(&apps, &ended, now);
+                        self.record_end(&ended, now);
                     }
                 }
             }
@@ -222,7 +225,17 @@ impl Watchdog {
                 runtime.spawn(async {});
             }
         }
-        true
+    }
+
+    fn record_end(&self, ended: &Long, now: Instant) {
+        if let Some((app, generation, path)) = &ended.told {
+            let took = human::duration(now.saturating_duration_since(ended.since));
+            let message = format!("{app} {generation} gave its worker back after {took} in {path}");
+            let events = self.registry.events();
+            events.record(EventKind::StallEnded, Some(app), Some(*generation), message);
+            // The worker may owe something to a library that waits for that.
+            (self.came_back)();
+        }
     }
 
     /// Wakes spare workers for those that have stalled; for all, if nobody is left.
@@ -239,17 +252,5 @@ impl Watchdog {
             long.replaced = true;
             self.workers += 1;
         }
-    }
-}
-
-fn record_end(apps: &Apps, ended: &Long, now: Instant) {
-    if let Some((app, generation, path)) = &ended.told {
-        let took = human::duration(now.saturating_duration_since(ended.since));
-        let message = format!("{app} {generation} gave its worker back after {took} in {path}");
-        apps.0
-            .events
-            .record(EventKind::StallEnded, Some(app), Some(*generation), message);
-        // The worker may owe something to a library that waits for that.
-        apps.0.retained_libraries.stir();
     }
 }

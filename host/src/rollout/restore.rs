@@ -10,20 +10,28 @@ use std::{
 use handover_api::{AppName, Cause, EventKind, Outcome};
 use tokio::{sync::Semaphore, task::JoinSet};
 
-use super::{
-    Apps,
-    app::App,
-    clock::Order,
-    crash::{self, Blame, Crashed, LeftOut, Lived, Tried},
-    deploy::{self, Asked, Entrance},
-    history::{self, Entry},
-    saved::{Again, Head},
+use crate::{
+    apps::app::App,
+    records::{
+        app_record::{Again, Head},
+        clock::Order,
+        history::{self, Entry},
+        journal::{Crashed, LeftOut, Lived, Tried},
+    },
+    rollout::{
+        Rollout,
+        crash::{self, Blame},
+        deploy::{self, Asked, Entrance},
+    },
 };
 
 /// Reading and hashing an artifact takes a processor and a thread, so it is done for as many at a
 /// time as there are processors.
 static READING: LazyLock<Semaphore> =
     LazyLock::new(|| Semaphore::new(thread::available_parallelism().map_or(1, NonZeroUsize::get)));
+
+/// How often what could not be written is tried again.
+const CATCH_UP_EVERY: Duration = Duration::from_secs(1);
 
 /// How long what crashed the host at a start is left alone: doubled with each crash, up to the
 /// longest.
@@ -33,18 +41,19 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 /// Makes the HEAD of every app live, all apps at once: one that waits in its constructor keeps no
 /// other. What crashed the host before is left out, and apps one of which crashed it come last, one
 /// after the other.
-pub(super) async fn restore(apps: &Apps, crashed: Option<Crashed>) {
-    let mut findings = crash::take_findings(apps, crashed);
+pub(crate) async fn restore(rollout: &Rollout, crashed: Option<Crashed>) {
+    let mut findings = crash::take_findings(rollout, crashed);
     for (app, tried, reason) in std::mem::take(&mut findings.failed) {
-        record_end(apps, &app, tried, Outcome::Rejected, reason).await;
+        record_end(rollout, &app, tried, Outcome::Rejected, reason).await;
     }
     for (app, tried, reason) in std::mem::take(&mut findings.interrupted) {
-        record_end(apps, &app, tried, Outcome::Failed, reason).await;
+        record_end(rollout, &app, tried, Outcome::Failed, reason).await;
     }
     for (app, lived, reason) in std::mem::take(&mut findings.staying) {
-        stay(apps, &app, &lived, reason).await;
+        stay(rollout, &app, &lived, reason).await;
     }
-    let (suspects, others): (Vec<_>, Vec<_>) = apps
+    let (suspects, others): (Vec<_>, Vec<_>) = rollout
+        .registry
         .all()
         .into_iter()
         .partition(|app| findings.suspects.contains(&app.name));
@@ -52,32 +61,40 @@ pub(super) async fn restore(apps: &Apps, crashed: Option<Crashed>) {
     for app in others {
         let blame = findings.blamed.remove(&app.name);
         let left_out = findings.left_out.remove(&app.name);
-        starting.spawn(bring_back(apps.clone(), app, blame, left_out));
+        starting.spawn(bring_back(rollout.clone(), app, blame, left_out));
     }
     while starting.join_next().await.is_some() {}
     for app in suspects {
         let left_out = findings.left_out.remove(&app.name);
-        bring_back(apps.clone(), app, None, left_out).await;
+        bring_back(rollout.clone(), app, None, left_out).await;
+    }
+}
+
+/// Catches up every second, for as long as the apps are there.
+pub(crate) async fn catch_up_always(rollout: Rollout) {
+    loop {
+        catch_up(&rollout).await;
+        tokio::time::sleep(CATCH_UP_EVERY).await;
     }
 }
 
 /// Writes what could not be written, reads what could not be read, and takes the room for the next
 /// time. What was live of an app whose record is read only now is live again.
-pub(super) async fn catch_up(apps: &Apps) {
-    let (of, all) = (apps.clone(), apps.all());
+async fn catch_up(rollout: &Rollout) {
+    let (of, all) = (rollout.clone(), rollout.registry.all());
     let tried = tokio::task::spawn_blocking(move || {
         let found: Vec<_> = all
             .into_iter()
             .map(|app| (app.saved.again(), app))
             .collect();
-        if of.0.journal.again() {
+        if of.journal.again() {
             tracing::info!("the crash journal is written again");
         }
         if found
             .iter()
             .all(|(_, app)| app.saved.not_durable().is_none())
         {
-            of.0.room.take();
+            of.registry.room().take();
         }
         found
     });
@@ -87,30 +104,45 @@ pub(super) async fn catch_up(apps: &Apps) {
             Again::Nothing => {}
             Again::Written => {
                 let message = format!("what was done of {} is on disk now", app.name);
-                apps.record_event(EventKind::State, &app, None, message);
+                rollout
+                    .registry
+                    .record_event(EventKind::State, &app, None, message);
             }
             Again::Read => {
                 let message = format!("the record of {} could be read", app.name);
-                apps.record_event(EventKind::State, &app, None, message);
-                restore_app(apps, &app, None).await;
+                rollout
+                    .registry
+                    .record_event(EventKind::State, &app, None, message);
+                restore_app(rollout, &app, None).await;
             }
         }
     }
 }
 
-async fn bring_back(apps: Apps, app: Arc<App>, blame: Option<Blame>, left_out: Option<LeftOut>) {
+async fn bring_back(
+    rollout: Rollout,
+    app: Arc<App>,
+    blame: Option<Blame>,
+    left_out: Option<LeftOut>,
+) {
     let rolled_back = match blame {
-        Some(blame) => roll_back(&apps, &app, blame).await,
+        Some(blame) => roll_back(&rollout, &app, blame).await,
         None => false,
     };
     if !rolled_back {
-        restore_app(&apps, &app, left_out).await;
+        restore_app(&rollout, &app, left_out).await;
     }
 }
 
 /// Writes down how an artifact ended with the host before: it crashed it, or was cut by its end.
-async fn record_end(apps: &Apps, name: &AppName, tried: Tried, outcome: Outcome, reason: String) {
-    let app = apps.app(name);
+async fn record_end(
+    rollout: &Rollout,
+    name: &AppName,
+    tried: Tried,
+    outcome: Outcome,
+    reason: String,
+) {
+    let app = rollout.registry.app(name);
     let is_known = tried.generation.is_some_and(|id| {
         app.saved.read(|record| {
             let mut entries = record.history.iter().rev();
@@ -130,10 +162,12 @@ async fn record_end(apps: &Apps, name: &AppName, tried: Tried, outcome: Outcome,
         tried.version,
         tried.artifact.short()
     );
-    apps.record_event(kind, &app, tried.generation, message);
+    rollout
+        .registry
+        .record_event(kind, &app, tried.generation, message);
     app.counters.ended(outcome);
     let entry = Entry {
-        at_ms: super::now_ms(),
+        at_ms: crate::records::clock::now_ms(),
         order: Order::next(),
         generation: tried.generation,
         version: Some(tried.version),
@@ -155,14 +189,16 @@ async fn record_end(apps: &Apps, name: &AppName, tried: Tried, outcome: Outcome,
         .await;
     if let Err(cause) = saved {
         let trouble = format!("the end of a deploy could not be recorded: {cause}");
-        apps.record_event(EventKind::State, &app, tried.generation, trouble);
+        rollout
+            .registry
+            .record_event(EventKind::State, &app, tried.generation, trouble);
     }
 }
 
 /// Has an artifact that crashed the host after its unload stay mapped from now on.
-async fn stay(apps: &Apps, name: &AppName, lived: &Lived, reason: String) {
-    let app = apps.app(name);
-    apps.record_event(
+async fn stay(rollout: &Rollout, name: &AppName, lived: &Lived, reason: String) {
+    let app = rollout.registry.app(name);
+    rollout.registry.record_event(
         EventKind::Warning,
         &app,
         Some(lived.generation),
@@ -177,14 +213,16 @@ async fn stay(apps: &Apps, name: &AppName, lived: &Lived, reason: String) {
             "that {} stays mapped could not be recorded: {cause}",
             lived.version
         );
-        apps.record_event(EventKind::State, &app, Some(lived.generation), trouble);
+        rollout
+            .registry
+            .record_event(EventKind::State, &app, Some(lived.generation), trouble);
     }
 }
 
 /// Takes HEAD back, because it crashed the host. Whether anything before it came up instead.
-async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
+async fn roll_back(rollout: &Rollout, app: &Arc<App>, blame: Blame) -> bool {
     let Blame { generation, reason } = blame;
-    let (taken_back_at_ms, order) = (super::now_ms(), Order::next());
+    let (taken_back_at_ms, order) = (crate::records::clock::now_ms(), Order::next());
     let (head, before) = app.saved.read(|record| {
         let before: Vec<Head> = record
             .head
@@ -198,14 +236,14 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
     let Some(head) = head else { return false };
     for older in before {
         let version = older.version.clone();
-        if !start(apps, app, older, Cause::Crash).await {
+        if !start(rollout, app, older, Cause::Crash).await {
             continue;
         }
         let message = format!(
             "{} {} is rolled back to {version}: {reason}",
             app.name, head.version
         );
-        apps.record_event(
+        rollout.registry.record_event(
             EventKind::RolledBack,
             app,
             Some(generation),
@@ -235,7 +273,9 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
             .await;
         if let Err(cause) = saved {
             let trouble = format!("the rollback could not be recorded: {cause}");
-            apps.record_event(EventKind::State, app, Some(generation), trouble);
+            rollout
+                .registry
+                .record_event(EventKind::State, app, Some(generation), trouble);
         }
         return true;
     }
@@ -243,12 +283,14 @@ async fn roll_back(apps: &Apps, app: &Arc<App>, blame: Blame) -> bool {
         "{} has nothing to go back to, so {} is tried again: {reason}",
         app.name, head.version
     );
-    apps.record_event(EventKind::Failed, app, Some(generation), message);
+    rollout
+        .registry
+        .record_event(EventKind::Failed, app, Some(generation), message);
     false
 }
 
 /// HEAD, unless it is left out, or the newest that was good before it and comes up.
-async fn restore_app(apps: &Apps, app: &Arc<App>, left_out: Option<LeftOut>) {
+async fn restore_app(rollout: &Rollout, app: &Arc<App>, left_out: Option<LeftOut>) {
     let (head, before) = app.saved.read(|record| {
         let head = record.head.as_ref().map(|head| head.artifact);
         let chosen = head.map_or_else(Vec::new, |head| history::before(&record.history, head));
@@ -268,7 +310,7 @@ async fn restore_app(apps: &Apps, app: &Arc<App>, left_out: Option<LeftOut>) {
     let why = match &left_out {
         Some(left_out) => {
             let pause = pause(left_out.crashes);
-            try_later(apps, app, head.clone(), pause);
+            try_later(rollout, app, head.clone(), pause);
             let pause = humantime::format_duration(pause);
             format!(
                 "is left out, since {}; it is tried again in {pause}",
@@ -276,7 +318,7 @@ async fn restore_app(apps: &Apps, app: &Arc<App>, left_out: Option<LeftOut>) {
             )
         }
         None => {
-            if start(apps, app, head.clone(), Cause::Start).await {
+            if start(rollout, app, head.clone(), Cause::Start).await {
                 return;
             }
             "did not come up; the next start tries it again".to_owned()
@@ -284,12 +326,14 @@ async fn restore_app(apps: &Apps, app: &Arc<App>, left_out: Option<LeftOut>) {
     };
     for older in before {
         let version = older.version.clone();
-        if start(apps, app, older, Cause::Start).await {
+        if start(rollout, app, older, Cause::Start).await {
             let message = format!(
                 "{version} serves in place of {}, which was live before the restart and {why}; `handover deploy` replaces it",
                 head.version
             );
-            apps.record_event(EventKind::Failed, app, None, message);
+            rollout
+                .registry
+                .record_event(EventKind::Failed, app, None, message);
             return;
         }
     }
@@ -297,7 +341,9 @@ async fn restore_app(apps: &Apps, app: &Arc<App>, left_out: Option<LeftOut>) {
         "{} serves nothing: {}, which was live before the restart, {why}; and nothing before it came up",
         app.name, head.version
     );
-    apps.record_event(EventKind::Failed, app, None, message);
+    rollout
+        .registry
+        .record_event(EventKind::Failed, app, None, message);
 }
 
 fn pause(crashes: u32) -> Duration {
@@ -307,8 +353,8 @@ fn pause(crashes: u32) -> Duration {
 }
 
 /// Tries `head` again after `pause`, unless something else was chosen by then.
-fn try_later(apps: &Apps, app: &Arc<App>, head: Head, pause: Duration) {
-    let (apps, app) = (apps.clone(), Arc::clone(app));
+fn try_later(rollout: &Rollout, app: &Arc<App>, head: Head, pause: Duration) {
+    let (rollout, app) = (rollout.clone(), Arc::clone(app));
     tokio::spawn(async move {
         tokio::time::sleep(pause).await;
         let is_still = app.saved.read(|record| {
@@ -321,14 +367,14 @@ fn try_later(apps: &Apps, app: &Arc<App>, head: Head, pause: Duration) {
             .live()
             .is_some_and(|live| live.artifact == head.artifact);
         if is_still && !is_live {
-            start(&apps, &app, head, Cause::Start).await;
+            start(&rollout, &app, head, Cause::Start).await;
         }
     });
 }
 
 /// Whether it came up. If not, that was told.
-async fn start(apps: &Apps, app: &Arc<App>, head: Head, cause: Cause) -> bool {
-    let (stored, of) = (apps.clone(), Arc::clone(app));
+async fn start(rollout: &Rollout, app: &Arc<App>, head: Head, cause: Cause) -> bool {
+    let (stored, of) = (rollout.clone(), Arc::clone(app));
     let asked = Asked {
         what: format!("start of {}", head.version),
         deadline: None,
@@ -338,6 +384,6 @@ async fn start(apps: &Apps, app: &Arc<App>, head: Head, cause: Cause) -> bool {
             stored.plan_stored(&of, head, cause).await
         },
     };
-    let begun = deploy::begin_deploy_with(apps, Arc::clone(app), asked, Entrance::Now);
+    let begun = deploy::begin_deploy_with(rollout, Arc::clone(app), asked, Entrance::Now);
     matches!(begun.at_cutover.await, Ok(result) if result.outcome == Outcome::Done)
 }
