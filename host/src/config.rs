@@ -7,6 +7,7 @@
 mod file;
 mod listen;
 mod route;
+mod tls;
 mod who;
 
 use std::{
@@ -26,6 +27,7 @@ pub use self::{
         SocketOptions, TrustedProxies, TrustedProxy,
     },
     route::{InvalidRoute, RoutePrefix},
+    tls::{CertificateFiles, ListenTls, TlsVersion},
     who::{InvalidWho, Who},
 };
 use crate::{artifact::Keys, origin::origin};

@@ -29,7 +29,10 @@ use crate::{
     dispatch::Routes,
     memory,
     net::{
-        self, Connections, ListenerSettings, Listeners, Policy, SocketError, bind::Bound, listeners,
+        self, Connections, ListenerSettings, Listeners, Policy, SocketError,
+        bind::Bound,
+        listeners,
+        tls::{self, TlsListener},
     },
     notify::Notifier,
     open_files,
@@ -90,6 +93,8 @@ pub struct Daemon {
     notifier: Notifier,
     alive: JoinHandle<()>,
     memory: JoinHandle<()>,
+    /// Reads certificates again when their files change.
+    certificates: JoinHandle<()>,
     /// Held for the life of the host, so that no second one works on the same state.
     lock: File,
 }
@@ -216,18 +221,26 @@ impl Daemon {
             .iter()
             .map(|(listen, bound)| shown_address(listen, bound))
             .collect();
-        let http = claimed
-            .into_iter()
-            .map(|(listen, bound)| {
-                let settings = ListenerSettings {
-                    policy: Policy::new(&listen, None),
-                    protocols: listen.protocols,
-                    proxies: listen.trusted_proxies.filter(|_| listen.proxy_protocol),
-                };
-                Ok((bound.into_listener()?, settings))
-            })
-            .collect::<io::Result<Vec<_>>>()
-            .map_err(unusable)?;
+        let https = https_port(&claimed);
+        let mut tls = Vec::new();
+        let mut http = Vec::new();
+        for (listen, bound) in claimed {
+            let policy = Policy::new(&listen, https);
+            let of_listener = listen
+                .tls
+                .map(|files| TlsListener::open(&listen.place, files, listen.protocols))
+                .transpose()
+                .map_err(DaemonError)?
+                .map(Arc::new);
+            tls.extend(of_listener.clone());
+            let settings = ListenerSettings {
+                protocols: listen.protocols,
+                proxies: listen.trusted_proxies.filter(|_| listen.proxy_protocol),
+                tls: of_listener,
+                policy,
+            };
+            http.push((bound.into_listener().map_err(unusable)?, settings));
+        }
         let control = match ControlSocket::bind(&settings.control, group) {
             // What was live is served without it, and it is made when that is possible.
             Err(cause) if cause.is_for_want_of_room() => {
@@ -346,6 +359,11 @@ impl Daemon {
         let signals = tokio::spawn(signals.handle(orchestrator.clone(), watcher, shutdown.clone()));
         let alive = tokio::spawn(notifier.clone().keep_alive());
         let memory = tokio::spawn(memory::give_back_what_is_free());
+        let certificates = {
+            let orchestrator = orchestrator.clone();
+            let record = move |reloaded| orchestrator.record_certificates(reloaded);
+            tokio::spawn(tls::watch(tls, record))
+        };
         notifier.ready();
         Ok(Self {
             settings,
@@ -361,6 +379,7 @@ impl Daemon {
             notifier,
             alive,
             memory,
+            certificates,
             lock,
         })
     }
@@ -375,7 +394,7 @@ impl Daemon {
         &self.store
     }
 
-    /// Where it serves: `ADDRESS:PORT`, or `unix:PATH`.
+    /// Where it serves: `ADDRESS:PORT`, `https://ADDRESS:PORT`, or `unix:PATH`.
     pub fn listen(&self) -> Vec<String> {
         self.listen.clone()
     }
@@ -400,6 +419,7 @@ impl Daemon {
             notifier,
             alive,
             memory,
+            certificates,
             lock,
             ..
         } = self;
@@ -439,6 +459,7 @@ impl Daemon {
         signals.abort();
         alive.abort();
         memory.abort();
+        certificates.abort();
         // Its file goes with it. An error is what it was cancelled for.
         let _ = control.await;
         drop(lock);
@@ -507,11 +528,24 @@ fn admit(
     Ok((access, Some(group)))
 }
 
-/// Where `bound` is reached: as `ADDRESS:PORT`, or `unix:PATH`.
-fn shown_address(_: &Listen, bound: &Bound) -> String {
-    bound
-        .local_address()
-        .map_or_else(|_| "?".to_owned(), |address| address.to_string())
+/// Where `bound` is reached: as `ADDRESS:PORT`, `https://ADDRESS:PORT`, or `unix:PATH`.
+fn shown_address(listen: &Listen, bound: &Bound) -> String {
+    match bound.local_address() {
+        Ok(ListenAddress::Tcp(address)) if listen.tls.is_some() => format!("https://{address}"),
+        Ok(address) => address.to_string(),
+        Err(_) => "?".to_owned(),
+    }
+}
+
+/// The port of the first listener with TLS, where requests are sent that are to come by `https`.
+fn https_port(claimed: &[(Listen, Bound)]) -> Option<u16> {
+    let with_tls = claimed.iter().filter(|(listen, _)| listen.tls.is_some());
+    with_tls
+        .filter_map(|(_, bound)| match bound.local_address() {
+            Ok(ListenAddress::Tcp(address)) => Some(address.port()),
+            _ => None,
+        })
+        .next()
 }
 
 /// Makes the state directory private and takes its lock, which may take until `patience` has

@@ -233,6 +233,9 @@ pub(super) struct Dev {
     /// The address to serve at
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub(super) listen: SocketAddr,
+    /// Serve by https, with a certificate of its own that browsers have to be told to accept
+    #[arg(long)]
+    pub(super) tls: bool,
     /// Build with optimisations
     #[arg(short, long)]
     pub(super) release: bool,

@@ -16,10 +16,10 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use toml::Spanned;
 
 use super::{
-    App, Check, Clients, Config, ConfigError, Control, Execution, LeakBudget, Leave, Listen,
-    ListenAddress, ListenSocket, Log, LogFormat, LogRotation, Metrics, Protocols, RoutePrefix,
-    Server, SmokeRequest, SocketOptions, Timeouts, Trust, TrustedProxies, TrustedProxy, Watch,
-    WhenFull, Who,
+    App, CertificateFiles, Check, Clients, Config, ConfigError, Control, Execution, LeakBudget,
+    Leave, Listen, ListenAddress, ListenSocket, ListenTls, Log, LogFormat, LogRotation, Metrics,
+    Protocols, RoutePrefix, Server, SmokeRequest, SocketOptions, Timeouts, TlsVersion, Trust,
+    TrustedProxies, TrustedProxy, Watch, WhenFull, Who,
 };
 use crate::artifact::Key;
 
@@ -71,9 +71,41 @@ struct ListenTable {
     protocols: Option<Vec<Protocol>>,
     proxy_protocol: bool,
     trusted_proxies: Vec<Spanned<String>>,
+    tls: Option<Spanned<TlsTable>>,
     http_to_https: bool,
     hsts: Option<Limit>,
     canonical_host: Option<HostName>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct TlsTable {
+    certificates: Vec<CertificateTable>,
+    client_ca: Option<PathBuf>,
+    client_auth: Option<ClientAuth>,
+    min_version: Option<MinVersion>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CertificateTable {
+    chain: PathBuf,
+    key: PathBuf,
+}
+
+#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+enum ClientAuth {
+    Required,
+    Optional,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+enum MinVersion {
+    #[serde(rename = "1.2")]
+    Tls12,
+    #[serde(rename = "1.3")]
+    Tls13,
 }
 
 #[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
@@ -436,7 +468,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
     });
 
     let names_listen = file.server.listen.is_some();
-    let listen = listeners(&source, file.listen)?;
+    let listen = listeners(&source, file.listen, folder)?;
     let mut apps = BTreeMap::new();
     let mut taken: BTreeMap<RoutePrefix, AppName> = BTreeMap::new();
     for (name, table) in file.app {
@@ -501,6 +533,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
 fn listeners(
     source: &Source<'_>,
     tables: Vec<Spanned<ListenTable>>,
+    folder: &Path,
 ) -> Result<Vec<Listen>, ConfigError> {
     let mut listeners: Vec<Listen> = Vec::new();
     for table in tables {
@@ -563,6 +596,16 @@ fn listeners(
                 "`proxy_protocol` believes whoever connects: name the proxies in `trusted_proxies`, e.g. [\"10.0.0.0/8\"]",
             );
         }
+        let tls = table
+            .tls
+            .map(|table| listen_tls(source, table, folder))
+            .transpose()?;
+        if tls.is_some() && table.http_to_https {
+            return wrong(
+                "`http_to_https` is for listeners without `tls`, whose clients came by https already: \
+                 take one of them out",
+            );
+        }
         listeners.push(Listen {
             place: source.place(&span),
             socket,
@@ -574,12 +617,52 @@ fn listeners(
             protocols,
             proxy_protocol: table.proxy_protocol,
             trusted_proxies: Some(trusted),
+            tls,
             http_to_https: table.http_to_https,
             hsts: table.hsts.and_then(|limit| limit.0),
             canonical_host: table.canonical_host.map(|host| host.0),
         });
     }
     Ok(listeners)
+}
+
+/// `tls` of a `[[listen]]`, with what must hold between its keys.
+fn listen_tls(
+    source: &Source<'_>,
+    table: Spanned<TlsTable>,
+    folder: &Path,
+) -> Result<ListenTls, ConfigError> {
+    let span = table.span();
+    let table = table.into_inner();
+    let wrong = |what: &str| Err(source.error(Some(span.clone()), what));
+    if table.certificates.is_empty() {
+        return wrong(
+            "tls: no certificate is named: write `certificates = [{ chain = \"fullchain.pem\", key = \
+             \"privkey.pem\" }]`",
+        );
+    }
+    if table.client_auth.is_some() && table.client_ca.is_none() {
+        return wrong(
+            "tls: `client_auth` takes a `client_ca`, the file of the authorities whose clients are \
+             let in",
+        );
+    }
+    Ok(ListenTls {
+        certificates: table
+            .certificates
+            .into_iter()
+            .map(|pair| CertificateFiles {
+                chain: folder.join(pair.chain),
+                key: folder.join(pair.key),
+            })
+            .collect(),
+        client_certificate_required: table.client_auth != Some(ClientAuth::Optional),
+        client_ca: table.client_ca.map(|path| folder.join(path)),
+        min_version: match table.min_version {
+            None | Some(MinVersion::Tls12) => TlsVersion::Tls12,
+            Some(MinVersion::Tls13) => TlsVersion::Tls13,
+        },
+    })
 }
 
 /// Whether the system chooses the port, so that two of them are not the same.
@@ -1242,6 +1325,11 @@ mod tests {
             [[listen]]
             address = "unix:/run/web.sock"
             mode = "0600"
+            [listen.tls]
+            certificates = [{ chain = "a.pem", key = "/keys/a.pem" }]
+            client_ca = "ca.pem"
+            client_auth = "optional"
+            min_version = "1.3"
             [[listen]]
             socket = "web"
             "#,
@@ -1268,6 +1356,11 @@ mod tests {
             ListenSocket::Address(ListenAddress::Unix("/run/web.sock".into()))
         );
         assert_eq!(unix.options.mode, Some(0o600));
+        let tls = unix.tls.as_ref().unwrap();
+        let files: Vec<_> = tls.files().map(|path| path.to_str().unwrap()).collect();
+        assert_eq!(files, ["/etc/a.pem", "/keys/a.pem", "/etc/ca.pem"]);
+        assert!(!tls.client_certificate_required);
+        assert_eq!(tls.min_version, TlsVersion::Tls13);
         assert_eq!(unix.protocols, Protocols::default());
         assert_eq!(unix.trusted_proxies, Some(TrustedProxies::default()));
         assert_eq!(named.socket, ListenSocket::Named("web".to_owned()));
@@ -1344,6 +1437,37 @@ mod tests {
                 "listen.canonical_host",
             ),
             (format!("{web}hsts = \"long\"\n"), 3, "listen.hsts"),
+            (
+                format!("{web}tls = {{}}\n"),
+                3,
+                "tls: no certificate is named",
+            ),
+            (
+                format!("{web}[listen.tls]\ncertificates = [{{ chain = \"a\" }}]\n"),
+                4,
+                "key",
+            ),
+            (
+                format!(
+                    "{web}[listen.tls]\ncertificates = [{{ chain = \"a\", key = \"b\" }}]\nclient_auth = \"required\"\n"
+                ),
+                3,
+                "`client_auth` takes a `client_ca`",
+            ),
+            (
+                format!(
+                    "{web}tls = {{ certificates = [{{ chain = \"a\", key = \"b\" }}], min_version = \"1.1\" }}\n"
+                ),
+                3,
+                "there is no `1.1` here",
+            ),
+            (
+                format!(
+                    "{web}http_to_https = true\ntls = {{ certificates = [{{ chain = \"a\", key = \"b\" }}] }}\n"
+                ),
+                1,
+                "listeners without `tls`",
+            ),
             (
                 format!("{web}proxies = []\n"),
                 3,

@@ -10,6 +10,8 @@ use std::{
 
 use ipnet::IpNet;
 
+use super::tls::ListenTls;
+
 /// The address of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddress {
@@ -84,6 +86,8 @@ pub struct Listen {
     /// `trusted_proxies`. None, on the one line only: what proxies say is passed on as it comes,
     /// and nothing of it is believed.
     pub trusted_proxies: Option<TrustedProxies>,
+    /// `tls`. Default none: bytes are sent as they are.
+    pub tls: Option<ListenTls>,
     /// `http_to_https`: every request is sent to the same place with `https`. Default false.
     pub http_to_https: bool,
     /// `hsts`: for how long browsers that came by `https` are to come by nothing else. Default
@@ -202,6 +206,7 @@ impl Listen {
             protocols: Protocols::default(),
             proxy_protocol: false,
             trusted_proxies: None,
+            tls: None,
             http_to_https: false,
             hsts: None,
             canonical_host: None,

@@ -25,11 +25,12 @@ use super::{
     proxy_protocol,
     stream::{PollCycle, Stream, Version},
     streamed::{StreamAnswering, StreamBody},
+    tls::TlsListener,
     transport::{Accepted, Transport},
 };
 use crate::{
     config::{self, TrustedProxies},
-    dispatch::{ConnectionInfo, Dispatched, ResponseBody, Routes, dispatch},
+    dispatch::{ConnectionInfo, Dispatched, ResponseBody, Routes, Tls, dispatch},
     generation::CloseRequest,
 };
 
@@ -59,6 +60,8 @@ pub(crate) struct ListenerSettings {
     /// Who may connect, where each connection begins with a header of the PROXY protocol; none: it
     /// does not.
     pub(crate) proxies: Option<TrustedProxies>,
+    /// Its TLS, if it has any.
+    pub(crate) tls: Option<Arc<TlsListener>>,
     /// What is done with each request. None: nothing.
     pub(crate) policy: Option<Policy>,
 }
@@ -85,12 +88,47 @@ type Bytes = Stream<TokioIo<Transport>>;
     reason = "it is in a box, and becomes the larger one mostly"
 )]
 enum Http {
-    /// Its bytes are not there yet: a header of the PROXY protocol comes first.
+    /// Its bytes are not there yet: a header of the PROXY protocol comes first, or a handshake.
     Greeting(Option<Greeting>),
     /// Nobody knows yet.
     Opening(Option<Bytes>),
     One(http1::UpgradeableConnection<Bytes, Requests>),
     Two(http2::Connection<Bytes, StreamRequests, StreamTasks>),
+}
+
+/// The client, and where it connected to.
+type Addresses = (Option<SocketAddr>, Option<SocketAddr>);
+
+impl ListenerSettings {
+    /// Whether something comes before HTTP.
+    fn is_greeted(&self) -> bool {
+        self.proxies.is_some() || self.tls.is_some()
+    }
+
+    /// Reads the header of the PROXY protocol, and makes the handshake of TLS, where they are asked
+    /// for.
+    async fn greet(
+        &self,
+        mut transport: Transport,
+        mut addresses: Addresses,
+    ) -> Result<(Transport, Addresses, Option<Tls>), Unserved> {
+        if self.proxies.is_some() {
+            let proxied = proxy_protocol::read(&mut transport)
+                .await
+                .map_err(|error| Unserved(Some(Ended::NoProxyHeader), error.to_string()))?;
+            if let Some((client, destination)) = proxied {
+                addresses = (Some(client), Some(destination));
+            }
+        }
+        let Some(tls) = &self.tls else {
+            return Ok((transport, addresses, None));
+        };
+        let (transport, known) = tls
+            .accept(transport)
+            .await
+            .map_err(|error| Unserved(Some(Ended::NoHandshake), error.to_string()))?;
+        Ok((transport, addresses, Some(known)))
+    }
 }
 
 /// What comes before HTTP, and becomes the bytes of HTTP and what is known of the connection.
@@ -136,8 +174,8 @@ impl Protocols {
             self.settings.version_header,
             Arc::clone(open.close_handle()),
         );
-        let info = move |peer, local| {
-            ConnectionInfo::new(peer, local, None, name_version, Some(close_handle))
+        let info = move |peer, local, tls| {
+            ConnectionInfo::new(peer, local, tls, name_version, Some(close_handle))
         };
         let cycle = PollCycle::default();
         let stream = {
@@ -145,25 +183,22 @@ impl Protocols {
             move |transport| Stream::new(TokioIo::new(transport), cycle, activity, Some(place))
         };
         let Accepted {
-            mut transport,
+            transport,
             peer,
             local,
         } = accepted;
-        let (http, known) = if self.listener.proxies.is_some() {
-            let before = info.clone()(peer, local);
+        let (http, known) = if self.listener.is_greeted() {
+            let before = info.clone()(peer, local, None);
+            let listener = Arc::clone(&self.listener);
             let greeting = async move {
-                let proxied = proxy_protocol::read(&mut transport)
-                    .await
-                    .map_err(|error| Unserved(Some(Ended::NoProxyHeader), error.to_string()))?;
-                let (peer, local) = match proxied {
-                    Some((client, destination)) => (Some(client), Some(destination)),
-                    None => (peer, local),
-                };
-                Ok((stream(transport), info(peer, local)))
+                let greeted = listener.greet(transport, (peer, local)).await?;
+                let (transport, (peer, local), tls) = greeted;
+                Ok((stream(transport), info(peer, local, tls)))
             };
             (Http::Greeting(Some(Box::pin(greeting))), before)
         } else {
-            (Http::Opening(Some(stream(transport))), info(peer, local))
+            let known = info(peer, local, None);
+            (Http::Opening(Some(stream(transport))), known)
         };
         let requests = Requests {
             routes: Arc::clone(&self.routes),

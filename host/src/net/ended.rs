@@ -13,6 +13,8 @@ pub(super) enum Ended {
     NotRead,
     /// It did not begin with a header of the PROXY protocol where that is asked for.
     NoProxyHeader,
+    /// Its handshake of TLS failed.
+    NoHandshake,
     /// Another one needed its place, and this one had been idle for the longest time.
     ForAnother,
 }
@@ -31,12 +33,13 @@ pub(super) enum Refused {
 }
 
 impl Ended {
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::NoByte,
         Self::NoHead,
         Self::Idle,
         Self::NotRead,
         Self::NoProxyHeader,
+        Self::NoHandshake,
         Self::ForAnother,
     ];
 
@@ -47,6 +50,7 @@ impl Ended {
             Self::Idle => "idle_timeout",
             Self::NotRead => "write_timeout",
             Self::NoProxyHeader => "proxy_header",
+            Self::NoHandshake => "tls_handshake",
             Self::ForAnother => "for_another",
         }
     }

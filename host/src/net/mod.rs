@@ -12,6 +12,7 @@
 //! - [`activity`]: what a connection is doing
 //! - [`patience`]: how long its client is waited for
 //! - [`policy`]: what a listener does with a request before it is dispatched
+//! - [`tls`]: TLS of a listener, and its [`certificates`]
 //! - [`proxy_protocol`]: the header that proxies send before the bytes of their client
 //! - [`stream`]: the bytes of a connection, asked for once a turn
 //! - [`streamed`]: the answer of an HTTP/2 stream, counted until the socket has taken it
@@ -19,6 +20,7 @@
 pub(crate) mod accept;
 mod activity;
 pub(crate) mod bind;
+mod certificates;
 pub(crate) mod connection;
 mod connections;
 mod ended;
@@ -29,6 +31,7 @@ mod proxy_protocol;
 mod serve;
 mod stream;
 mod streamed;
+pub(crate) mod tls;
 pub(crate) mod transport;
 
 pub(crate) use self::{

@@ -12,6 +12,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
 };
+use tokio_rustls::server::TlsStream;
 
 use super::accept::Accept;
 
@@ -31,6 +32,8 @@ pub(crate) enum Listener {
 pub(crate) enum Transport {
     Tcp(TcpStream),
     Unix(UnixStream),
+    /// One of the others, under TLS.
+    Tls(Box<TlsStream<Transport>>),
 }
 
 /// An accepted connection: its bytes, and between which addresses it is.
@@ -76,6 +79,7 @@ impl AsRawFd for Transport {
         match self {
             Self::Tcp(stream) => stream.as_raw_fd(),
             Self::Unix(stream) => stream.as_raw_fd(),
+            Self::Tls(stream) => stream.get_ref().0.as_raw_fd(),
         }
     }
 }
@@ -86,6 +90,7 @@ macro_rules! each {
         match $self.get_mut() {
             Transport::Tcp($stream) => $call,
             Transport::Unix($stream) => $call,
+            Transport::Tls($stream) => $call,
         }
     };
 }
@@ -124,6 +129,7 @@ impl AsyncWrite for Transport {
         match self {
             Self::Tcp(stream) => stream.is_write_vectored(),
             Self::Unix(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
         }
     }
 
