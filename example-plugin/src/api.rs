@@ -12,6 +12,7 @@ use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use handover_plugin::StateError;
 use serde::Serialize;
 
 use crate::link::{Invalid, Slug, Wish};
@@ -33,10 +34,9 @@ struct List {
     links: Vec<Link>,
 }
 
-async fn list(State(site): State<Arc<Site>>) -> Json<List> {
-    Json(List {
-        links: site.store.list(),
-    })
+async fn list(State(site): State<Arc<Site>>) -> Result<Json<List>, Problem> {
+    let links = site.store.list().await?;
+    Ok(Json(List { links }))
 }
 
 async fn create(
@@ -49,6 +49,7 @@ async fn create(
     let link = site
         .store
         .add(target, slug)
+        .await
         .map_err(|refusal| Problem::refused(&refusal, wanted.as_ref()))?;
     tracing::info!(slug = %link.slug, "a link was made");
     let location = format!("/api/links/{}", link.slug);
@@ -59,11 +60,9 @@ async fn show(
     State(site): State<Arc<Site>>,
     Path(slug): Path<String>,
 ) -> Result<Json<Link>, Problem> {
-    Slug::parse(&slug)
-        .ok()
-        .and_then(|slug| site.store.get(&slug))
-        .map(Json)
-        .ok_or_else(Problem::no_such_link)
+    let slug = Slug::parse(&slug).map_err(|_| Problem::no_such_link())?;
+    let link = site.store.get(&slug).await?;
+    link.map(Json).ok_or_else(Problem::no_such_link)
 }
 
 async fn remove(
@@ -71,7 +70,7 @@ async fn remove(
     Path(slug): Path<String>,
 ) -> Result<StatusCode, Problem> {
     match Slug::parse(&slug) {
-        Ok(slug) if site.store.remove(&slug) => {
+        Ok(slug) if site.store.remove(&slug).await? => {
             tracing::info!(%slug, "a link was removed");
             Ok(StatusCode::NO_CONTENT)
         }
@@ -114,6 +113,7 @@ impl Problem {
                 "store_full",
                 format!("There are {MAX_LINKS} links already. Remove one first."),
             ),
+            Refusal::Unavailable(error) => error.clone().into(),
         }
     }
 
@@ -138,6 +138,17 @@ impl Problem {
             StatusCode::METHOD_NOT_ALLOWED,
             "method_not_allowed",
             "The `allow` header lists the methods that this path knows.",
+        )
+    }
+}
+
+impl From<StateError> for Problem {
+    fn from(error: StateError) -> Self {
+        tracing::error!("the links cannot be had: {error}");
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "unavailable",
+            "The links cannot be had right now. Try again in a moment.",
         )
     }
 }

@@ -89,7 +89,7 @@ impl Follower {
             Stage::Links => {
                 self.stage = Stage::Changes;
                 self.changes.mark_unchanged();
-                self.shown = self.site.store.list();
+                self.shown = self.links().await;
                 Some(Event::default().event("links").json_data(&self.shown))
             }
             Stage::Changes => loop {
@@ -102,7 +102,7 @@ impl Follower {
                     }
                     () = changed(&mut self.changes) => {}
                 }
-                if let Some(event) = self.update() {
+                if let Some(event) = self.update().await {
                     return Some(event);
                 }
             },
@@ -110,9 +110,15 @@ impl Follower {
         }
     }
 
+    /// The links; those that the page has where they cannot be had.
+    async fn links(&mut self) -> Vec<Link> {
+        let links = self.site.store.list().await;
+        links.unwrap_or_else(|_| self.shown.clone())
+    }
+
     /// What differs from what the page has; `None` when nothing does.
-    fn update(&mut self) -> Option<Result<Event, Error>> {
-        let links = self.site.store.list();
+    async fn update(&mut self) -> Option<Result<Event, Error>> {
+        let links = self.links().await;
         let before = std::mem::replace(&mut self.shown, links);
         let same_links = before.len() == self.shown.len()
             && before

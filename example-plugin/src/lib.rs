@@ -32,6 +32,7 @@ use axum::extract::DefaultBodyLimit;
 use handover_plugin::{Context, Error};
 
 use crate::site::{Identity, Settings, Site};
+use crate::store::Store;
 
 /// The largest request body that is read, in bytes: a link of the greatest length, percent-encoded
 /// in a form, fits.
@@ -40,7 +41,8 @@ const MAX_BODY: usize = 16 * 1024;
 /// What the host starts, once for each generation.
 ///
 /// # Errors
-/// The configuration has a key this app does not know, or a value that it cannot use.
+/// The configuration has a key this app does not know, or a value that it cannot use; or its state
+/// cannot be had.
 #[handover_plugin::app]
 async fn app(cx: Context) -> Result<Router, Error> {
     let settings: Settings = cx.config()?;
@@ -50,7 +52,8 @@ async fn app(cx: Context) -> Result<Router, Error> {
         generation: cx.generation(),
         commit: option_env!("HANDOVER_COMMIT"),
     };
-    let site = Site::new(identity, settings, move || Box::pin(cx.draining()));
+    let store = Store::open(cx.state().namespace("links")).await?;
+    let site = Site::new(identity, settings, store, move || Box::pin(cx.draining()));
     Ok(router(Arc::new(site)))
 }
 

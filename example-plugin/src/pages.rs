@@ -12,6 +12,7 @@ use axum::http::header::{
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{Html as HtmlResponse, IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
+use handover_plugin::StateError;
 use serde::Deserialize;
 
 use crate::api::Problem;
@@ -42,14 +43,16 @@ struct Made {
 
 async fn home(State(site): State<Arc<Site>>, Query(made): Query<Made>) -> Response {
     // The name comes from the address bar: only a link that is there is worth a notice.
-    let made = made
-        .made
-        .and_then(|slug| Slug::parse(&slug).ok())
-        .filter(|slug| site.store.get(slug).is_some());
+    let mut made = made.made.and_then(|slug| Slug::parse(&slug).ok());
+    if let Some(slug) = &made
+        && !matches!(site.store.get(slug).await, Ok(Some(_)))
+    {
+        made = None;
+    }
     let notice = made.map_or(Html::EMPTY, |slug| {
         render(NOTICE, &[("slug", slug.as_str().into())])
     });
-    home_page(&site, StatusCode::OK, &notice, &Wish::default(), None)
+    home_page(&site, StatusCode::OK, &notice, &Wish::default(), None).await
 }
 
 async fn create(
@@ -65,27 +68,26 @@ async fn create(
         Err(rejection) => {
             let why = "The form did not arrive whole: please fill it in again.";
             let wish = Wish::default();
-            return home_page(&site, rejection.status(), &Html::EMPTY, &wish, Some(why));
+            let status = rejection.status();
+            return home_page(&site, status, &Html::EMPTY, &wish, Some(why)).await;
         }
     };
-    let made = wish.check().map_err(Problem::from).and_then(|(url, slug)| {
-        let wanted = slug.clone();
-        site.store
-            .add(url, slug)
-            .map_err(|refusal| Problem::refused(&refusal, wanted.as_ref()))
-    });
+    let made = match wish.check() {
+        Ok((url, slug)) => {
+            let wanted = slug.clone();
+            let made = site.store.add(url, slug).await;
+            made.map_err(|refusal| Problem::refused(&refusal, wanted.as_ref()))
+        }
+        Err(invalid) => Err(Problem::from(invalid)),
+    };
     match made {
         Ok(link) => {
             tracing::info!(slug = %link.slug, "a link was made");
             Redirect::to(&format!("/?made={}", link.slug)).into_response()
         }
-        Err(problem) => home_page(
-            &site,
-            problem.status,
-            &Html::EMPTY,
-            &wish,
-            Some(&problem.message),
-        ),
+        Err(Problem {
+            status, message, ..
+        }) => home_page(&site, status, &Html::EMPTY, &wish, Some(&message)).await,
     }
 }
 
@@ -97,10 +99,12 @@ async fn remove(
     if is_cross_site(&headers) {
         return forbidden(&site);
     }
-    if let Ok(slug) = Slug::parse(&slug)
-        && site.store.remove(&slug)
-    {
-        tracing::info!(%slug, "a link was removed");
+    if let Ok(slug) = Slug::parse(&slug) {
+        match site.store.remove(&slug).await {
+            Ok(true) => tracing::info!(%slug, "a link was removed"),
+            Ok(false) => {}
+            Err(error) => return unavailable(&site, &error),
+        }
     }
     // A link that is gone already is what was asked for.
     Redirect::to("/").into_response()
@@ -116,13 +120,15 @@ async fn follow(
     };
     // A HEAD request looks where a link leads and does not follow it.
     let target = if method == Method::HEAD {
-        site.store.get(&slug).map(|link| link.url)
+        let link = site.store.get(&slug).await;
+        link.map(|link| link.map(|link| link.url))
     } else {
-        site.store.follow(&slug)
+        site.store.follow(&slug).await
     };
     match target {
-        Some(target) => redirect(&target),
-        None => not_found(&site),
+        Ok(Some(target)) => redirect(&target),
+        Ok(None) => not_found(&site),
+        Err(error) => unavailable(&site, &error),
     }
 }
 
@@ -135,14 +141,17 @@ fn redirect(target: &Target) -> Response {
         .into_response()
 }
 
-fn home_page(
+async fn home_page(
     site: &Site,
     status: StatusCode,
     notice: &Html,
     wish: &Wish,
     problem: Option<&str>,
 ) -> Response {
-    let links = site.store.list();
+    let links = match site.store.list().await {
+        Ok(links) => links,
+        Err(error) => return unavailable(site, &error),
+    };
     let total: u64 = links.iter().map(|link| link.hits).sum();
     let rows: Html = links.iter().map(row).collect();
     // The page's script fills this one in for links that come later.
@@ -215,6 +224,16 @@ pub(crate) fn not_found(site: &Site) -> Response {
         StatusCode::NOT_FOUND,
         "This link leads nowhere",
         "Nobody made it, or it was removed. Check how it is spelled, or make it yourself.",
+    )
+}
+
+fn unavailable(site: &Site, error: &StateError) -> Response {
+    tracing::error!("the links cannot be had: {error}");
+    error_page(
+        site,
+        StatusCode::SERVICE_UNAVAILABLE,
+        "The links cannot be had right now",
+        "Try again in a moment.",
     )
 }
 

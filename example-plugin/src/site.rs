@@ -62,18 +62,19 @@ impl Default for Settings {
 }
 
 impl Site {
-    /// A site with the first links in it. `draining` is called once for each stream that has to end
+    /// A site with the links of `store`. `draining` is called once for each stream that has to end
     /// in time.
     pub(crate) fn new(
         identity: Identity,
         settings: Settings,
+        store: Store,
         draining: impl Fn() -> Draining + Send + Sync + 'static,
     ) -> Self {
         Self {
             assets: Assets::new(&identity.version, settings.accent),
             identity,
             settings,
-            store: Store::prefilled(),
+            store,
             draining: Box::new(draining),
         }
     }

@@ -1,19 +1,23 @@
-//! The links of this generation, in memory.
+//! The links, in the state that the host keeps for the app: they outlive generations, and all of
+//! them see the same.
 //!
-//! For now each generation begins with the two links below and forgets the rest when it leaves. The
-//! host's state store, which outlives generations, takes this module's place later: nothing outside
-//! of this file knows how links are kept.
+//! | key | value |
+//! | --- | --- |
+//! | `link/SLUG` | where it leads, and its number |
+//! | `hits/SLUG` | how often it was followed: a counter |
+//! | `made` | how many links were ever made |
+//! | `count` | how many there are |
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use serde::Serialize;
+use handover_plugin::{State, StateError, Transaction};
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::link::{Slug, Target};
 
-/// How many links are kept; more are refused, so that the memory of the app has a bound.
-pub(crate) const MAX_LINKS: usize = 1000;
+/// How many links are kept; more are refused, so that the page has a bound.
+pub(crate) const MAX_LINKS: u64 = 1000;
 
 const FIRST_LINKS: [(&str, &str); 2] = [
     ("rust", "https://www.rust-lang.org/learn"),
@@ -23,7 +27,7 @@ const FIRST_LINKS: [(&str, &str); 2] = [
     ),
 ];
 
-/// One link, as it is kept and as the API shows it.
+/// One link, as the API shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Link {
     /// Its short name, also its path.
@@ -37,6 +41,14 @@ pub(crate) struct Link {
     pub(crate) number: u64,
 }
 
+/// One link, as it is kept. The version before and the one after read it as well: fields may be
+/// added with a default.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    url: String,
+    number: u64,
+}
+
 /// Why a link was not kept.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
@@ -44,171 +56,191 @@ pub(crate) enum Refusal {
     Taken,
     /// There are [`MAX_LINKS`] already.
     Full,
+    /// The state cannot be read or written now.
+    Unavailable(StateError),
 }
 
-/// All links. Never blocks for longer than a look-up takes: no lock is held across an await.
+impl From<StateError> for Refusal {
+    fn from(error: StateError) -> Self {
+        Self::Unavailable(error)
+    }
+}
+
+/// All links.
 pub(crate) struct Store {
-    links: Mutex<Links>,
+    state: State,
     changed: watch::Sender<()>,
 }
 
-#[derive(Default)]
-struct Links {
-    by_slug: HashMap<Slug, Link>,
-    made: u64,
+impl Kept {
+    /// The link; none when it is not one by the rules of this version.
+    fn link(self, slug: &str, hits: u64) -> Option<Link> {
+        Some(Link {
+            slug: Slug::parse(slug).ok()?,
+            url: Target::parse(&self.url).ok()?,
+            hits,
+            number: self.number,
+        })
+    }
+}
+
+fn link_key(slug: &Slug) -> String {
+    format!("link/{slug}")
+}
+
+fn hits_key(slug: &Slug) -> String {
+    format!("hits/{slug}")
+}
+
+/// Puts a link whose slug is free.
+async fn insert(tx: &Transaction, slug: &Slug, url: &Target) -> Result<Link, Refusal> {
+    if tx.get::<u64>("count").await?.unwrap_or(0) >= MAX_LINKS {
+        return Err(Refusal::Full);
+    }
+    tx.add("count", 1).await?;
+    let number = tx.add("made", 1).await?.unsigned_abs();
+    let kept = Kept {
+        url: url.to_string(),
+        number,
+    };
+    tx.put(link_key(slug), &kept)?;
+    Ok(Link {
+        slug: slug.clone(),
+        url: url.clone(),
+        hits: 0,
+        number,
+    })
 }
 
 impl Store {
-    /// A store with the first links in it.
-    pub(crate) fn prefilled() -> Self {
-        let mut links = Links::default();
-        for (slug, url) in FIRST_LINKS {
-            let (Ok(slug), Ok(url)) = (Slug::parse(slug), Target::parse(url)) else {
-                debug_assert!(false, "the first link `{slug}` breaks the rules");
-                continue;
-            };
-            links.insert(slug, url);
+    /// The links in `state`, with the first ones in it where there never was one.
+    ///
+    /// # Errors
+    /// When the state cannot be read or written.
+    pub(crate) async fn open(state: State) -> Result<Self, StateError> {
+        let fill = |tx: Transaction| async move {
+            if tx.get::<u64>("made").await?.is_some() {
+                return Ok(());
+            }
+            for (slug, url) in FIRST_LINKS {
+                let (Ok(slug), Ok(url)) = (Slug::parse(slug), Target::parse(url)) else {
+                    debug_assert!(false, "the first link `{slug}` breaks the rules");
+                    continue;
+                };
+                insert(&tx, &slug, &url).await?;
+            }
+            Ok::<_, Refusal>(())
+        };
+        match state.transaction(fill).await {
+            Err(Refusal::Unavailable(error)) => return Err(error),
+            Ok(()) | Err(Refusal::Taken | Refusal::Full) => {}
         }
-        Self {
-            links: Mutex::new(links),
-            changed: watch::Sender::new(()),
-        }
+        let changed = watch::Sender::new(());
+        let (mut changes, tell) = (state.watch(""), changed.clone());
+        // It ends with the generation.
+        tokio::spawn(async move {
+            while changes.next().await.is_ok() {
+                tell.send_replace(());
+            }
+        });
+        Ok(Self { state, changed })
     }
 
     /// Every link, the newest first.
-    pub(crate) fn list(&self) -> Vec<Link> {
-        let mut all: Vec<Link> = self.lock().by_slug.values().cloned().collect();
+    ///
+    /// # Errors
+    /// When the state cannot be read.
+    pub(crate) async fn list(&self) -> Result<Vec<Link>, StateError> {
+        let read = |tx: Transaction| async move {
+            let links = tx.scan::<Kept>("link/").await?;
+            Ok::<_, StateError>((links, tx.scan::<u64>("hits/").await?))
+        };
+        let (links, hits) = self.state.transaction(read).await?;
+        let hits: HashMap<_, _> = hits.into_iter().collect();
+        let mut all: Vec<Link> = links
+            .into_iter()
+            .filter_map(|(key, kept)| {
+                let slug = std::str::from_utf8(&key).ok()?.strip_prefix("link/")?;
+                let hits = hits.get(format!("hits/{slug}").as_bytes());
+                kept.link(slug, hits.copied().unwrap_or(0))
+            })
+            .collect();
         all.sort_unstable_by_key(|link| std::cmp::Reverse(link.number));
-        all
+        Ok(all)
     }
 
     /// One link.
-    pub(crate) fn get(&self, slug: &Slug) -> Option<Link> {
-        self.lock().by_slug.get(slug).cloned()
+    ///
+    /// # Errors
+    /// When the state cannot be read.
+    pub(crate) async fn get(&self, slug: &Slug) -> Result<Option<Link>, StateError> {
+        let Some(kept) = self.state.get::<Kept>(link_key(slug)).await? else {
+            return Ok(None);
+        };
+        let hits = self.state.get(hits_key(slug)).await?;
+        Ok(kept.link(slug.as_str(), hits.unwrap_or(0)))
     }
 
     /// Keeps a new link, under a random slug where none is given.
     ///
     /// # Errors
-    /// The slug is taken or the store is full.
-    pub(crate) fn add(&self, url: Target, slug: Option<Slug>) -> Result<Link, Refusal> {
-        let link = {
-            let mut links = self.lock();
-            if links.by_slug.len() >= MAX_LINKS {
-                return Err(Refusal::Full);
-            }
-            let slug = match slug {
-                Some(slug) if links.by_slug.contains_key(&slug) => return Err(Refusal::Taken),
-                Some(slug) => slug,
+    /// The slug is taken, the store is full, or the state cannot be written.
+    pub(crate) async fn add(&self, url: Target, slug: Option<Slug>) -> Result<Link, Refusal> {
+        let (url, wanted) = (&url, &slug);
+        let add = |tx: Transaction| async move {
+            let slug = match wanted {
+                Some(slug) if tx.get_bytes(link_key(slug)).await?.is_some() => {
+                    return Err(Refusal::Taken);
+                }
+                Some(slug) => slug.clone(),
                 // A thousand of a billion names are taken at most: the second try is a rarity.
                 None => loop {
                     let slug = Slug::random();
-                    if !links.by_slug.contains_key(&slug) {
+                    if tx.get_bytes(link_key(&slug)).await?.is_none() {
                         break slug;
                     }
                 },
             };
-            links.insert(slug, url)
+            // One of that name may have been followed while it was removed.
+            tx.delete(hits_key(&slug));
+            insert(&tx, &slug, url).await
         };
-        self.changed.send_replace(());
-        Ok(link)
+        self.state.transaction(add).await
     }
 
     /// Forgets a link; `false` when there was none.
-    pub(crate) fn remove(&self, slug: &Slug) -> bool {
-        let was_there = self.lock().by_slug.remove(slug).is_some();
-        if was_there {
-            self.changed.send_replace(());
-        }
-        was_there
-    }
-
-    /// Counts one hit and says where the link leads.
-    pub(crate) fn follow(&self, slug: &Slug) -> Option<Target> {
-        let target = {
-            let mut links = self.lock();
-            let link = links.by_slug.get_mut(slug)?;
-            link.hits = link.hits.saturating_add(1);
-            link.url.clone()
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub(crate) async fn remove(&self, slug: &Slug) -> Result<bool, StateError> {
+        let remove = |tx: Transaction| async move {
+            if tx.get_bytes(link_key(slug)).await?.is_none() {
+                return Ok(false);
+            }
+            tx.delete(link_key(slug));
+            tx.delete(hits_key(slug));
+            tx.add("count", -1).await?;
+            Ok(true)
         };
-        self.changed.send_replace(());
-        Some(target)
+        self.state.transaction(remove).await
     }
 
-    /// Wakes its holder after each change. Many changes may be one wake: look at [`Store::list`]
-    /// then.
+    /// Counts one hit and says where the link leads. The answer waits until the hit is on the disk,
+    /// so this does not.
+    ///
+    /// # Errors
+    /// When the state cannot be read.
+    pub(crate) async fn follow(&self, slug: &Slug) -> Result<Option<Target>, StateError> {
+        let Some(kept) = self.state.get::<Kept>(link_key(slug)).await? else {
+            return Ok(None);
+        };
+        let _counted = self.state.add(hits_key(slug), 1);
+        Ok(Target::parse(&kept.url).ok())
+    }
+
+    /// Wakes its holder after each change, whichever generation makes it. Many changes may be one
+    /// wake: look at [`Store::list`] then.
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Links> {
-        // Each change is one insert, remove or addition: a panic elsewhere cannot leave it half
-        // done.
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Links {
-    fn insert(&mut self, slug: Slug, url: Target) -> Link {
-        self.made += 1;
-        let link = Link {
-            slug: slug.clone(),
-            url,
-            hits: 0,
-            number: self.made,
-        };
-        self.by_slug.insert(slug, link.clone());
-        link
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
-    use super::*;
-
-    fn target() -> Target {
-        Target::parse("https://example.org/").unwrap()
-    }
-
-    #[test]
-    fn a_store_begins_with_two_links_and_lists_the_newest_first() {
-        let store = Store::prefilled();
-        assert_eq!(store.list().len(), 2);
-        let link = store.add(target(), None).unwrap();
-        assert_eq!(store.list()[0], link);
-    }
-
-    #[test]
-    fn a_taken_slug_keeps_its_link() {
-        let store = Store::prefilled();
-        let slug = Slug::parse("rust").unwrap();
-        let before = store.get(&slug);
-        assert_eq!(store.add(target(), Some(slug.clone())), Err(Refusal::Taken));
-        assert_eq!(store.get(&slug), before);
-    }
-
-    #[test]
-    fn a_full_store_refuses_until_one_is_removed() {
-        let store = Store::prefilled();
-        while store.list().len() < MAX_LINKS {
-            store.add(target(), None).unwrap();
-        }
-        assert_eq!(store.add(target(), None), Err(Refusal::Full));
-        assert!(store.remove(&Slug::parse("rust").unwrap()));
-        assert!(store.add(target(), None).is_ok());
-    }
-
-    #[test]
-    fn followers_hear_of_hits_and_not_of_misses() {
-        let store = Store::prefilled();
-        let changes = store.changes();
-        assert_eq!(store.follow(&Slug::parse("nobody").unwrap()), None);
-        assert!(!changes.has_changed().unwrap());
-        let slug = Slug::parse("rust").unwrap();
-        assert!(store.follow(&slug).is_some());
-        assert!(changes.has_changed().unwrap());
-        assert_eq!(store.get(&slug).unwrap().hits, 1);
     }
 }

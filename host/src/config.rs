@@ -30,7 +30,7 @@ pub use self::{
     tls::{CertificateFiles, ListenTls, TlsVersion},
     who::{InvalidWho, Who},
 };
-use crate::{artifact::Keys, origin::origin};
+use crate::{artifact::Keys, origin::origin, state};
 
 const MAX_CRASHES: NonZeroUsize = NonZeroUsize::new(3).unwrap();
 
@@ -90,8 +90,8 @@ pub struct Server {
     pub clients: Clients,
 }
 
-/// How long the client of a connection is waited for; none = for ever. A request that is under way,
-/// and its answer, know no other limit than [`Timeouts::write`].
+/// How long the client of a connection is waited for; none = for ever. An answer that is under way
+/// knows no other limit than [`Timeouts::write`], and neither does what was upgraded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     /// `first_byte_timeout`: until its first byte. Default 30 s.
@@ -99,6 +99,9 @@ pub struct Timeouts {
     /// `head_timeout`: from the first byte of a request until its head is whole, or HTTP/2 has
     /// begun. Default 30 s.
     pub head: Option<Duration>,
+    /// `body_timeout`: until more comes of the body of a request that its app waits for and has not
+    /// begun to answer. Default 60 s.
+    pub body: Option<Duration>,
     /// `idle_timeout`: until its next request. Default 65 s, a little more than what proxies in
     /// front of it wait.
     pub idle: Option<Duration>,
@@ -129,6 +132,7 @@ impl Default for Timeouts {
         Self {
             first_byte: Some(Duration::from_secs(30)),
             head: Some(Duration::from_secs(30)),
+            body: Some(Duration::from_secs(60)),
             idle: Some(Duration::from_secs(65)),
             write: None,
             http2_ping: None,
@@ -262,6 +266,8 @@ pub struct App {
     pub keep_artifacts: usize,
     /// What the app reads with `Context::config`. Default `{}`.
     pub config: serde_json::Value,
+    /// `[app.NAME.state]`
+    pub state: state::Settings,
     /// `[app.NAME.check]`
     pub check: Check,
 }
@@ -483,6 +489,7 @@ impl Default for App {
             env: Vec::new(),
             keep_artifacts: 5,
             config: serde_json::Value::Object(serde_json::Map::new()),
+            state: state::Settings::default(),
             check: Check::default(),
         }
     }

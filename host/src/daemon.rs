@@ -39,6 +39,7 @@ use crate::{
     orchestrator::Orchestrator,
     ownership,
     records::journal::Crashed,
+    shadow::Shadow,
     signals,
     telemetry::{
         self, Gather, endpoint,
@@ -51,6 +52,10 @@ use crate::{
 
 /// How long requests that were on their way when the host stopped listening have to be read.
 const ON_THEIR_WAY: Duration = Duration::from_millis(250);
+
+/// How long the last answers on the control socket may take to be read, when everything else has
+/// ended.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
 
 /// How long apps that have come up again wait for those that have not.
 const SIDE_BY_SIDE: Duration = Duration::from_secs(2);
@@ -73,6 +78,8 @@ pub struct StartupHandoff {
     pub is_supervised: bool,
     /// How the host before it crashed.
     pub crashed: Option<Crashed>,
+    /// What the host before it could not write.
+    pub shadow: Option<Shadow>,
 }
 
 /// A running host.
@@ -97,6 +104,15 @@ pub struct Daemon {
     certificates: JoinHandle<()>,
     /// Held for the life of the host, so that no second one works on the same state.
     lock: File,
+}
+
+/// A host that has ended, but for its process.
+#[derive(Debug)]
+#[must_use = "its end is written down last"]
+pub struct Over {
+    orchestrator: Orchestrator,
+    /// Nobody else has the state directory before that.
+    _lock: File,
 }
 
 /// Why the host did not start, and what to do.
@@ -170,6 +186,7 @@ impl Daemon {
             notifier,
             is_supervised,
             crashed,
+            shadow,
         } = handoff;
         open_files::raise();
         let settings = config.server.clone();
@@ -190,14 +207,14 @@ impl Daemon {
             .map_err(|cause| fail("the artifact store cannot be opened", &cause))?;
         let routes = Arc::new(Routes::default());
         let listening = config.clone();
-        let orchestrator =
-            Orchestrator::open(config, &settings.state, store.clone(), Arc::clone(&routes))
-                .map_err(|cause| {
-                    fail(
-                        &format!("{} cannot be read", settings.state.display()),
-                        &cause,
-                    )
-                })?;
+        let (kept_in, served_by) = (store.clone(), Arc::clone(&routes));
+        let orchestrator = Orchestrator::open(config, &settings.state, kept_in, served_by, shadow)
+            .map_err(|cause| {
+                fail(
+                    &format!("{} cannot be read", settings.state.display()),
+                    &cause,
+                )
+            })?;
 
         // Bound before anything is loaded, so that a taken port is found out at once; accepting
         // comes last.
@@ -406,14 +423,14 @@ impl Daemon {
 
     /// Waits until SIGTERM, SIGINT or `handover shutdown`, then drains and ends. A second request
     /// ends it at once.
-    pub async fn wait(self) {
+    pub async fn wait(self) -> Over {
         let Self {
             settings,
             orchestrator,
             shutdown,
             stop_serving,
             mut serving,
-            control,
+            mut control,
             metrics,
             signals,
             notifier,
@@ -453,6 +470,9 @@ impl Daemon {
                 orchestrator.shutdown(Duration::ZERO).await;
             }
         }
+        // Whoever waits for an operation that was cut reads how it ended.
+        shutdown.request(Shutdown::Ended);
+        let _ = tokio::time::timeout(ANSWERED_WITHIN, &mut control).await;
         serving.abort();
         control.abort();
         metrics.inspect(JoinHandle::abort);
@@ -461,9 +481,26 @@ impl Daemon {
         memory.abort();
         certificates.abort();
         // Its file goes with it. An error is what it was cancelled for.
-        let _ = control.await;
-        drop(lock);
+        if !control.is_finished() {
+            let _ = control.await;
+        }
+        // What was handed over is on the disk, and every file closed, before another host may open
+        // them.
+        let stores = orchestrator.stores().clone();
+        let _ = tokio::task::spawn_blocking(move || stores.close()).await;
         tracing::info!("the host has ended");
+        Over {
+            orchestrator,
+            _lock: lock,
+        }
+    }
+}
+
+impl Over {
+    /// Writes down that nothing crashed, when nothing can any more, and lets go of the state
+    /// directory. Blocks.
+    pub fn done(self) {
+        self.orchestrator.ended();
     }
 }
 
@@ -675,7 +712,7 @@ impl Signals {
             shutdown.request(match shutdown.current() {
                 Shutdown::Drain if self.at_once.is_some() => Shutdown::Drain,
                 Shutdown::Running => Shutdown::Drain,
-                Shutdown::Drain | Shutdown::Now => Shutdown::Now,
+                Shutdown::Drain | Shutdown::Now | Shutdown::Ended => Shutdown::Now,
             });
         }
     }

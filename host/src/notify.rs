@@ -30,6 +30,8 @@ pub const STOPPING: &[u8] = b"STOPPING=1";
 /// The host could not start, and has said why: only to our own supervisor, as everybody else sees
 /// the exit code.
 pub const FAILED: &[u8] = b"X_HANDOVER_FAILED=1";
+/// The host has ended as it was meant to, and its process does next: to our own supervisor only.
+pub const ENDED: &[u8] = b"X_HANDOVER_ENDED=1";
 /// The host is alive.
 pub const WATCHDOG: &[u8] = b"WATCHDOG=1";
 
@@ -111,6 +113,11 @@ impl Notifier {
     /// Says that the host ends, and means to.
     pub fn stopping(&self) {
         self.tell(STOPPING);
+    }
+
+    /// Says that the host has ended as it was meant to.
+    pub fn ended(&self) {
+        self.tell(ENDED);
     }
 
     /// Says that the host is alive, again and again, if the service manager wants to hear it. Ends

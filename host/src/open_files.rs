@@ -6,6 +6,7 @@
 
 use std::os::fd::RawFd;
 
+use crate::process;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
 /// Below this an operator should know: a host with some apps and a thousand clients is beyond it.
@@ -13,6 +14,18 @@ const FEW: u64 = 4096;
 
 /// How many descriptors are kept back at least and at most. A deploy takes about 15 at a time.
 const RESERVE: (u64, u64) = (24, 1024);
+
+/// How many of them the control socket keeps open for itself, at most: enough for some calls and a
+/// deploy.
+const CONTROL: usize = 24;
+
+/// What a connection of a client takes in bytes when it is busy, with its buffers and those of the
+/// kernel, and without what its app makes of it.
+const OF_A_CONNECTION: u64 = 64 << 10;
+
+/// The most connections without a word of the configuration. Beyond it one who knows the machine
+/// sets `max_connections`.
+const MOST: usize = 1 << 20;
 
 /// Raises the limit as far as it goes, and tells what it is. A system that denies it is told of,
 /// and lived with.
@@ -45,8 +58,34 @@ pub(crate) fn limit() -> Option<u64> {
 /// kept for the control socket, deploys, and what plugins open. None where there is no limit.
 pub(crate) fn first_reserved() -> Option<RawFd> {
     let limit = limit()?;
-    let reserve = (limit / 4).clamp(RESERVE.0, RESERVE.1);
-    RawFd::try_from(limit.saturating_sub(reserve)).ok()
+    RawFd::try_from(limit.saturating_sub(reserve(limit))).ok()
+}
+
+fn reserve(limit: u64) -> u64 {
+    (limit / 4).clamp(RESERVE.0, RESERVE.1)
+}
+
+/// How many of those the control socket keeps open for itself.
+pub(crate) fn kept_for_control() -> usize {
+    let reserve = limit().map_or(RESERVE.1, reserve);
+    usize::try_from(reserve / 4).map_or(CONTROL, |part| part.min(CONTROL))
+}
+
+/// How many connections clients may have at a time, as far as descriptors and memory go.
+pub(crate) fn most_connections() -> usize {
+    most(
+        first_reserved().and_then(|number| usize::try_from(number).ok()),
+        process::memory_limit(),
+    )
+}
+
+fn most(descriptors: Option<usize>, memory: Option<u64>) -> usize {
+    let by_memory = memory.map(|bytes| bytes / 2 / OF_A_CONNECTION);
+    let by_memory = by_memory.and_then(|number| usize::try_from(number).ok());
+    let least = descriptors
+        .unwrap_or(usize::MAX)
+        .min(by_memory.unwrap_or(usize::MAX));
+    least.clamp(1, MOST)
 }
 
 #[cfg(test)]
@@ -54,6 +93,14 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
     use super::*;
+
+    #[test]
+    fn connections_are_bounded_by_what_is_scarcest() {
+        assert_eq!(most(Some(768), Some(64 << 30)), 768);
+        assert_eq!(most(Some(1 << 19), Some(512 << 20)), 4096);
+        assert_eq!(most(None, None), MOST);
+        assert_eq!(most(Some(0), Some(0)), 1);
+    }
 
     #[test]
     fn the_limit_is_raised_to_what_the_system_grants() {

@@ -36,6 +36,8 @@ use crate::{
         deploy::{self, Deadline, Plan},
         reload, restore, rollback, shutdown,
     },
+    shadow::Shadow,
+    state::{self, Stores},
     telemetry::exposition::Exposition,
     watch::{self, WatcherHandle},
     watchdog::stall,
@@ -62,7 +64,8 @@ impl Orchestrator {
     /// Opens the apps of `config` and those that `state` remembers, none of them serving yet: see
     /// [`Orchestrator::restore`].
     ///
-    /// Blocks on the disk. Must be called within the host's runtime.
+    /// `shadow` has what the host before could not write. Blocks on the disk. Must be called within
+    /// the host's runtime.
     ///
     /// # Errors
     /// When the state directory cannot be read or written.
@@ -71,8 +74,9 @@ impl Orchestrator {
         state: &Path,
         store: Store,
         routes: Arc<Routes>,
+        shadow: Option<Shadow>,
     ) -> io::Result<Self> {
-        let room = Arc::new(Room::in_state(state));
+        let room = Arc::new(Room::in_state(state, shadow));
         room.take();
         let journal = Journal::new(state, Arc::clone(&room));
         let registry = Registry::open(config, state, room, routes)?;
@@ -211,6 +215,17 @@ impl Orchestrator {
         self.0.rollout.operations.listen(id)
     }
 
+    /// Returns what the apps keep in the host.
+    pub fn stores(&self) -> &Stores {
+        self.registry().stores()
+    }
+
+    /// Returns the state of `app`; none when nobody knows it.
+    pub fn state(&self, app: &AppName) -> Option<Arc<state::Store>> {
+        let is_known = self.registry().known(app).is_some() || self.stores().is_known(app);
+        is_known.then(|| self.stores().of(app))
+    }
+
     /// Returns whether any app serves.
     pub fn any_serves(&self) -> bool {
         self.registry().all().iter().any(|app| app.live().is_some())
@@ -231,7 +246,8 @@ impl Orchestrator {
     }
 
     /// Ends all generations: lets them finish up to `deadline`, then cancels what still runs.
-    /// Nothing can be deployed any more.
+    /// Nothing can be deployed any more. Once the process has nothing left to do,
+    /// [`Orchestrator::ended`] says so.
     pub async fn shutdown(&self, deadline: Duration) {
         let rollout = self.0.rollout.clone();
         // On a worker: the apps are told to end from here, and the ledger visits workers only.
@@ -241,6 +257,10 @@ impl Orchestrator {
             tracing::error!(%error, "the apps could not be ended in order");
         }
         self.0.background.lock().abort_all();
+    }
+
+    /// Writes down that this host has ended, and did not crash. Blocks.
+    pub fn ended(&self) {
         self.0.rollout.journal.end();
     }
 

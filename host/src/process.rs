@@ -31,6 +31,34 @@ pub fn private_bytes() -> u64 {
     (field("RssAnon:") + field("VmSwap:")) * 1024
 }
 
+/// The memory that this process may have at most, in bytes: that of the machine, or of its control
+/// group. None where the kernel does not say.
+pub(crate) fn memory_limit() -> Option<u64> {
+    let machine = fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| parse_field(&text, "MemTotal:"))
+        .map(|kibibytes| kibibytes * 1024);
+    let group = files_of_group("memory.max", "memory.limit_in_bytes")
+        .filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok());
+    machine.into_iter().chain(group).min()
+}
+
+/// Where the files of the control group of this process are that limits memory: `unified` in
+/// version 2 of the groups, `legacy` in version 1.
+pub(crate) fn files_of_group(unified: &str, legacy: &str) -> impl Iterator<Item = String> {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let files = groups.lines().filter_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?);
+        match controllers {
+            "" => Some(format!("/sys/fs/cgroup{path}/{unified}")),
+            "memory" => Some(format!("/sys/fs/cgroup/memory{path}/{legacy}")),
+            _ => None,
+        }
+    });
+    files.collect::<Vec<_>>().into_iter()
+}
+
 /// The number of threads.
 pub fn threads() -> u64 {
     field("Threads:")
@@ -54,11 +82,12 @@ pub fn cpu() -> Duration {
 
 fn field(name: &str) -> u64 {
     let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    text.lines()
-        .find_map(|line| line.strip_prefix(name))
-        .and_then(|rest| rest.split_whitespace().next())
-        .and_then(|number| number.parse().ok())
-        .unwrap_or(0)
+    parse_field(&text, name).unwrap_or(0)
+}
+
+fn parse_field(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -72,5 +101,6 @@ mod tests {
         assert!(threads() >= 1);
         assert!((3..100_000).contains(&descriptors()));
         assert!(cpu() > Duration::ZERO);
+        assert!(memory_limit() > Some(resident_bytes()));
     }
 }

@@ -6,6 +6,8 @@
 
 use std::fs;
 
+use crate::process;
+
 /// How a process ended that the kernel killed for want of memory, in place of `SIGKILL`.
 pub(crate) const OUT_OF_MEMORY: &str = "SIGKILL by the kernel, which was out of memory";
 
@@ -58,16 +60,7 @@ impl Kills {
 /// How many were killed in the control group of this process, or in the whole system where that
 /// counts none.
 fn killed() -> Option<u64> {
-    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let files = groups.lines().filter_map(|line| {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (parts.next()?, parts.next()?);
-        match controllers {
-            "" => Some(format!("/sys/fs/cgroup{path}/memory.events")),
-            "memory" => Some(format!("/sys/fs/cgroup/memory{path}/memory.oom_control")),
-            _ => None,
-        }
-    });
+    let files = process::files_of_group("memory.events", "memory.oom_control");
     let files = files.chain(["/proc/vmstat".to_owned()]);
     files
         .filter_map(|file| fs::read_to_string(file).ok())

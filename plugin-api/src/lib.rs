@@ -17,13 +17,18 @@ mod sdk;
 
 #[cfg(feature = "sdk")]
 pub use handover_plugin_macros::app;
+#[cfg(feature = "sessions")]
+pub use sdk::sessions::Sessions;
 #[cfg(feature = "sdk")]
 pub use sdk::{
     app::App,
     body::Body,
+    cache::Cache,
     connection::{Connection, Tls},
     context::{Context, Jobs},
     error::Error,
+    rate_limit::{Decision, RateLimiter},
+    state::{Change, Changes, Scan, State, StateError, Transaction, Watch, Write},
 };
 
 /// Gives the plugin that expands this a heap that leaves with it. Not for use by hand: `#[app]`

@@ -568,6 +568,17 @@ impl Host {
         }
     }
 
+    /// Asks which process serves by now, which may have ended since it came back.
+    pub async fn is_followed(&mut self) {
+        let status = self
+            .until("the host to answer", async || {
+                let answer = self.ask("GET", "/v1/status").await.ok()?;
+                serde_json::from_slice::<Status>(&answer.body).ok()
+            })
+            .await;
+        self.pid = status.host.pid;
+    }
+
     /// Waits until the process has ended, and gives its exit code.
     pub async fn ended(&mut self) -> Option<i32> {
         let deadline = Instant::now() + DEADLINE;

@@ -2,6 +2,7 @@
 //!
 //! - [`plugins`]: builds the fixture plugins and keeps them for all test binaries of a run
 //! - [`elf`]: makes other plugins of a built one by rewriting bytes of its file
+//! - [`history`]: whether transactions can have happened one after the other
 //! - [`host`]: runs a host as a process, asks it, waits on what it reports
 //! - [`mod@bench`]: what the benches share
 //! - [`client`]: HTTP clients that see cut connections and short answers for what they are
@@ -15,6 +16,7 @@
 pub mod bench;
 pub mod client;
 pub mod elf;
+pub mod history;
 pub mod host;
 pub mod load;
 pub mod metrics;

@@ -84,6 +84,21 @@ const APART: &[(&str, &[Build])] = &[
             build(&["signals"], "2.0.0", &[]),
         ],
     ),
+    (
+        "state",
+        &[
+            build(&["state"], "1.0.0", &[]),
+            build(&["state"], "2.0.0", &[]),
+        ],
+    ),
+    // No fixture, but it is an app with state as people write them.
+    (
+        "example-plugin",
+        &[
+            build(&["example-plugin"], "1.0.0", &[]),
+            build(&["example-plugin"], "2.0.0", &[]),
+        ],
+    ),
     ("interposed", &[build(&["interposed"], "1.0.0", &[])]),
 ];
 
@@ -296,6 +311,7 @@ fn fingerprint() -> String {
         "Cargo.lock",
         "plugin-api",
         "tests/plugins",
+        "example-plugin",
         "tests/src/plugins.rs",
     ] {
         hash_tree(&workspace().join(part), &mut hasher);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use handover_tests::{
     client::{Http1, Http2},
     host::{DEADLINE, Host, Setup},
-    plugins::{fixture, handover},
+    plugins::{fixture, handover, misfit},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -257,4 +257,103 @@ async fn memory_that_a_crowd_took_goes_back() {
         (host.status().await.host.rss_bytes < took / 2).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_body_that_an_app_waits_for_in_vain_has_its_deadline() {
+    let host = serving(short("body_timeout = \"500ms\"")).await;
+    let head = "POST /sink HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n";
+    let chunked = "POST /sink HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello";
+    // `:method POST`, `:scheme http`, `:path /sink`, `:authority x`, and a piece of a body without
+    // its end.
+    let fields = b"\x83\x86\x04\x05/sink\x41\x01x";
+    let headers = [&[0, 0, fields.len() as u8, 1, 4, 0, 0, 0, 1][..], fields].concat();
+    let piece = b"\0\0\x05\0\0\0\0\0\x01hello";
+    let http2 = [PREFACE, EMPTY_SETTINGS, &headers, piece].concat();
+    for (what, bytes) in [
+        ("no byte of a body", head.as_bytes()),
+        ("half a body", &[head, "half of it"].concat().into_bytes()),
+        ("half a chunk", chunked.as_bytes()),
+        ("half a body of HTTP/2", &http2),
+    ] {
+        let before = counted(&host, "ended", "body_timeout").await;
+        closed(what, client(&host, bytes).await).await;
+        let after = counted(&host, "ended", "body_timeout").await;
+        assert_eq!(after, before + 1, "{what}");
+    }
+    host.app_when("probe", "nothing to be left in flight", |app| {
+        app.generations[0].in_flight == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_body_that_goes_on_or_that_nobody_waits_for_has_no_deadline() {
+    let host = serving(short("body_timeout = \"500ms\"")).await;
+    // Slower in all than the timeout, and never so long without a byte.
+    let mut slow = Http1::connect(host.address).await.unwrap();
+    slow.send_head("POST", "/sink", &[("content-length", "20")])
+        .await
+        .unwrap();
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        slow.send(b"x").await.unwrap();
+    }
+    assert_eq!(slow.answer("POST").await.unwrap().json()["bytes"], 20);
+
+    // An answer that has begun makes a stream of the body.
+    let mut both_ways = Http1::connect(host.address).await.unwrap();
+    both_ways
+        .send_head("POST", "/tag", &[("transfer-encoding", "chunked")])
+        .await
+        .unwrap();
+    assert_eq!(both_ways.head("POST").await.unwrap().status, 200);
+    let mut trailers = Vec::new();
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        both_ways.send(b"2\r\nhi\r\n").await.unwrap();
+        let piece = both_ways.chunk(&mut trailers).await.unwrap().unwrap();
+        assert_eq!(piece, b"1.0.0 hi"[..]);
+    }
+
+    // An app that does not read is no fault of its client's.
+    let mut unread = Http1::connect(host.address).await.unwrap();
+    unread
+        .send_head("GET", "/slow?ms=1500", &[("content-length", "10")])
+        .await
+        .unwrap();
+    assert_eq!(unread.head("GET").await.unwrap().status, 200);
+    assert_eq!(counted(&host, "ended", "body_timeout").await, 0);
+}
+
+#[tokio::test]
+async fn a_plugin_that_takes_every_descriptor_does_not_lock_the_operator_out() {
+    let script = tempfile::Builder::new()
+        .prefix("limited-")
+        .tempdir()
+        .unwrap();
+    let program = script.path().join("handover");
+    let text = format!(
+        "#!/bin/sh\nulimit -n 256\nexec '{}' \"$@\"\n",
+        handover().display()
+    );
+    std::fs::write(&program, text).unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&program, executable).unwrap();
+    let config = "[app.misfit]\nroutes = [\"/\"]\n";
+    let host = Setup::new().config(config).program(program).start().await;
+    host.deploy_bytes(&misfit("hungry")).await.expect_code(0);
+    let mut http = Http1::connect(host.address).await.unwrap();
+    let opened: u64 = http.get("/open").await.unwrap().text().parse().unwrap();
+    assert!(opened > 50, "{opened}");
+    for _ in 0..2 {
+        host.cli(["status"]).await.expect_code(0);
+    }
+    let status = host.cli(["status", "--json"]).await.expect_code(0).json();
+    let most = status["host"]["connections"]["most"].as_u64().unwrap();
+    assert!((1..256).contains(&most), "{most}");
+    host.cli(["history"]).await.expect_code(0);
+    // Its descriptors come back, and so does what was given up.
+    assert_eq!(http.get("/close").await.unwrap().text(), "true");
+    host.deploy_bytes(&misfit("none")).await.expect_code(0);
 }

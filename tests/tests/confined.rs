@@ -156,21 +156,70 @@ int main(int count, char **arguments) {
 }
 ";
 
-#[tokio::test]
-async fn written_memory_becomes_no_code() {
+/// A program that was compiled from `text`, and the folder that it goes with.
+fn compiled(text: &str) -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
     let (source, program) = (
         folder.path().join("confine.c"),
         folder.path().join("confine"),
     );
-    fs::write(&source, NO_NEW_CODE).unwrap();
+    fs::write(&source, text).unwrap();
     let built = Command::new("cc")
         .arg("-o")
         .args([&program, &source])
         .status();
     assert!(built.unwrap().success());
-    let program = program.to_str().unwrap();
-    if let Some(mut host) = confined(&[program], "", program).await {
+    let program = program.to_str().unwrap().to_owned();
+    (folder, program)
+}
+
+#[tokio::test]
+async fn written_memory_becomes_no_code() {
+    let (_folder, program) = compiled(NO_NEW_CODE);
+    if let Some(mut host) = confined(&[&program], "", &program).await {
+        lives(&mut host).await;
+    }
+}
+
+/// Denies `prlimit64`, `getrlimit` and `setrlimit`, as some sandboxes do.
+const NO_LIMITS: &str = r"
+#include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define DENY(number) \
+    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM)
+
+int main(int count, char **arguments) {
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        DENY(SYS_prlimit64),
+#ifdef SYS_getrlimit
+        DENY(SYS_getrlimit),
+        DENY(SYS_setrlimit),
+#endif
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {sizeof(filter) / sizeof(*filter), filter};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0) return 77;
+    if (count == 1) return 0;
+    execv(arguments[1], arguments + 1);
+    return 1;
+}
+";
+
+#[tokio::test]
+async fn a_system_that_tells_no_limits_is_lived_with() {
+    let (_folder, program) = compiled(NO_LIMITS);
+    if let Some(mut host) = confined(&[&program], "", &program).await {
+        host.logged("what is denied to be told", |line| {
+            line.contains("the limit of open files stays what it is")
+        })
+        .await;
         lives(&mut host).await;
     }
 }

@@ -17,13 +17,14 @@ use std::{
 };
 
 use handover_tests::{
+    client::Http1,
     host::{Host, Setup},
     plugins::{fixture, handover},
 };
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-/// A host whose state is a file system of 48 MiB, on which two versions were live; the newer one
+/// A host whose state is a file system of 128 MiB, on which two versions were live; the newer one
 /// is.
 async fn on_its_own_disk() -> Option<(Host, TempDir)> {
     let may = Command::new("unshare")
@@ -39,7 +40,7 @@ async fn on_its_own_disk() -> Option<(Host, TempDir)> {
         .unwrap();
     let program = scripts.path().join("handover");
     let text = format!(
-        "#!/bin/sh\nmkdir -p state\nexec unshare -rm sh -c 'mount -t tmpfs -o size=48m,mode=700 tmpfs state && exec \"{}\" \"$@\"' sh \"$@\"\n",
+        "#!/bin/sh\nmkdir -p state\nexec unshare -rm sh -c 'mount -t tmpfs -o size=128m,mode=700 tmpfs state && exec \"{}\" \"$@\"' sh \"$@\"\n",
         handover().display()
     );
     fs::write(&program, text).unwrap();
@@ -89,7 +90,9 @@ fn remount(host: &Host, how: &str) {
 
 async fn not_durable(host: &Host) -> Option<String> {
     let status = host.ask("GET", "/v1/status").await.unwrap().json();
-    status["apps"][0]["not_durable"].as_str().map(str::to_owned)
+    let apps = status["apps"].as_array().unwrap();
+    let mut reasons = apps.iter().filter_map(|app| app["not_durable"].as_str());
+    reasons.next().map(str::to_owned)
 }
 
 async fn durable(host: &Host) {
@@ -136,6 +139,61 @@ async fn on_a_full_disk_what_was_live_is_served_and_a_rollback_goes_through() {
     host.deploy(&fixture("hello", "2.0.0")).await.expect_code(0);
 }
 
+async fn ask(host: &Host, method: &str, path: &str, body: &[u8]) -> u16 {
+    let mut http = Http1::connect(host.address).await.unwrap();
+    let answer = http.request(method, path, &[], Some(body)).await.unwrap();
+    answer.status
+}
+
+#[tokio::test]
+async fn on_a_full_disk_writes_of_state_are_refused_and_nothing_acknowledged_is_lost() {
+    let Some((mut host, _scripts)) = on_its_own_disk().await else {
+        return;
+    };
+    let deployed = host.deploy(&fixture("state", "1.0.0")).await;
+    deployed.expect_code(0);
+    // Where it answers depends on who came first.
+    let at = |path: &str| format!("/state{path}");
+    let value = vec![b'x'; 100_000];
+    assert_eq!(ask(&host, "PUT", &at("/kv/first"), &value).await, 200);
+    fill(&host);
+    // What is free inside of its file is used up first.
+    let mut kept = Vec::new();
+    for n in 0.. {
+        let key = at(&format!("/kv/k{n}"));
+        match ask(&host, "PUT", &key, &value).await {
+            200 => kept.push(key),
+            status => {
+                assert_eq!(status, 503);
+                break;
+            }
+        }
+        assert!(n < 1000, "the disk is not full");
+    }
+    // A write that nobody waits for is no lie either.
+    assert_eq!(ask(&host, "PUT", &at("/left/l"), &value).await, 503);
+    // Others do not notice, and what is there can be read.
+    assert_eq!(host.get("/").await.text(), "hello 2.0.0");
+    for key in &kept {
+        assert_eq!(ask(&host, "GET", key, b"").await, 200);
+    }
+    // There is room again: it writes on by itself, and has everything.
+    fs::remove_file(state(&host).join("filler")).unwrap();
+    host.until("the state to be writable", async || {
+        (ask(&host, "PUT", &at("/kv/later"), b"1").await == 200).then_some(())
+    })
+    .await;
+    let has_all = async |host: &Host| {
+        for key in kept.iter().chain([&at("/kv/first"), &at("/kv/later")]) {
+            assert_eq!(ask(host, "GET", key, b"").await, 200, "{key}");
+        }
+    };
+    has_all(&host).await;
+    host.signal_inner(Signal::KILL);
+    host.came_back().await;
+    has_all(&host).await;
+}
+
 #[tokio::test]
 async fn on_a_read_only_disk_what_was_live_is_served() {
     let Some((mut host, _scripts)) = on_its_own_disk().await else {
@@ -173,4 +231,43 @@ async fn a_record_that_cannot_be_read_is_tried_again_and_stays_where_it_is() {
     fs::rename(&aside, &record).unwrap();
     host.live("hello", "1.0.0").await;
     assert_eq!(host.get("/").await.text(), "hello 1.0.0");
+}
+
+#[tokio::test]
+async fn a_crash_on_a_full_disk_is_blamed_and_the_blame_is_written_when_there_is_room() {
+    let Some((mut host, _scripts)) = on_its_own_disk().await else {
+        return;
+    };
+    for version in ["1.0.0", "2.0.0"] {
+        host.deploy(&fixture("probe", version)).await.expect_code(0);
+    }
+    let _ = fs::remove_file(state(&host).join("reserve"));
+    fill(&host);
+    // More than once: each start is one on a full disk.
+    for (generation, kind) in [(2, "rolled_back"), (3, "failed")] {
+        let asked = async {
+            Http1::connect(host.address)
+                .await?
+                .get("/probe/abort")
+                .await
+        };
+        asked.await.unwrap_err();
+        host.came_back().await;
+        host.live("probe", "1.0.0").await;
+        host.live("hello", "2.0.0").await;
+        // The second time there is nothing left to go back to.
+        let whose = format!("SIGABRT in /probe/abort of probe {generation}");
+        host.event("the blame", |event| {
+            event.kind == kind && event.message.contains(&whose)
+        })
+        .await;
+        assert!(not_durable(&host).await.is_some());
+    }
+    fs::remove_file(state(&host).join("filler")).unwrap();
+    durable(&host).await;
+    host.signal_inner(Signal::KILL);
+    host.came_back().await;
+    host.live("probe", "1.0.0").await;
+    let history = host.cli(["history", "probe"]).await.expect_code(0);
+    history.expect_words(&["rolled back", "SIGABRT"]);
 }

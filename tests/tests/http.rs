@@ -475,6 +475,16 @@ async fn a_request_of_http_1_1_has_one_host() {
         ("GET /version HTTP/1.1\r\nx: 1\r\nx: 2\r\nhost: a\r\n", 200),
         ("GET /version HTTP/1.1\r\nhost:\r\n", 200),
         ("GET http://b/version HTTP/1.1\r\nhost: a\r\n", 200),
+        ("GET /version HTTP/1.1\r\nhost: [::1]:80\r\n", 200),
+        ("GET /version HTTP/1.1\r\nhost: a b\r\n", 400),
+        ("GET /version HTTP/1.1\r\nhost: a/b\r\n", 400),
+        ("GET /version HTTP/1.1\r\nx: 1\r\nhost: a@b\r\n", 400),
+        ("GET /version HTTP/1.1\r\nhost: a:b\r\n", 400),
+        (
+            "GET /version HTTP/1.1\r\nhost: b\u{fc}cher.example\r\n",
+            400,
+        ),
+        ("GET http://b/version HTTP/1.1\r\nhost: a b\r\n", 400),
     ] {
         let mut http = connect(&host).await;
         http.send(format!("{head}\r\n").as_bytes()).await.unwrap();

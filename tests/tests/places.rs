@@ -262,3 +262,94 @@ async fn a_drop_folder_may_be_an_overlay() {
     host.live("hello", "2.0.0").await;
     assert_eq!(host.active("hello").await.generation, before + 1);
 }
+
+#[tokio::test]
+async fn a_file_that_is_still_written_is_not_deployed() {
+    let host = Host::serving(&fixture("hello", "1.0.0")).await;
+    let path = host.scratch("arriving.so");
+    let bytes = hello_as("2.0.0");
+    let mut file = fs::File::create(&path).unwrap();
+    file.write_all(&bytes[..bytes.len() / 2]).unwrap();
+    let refused = host
+        .cli([
+            OsStr::new("deploy"),
+            path.as_os_str(),
+            OsStr::new("--timeout"),
+            OsStr::new("300ms"),
+        ])
+        .await
+        .expect_code(1);
+    let me = format!("(process {})", std::process::id());
+    refused.expect_words(&["nothing was deployed", &me, "open for writing"]);
+
+    let mut waiting = tokio::process::Command::new(handover())
+        .arg("deploy")
+        .arg(&path)
+        .env("HANDOVER_CONTROL", host.control())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = tokio::io::BufReader::new(waiting.stderr.take().unwrap());
+    let mut line = String::new();
+    tokio::io::AsyncBufReadExt::read_line(&mut said, &mut line)
+        .await
+        .unwrap();
+    assert!(
+        line.starts_with("waiting for ") && line.contains(&me),
+        "{line}"
+    );
+    file.write_all(&bytes[bytes.len() / 2..]).unwrap();
+    drop(file);
+    assert!(waiting.wait().await.unwrap().success());
+    assert_eq!(host.active("hello").await.version, "2.0.0");
+    // Nobody is kept from writing afterwards.
+    fs::write(&path, "other").unwrap();
+}
+
+#[tokio::test]
+async fn the_answer_to_a_name_that_is_too_long_for_one_has_a_shorter_name() {
+    let host = Host::start().await;
+    let answers = |end: &str| {
+        let mut names: Vec<_> = fs::read_dir(host.plugins())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.ends_with(end))
+            .collect();
+        names.sort();
+        names
+    };
+    let long = |end: &str| format!("{}{end}", "x".repeat(255 - end.len()));
+    host.drop_in(&long("-bad.so"), b"no plugin");
+    host.until("its answer", async || {
+        (answers(".failed").len() == 1).then_some(())
+    })
+    .await;
+    host.drop_in(&long("-good.so"), &hello_as("1.0.0"));
+    host.live("hello", "1.0.0").await;
+    host.until("its answer", async || {
+        (answers(".deployed").len() == 1).then_some(())
+    })
+    .await;
+    let name = answers(".deployed").remove(0);
+    assert!(name.starts_with("xxxx") && name.len() <= 255, "{name}");
+    // They are known again, and go with their files.
+    host.cli(["reload"]).await;
+    assert_eq!(
+        (answers(".deployed").len(), answers(".failed").len()),
+        (1, 1)
+    );
+    let refusals = host.events().await;
+    let refusals = refusals.iter().filter(|event| event.kind == "rejected");
+    assert!(refusals.count() <= 2, "once, and once for who asked");
+    fs::remove_file(host.plugins().join(long("-bad.so"))).unwrap();
+    host.until("its answer to go", async || {
+        answers(".failed").is_empty().then_some(())
+    })
+    .await;
+    assert!(
+        !host
+            .log()
+            .iter()
+            .any(|line| line.contains("cannot write the answer"))
+    );
+}

@@ -5,12 +5,18 @@
     reason = "a test has nobody to return an error to"
 )]
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use handover_tests::{
     client::Http1,
-    host::{Host, Setup},
-    plugins::{fixture, handover},
+    elf,
+    host::{Host, Output, Setup},
+    load::Load,
+    plugins::{fixture, handover, misfit},
 };
 use rustix::process::Signal;
 
@@ -163,4 +169,251 @@ async fn as_the_first_process_of_a_container_it_reaps_what_others_leave() {
     }
     host.kill().unwrap();
     host.wait().unwrap();
+}
+
+/// A client of the command line that deploys `bytes` to `app`.
+fn deploying(host: &Host, app: &str, bytes: &[u8]) -> tokio::process::Child {
+    let path = host.scratch("deployed.so");
+    fs::write(&path, bytes).unwrap();
+    tokio::process::Command::new(handover())
+        .args(["deploy", "--app", app])
+        .arg(path)
+        .env("HANDOVER_CONTROL", host.control())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+async fn output(client: tokio::process::Child) -> Output {
+    let output = client.wait_with_output().await.unwrap();
+    Output {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// The processes that `parent` has started and that live.
+fn children(parent: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{parent}/task"));
+    let lists = tasks
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default());
+    lists
+        .flat_map(|list| {
+            let pids = list.split_whitespace().map(|pid| pid.parse().unwrap());
+            pids.collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+/// Waits until a constructor runs in `pid`.
+async fn constructs(host: &Host, pid: u32) {
+    host.until("the constructor to run", async || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+        let mut names = tasks.flatten().map(|task| task.path().join("comm"));
+        names
+            .any(|name| fs::read_to_string(name).is_ok_and(|name| name.trim() == "start"))
+            .then_some(())
+    })
+    .await;
+}
+
+/// The child that checks, once it runs the constructor.
+async fn preflight_child(host: &Host) -> u32 {
+    let child = host
+        .until("the child", async || children(host.pid()).first().copied())
+        .await;
+    constructs(host, child).await;
+    child
+}
+
+/// The reasons in the history of `misfit`, by outcome.
+async fn reasons(host: &Host, outcome: &str) -> Vec<String> {
+    let history = host.cli(["history", "misfit", "--json"]).await;
+    let history = history.expect_code(0).json();
+    let entries = history["history"].as_array().unwrap().iter();
+    entries
+        .filter(|entry| entry["outcome"] == outcome)
+        .map(|entry| entry["reason"].as_str().unwrap_or_default().to_owned())
+        .collect()
+}
+
+const PATIENT: &str = "[app.misfit.check]\ndeadline = \"5m\"\n";
+
+#[tokio::test]
+async fn a_deploy_that_the_end_of_the_host_cuts_is_told_and_recorded() {
+    for (habit, during) in [
+        ("start-hang", "its preflight"),
+        ("live-hang", "its constructor"),
+    ] {
+        for by_signal in [true, false] {
+            let mut host = Setup::new().config(PATIENT).start().await;
+            host.deploy(&fixture("hello", "1.0.0")).await.expect_code(0);
+            let client = deploying(&host, "misfit", &misfit(habit));
+            let child = if during == "its preflight" {
+                Some(preflight_child(&host).await)
+            } else {
+                constructs(&host, host.pid()).await;
+                None
+            };
+            if by_signal {
+                host.signal(Signal::TERM);
+            } else {
+                host.cli(["shutdown"]).await.expect_code(0);
+            }
+            output(client).await.expect_code(1).expect_words(&[
+                "the host is shutting down",
+                "which cut",
+                during,
+            ]);
+            assert_eq!(host.ended().await, Some(0));
+            if let Some(child) = child {
+                assert!(!Path::new(&format!("/proc/{child}")).exists());
+            }
+            host.again().await;
+            host.live("hello", "1.0.0").await;
+            let cut = reasons(&host, "failed").await;
+            assert_eq!(cut.len(), 1, "{cut:?}");
+            assert!(cut[0].contains(during), "{cut:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_file_that_the_end_of_the_host_cuts_is_taken_by_the_next_start() {
+    let mut host = Setup::new().config(PATIENT).start().await;
+    host.drop_in("misfit/misfit.so", &misfit("live-late"));
+    constructs(&host, host.pid()).await;
+    host.signal(Signal::TERM);
+    assert_eq!(host.ended().await, Some(0));
+    assert!(!host.plugins().join("misfit/misfit.so.failed").exists());
+    host.again().await;
+    host.live("misfit", "1.0.0").await;
+    host.verdict("misfit/misfit.so", "deployed").await;
+}
+
+#[tokio::test]
+async fn a_supervisor_that_is_killed_leaves_no_process_and_nothing_half_done() {
+    let mut host = Setup::new().config(PATIENT).start().await;
+    host.deploy(&fixture("hello", "1.0.0")).await.expect_code(0);
+    let client = deploying(&host, "misfit", &misfit("start-hang"));
+    let child = preflight_child(&host).await;
+    let before = host.pid();
+    // It waits until the host is gone, and starts another.
+    host.crash(|_| {}).await;
+    assert!(!Path::new(&format!("/proc/{before}")).exists());
+    let deadline = std::time::Instant::now() + handover_tests::host::DEADLINE;
+    while Path::new(&format!("/proc/{child}")).exists() {
+        assert!(std::time::Instant::now() < deadline, "the child stays");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_ne!(output(client).await.code, Some(0));
+    host.live("hello", "1.0.0").await;
+    assert_eq!(host.get("/").await.text(), "hello 1.0.0");
+    let cut = reasons(&host, "failed").await;
+    assert_eq!(cut.len(), 1, "{cut:?}");
+    assert!(cut[0].contains("while it was checked"), "{cut:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_is_stopped_and_goes_on_loses_nothing() {
+    let host = Host::serving(&fixture("probe", "1.0.0")).await;
+    let pid = host.pid();
+    let load = Load::LIGHT.start(host.address);
+    load.more(50).await;
+    for _ in 0..3 {
+        host.signal_inner(Signal::STOP);
+        let stopped = format!("/proc/{pid}/stat");
+        host_is(&stopped, 'T').await;
+        tokio::time::sleep(std::time::Duration::from_millis(700)).await;
+        host.signal_inner(Signal::CONT);
+        load.more(50).await;
+    }
+    // The host does not need its supervisor to serve.
+    host.signal(Signal::STOP);
+    host_is(&format!("/proc/{}/stat", host.outer_pid()), 'T').await;
+    load.more(50).await;
+    host.deploy(&fixture("probe", "2.0.0")).await.expect_code(0);
+    host.signal(Signal::CONT);
+    load.more(50).await;
+    assert_eq!(host.active("probe").await.version, "2.0.0");
+    assert_eq!(host.pid(), pid);
+    load.stop().await.expect_unnoticed();
+}
+
+/// Waits until the kernel says that a process is in `state`.
+async fn host_is(stat: &str, state: char) {
+    let deadline = std::time::Instant::now() + handover_tests::host::DEADLINE;
+    loop {
+        let text = fs::read_to_string(stat).unwrap();
+        if text.rsplit(") ").next().unwrap().starts_with(state) {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "{text}");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_service_manager_that_does_not_listen_or_goes_away_holds_nobody_up() {
+    for alone in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        // Bound, and never read: its queue is full some day.
+        let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+        let setup = Setup::new()
+            .env("NOTIFY_SOCKET", path.to_str().unwrap())
+            .env("WATCHDOG_USEC", "20000");
+        let setup = if alone { setup.alone() } else { setup };
+        let mut host = setup.start().await;
+        host.deploy(&fixture("hello", "1.0.0")).await.expect_code(0);
+        drop(manager);
+        host.deploy(&fixture("hello", "2.0.0")).await.expect_code(0);
+        assert_eq!(host.get("/").await.text(), "hello 2.0.0");
+        host.signal(Signal::TERM);
+        assert_eq!(host.ended().await, Some(0));
+    }
+}
+
+#[tokio::test]
+async fn a_crash_in_the_end_is_told_by_the_exit_code_and_blamed_by_the_next_start() {
+    for (habit, how) in [("end-segv", "SIGSEGV"), ("end-exit", "exit with code 0")] {
+        // What it does in its end is not rehearsed.
+        let config = "[app.misfit]\nroutes = [\"/\"]\n[app.misfit.check]\nleave = \"off\"\n";
+        let mut host = Setup::new().config(config).start().await;
+        host.deploy_bytes(&misfit("none")).await.expect_code(0);
+        let mut worse = misfit(habit);
+        elf::set_version(&mut worse, "2.0.0");
+        host.deploy_bytes(&worse).await.expect_code(0);
+        host.signal(Signal::TERM);
+        assert_eq!(host.ended().await, Some(70), "{habit}");
+        host.logged("the crash to be told", |line| {
+            line.contains("the host crashed while it was ending") && line.contains(how)
+        })
+        .await;
+        host.again().await;
+        host.live("misfit", "1.0.0").await;
+        host.event("the rollback", |event| {
+            event.kind == "rolled_back" && event.message.contains(how)
+        })
+        .await;
+        // Once: the next end is a good one.
+        host.signal(Signal::TERM);
+        assert_eq!(host.ended().await, Some(0));
+        host.again().await;
+        host.live("misfit", "1.0.0").await;
+        assert!(
+            !host
+                .events()
+                .await
+                .iter()
+                .any(|event| event.kind == "crash")
+        );
+    }
 }

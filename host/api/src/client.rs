@@ -17,8 +17,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
 use crate::{
-    AppName, ChannelBody, Event, History, Problem, Progress, SIGNATURE, ShuttingDown, Status, Wait,
-    query, socket,
+    AppName, ChannelBody, Event, History, Problem, Progress, SIGNATURE, ShuttingDown, StateDone,
+    StateKeyLine, StateStats, Status, Wait, query, socket,
 };
 
 /// How much of an artifact travels at once.
@@ -117,8 +117,8 @@ impl Client {
             .await
     }
 
-    /// `POST /v1/deploy` with the bytes of `file`, which stream, and the text of their [`SIGNATURE`]
-    /// header. The lines come when the host has them all.
+    /// `POST /v1/deploy` with the bytes of `file`, which stream, and the text of their
+    /// [`SIGNATURE`] header. The lines come when the host has them all.
     pub async fn deploy(
         &self,
         file: &Path,
@@ -227,6 +227,104 @@ impl Client {
                 .await?,
         )
         .await
+    }
+
+    /// `GET /v1/state/APP/keys`
+    pub async fn state_keys(
+        &self,
+        app: &AppName,
+        ask: &query::State<'_>,
+    ) -> Result<Lines<StateKeyLine>, ClientError> {
+        self.lines(Method::GET, &ask.on(app, "keys")).await
+    }
+
+    /// `GET /v1/state/APP/value`: the bytes.
+    pub async fn state_value(
+        &self,
+        app: &AppName,
+        ask: &query::State<'_>,
+    ) -> Result<Bytes, ClientError> {
+        let response = self
+            .call(
+                Method::GET,
+                &ask.on(app, "value"),
+                Either::Left(Empty::new()),
+                None,
+            )
+            .await?;
+        let whole = response.into_body().collect().await;
+        Ok(whole.map_err(ClientError::Broken)?.to_bytes())
+    }
+
+    /// `GET /v1/state/APP/stats`
+    pub async fn state_stats(&self, app: &AppName) -> Result<StateStats, ClientError> {
+        self.get(&query::State::default().on(app, "stats")).await
+    }
+
+    /// `PUT` or `DELETE /v1/state/APP/value`, or `POST` of what is named, with the bytes of `from`,
+    /// which stream.
+    pub async fn state_change(
+        &self,
+        method: Method,
+        app: &AppName,
+        what: &str,
+        ask: &query::State<'_>,
+        from: Option<Box<dyn Read + Send>>,
+    ) -> Result<StateDone, ClientError> {
+        let body = match from {
+            None => Either::Left(Empty::new()),
+            Some(mut from) => {
+                let (tx, rx) = mpsc::channel(4);
+                tokio::task::spawn_blocking(move || {
+                    loop {
+                        let mut piece = vec![0; PIECE];
+                        let next = match from.read(&mut piece) {
+                            Ok(0) => return,
+                            Ok(length) => {
+                                piece.truncate(length);
+                                Ok(Bytes::from(piece))
+                            }
+                            Err(error) => Err(error),
+                        };
+                        if tx.blocking_send(next).is_err() {
+                            return;
+                        }
+                    }
+                });
+                Either::Right(ChannelBody(rx))
+            }
+        };
+        parse(self.call(method, &ask.on(app, what), body, None).await?).await
+    }
+
+    /// `GET /v1/state/APP/export` or `backup`: the lines as they are, to `take`, which may say that
+    /// it has enough.
+    pub async fn state_dump(
+        &self,
+        app: &AppName,
+        what: &str,
+        ask: &query::State<'_>,
+        mut take: impl FnMut(&[u8]) -> io::Result<bool>,
+    ) -> Result<io::Result<()>, ClientError> {
+        let response = self
+            .call(
+                Method::GET,
+                &ask.on(app, what),
+                Either::Left(Empty::new()),
+                None,
+            )
+            .await?;
+        let mut body = response.into_body();
+        while let Some(frame) = body.frame().await {
+            if let Ok(bytes) = frame.map_err(ClientError::Broken)?.into_data() {
+                match take(&bytes) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => return Ok(Err(error)),
+                }
+            }
+        }
+        Ok(Ok(()))
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {

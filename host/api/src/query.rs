@@ -23,6 +23,40 @@ pub const METRICS: &str = "/metrics";
 /// What the path of `GET /v1/operations/ID` begins with.
 pub const OPERATIONS: &str = "/v1/operations/";
 
+/// What the paths of calls for the state of an app begin with: the app follows, and what is asked
+/// for.
+pub const STATE: &str = "/v1/state/";
+
+/// The queries of calls for the state of an app; each takes some of it.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct State<'a> {
+    /// The namespace; none is `default`, or all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<&'a str>,
+    /// The key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<&'a str>,
+    /// What keys begin with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<&'a str>,
+    /// The key to go on behind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<&'a str>,
+    /// How many keys at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// How long it stays, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl_ms: Option<u64>,
+}
+
+impl State<'_> {
+    /// Returns the path of the call `what` for `app`, with this query.
+    pub fn on(&self, app: &AppName, what: &str) -> String {
+        uri(&format!("{STATE}{app}/{what}"), self)
+    }
+}
+
 /// A call without a query.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

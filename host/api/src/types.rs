@@ -194,11 +194,14 @@ pub struct HostStatus {
 pub struct ConnectionsStatus {
     /// Those that are open, upgraded ones not included.
     pub open: u64,
+    /// How many there may be at a time, by `server.max_connections` or by what the machine has.
+    #[serde(default)]
+    pub most: u64,
     /// All that were accepted.
     pub accepted: u64,
     /// Those that the host ended because their clients did nothing: `first_byte_timeout`,
-    /// `head_timeout`, `idle_timeout`, `write_timeout`, `for_another` (idle, and another one needed
-    /// its place).
+    /// `head_timeout`, `body_timeout`, `idle_timeout`, `write_timeout`, `for_another` (idle, and
+    /// another one needed its place).
     pub ended: BTreeMap<String, u64>,
     /// Those that the host closed as soon as they came: `max_connections`,
     /// `max_connections_per_address`, `descriptors`.
@@ -453,6 +456,79 @@ pub struct Problem {
     pub error: String,
     /// The exit code a command line should end with.
     pub exit_code: u8,
+}
+
+/// What `handover state stats` shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateStats {
+    /// The app.
+    pub app: String,
+    /// The engine.
+    pub engine: String,
+    /// Keys on the disk, those that have expired and are not removed yet included.
+    pub keys: u64,
+    /// Their bytes and those of their values, with 32 for each.
+    pub bytes: u64,
+    /// How many of those are allowed.
+    pub max_bytes: u64,
+    /// The size of the file.
+    pub file_bytes: u64,
+    /// The version of the last commit.
+    pub version: u64,
+    /// The namespaces, those in memory behind the others.
+    pub namespaces: Vec<String>,
+    /// Keys in memory.
+    pub memory_keys: u64,
+    /// Their bytes.
+    pub memory_bytes: u64,
+}
+
+/// A line of `GET /v1/state/APP/keys`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateKey {
+    /// The key, if it is text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The key, if it is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_base64: Option<String>,
+    /// Bytes of its value.
+    pub size: u64,
+    /// The version of the commit that wrote it.
+    pub version: u64,
+    /// When it expires, in milliseconds since 1970; never without this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at_ms: Option<u64>,
+}
+
+/// A line of `GET /v1/state/APP/keys` as a client reads it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum StateKeyLine {
+    /// A key.
+    Key(StateKey),
+    /// The end, before there was one.
+    Problem(StateProblem),
+}
+
+/// The last line of a stream of the state that could not go on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateProblem {
+    /// Why.
+    pub error: String,
+}
+
+/// What became of a call that changes or checks the state of an app.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateDone {
+    /// The entries that were written, or checked.
+    pub entries: u64,
+    /// The version of the commit, where it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+    /// The digest of a backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The words of the JSON that programs compare: states, causes, kinds of events.
 //!
-//! Each list may grow. A client of an older version reads a word that it does not know as `Unknown`.
+//! Each list may grow. A client of an older version reads a word that it does not know as
+//! `Unknown`.
 
 use std::fmt;
 

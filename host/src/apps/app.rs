@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::{
-    apps::counters::Counters,
+    apps::{counters::Counters, serving::Serving},
     artifact::{Artifact, Sha256},
     config,
     dispatch::Limits,
@@ -51,7 +51,7 @@ const SHORT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 #[derive(Debug, Default)]
 pub(crate) struct Running {
     /// What answers new requests.
-    pub(crate) live: Option<Live>,
+    pub(crate) serving: Serving,
     /// What was replaced and is not unloaded, oldest first.
     pub(crate) old: Vec<Old>,
     /// What did not start and could not be unmapped, oldest first.
@@ -123,7 +123,7 @@ impl Running {
     /// Puts `next` in the place of what is live, which is listed among the old ones from this
     /// moment on: nobody who looks misses it.
     pub(crate) fn replace(&mut self, next: Option<Live>) -> Option<Replaced> {
-        let live = std::mem::replace(&mut self.live, next)?;
+        let live = self.serving.replace(next)?;
         let end = Arc::new(Notify::new());
         self.old.push(Old {
             generation: Arc::clone(live.active.generation()),
@@ -144,8 +144,8 @@ impl Running {
             .iter()
             .map(|old| (Arc::clone(&old.generation), old.held.clone()));
         let live = self
-            .live
-            .iter()
+            .serving
+            .members()
             .map(|live| (Arc::clone(live.active.generation()), None));
         old.chain(live).collect()
     }
@@ -184,7 +184,9 @@ impl App {
     /// Whether there is more of it than the memory of deploys that failed.
     pub(crate) fn has_anything(&self) -> bool {
         let runs = self.running(|running| {
-            running.live.is_some() || !running.old.is_empty() || !running.failed_starts.is_empty()
+            !running.serving.is_empty()
+                || !running.old.is_empty()
+                || !running.failed_starts.is_empty()
         });
         runs || self.queue.under_way(false).is_some()
             || self
@@ -195,10 +197,8 @@ impl App {
     /// Who is live.
     pub(crate) fn live(&self) -> Option<Spec> {
         self.running(|running| {
-            running
-                .live
-                .as_ref()
-                .map(|live| live.active.generation().spec().clone())
+            let generation = running.serving.generation();
+            generation.map(|generation| generation.spec().clone())
         })
     }
 

@@ -1,7 +1,5 @@
 //! The instant new requests go to the new generation, and where apps answer.
 
-use std::sync::Arc;
-
 use handover_api::AppName;
 use parking_lot::MutexGuard;
 
@@ -11,19 +9,32 @@ use crate::{
         registry::Registry,
     },
     config::RoutePrefix,
-    dispatch::Route,
-    generation::Generation,
+    dispatch::{Route, Targets},
     records::app_record::{Assigned, Record},
 };
 
+/// How new requests come to the new generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum CutoverStrategy {
+    /// At once: the old one drains beside it.
+    #[default]
+    Overlap,
+}
+
 impl Registry {
-    /// `overlap`: makes `live` what answers new requests of `app`, at once, and gives what did
-    /// before.
+    /// Makes `live` what answers new requests of `app`. Returns what did before.
     ///
-    /// The one that is given back still takes requests until it is drained, so those that chose it
+    /// The one that is returned still takes requests until it is drained, so those that chose it
     /// before the routes changed are answered.
-    pub(crate) fn cut_over(&self, app: &App, live: Live) -> Option<Replaced> {
-        let replaced = app.running(|running| running.replace(Some(live)));
+    pub(crate) fn cut_over(
+        &self,
+        app: &App,
+        live: Live,
+        strategy: CutoverStrategy,
+    ) -> Option<Replaced> {
+        let replaced = match strategy {
+            CutoverStrategy::Overlap => app.running(|running| running.replace(Some(live))),
+        };
         let publishing = self.publishing().lock();
         if app.settings.routes.is_empty() && app.saved.read(|record| record.assigned.is_none()) {
             let at = self.assign(app);
@@ -42,13 +53,8 @@ impl Registry {
     fn publish_locked(&self, _lock: &MutexGuard<'_, ()>) {
         let mut routes = Vec::new();
         for app in self.all() {
-            let active = app.running(|running| {
-                running
-                    .live
-                    .as_ref()
-                    .map(|live| Arc::clone(live.active.generation()))
-            });
-            routes.extend(routes_of(&app, active));
+            let targets = app.running(|running| running.serving.targets());
+            routes.extend(routes_of(&app, targets));
         }
         self.routes().publish(routes);
     }
@@ -91,17 +97,17 @@ pub(crate) fn prefixes(app: &App) -> Vec<(RoutePrefix, bool)> {
     }
 }
 
-fn routes_of(app: &App, active: Option<Arc<Generation>>) -> impl Iterator<Item = Route> {
+fn routes_of(app: &App, targets: Targets) -> impl Iterator<Item = Route> {
     let chosen = |record: &Record| record.head.as_ref().map(|head| head.version.clone());
-    let down = match active {
-        Some(_) => None,
-        None => app.saved.read(chosen),
+    let down = match targets {
+        Targets::One(_) => None,
+        Targets::None => app.saved.read(chosen),
     };
     prefixes(app).into_iter().map(move |(prefix, strip)| Route {
         prefix,
         strip,
         app: app.name.clone(),
-        active: active.clone(),
+        targets: targets.clone(),
         down: down.clone(),
         limits: app.limits.clone(),
     })

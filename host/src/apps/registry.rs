@@ -20,6 +20,7 @@ use crate::{
         events::Events,
         room::Room,
     },
+    state::Stores,
 };
 
 /// The apps. Cheap to clone.
@@ -38,12 +39,13 @@ struct Inner {
     /// Held while the routes of all apps are gathered and published, so that no cutover is undone
     /// by another one.
     publishing: Mutex<()>,
+    stores: Stores,
 }
 
 impl Registry {
     /// Opens the apps of `config` and those that `state` remembers, none of them serving yet.
     ///
-    /// Blocks on the disk.
+    /// Blocks on the disk. Must be called within the host's runtime.
     ///
     /// # Errors
     /// When the state directory cannot be read or written.
@@ -63,6 +65,10 @@ impl Registry {
             routes,
             apps: Mutex::default(),
             publishing: Mutex::default(),
+            stores: Stores::new(state.join("state"), {
+                let config = config.clone();
+                move |app| config.app(app).state
+            }),
             config,
         }));
         for name in registry.0.config.apps.keys().cloned().chain(remembered) {
@@ -75,6 +81,11 @@ impl Registry {
     /// Returns the configuration of the host.
     pub(crate) fn config(&self) -> &Config {
         &self.0.config
+    }
+
+    /// Returns what the apps keep in the host.
+    pub(crate) fn stores(&self) -> &Stores {
+        &self.0.stores
     }
 
     /// Returns the log of events.

@@ -165,6 +165,19 @@ Examples:
   handover events
   handover events -f --json")]
     Events(Events),
+    /// Read and change what an app keeps in the host, back it up and restore it
+    #[command(after_help = "\
+A namespace is `default` unless named; `memory:NAME` is one that is kept in memory only.
+Apps keep JSON: `put shop title '\"Corner shop\"'`.
+
+Examples:
+  handover state ls shop user/
+  handover state get shop user/7
+  handover state put shop greeting '\"hello\"' --ttl 1h
+  handover state export shop > shop.jsonl
+  handover state backup shop shop.backup && handover state verify shop shop.backup
+  handover state restore shop shop.backup")]
+    State(State),
     /// End the host once what is in flight is done
     #[command(after_help = "\
 Examples:
@@ -202,6 +215,9 @@ pub(super) struct Run {
         conflicts_with = "no_supervisor"
     )]
     pub(super) supervised: Option<u32>,
+    /// The number of the file of that supervisor which keeps what the disk has no room for.
+    #[arg(long, hide = true, requires = "supervised")]
+    pub(super) shadow: Option<i32>,
     /// How the host before this one crashed.
     #[arg(long, value_name = "HOW", hide = true)]
     pub(super) crashed: Option<String>,
@@ -364,6 +380,132 @@ pub(super) struct Shutdown {
     pub(super) now: bool,
 }
 
+/// `handover state`
+#[derive(Debug, clap::Args)]
+pub(super) struct State {
+    #[command(subcommand)]
+    pub(super) command: StateCommand,
+}
+
+/// What to do with the state of an app.
+#[derive(Debug, Subcommand)]
+pub(super) enum StateCommand {
+    /// List keys, one a line
+    Ls {
+        /// The app
+        #[arg(value_name = "APP")]
+        app: AppName,
+        /// What the keys begin with [default: all]
+        #[arg(value_name = "PREFIX")]
+        prefix: Option<String>,
+        /// The namespace [default: default]
+        #[arg(long, value_name = "NS")]
+        namespace: Option<String>,
+        /// The key to go on behind
+        #[arg(long, value_name = "KEY")]
+        after: Option<String>,
+        /// How many at most
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
+    },
+    /// Print the value of a key, and nothing else
+    Get {
+        /// The app
+        #[arg(value_name = "APP")]
+        app: AppName,
+        /// The key
+        #[arg(value_name = "KEY")]
+        key: String,
+        /// The namespace [default: default]
+        #[arg(long, value_name = "NS")]
+        namespace: Option<String>,
+    },
+    /// Put a value, and print it when it is on the disk
+    Put {
+        /// The app
+        #[arg(value_name = "APP")]
+        app: AppName,
+        /// The key
+        #[arg(value_name = "KEY")]
+        key: String,
+        /// The value; `-` reads it from standard input
+        #[arg(value_name = "VALUE", allow_hyphen_values = true)]
+        value: String,
+        /// The namespace [default: default]
+        #[arg(long, value_name = "NS")]
+        namespace: Option<String>,
+        /// How long it stays, e.g. 60s [default: for ever]
+        #[arg(long, value_name = "TIME", value_parser = crate::config::duration)]
+        ttl: Option<Duration>,
+    },
+    /// Remove a key
+    Rm {
+        /// The app
+        #[arg(value_name = "APP")]
+        app: AppName,
+        /// The key
+        #[arg(value_name = "KEY")]
+        key: String,
+        /// The namespace [default: default]
+        #[arg(long, value_name = "NS")]
+        namespace: Option<String>,
+    },
+    /// Write all entries as JSON lines, as they are at one time, while the app serves
+    Export {
+        /// The app
+        #[arg(value_name = "APP")]
+        app: AppName,
+        /// The namespace [default: all that are on the disk]
+        #[arg(long, value_name = "NS")]
+        namespace: Option<String>,
+        /// The key of the namespace to go on behind, after an export that was cut
+        #[arg(long, value_name = "KEY", requires = "namespace")]
+        after: Option<String>,
+    },
+    /// Put the entries of an export; keys that are not in it stay
+    Import {
+        /// The app
+        #[arg(value_name = "APP")]
+        app: AppName,
+        /// The file; `-` is standard input
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Write all that is on the disk to a file, as it is at one time, while the app serves
+    Backup {
+        /// The app
+        #[arg(value_name = "APP")]
+        app: AppName,
+        /// The file, which is replaced when the backup is whole
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Replace all that is on the disk by a backup, at once
+    Restore {
+        /// The app
+        #[arg(value_name = "APP")]
+        app: AppName,
+        /// The file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Restore a backup into a store beside the app's, compare all of it, and throw it away
+    Verify {
+        /// The app
+        #[arg(value_name = "APP")]
+        app: AppName,
+        /// The file [default: a backup that is made now]
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Show how much an app keeps, and what of it is allowed
+    Stats {
+        /// The app
+        #[arg(value_name = "APP")]
+        app: AppName,
+    },
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -400,6 +542,16 @@ mod tests {
             "handover history shop",
             "handover events -f",
             "handover inspect a.so --no-color",
+            "handover state ls shop user/ --namespace carts --after user/7 --limit 10",
+            "handover state get shop a --namespace memory:cache",
+            "handover state put shop a -5 --ttl 60s --json",
+            "handover state rm shop a",
+            "handover state export shop --namespace carts --after a",
+            "handover state import shop -",
+            "handover state backup shop f",
+            "handover state restore shop f",
+            "handover state verify shop",
+            "handover state stats shop",
             "handover shutdown --now",
             "handover --control s status",
         ] {

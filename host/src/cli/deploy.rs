@@ -1,6 +1,10 @@
 //! `deploy`, `reload`, `rollback`: what changes what is live.
 
-use std::path::Path;
+use std::{
+    io::{self, Write},
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use handover_api::{Client, Wait};
 
@@ -9,19 +13,40 @@ use super::{
     exit::Failure,
     operation::{How, show},
 };
-use crate::artifact::Signature;
+use crate::{
+    artifact::Signature,
+    shown,
+    writers::{self, WriteLease, Writers, writers},
+};
+
+/// How long a file that somebody still writes is waited for, unless `--timeout` says less.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often it is looked at meanwhile.
+const GLANCE: Duration = Duration::from_millis(50);
 
 /// `handover deploy`
 pub(super) async fn deploy(global: &Global, args: Deploy) -> Result<(), Failure> {
     let signature = signature(&args.file, args.signature.as_deref())?;
     let client = Client::new(&global.control());
-    let call = client.deploy(
-        &args.file,
-        args.app.as_ref(),
-        args.timeout,
-        signature.as_ref().map(Signature::to_header),
-        Wait::from_query(args.queue, args.detach),
-    );
+    let limit = args
+        .timeout
+        .map_or(WRITTEN_WITHIN, |timeout| timeout.min(WRITTEN_WITHIN));
+    let whole = whole(&args.file, limit).await?;
+    let call = async {
+        let lines = client
+            .deploy(
+                &args.file,
+                args.app.as_ref(),
+                args.timeout,
+                signature.as_ref().map(Signature::to_header),
+                Wait::from_query(args.queue, args.detach),
+            )
+            .await;
+        // The host has all of it.
+        drop(whole);
+        lines
+    };
     show(
         global,
         How {
@@ -31,6 +56,43 @@ pub(super) async fn deploy(global: &Global, args: Deploy) -> Result<(), Failure>
         call,
     )
     .await
+}
+
+/// Waits, at most for `limit`, until nobody has `file` open for writing. Returns what keeps it as
+/// it is where the system has that.
+///
+/// # Errors
+/// When somebody has it open still: half of a plugin may look like a whole one.
+async fn whole(file: &Path, limit: Duration) -> Result<Option<WriteLease>, Failure> {
+    let by = Instant::now() + limit;
+    let mut is_told = false;
+    loop {
+        match writers(file) {
+            Ok(Writers::Nobody(lease)) => return Ok(Some(lease)),
+            // What cannot be opened is told by the one who reads it.
+            Ok(Writers::Unknown) | Err(_) => return Ok(None),
+            Ok(Writers::Somebody) => {}
+        }
+        let who = || writers::name_of_one(file).unwrap_or_else(|| "somebody".to_owned());
+        if Instant::now() >= by {
+            return Err(Failure::new(format!(
+                "nothing was deployed: {} has {} open for writing, so it may not be whole; deploy it when it is closed",
+                who(),
+                shown::path(file)
+            )));
+        }
+        if !is_told {
+            is_told = true;
+            // Beside what is told of the deploy. Where it cannot be written it is done without.
+            let _ = writeln!(
+                io::stderr(),
+                "waiting for {}, which has {} open for writing",
+                who(),
+                shown::path(file)
+            );
+        }
+        tokio::time::sleep(GLANCE).await;
+    }
 }
 
 /// The signature in the file that is named, or in the one beside the artifact if there is one.

@@ -20,6 +20,7 @@ mod operation;
 mod output;
 mod run;
 mod shutdown;
+mod state;
 mod status;
 
 use std::process::ExitCode;
@@ -51,6 +52,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => client(status::status(&global, args)),
         Command::History(args) => client(history::history(&global, args)),
         Command::Events(args) => client(events::events(&global, args)),
+        Command::State(args) => client(state::state(&global, args.command)),
         Command::Shutdown(args) => client(shutdown::shutdown(&global, args)),
         Command::PreflightChild => return crate::preflight::child::main(),
     };

@@ -1,6 +1,6 @@
 //! `run`: this process becomes the host, or the parent that supervises it.
 
-use std::{io, time::Duration};
+use std::{io, os::fd::RawFd, time::Duration};
 
 use super::{
     args::{Global, Run},
@@ -16,6 +16,7 @@ use crate::{
     notify::Notifier,
     origin, ownership, process,
     records::journal::Crashed,
+    shadow::Shadow,
     signals, supervisor, telemetry,
 };
 
@@ -36,7 +37,7 @@ pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
         }
         None => Config::without_file(),
     };
-    let (alone, supervised) = (args.no_supervisor, args.supervised);
+    let (alone, supervised, shadow) = (args.no_supervisor, args.supervised, args.shadow);
     let sockets = args.sockets.clone();
     let crashed = args.crashed.clone().map(|how| Crashed {
         how,
@@ -60,7 +61,13 @@ pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
     };
     telemetry::init(&config.log, output::colour(&io::stderr(), global), role)
         .map_err(|error| Failure::new(error.to_string()))?;
-    let ended = serve(config, listeners, supervised, supervises, crashed);
+    let ended = serve(
+        config,
+        listeners,
+        supervised.zip(Some(shadow)),
+        supervises,
+        crashed,
+    );
     telemetry::flush(LAST_MOMENT);
     ended
 }
@@ -69,12 +76,12 @@ pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
 fn serve(
     config: Config,
     listeners: Listeners,
-    supervised: Option<u32>,
+    supervised: Option<(u32, Option<RawFd>)>,
     supervises: bool,
     crashed: Option<Crashed>,
 ) -> Result<(), Failure> {
     let notifier = match supervised {
-        Some(supervisor) => supervisor::attach(supervisor),
+        Some((supervisor, _)) => supervisor::attach(supervisor),
         // Whoever passes sockets holds them while there is no host, and starts it again.
         None if !supervises => Ok(Notifier::from_env()),
         None => {
@@ -86,10 +93,17 @@ fn serve(
         }
     }
     .map_err(|error| Failure::new(format!("nobody can be told how the host is: {error}")))?;
+    let shadow = supervised.and_then(|(supervisor, number)| {
+        let opened = Shadow::of(supervisor, number?);
+        opened
+            .inspect_err(|error| tracing::warn!(%error, "what a full disk has no room for ends with this process"))
+            .ok()
+    });
     let handoff = StartupHandoff {
         listeners,
         notifier,
         is_supervised: supervised.is_some(),
+        shadow,
         crashed,
     };
     // The supervisor starts this file by a name of the kernel's, and people look for the one that
@@ -103,6 +117,7 @@ fn serve(
         Failure::new(format!("the host has no runtime: {error}"))
     })?;
     let server = config.server.clone();
+    let notifier = handoff.notifier.clone();
     let ended = runtime.block_on(async {
         let told = handoff.notifier.clone();
         let daemon = Daemon::start(config, handoff).await.map_err(|error| {
@@ -117,13 +132,18 @@ fn serve(
             control = %server.control.display(),
             "put plugin files into the drop folder, or `handover deploy` them"
         );
-        daemon.wait().await;
-        Ok(())
+        Ok(daemon.wait().await)
     });
     // A worker that is stuck in a plugin's code would keep the process for ever.
     runtime.shutdown_timeout(LAST_MOMENT);
     telemetry::flush(LAST_MOMENT);
-    ended.map(|()| loader::end_process())
+    ended.map(|over| {
+        over.done();
+        if supervised.is_some() {
+            notifier.ended();
+        }
+        loader::end_process()
+    })
 }
 
 /// Flags overrule the file, and their paths are relative to the working directory. A state
@@ -169,6 +189,7 @@ mod tests {
             state: None,
             no_supervisor: false,
             supervised: None,
+            shadow: None,
             crashed: None,
             crashed_pid: None,
             last_words: None,

@@ -21,7 +21,7 @@ use super::{
     Protocols, RoutePrefix, Server, SmokeRequest, SocketOptions, Timeouts, TlsVersion, Trust,
     TrustedProxies, TrustedProxy, Watch, WhenFull, Who,
 };
-use crate::artifact::Key;
+use crate::{artifact::Key, state};
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
@@ -52,6 +52,7 @@ struct ServerTable {
     leak_budget: LeakBudgetTable,
     first_byte_timeout: Option<Patience>,
     head_timeout: Option<Patience>,
+    body_timeout: Option<Patience>,
     idle_timeout: Option<Patience>,
     write_timeout: Option<Patience>,
     http2_ping: Option<Patience>,
@@ -178,7 +179,15 @@ struct AppTable {
     env: Vec<EnvName>,
     keep_artifacts: Option<Count<0, MANY>>,
     config: toml::Table,
+    state: StateTable,
     check: CheckTable,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct StateTable {
+    max_size: Option<Size>,
+    answers_wait: Option<bool>,
 }
 
 #[derive(Deserialize, Default)]
@@ -718,6 +727,7 @@ fn server(table: ServerTable, folder: &Path) -> Server {
         timeouts: Timeouts {
             first_byte: patience(table.first_byte_timeout, default.timeouts.first_byte),
             head: patience(table.head_timeout, default.timeouts.head),
+            body: patience(table.body_timeout, default.timeouts.body),
             idle: patience(table.idle_timeout, default.timeouts.idle),
             write: patience(table.write_timeout, default.timeouts.write),
             http2_ping: patience(table.http2_ping, default.timeouts.http2_ping),
@@ -799,6 +809,16 @@ fn app(table: AppTable, routes: Vec<RoutePrefix>, config: serde_json::Value) -> 
             .and_then(Count::nonzero)
             .unwrap_or(default.runtime_threads),
         env: table.env.into_iter().map(|name| name.0).collect(),
+        state: state::Settings {
+            max_size: table
+                .state
+                .max_size
+                .map_or(default.state.max_size, |size| size.0),
+            answers_wait: table
+                .state
+                .answers_wait
+                .unwrap_or(default.state.answers_wait),
+        },
         keep_artifacts: table
             .keep_artifacts
             .map_or(default.keep_artifacts, Count::get),
@@ -965,6 +985,7 @@ mod tests {
             leak_budget = { bytes = "512KiB", retained = 0 }
             first_byte_timeout = "5s"
             head_timeout = "10s"
+            body_timeout = "15s"
             idle_timeout = "none"
             write_timeout = "1m"
             http2_ping = "20s"
@@ -1037,6 +1058,7 @@ mod tests {
             Timeouts {
                 first_byte: Some(Duration::from_secs(5)),
                 head: Some(Duration::from_secs(10)),
+                body: Some(Duration::from_secs(15)),
                 idle: None,
                 write: Some(Duration::from_secs(60)),
                 http2_ping: Some(Duration::from_secs(20)),

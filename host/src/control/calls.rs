@@ -10,8 +10,8 @@ use std::{
 
 use bytes::Bytes;
 use handover_api::{
-    ChannelBody, Event, EventKind, History, OperationResult, Outcome, Problem, Progress, SIGNATURE,
-    ShuttingDown, Wait, query,
+    AppName, ChannelBody, Event, EventKind, History, OperationResult, Outcome, Problem, Progress,
+    SIGNATURE, ShuttingDown, Wait, query,
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Either, Full};
@@ -22,7 +22,8 @@ use tokio::sync::{broadcast, mpsc};
 use super::{
     access::Role,
     server::{Backend, Upload},
-    shutdown::Shutdown,
+    shutdown::{Shutdown, ShutdownHandle},
+    state,
 };
 use crate::{
     artifact::{Signature, StoreError},
@@ -47,7 +48,7 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    fn new(status: StatusCode, exit_code: u8, error: impl fmt::Display) -> Self {
+    pub(super) fn new(status: StatusCode, exit_code: u8, error: impl fmt::Display) -> Self {
         Self {
             status,
             allow: None,
@@ -72,7 +73,7 @@ impl Refusal {
     }
 }
 
-fn read_query<Q: DeserializeOwned>(request: &Request<Incoming>) -> Result<Q, Refusal> {
+pub(super) fn read_query<Q: DeserializeOwned>(request: &Request<Incoming>) -> Result<Q, Refusal> {
     let text = request.uri().query().unwrap_or_default();
     serde_urlencoded::from_str(text).map_err(|error| {
         Refusal::new(
@@ -112,7 +113,15 @@ pub(super) struct Call<B> {
     pub(super) path: &'static str,
     /// Who may make it.
     pub(super) role: Role,
-    handler: fn(Request<Incoming>, B, Arc<OnceLock<Shutdown>>) -> Handling,
+    handler: fn(Request<Incoming>, B, Arc<Asked>) -> Handling,
+}
+
+/// What a connection asks of the host as a whole.
+pub(super) struct Asked {
+    /// To be asked for when the connection has ended.
+    pub(super) shutdown: OnceLock<Shutdown>,
+    /// How the host ends.
+    pub(super) handle: ShutdownHandle,
 }
 
 impl<B: Backend> Call<B> {
@@ -131,10 +140,11 @@ impl<B: Backend> Call<B> {
                 Ok(json(&History { history }))
             })
         }),
-        Self::get(query::EVENTS, |request, backend, _| {
+        Self::get(query::EVENTS, |request, backend, asked| {
             Box::pin(async move {
                 let query::Events { follow } = read_query(&request)?;
-                Ok(events(backend.events(), follow))
+                let following = follow.then(|| asked.handle.clone());
+                Ok(events(backend.events(), following))
             })
         }),
         Self::post(query::DEPLOY, |request, backend, _| {
@@ -174,7 +184,9 @@ impl<B: Backend> Call<B> {
                 let query::Shutdown { now } = read_query(&request)?;
                 // Takes effect when this connection has ended, which the header makes happen right
                 // after the answer.
-                let _ = asked.set(if now { Shutdown::Now } else { Shutdown::Drain });
+                let _ = asked
+                    .shutdown
+                    .set(if now { Shutdown::Now } else { Shutdown::Drain });
                 let pid = std::process::id();
                 let mut response = json(&ShuttingDown { pid });
                 response
@@ -210,7 +222,7 @@ impl<B: Backend> Call<B> {
     /// A call that changes nothing, so that observers may make it.
     const fn get(
         path: &'static str,
-        handler: fn(Request<Incoming>, B, Arc<OnceLock<Shutdown>>) -> Handling,
+        handler: fn(Request<Incoming>, B, Arc<Asked>) -> Handling,
     ) -> Self {
         Self {
             method: Method::GET,
@@ -223,7 +235,7 @@ impl<B: Backend> Call<B> {
     /// A call that changes something.
     const fn post(
         path: &'static str,
-        handler: fn(Request<Incoming>, B, Arc<OnceLock<Shutdown>>) -> Handling,
+        handler: fn(Request<Incoming>, B, Arc<Asked>) -> Handling,
     ) -> Self {
         Self {
             method: Method::POST,
@@ -257,8 +269,9 @@ impl<B: Backend> Call<B> {
                 StatusCode::NOT_FOUND,
                 1,
                 format_args!(
-                    "there is no call {path}: this host knows {}",
-                    calls.collect::<Vec<_>>().join(", ")
+                    "there is no call {path}: this host knows {}, and {}APP/… for what apps keep",
+                    calls.collect::<Vec<_>>().join(", "),
+                    query::STATE
                 ),
             ));
         };
@@ -281,8 +294,17 @@ pub(super) async fn answer<B: Backend>(
     request: Request<Incoming>,
     backend: B,
     may: impl FnOnce(Role) -> Result<(), Refusal>,
-    asked: &Arc<OnceLock<Shutdown>>,
+    asked: &Arc<Asked>,
 ) -> Result<ControlResponse, Refusal> {
+    if let Some((app, what)) = state::parts(request.uri().path()) {
+        let (app, what) = (app.to_owned(), what.to_owned());
+        // What apps keep is for those who operate.
+        if let Err(refusal) = may(Role::Operate) {
+            discard(request.into_body()).await;
+            return Err(refusal);
+        }
+        return app_state(request, &app, &what, backend).await;
+    }
     let call = Call::<B>::find(&request);
     // Who may not even observe is not told which calls there are.
     let needed = call.as_ref().map_or(Role::Observe, |call| call.role);
@@ -293,7 +315,38 @@ pub(super) async fn answer<B: Backend>(
     (call?.handler)(request, backend, Arc::clone(asked)).await
 }
 
-fn json(value: &impl Serialize) -> ControlResponse {
+/// Answers a call for the state of an app.
+async fn app_state<B: Backend>(
+    request: Request<Incoming>,
+    app: &str,
+    what: &str,
+    backend: B,
+) -> Result<ControlResponse, Refusal> {
+    let store = app.parse::<AppName>().ok().and_then(|name| {
+        let store = backend.state(&name)?;
+        Some((name, store))
+    });
+    let Some((name, store)) = store else {
+        discard(request.into_body()).await;
+        return Err(Refusal::new(
+            StatusCode::NOT_FOUND,
+            1,
+            format_args!("this host knows no app `{app}`"),
+        ));
+    };
+    let scratch = {
+        let name = name.clone();
+        move || {
+            backend.scratch(&name).map_err(|error| {
+                let why = format!("no store can be made to try it: {error}");
+                Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, 1, why)
+            })
+        }
+    };
+    state::answer(request, what, name, store, scratch).await
+}
+
+pub(super) fn json(value: &impl Serialize) -> ControlResponse {
     let mut response = Response::new(Either::Left(Full::new(line(value))));
     response.headers_mut().insert(
         header::CONTENT_TYPE,
@@ -326,7 +379,7 @@ async fn metrics(gather: Gather) -> Result<ControlResponse, Refusal> {
     Ok(response)
 }
 
-fn lines(lines: mpsc::Receiver<Result<Bytes, Infallible>>) -> ControlResponse {
+pub(super) fn lines(lines: mpsc::Receiver<Result<Bytes, Infallible>>) -> ControlResponse {
     let mut response = Response::new(Either::Right(ChannelBody(lines)));
     response.headers_mut().insert(
         header::CONTENT_TYPE,
@@ -359,10 +412,10 @@ fn progress(operation: Operation) -> ControlResponse {
     lines(rx)
 }
 
-/// The events so far, and with `follow` those to come, for ever.
+/// The events so far, and those to come until `following` is at its end.
 fn events(
     (past, mut coming): (Vec<Event>, broadcast::Receiver<Event>),
-    follow: bool,
+    following: Option<ShutdownHandle>,
 ) -> ControlResponse {
     let (tx, rx) = mpsc::channel(WAITING);
     tokio::spawn(async move {
@@ -373,13 +426,13 @@ fn events(
                 return;
             }
         }
-        if !follow {
-            return;
-        }
+        let Some(shutdown) = following else { return };
         loop {
             let next = tokio::select! {
+                biased;
                 next = coming.recv() => next,
                 () = tx.closed() => return,
+                _ = shutdown.requested(Shutdown::Ended) => return,
             };
             let event = match next {
                 Ok(event) if event.seq <= last => continue,

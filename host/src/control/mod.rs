@@ -11,6 +11,7 @@ mod calls;
 pub mod server;
 pub mod shutdown;
 pub mod socket;
+mod state;
 
 pub use self::{
     access::Access,

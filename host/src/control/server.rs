@@ -6,8 +6,10 @@
 
 use std::{
     convert::Infallible,
+    fs::File,
     io,
     net::SocketAddr,
+    os::fd::OwnedFd,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -15,6 +17,7 @@ use std::{
 use handover_api::{AppName, Cause, Event, HistoryEntry, OperationResult, Status, Wait};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustix::io::fcntl_dupfd_cloexec;
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::broadcast,
@@ -24,8 +27,8 @@ use tokio::{
 
 use super::{
     access::{Access, Peer, Role},
-    calls::{self, Refusal},
-    shutdown::ShutdownHandle,
+    calls::{self, Asked, Refusal},
+    shutdown::{Shutdown, ShutdownHandle},
     socket::ControlSocket,
 };
 use crate::{
@@ -34,6 +37,7 @@ use crate::{
         Connections,
         accept::{Accept, Serve, accept},
     },
+    open_files,
     operations::operation::Operation,
     orchestrator::Orchestrator,
     report::status::Surface,
@@ -85,6 +89,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn operation(&self, id: &str) -> Option<Operation>;
     /// For `GET /metrics`.
     fn metrics(&self) -> Gather;
+    /// For `/v1/state/APP/…`: the store of an app that this host knows.
+    fn state(&self, app: &AppName) -> Option<Arc<crate::state::Store>>;
+    /// A store that is forgotten, to try a backup of `app`. Blocks on the file system.
+    fn scratch(&self, app: &AppName) -> io::Result<crate::state::Store>;
 }
 
 /// Bytes on their way in. Dropping it forgets them. Every method blocks on the file system.
@@ -191,10 +199,18 @@ impl Backend for Host {
     fn metrics(&self) -> Gather {
         self.metrics.clone()
     }
+
+    fn state(&self, app: &AppName) -> Option<Arc<crate::state::Store>> {
+        self.orchestrator.state(app)
+    }
+
+    fn scratch(&self, app: &AppName) -> io::Result<crate::state::Store> {
+        self.orchestrator.stores().scratch(app)
+    }
 }
 
-/// Serves the control socket for as long as the future lives; dropping it cuts the connections and
-/// no operation.
+/// Serves the control socket until [`Shutdown::Ended`], and then until every answer is out.
+/// Dropping the future cuts the connections and no operation.
 ///
 /// `shutdown` is asked for only when the caller's answer is out, so that even `handover shutdown
 /// --now` gets one.
@@ -216,19 +232,27 @@ pub async fn serve_backend<B: Backend>(
 ) {
     let mut look = tokio::time::interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut reserve = Reserve::new();
+    reserve.fill();
     let listener = ControlListener {
         listener,
         socket,
         look,
         cannot_be_made: false,
+        reserve,
     };
     let calls = Calls {
         access: Arc::new(access),
         backend,
-        shutdown,
+        shutdown: shutdown.clone(),
         connections: JoinSet::new(),
     };
-    accept(listener, calls, std::future::pending()).await;
+    let ended = async move {
+        shutdown.requested(Shutdown::Ended).await;
+    };
+    // Nobody new finds it afterwards.
+    let mut calls = accept(listener, calls, ended).await;
+    while calls.connections.join_next().await.is_some() {}
 }
 
 /// The control socket, which is made again when its file is gone.
@@ -237,6 +261,7 @@ struct ControlListener {
     socket: ControlSocket,
     look: Interval,
     cannot_be_made: bool,
+    reserve: Reserve,
 }
 
 impl Accept for ControlListener {
@@ -245,10 +270,59 @@ impl Accept for ControlListener {
     async fn accept(&mut self) -> io::Result<UnixStream> {
         loop {
             tokio::select! {
-                _ = self.look.tick() => self.look_for_file(),
-                accepted = self.listener.accept() => return accepted.map(|(stream, _)| stream),
+                _ = self.look.tick() => {
+                    self.reserve.fill();
+                    self.look_for_file();
+                }
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) => return Ok(stream),
+                    // Out of descriptors: one is kept for each who calls.
+                    Err(_) if self.reserve.give_up() => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
+    }
+}
+
+/// Descriptors that are kept open, to be given up when there are no others: whoever takes all of
+/// them does not lock the operator out.
+#[derive(Debug)]
+struct Reserve {
+    kept: Vec<OwnedFd>,
+    size: usize,
+}
+
+impl Reserve {
+    /// As many as the limit of open files allows for. Takes none yet.
+    fn new() -> Self {
+        Self {
+            kept: Vec::new(),
+            size: open_files::kept_for_control(),
+        }
+    }
+
+    /// Takes as many as there are again, up to all of them, above those of clients.
+    fn fill(&mut self) {
+        if self.kept.len() >= self.size {
+            return;
+        }
+        let Ok(null) = File::open("/dev/null") else {
+            return;
+        };
+        let first = open_files::first_reserved().unwrap_or_default();
+        while self.kept.len() < self.size
+            && let Ok(one) = fcntl_dupfd_cloexec(&null, first)
+        {
+            self.kept.push(one);
+        }
+    }
+
+    /// Gives a third of them up: one for the call, the others for what it asks for. Whether there
+    /// were any.
+    fn give_up(&mut self) -> bool {
+        let left = self.kept.len().saturating_sub(self.size.div_ceil(3));
+        self.kept.drain(left..).next().is_some()
     }
 }
 
@@ -349,7 +423,10 @@ async fn connection<B: Backend>(
     shutdown: ShutdownHandle,
 ) {
     let caller = Caller::of(&stream, access).await;
-    let asked = Arc::new(OnceLock::new());
+    let asked = Arc::new(Asked {
+        shutdown: OnceLock::new(),
+        handle: shutdown.clone(),
+    });
     let service = service_fn(|request| {
         let (backend, caller, asked) = (backend.clone(), caller.clone(), Arc::clone(&asked));
         async move {
@@ -358,11 +435,19 @@ async fn connection<B: Backend>(
             Ok::<_, Infallible>(answer.unwrap_or_else(Refusal::into_response))
         }
     });
+    let serving =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let mut serving = std::pin::pin!(serving);
     // A client that leaves is its own affair: the error has nobody to interest.
-    let _ = hyper::server::conn::http1::Builder::new()
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Some(request) = asked.get() {
+    tokio::select! {
+        biased;
+        _ = &mut serving => {}
+        _ = shutdown.requested(Shutdown::Ended) => {
+            serving.as_mut().graceful_shutdown();
+            let _ = serving.await;
+        }
+    }
+    if let Some(request) = asked.shutdown.get() {
         shutdown.request(*request);
     }
 }
@@ -382,7 +467,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::control::{calls::Call, shutdown::Shutdown};
+    use crate::control::calls::Call;
 
     /// A host that remembers what it was told.
     #[derive(Clone)]
@@ -556,6 +641,14 @@ mod tests {
 
         fn metrics(&self) -> Gather {
             Gather::new(|to| to.one("up", crate::telemetry::exposition::Kind::Gauge, "It is.", 1))
+        }
+
+        fn state(&self, _app: &AppName) -> Option<Arc<crate::state::Store>> {
+            None
+        }
+
+        fn scratch(&self, app: &AppName) -> io::Result<crate::state::Store> {
+            Err(io::Error::other(app.to_string()))
         }
     }
 

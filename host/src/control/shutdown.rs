@@ -12,6 +12,8 @@ pub enum Shutdown {
     Drain,
     /// End without waiting for anything.
     Now,
+    /// Everything has ended but the answers on the control socket.
+    Ended,
 }
 
 /// Both ends of the request. Cheap to clone; every clone sees and makes the same request.
@@ -24,8 +26,8 @@ impl ShutdownHandle {
         Self::default()
     }
 
-    /// Asks for `shutdown`. A request is never taken back: `Now` overrules `Drain`, and nothing
-    /// overrules `Now`.
+    /// Asks for `shutdown`. A request is never taken back: `Now` overrules `Drain`, and nothing but
+    /// the end overrules `Now`.
     pub fn request(&self, shutdown: Shutdown) {
         self.0.send_if_modified(|current| {
             let overruled = *current < shutdown;
@@ -46,7 +48,7 @@ impl ShutdownHandle {
         receiver
             .wait_for(|current| *current >= shutdown)
             .await
-            .map_or(Shutdown::Now, |current| *current)
+            .map_or(Shutdown::Ended, |current| *current)
     }
 }
 

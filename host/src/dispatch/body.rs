@@ -17,7 +17,7 @@ use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, futures::OwnedNotified, mpsc};
 
-use crate::generation::{CloseHandle, InFlight, KeepAlive};
+use crate::generation::{CloseHandle, InFlight, KeepAlive, Upload};
 
 /// Waits for the drain deadline of a generation.
 ///
@@ -294,16 +294,36 @@ pub(super) struct RequestBody<B> {
     body: B,
     relay: Option<(Arc<Relay>, Waker)>,
     hold: KeepAlive,
+    /// What its connection is told of it.
+    upload: Option<Upload>,
 }
 
 impl<B> RequestBody<B> {
-    pub(super) fn new(body: B, hold: KeepAlive) -> Self {
+    pub(super) fn new(body: B, hold: KeepAlive, upload: Option<Upload>) -> Self {
         Self {
             body,
             relay: None,
             hold,
+            upload,
         }
     }
+}
+
+/// Polls `body`, and says whether it is waited for.
+fn poll_upload<B: Body<Data = Bytes> + Unpin>(
+    body: &mut B,
+    upload: &mut Option<Upload>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    let polled = Pin::new(body).poll_frame(cx);
+    if let Some(known) = upload {
+        match polled {
+            Poll::Pending => known.is_awaited(true),
+            Poll::Ready(Some(Ok(_))) => known.is_awaited(false),
+            Poll::Ready(None | Some(Err(_))) => *upload = None,
+        }
+    }
+    polled
 }
 
 /// Stands between a waker of the plugin and whoever keeps a waker for longer than this body lives.
@@ -338,7 +358,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for RequestBody<B> {
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = &mut *self;
         if !waker::is_foreign(cx.waker()) {
-            return Pin::new(&mut this.body).poll_frame(cx);
+            return poll_upload(&mut this.body, &mut this.upload, cx);
         }
         let (relay, relaying) = this.relay.get_or_insert_with(|| {
             let relay = Arc::new(Relay::default());
@@ -347,7 +367,8 @@ impl<B: Body<Data = Bytes> + Unpin> Body for RequestBody<B> {
         let waker = (cx.waker().clone(), this.hold.clone());
         let replaced = relay.0.lock().replace(waker);
         drop(replaced);
-        Pin::new(&mut this.body).poll_frame(&mut Context::from_waker(relaying))
+        let cx = &mut Context::from_waker(relaying);
+        poll_upload(&mut this.body, &mut this.upload, cx)
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -28,7 +28,7 @@ use super::{
     route::{Chosen, Routes, names_its_host, target, told_target, whole_target},
     upgrade::{self, Upgrade},
 };
-use crate::generation::{Generation, InFlight};
+use crate::generation::{Generation, InFlight, Upload};
 
 /// A request on its way.
 #[derive(Debug)]
@@ -75,6 +75,8 @@ struct Running {
     uri: Uri,
     in_flight: InFlight,
     connection: Arc<ConnectionInfo>,
+    /// The body of the request, where it has one.
+    upload: Option<Upload>,
     /// Whether it was polled when it was dispatched. The next poll with the same waker has nothing
     /// to add.
     just_polled: bool,
@@ -316,11 +318,16 @@ where
         match step {
             Step::Answered(_) => {}
             Step::New(new) => {
-                let body = new
-                    .body
-                    .take_if(|body| !body.is_end_stream())
-                    .map(|body| RequestBody::new(body, new.call.in_flight.keep_alive()))
-                    .map(BodyStream::new);
+                let mut upload = None;
+                let body = new.body.take_if(|body| !body.is_end_stream()).map(|body| {
+                    let of_body = new.connection.close_handle.as_ref().map(|close_handle| {
+                        let (of_body, of_answer) = Upload::over(close_handle);
+                        upload = Some(of_answer);
+                        of_body
+                    });
+                    let hold = new.call.in_flight.keep_alive();
+                    BodyStream::new(RequestBody::new(body, hold, of_body))
+                });
                 let begun = new.call.begin(
                     &mut new.request,
                     body,
@@ -333,6 +340,7 @@ where
                 {
                     let mut running =
                         Box::new(new.call.running(running, &mut new.request, new.connection));
+                    running.upload = upload;
                     if !running.expired(cx, &mut response) {
                         *step = Step::Running(running);
                         return Poll::Pending;
@@ -424,6 +432,7 @@ impl Call {
             uri: std::mem::take(request.uri_mut()),
             in_flight: self.in_flight,
             connection,
+            upload: None,
             just_polled: false,
         }
     }

@@ -1,6 +1,7 @@
 //! One request's way into a generation.
 //!
-//! - [`route`]: which app, and its active generation, read without a lock
+//! - [`route`]: which app, and what answers for it, read without a lock
+//! - [`targets`]: the generations behind a route
 //! - [`call`]: the request as a future: through the table, polled on this worker
 //! - [`connection`]: what a request needs to know of the connection that it came on
 //! - [`body`]: bodies in both directions, each with the guard that counts it as in flight
@@ -16,7 +17,8 @@ mod error_response;
 mod execution;
 pub mod limits;
 pub mod route;
-pub mod upgrade;
+pub mod targets;
+mod upgrade;
 
 pub(crate) use self::error_response::{bad_host, redirect};
 pub use self::{
@@ -25,4 +27,5 @@ pub use self::{
     connection::{ConnectionInfo, Tls},
     limits::Limits,
     route::{Route, Routes},
+    targets::Targets,
 };

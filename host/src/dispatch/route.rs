@@ -8,10 +8,10 @@ use handover_api::AppName;
 use http::{HeaderMap, Uri, header::HOST};
 use semver::Version;
 
-use super::limits::Limits;
+use super::{limits::Limits, targets::Targets};
 use crate::{
     config::{RoutePrefix, bare_host},
-    generation::{Generation, InFlight},
+    generation::InFlight,
 };
 
 /// Where an app answers, and with what.
@@ -23,8 +23,8 @@ pub struct Route {
     pub strip: bool,
     /// The app.
     pub app: AppName,
-    /// What answers; none while nothing is up.
-    pub active: Option<Arc<Generation>>,
+    /// What answers.
+    pub targets: Targets,
     /// The version that was chosen to answer and is not up; none while nothing has been deployed.
     pub down: Option<Version>,
     /// What the app may take, if that is limited.
@@ -121,7 +121,7 @@ impl Table {
         else {
             return Some(Chosen::NoApp);
         };
-        let Some(generation) = &route.active else {
+        let Some(generation) = route.targets.choose() else {
             return Some(Chosen::Empty(Box::new((
                 route.app.clone(),
                 route.down.clone(),
@@ -142,25 +142,77 @@ impl Table {
     }
 }
 
-/// Whether a request says what it is for as RFC 9112, 3.2 wants it: one `Host`, which only HTTP/1.0
-/// may do without. HTTP/2 has a field of its own for that.
+/// Whether a request says what it is for as RFC 9112, 3.2 wants it: one `Host` with a valid value,
+/// which only HTTP/1.0 may do without. HTTP/2 has a field of its own for that.
 #[inline]
 pub(super) fn names_its_host(version: http::Version, headers: &HeaderMap) -> bool {
     // As clients send it, without looking for anything: the first of fields that are there once
     // each.
-    let is_first = headers.keys().next().is_some_and(|name| name == HOST);
-    is_first && headers.len() == headers.keys_len()
-        || version > http::Version::HTTP_11
-        || names_one(version, headers)
+    if headers.len() == headers.keys_len()
+        && let Some((name, value)) = headers.iter().next()
+        && name == HOST
+    {
+        return is_host(value.as_bytes()) || version > http::Version::HTTP_11;
+    }
+    version > http::Version::HTTP_11 || names_one(version, headers)
 }
 
 #[cold]
 fn names_one(version: http::Version, headers: &HeaderMap) -> bool {
-    match headers.get_all(HOST).iter().count() {
-        0 => version < http::Version::HTTP_11,
-        count => count == 1,
+    let mut values = headers.get_all(HOST).iter();
+    match (values.next(), values.next()) {
+        (None, _) => version < http::Version::HTTP_11,
+        (Some(value), None) => is_host(value.as_bytes()),
+        (Some(_), Some(_)) => false,
     }
 }
+
+/// Whether `value` is `uri-host [ ":" port ]` (RFC 3986, 3.2.2 and 3.2.3). It may be empty.
+#[inline]
+fn is_host(value: &[u8]) -> bool {
+    let end = value.iter().position(|byte| !OF_NAMES[usize::from(*byte)]);
+    let Some(end) = end else { return true };
+    match &value[end..] {
+        [b':', port @ ..] => port.iter().all(u8::is_ascii_digit),
+        address if end == 0 => is_address(address),
+        _ => false,
+    }
+}
+
+/// Whether `value` is an address in brackets, with or without a port.
+#[cold]
+fn is_address(value: &[u8]) -> bool {
+    let Some(close) = value.iter().position(|byte| *byte == b']') else {
+        return false;
+    };
+    let of_addresses = |byte: &u8| *byte == b':' || OF_NAMES[usize::from(*byte)];
+    let (address, rest) = value.split_at(close);
+    matches!(address, [b'[', inside @ ..] if !inside.is_empty() && inside.iter().all(of_addresses))
+        && match rest {
+            [_] => true,
+            [_, b':', port @ ..] => port.iter().all(u8::is_ascii_digit),
+            _ => false,
+        }
+}
+
+/// The bytes of a `reg-name` of RFC 3986: unreserved ones, sub-delimiters and the percent sign.
+static OF_NAMES: [bool; 256] = {
+    let mut is_one = [false; 256];
+    let bytes = *b"-._~!$&'()*+,;=%";
+    let mut at = 0;
+    while at < bytes.len() {
+        is_one[bytes[at] as usize] = true;
+        at += 1;
+    }
+    let mut byte = 0;
+    while byte < 128 {
+        if (byte as u8).is_ascii_alphanumeric() {
+            is_one[byte] = true;
+        }
+        byte += 1;
+    }
+    is_one
+};
 
 fn host_of<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<Cow<'a, str>> {
     let host = match uri.host() {
@@ -251,6 +303,48 @@ mod tests {
             assert!(is(Version::HTTP_10, &[], before));
             assert!(!is(Version::HTTP_10, &["a", "b"], before));
             assert!(is(Version::HTTP_2, &[], before));
+        }
+    }
+
+    #[test]
+    fn the_value_of_a_host_is_a_name_or_an_address_with_or_without_a_port() {
+        for right in [
+            "",
+            "a",
+            "Example.org",
+            "example.org.",
+            "example.org:8080",
+            "a_b.example:",
+            "127.0.0.1:80",
+            "[::1]",
+            "[::1]:80",
+            "[fe80::1%25eth0]:80",
+            "xn--bcher-kva.example",
+            "a%20b",
+        ] {
+            assert!(is_host(right.as_bytes()), "{right}");
+        }
+        for wrong in [
+            "a b",
+            "a/b",
+            "a:b",
+            "a:80:90",
+            "user@a",
+            "a?b",
+            "a#b",
+            "[::1",
+            "::1]",
+            "[]",
+            "[::1]x",
+            "a[::1]",
+            "a\\b",
+            "a\"b",
+            "b\u{fc}cher.example",
+            "a,b c",
+            "<a>",
+            "a\tb",
+        ] {
+            assert!(!is_host(wrong.as_bytes()), "{wrong}");
         }
     }
 

@@ -19,7 +19,7 @@ mod sync;
 mod worker;
 
 pub use self::{
-    close_handle::{CloseHandle, CloseRequest},
+    close_handle::{CloseHandle, CloseRequest, Upload},
     in_flight::{InFlight, KeepAlive},
     shared::{Counts, Generation},
     spec::{Spec, StartError},

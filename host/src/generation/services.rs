@@ -5,18 +5,20 @@ use std::{
     collections::HashMap,
     fmt::Write,
     sync::atomic::{AtomicU64, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+use handover_api::{AppName, GenerationId};
 use handover_plugin::abi::{
     host::{Event, TASK, Work},
     import::HostServices,
     lent::Lent,
+    state::StateService,
 };
 use parking_lot::Mutex;
 use tracing::Level;
 
-use handover_api::{AppName, GenerationId};
+use crate::state::Session;
 
 /// What the host offers to one generation.
 #[derive(Debug)]
@@ -28,6 +30,7 @@ pub struct GenerationServices {
     /// None once its app was stopped, or never came to be: nothing is in flight there any more,
     /// whatever threads it left.
     work: Mutex<Option<HashMap<u64, Working>>>,
+    state: Option<Session>,
 }
 
 /// Work that outlives its request.
@@ -44,14 +47,15 @@ pub struct Working {
 }
 
 impl GenerationServices {
-    /// An offer to this generation.
-    pub fn new(app: AppName, generation: GenerationId) -> Self {
+    /// An offer to this generation, whose app has its state in `state`.
+    pub fn new(app: AppName, generation: GenerationId, state: Option<Session>) -> Self {
         Self {
             app,
             generation,
             panics: AtomicU64::new(0),
             next: AtomicU64::new(1),
             work: Mutex::new(Some(HashMap::new())),
+            state,
         }
     }
 
@@ -75,9 +79,22 @@ impl GenerationServices {
             .collect()
     }
 
-    /// The end of its app: no work is counted from now on. What its threads log is still told.
+    /// The end of its app: no work is counted from now on, and nothing of the state is read or
+    /// written for it. What its threads log is still told.
     pub fn end(&self) {
         *self.work.lock() = None;
+        if let Some(state) = &self.state {
+            state.end();
+        }
+    }
+
+    /// Waits until the state has no waker of the plugin any more, for `deadline` at the longest;
+    /// gives how many are left.
+    pub async fn release_wakers(&self, deadline: Duration) -> u64 {
+        match &self.state {
+            Some(state) => state.release_wakers(deadline).await,
+            None => 0,
+        }
     }
 
     /// Panics that the plugin's hook told of.
@@ -160,5 +177,9 @@ impl HostServices for GenerationServices {
         if let Some(work) = &mut *self.work.lock() {
             work.remove(&number);
         }
+    }
+
+    fn state(&self) -> Option<&dyn StateService> {
+        self.state.as_ref().map(|state| state as _)
     }
 }

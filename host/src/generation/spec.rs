@@ -1,6 +1,6 @@
 //! Who a generation is and what it is started with.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use handover_api::{AppName, GenerationId};
 use semver::Version;
@@ -9,6 +9,7 @@ use super::states::Retained;
 use crate::{
     artifact::Sha256,
     ledger::{self, RefusedLock},
+    state::Store,
 };
 
 /// Who a generation is and what it is started with.
@@ -32,6 +33,8 @@ pub struct Spec {
     pub start_deadline: Duration,
     /// Whether this is a preflight child, where it will never serve a user.
     pub preflight: bool,
+    /// The state of its app; none where it has none.
+    pub state: Option<Arc<Store>>,
     /// Why its library is never unmapped, if it is not.
     pub stays: Option<String>,
 }

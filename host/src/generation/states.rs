@@ -28,6 +28,7 @@ use crate::{
     artifact::Artifact,
     ledger::{self, AccountId, Leftovers, Look, RetainReason, RetainReasons},
     loader::{self, Layouts, Library, LoadError, Running},
+    state::Session,
 };
 
 /// How long the threads of a plugin's runtime may take to end. What blocks longer shows as a thread
@@ -208,7 +209,8 @@ pub async fn load(artifact: Artifact, deadline: Duration) -> Result<Library, Sta
 pub async fn start(mut library: Library, spec: Spec) -> Result<Started, StartError> {
     let deadline = spec.start_deadline;
     let constructing = spec.clone();
-    let services = Arc::new(GenerationServices::new(spec.app.clone(), spec.id));
+    let state = spec.state.clone().map(Session::new);
+    let services = Arc::new(GenerationServices::new(spec.app.clone(), spec.id, state));
     library.keep(services.clone());
     let given = Arc::clone(&services);
     let account = library.account().id();
@@ -369,6 +371,17 @@ fn retained(generation: Option<Arc<Generation>>, place: Place, held: RetainReaso
 
 /// Unmaps a library whose app is dropped, if it is proven quiet within `settle`.
 async fn unload(generation: Option<Arc<Generation>>, library: Library, settle: Duration) -> Ended {
+    if let Some(services) = library.kept::<GenerationServices>() {
+        // A waker is a pointer to the library that the state may follow.
+        let left = services.release_wakers(settle).await;
+        if left > 0 {
+            let held = RetainReasons::by(
+                RetainReason::Host,
+                format!("{left} of its tasks that never ended wait for the state of the app"),
+            );
+            return retained(generation, Place::Here(library), held);
+        }
+    }
     if let Err(unsettled) = library.settle(settle).await {
         return retained(generation, Place::Here(library), unsettled.held);
     }

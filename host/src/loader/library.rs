@@ -321,6 +321,11 @@ impl Library {
         }
     }
 
+    /// What is kept for it, if it is a `T`.
+    pub fn kept<T: Any + Send + Sync>(&self) -> Option<&T> {
+        self.kept.as_deref()?.downcast_ref()
+    }
+
     /// Has it stay mapped for the life of the process, if there is a reason.
     pub fn stay(&mut self, reason: Option<String>) {
         self.staying.always = reason;

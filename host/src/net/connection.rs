@@ -208,7 +208,11 @@ impl Protocols {
         };
         Serving {
             http: Box::pin(http),
-            patience: Patience::new(Arc::clone(activity), self.settings.timeouts),
+            patience: Patience::new(
+                Arc::clone(activity),
+                Arc::clone(open.close_handle()),
+                self.settings.timeouts,
+            ),
             cycle,
             settings: self.settings,
             requests,

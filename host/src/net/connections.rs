@@ -50,7 +50,7 @@ struct Shared {
 /// How many there may be.
 #[derive(Clone, Copy, Debug)]
 struct Most {
-    in_all: Option<usize>,
+    in_all: usize,
     per_address: Option<usize>,
     /// The first descriptor that is not for clients.
     descriptor: Option<RawFd>,
@@ -105,9 +105,13 @@ impl Connections {
     /// None yet, and as many as `settings` and the system let there be.
     pub(crate) fn new(settings: &config::Clients) -> Self {
         let descriptor = open_files::first_reserved();
+        let in_all = settings
+            .max_connections
+            .map_or_else(open_files::most_connections, Into::into);
+        tracing::debug!(most = in_all, "connections that clients may have at a time");
         Self(Arc::new(Shared {
             most: Most {
-                in_all: settings.max_connections.map(Into::into),
+                in_all,
                 per_address: settings.max_connections_per_address.map(Into::into),
                 descriptor,
             },
@@ -122,6 +126,7 @@ impl Connections {
         let named = |(why, number): (&str, u64)| (why.to_owned(), number);
         ConnectionsStatus {
             open: state.connections.len() as u64,
+            most: self.0.most.in_all as u64,
             accepted: state.accepted,
             ended: state.all_ended().map(named).collect(),
             refused: state.all_refused().map(named).collect(),
@@ -200,10 +205,7 @@ impl Connections {
                 return Err(Refused::PerAddress);
             }
         }
-        if let Some(most) = most.in_all
-            && state.taken >= most
-            && state.some_go() == 0
-        {
+        if state.taken >= most.in_all && state.some_go() == 0 {
             state.refused[Refused::Connections as usize] += 1;
             return Err(Refused::Connections);
         }

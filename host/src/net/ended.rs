@@ -7,6 +7,8 @@ pub(super) enum Ended {
     NoByte,
     /// The head of a request did not, or what HTTP/2 begins with.
     NoHead,
+    /// No more of the body of a request did.
+    NoBody,
     /// No other request came.
     Idle,
     /// It did not take what was sent to it.
@@ -33,9 +35,10 @@ pub(super) enum Refused {
 }
 
 impl Ended {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::NoByte,
         Self::NoHead,
+        Self::NoBody,
         Self::Idle,
         Self::NotRead,
         Self::NoProxyHeader,
@@ -47,6 +50,7 @@ impl Ended {
         match self {
             Self::NoByte => "first_byte_timeout",
             Self::NoHead => "head_timeout",
+            Self::NoBody => "body_timeout",
             Self::Idle => "idle_timeout",
             Self::NotRead => "write_timeout",
             Self::NoProxyHeader => "proxy_header",

@@ -19,7 +19,7 @@ use super::{
     activity::{Activity, Doing},
     ended::Ended,
 };
-use crate::config;
+use crate::{config, generation::CloseHandle};
 
 /// How long an idle connection that was asked to leave has for it: HTTP/2 says goodbye, and waits
 /// for an answer.
@@ -37,11 +37,15 @@ pub(super) struct HeadTimer(pub(super) Arc<Activity>);
 #[derive(Debug)]
 pub(super) struct Patience {
     activity: Arc<Activity>,
+    close_handle: Arc<CloseHandle>,
     limits: config::Timeouts,
     timer: Pin<Box<tokio::time::Sleep>>,
     /// Whether the timer was set, and wakes this task when it runs out.
     is_set: bool,
     is_http2: bool,
+    /// Since when an app has waited for a body without that anything came, and how often something
+    /// had come by then.
+    awaits_upload: Option<(u32, tokio::time::Instant)>,
     /// Since when the connection has been asked to leave.
     leaving_since: Option<tokio::time::Instant>,
 }
@@ -94,13 +98,19 @@ impl Timer for HeadTimer {
 
 impl Patience {
     /// With the client of a new connection.
-    pub(super) fn new(activity: Arc<Activity>, limits: config::Timeouts) -> Self {
+    pub(super) fn new(
+        activity: Arc<Activity>,
+        close_handle: Arc<CloseHandle>,
+        limits: config::Timeouts,
+    ) -> Self {
         Self {
             activity,
+            close_handle,
             limits,
             timer: Box::pin(tokio::time::sleep_until(tokio::time::Instant::now())),
             is_set: false,
             is_http2: false,
+            awaits_upload: None,
             leaving_since: None,
         }
     }
@@ -124,6 +134,7 @@ impl Patience {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Verdict> {
         let doing = self.activity.doing();
         let is_new = doing == Doing::NewHead
+            || (self.limits.body.is_some() && self.close_handle.has_uploads())
             || (self.limits.write.is_some() && self.activity.blocked_since().is_some());
         if !is_new && (doing == Doing::Request || (self.is_set && !self.timer.is_elapsed())) {
             return Poll::Pending;
@@ -138,10 +149,16 @@ impl Patience {
         }
         loop {
             let now = tokio::time::Instant::now();
-            let due = match self.due() {
+            let upload = self.upload_due(now);
+            let due = match self.due().or(upload) {
                 Some((due, verdict)) if due <= now => return Poll::Ready(verdict),
                 Some((due, _)) => due,
                 None if self.is_http2 => now + GLANCE,
+                // Its app may ask for more on a thread of its own, without a word to the
+                // connection.
+                None if self.close_handle.has_uploads() => {
+                    now + self.limits.body.unwrap_or(GLANCE).min(GLANCE)
+                }
                 None => {
                     self.is_set = false;
                     return Poll::Pending;
@@ -158,6 +175,21 @@ impl Patience {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Until when an app waits for more of a body, and what comes then. None while it waits for
+    /// none.
+    fn upload_due(&mut self, now: tokio::time::Instant) -> Option<(tokio::time::Instant, Verdict)> {
+        let limit = self.limits.body?;
+        self.awaits_upload =
+            self.close_handle
+                .awaits_upload()
+                .map(|came| match self.awaits_upload {
+                    Some((known, since)) if known == came => (known, since),
+                    _ => (came, now),
+                });
+        let (_, since) = self.awaits_upload?;
+        Some((since.checked_add(limit)?, Verdict::End(Some(Ended::NoBody))))
     }
 
     /// Until when it goes on as it does, and what comes then. None while nothing is waited for, or
@@ -210,6 +242,7 @@ mod tests {
     const LIMITS: config::Timeouts = config::Timeouts {
         first_byte: Some(Duration::from_secs(10)),
         head: Some(Duration::from_secs(20)),
+        body: Some(Duration::from_secs(15)),
         idle: Some(Duration::from_secs(30)),
         write: None,
         http2_ping: None,
@@ -225,7 +258,7 @@ mod tests {
             let cycle = PollCycle::default();
             let bytes = TokioIo::new(server);
             let stream = Stream::new(bytes, cycle.clone(), Arc::clone(&activity), None);
-            let mut patience = Patience::new(Arc::clone(&activity), LIMITS);
+            let mut patience = Patience::new(Arc::clone(&activity), Arc::default(), LIMITS);
             let of_requests = Arc::clone(&activity);
             let service = service_fn(move |_: Request<Incoming>| {
                 of_requests.begins();
@@ -329,7 +362,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_has_used_up_its_share_of_a_turn_is_woken_as_well() {
         let began = Instant::now();
-        let mut patience = Patience::new(Activity::new(), LIMITS);
+        let mut patience = Patience::new(Activity::new(), Arc::default(), LIMITS);
         let mut is_first = true;
         let ended = poll_fn(|cx| {
             while is_first

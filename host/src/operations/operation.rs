@@ -10,7 +10,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use handover_api::{OperationResult, Outcome, Progress};
 
@@ -62,6 +62,8 @@ impl Wanted {
 #[derive(Debug, Default)]
 pub(crate) struct Operations {
     last: AtomicU64,
+    /// How many have not ended.
+    running: Arc<watch::Sender<usize>>,
     recent: Mutex<VecDeque<Arc<Record>>>,
 }
 
@@ -82,7 +84,20 @@ struct Transcript {
 /// The mouth of a running operation. There is one; dropping it without a result (its task panicked)
 /// gives the listeners one, so that nobody waits for ever.
 #[derive(Debug)]
-pub(crate) struct ProgressSender(Arc<Record>);
+pub(crate) struct ProgressSender(
+    Arc<Record>,
+    #[expect(dead_code, reason = "held for its drop")] Running,
+);
+
+/// Counts a running operation as long as it lives.
+#[derive(Debug)]
+struct Running(Arc<watch::Sender<usize>>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.send_modify(|running| *running -= 1);
+    }
+}
 
 impl Operations {
     /// A new operation that has said `Accepted`.
@@ -101,7 +116,20 @@ impl Operations {
             };
         }
         recent.push_back(Arc::clone(&record));
-        ProgressSender(record)
+        self.running.send_modify(|running| *running += 1);
+        ProgressSender(record, Running(Arc::clone(&self.running)))
+    }
+
+    /// How many have not ended.
+    pub(crate) fn running(&self) -> usize {
+        *self.running.borrow()
+    }
+
+    /// Waits until none runs.
+    pub(crate) async fn all_ended(&self) {
+        let mut running = self.running.subscribe();
+        // The sender is in `self`.
+        let _ = running.wait_for(|running| *running == 0).await;
     }
 
     /// The ear at an operation, from its beginning.

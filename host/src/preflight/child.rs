@@ -35,6 +35,7 @@ use crate::{
     generation::{self, Active, Ended, Generation, Spec},
     ledger::RetainReason,
     loader::{Companion, Layouts, Library},
+    state::{Settings as StateSettings, Store},
     workers,
 };
 
@@ -221,6 +222,7 @@ async fn start_and_ask(
     library: Library,
 ) -> Result<Line, Line> {
     let began = Instant::now();
+    let task_app = task.app.clone();
     let spec = Spec {
         app: task.app,
         id: GenerationId(0),
@@ -232,6 +234,11 @@ async fn start_and_ask(
         // The parent ends this process at the deadline, and says what it was at.
         start_deadline: Duration::MAX,
         preflight: true,
+        // Nothing that it writes here is to stay.
+        state: Some(Arc::new(Store::scratch(
+            task_app.as_str(),
+            StateSettings::default(),
+        ))),
         stays: None,
     };
     let started = generation::start(library, spec)

@@ -19,7 +19,11 @@ use crate::{
     artifact::{AbiVersion, Sha256},
     loader::Companion,
     origin::origin,
-    records::{clock::Order, history::Entry, room::Room},
+    records::{
+        clock::Order,
+        history::{self, Entry},
+        room::Room,
+    },
 };
 
 /// How many entries the history keeps.
@@ -239,17 +243,20 @@ impl Record {
         }
     }
 
-    /// The artifacts that must stay in the store: HEAD, staged, and the last `keep` that were
-    /// active.
+    /// The artifacts that must stay in the store: HEAD, staged, and of the older ones the last
+    /// `keep` that were active, and as many that a rollback or a crash goes back to. Those are
+    /// others where something was taken back.
     pub(crate) fn wanted(&self, keep: usize) -> Vec<Sha256> {
-        let chosen = self
-            .head
-            .iter()
-            .chain(&self.staged)
-            .map(|head| head.artifact);
-        let before = super::history::once_active(&self.history);
-        chosen
-            .chain(before.into_iter().take(keep).map(|entry| entry.artifact))
+        let head = self.head.as_ref().map(|head| head.artifact);
+        let staged = self.staged.as_ref().map(|head| head.artifact);
+        let active = history::once_active(&self.history);
+        let active = active.into_iter().map(|entry| entry.artifact);
+        let before = head.map_or_else(Vec::new, |head| history::before(&self.history, head));
+        let before = before.into_iter().map(|entry| entry.artifact);
+        head.into_iter()
+            .chain(staged)
+            .chain(active.filter(|artifact| Some(*artifact) != head).take(keep))
+            .chain(before.take(keep))
             .collect()
     }
 }
@@ -295,8 +302,21 @@ impl Saved {
     /// sentence about it is returned: the host starts without it rather than not at all. Blocks.
     pub(crate) fn open(dir: &Path, app: &AppName, room: Arc<Room>) -> (Arc<Self>, Option<String>) {
         let path = dir.join(format!("{app}.json"));
-        let (record, disk, trouble) = match read_patiently(&path) {
-            Ok(record) => (record, Disk::UpToDate, None),
+        let kept = room
+            .kept(&path)
+            .and_then(|text| serde_json::from_str::<Record>(&text).ok());
+        let read = match kept {
+            Some(record) => {
+                let why = format!(
+                    "{} is behind: the host before could not write it",
+                    path.display()
+                );
+                Ok((record, Disk::Behind(why)))
+            }
+            None => read_patiently(&path).map(|record| (record, Disk::UpToDate)),
+        };
+        let (record, disk, trouble) = match read {
+            Ok((record, disk)) => (record, disk, None),
             Err(ReadError::Corrupt(why)) => {
                 let trouble = set_aside(&path, &why);
                 (Record::default(), Disk::UpToDate, Some(trouble))
@@ -374,7 +394,9 @@ impl Saved {
             return Err(io::Error::other(why.clone()));
         }
         let text = serde_json::to_vec_pretty(&*self.record.lock())?;
-        let written = self.room.write_in(|| replace(&self.path, &text));
+        let written = self
+            .room
+            .write(&self.path, &text, || replace(&self.path, &text));
         let written = written.map_err(|cause| {
             io::Error::new(cause.kind(), format!("{}: {cause}", self.path.display()))
         });
@@ -477,7 +499,7 @@ mod tests {
     }
 
     fn room(dir: &Path) -> Arc<Room> {
-        Arc::new(Room::in_state(dir))
+        Arc::new(Room::in_state(dir, None))
     }
 
     #[tokio::test]
@@ -617,13 +639,25 @@ mod tests {
             staged: Some(head(2)),
             ..Record::default()
         };
-        for (generation, byte) in [(1, 3), (2, 4), (3, 5), (4, 1), (5, 5)] {
+        let wanted = |record: &Record| {
+            let mut wanted = record.wanted(2);
+            wanted.sort();
+            wanted.dedup();
+            wanted
+        };
+        for (generation, byte) in [(1, 3), (2, 4), (3, 5), (4, 1)] {
             record.remember(entry(generation, byte, Outcome::Done));
         }
-        record.remember(entry(6, 6, Outcome::Rejected));
-        let mut wanted = record.wanted(2);
-        wanted.sort();
-        wanted.dedup();
-        assert_eq!(wanted, [1, 2, 5].map(|byte| Sha256([byte; 32])));
+        record.remember(entry(5, 6, Outcome::Rejected));
+        assert_eq!(wanted(&record), [1, 2, 4, 5].map(|byte| Sha256([byte; 32])));
+        // What was taken back since does not push out what is gone back to.
+        for (generation, byte) in [(6, 7), (7, 8)] {
+            record.remember(entry(generation, byte, Outcome::Done));
+            record.remember(entry(generation, byte, Outcome::RolledBack));
+        }
+        assert_eq!(
+            wanted(&record),
+            [1, 2, 4, 5, 7, 8].map(|byte| Sha256([byte; 32]))
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! The journal of the running host, for the one after it: what is live, what is being made live, and
-//! the crashes of late.
+//! The journal of the running host, for the one after it: what is live, what is being made live,
+//! and the crashes of late.
 //!
 //! The file, `<state>/running.json`, is there while the host runs. It goes at a clean end, so a
 //! start that finds it knows that the host before did not end cleanly. It is replaced as a whole,
@@ -222,8 +222,9 @@ impl Journal {
 
     /// Begins the journal of this host. Gives what the host before left, if it did not end cleanly.
     pub(crate) fn open(&self) -> Option<Written> {
-        let before = fs::read(&self.0.path)
-            .ok()
+        let kept = self.0.room.kept(&self.0.path).map(String::into_bytes);
+        let before = kept
+            .or_else(|| fs::read(&self.0.path).ok())
             // What cannot be read blames nobody.
             .map(|bytes| serde_json::from_slice::<Written>(&bytes).unwrap_or_default())
             .map(|mut before| {
@@ -319,6 +320,7 @@ impl Journal {
         self.0.ended.store(true, Ordering::Relaxed);
         // What stays is read at the next start, and blames nobody without a crash that was seen.
         let _ = fs::remove_file(&self.0.path);
+        self.0.room.forget(&self.0.path);
     }
 
     /// How the host before ended, as systemd says: `killed SEGV`, `dumped ABRT`, `exited 3`.
@@ -352,14 +354,18 @@ impl Journal {
     }
 
     fn write(&self, written: &Written) -> bool {
-        let done = self.0.room.write_in(|| write(&self.0.path, written));
+        let text = serde_json::to_vec_pretty(written);
+        let done = text.map_err(io::Error::from).and_then(|text| {
+            let write = || write(&self.0.path, &text);
+            self.0.room.write(&self.0.path, &text, write)
+        });
         let was_behind = self.0.is_behind.swap(done.is_err(), Ordering::Relaxed);
         if let Err(error) = &done
             && !was_behind
         {
             tracing::warn!(
                 %error,
-                "the crash journal {} cannot be written: it is kept in memory, and a crash blames nobody meanwhile",
+                "the crash journal {} cannot be written: it is kept in memory",
                 self.0.path.display()
             );
         }
@@ -399,9 +405,9 @@ impl Journal {
     }
 }
 
-fn write(path: &Path, written: &Written) -> io::Result<()> {
+fn write(path: &Path, text: &[u8]) -> io::Result<()> {
     let fresh = path.with_extension("json.new");
-    let done = fs::write(&fresh, serde_json::to_vec_pretty(written)?)
+    let done = fs::write(&fresh, text)
         .and_then(|()| fs::set_permissions(&fresh, origin().permissions())) // whatever mask a plugin has set
         .and_then(|()| fs::rename(&fresh, path));
     if done.is_err() {
@@ -454,7 +460,7 @@ mod tests {
     use super::*;
 
     fn journal_in(state: &Path) -> Journal {
-        Journal::new(state, Arc::new(Room::in_state(state)))
+        Journal::new(state, Arc::new(Room::in_state(state, None)))
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Room on the disk for the records of a recovery: a file that is given up when there is none.
 //!
 //! A disk is full just when things go wrong. What the host writes then is small: who is live, what
-//! crashed. So room for it is taken in advance, and taken again when there is some.
+//! crashed. So room for it is taken in advance, and taken again when there is some. What does not
+//! fit all the same is kept for the next host in memory of the supervisor's ([`Shadow`]).
 
 use std::{
     fs::{self, OpenOptions},
@@ -12,6 +13,8 @@ use std::{
 
 use rustix::fs::FallocateFlags;
 
+use crate::shadow::Shadow;
+
 /// How many bytes are kept free: some records of all apps of a large host.
 const SIZE: u64 = 1 << 20;
 
@@ -19,13 +22,15 @@ const SIZE: u64 = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Room {
     path: PathBuf,
+    shadow: Option<Shadow>,
 }
 
 impl Room {
     /// In the state directory. [`Room::take`] takes it.
-    pub(crate) fn in_state(state: &Path) -> Self {
+    pub(crate) fn in_state(state: &Path, shadow: Option<Shadow>) -> Self {
         Self {
             path: state.join("reserve"),
+            shadow,
         }
     }
 
@@ -56,12 +61,34 @@ impl Room {
         )?)
     }
 
-    /// Runs `write`, and once more in the room that is given up for it if there was no other.
-    /// Blocks.
-    pub(crate) fn write_in(&self, mut write: impl FnMut() -> io::Result<()>) -> io::Result<()> {
-        match write() {
+    /// Runs `write`, which gives the file at `path` the content `text`, and once more in the room
+    /// that is given up for it if there was no other. What cannot be written is kept for the next
+    /// host. Blocks.
+    pub(crate) fn write(
+        &self,
+        path: &Path,
+        text: &[u8],
+        mut write: impl FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
+        let written = match write() {
             Err(error) if is_full(&error) && fs::remove_file(&self.path).is_ok() => write(),
             written => written,
+        };
+        if let Some(shadow) = &self.shadow {
+            shadow.keep(path, written.is_err().then_some(text));
+        }
+        written
+    }
+
+    /// What the host before could not write to `path`.
+    pub(crate) fn kept(&self, path: &Path) -> Option<String> {
+        self.shadow.as_ref()?.text(path)
+    }
+
+    /// Nothing is kept of the file at `path` any more.
+    pub(crate) fn forget(&self, path: &Path) {
+        if let Some(shadow) = &self.shadow {
+            shadow.keep(path, None);
         }
     }
 }

@@ -53,7 +53,7 @@ fn look(registry: &Registry, journal: &Journal, largest: &mut u64) {
         .into_iter()
         .filter_map(|app| {
             let measured = app.running(|running| {
-                let live = running.live.as_ref()?;
+                let live = running.serving.primary()?;
                 Some((
                     live.active.generation().spec().id,
                     live.active.heap_bytes()?,

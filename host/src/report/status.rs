@@ -61,7 +61,7 @@ pub(crate) fn status(registry: &Registry, leaks: &Leaks, up: Duration, surface: 
 /// The status of one app, now.
 pub(crate) fn app_status(app: &App) -> AppStatus {
     let (active, generations, failed_starts) = app.running(|running| {
-        let active = running.live.as_ref().map(|live| live.active.generation());
+        let active = running.serving.generation();
         (
             active.map(|generation| generation.spec().clone()),
             running.generations(),

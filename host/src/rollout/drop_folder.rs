@@ -156,8 +156,7 @@ impl DropTarget for Rollout {
             return DropOutcome::Later;
         }
         let live = app.live();
-        let live_source =
-            app.running(|running| running.live.as_ref().and_then(|live| live.source.clone()));
+        let live_source = app.running(|running| running.serving.primary()?.source.clone());
         let decision = app.saved.read(|record| {
             decide(&Facts {
                 artifact: sha256,
@@ -319,6 +318,8 @@ impl Rollout {
                 DropOutcome::Deployed(message + &notes.collect::<String>())
             }
             Outcome::Conflict => DropOutcome::Later,
+            // The next start takes it.
+            Outcome::Failed if self.is_closing() => DropOutcome::Later,
             // The machine's fault: the same file is fine in a moment.
             Outcome::Failed if !again && shortage::is_named(&message) => {
                 app.is_short_for(sha256);
@@ -364,6 +365,7 @@ mod tests {
             runtime_threads: 1,
             start_deadline: Duration::ZERO,
             preflight: false,
+            state: None,
             stays: None,
         }
     }

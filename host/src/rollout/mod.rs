@@ -24,10 +24,9 @@ pub(crate) mod rollback;
 pub(crate) mod shutdown;
 pub(crate) mod verdict;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::Arc;
+
+use tokio::sync::watch;
 
 use self::{drain::Departures, reload::Reloads, retained::RetainedLibraries};
 use crate::{
@@ -46,7 +45,8 @@ pub(crate) struct Rollout {
     pub(crate) retained: RetainedLibraries,
     pub(crate) reloads: Arc<Reloads>,
     pub(crate) departures: Departures,
-    is_closing: Arc<AtomicBool>,
+    /// Set when the host ends: what is being deployed is cut, and nothing new is activated.
+    closing: Arc<watch::Sender<bool>>,
 }
 
 impl Rollout {
@@ -61,17 +61,24 @@ impl Rollout {
             retained: RetainedLibraries::default(),
             reloads: Arc::default(),
             departures: Departures::default(),
-            is_closing: Arc::default(),
+            closing: Arc::default(),
         }
     }
 
-    /// Has nothing new activated any more, for the host ends.
+    /// Has what is being deployed cut, and nothing new activated any more, for the host ends.
     fn close(&self) {
-        self.is_closing.store(true, Ordering::Release);
+        self.closing.send_replace(true);
     }
 
     /// Returns whether the host ends.
     fn is_closing(&self) -> bool {
-        self.is_closing.load(Ordering::Acquire)
+        *self.closing.borrow()
+    }
+
+    /// Waits until the host ends.
+    async fn closing(&self) {
+        let mut closing = self.closing.subscribe();
+        // The sender is in `self`, so this cannot fail.
+        let _ = closing.wait_for(|closing| *closing).await;
     }
 }

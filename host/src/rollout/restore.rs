@@ -228,7 +228,10 @@ async fn roll_back(rollout: &Rollout, app: &Arc<App>, blame: Blame) -> bool {
             .head
             .iter()
             .flat_map(|head| history::before(&record.history, head.artifact))
-            .filter(|entry| record.why_failing(entry.artifact).is_none())
+            .filter(|entry| {
+                record.why_failing(entry.artifact).is_none()
+                    && rollout.store.contains(entry.artifact)
+            })
             .filter_map(Entry::head)
             .collect();
         (record.head.clone(), before)
@@ -299,7 +302,9 @@ async fn restore_app(rollout: &Rollout, app: &Arc<App>, left_out: Option<LeftOut
         let mut before: Vec<Head> = Vec::new();
         for older in chosen.into_iter().chain(others).filter_map(Entry::head) {
             let is_known = before.iter().any(|known| known.artifact == older.artifact);
-            if Some(older.artifact) != head && !is_known {
+            // What is older than the store reaches back need not be tried.
+            let is_there = rollout.store.contains(older.artifact);
+            if Some(older.artifact) != head && !is_known && is_there {
                 before.push(older);
             }
         }

@@ -1,4 +1,4 @@
-//! The end of all generations, when the host ends.
+//! The end of all operations and of all generations, when the host ends.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,10 +13,15 @@ use crate::{
     },
 };
 
+/// How long operations have to end that were cut. What they still do is to write down how they
+/// ended.
+const CUT_WITHIN: Duration = Duration::from_secs(5);
+
 /// How long cancelled work has to end, past the deadline.
 const CANCELLED_WITHIN: Duration = Duration::from_secs(5);
 
-/// Drains every app up to `deadline`, cancels what runs on, and unloads.
+/// Cuts what is being deployed, drains every app up to `deadline`, cancels what runs on, and
+/// unloads.
 pub(crate) async fn shutdown(rollout: &Rollout, deadline: Duration) {
     rollout.close();
     for app in rollout.registry.all() {
@@ -26,7 +31,14 @@ pub(crate) async fn shutdown(rollout: &Rollout, deadline: Duration) {
     loop {
         // Again after the wait: a cutover may have been under way when the door was closed.
         if !depart(rollout) && rollout.departures.number() == 0 {
-            return;
+            if rollout.operations.running() == 0 {
+                return;
+            }
+            let cut = rollout.operations.all_ended();
+            if tokio::time::timeout(CUT_WITHIN, cut).await.is_err() {
+                return;
+            }
+            continue;
         }
         if tokio::time::timeout_at(by, rollout.departures.all_gone())
             .await

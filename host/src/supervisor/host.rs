@@ -11,6 +11,7 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
+use serde::{Deserialize, Serialize};
 use tokio::{
     net::UnixDatagram,
     process::{Child, Command},
@@ -20,8 +21,10 @@ use super::own_pid;
 use crate::{
     ledger::LAST_WORDS,
     net::listeners::HandedOn,
-    notify::{FAILED, Notifier, READY, STOPPING},
-    process, signals,
+    notify::{ENDED, FAILED, Notifier, READY, STOPPING},
+    process,
+    shadow::ShadowFile,
+    signals,
 };
 
 /// The longest message of a host.
@@ -35,17 +38,26 @@ pub(super) struct Host {
     pid: u32,
     reports: UnixDatagram,
     ready: bool,
-    stopping: bool,
-    /// It could not start, and has said so.
-    failed: bool,
+    said: Said,
     /// By a signal to this process.
     asked_to_end: bool,
     /// What it said of a fault, in the ledger's line.
     last_words: Option<String>,
 }
 
+/// What a host has said of its end, or was told.
+#[derive(Clone, Copy, Debug, Default)]
+struct Said {
+    /// It is to end.
+    stopping: bool,
+    /// It could not start, and has said so.
+    failed: bool,
+    /// It has ended.
+    ended: bool,
+}
+
 /// A crash, as the next host is told of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Crash {
     /// `SIGSEGV`, or an exit code.
     pub(super) how: String,
@@ -79,12 +91,18 @@ pub(super) enum End {
     NotStarted(u8),
     /// It did not mean to; how.
     Crashed(String),
+    /// The same, while it was ending.
+    CrashedLate(String),
 }
 
 impl Host {
     /// Starts this very program again, with the same arguments, `sockets`, and how the one before
     /// crashed.
-    pub(super) fn start(sockets: &HandedOn, crashed: Option<&Crash>) -> io::Result<Self> {
+    pub(super) fn start(
+        sockets: &HandedOn,
+        shadow: Option<&ShadowFile>,
+        crashed: Option<&Crash>,
+    ) -> io::Result<Self> {
         let (reports, theirs) = StdDatagram::pair()?;
         reports.set_nonblocking(true)?;
         let mut command = Command::from(process::own_program()?);
@@ -97,6 +115,11 @@ impl Host {
         command
             .args(std::env::args_os().skip(1))
             .args(["--supervised", &own_pid()])
+            .args(
+                shadow
+                    .into_iter()
+                    .flat_map(|shadow| ["--shadow".to_owned(), shadow.number().to_string()]),
+            )
             .args(crashed.into_iter().flat_map(Crash::arguments))
             .args(sockets.arguments())
             .env("LISTEN_FDS", sockets.count().to_string())
@@ -114,8 +137,7 @@ impl Host {
             child,
             reports: UnixDatagram::from_std(reports)?,
             ready: false,
-            stopping: false,
-            failed: false,
+            said: Said::default(),
             asked_to_end: false,
             last_words: None,
         })
@@ -156,7 +178,7 @@ impl Host {
             signal
         };
         self.asked_to_end |= ends;
-        self.stopping |= ends;
+        self.said.stopping |= ends;
         let pid = self
             .child
             .id()
@@ -181,7 +203,7 @@ impl Host {
                     while let Ok(length) = self.reports.try_recv(&mut message) {
                         self.heard(&message[..length], manager);
                     }
-                    return Ok(meaning(status, self.failed, self.stopping));
+                    return Ok(meaning(status, self.said));
                 }
             }
         }
@@ -190,14 +212,16 @@ impl Host {
     fn heard(&mut self, message: &[u8], manager: &Notifier) {
         for line in message.split(|byte| *byte == b'\n') {
             self.ready |= line == READY;
-            self.stopping |= line == STOPPING;
-            self.failed |= line == FAILED;
+            self.said.stopping |= line == STOPPING;
+            self.said.failed |= line == FAILED;
+            self.said.ended |= line == ENDED;
             if line.starts_with(LAST_WORDS) {
                 self.last_words = Some(String::from_utf8_lossy(line).into_owned());
                 continue;
             }
-            // The process to watch is this one: it is there when the host is not.
-            if !line.starts_with(b"MAINPID=") {
+            // The process to watch is this one: it is there when the host is not. And what has
+            // ended is said by its end.
+            if !line.starts_with(b"MAINPID=") && line != ENDED {
                 manager.tell(line);
             }
         }
@@ -205,17 +229,20 @@ impl Host {
 }
 
 /// What an end means. A plugin may call `exit`, so an exit code alone says nothing.
-fn meaning(status: ExitStatus, failed: bool, stopping: bool) -> End {
+fn meaning(status: ExitStatus, said: Said) -> End {
     let code = status.code().map(|code| u8::try_from(code).unwrap_or(1));
-    match code {
-        Some(code) if stopping => End::Meant(code),
+    let how = match code {
+        Some(code) if said.ended || said.failed && said.stopping => return End::Meant(code),
         // So early that it did not handle the signal yet, and had nothing to drain.
-        None if stopping && ended_by_order(status) => End::Meant(0),
-        // It crashed, but on its way out.
-        None if stopping => End::Meant(1),
-        Some(code) if failed => End::NotStarted(code),
-        Some(code) => End::Crashed(format!("exit with code {code}")),
-        None => End::Crashed(signals::name(status.signal().unwrap_or_default())),
+        None if said.stopping && ended_by_order(status) => return End::Meant(0),
+        Some(code) if said.failed => return End::NotStarted(code),
+        Some(code) => format!("exit with code {code}"),
+        None => signals::name(status.signal().unwrap_or_default()),
+    };
+    if said.stopping {
+        End::CrashedLate(how)
+    } else {
+        End::Crashed(how)
     }
 }
 
@@ -257,18 +284,33 @@ mod tests {
         let killed = |signal: Signal| ExitStatus::from_raw(signal.as_raw());
         let crashed = |how: &str| End::Crashed(how.to_owned());
 
-        assert_eq!(meaning(exit(0), false, true), End::Meant(0));
-        assert_eq!(meaning(killed(Signal::SEGV), false, true), End::Meant(1));
-        assert_eq!(meaning(killed(Signal::TERM), false, true), End::Meant(0));
-        assert_eq!(meaning(exit(1), true, false), End::NotStarted(1));
-        assert_eq!(meaning(exit(0), false, false), crashed("exit with code 0"));
+        let in_the_end = |how: &str| End::CrashedLate(how.to_owned());
+        let nothing = Said::default();
+        let failed = Said {
+            failed: true,
+            ..nothing
+        };
+        let stopping = Said {
+            stopping: true,
+            ..nothing
+        };
+        let ended = Said {
+            ended: true,
+            ..stopping
+        };
+
+        assert_eq!(meaning(exit(0), ended), End::Meant(0));
+        // A plugin that calls `exit` while it is told to end.
+        assert_eq!(meaning(exit(0), stopping), in_the_end("exit with code 0"));
         assert_eq!(
-            meaning(killed(Signal::SEGV), false, false),
-            crashed("SIGSEGV")
+            meaning(killed(Signal::SEGV), stopping),
+            in_the_end("SIGSEGV")
         );
-        assert_eq!(
-            meaning(killed(Signal::ABORT), false, false),
-            crashed("SIGABRT")
-        );
+        assert_eq!(meaning(killed(Signal::SEGV), ended), in_the_end("SIGSEGV"));
+        assert_eq!(meaning(killed(Signal::TERM), stopping), End::Meant(0));
+        assert_eq!(meaning(exit(1), failed), End::NotStarted(1));
+        assert_eq!(meaning(exit(0), nothing), crashed("exit with code 0"));
+        assert_eq!(meaning(killed(Signal::SEGV), nothing), crashed("SIGSEGV"));
+        assert_eq!(meaning(killed(Signal::ABORT), nothing), crashed("SIGABRT"));
     }
 }

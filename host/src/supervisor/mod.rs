@@ -23,6 +23,8 @@ mod host;
 mod orphans;
 
 use std::{
+    fs, io,
+    path::Path,
     process,
     time::{Duration, Instant},
 };
@@ -36,13 +38,14 @@ use tokio::{
 pub use self::host::attach;
 use self::{
     backoff::Backoff,
-    host::{End, Host},
+    host::{Crash, End, Host},
     orphans::Orphans,
 };
 use crate::{
     config::Config,
     net::{self, Listeners, SocketError, listeners::HandedOn},
     notify::Notifier,
+    shadow::ShadowFile,
     shortage::{Kills, OUT_OF_MEMORY},
     signals, telemetry,
 };
@@ -50,6 +53,12 @@ use crate::{
 /// How long an address may still be in use: a host that was killed is gone, but the kernel may not
 /// have closed its sockets yet.
 const STILL_IN_USE: Duration = Duration::from_millis(500);
+
+/// The exit code of a host that crashed while it was ending (`EX_SOFTWARE`).
+const CRASHED: u8 = 70;
+
+/// The file in the state directory that tells the next start of it.
+const CRASH_IN_THE_END: &str = "crash-in-the-end.json";
 
 /// How often it is looked whether the kernel has killed a process for want of memory.
 const LOOKED_AT_KILLS: Duration = Duration::from_secs(1);
@@ -62,7 +71,7 @@ pub enum SupervisorError {
     Socket(#[from] SocketError),
     /// Something else.
     #[error("the host cannot be supervised: {0}; `--no-supervisor` runs it without a parent")]
-    Io(#[from] std::io::Error),
+    Io(#[from] io::Error),
 }
 
 /// Runs the host as a child until it ends as it was meant to, and gives its exit code.
@@ -77,7 +86,10 @@ pub fn run(config: &Config) -> Result<u8, SupervisorError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(supervise(&sockets))
+    runtime.block_on(supervise(
+        &sockets,
+        &config.server.state.join(CRASH_IN_THE_END),
+    ))
 }
 
 fn bind(config: &Config) -> Result<Listeners, SocketError> {
@@ -96,19 +108,24 @@ fn bind(config: &Config) -> Result<Listeners, SocketError> {
     Ok(listeners)
 }
 
-async fn supervise(sockets: &HandedOn) -> Result<u8, SupervisorError> {
+async fn supervise(sockets: &HandedOn, left: &Path) -> Result<u8, SupervisorError> {
     let mut signals = Signals::new()?;
     let mut orphans = Orphans::new()?;
     let manager = Notifier::from_env();
     let mut backoff = Backoff::default();
-    let mut crashed = None;
+    let shadow = ShadowFile::create()
+        .inspect_err(
+            |error| tracing::warn!(%error, "what a full disk has no room for ends with the host"),
+        )
+        .ok();
+    let mut crashed = crash_before(left);
     let mut once_ready = false;
     let mut kills = Kills::new();
     let mut tick = tokio::time::interval(LOOKED_AT_KILLS);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let began = Instant::now();
-        let mut host = match Host::start(sockets, crashed.as_ref()) {
+        let mut host = match Host::start(sockets, shadow.as_ref(), crashed.as_ref()) {
             Ok(host) => host,
             Err(error) if !once_ready => return Err(error.into()),
             Err(error) => {
@@ -142,6 +159,14 @@ async fn supervise(sockets: &HandedOn) -> Result<u8, SupervisorError> {
             End::NotStarted(_) => {
                 tracing::error!("the host did not come up again, and is tried anew");
             }
+            End::CrashedLate(how) => {
+                tracing::error!(
+                    pid = host.pid(),
+                    "the host crashed while it was ending: {how}"
+                );
+                leave(left, &host.crash(how));
+                return Ok(CRASHED);
+            }
             End::Crashed(how) => {
                 let how = match how.as_str() {
                     "SIGKILL" if kills.any_more() => OUT_OF_MEMORY.to_owned(),
@@ -168,6 +193,27 @@ async fn supervise(sockets: &HandedOn) -> Result<u8, SupervisorError> {
     }
 }
 
+/// The crash at the end of the host before, which nobody has heard of yet. It is told once.
+fn crash_before(left: &Path) -> Option<Crash> {
+    let text = fs::read(left).ok()?;
+    // What cannot be read says nothing.
+    let crash = serde_json::from_slice(&text).ok();
+    if let Err(error) = fs::remove_file(left) {
+        tracing::warn!(file = %left.display(), %error, "an old crash is told again at the next start");
+    }
+    crash
+}
+
+/// Leaves `crash` to the next start: nothing is started again now.
+fn leave(left: &Path, crash: &Crash) {
+    let written = serde_json::to_vec(crash)
+        .map_err(io::Error::other)
+        .and_then(|text| fs::write(left, text));
+    if let Err(error) = written {
+        tracing::warn!(file = %left.display(), %error, "the next start blames nobody for it");
+    }
+}
+
 /// The signals that are meant for the host.
 struct Signals {
     hangup: Stream,
@@ -177,7 +223,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    fn new() -> io::Result<Self> {
         signals::outlive()?;
         Ok(Self {
             renamed: signal(SignalKind::user_defined1())?,

@@ -1,6 +1,7 @@
 //! The answer files beside what was dropped.
 
 use std::{
+    borrow::Cow,
     ffi::{OsStr, OsString},
     fs::{self, OpenOptions},
     io::{self, Write},
@@ -42,7 +43,11 @@ const FAILED: &str = ".failed";
 const SUPERSEDED: &str = "superseded by ";
 const TEMP: &str = ".handover-";
 
-/// The file that an answer file is about, by its name; none for other files.
+/// The longest name of a file, in bytes, of every file system that Linux has.
+const LONGEST: usize = 255;
+
+/// The file that an answer file is about, by its name; none for other files. A name that is
+/// [`shortened`] is given as it is.
 pub(super) fn subject(name: &OsStr) -> Option<&OsStr> {
     let bytes = name.as_bytes();
     bytes
@@ -100,7 +105,7 @@ pub(super) fn write(path: &Path, verdict: &Verdict, message: &str, sha256: Sha25
     }
     let file = beside(path, verdict.suffix());
     let mut name = OsString::from(TEMP);
-    name.push(path.file_name().unwrap_or_default());
+    name.push(hash(path.file_name().unwrap_or_default()));
     let temp = path.with_file_name(name);
     // Others may write where this is: never through a link or into a file of theirs.
     remove(&temp);
@@ -159,7 +164,59 @@ fn remove(file: &Path) {
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
+    let mut name = shortened(path.file_name().unwrap_or_default()).into_owned();
     name.push(suffix);
     path.with_file_name(name)
+}
+
+/// The name that answers are named for: that of the file, or where it is too long for that its
+/// beginning and a hash of it.
+pub(super) fn shortened(name: &OsStr) -> Cow<'_, OsStr> {
+    let longest = LONGEST - DEPLOYED.len();
+    if name.len() <= longest {
+        return Cow::Borrowed(name);
+    }
+    let end = format!("~{}.so", hash(name));
+    let bytes = name.as_bytes();
+    let mut length = longest - end.len();
+    // Not in the middle of a character.
+    while length > 0 && bytes[length] & 0xc0 == 0x80 {
+        length -= 1;
+    }
+    let mut short = OsStr::from_bytes(&bytes[..length]).to_owned();
+    short.push(end);
+    Cow::Owned(short)
+}
+
+/// The first bytes of a name's SHA-256, in hexadecimal.
+fn hash(name: &OsStr) -> String {
+    let mut text = Sha256::of(name.as_bytes()).to_string();
+    text.truncate(16);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_of_a_name_that_is_too_long_has_a_shorter_one_of_its_own() {
+        for part in ["x", "\u{fc}", "\u{1f980}"] {
+            let long = |end: &str| {
+                let number = (LONGEST - end.len()) / part.len();
+                OsString::from(part.repeat(number) + end)
+            };
+            let names = [long("1.so"), long("2.so")];
+            let answers = names.each_ref().map(|name| {
+                let answer = beside(Path::new("/plugins").join(name).as_path(), DEPLOYED);
+                let answer = answer.file_name().unwrap_or_default().to_owned();
+                assert!(answer.len() <= LONGEST && answer.to_str().is_some());
+                assert_eq!(subject(&answer), Some(&*shortened(name)));
+                answer
+            });
+            assert_ne!(answers[0], answers[1]);
+        }
+        let name = OsStr::new("a.so");
+        assert_eq!(shortened(name), name);
+    }
 }

@@ -618,7 +618,7 @@ impl<T: DropTarget> Scanner<T> {
                 continue;
             }
             if is_plugin {
-                names.insert(name.clone());
+                names.insert(answer::shortened(&name).into_owned());
             }
             let Ok(facts) = fs::metadata(&path) else {
                 continue; // gone, or a link into nowhere

@@ -25,6 +25,7 @@ use super::{
     poll::{PollCode, PollState},
     pool,
     root::{JOBS, Root, RootRef, Settings, TextSink},
+    state::{STATE, StateHandle},
     waker::{WakerCache, WakerRef},
 };
 
@@ -82,6 +83,13 @@ impl HostHandle {
     pub fn service(&self, number: u32) -> Option<ptr::NonNull<()>> {
         // SAFETY: as in `log_enabled`.
         ptr::NonNull::new(unsafe { self.table.service()(self.data, number) }.cast_mut())
+    }
+
+    /// The state of the app; none when the host keeps none.
+    pub fn state(&self) -> Option<StateHandle> {
+        let table = self.service(STATE)?;
+        // SAFETY: it is the table of that service, for this data.
+        Some(unsafe { StateHandle::new(table, self.data) })
     }
 }
 

@@ -28,7 +28,7 @@ pub struct Host {
     /// The work of this number ended.
     pub work_ended: unsafe extern "C" fn(*const (), u64),
     /// The table of the service of this number, which lives as long as this one; null when this
-    /// host has no such service. The numbers are in docs/abi.md. There is none yet.
+    /// host has no such service. The numbers are in docs/abi.md.
     #[sabi(last_prefix_field)]
     pub service: unsafe extern "C" fn(*const (), u32) -> *const (),
 }

@@ -16,6 +16,7 @@ use super::{
     panics::catch_panic,
     poll::PollState,
     root::{JOBS, RootRef, Settings, TextSink},
+    state::{STATE, Serves, Service, StateService},
     waker::WakerRef,
 };
 
@@ -33,6 +34,10 @@ pub trait HostServices: Send + Sync + 'static {
     fn work_began(&self, work: Lent<'_, Work<'_>>) -> u64;
     /// Work ended.
     fn work_ended(&self, number: u64);
+    /// The state that it keeps for the app; none when it keeps none.
+    fn state(&self) -> Option<&dyn StateService> {
+        None
+    }
 }
 
 struct Table<O>(O);
@@ -84,8 +89,22 @@ impl<O: HostServices> Table<O> {
         unsafe { Self::with(data, |services| services.work_ended(number)) };
     }
 
-    unsafe extern "C" fn service(_data: *const (), _number: u32) -> *const () {
-        std::ptr::null()
+    unsafe extern "C" fn service(data: *const (), number: u32) -> *const () {
+        // SAFETY: as above.
+        let has_state = unsafe { Self::with(data, |services| services.state().is_some()) };
+        match number {
+            STATE if has_state == Some(true) => std::ptr::from_ref(Service::<Self>::TABLE).cast(),
+            _ => std::ptr::null(),
+        }
+    }
+}
+
+impl<O: HostServices> Serves for Table<O> {
+    unsafe fn state<'a>(data: *const ()) -> Option<&'a dyn StateService> {
+        // SAFETY: `data` is that of `AppHandle::start`, whose caller keeps the offer as long as
+        // code of the plugin may run.
+        let services = unsafe { &*data.cast::<O>() };
+        catch_panic(|| services.state()).flatten()
     }
 }
 

@@ -16,6 +16,10 @@ use super::{
     lent::{Lent, Size},
     poll::{PollCode, PollState},
     root::{Settings, TextSink},
+    state::{
+        Change, Check, Commit, Get, Mutation, RangeCheck, Scan, SinkTable, StateSink, StateTable,
+        Watch,
+    },
     upgrade::{IoStream, IoTable},
     version::{ABI, AbiVersion, LAYOUT},
     waker::{WakerOps, WakerRef, WakerWords},
@@ -63,8 +67,19 @@ fn every_field_lies_where_it_was_released() {
     // What later minors added to them.
     lies!(RequestHead1<'_>, 128, 8, head 0, protocol 112);
     lies!(RequestHead2<'_>, 136, 8, head 0, connection 128);
-    // What later minors added.
+    // What 1.2 added: what is known of a connection, and the table of the state.
     lies!(Connection<'_>, 64, 8, size 0, local 4, tls_version 24, server_name 32, client_certificate 48);
+    lies!(StateTable, 80, 8, size 0, settings 8, get 16, scan 24, snapshot 32, drop_snapshot 40, commit 48, watch 56, poll 64, drop 72);
+    lies!(SinkTable, 48, 8, size 0, entry 8, page 16, committed 24, changed 32, failed 40);
+    lies!(StateSink<'_>, 16, 8, slot 0, table 8);
+    lies!(Get<'_>, 48, 8, size 0, namespace 8, key 24, snapshot 40);
+    lies!(Scan<'_>, 88, 8, size 0, flags 4, namespace 8, from 24, to 40, after 56, snapshot 72, limit 80);
+    lies!(Watch<'_>, 48, 8, size 0, flags 4, namespace 8, prefix 24, token 40);
+    lies!(Commit<'_>, 56, 8, size 0, checks 8, ranges 24, mutations 40);
+    lies!(Check<'_>, 40, 8, namespace 0, key 16, version 32);
+    lies!(RangeCheck<'_>, 64, 8, namespace 0, from 16, to 32, version 48, flags 56);
+    lies!(Mutation<'_>, 72, 8, namespace 0, key 16, value 32, ttl_ms 48, delta 56, kind 64);
+    lies!(Change<'_>, 32, 8, key 0, version 16, flags 24);
     assert_eq!(
         [
             PollState::Pending,

@@ -10,6 +10,7 @@
 //! - [`upgrade`]: the byte stream of an upgraded connection
 //! - [`waker`], [`poll`]: asynchrony
 //! - [`lent`]: structs and tables that can grow
+//! - [`state`]: what the app keeps in the host
 //! - [`heap`]: a heap that leaves with its plugin
 //! - [`pool`]: memory that goes round from one head to the next
 //! - `caught`: where panics end
@@ -40,6 +41,7 @@ mod panics;
 pub mod poll;
 pub mod pool;
 pub mod root;
+pub mod state;
 pub mod upgrade;
 pub mod version;
 pub mod waker;

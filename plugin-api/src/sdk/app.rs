@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::runtime::Handle;
@@ -21,7 +21,9 @@ use super::{
     error::Error,
     log,
     runtime::{self, AppRuntime},
+    state::StateError,
     upgrade::{PendingUpgrade, Upgrading},
+    writes::Durable,
 };
 use crate::abi::{
     body::BodyStream,
@@ -118,17 +120,19 @@ impl<A: App> Plugin for Running<A> {
         let mut app = self.app.clone();
         if upgrade {
             let pending = PendingUpgrade::to(&mut request, head.protocol());
-            return Some(first.poll(|| Upgrading::new(when_ready(app, request), pending)));
+            return Some(
+                first.poll(|| Upgrading::new(Durable::new(when_ready(app, request)), pending)),
+            );
         }
         // Almost every service is ready at once, and then needs no state to wait in. One that is
         // not is asked again, with a waker.
         let ready = app.poll_ready(&mut task::Context::from_waker(Waker::noop()));
         Some(match ready {
             Poll::Ready(Ok(())) => first.poll(|| Calling {
-                future: app.call(request),
+                future: Durable::new(app.call(request)),
             }),
             Poll::Ready(Err(_)) | Poll::Pending => first.poll(|| Calling {
-                future: when_ready(app, request),
+                future: Durable::new(when_ready(app, request)),
             }),
         })
     }
@@ -158,13 +162,13 @@ impl<A: App> Plugin for Running<A> {
 
 pin_project! {
     /// A request that the app answers.
-    struct Calling<F> {
+    struct Calling<F, R> {
         #[pin]
-        future: F,
+        future: Durable<F, R>,
     }
 }
 
-impl<F, B, E> Answering for Calling<F>
+impl<F, B, E> Answering for Calling<F, Response<B>>
 where
     F: Future<Output = Result<Response<B>, E>> + Send,
     B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static,
@@ -177,13 +181,17 @@ where
     ) -> PollState {
         match self.project().future.poll(cx) {
             Poll::Pending => PollState::Pending,
-            Poll::Ready(outcome) => match told(outcome) {
+            Poll::Ready(Ok(outcome)) => match told(outcome) {
                 Some(response) => {
                     answer(response, cx, responder);
                     PollState::Ready
                 }
                 None => PollState::Failed,
             },
+            Poll::Ready(Err(error)) => {
+                not_written(&error, responder);
+                PollState::Ready
+            }
         }
     }
 }
@@ -203,6 +211,22 @@ pub(super) fn told<T>(outcome: Result<T, impl fmt::Display>) -> Option<T> {
     outcome
         .inspect_err(|error| log::error(&format!("a request failed: {error}")))
         .ok()
+}
+
+/// Answers a request whose writes failed: what it answered itself is not true.
+#[cold]
+pub(super) fn not_written(error: &StateError, responder: &Responder<'_>) {
+    log::error(&format!(
+        "a request was answered with 503, for what it wrote is not on the disk: {error}"
+    ));
+    let text = "503 Service Unavailable: what this request wrote could not be kept\n";
+    let (mut parts, ()) = Response::new(()).into_parts();
+    parts.status = StatusCode::SERVICE_UNAVAILABLE;
+    parts.headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    responder.respond(parts, OwnedBody::Full(Bytes::from_static(text.as_bytes())));
 }
 
 /// Gives a response to the host. A body that is whole at once crosses with the head, all others as

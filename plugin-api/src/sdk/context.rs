@@ -12,7 +12,7 @@ use http::{Extensions, Request};
 use serde::de::DeserializeOwned;
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 
-use super::{connection::Connection, error::Error, work::Works};
+use super::{connection::Connection, error::Error, state::State, work::Works};
 use crate::abi::{export::HostHandle, head::RequestHead, lent::Lent, root::Settings};
 
 /// What an app knows of itself and of the host. Cheap to clone; keep it in the state of your
@@ -31,6 +31,8 @@ struct Inner {
     runtime: Handle,
     works: Arc<Works>,
     draining: watch::Sender<bool>,
+    host: HostHandle,
+    state: OnceLock<State>,
     client: OnceLock<TellClient>,
     connection: OnceLock<TellConnection>,
 }
@@ -74,6 +76,8 @@ impl Context {
             runtime,
             works: Arc::new(Works::new(host)),
             draining: watch::Sender::new(false),
+            host,
+            state: OnceLock::new(),
             client: OnceLock::new(),
             connection: OnceLock::new(),
         }))
@@ -132,6 +136,13 @@ impl Context {
             // well.
             let _ = draining.wait_for(|draining| *draining).await;
         }
+    }
+
+    /// The state of the app, which outlives this code: its namespace `default`. In a preflight
+    /// check it is empty, and what is written to it is thrown away with that.
+    pub fn state(&self) -> State {
+        let begin = || State::new(self.0.host.state());
+        self.0.state.get_or_init(begin).clone()
     }
 
     /// Runs `future` beside the requests. The generation counts it as in flight: it is unloaded

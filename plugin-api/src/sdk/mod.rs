@@ -8,14 +8,23 @@
 //! - [`work`]: tasks and jobs that outlive their request
 //! - [`log`]: events, log records and panics on their way to the host
 //! - [`upgrade`]: WebSockets and other upgraded connections
+//! - [`cache`], [`rate_limit`], `sessions`: what is kept in it as a rule
+//! - [`state`]: what the app keeps in the host
+//! - [`writes`]: answers that wait for their writes
 //! - [`error`]: why an app does not start
 
 pub(crate) mod app;
 pub(crate) mod body;
+pub(crate) mod cache;
 pub(crate) mod connection;
 pub(crate) mod context;
 pub(crate) mod error;
 pub(crate) mod log;
+pub(crate) mod rate_limit;
 pub(crate) mod runtime;
+#[cfg(feature = "sessions")]
+pub(crate) mod sessions;
+pub(crate) mod state;
 pub(crate) mod upgrade;
 pub(crate) mod work;
+mod writes;

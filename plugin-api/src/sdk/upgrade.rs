@@ -34,7 +34,10 @@ use parking_lot::Mutex;
 use pin_project_lite::pin_project;
 use tokio::io::{DuplexStream, ReadBuf};
 
-use super::app::{answer, told};
+use super::{
+    app::{answer, not_written, told},
+    writes::Durable,
+};
 use crate::abi::{
     call::{OwnedBody, Responder},
     export::Answering,
@@ -107,15 +110,15 @@ impl PendingUpgrade {
 
 pin_project! {
     /// A request that the app may answer with an upgrade.
-    pub(super) struct Upgrading<F> {
+    pub(super) struct Upgrading<F, R> {
         #[pin]
-        future: F,
+        future: Durable<F, R>,
         pending: Option<PendingUpgrade>,
     }
 }
 
-impl<F> Upgrading<F> {
-    pub(super) fn new(future: F, pending: PendingUpgrade) -> Self {
+impl<F, R> Upgrading<F, R> {
+    pub(super) fn new(future: Durable<F, R>, pending: PendingUpgrade) -> Self {
         Self {
             future,
             pending: Some(pending),
@@ -123,7 +126,7 @@ impl<F> Upgrading<F> {
     }
 }
 
-impl<F, B, E> Answering for Upgrading<F>
+impl<F, B, E> Answering for Upgrading<F, Response<B>>
 where
     F: Future<Output = Result<Response<B>, E>> + Send,
     B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static,
@@ -131,8 +134,13 @@ where
 {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>, responder: &Responder<'_>) -> PollState {
         let this = self.project();
-        let Poll::Ready(outcome) = this.future.poll(cx) else {
-            return PollState::Pending;
+        let outcome = match this.future.poll(cx) {
+            Poll::Pending => return PollState::Pending,
+            Poll::Ready(Ok(outcome)) => outcome,
+            Poll::Ready(Err(error)) => {
+                not_written(&error, responder);
+                return PollState::Ready;
+            }
         };
         let Some(response) = told(outcome) else {
             return PollState::Failed;

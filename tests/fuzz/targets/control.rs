@@ -71,7 +71,7 @@ impl Host {
             config.server.plugins = folder.path().join("plugins");
             let store = Store::open(&folder.path().join("artifacts")).expect("a store");
             let routes = Arc::new(Routes::default());
-            let apps = Apps::open(config, folder.path(), store.clone(), routes).expect("apps");
+            let apps = Apps::open(config, folder.path(), store.clone(), routes, None).expect("apps");
             let gathered = apps.clone();
             let gather = Gather::new(move |to| gathered.write_metrics(to));
             let socket = ControlSocket::bind(&path, None).expect("a socket");

@@ -103,7 +103,7 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
                 stop.abort();
             }
         });
-        daemon.wait().await;
+        daemon.wait().await.done();
         work.abort();
         let _ = work.await;
         if io::stdout().is_terminal() {

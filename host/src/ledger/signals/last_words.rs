@@ -79,7 +79,10 @@ impl End {
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Signal(signal) => f.write_str(&crate::signals::name(*signal)),
+            Self::Signal(signal) => match nix::sys::signal::Signal::try_from(*signal) {
+                Ok(signal) => f.write_str(signal.as_str()),
+                Err(_) => write!(f, "signal {signal}"),
+            },
             Self::Exit(code) => write!(f, "exit with code {code}"),
         }
     }

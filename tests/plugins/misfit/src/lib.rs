@@ -15,9 +15,11 @@
 //! | `live-late` | its constructor takes four seconds, but not in preflight |
 //! | `unhealthy` | starts, and answers everything with 500 |
 //! | `leak-thread` | starts a thread that never ends |
+//! | `hungry` | takes every descriptor that there is for a request to `/open`, and keeps them until one to `/close` |
+//! | `end-segv`, `end-exit` | crashes, or calls `exit(0)`, when it is told to drain |
 //! | `later-segv`, `later-exit`, `later-hang` | its constructor does, but not in preflight, once the file `when` of its configuration is there |
 
-use std::{collections::BTreeMap, hint::black_box, path::PathBuf};
+use std::{collections::BTreeMap, fs::File, hint::black_box, path::PathBuf, sync::Mutex};
 
 use axum::{Router, http::StatusCode, routing::get};
 use handover_plugin::{Context, Error};
@@ -105,6 +107,16 @@ async fn app(cx: Context) -> Result<Router, Error> {
                 }
             })?;
     }
+    if let Some(end) = habit.strip_prefix("end-") {
+        let told = cx.clone();
+        cx.spawn(async move {
+            told.draining().await;
+            match end {
+                "segv" => crash(),
+                _ => std::process::exit(0),
+            }
+        });
+    }
     let status = if habit == "unhealthy" {
         StatusCode::INTERNAL_SERVER_ERROR
     } else {
@@ -112,7 +124,27 @@ async fn app(cx: Context) -> Result<Router, Error> {
     };
     Ok(Router::new()
         .route("/eat", get(eat))
+        .route("/open", get(open_all))
+        .route(
+            "/close",
+            get(async || OPEN.lock().map(|mut open| open.clear()).is_ok().to_string()),
+        )
         .route("/", get(async move || (status, format!("misfit: {habit}")))))
+}
+
+static OPEN: Mutex<Vec<File>> = Mutex::new(Vec::new());
+
+/// Opens files until that fails, and answers how many.
+async fn open_all() -> String {
+    let Ok(mut open) = OPEN.lock() else {
+        return String::new();
+    };
+    while habit() == "hungry"
+        && let Ok(file) = File::open("/dev/null")
+    {
+        open.push(file);
+    }
+    open.len().to_string()
 }
 
 async fn eat() {

@@ -1,0 +1,450 @@
+//! An artifact's way to being live: preflight, load, start, cutover, HEAD; and what becomes of it
+//! when a step fails.
+//!
+//! - [`steps`]: the steps, in their order
+//! - [`failure`]: why one failed, and how that is recorded
+
+mod failure;
+mod steps;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use handover_api::{
+    Cause, EventKind, GenerationId, Note, OperationResult, OperationStatus, Outcome, Progress, Wait,
+};
+use tokio::sync::oneshot;
+
+use self::{
+    failure::{Failure, late, record_failure},
+    steps::{Deploy, Machine, ThisMachine},
+};
+use crate::{
+    apps::app::{App, result},
+    artifact::Artifact,
+    operations::{
+        operation::{self, Operation, ProgressSender, Wanted},
+        queue::{Closed, OperationLock, Place},
+    },
+    preflight::Scope,
+    records::{
+        app_record::Head,
+        journal::{Step, Tried, Trying},
+    },
+    rollout::{
+        Rollout,
+        drain::{self, Leaving},
+        verdict,
+    },
+};
+
+/// What is to be made live, and how.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// The bytes.
+    pub(crate) artifact: Artifact,
+    /// Why.
+    pub(crate) cause: Cause,
+    /// The file of the drop folder that they came from.
+    pub(crate) source: Option<String>,
+    /// How long it took to notice them, if somebody had to.
+    pub(crate) noticed_in: Option<Duration>,
+    /// How long it took to read and store them, if that was part of it.
+    pub(crate) stored_in: Option<Duration>,
+    /// What a child process is asked first. None for what has passed under this host before.
+    pub(crate) preflight: Option<Scope>,
+    /// Whether they only wait for `handover reload` after that.
+    pub(crate) stage: bool,
+    /// When preflight and start must have ended.
+    pub(crate) deadline: Option<Deadline>,
+}
+
+impl Plan {
+    fn tried(&self, step: Step, generation: Option<GenerationId>) -> Tried {
+        Tried {
+            step,
+            artifact: self.artifact.sha256,
+            version: self.artifact.manifest.version.clone(),
+            generation,
+            cause: self.cause,
+            source: self.source.clone(),
+        }
+    }
+}
+
+/// When a deploy is given up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadline {
+    by: Instant,
+    /// What was asked for.
+    timeout: Duration,
+}
+
+impl Deadline {
+    /// From now.
+    pub(crate) fn after(timeout: Duration) -> Self {
+        Self {
+            by: Instant::now() + timeout,
+            timeout,
+        }
+    }
+}
+
+/// How a plan comes to its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entrance {
+    /// Now, or it is a conflict.
+    Now,
+    /// The same, in the turn of the reload that caused it.
+    OfReload,
+    /// In order; given up when its caller leaves.
+    Queue,
+    /// In order.
+    DetachedQueue,
+}
+
+impl From<Wait> for Entrance {
+    fn from(wait: Wait) -> Self {
+        match wait {
+            Wait::No => Self::Now,
+            Wait::WhileWanted => Self::Queue,
+            Wait::Detached => Self::DetachedQueue,
+        }
+    }
+}
+
+/// A plan in the making.
+pub(crate) struct Asked<F> {
+    /// What it is, for people: `deploy of 1.2.0`.
+    pub(crate) what: String,
+    /// When its wait is given up.
+    pub(crate) deadline: Option<Deadline>,
+    /// The plan, made when its turn has come. An error is the result.
+    pub(crate) plan: F,
+}
+
+/// A deploy that was taken, or that ended at once.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    /// Every line of it.
+    pub(crate) operation: Operation,
+    /// The result as it is at the cutover, before the replaced generation has drained.
+    pub(crate) at_cutover: oneshot::Receiver<OperationResult>,
+}
+
+/// How a plan ended when nothing failed.
+enum Ended {
+    /// It is live.
+    Live(OperationResult, Option<Leaving>),
+    /// Nothing was replaced.
+    Otherwise(OperationResult),
+}
+
+/// Begins to carry out `plan`; the rest happens on a task of its own.
+pub(crate) fn begin_deploy(
+    rollout: &Rollout,
+    app: Arc<App>,
+    plan: Plan,
+    entrance: Entrance,
+) -> Begun {
+    let asked = Asked {
+        what: format!("deploy of {}", plan.artifact.manifest.version),
+        deadline: plan.deadline,
+        plan: async { Ok(plan) },
+    };
+    begin_deploy_with(rollout, app, asked, entrance)
+}
+
+/// [`begin_deploy`] with a plan that is made when its turn has come.
+pub(crate) fn begin_deploy_with<F>(
+    rollout: &Rollout,
+    app: Arc<App>,
+    asked: Asked<F>,
+    entrance: Entrance,
+) -> Begun
+where
+    F: Future<Output = Result<Plan, OperationResult>> + Send + 'static,
+{
+    let progress = rollout.operations.begin_operation();
+    let mut operation = progress.listen();
+    let (tell, at_cutover) = oneshot::channel();
+    let Asked {
+        what,
+        deadline,
+        plan,
+    } = asked;
+    let own = OperationStatus {
+        id: progress.id().to_owned(),
+        what,
+    };
+    let (interest, wanted) = match entrance {
+        Entrance::Queue => {
+            let (interest, wanted) = operation::interest();
+            (Some(interest), wanted)
+        }
+        Entrance::Now | Entrance::OfReload | Entrance::DetachedQueue => (None, Wanted::ALWAYS),
+    };
+    operation.interest = interest;
+    let lock = match entrance {
+        Entrance::Now => app.queue.take(own, false).map(Ok),
+        Entrance::OfReload => app.queue.take(own, true).map(Ok),
+        // In the order of asking, so before the task begins.
+        Entrance::Queue | Entrance::DetachedQueue => Ok(Err(app.queue.enqueue(own))),
+    };
+    match lock {
+        Err(other) => {
+            let conflict = conflict(&app, &other);
+            app.counters.ended(conflict.outcome);
+            progress.finish(conflict.clone());
+            let _ = tell.send(conflict);
+        }
+        Ok(lock) => {
+            let rollout = rollout.clone();
+            tokio::spawn(async move {
+                let lock = match lock {
+                    Ok(lock) => Ok(lock),
+                    Err(place) => queued(&app, place, deadline, wanted, &progress).await,
+                };
+                let (lock, ended) = match lock {
+                    Ok(lock) => {
+                        let ended = match plan.await {
+                            Ok(plan) => {
+                                carry_out(&rollout, &app, plan, &progress, ThisMachine).await
+                            }
+                            Err(result) => Ended::Otherwise(result),
+                        };
+                        (Some(lock), ended)
+                    }
+                    Err(reason) => {
+                        let ended = give_up(&rollout, &app, plan.await, reason).await;
+                        (None, Ended::Otherwise(ended))
+                    }
+                };
+                let (Ended::Live(result, _) | Ended::Otherwise(result)) = &ended;
+                app.counters.ended(result.outcome);
+                // Given back before anybody hears the result, so that who hears it can begin the
+                // next operation.
+                drop(lock);
+                match ended {
+                    Ended::Otherwise(result) => {
+                        let _ = tell.send(result.clone());
+                        progress.finish(result);
+                    }
+                    Ended::Live(result, leaving) => {
+                        let _ = tell.send(result.clone());
+                        match leaving {
+                            None => progress.finish(result),
+                            Some(leaving) => {
+                                drain::drain_and_retire(
+                                    &rollout,
+                                    &app,
+                                    leaving,
+                                    Some((progress, result)),
+                                )
+                                .await;
+                            }
+                        }
+                        rollout.collect().await;
+                    }
+                }
+            });
+        }
+    }
+    Begun {
+        operation,
+        at_cutover,
+    }
+}
+
+/// The result of an operation that does not wait for `other`.
+pub(crate) fn conflict(app: &App, other: &OperationStatus) -> OperationResult {
+    let message = format!(
+        "{other} is under way for {}: wait for it (--queue does), or hear it with GET /v1/operations/{}",
+        app.name, other.id
+    );
+    result(Outcome::Conflict, app, message)
+}
+
+/// Waits for the turn, and says what for.
+///
+/// # Errors
+/// Why it is given up.
+pub(crate) async fn queued(
+    app: &App,
+    place: Place,
+    deadline: Option<Deadline>,
+    wanted: Wanted,
+    progress: &ProgressSender,
+) -> Result<OperationLock, String> {
+    let mut behind = None;
+    let waits = |other: &OperationStatus, ahead: usize| {
+        behind = Some(other.clone());
+        progress.send(Progress::Queued {
+            app: app.name.clone(),
+            behind: other.clone(),
+            ahead: ahead as u64,
+        });
+    };
+    let timeout = async {
+        match deadline {
+            Some(deadline) => {
+                tokio::time::sleep_until(deadline.by.into()).await;
+                deadline.timeout
+            }
+            None => std::future::pending().await,
+        }
+    };
+    let passed = tokio::select! {
+        biased;
+        lock = place.acquire(waits) => {
+            return lock.map_err(|Closed| "the host is shutting down".to_owned());
+        }
+        () = wanted.no_more() => {
+            return Err("whoever asked for it left while it waited for its turn".to_owned());
+        }
+        timeout = timeout => timeout,
+    };
+    let behind = behind.map_or_else(String::new, |other| format!(" for {other}"));
+    Err(late(passed, &format!("its wait{behind}")))
+}
+
+/// Records that a plan's turn never came.
+async fn give_up(
+    rollout: &Rollout,
+    app: &App,
+    plan: Result<Plan, OperationResult>,
+    reason: String,
+) -> OperationResult {
+    match plan {
+        Ok(plan) => {
+            let failure = Failure::host(reason);
+            record_failure(
+                rollout,
+                app,
+                &plan.artifact,
+                plan.cause,
+                plan.source,
+                failure,
+            )
+            .await
+        }
+        Err(result) => result,
+    }
+}
+
+/// Carries out `plan` and records how it ended.
+async fn carry_out<M: Machine>(
+    rollout: &Rollout,
+    app: &Arc<App>,
+    plan: Plan,
+    progress: &ProgressSender,
+    machine: M,
+) -> Ended {
+    let (artifact, cause, source) = (plan.artifact.clone(), plan.cause, plan.source.clone());
+    // Until its end is written down.
+    let deploy = Deploy {
+        rollout,
+        app,
+        plan,
+        progress,
+        trying: Arc::new(Trying::of(&rollout.journal, &app.name)),
+        machine,
+    };
+    match deploy.run().await {
+        Ok(ended) => ended,
+        Err(failure) => {
+            Ended::Otherwise(record_failure(rollout, app, &artifact, cause, source, failure).await)
+        }
+    }
+}
+
+impl ProgressSender {
+    /// Says that a step ended well.
+    fn step(&self, step: &'static str, app: &App, took: Duration, message: String) {
+        self.found(step, app, took, message, Vec::new());
+    }
+
+    /// Says that a step ended well, and what it found that people should know.
+    fn found(
+        &self,
+        step: &'static str,
+        app: &App,
+        took: Duration,
+        message: String,
+        notes: Vec<Note>,
+    ) {
+        app.counters.step(step, took);
+        self.send(Progress::Step {
+            step: step.to_owned(),
+            app: app.name.clone(),
+            message,
+            took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            notes,
+        });
+    }
+}
+
+impl Rollout {
+    /// The plan to make an artifact live that is in the store. It is checked again when its verdict
+    /// is not this host's.
+    pub(crate) async fn plan_stored(
+        &self,
+        app: &App,
+        head: Head,
+        cause: Cause,
+    ) -> Result<Plan, OperationResult> {
+        let store = self.store.clone();
+        let found = tokio::task::spawn_blocking(move || store.get(head.artifact)).await;
+        let why = match found {
+            Ok(Ok(artifact)) => {
+                let preflight = app
+                    .saved
+                    .read(|record| verdict::asked_again(record, artifact.sha256, cause));
+                return Ok(Plan {
+                    artifact,
+                    cause,
+                    source: head.source,
+                    noticed_in: None,
+                    stored_in: None,
+                    preflight,
+                    stage: false,
+                    deadline: None,
+                });
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let message = format!(
+            "{} {} ({}) cannot be taken from the artifact store: {why}",
+            app.name,
+            head.version,
+            head.artifact.short()
+        );
+        self.registry
+            .record_event(EventKind::Failed, app, None, message.as_str());
+        Err(result(Outcome::Failed, app, message))
+    }
+
+    /// Deletes the artifacts that no app can want any more.
+    pub(crate) async fn collect(&self) {
+        let wanted: Vec<_> = self
+            .registry
+            .all()
+            .iter()
+            .flat_map(|app| {
+                app.saved
+                    .read(|record| record.wanted(app.settings.keep_artifacts))
+            })
+            .collect();
+        let store = self.store.clone();
+        match tokio::task::spawn_blocking(move || store.collect(&wanted)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "old artifacts could not be deleted"),
+            Err(error) => tracing::error!(%error, "old artifacts could not be deleted"),
+        }
+    }
+}

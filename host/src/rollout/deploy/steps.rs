@@ -1,0 +1,823 @@
+//! The steps of one deploy: preflight, load, start, cutover, HEAD.
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use handover_api::{AppName, Cause, EventKind, GenerationId, Note, OperationResult, Outcome};
+
+use super::{
+    Ended, Plan,
+    failure::{Failure, entry},
+};
+use crate::{
+    apps::{
+        app::{App, FailedStart, Live, result},
+        cutover::CutoverStrategy,
+    },
+    artifact::{Artifact, Remark, Sha256, Topic, manifest::HOST_ABI, trust::Untrusted},
+    background,
+    config::{self, WhenFull},
+    generation::{self, Spec, StartError, Started},
+    human,
+    ledger::RetainReasons,
+    loader::{Companion, Library},
+    operations::operation::ProgressSender,
+    preflight::{self, Passed, Scope, Verdict},
+    records::{
+        app_record::{Head, Record},
+        history::Entry,
+        journal::{Step, Trying},
+    },
+    rollout::{Rollout, crash, drain::Leaving, verdict},
+    shortage,
+};
+
+/// What a deploy has done to code that it does not trust. Unit tests put another in its place.
+pub(super) trait Machine: Sync {
+    /// A library that was mapped.
+    type Library: Send + 'static;
+
+    /// Checks `artifact` in a child process.
+    fn preflight(
+        &self,
+        artifact: &Artifact,
+        app: &AppName,
+        settings: &config::App,
+        scope: Scope,
+    ) -> impl Future<Output = io::Result<Verdict>> + Send;
+
+    /// Maps the library of `artifact`.
+    fn load(
+        artifact: Artifact,
+        within: Duration,
+    ) -> impl Future<Output = Result<Self::Library, StartError>> + Send + 'static;
+
+    /// Returns where `library` is mapped.
+    fn base(library: &Self::Library) -> Option<usize>;
+
+    /// Runs the constructor of `library`.
+    fn start(
+        library: Self::Library,
+        spec: Spec,
+    ) -> impl Future<Output = Result<Started, StartError>> + Send + 'static;
+}
+
+/// This machine.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ThisMachine;
+
+impl Machine for ThisMachine {
+    type Library = Library;
+
+    async fn preflight(
+        &self,
+        artifact: &Artifact,
+        app: &AppName,
+        settings: &config::App,
+        scope: Scope,
+    ) -> io::Result<Verdict> {
+        preflight::check(artifact, app, settings, scope).await
+    }
+
+    fn load(
+        artifact: Artifact,
+        within: Duration,
+    ) -> impl Future<Output = Result<Library, StartError>> + Send + 'static {
+        generation::load(artifact, within)
+    }
+
+    fn base(library: &Library) -> Option<usize> {
+        library.base()
+    }
+
+    fn start(
+        library: Library,
+        spec: Spec,
+    ) -> impl Future<Output = Result<Started, StartError>> + Send + 'static {
+        generation::start(library, spec)
+    }
+}
+
+/// One deploy on its way.
+pub(super) struct Deploy<'a, M> {
+    pub(super) rollout: &'a Rollout,
+    pub(super) app: &'a Arc<App>,
+    pub(super) plan: Plan,
+    pub(super) progress: &'a ProgressSender,
+    /// What the journal says of it goes with this.
+    pub(super) trying: Arc<Trying>,
+    pub(super) machine: M,
+}
+
+impl<M: Machine> Deploy<'_, M> {
+    /// When preflight and start must have ended.
+    fn deadline(&self) -> Option<Instant> {
+        self.plan.deadline.map(|deadline| deadline.by)
+    }
+
+    /// Takes all of them. What failed changed nothing of what is live.
+    pub(super) async fn run(self) -> Result<Ended, Failure> {
+        let Self {
+            rollout,
+            app,
+            plan,
+            progress,
+            ..
+        } = &self;
+        if rollout.is_closing() {
+            return Err(Failure::host("the host is shutting down"));
+        }
+        if let Some(took) = plan.noticed_in {
+            progress.step("notice", app, took, "found in the drop folder".to_owned());
+        }
+        if let Some(took) = plan.stored_in {
+            let (size, sha256) = (
+                human::file_size(plan.artifact.size),
+                plan.artifact.sha256.short(),
+            );
+            progress.step("store", app, took, format!("{size} stored as {sha256}"));
+        }
+        if let Some(live) = app.live()
+            && live.artifact == plan.artifact.sha256
+        {
+            let message = format!(
+                "{} {} ({}) is live already as generation {}",
+                app.name,
+                live.version,
+                live.artifact.short(),
+                live.id
+            );
+            return Ok(Ended::Otherwise(result(Outcome::Unchanged, app, message)));
+        }
+        // Before anything is ended to make room for it.
+        self.admit().await?;
+        if !plan.stage {
+            self.make_room()?;
+        }
+        // What has to be on disk before it is used gets there while the artifact is checked.
+        let (checked, kept, id, ()) = tokio::join!(
+            self.unless_closing("its preflight", self.check()),
+            self.keep(),
+            self.reserve(),
+            rollout
+                .journal
+                .trying(&app.name, plan.tried(Step::Checked, None)),
+        );
+        let mut checked = match checked.and_then(|checked| kept.map(|()| checked)) {
+            Ok(checked) => checked,
+            Err(failure) => {
+                if let Ok(Some(id)) = id {
+                    app.saved.edit(|record| record.give_back(id));
+                }
+                return Err(failure);
+            }
+        };
+        let Some(id) = id? else {
+            return self.stage(checked).await.map(Ended::Otherwise);
+        };
+        let started = self.load_and_start(&mut checked, id).await?;
+        self.go_live(checked, started).await
+    }
+
+    /// Whether these bytes may become code at all: what they say of themselves, their version and who
+    /// signed them. Asked each time, so that a key, a version or an ABI that is not good any more
+    /// counts for a restart and a rollback too.
+    async fn admit(&self) -> Result<(), Failure> {
+        let Self {
+            rollout,
+            app,
+            plan,
+            progress,
+            ..
+        } = self;
+        let refused = |reason: String| Failure {
+            own_fault: false, // with other settings or a signature the same bytes are fine
+            ..Failure::own(Outcome::Rejected, reason, None)
+        };
+        match plan.cause {
+            Cause::Start | Cause::Crash => plan.artifact.runnable(),
+            _ => plan.artifact.acceptable(),
+        }
+        .map_err(refused)?;
+        if let Some(reason) = app.settings.too_old(&plan.artifact.manifest.version) {
+            // A restart takes nobody back: what was live stays, and what is older than that does not
+            // come.
+            let sha256 = plan.artifact.sha256;
+            let was_live = app.saved.read(|record| {
+                record
+                    .head
+                    .as_ref()
+                    .is_some_and(|head| head.artifact == sha256)
+            });
+            if plan.cause != Cause::Start || !was_live {
+                return Err(refused(reason));
+            }
+            rollout.registry.record_event(
+                EventKind::State,
+                app,
+                None,
+                format!(
+                    "{} serves on with what was live before the restart, though {reason}",
+                    app.name
+                ),
+            );
+        }
+        let began = Instant::now();
+        let (keys, store) = (
+            rollout.registry.config().trust.keys.clone(),
+            rollout.store.clone(),
+        );
+        let artifact = plan.artifact.clone();
+        let verified = tokio::task::spawn_blocking(move || {
+            let key = match keys.verify(&artifact) {
+                Ok(key) => key,
+                Err(Untrusted::Io(error)) => {
+                    return Err(Failure::host(Untrusted::Io(error).to_string()));
+                }
+                Err(untrusted) => return Err(refused(untrusted.to_string())),
+            };
+            // Without keys it is kept for the day that there are some.
+            store
+                .keep_signature(&artifact)
+                .map_err(|error| Failure::host(format!("its signature cannot be kept: {error}")))?;
+            Ok(key)
+        });
+        let key = verified.await.map_err(|broken| {
+            Failure::host(format!("its signature could not be verified: {broken}"))
+        })??;
+        if let Some(key) = key {
+            progress.step(
+                "trust",
+                app,
+                began.elapsed(),
+                format!("signed by key {key}"),
+            );
+        }
+        Ok(())
+    }
+
+    /// Keeps the number of draining generations within what the app allows.
+    fn make_room(&self) -> Result<(), Failure> {
+        let Self { rollout, app, .. } = self;
+        if !app.is_full() {
+            return Ok(());
+        }
+        let draining = app.draining();
+        let most = app.settings.max_old_generations;
+        let Some(oldest) = draining.first() else {
+            return Ok(());
+        };
+        let (id, counts) = (oldest.generation.spec().id, oldest.generation.counts());
+        match app.settings.when_full {
+            WhenFull::Refuse => Err(Failure::host(format!(
+                "{} replaced generations still drain and max_old_generations is {most}: wait until generation {id} ends \
+                 ({} in flight, {} of them jobs), or set when_full = \"end-oldest\" or a drain deadline",
+                draining.len(),
+                counts.in_flight,
+                counts.jobs,
+            ))),
+            WhenFull::EndOldest => {
+                rollout.registry.record_event(EventKind::Draining,
+                    app,
+                    Some(id),
+                    format!(
+                        "generation {id} is ended with {} in flight: {} generations drain and max_old_generations is {most}",
+                        counts.in_flight,
+                        draining.len()
+                    ),
+                );
+                oldest.end.notify_one();
+                Ok(())
+            }
+        }
+    }
+
+    /// Keeps the artifact for good: HEAD may name it from then on.
+    async fn keep(&self) -> Result<(), Failure> {
+        let Self { rollout, plan, .. } = self;
+        let (store, artifact) = (rollout.store.clone(), plan.artifact.clone());
+        background::run("keep", move || store.keep(&artifact))
+            .await
+            .map_err(|broken| Failure::host(format!("it could not be stored: {broken}")))?
+            .map_err(|error| Failure::host(format!("it could not be stored: {error}")))
+    }
+
+    /// The number of the generation that it will be, if it will be one. On disk before it is used: the
+    /// number of a generation never comes back, whatever ends the host. But for what is to be served
+    /// again, which must not need a disk: its number is written when there is room.
+    async fn reserve(&self) -> Result<Option<GenerationId>, Failure> {
+        let Self { app, plan, .. } = self;
+        if plan.stage {
+            return Ok(None);
+        }
+        let (id, saved) = app.saved.change(Record::next_generation).await;
+        match saved {
+            Ok(()) => Ok(Some(id)),
+            Err(cause) if matches!(plan.cause, Cause::Start | Cause::Crash | Cause::Rollback) => {
+                tracing::warn!(app = %app.name, generation = %id, "it is not on disk yet: {cause}");
+                Ok(Some(id))
+            }
+            Err(cause) => {
+                app.saved.edit(|record| record.give_back(id));
+                let reason = format!("the host cannot write its records: {cause}");
+                Err(Failure::host(reason))
+            }
+        }
+    }
+
+    /// Preflight, where it is wanted.
+    async fn check(&self) -> Result<Checked, Failure> {
+        let Self {
+            rollout,
+            app,
+            plan,
+            progress,
+            ..
+        } = self;
+        let Some(scope) = plan.preflight else {
+            return Ok(Checked::default());
+        };
+        let began = Instant::now();
+        let checked = self
+            .machine
+            .preflight(&plan.artifact, &app.name, &app.settings, scope);
+        let verdict = match self.deadline() {
+            None => checked.await,
+            Some(deadline) => tokio::time::timeout_at(deadline.into(), checked)
+                .await
+                .map_err(|_| Failure::late(plan, "its preflight"))?,
+        };
+        let sha256 = plan.artifact.sha256;
+        let before = || app.saved.read(|record| verdict::last_host(record, sha256));
+        match (verdict, scope) {
+            (
+                Ok(Verdict::Passed(Passed {
+                    checks,
+                    remarks,
+                    companions,
+                })),
+                _,
+            ) => {
+                let checked = Checked {
+                    remarks,
+                    passed: true,
+                    companions,
+                };
+                progress.found(
+                    "preflight",
+                    app,
+                    began.elapsed(),
+                    format!("passed in a child process: {}", checks.join(", ")),
+                    checked.notes(),
+                );
+                Ok(checked)
+            }
+            (Ok(Verdict::Rejected(reason)), Scope::All) => {
+                Err(Failure::own(Outcome::Rejected, reason, None))
+            }
+            (Ok(Verdict::Rejected(reason)), Scope::Again) => {
+                let reason = format!(
+                    "handover {} cannot run it: {reason}; {}",
+                    verdict::host(),
+                    before()
+                );
+                Err(Failure::own(Outcome::Rejected, reason, None))
+            }
+            (Ok(Verdict::Unhealthy(reason)), _) => {
+                Err(Failure::own(Outcome::Unhealthy, reason, None))
+            }
+            (Err(cause), Scope::All) => Err(Failure::host(format!(
+                "its preflight could not be run: {cause}"
+            ))),
+            // What was live is not given up for that; the next start asks again.
+            (Err(cause), Scope::Again) => {
+                rollout.registry.record_event(EventKind::State,
+                    app,
+                    None,
+                    format!(
+                        "{} is loaded unchecked by handover {}, because its preflight could not be run: {cause}; {}",
+                        plan.artifact.manifest.version,
+                        verdict::host(),
+                        before()
+                    ),
+                );
+                Ok(Checked::default())
+            }
+        }
+    }
+
+    /// Leaves the artifact to `handover reload`.
+    async fn stage(&self, checked: Checked) -> Result<OperationResult, Failure> {
+        let Self {
+            rollout, app, plan, ..
+        } = self;
+        let (sha256, version) = (plan.artifact.sha256, &plan.artifact.manifest.version);
+        let head = Head {
+            artifact: sha256,
+            version: version.clone(),
+            source: plan.source.clone(),
+        };
+        let entry = entry(
+            &plan.artifact,
+            plan.cause,
+            plan.source.clone(),
+            Outcome::Staged,
+            None,
+            None,
+        );
+        let entry = Entry {
+            warnings: checked.warnings(),
+            ..entry
+        };
+        let (_, saved) = app
+            .saved
+            .change(|record| {
+                record.staged = Some(head);
+                checked.note_in(record, sha256);
+                record.failing.retain(|known| known.artifact != sha256);
+                record.remember(entry);
+            })
+            .await;
+        saved.map_err(|cause| Failure::host(format!("it could not be staged: {cause}")))?;
+        let message = format!(
+            "{} {version} ({}) passed its preflight and is staged: `handover reload {0}` makes it live",
+            app.name,
+            sha256.short()
+        );
+        rollout
+            .registry
+            .record_event(EventKind::Staged, app, None, message.as_str());
+        checked.record_remarks(rollout, app, plan, None);
+        Ok(OperationResult {
+            notes: checked.notes(),
+            ..result(Outcome::Staged, app, message)
+        })
+    }
+
+    /// Gives up what an operation waits for when the host ends. Dropping `work` has to end it.
+    async fn unless_closing<T>(
+        &self,
+        what: &str,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let Self { rollout, .. } = self;
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = rollout.closing() => Err(Failure::cut(what)),
+        }
+    }
+
+    /// Maps the library and runs the constructor.
+    async fn load_and_start(
+        &self,
+        checked: &mut Checked,
+        id: GenerationId,
+    ) -> Result<Started, Failure> {
+        let Self {
+            rollout,
+            app,
+            plan,
+            progress,
+            trying,
+            ..
+        } = self;
+        // From here on code of it runs in this process.
+        rollout
+            .journal
+            .trying(&app.name, plan.tried(Step::Loaded, Some(id)))
+            .await;
+        let began = Instant::now();
+        let artifact = plan.artifact.clone();
+        let longest = app.settings.check.deadline;
+        let deadline = self.deadline();
+        let left = |within: Duration| {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            left.map_or(within, |left| left.min(within))
+        };
+        let mut spec = Spec {
+            app: app.name.clone(),
+            id,
+            version: plan.artifact.manifest.version.clone(),
+            artifact: plan.artifact.sha256,
+            config: app.settings.config.clone(),
+            env: app.settings.readable_env(),
+            runtime_threads: app.settings.runtime_threads.get(),
+            start_deadline: longest,
+            preflight: false,
+            state: Some(rollout.registry.stores().of(&app.name)),
+            stays: app.saved.read(|record| {
+                let reason = record.why_staying(plan.artifact.sha256);
+                reason.map(str::to_owned)
+            }),
+        };
+        // Keeps a library that cannot be unmapped now.
+        let keep = |spec: &Spec, retained: Option<Box<generation::Retained>>| {
+            if let Some(retained) = retained {
+                let failed_starts = FailedStart {
+                    spec: spec.clone(),
+                    loaded_at: began,
+                    held: RetainReasons::default(),
+                };
+                app.running(|running| running.failed_starts.push(failed_starts));
+                rollout.retire(app, id, generation::Ended::Retained(retained));
+            }
+        };
+        // Code of it runs until the end of this step, whoever waits for it: a crash is its fault as
+        // long.
+        let named = Arc::clone(trying);
+        let loading = M::load(artifact, left(longest));
+        let dropped = async move |_library| drop(named);
+        let library = match left_when_closing(rollout, "its load", loading, dropped)
+            .await
+            .map_err(|cut| cut.of(id))?
+        {
+            Ok(library) => library,
+            Err(StartError {
+                reason, retained, ..
+            }) => {
+                keep(&spec, retained);
+                let reason = format!("its library could not be loaded: {reason}");
+                return Err(Failure::host(reason).of(id));
+            }
+        };
+        if let Some(base) = M::base(&library) {
+            // What a debugger needs: the library is mapped from memory, so it finds no file for it.
+            tracing::info!(
+                app = %app.name,
+                generation = %id,
+                base = format_args!("{base:#x}"),
+                file = %plan.artifact.path.display(),
+                "mapped"
+            );
+        }
+        let differences = checked.compare(app, plan.artifact.sha256).await;
+        progress.found(
+            "load",
+            app,
+            began.elapsed(),
+            format!(
+                "{} mapped as generation {id}",
+                human::file_size(plan.artifact.size)
+            ),
+            differences.iter().map(Note::from).collect(),
+        );
+        checked.remarks.extend(differences);
+
+        let began = Instant::now();
+        spec.start_deadline = left(longest);
+        let named = Arc::clone(trying);
+        let starting = M::start(library, spec.clone());
+        let ended = async move |started: Result<Started, StartError>| {
+            if let Ok(started) = started {
+                drop(started.discard().await);
+            }
+            drop(named);
+        };
+        let started = match left_when_closing(rollout, "its constructor", starting, ended)
+            .await
+            .map_err(|cut| cut.of(id))?
+        {
+            Ok(started) => started,
+            Err(error) => {
+                let reason = error.explained();
+                let is_short = error.refused.is_empty() && shortage::is_named(&error.reason);
+                keep(&spec, error.retained);
+                return Err(match deadline {
+                    Some(by) if Instant::now() >= by => {
+                        Failure::late(plan, "its constructor").of(id)
+                    }
+                    _ if is_short => {
+                        Failure::host(format!("it could not be started: {reason}")).of(id)
+                    }
+                    _ => {
+                        let reason = format!("it did not start: {reason}");
+                        Failure::own(Outcome::Rejected, reason, Some(id))
+                    }
+                });
+            }
+        };
+        progress.step(
+            "start",
+            app,
+            began.elapsed(),
+            "its constructor ran".to_owned(),
+        );
+        Ok(started)
+    }
+
+    /// Cutover, HEAD, and the beginning of the drain.
+    async fn go_live(self, checked: Checked, started: Started) -> Result<Ended, Failure> {
+        let Self {
+            rollout,
+            app,
+            plan,
+            progress,
+            ..
+        } = self;
+        let spec = started.generation().spec().clone();
+        if rollout.is_closing() {
+            let ended = started.discard().await;
+            rollout.retire(app, spec.id, ended);
+            return Err(Failure::host("the host is shutting down").of(spec.id));
+        }
+        // Before the first request can crash it, and not on a worker: it is a file.
+        let (journal, named) = (rollout.journal.clone(), Arc::clone(started.generation()));
+        let heap = started.heap_bytes();
+        let written = tokio::task::spawn_blocking(move || journal.live(&named, heap));
+        if let Err(broken) = written.await {
+            tracing::warn!(%broken, "the crash journal was not written");
+        }
+        let began = Instant::now();
+        let live = Live {
+            active: started.activate(),
+            artifact: plan.artifact.clone(),
+            source: plan.source.clone(),
+        };
+        let replaced = rollout
+            .registry
+            .cut_over(app, live, CutoverStrategy::default());
+        progress.step(
+            "cutover",
+            app,
+            began.elapsed(),
+            format!(
+                "new requests go to generation {} ({})",
+                spec.id, spec.version
+            ),
+        );
+        let instead = replaced.as_ref().map(|replaced| {
+            let old = replaced.active.generation().spec();
+            format!(", replacing generation {} ({})", old.id, old.version)
+        });
+        let mut message = format!(
+            "{} {} ({}) is live as generation {}",
+            app.name,
+            spec.version,
+            spec.artifact.short(),
+            spec.id
+        );
+        rollout.registry.record_event(
+            EventKind::Active,
+            app,
+            Some(spec.id),
+            format!("{message}{}", instead.unwrap_or_default()),
+        );
+        checked.record_remarks(rollout, app, &plan, Some(spec.id));
+
+        let entry = Entry {
+            warnings: checked.warnings(),
+            ..entry(
+                &plan.artifact,
+                plan.cause,
+                plan.source.clone(),
+                Outcome::Done,
+                Some(spec.id),
+                None,
+            )
+        };
+        crash::prove_later(rollout, app, &spec);
+        let head = Head {
+            artifact: spec.artifact,
+            version: spec.version,
+            source: plan.source,
+        };
+        let (_, saved) = app
+            .saved
+            .change(|record| {
+                record
+                    .failing
+                    .retain(|known| known.artifact != head.artifact);
+                if record
+                    .staged
+                    .as_ref()
+                    .is_some_and(|staged| staged.artifact == head.artifact)
+                {
+                    record.staged = None;
+                }
+                checked.note_in(record, spec.artifact);
+                // At a start HEAD is what was wanted, even if something older had to be taken for it.
+                if plan.cause != Cause::Start {
+                    record.head = Some(head);
+                }
+                record.remember(entry);
+            })
+            .await;
+        if let Err(cause) = saved {
+            let trouble = format!(
+                "this is not durable yet, and a restart would go back to what was live before: {cause}; it is written when there is room"
+            );
+            rollout
+                .registry
+                .record_event(EventKind::State, app, Some(spec.id), trouble.as_str());
+            message = format!("{message}; but {trouble}");
+        }
+
+        let leaving = replaced.map(|replaced| Leaving::new(&rollout.departures, replaced));
+        let result = OperationResult {
+            notes: checked.notes(),
+            ..result(Outcome::Done, app, message)
+        };
+        Ok(Ended::Live(result, leaving))
+    }
+}
+
+/// What preflight came to.
+#[derive(Debug, Default)]
+struct Checked {
+    /// What it found that people should know.
+    remarks: Vec<Remark>,
+    /// Whether this host gave a verdict just now.
+    passed: bool,
+    /// The libraries that were mapped beside it in preflight, then or when that was.
+    companions: Vec<Companion>,
+}
+
+impl Checked {
+    fn notes(&self) -> Vec<Note> {
+        self.remarks.iter().map(Note::from).collect()
+    }
+
+    /// Compares what the library that was just loaded runs beside with what preflight ran. Returns
+    /// what differs.
+    async fn compare(&mut self, app: &App, artifact: Sha256) -> Vec<Remark> {
+        if !self.passed {
+            let verdict = |record: &Record| record.verdict(artifact).cloned();
+            self.companions = app
+                .saved
+                .read(verdict)
+                .map(|verdict| verdict.companions)
+                .unwrap_or_default();
+        }
+        let expected = self.companions.clone();
+        let compared = tokio::task::spawn_blocking(move || Companion::differences(&expected));
+        // An error means that the host ends.
+        let differences = compared.await.unwrap_or_default().into_iter();
+        differences
+            .map(|what| Remark::warning(Topic::Companion, what))
+            .collect()
+    }
+
+    /// Notes the verdict on `artifact`, if this host gave one just now.
+    fn note_in(&self, record: &mut Record, artifact: Sha256) {
+        if self.passed {
+            let companions = self.companions.clone();
+            record.passed(artifact, verdict::host(), HOST_ABI, companions);
+        }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let warnings = self.remarks.iter().filter(|remark| remark.warning);
+        warnings.map(|remark| remark.message.clone()).collect()
+    }
+
+    /// Tells of the warnings as events about what was taken.
+    fn record_remarks(
+        &self,
+        rollout: &Rollout,
+        app: &App,
+        plan: &Plan,
+        generation: Option<GenerationId>,
+    ) {
+        for warning in self.warnings() {
+            let message = format!(
+                "{} {} ({}): {warning}",
+                app.name,
+                plan.artifact.manifest.version,
+                plan.artifact.sha256.short()
+            );
+            rollout
+                .registry
+                .record_event(EventKind::Warning, app, generation, message);
+        }
+    }
+}
+
+/// Waits for `work`, on a task of its own, until the host ends: then it goes on by itself, and
+/// `afterwards` gets what it comes to.
+async fn left_when_closing<T: Send + 'static, F: Future<Output = ()> + Send>(
+    rollout: &Rollout,
+    what: &str,
+    work: impl Future<Output = T> + Send + 'static,
+    afterwards: impl FnOnce(T) -> F + Send + 'static,
+) -> Result<T, Failure> {
+    if rollout.is_closing() {
+        return Err(Failure::cut(what));
+    }
+    let mut work = tokio::spawn(work);
+    tokio::select! {
+        biased;
+        done = &mut work => done.map_err(|broken| Failure::host(format!("the host failed in {what}: {broken}"))),
+        () = rollout.closing() => {
+            tokio::spawn(async move {
+                if let Ok(done) = work.await {
+                    afterwards(done).await;
+                }
+            });
+            Err(Failure::cut(what))
+        }
+    }
+}
