@@ -24,11 +24,12 @@ pub use sdk::{
     app::App,
     body::Body,
     cache::Cache,
+    connection::{Connection, Tls},
     context::{Context, Jobs},
     error::Error,
     log::layer,
     rate_limit::{Decision, RateLimiter},
-    serve::{Connection, ForEach, IntoApp, Itself, Listener, Serve, serve},
+    serve::{ForEach, IncomingConnection, IntoApp, Itself, Listener, Serve, serve},
     state::{Change, Changes, Scan, State, StateError, Transaction, Watch, Write},
     worker::{Stop, worker},
 };

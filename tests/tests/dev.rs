@@ -27,6 +27,10 @@ struct Dev {
 
 impl Dev {
     fn start(crate_dir: &Path) -> Self {
+        Self::start_with(crate_dir, &[])
+    }
+
+    fn start_with(crate_dir: &Path, arguments: &[&str]) -> Self {
         // Free until now; nobody else takes ports of that range just now.
         let address = TcpListener::bind("127.0.0.1:0")
             .unwrap()
@@ -36,7 +40,8 @@ impl Dev {
         command
             .arg("dev")
             .arg(crate_dir)
-            .args(["--listen", &address.to_string()]);
+            .args(["--listen", &address.to_string()])
+            .args(arguments);
         command
             .env("CARGO_TARGET_DIR", plugins::target_dir())
             .env_remove("HANDOVER_VERSION")
@@ -374,4 +379,35 @@ async fn a_library_with_a_program_in_a_workspace_is_told_what_works_when_pasted(
     }
     // The program is one still.
     plugins::cargo_in(&member, &["build", "--bin", "both"]).await;
+}
+
+#[tokio::test]
+async fn by_https_it_has_a_certificate_of_its_own_which_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let crate_dir = dir.path().join("private");
+    crate_in(&crate_dir, "private");
+    write_source(&crate_dir, "\"by https\"");
+    let certificate = plugins::target_dir().join("handover-dev/localhost.pem");
+    let mut before = None;
+    for _ in 0..2 {
+        let dev = Dev::start_with(&crate_dir, &["--tls"]);
+        let url = format!("https://localhost:{}/", dev.address.port());
+        dev.until("an answer by https", async || {
+            // Who knows the certificate asks without a doubt.
+            let output = tokio::process::Command::new("curl")
+                .args(["-sS", "-4", "--cacert"])
+                .arg(&certificate)
+                .arg(&url)
+                .output()
+                .await
+                .unwrap();
+            output.stdout == b"by https"
+        })
+        .await;
+        let said = format!("https://{}", dev.address);
+        dev.until("the address", async || dev.has_said(&said)).await;
+        let shown = fs::read(&certificate).unwrap();
+        assert!(before.is_none_or(|before| before == shown));
+        before = Some(shown);
+    }
 }

@@ -140,6 +140,10 @@ words! {
         WorkingDirectory = "working_directory",
         /// A generation changed the mask for the modes of new files.
         FileMask = "file_mask",
+        /// The certificates of a listener were read again.
+        CertificateLoaded = "certificate_loaded",
+        /// They have changed and cannot be used: those before go on.
+        CertificateFailed = "certificate_failed",
         /// Something is wrong with the host's own records.
         State = "state",
         /// The host began or ends.

@@ -133,7 +133,7 @@ fn host(host: &HostStatus, colour: bool) -> String {
     let listen: Vec<_> = host
         .listen
         .iter()
-        .map(|address| format!("http://{address}"))
+        .map(|address| output::url(address))
         .collect();
     format!(
         "{} pid {}, up {}, {}, {}",

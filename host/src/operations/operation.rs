@@ -26,7 +26,7 @@ pub struct Operation {
     pub id: String,
     /// Its lines.
     pub lines: mpsc::UnboundedReceiver<Progress>,
-    /// Held by whoever asked for it, while it may wait for its turn.
+    /// RetainReasons by whoever asked for it, while it may wait for its turn.
     pub interest: Option<Interest>,
 }
 

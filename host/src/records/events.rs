@@ -94,6 +94,7 @@ impl Events {
             | EventKind::Stalled
             | EventKind::WorkingDirectory
             | EventKind::FileMask
+            | EventKind::CertificateFailed
             | EventKind::Failed => {
                 tracing::warn!(
                     app = name,
@@ -113,6 +114,7 @@ impl Events {
             | EventKind::Unknown
             | EventKind::Proven
             | EventKind::StallEnded
+            | EventKind::CertificateLoaded
             | EventKind::Host => {
                 tracing::info!(
                     app = name,

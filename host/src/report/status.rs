@@ -32,7 +32,7 @@ const WORK_NAME: usize = 200;
 #[derive(Clone, Debug, Default)]
 pub struct Surface {
     /// Where it serves.
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<String>,
     /// Where it tells its metrics over TCP.
     pub metrics: Option<SocketAddr>,
     /// The connections of clients.
@@ -50,7 +50,7 @@ pub(crate) fn status(registry: &Registry, leaks: &Leaks, up: Duration, surface: 
             uptime_ms: millis(up),
             rss_bytes: process::resident_bytes(),
             max_open_files: open_files::limit(),
-            listen: surface.listen.iter().map(ToString::to_string).collect(),
+            listen: surface.listen.clone(),
             connections: surface.connections,
             metrics: surface.metrics.map(|at| at.to_string()),
             abi: HOST_ABI.to_string(),

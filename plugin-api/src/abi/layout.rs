@@ -10,7 +10,9 @@ use super::{
     body::{BodyStream, BodyTable, FrameSink, FrameTable},
     bytes::OwnedBytes,
     call::{Called, Respond, Responder},
-    head::{Peer, RequestHead, RequestHead1, ResponseHead, ResponseHead1},
+    head::{
+        Connection, Peer, RequestHead, RequestHead1, RequestHead2, ResponseHead, ResponseHead1,
+    },
     headers::Field,
     host::{Event, Event1, Pair, Span, Work},
     lent::{Lent, Size},
@@ -66,7 +68,9 @@ fn every_field_lies_where_it_was_released() {
     lies!(WakerOps, 32, 8, size 0, clone 8, wake_by_ref 16, drop 24);
     // What later minors added to them.
     lies!(RequestHead1<'_>, 128, 8, head 0, protocol 112);
-    // What 1.2 added: the table of the state.
+    lies!(RequestHead2<'_>, 136, 8, head 0, connection 128);
+    // What 1.2 added: what is known of a connection, and the table of the state.
+    lies!(Connection<'_>, 64, 8, size 0, local 4, tls_version 24, server_name 32, client_certificate 48);
     lies!(StateTable, 80, 8, size 0, settings 8, get 16, scan 24, snapshot 32, drop_snapshot 40, commit 48, watch 56, poll 64, drop 72);
     lies!(SinkTable, 48, 8, size 0, entry 8, page 16, committed 24, changed 32, failed 40);
     lies!(StateSink<'_>, 16, 8, slot 0, table 8);

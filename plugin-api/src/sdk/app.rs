@@ -140,7 +140,7 @@ impl<A: App> Plugin for Running<A> {
     ) -> Option<Polled> {
         let mut request = Request::new(Body::of(body));
         told(head.fill(&mut request))?;
-        self.context.tell_client(&head, &mut request);
+        self.context.tell_client(head, &mut request);
         let mut app = self.app.clone();
         if upgrade {
             let pending = PendingUpgrade::to(&mut request, head.protocol());

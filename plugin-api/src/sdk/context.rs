@@ -14,12 +14,13 @@ use serde::de::DeserializeOwned;
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 
 use super::{
+    connection::Connection,
     error::Error,
     state::State,
     work::{Kind, Works},
     worker::{Stop, Workers},
 };
-use crate::abi::{export::HostHandle, head::RequestHead, host, root::Settings};
+use crate::abi::{export::HostHandle, head::RequestHead, host, lent::Lent, root::Settings};
 
 /// What an app knows of itself and of the host. Cheap to clone; keep it in the state of your
 /// router.
@@ -41,12 +42,24 @@ struct Inner {
     host: HostHandle,
     state: OnceLock<State>,
     client: OnceLock<TellClient>,
+    connection: OnceLock<TellConnection>,
 }
 
 /// Puts the address of a client into the extensions of its request.
 struct TellClient(Box<Tell>);
 
 type Tell = dyn Fn(SocketAddr, &mut Extensions) + Send + Sync;
+
+/// Puts what is known of a connection into the extensions of its request.
+struct TellConnection(Box<TellOfConnection>);
+
+type TellOfConnection = dyn Fn(Connection, &mut Extensions) + Send + Sync;
+
+impl fmt::Debug for TellConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TellConnection")
+    }
+}
 
 impl fmt::Debug for TellClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -95,6 +108,7 @@ impl Context {
             host,
             state: OnceLock::new(),
             client: OnceLock::new(),
+            connection: OnceLock::new(),
         }))
     }
 
@@ -210,8 +224,8 @@ impl Context {
     /// it; to be called in the constructor, once. With axum, `cx.client_address_as(ConnectInfo)` is
     /// what the extractor `ConnectInfo<SocketAddr>` looks for.
     ///
-    /// It is the address of the connection: behind a proxy that of the proxy. Without this call,
-    /// requests pay nothing for it.
+    /// It is the address of the connection, or the one that a proxy names whom the operator trusts.
+    /// Without this call, requests pay nothing for it.
     pub fn client_address_as<T: Clone + Send + Sync + 'static>(
         &self,
         into: impl Fn(SocketAddr) -> T + Send + Sync + 'static,
@@ -223,9 +237,32 @@ impl Context {
         let _ = self.0.client.set(TellClient(Box::new(tell)));
     }
 
-    /// Tells a request who its client is, if the app wants that.
+    /// Puts what is known of the connection into the extensions of each request, as what `into`
+    /// makes of it; to be called in the constructor, once. With axum, after
+    /// `cx.connection_as(|connection| connection)` a handler takes `Extension<Connection>`.
+    ///
+    /// That is where the client connected to, the version of TLS, the name of the host that it
+    /// asked for, and its certificate. There is none from a host that is older than ABI 1.2.
+    /// Without this call, requests pay nothing for it.
+    pub fn connection_as<T: Clone + Send + Sync + 'static>(
+        &self,
+        into: impl Fn(Connection) -> T + Send + Sync + 'static,
+    ) {
+        let tell = move |connection, extensions: &mut Extensions| {
+            extensions.insert(into(connection));
+        };
+        // The first one counts, as above.
+        let _ = self.0.connection.set(TellConnection(Box::new(tell)));
+    }
+
+    /// Tells a request who its client is and what its connection, if the app wants that.
     #[inline]
-    pub(super) fn tell_client<B>(&self, head: &RequestHead<'_>, request: &mut Request<B>) {
+    pub(super) fn tell_client<B>(&self, head: Lent<'_, RequestHead<'_>>, request: &mut Request<B>) {
+        if let Some(TellConnection(tell)) = self.0.connection.get()
+            && let Some(connection) = head.connection()
+        {
+            tell(Connection::of(connection), request.extensions_mut());
+        }
         if let Some(TellClient(tell)) = self.0.client.get()
             && let Some(address) = head.peer()
         {

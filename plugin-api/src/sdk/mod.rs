@@ -1,6 +1,7 @@
 //! What an author of a plugin touches, and what runs inside a plugin.
 //!
 //! - [`context`]: what an app knows of itself and of the host
+//! - [`connection`]: what an app may know of the connection of a request
 //! - [`app`]: how a service becomes an app
 //! - [`body`]: the body of a request
 //! - [`runtime`]: the one tokio runtime of a generation
@@ -17,6 +18,7 @@
 pub(crate) mod app;
 pub(crate) mod body;
 pub(crate) mod cache;
+pub(crate) mod connection;
 pub(crate) mod context;
 pub(crate) mod error;
 pub(crate) mod log;

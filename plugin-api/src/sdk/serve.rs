@@ -374,9 +374,9 @@ impl<A: App> IntoApp<Itself> for A {
 }
 
 #[diagnostic::do_not_recommend]
-impl<M, A> IntoApp<Connection> for M
+impl<M, A> IntoApp<IncomingConnection> for M
 where
-    M: Service<Connection, Response = A, Error = Infallible, Future: Send>
+    M: Service<IncomingConnection, Response = A, Error = Infallible, Future: Send>
         + Clone
         + Send
         + Sync
@@ -394,11 +394,11 @@ where
 /// A connection, as those see it that make a service for each. In a plugin, where connections
 /// outlive generations, one is made for each request.
 #[derive(Clone, Copy, Debug)]
-pub struct Connection {
+pub struct IncomingConnection {
     peer: Option<SocketAddr>,
 }
 
-impl Connection {
+impl IncomingConnection {
     /// The address of the client; none over a Unix socket.
     pub fn peer(&self) -> Option<SocketAddr> {
         self.peer
@@ -406,8 +406,8 @@ impl Connection {
 }
 
 #[cfg(feature = "axum")]
-impl axum::extract::connect_info::Connected<Connection> for SocketAddr {
-    fn connect_info(connection: Connection) -> Self {
+impl axum::extract::connect_info::Connected<IncomingConnection> for SocketAddr {
+    fn connect_info(connection: IncomingConnection) -> Self {
         let unknown = (std::net::Ipv4Addr::UNSPECIFIED, 0).into();
         connection.peer.unwrap_or(unknown)
     }
@@ -422,7 +422,7 @@ type Made<A> =
 
 impl<M, A> Service<Request<Body>> for ForEach<M>
 where
-    M: Service<Connection, Response = A, Error = Infallible, Future: Send>
+    M: Service<IncomingConnection, Response = A, Error = Infallible, Future: Send>
         + Clone
         + Send
         + Sync
@@ -440,7 +440,7 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Made<A> {
         let mut make = self.0.clone();
         let peer = request.extensions_mut().remove::<Peer>();
-        let connection = Connection {
+        let connection = IncomingConnection {
             peer: peer.and_then(|Peer(peer)| peer),
         };
         Box::pin(async move {

@@ -14,7 +14,7 @@ use arbitrary::{Result, Unstructured};
 use http_body::Body;
 
 use super::{
-    head::CameRequest,
+    head::{CameRequest, KnownConnection},
     script::{Answer, Ending, Part, PlayedIo, Wakes, panics},
 };
 use crate::theirs::{
@@ -118,6 +118,8 @@ impl Plugin for Scripted {
                 request.into_parts().0,
                 head.peer(),
                 head.protocol().to_owned(),
+                head.connection()
+                    .map(|connection| KnownConnection::of(&connection)),
             ),
             body: body.as_ref().map(|_| Vec::new()),
         });

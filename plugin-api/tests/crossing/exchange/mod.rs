@@ -62,6 +62,7 @@ pub(crate) fn run(bytes: &[u8]) -> Result<()> {
         &request.target,
         request.protocol,
         request.peer.into(),
+        &request.connection(),
         |head| {
             let body = body
                 .as_ref()
