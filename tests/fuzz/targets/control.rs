@@ -173,7 +173,7 @@ fuzz_target!(
             let status = host.send(STATUS, LONG_PATIENCE);
             let json = status.splitn(2, |byte| *byte == b'{').nth(1).expect("a status");
             let json = [b"{", json].concat();
-            serde_json::from_slice::<api::Status>(&json).expect("a status");
+            serde_json::from_slice::<handover_api::Status>(&json).expect("a status");
             host.inputs += 1;
             if host.inputs == INPUTS {
                 *slot = None;
