@@ -5,7 +5,9 @@
 //! file, line, key, what is wrong and what to do.
 
 mod file;
+mod listen;
 mod route;
+mod tls;
 mod who;
 
 use std::{
@@ -20,7 +22,12 @@ use handover_api::AppName;
 
 pub(crate) use self::{file::duration, route::bare_host};
 pub use self::{
+    listen::{
+        InvalidAddress, InvalidProxy, Listen, ListenAddress, ListenSocket, Protocols,
+        SocketOptions, TrustedProxies, TrustedProxy,
+    },
     route::{InvalidRoute, RoutePrefix},
+    tls::{CertificateFiles, ListenTls, TlsVersion},
     who::{InvalidWho, Who},
 };
 use crate::{artifact::Keys, origin::origin, state};
@@ -32,6 +39,8 @@ const MAX_CRASHES: NonZeroUsize = NonZeroUsize::new(3).unwrap();
 pub struct Config {
     /// `[server]`
     pub server: Server,
+    /// `[[listen]]`
+    pub listen: Vec<Listen>,
     /// `[control]`
     pub control: Control,
     /// `[metrics]`
@@ -47,8 +56,8 @@ pub struct Config {
 /// `[server]`
 #[derive(Clone, Debug)]
 pub struct Server {
-    /// Where to serve. Default `127.0.0.1:8080`.
-    pub listen: SocketAddr,
+    /// Where to serve. Default `127.0.0.1:8080`, and nowhere where there is a `[[listen]]`.
+    pub listen: Option<SocketAddr>,
     /// Worker threads. Default: one for each core.
     pub workers: Option<NonZeroUsize>,
     /// Workers that sleep until a request holds one of the others for longer than
@@ -251,8 +260,11 @@ pub struct App {
     pub when_full: WhenFull,
     /// Threads of the runtime of each generation. Default 1.
     pub runtime_threads: NonZeroUsize,
-    /// The names of the environment variables that the app may read. Default none.
+    /// The names of the environment variables that the app may read. Default none, which leaves it
+    /// all of them in its own environment.
     pub env: Vec<String>,
+    /// What it is told as the arguments of its program, after its name. Default none.
+    pub args: Vec<String>,
     /// How many old artifacts stay in the store for rollback. Default 5.
     pub keep_artifacts: usize,
     /// What the app reads with `Context::config`. Default `{}`.
@@ -264,6 +276,12 @@ pub struct App {
 }
 
 impl App {
+    /// The arguments that the app is told of, its name first.
+    pub fn arguments(&self, name: &AppName) -> Vec<String> {
+        let name = name.as_str().to_owned();
+        std::iter::once(name).chain(self.args.clone()).collect()
+    }
+
     /// Why `version` is refused, if it is.
     pub fn too_old(&self, version: &semver::Version) -> Option<String> {
         let least = self.min_version.as_ref()?;
@@ -367,6 +385,7 @@ impl Config {
     pub fn without_file() -> Self {
         let mut config = Self {
             server: Server::under(&absolute(Path::new("."))),
+            listen: Vec::new(),
             control: Control::default(),
             metrics: Metrics::default(),
             trust: Trust::default(),
@@ -392,6 +411,18 @@ impl Config {
         file::parse(path, &text)
     }
 
+    /// Reads `text` as a file that lies nowhere.
+    #[cfg(test)]
+    pub(crate) fn parse(text: &str) -> Result<Self, ConfigError> {
+        file::parse(Path::new("/handover.toml"), text)
+    }
+
+    /// All listeners: that of the one line `server.listen` first.
+    pub fn listeners(&self) -> Vec<Listen> {
+        let one = self.server.listen.map(Listen::plain);
+        one.into_iter().chain(self.listen.iter().cloned()).collect()
+    }
+
     /// The settings of `app`, or the defaults for an app that no section names.
     pub fn app(&self, app: &AppName) -> App {
         self.apps.get(app).cloned().unwrap_or_default()
@@ -409,7 +440,7 @@ impl Server {
     fn under(folder: &Path) -> Self {
         let state = folder.join(".handover");
         Self {
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))),
             workers: None,
             spare_workers: 2,
             stall_after: Some(Duration::from_secs(1)),
@@ -465,6 +496,7 @@ impl Default for App {
             when_full: WhenFull::Refuse,
             runtime_threads: NonZeroUsize::MIN,
             env: Vec::new(),
+            args: Vec::new(),
             keep_artifacts: 5,
             config: serde_json::Value::Object(serde_json::Map::new()),
             state: state::Settings::default(),

@@ -3,7 +3,6 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read, Write},
-    net::{SocketAddr, TcpListener},
     num::NonZeroUsize,
     ops::Deref,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
@@ -25,20 +24,25 @@ use handover_api::Wait;
 
 use crate::{
     artifact::Store,
-    config::{self, Config, Server},
-    control::{self, Access, ControlSocket, Shutdown, ShutdownHandle, access},
+    config::{self, Config, Listen, ListenAddress, Server, SocketOptions},
+    control::{self, Access, ControlSocket, Shutdown, ShutdownHandle, access, metrics_endpoint},
     dispatch::Routes,
     memory,
+    net::{
+        self, Connections, ListenerSettings, Listeners, Policy, SocketError,
+        bind::Bound,
+        listeners,
+        tls::{self, TlsListener},
+    },
     notify::Notifier,
     open_files,
     orchestrator::Orchestrator,
     ownership,
     records::journal::Crashed,
-    server::{self, Connections, socket},
     shadow::Shadow,
     signals,
     telemetry::{
-        self, Gather, endpoint,
+        self, Gather,
         exposition::{Exposition, Kind},
     },
     watch::WatcherHandle,
@@ -66,8 +70,8 @@ const STILL_ENDING: Duration = Duration::from_secs(1);
 /// What a host is given by whoever starts it.
 #[derive(Debug, Default)]
 pub struct StartupHandoff {
-    /// Listening sockets. Empty: the host binds the configured address.
-    pub listeners: Vec<TcpListener>,
+    /// Listening sockets. What is configured and not among them, the host binds.
+    pub listeners: Listeners,
     /// Who is told how it is.
     pub notifier: Notifier,
     /// Whether a supervisor of our own started it, which passes signals on.
@@ -84,7 +88,7 @@ pub struct Daemon {
     settings: Server,
     orchestrator: Orchestrator,
     store: Store,
-    listen: Vec<SocketAddr>,
+    listen: Vec<String>,
     shutdown: ShutdownHandle,
     /// Tells the connections to end when they are idle.
     stop_serving: channel::Sender<bool>,
@@ -96,6 +100,8 @@ pub struct Daemon {
     notifier: Notifier,
     alive: JoinHandle<()>,
     memory: JoinHandle<()>,
+    /// Reads certificates again when their files change.
+    certificates: JoinHandle<()>,
     /// Held for the life of the host, so that no second one works on the same state.
     lock: File,
 }
@@ -176,7 +182,7 @@ impl Daemon {
     /// What could not be had and what to do. Nothing is left running then.
     pub async fn start(config: Config, handoff: StartupHandoff) -> Result<Self, DaemonError> {
         let StartupHandoff {
-            mut listeners,
+            listeners: mut given_listeners,
             notifier,
             is_supervised,
             crashed,
@@ -184,7 +190,8 @@ impl Daemon {
         } = handoff;
         open_files::raise();
         let settings = config.server.clone();
-        let config_metrics = config.metrics;
+        let no_socket = |cause: SocketError| DaemonError(cause.to_string());
+        let metrics_key = listeners::metrics(&config);
         let (access, group) = admit(&config.control, &settings)?;
         let lock = take_state(&settings.state, STILL_ENDING)?;
         let insecure_paths = config.trust.insecure_paths;
@@ -199,6 +206,7 @@ impl Daemon {
         let store = Store::open(&settings.state.join("artifacts"))
             .map_err(|cause| fail("the artifact store cannot be opened", &cause))?;
         let routes = Arc::new(Routes::default());
+        let listening = config.clone();
         let (kept_in, served_by) = (store.clone(), Arc::clone(&routes));
         let orchestrator = Orchestrator::open(config, &settings.state, kept_in, served_by, shadow)
             .map_err(|cause| {
@@ -210,25 +218,46 @@ impl Daemon {
 
         // Bound before anything is loaded, so that a taken port is found out at once; accepting
         // comes last.
-        if listeners.is_empty() {
-            listeners.push(
-                socket::bind(settings.listen).map_err(|cause| DaemonError(cause.to_string()))?,
-            );
-        }
-        let listeners = listeners
-            .into_iter()
-            .map(accepting)
-            .collect::<io::Result<Vec<_>>>()
-            .map_err(|cause| fail("the listening socket cannot be used", &cause))?;
-        let listen: Vec<SocketAddr> = listeners
+        let claimed = given_listeners.claim(&listening).map_err(no_socket)?;
+        let unusable = |cause: io::Error| fail("the listening socket cannot be used", &cause);
+        let metrics = metrics_key
+            .map(|key| given_listeners.take(&key, &SocketOptions::default()))
+            .transpose()
+            .map_err(no_socket)?;
+        let metrics_at = metrics
+            .as_ref()
+            .and_then(|bound| match bound.local_address() {
+                Ok(ListenAddress::Tcp(address)) => Some(address),
+                _ => None,
+            });
+        let metrics = metrics
+            .map(Bound::into_listener)
+            .transpose()
+            .map_err(unusable)?;
+        let listen: Vec<String> = claimed
             .iter()
-            .filter_map(|listener| listener.local_addr().ok())
+            .map(|(listen, bound)| shown_address(listen, bound))
             .collect();
-        let metrics = match config_metrics.listen {
-            None => None,
-            Some(address) => Some(endpoint::bind(address).await.map_err(DaemonError)?),
-        };
-        let metrics_at = metrics.as_ref().and_then(|bound| bound.local_addr().ok());
+        let https = https_port(&claimed);
+        let mut tls = Vec::new();
+        let mut http = Vec::new();
+        for (listen, bound) in claimed {
+            let policy = Policy::new(&listen, https);
+            let of_listener = listen
+                .tls
+                .map(|files| TlsListener::open(&listen.place, files, listen.protocols))
+                .transpose()
+                .map_err(DaemonError)?
+                .map(Arc::new);
+            tls.extend(of_listener.clone());
+            let settings = ListenerSettings {
+                protocols: listen.protocols,
+                proxies: listen.trusted_proxies.filter(|_| listen.proxy_protocol),
+                tls: of_listener,
+                policy,
+            };
+            http.push((bound.into_listener().map_err(unusable)?, settings));
+        }
         let control = match ControlSocket::bind(&settings.control, group) {
             // What was live is served without it, and it is made when that is possible.
             Err(cause) if cause.is_for_want_of_room() => {
@@ -272,15 +301,15 @@ impl Daemon {
 
         let counted = connections.clone();
         let (stop_serving, stop) = channel::channel(false);
-        let server = server::Settings {
+        let server = net::Settings {
             version_header: settings.version_header,
             timeouts: settings.timeouts,
         };
         let serving = tokio::spawn(async move {
             let mut serving = JoinSet::new();
-            for listener in listeners {
+            for listener in http {
                 let mut stop = stop.clone();
-                serving.spawn(server::serve(
+                serving.spawn(net::serve(
                     listener,
                     Arc::clone(&routes),
                     server,
@@ -343,10 +372,16 @@ impl Daemon {
                 control::serve(bound, access, host, shutdown).await;
             })
         };
-        let metrics = metrics.map(|listener| tokio::spawn(endpoint::serve(listener, gather)));
+        let metrics =
+            metrics.map(|listener| tokio::spawn(metrics_endpoint::serve(listener, gather)));
         let signals = tokio::spawn(signals.handle(orchestrator.clone(), watcher, shutdown.clone()));
         let alive = tokio::spawn(notifier.clone().keep_alive());
         let memory = tokio::spawn(memory::give_back_what_is_free());
+        let certificates = {
+            let orchestrator = orchestrator.clone();
+            let record = move |reloaded| orchestrator.record_certificates(reloaded);
+            tokio::spawn(tls::watch(tls, record))
+        };
         notifier.ready();
         Ok(Self {
             settings,
@@ -362,6 +397,7 @@ impl Daemon {
             notifier,
             alive,
             memory,
+            certificates,
             lock,
         })
     }
@@ -376,8 +412,8 @@ impl Daemon {
         &self.store
     }
 
-    /// Where it serves.
-    pub fn listen(&self) -> Vec<SocketAddr> {
+    /// Where it serves: `ADDRESS:PORT`, `https://ADDRESS:PORT`, or `unix:PATH`.
+    pub fn listen(&self) -> Vec<String> {
         self.listen.clone()
     }
 
@@ -401,6 +437,7 @@ impl Daemon {
             notifier,
             alive,
             memory,
+            certificates,
             lock,
             ..
         } = self;
@@ -443,6 +480,7 @@ impl Daemon {
         signals.abort();
         alive.abort();
         memory.abort();
+        certificates.abort();
         // Its file goes with it. An error is what it was cancelled for.
         if !control.is_finished() {
             let _ = control.await;
@@ -528,13 +566,24 @@ fn admit(
     Ok((access, Some(group)))
 }
 
-/// Hands a socket to the runtime.
-fn accepting(listener: TcpListener) -> io::Result<tokio::net::TcpListener> {
-    listener.set_nonblocking(true)?;
-    if let Err(error) = socket::keep_alive(&listener) {
-        tracing::warn!("clients whose machine is gone are not found: {error}");
+/// Where `bound` is reached: as `ADDRESS:PORT`, `https://ADDRESS:PORT`, or `unix:PATH`.
+fn shown_address(listen: &Listen, bound: &Bound) -> String {
+    match bound.local_address() {
+        Ok(ListenAddress::Tcp(address)) if listen.tls.is_some() => format!("https://{address}"),
+        Ok(address) => address.to_string(),
+        Err(_) => "?".to_owned(),
     }
-    tokio::net::TcpListener::from_std(listener)
+}
+
+/// The port of the first listener with TLS, where requests are sent that are to come by `https`.
+fn https_port(claimed: &[(Listen, Bound)]) -> Option<u16> {
+    let with_tls = claimed.iter().filter(|(listen, _)| listen.tls.is_some());
+    with_tls
+        .filter_map(|(_, bound)| match bound.local_address() {
+            Ok(ListenAddress::Tcp(address)) => Some(address.port()),
+            _ => None,
+        })
+        .next()
 }
 
 /// Makes the state directory private and takes its lock, which may take until `patience` has

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use handover_api::{AppName, Cause, Event, HistoryEntry, OperationResult, Status, Wait};
+use handover_api::{AppName, Cause, Event, EventKind, HistoryEntry, OperationResult, Status, Wait};
 use parking_lot::Mutex;
 use tokio::{sync::broadcast, task::JoinSet};
 
@@ -18,6 +18,7 @@ use crate::{
     artifact::{Artifact, Store, StoreError},
     config::{Config, Watch},
     dispatch::Routes,
+    net::tls::Reloaded,
     operations::operation::Operation,
     preflight::Scope,
     records::{
@@ -94,6 +95,15 @@ impl Orchestrator {
 
     fn registry(&self) -> &Registry {
         &self.0.rollout.registry
+    }
+
+    /// Records what became of certificates whose files have changed.
+    pub(crate) fn record_certificates(&self, reloaded: Reloaded) {
+        let (kind, message) = match reloaded {
+            Reloaded::Loaded(message) => (EventKind::CertificateLoaded, message),
+            Reloaded::Kept(message) => (EventKind::CertificateFailed, message),
+        };
+        self.registry().events().record(kind, None, None, message);
     }
 
     /// Looks for requests that hold one of `workers` workers for longer than `stall_after`.

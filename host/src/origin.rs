@@ -29,6 +29,37 @@ pub struct Origin {
 /// The mask where the kernel does not tell it.
 const USUAL_MASK: u32 = 0o022;
 
+/// What programs rely on wherever they run, and what is no app's own.
+const USUAL: [&str; 24] = [
+    "HOME",
+    "HOSTNAME",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "LANG",
+    "LANGUAGE",
+    "LD_LIBRARY_PATH",
+    "LOGNAME",
+    "NO_COLOR",
+    "NO_PROXY",
+    "PATH",
+    "PWD",
+    "SHELL",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
+    "TERM",
+    "TMPDIR",
+    "TZ",
+    "TZDIR",
+    "USER",
+    "XDG_RUNTIME_DIR",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+];
+
+/// The beginnings of names of the same kind.
+const USUAL_BEGINNINGS: [&str; 3] = ["LC_", "RUST_", "TOKIO_"];
+
 static ORIGIN: OnceLock<Origin> = OnceLock::new();
 
 /// What the process began with. To be called before any plugin is loaded; remembers it.
@@ -61,6 +92,22 @@ impl Origin {
         let mut variables = self.environment.iter();
         let (_, value) = variables.find(|(variable, _)| variable == name)?;
         value.to_str().map(ToOwned::to_owned)
+    }
+
+    /// The environment of an app that may read the variables `listed`, and what every program
+    /// relies on: the variables that this process began with, all of them where none are listed.
+    pub fn for_app(&self, listed: &[String]) -> Vec<(OsString, OsString)> {
+        let is_its = |name: &OsString| {
+            let name = name.to_string_lossy();
+            listed.is_empty()
+                || listed.iter().any(|listed| *listed == name)
+                || USUAL.contains(&&*name)
+                || USUAL_BEGINNINGS
+                    .iter()
+                    .any(|beginning| name.starts_with(beginning))
+        };
+        let its = self.environment.iter().filter(|(name, _)| is_its(name));
+        its.cloned().collect()
     }
 
     /// The permissions of a new file, as they would be if nobody had changed the mask since.
@@ -107,5 +154,21 @@ mod tests {
         assert_eq!(origin.text("ONLY").as_deref(), Some("this"));
         assert_eq!(origin.text("HOME"), None);
         assert_eq!(origin.permissions().mode(), 0o640);
+    }
+
+    #[test]
+    fn an_app_has_what_is_listed_and_what_every_program_has() {
+        let environment = ["PATH", "LC_ALL", "SHOP_KEY", "OTHER_KEY"];
+        let origin = Origin {
+            environment: environment.map(|name| (name.into(), "x".into())).into(),
+            folder: None,
+            file_mask: 0,
+        };
+        let names = |listed: &[String]| -> Vec<_> {
+            let its = origin.for_app(listed).into_iter();
+            its.map(|(name, _)| name.into_string().unwrap()).collect()
+        };
+        assert_eq!(names(&["SHOP_KEY".into()]), ["PATH", "LC_ALL", "SHOP_KEY"]);
+        assert_eq!(names(&[]), environment);
     }
 }

@@ -16,7 +16,7 @@ pub mod abi;
 mod sdk;
 
 #[cfg(feature = "sdk")]
-pub use handover_plugin_macros::app;
+pub use handover_plugin_macros::{app, main};
 #[cfg(feature = "sessions")]
 pub use sdk::sessions::Sessions;
 #[cfg(feature = "sdk")]
@@ -24,10 +24,14 @@ pub use sdk::{
     app::App,
     body::Body,
     cache::Cache,
+    connection::{Connection, Tls},
     context::{Context, Jobs},
     error::Error,
+    log::layer,
     rate_limit::{Decision, RateLimiter},
+    serve::{ForEach, IncomingConnection, IntoApp, Itself, Listener, Serve, serve},
     state::{Change, Changes, Scan, State, StateError, Transaction, Watch, Write},
+    worker::{Stop, worker},
 };
 
 /// Gives the plugin that expands this a heap that leaves with it. Not for use by hand: `#[app]`
@@ -66,6 +70,9 @@ pub mod __private {
             manifest::Facts,
             root::Settings,
         },
-        sdk::app::start,
+        sdk::{
+            app::start,
+            program::{Flavor, run, start as start_main},
+        },
     };
 }

@@ -252,7 +252,11 @@ mod tests {
     #[test]
     fn a_lost_write_a_torn_one_and_one_of_nobody_are_found() {
         let one = seen(0, Some(10), &[], &[("x", 1), ("y", 2)]);
-        refused(&[one.clone()], &[("x", &[]), ("y", &[])], "not there");
+        refused(
+            std::slice::from_ref(&one),
+            &[("x", &[]), ("y", &[])],
+            "not there",
+        );
         let unknown = Seen { ended: None, ..one };
         refused(&[unknown], &[("x", &[1]), ("y", &[])], "in part");
         refused(&[], &[("x", &[1])], "by nobody");

@@ -150,6 +150,13 @@ pub struct Event {
     pub leaked_descriptors: Option<u64>,
 }
 
+impl Status {
+    /// Where the host listens.
+    pub fn listen(&self) -> Vec<String> {
+        self.host.listen.clone()
+    }
+}
+
 impl Setup {
     /// Without a configuration file.
     pub fn new() -> Self {

@@ -100,6 +100,28 @@ const APART: &[(&str, &[Build])] = &[
         ],
     ),
     ("interposed", &[build(&["interposed"], "1.0.0", &[])]),
+    (
+        "subscriber",
+        &[
+            build(&["subscriber"], "1.0.0", &[]),
+            build(&["subscriber"], "2.0.0", &[]),
+        ],
+    ),
+    // With tokio's signals.
+    (
+        "background",
+        &[
+            build(&["background"], "1.0.0", &[]),
+            build(&["background"], "2.0.0", &[]),
+        ],
+    ),
+    (
+        "program",
+        &[
+            build(&["program"], "1.0.0", &[]),
+            build(&["program"], "2.0.0", &[]),
+        ],
+    ),
 ];
 
 const fn build(
@@ -155,6 +177,16 @@ pub fn fixture(name: &str, version: &str) -> PathBuf {
         "{} is not built: see BUILDS in tests/src/plugins.rs",
         path.display()
     );
+    path
+}
+
+/// The program that the fixture plugin `name` in `version` is as well.
+///
+/// # Panics
+/// When it is none.
+pub fn fixture_program(name: &str, version: &str) -> PathBuf {
+    let path = fixture(name, version).with_extension("program");
+    assert!(path.exists(), "{name} has no target `bin`");
     path
 }
 
@@ -256,6 +288,13 @@ fn build_all(builds: &[Build], stamp: &str) -> PathBuf {
             // Not a hard link: the next variant is written over the same file.
             fs::copy(built, dir.join(format!("{package}-{}.so", build.version)))
                 .expect("the target folder can be written");
+            if let Some(program) = artifacts.iter().find(|path| path.ends_with(package)) {
+                fs::copy(
+                    program,
+                    dir.join(format!("{package}-{}.program", build.version)),
+                )
+                .expect("the target folder can be written");
+            }
         }
     }
     fs::write(stamp, sources).expect("the target folder can be written");

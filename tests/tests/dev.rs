@@ -27,6 +27,10 @@ struct Dev {
 
 impl Dev {
     fn start(crate_dir: &Path) -> Self {
+        Self::start_with(crate_dir, &[])
+    }
+
+    fn start_with(crate_dir: &Path, arguments: &[&str]) -> Self {
         // Free until now; nobody else takes ports of that range just now.
         let address = TcpListener::bind("127.0.0.1:0")
             .unwrap()
@@ -36,7 +40,8 @@ impl Dev {
         command
             .arg("dev")
             .arg(crate_dir)
-            .args(["--listen", &address.to_string()]);
+            .args(["--listen", &address.to_string()])
+            .args(arguments);
         command
             .env("CARGO_TARGET_DIR", plugins::target_dir())
             .env_remove("HANDOVER_VERSION")
@@ -248,4 +253,161 @@ async fn a_build_script_that_writes_its_own_sources_anew_is_no_change() {
         }
     }
     assert_eq!(of_script(), before, "{:#?}", dev.said.lock().unwrap());
+}
+
+/// What `handover dev` says to a crate that is no plugin.
+fn refused(crate_dir: &Path) -> String {
+    let output = Command::new(plugins::handover())
+        .arg("dev")
+        .arg(crate_dir)
+        .args(["--listen", "127.0.0.1:0"])
+        .env("CARGO_TARGET_DIR", plugins::target_dir())
+        .env_remove("HANDOVER_CONTROL")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// The lines of `said` from the one that is `from` on that stand before the next sentence: what one
+/// pastes.
+fn to_paste(said: &str, from: &str) -> String {
+    // As a terminal shows it, lines after the first are indented.
+    let lines = said.lines().map(str::trim_start);
+    let lines = lines.skip_while(|line| *line != from);
+    let lines = lines.take_while(|line| !line.starts_with("and "));
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+/// Makes the crate `name` in `dir` one without a library section and without the SDK, as people
+/// have it.
+fn ordinary_crate_in(dir: &Path, name: &str) {
+    crate_in(dir, name);
+    let path = dir.join("Cargo.toml");
+    let manifest = fs::read_to_string(&path).unwrap();
+    let lib = "[lib]\ncrate-type = [\"cdylib\"]\ntest = false\ndoctest = false\n";
+    let sdk = "handover-plugin = { workspace = true, features = [\"sdk\"] }\n";
+    assert!(
+        manifest.contains(lib) && manifest.contains(sdk),
+        "{manifest}"
+    );
+    let tokio = "tokio = { workspace = true, features = [";
+    let manifest = manifest.replace(lib, "").replace(sdk, "").replace(
+        tokio,
+        &format!("{tokio}\"macros\", \"net\", \"rt-multi-thread\", "),
+    );
+    fs::write(path, manifest).unwrap();
+}
+
+fn append(path: &Path, text: &str) {
+    let before = fs::read_to_string(path).unwrap();
+    fs::write(path, format!("{before}\n{text}")).unwrap();
+}
+
+const MAIN: &str = "use axum::{Router, routing::get};
+
+#[tokio::main]
+async fn main() {
+    let app = Router::new().route(\"/\", get(async || \"served\"));
+    let listener = tokio::net::TcpListener::bind(\"127.0.0.1:0\").await.unwrap();
+    axum::serve(listener, app).await.unwrap();
+}
+";
+
+#[tokio::test]
+async fn a_crate_with_a_main_only_is_told_what_works_when_pasted() {
+    let dir = tempfile::tempdir().unwrap();
+    let crate_dir = dir.path().join("mainly");
+    ordinary_crate_in(&crate_dir, "mainly");
+    let main = crate_dir.join("src/main.rs");
+    fs::write(&main, MAIN).unwrap();
+    let said = refused(&crate_dir);
+    append(&crate_dir.join("Cargo.toml"), &to_paste(&said, "[lib]"));
+    // Both replacements as they are told.
+    let mut source = MAIN.to_owned();
+    for line in said.lines().filter(|line| line.contains(" instead of ")) {
+        let (new, old) = line.split_once(" instead of ").unwrap();
+        assert!(source.contains(old.trim()), "{line}");
+        source = source.replace(old.trim(), new.trim());
+    }
+    fs::write(&main, source).unwrap();
+    let dev = Dev::start(&crate_dir);
+    dev.answers("served").await;
+}
+
+#[tokio::test]
+async fn a_library_with_a_program_in_a_workspace_is_told_what_works_when_pasted() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("both");
+    ordinary_crate_in(&root, "both");
+    // The package becomes a member, and the workspace stays above it.
+    let member = root.join("web");
+    fs::create_dir_all(member.join("src")).unwrap();
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    let (package, workspace) = manifest.split_once("\n[workspace]\n").unwrap();
+    fs::write(member.join("Cargo.toml"), package).unwrap();
+    fs::write(
+        root.join("Cargo.toml"),
+        format!("[workspace]\nmembers = [\"web\"]\n{workspace}"),
+    )
+    .unwrap();
+    fs::remove_dir_all(root.join("src")).unwrap();
+    let library = "pub fn router() -> axum::Router {\n    axum::Router::new().route(\"/\", axum::routing::get(async || \"served\"))\n}\n";
+    fs::write(member.join("src/lib.rs"), library).unwrap();
+    fs::write(
+        member.join("src/main.rs"),
+        "fn main() { let _ = both::router(); }\n",
+    )
+    .unwrap();
+
+    // The root has one package, and that is no plugin yet.
+    let said = refused(&member);
+    assert!(
+        said.contains("crate-type = [\"cdylib\", \"rlib\"]"),
+        "{said}"
+    );
+    append(&member.join("Cargo.toml"), &to_paste(&said, "[lib]"));
+    assert!(said.contains("#[handover_plugin::app]"), "{said}");
+    append(
+        &member.join("src/lib.rs"),
+        "#[handover_plugin::app]\nfn app(_: handover_plugin::Context) -> Result<axum::Router, handover_plugin::Error> {\n    Ok(router())\n}\n",
+    );
+    for folder in [&member, &root] {
+        let dev = Dev::start(folder);
+        dev.answers("served").await;
+    }
+    // The program is one still.
+    plugins::cargo_in(&member, &["build", "--bin", "both"]).await;
+}
+
+#[tokio::test]
+async fn by_https_it_has_a_certificate_of_its_own_which_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let crate_dir = dir.path().join("private");
+    crate_in(&crate_dir, "private");
+    write_source(&crate_dir, "\"by https\"");
+    let certificate = plugins::target_dir().join("handover-dev/localhost.pem");
+    let mut before = None;
+    for _ in 0..2 {
+        let dev = Dev::start_with(&crate_dir, &["--tls"]);
+        let url = format!("https://localhost:{}/", dev.address.port());
+        dev.until("an answer by https", async || {
+            // Who knows the certificate asks without a doubt.
+            let output = tokio::process::Command::new("curl")
+                .args(["-sS", "-4", "--cacert"])
+                .arg(&certificate)
+                .arg(&url)
+                .output()
+                .await
+                .unwrap();
+            output.stdout == b"by https"
+        })
+        .await;
+        let said = format!("https://{}", dev.address);
+        dev.until("the address", async || dev.has_said(&said)).await;
+        let shown = fs::read(&certificate).unwrap();
+        assert!(before.is_none_or(|before| before == shown));
+        before = Some(shown);
+    }
 }

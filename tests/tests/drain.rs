@@ -8,7 +8,7 @@
 use std::{ffi::OsStr, time::Duration};
 
 use handover_tests::{
-    client::{Answer, Fault, Http1, WebSocket, websocket::Message},
+    client::{Answer, Fault, Http1, Http2, WebSocket, websocket::Message},
     host::{Host, Setup},
     plugins::{fixture, rewritten},
 };
@@ -106,14 +106,51 @@ async fn a_client_that_does_not_read_is_cut_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn an_upgraded_connection_gets_a_close_that_it_understands_at_the_deadline() {
-    let host = probe("drain_deadline = \"500ms\"").await;
-    let mut socket = WebSocket::connect(host.address, "/ws").await.unwrap();
-    socket.send("hello").await.unwrap();
-    socket.receive().await.unwrap();
+async fn what_never_ends_is_ended_as_its_client_understands_and_is_no_failure() {
+    for (strict, code) in [(false, 0), (true, 7)] {
+        let host = probe("drain_deadline = \"500ms\"").await;
+        let mut socket = WebSocket::connect(host.address, "/ws").await.unwrap();
+        socket.send("hello").await.unwrap();
+        socket.receive().await.unwrap();
+        let events = in_flight(&host, "/endless?name=text/event-stream").await;
+        let (two, _) = Http2::connect(host.address).await.unwrap();
+        let path = "/endless?name=application/grpc";
+        let (calls, _) = two.open(http::Method::GET, path, true).await.unwrap();
+        let (stream, _) = two
+            .open(http::Method::GET, "/endless?name=text/event-stream", true)
+            .await
+            .unwrap();
+
+        let path = fixture("probe", "2.0.0");
+        let mut arguments = vec![OsStr::new("deploy"), path.as_os_str()];
+        if strict {
+            arguments.push(OsStr::new("--strict-drain"));
+        }
+        host.cli(arguments)
+            .await
+            .expect_code(code)
+            .expect_words(&["4 endless streams of it had to be ended"]);
+        assert_eq!(socket.receive().await, Ok(Message::Close(1012)));
+        let events = events.await.unwrap().unwrap();
+        assert_eq!(events.text(), "data: 1\n\n", "it ends as it should");
+        let calls = calls.finish().await.unwrap();
+        assert_eq!(calls.trailer("grpc-status"), Some("14"));
+        assert_eq!(stream.finish().await.unwrap().text(), "data: 1\n\n");
+        host.event("it to be told", |event| {
+            event.kind == "streams_ended" && event.message.contains("4 endless streams ended")
+        })
+        .await;
+        host.settled("probe").await;
+        assert_eq!(host.get("/version").await.text(), "2.0.0");
+    }
+}
+
+#[tokio::test]
+async fn a_part_that_looks_like_the_whole_is_broken_off() {
+    let host = probe("drain_deadline = \"200ms\"").await;
+    let list = in_flight(&host, "/endless?name=text/csv").await;
     host.deploy(&fixture("probe", "2.0.0")).await.expect_code(7);
-    assert_eq!(socket.receive().await, Ok(Message::Close(1012)));
-    host.settled("probe").await;
+    assert!(matches!(list.await.unwrap(), Err(Fault::Cut(_))));
 }
 
 #[tokio::test]

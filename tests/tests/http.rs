@@ -5,7 +5,10 @@
     reason = "a test has nobody to return an error to"
 )]
 
-use std::time::Duration;
+use std::{
+    io::{Read, Write},
+    time::Duration,
+};
 
 use handover_tests::{
     client::{Answer, Fault, Http1, Http2, http2},
@@ -697,4 +700,29 @@ async fn an_app_that_wants_it_is_told_the_address_of_its_client() {
     let text = h2.get("/client").await.unwrap().text();
     let address: std::net::SocketAddr = text.parse().unwrap();
     assert!(address.ip().is_loopback() && address != own, "{text}");
+}
+
+#[tokio::test]
+async fn an_answer_keeps_its_reason_and_the_length_of_what_it_does_not_send() {
+    let host = Host::serving(&fixture("probe", "1.0.0")).await;
+    let mut http = Http1::connect(host.address).await.unwrap();
+    let answer = http.get("/not-modified").await.unwrap();
+    assert_eq!(answer.status, 304);
+    assert_eq!(answer.header("content-length"), Some("5"));
+    let answer = http.request("HEAD", "/version", &[], None).await.unwrap();
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("content-length"), Some("5"));
+    let answer = http
+        .request("HEAD", "/not-modified", &[], None)
+        .await
+        .unwrap();
+    assert_eq!(answer.header("content-length"), Some("5"));
+
+    let stream = std::net::TcpStream::connect(host.address).unwrap();
+    (&stream)
+        .write_all(b"GET /reason HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        .unwrap();
+    let mut text = String::new();
+    (&stream).read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("HTTP/1.1 200 Very well\r\n"), "{text}");
 }

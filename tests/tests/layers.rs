@@ -34,7 +34,7 @@ const LAYERS: &[&str] = &[
     "generation",
     // Requests.
     "dispatch",
-    "server",
+    "net",
     // What is deployed.
     "preflight",
     "records",

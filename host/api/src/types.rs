@@ -69,6 +69,10 @@ pub struct AppStatus {
     pub limits: Option<LimitsStatus>,
     /// Every generation of this run of the host that is not unloaded, oldest first.
     pub generations: Vec<GenerationStatus>,
+    /// Where generations of it listen by themselves, beside the host: sockets that go from each to
+    /// the next.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listening: Vec<String>,
 }
 
 /// The generation that answers new requests.
@@ -153,8 +157,26 @@ pub struct GenerationStatus {
     pub stalls: u64,
     /// Milliseconds since it was loaded.
     pub age_ms: u64,
+    /// The jobs, workers and tasks among what is in flight, the oldest first; of very many only
+    /// those.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub work: Vec<WorkStatus>,
     /// Why its library is still mapped though it is retired.
     pub retained_because: Option<String>,
+}
+
+/// Work that outlives its request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkStatus {
+    /// `job`, `worker` or `task`.
+    pub kind: String,
+    /// What it is.
+    pub name: String,
+    /// Whose it is; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub tenant: String,
+    /// Milliseconds since it began.
+    pub age_ms: u64,
 }
 
 /// The process.
@@ -348,13 +370,22 @@ pub struct OperationResult {
     /// What preflight found that people should know, of an artifact that was taken.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<Note>,
+    /// Streams of the old generation that would not end, and were ended at its drain deadline in a
+    /// way that their clients understand: event streams, gRPC, WebSockets.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub ended_streams: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Something to know of an artifact that is taken all the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
     /// A short word for programs: `never_unloads`, `text_relocations`, `origin_path`,
-    /// `bundled_allocator`, `bundled_sqlite`, `retained`, `left_open`, `slow_drain`, `slow_end`.
+    /// `bundled_allocator`, `bundled_sqlite`, `retained`, `left_open`, `slow_drain`, `slow_end`,
+    /// `bare_tasks`.
     pub kind: String,
     /// Whether something is lost with each deploy, so that somebody should act. Else it is only
     /// good to know.

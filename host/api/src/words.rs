@@ -103,6 +103,9 @@ words! {
         Drained = "drained",
         /// It was ended at its drain deadline.
         DeadlinePassed = "deadline_passed",
+        /// Streams that would not end were ended at its drain deadline, which their clients
+        /// understand.
+        StreamsEnded = "streams_ended",
         /// Its library is unmapped.
         Unloaded = "unloaded",
         /// Its library stays mapped.
@@ -133,12 +136,14 @@ words! {
         StallEnded = "stall_ended",
         /// A generation panicked.
         Panic = "panic",
-        /// A generation changed the environment of the process.
-        Environment = "environment",
-        /// A generation changed the working directory of the process.
+        /// A generation wanted to change the working directory of the process, or relies on it.
         WorkingDirectory = "working_directory",
         /// A generation changed the mask for the modes of new files.
         FileMask = "file_mask",
+        /// The certificates of a listener were read again.
+        CertificateLoaded = "certificate_loaded",
+        /// They have changed and cannot be used: those before go on.
+        CertificateFailed = "certificate_failed",
         /// Something is wrong with the host's own records.
         State = "state",
         /// The host began or ends.

@@ -286,5 +286,6 @@ pub(crate) fn result(outcome: Outcome, app: &App, message: impl Into<String>) ->
         version: live.as_ref().map(|spec| spec.version.clone()),
         artifact: live.map(|spec| spec.artifact.to_string()),
         notes: Vec::new(),
+        ended_streams: 0,
     }
 }

@@ -26,6 +26,8 @@ pub enum Topic {
     SlowDrain,
     /// The rehearsal of its end reached its deadline.
     SlowEnd,
+    /// Tasks that nobody counts ran in preflight.
+    BareTasks,
 }
 
 impl Topic {
@@ -42,6 +44,7 @@ impl Topic {
             Self::LeftOpen => "left_open",
             Self::SlowDrain => "slow_drain",
             Self::SlowEnd => "slow_end",
+            Self::BareTasks => "bare_tasks",
         }
     }
 
@@ -55,7 +58,8 @@ impl Topic {
             | Self::BundledSqlite
             | Self::Companion
             | Self::LeftOpen
-            | Self::SlowDrain => false,
+            | Self::SlowDrain
+            | Self::BareTasks => false,
         }
     }
 }

@@ -6,6 +6,8 @@ use clap::{Parser, Subcommand};
 
 use handover_api::AppName;
 
+use crate::net::ListenerKey;
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
@@ -225,6 +227,14 @@ pub(super) struct Run {
     /// What it said of it.
     #[arg(long, value_name = "LINE", hide = true, allow_hyphen_values = true)]
     pub(super) last_words: Option<String>,
+    /// Which listener each socket is that it is started with, in the order of the descriptors.
+    #[arg(
+        long = "socket",
+        value_name = "KEY",
+        hide = true,
+        requires = "supervised"
+    )]
+    pub(super) sockets: Vec<ListenerKey>,
     /// Accept a configuration file, drop folders and a state directory that others may write
     #[arg(long)]
     pub(super) insecure_paths: bool,
@@ -239,6 +249,9 @@ pub(super) struct Dev {
     /// The address to serve at
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub(super) listen: SocketAddr,
+    /// Serve by https, with a certificate of its own that browsers have to be told to accept
+    #[arg(long)]
+    pub(super) tls: bool,
     /// Build with optimisations
     #[arg(short, long)]
     pub(super) release: bool,
@@ -302,6 +315,10 @@ pub(super) struct Deploy {
     /// Wait for what is under way for the app, instead of ending with 8
     #[arg(long)]
     pub(super) queue: bool,
+    /// End with 7 also when endless streams (events, gRPC, WebSockets) had to be ended at the drain
+    /// deadline
+    #[arg(long, conflicts_with = "detach")]
+    pub(super) strict_drain: bool,
     /// Return as soon as the host has accepted it
     #[arg(long)]
     pub(super) detach: bool,

@@ -52,6 +52,7 @@ pub(super) async fn deploy(global: &Global, args: Deploy) -> Result<(), Failure>
         How {
             detach: args.detach,
             several: false,
+            strict_drain: args.strict_drain,
         },
         call,
     )
@@ -118,6 +119,7 @@ pub(super) async fn reload(global: &Global, args: Reload) -> Result<(), Failure>
         How {
             detach: false,
             several: args.app.is_none(),
+            strict_drain: false,
         },
         client.reload(args.app.as_ref(), Wait::from_query(args.queue, false)),
     )
@@ -132,6 +134,7 @@ pub(super) async fn rollback(global: &Global, args: Rollback) -> Result<(), Fail
         How {
             detach: false,
             several: false,
+            strict_drain: false,
         },
         client.rollback(
             args.app.as_ref(),

@@ -139,16 +139,20 @@ fn sdk() -> Option<PathBuf> {
     folder.join("Cargo.toml").is_file().then_some(folder)
 }
 
-/// The value of the dependency on the SDK in a `Cargo.toml`.
-pub(super) fn dependency() -> String {
-    dependency_on(sdk().as_deref())
+/// The dependency on the SDK as a line of a section `[dependencies.handover-plugin]`.
+pub(super) fn dependency_line() -> String {
+    match sdk() {
+        Some(folder) => format!("path = {:?}", folder.to_string_lossy()),
+        None => format!("version = {}", dependency_on(None)),
+    }
 }
 
+/// The value of the dependency on the SDK in a `Cargo.toml`.
 fn dependency_on(sdk: Option<&Path>) -> String {
     match sdk {
         // A basic TOML string takes the same escapes as this debug form, for what a path can hold.
         Some(folder) => format!("{{ path = {:?} }}", folder.to_string_lossy()),
-        None => "\"1.1\"".to_owned(),
+        None => "\"1.2\"".to_owned(),
     }
 }
 
@@ -233,7 +237,7 @@ mod tests {
             let dependency = &manifest["dependencies"]["handover-plugin"];
             match sdk {
                 Some(path) => assert_eq!(dependency["path"].as_str(), path.to_str()),
-                None => assert_eq!(dependency.as_str(), Some("1.1")),
+                None => assert_eq!(dependency.as_str(), Some("1.2")),
             }
             assert!(!source.contains("{{"), "{source}");
         }

@@ -30,6 +30,8 @@ pub(super) struct How {
     pub(super) detach: bool,
     /// Whether lines name their app, because there may be several.
     pub(super) several: bool,
+    /// Whether streams that had to be ended are a failure.
+    pub(super) strict_drain: bool,
 }
 
 /// Calls the host, shows what it tells, and ends as the operation ends.
@@ -116,8 +118,18 @@ async fn follow(
                     display.queued(&app, &behind, ahead);
                 }
             }
-            Progress::Result(result) if global.json => return code(result.outcome),
-            Progress::Result(result) => return display.end(&result),
+            Progress::Result(result) => {
+                let streams = how.strict_drain && result.ended_streams > 0;
+                let ended = if global.json {
+                    code(result.outcome)
+                } else {
+                    display.end(&result)
+                };
+                return match ended {
+                    Ok(()) if streams => code(Outcome::DeadlinePassed),
+                    ended => ended,
+                };
+            }
             _ if global.json => {}
             Progress::Step {
                 step,

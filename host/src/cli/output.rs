@@ -216,6 +216,14 @@ pub(super) fn short(hash: &str) -> &str {
     hash.get(..12).unwrap_or(hash)
 }
 
+/// A listener of the status as an address that people open: one that says no scheme is plain HTTP.
+pub(super) fn url(listen: &str) -> String {
+    if listen.starts_with("unix:") || listen.contains("://") {
+        return listen.to_owned();
+    }
+    format!("http://{listen}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

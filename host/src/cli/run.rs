@@ -1,6 +1,6 @@
 //! `run`: this process becomes the host, or the parent that supervises it.
 
-use std::{io, net::TcpListener, os::fd::RawFd, time::Duration};
+use std::{io, os::fd::RawFd, time::Duration};
 
 use super::{
     args::{Global, Run},
@@ -12,10 +12,10 @@ use crate::{
     daemon::{self, Daemon, StartupHandoff},
     ledger::{self, LastWords},
     loader,
+    net::Listeners,
     notify::Notifier,
     origin, ownership, process,
     records::journal::Crashed,
-    server::socket,
     shadow::Shadow,
     signals, supervisor, telemetry,
 };
@@ -38,6 +38,7 @@ pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
         None => Config::without_file(),
     };
     let (alone, supervised, shadow) = (args.no_supervisor, args.supervised, args.shadow);
+    let sockets = args.sockets.clone();
     let crashed = args.crashed.clone().map(|how| Crashed {
         how,
         pid: args.crashed_pid,
@@ -50,7 +51,8 @@ pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
     // Before any other thread is started, which all inherit it: a terminal that stops the output of
     // background processes would stop this one at its first line.
     signals::let_background_write();
-    let listeners = socket::inherited().map_err(|error| Failure::new(error.to_string()))?;
+    let listeners =
+        Listeners::inherited(sockets).map_err(|error| Failure::new(error.to_string()))?;
     let supervises = supervised.is_none() && !alone && listeners.is_empty();
     let role = if supervises {
         telemetry::Role::Supervisor
@@ -73,7 +75,7 @@ pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
 /// Becomes the host, or the parent that supervises it, until the end.
 fn serve(
     config: Config,
-    listeners: Vec<TcpListener>,
+    listeners: Listeners,
     supervised: Option<(u32, Option<RawFd>)>,
     supervises: bool,
     crashed: Option<Crashed>,
@@ -83,7 +85,7 @@ fn serve(
         // Whoever passes sockets holds them while there is no host, and starts it again.
         None if !supervises => Ok(Notifier::from_env()),
         None => {
-            return match supervisor::run(&config.server) {
+            return match supervisor::run(&config) {
                 Ok(0) => Ok(()),
                 Ok(code) => Err(Failure::silent(code)),
                 Err(error) => Err(Failure::new(error.to_string())),
@@ -123,7 +125,7 @@ fn serve(
             Failure::new(error.to_string())
         })?;
         for address in daemon.listen() {
-            tracing::info!("serving at http://{address}");
+            tracing::info!("serving at {}", output::url(&address));
         }
         tracing::info!(
             plugins = %server.plugins.display(),
@@ -148,7 +150,7 @@ fn serve(
 /// directory without a socket brings its own.
 fn overrule(server: &mut Server, global: &Global, args: Run) {
     if let Some(listen) = args.listen {
-        server.listen = listen;
+        server.listen = Some(listen);
     }
     if let Some(plugins) = args.plugins {
         server.plugins = absolute(&plugins);
@@ -191,6 +193,7 @@ mod tests {
             crashed: None,
             crashed_pid: None,
             last_words: None,
+            sockets: Vec::new(),
             insecure_paths: false,
         };
         let global = |control: Option<&str>| Global {

@@ -15,7 +15,7 @@ use super::{
     exit::{Failure, USAGE},
     output::{self, Cell, Paint, Row, paint},
 };
-use crate::human;
+use crate::{human, shown};
 
 /// How often `-w` looks.
 const REDRAW: Duration = Duration::from_millis(500);
@@ -133,7 +133,7 @@ fn host(host: &HostStatus, colour: bool) -> String {
     let listen: Vec<_> = host
         .listen
         .iter()
-        .map(|address| format!("http://{address}"))
+        .map(|address| output::url(address))
         .collect();
     format!(
         "{} pid {}, up {}, {}, {}",
@@ -232,6 +232,10 @@ fn notes(app: &AppStatus, say: &mut dyn FnMut(String, Paint)) {
     if !app.routes.is_empty() {
         say(format!("at {}", app.routes.join(", ")), Paint::Dim);
     }
+    if !app.listening.is_empty() {
+        let text = format!("listens by itself at {}", app.listening.join(", "));
+        say(text, Paint::Dim);
+    }
     if let Some(operation) = &app.operation {
         say(format!("{operation} is under way"), Paint::Yellow);
     }
@@ -264,6 +268,9 @@ fn notes(app: &AppStatus, say: &mut dyn FnMut(String, Paint)) {
                 Paint::Red,
             );
         }
+        for text in work(generation) {
+            say(format!("generation {id}: {text}"), Paint::Dim);
+        }
         if let Some(reason) = &generation.retained_because {
             say(
                 format!("generation {id} stays mapped: {reason}"),
@@ -271,6 +278,35 @@ fn notes(app: &AppStatus, say: &mut dyn FnMut(String, Paint)) {
             );
         }
     }
+}
+
+/// How many lines of work people are shown of a generation.
+const WORK_SHOWN: usize = 10;
+
+/// The work of a generation, a line each: ``job `invoice run` for acme, 4m``. Tasks have no name,
+/// and are in the figures.
+fn work(generation: &GenerationStatus) -> Vec<String> {
+    let named = generation.work.iter().filter(|work| work.kind != "task");
+    let mut lines: Vec<_> = named
+        .map(|work| {
+            let whose = match work.tenant.as_str() {
+                "" => String::new(),
+                tenant => format!(" for {}", shown::harmless(tenant)),
+            };
+            format!(
+                "{} `{}`{whose}, {}",
+                work.kind,
+                shown::harmless(&work.name),
+                human::age(Duration::from_millis(work.age_ms))
+            )
+        })
+        .collect();
+    let more = lines.len().saturating_sub(WORK_SHOWN);
+    if more > 0 {
+        lines.truncate(WORK_SHOWN);
+        lines.push(format!("{more} more: `handover status --json`"));
+    }
+    lines
 }
 
 /// The limits in force, and what they did.
@@ -327,7 +363,8 @@ mod tests {
                 {"generation":5,"version":"0.9.0","artifact":"c","state":"retained","in_flight":0,"jobs":0,"requests":12,"panics":0,
                  "age_ms":90000000,"retained_because":"2 threads that it started still live: tid 4713 `pool`, tid 4714 `pool`"},
                 {"generation":6,"version":"1.0.0","artifact":"b","state":"draining","in_flight":2,"jobs":1,"requests":900,"panics":3,
-                 "age_ms":3720000,"retained_because":null},
+                 "age_ms":3720000,"work":[{"kind":"job","name":"invoice run","tenant":"acme","age_ms":240000},
+                 {"kind":"worker","name":"mail","age_ms":3719000},{"kind":"task","name":"task","age_ms":100}],"retained_because":null},
                 {"generation":7,"version":"1.1.0","artifact":"a1b2","state":"active","in_flight":3,"jobs":0,"requests":12034,"panics":0,
                  "stalls":1,"age_ms":123000,"retained_because":null}]},
               {"name":"example-plugin","state":"empty","routes":[],"active":null,"staged":null,"generations":[]}],
@@ -354,6 +391,8 @@ shop            deploying  1.1.0      7          3     0     12034  2m 3s
   limits: 50 of 50 running, 3 of 20 waiting, 12 refused (503), 1 over 2s (504)
   generation 7: 1 stall, requests that held a worker for too long
   generation 6: 3 panics
+  generation 6: job `invoice run` for acme, 4m 0s
+  generation 6: worker `mail`, 1h 1m
   generation 5 stays mapped: 2 threads that it started still live: tid 4713
     `pool`, tid 4714 `pool`
 example-plugin  empty

@@ -16,9 +16,10 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use toml::Spanned;
 
 use super::{
-    App, Check, Clients, Config, ConfigError, Control, Execution, LeakBudget, Leave, Log,
-    LogFormat, LogRotation, Metrics, RoutePrefix, Server, SmokeRequest, Timeouts, Trust, Watch,
-    WhenFull, Who,
+    App, CertificateFiles, Check, Clients, Config, ConfigError, Control, Execution, LeakBudget,
+    Leave, Listen, ListenAddress, ListenSocket, ListenTls, Log, LogFormat, LogRotation, Metrics,
+    Protocols, RoutePrefix, Server, SmokeRequest, SocketOptions, Timeouts, TlsVersion, Trust,
+    TrustedProxies, TrustedProxy, Watch, WhenFull, Who,
 };
 use crate::{artifact::Key, state};
 
@@ -26,6 +27,7 @@ use crate::{artifact::Key, state};
 #[serde(deny_unknown_fields, default)]
 struct ConfigFile {
     server: ServerTable,
+    listen: Vec<Spanned<ListenTable>>,
     control: ControlTable,
     metrics: MetricsTable,
     trust: TrustTable,
@@ -57,6 +59,62 @@ struct ServerTable {
     http2_ping_timeout: Option<Span>,
     max_connections: Option<NonZeroUsize>,
     max_connections_per_address: Option<NonZeroUsize>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct ListenTable {
+    address: Option<Text<ListenAddress>>,
+    socket: Option<Spanned<String>>,
+    reuse_port: bool,
+    ipv6_only: bool,
+    mode: Option<FileMode>,
+    protocols: Option<Vec<Protocol>>,
+    proxy_protocol: bool,
+    trusted_proxies: Vec<Spanned<String>>,
+    tls: Option<Spanned<TlsTable>>,
+    http_to_https: bool,
+    hsts: Option<Limit>,
+    canonical_host: Option<HostName>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct TlsTable {
+    certificates: Vec<CertificateTable>,
+    client_ca: Option<PathBuf>,
+    client_auth: Option<ClientAuth>,
+    min_version: Option<MinVersion>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CertificateTable {
+    chain: PathBuf,
+    key: PathBuf,
+}
+
+#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+enum ClientAuth {
+    Required,
+    Optional,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+enum MinVersion {
+    #[serde(rename = "1.2")]
+    Tls12,
+    #[serde(rename = "1.3")]
+    Tls13,
+}
+
+#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
+enum Protocol {
+    #[serde(rename = "h1")]
+    Http1,
+    #[serde(rename = "h2")]
+    Http2,
 }
 
 #[derive(Deserialize, Default)]
@@ -119,6 +177,7 @@ struct AppTable {
     when_full: Option<WhenFullWord>,
     runtime_threads: Option<Count<1, THREADS>>,
     env: Vec<EnvName>,
+    args: Vec<Argument>,
     keep_artifacts: Option<Count<0, MANY>>,
     config: toml::Table,
     state: StateTable,
@@ -323,6 +382,39 @@ fn size(text: &str) -> Option<u64> {
     (bytes <= LARGEST).then_some(bytes)
 }
 
+/// The mode of a file, in octal.
+struct FileMode(u32);
+
+impl<'de> Deserialize<'de> for FileMode {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        match u32::from_str_radix(&text, 8) {
+            Ok(mode) if mode <= 0o777 => Ok(Self(mode)),
+            _ => Err(D::Error::custom(format!(
+                "`{text}` is no mode of a file: write e.g. \"0660\""
+            ))),
+        }
+    }
+}
+
+/// The name of a host, in small letters.
+struct HostName(String);
+
+impl<'de> Deserialize<'de> for HostName {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        let is_host = text
+            .parse::<http::uri::Authority>()
+            .is_ok_and(|authority| authority.host() == text);
+        if !is_host {
+            return Err(D::Error::custom(format!(
+                "`{text}` is no name of a host: write e.g. \"example.org\", without a port"
+            )));
+        }
+        Ok(Self(text.to_ascii_lowercase()))
+    }
+}
+
 /// The name of an environment variable.
 struct EnvName(String);
 
@@ -335,6 +427,19 @@ impl<'de> Deserialize<'de> for EnvName {
             )));
         }
         Ok(Self(name))
+    }
+}
+
+/// An argument of a program.
+struct Argument(String);
+
+impl<'de> Deserialize<'de> for Argument {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        if text.contains('\0') {
+            return Err(D::Error::custom("an argument has no zero byte"));
+        }
+        Ok(Self(text))
     }
 }
 
@@ -385,6 +490,8 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
         _ => Path::new("."),
     });
 
+    let names_listen = file.server.listen.is_some();
+    let listen = listeners(&source, file.listen, folder)?;
     let mut apps = BTreeMap::new();
     let mut taken: BTreeMap<RoutePrefix, AppName> = BTreeMap::new();
     for (name, table) in file.app {
@@ -428,8 +535,13 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
         keys: source.each::<Key>(&file.trust.keys)?.into(),
         insecure_paths: file.trust.insecure_paths,
     };
+    let mut server = server(file.server, folder);
+    if !listen.is_empty() && !names_listen {
+        server.listen = None;
+    }
     Ok(Config {
-        server: server(file.server, folder),
+        server,
+        listen,
         control,
         metrics: Metrics {
             listen: file.metrics.listen.map(|address| address.0),
@@ -440,12 +552,153 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
     })
 }
 
+/// Each `[[listen]]`, with what must hold between its keys.
+fn listeners(
+    source: &Source<'_>,
+    tables: Vec<Spanned<ListenTable>>,
+    folder: &Path,
+) -> Result<Vec<Listen>, ConfigError> {
+    let mut listeners: Vec<Listen> = Vec::new();
+    for table in tables {
+        let span = table.span();
+        let wrong = |what: &str| Err(source.error(Some(span.clone()), what));
+        let table = table.into_inner();
+        let socket = match (table.address, table.socket) {
+            (Some(address), None) => ListenSocket::Address(address.0),
+            (None, Some(name))
+                if name.get_ref().is_empty() || name.get_ref().contains([':', ',']) =>
+            {
+                return Err(source.error(
+                    Some(name.span()),
+                    "it is no name of a socket: write what FileDescriptorName= of the socket unit says",
+                ));
+            }
+            (None, Some(name)) => ListenSocket::Named(name.into_inner()),
+            _ => {
+                return wrong(
+                    "a listener has either an `address` (\"0.0.0.0:80\", \"unix:/run/web.sock\") or the name of a `socket` \
+                     that systemd hands over: write one of them",
+                );
+            }
+        };
+        if let Some(other) = listeners.iter().find(|other| other.socket == socket)
+            && !is_any_port(&socket)
+        {
+            return wrong(&format!(
+                "the same is listened at already ({}): take one of them out",
+                other.place
+            ));
+        }
+        let is_unix = matches!(socket, ListenSocket::Address(ListenAddress::Unix(_)));
+        if is_unix && (table.reuse_port || table.ipv6_only) {
+            return wrong(
+                "a unix socket has no port to share and no IPv6: take `reuse_port` and `ipv6_only` out",
+            );
+        }
+        if !is_unix && table.mode.is_some() {
+            return wrong("only a unix socket has a `mode`: take it out");
+        }
+        let protocols = match table.protocols {
+            None => Protocols::default(),
+            Some(list) if list.is_empty() => {
+                return wrong(
+                    "`protocols` names none: write \"h1\", \"h2\" or both, or leave it out",
+                );
+            }
+            Some(list) => Protocols {
+                http1: list.contains(&Protocol::Http1),
+                http2: list.contains(&Protocol::Http2),
+            },
+        };
+        let trusted: TrustedProxies = source
+            .each::<TrustedProxy>(&table.trusted_proxies)?
+            .into_iter()
+            .collect();
+        if table.proxy_protocol && trusted.is_empty() {
+            return wrong(
+                "`proxy_protocol` believes whoever connects: name the proxies in `trusted_proxies`, e.g. [\"10.0.0.0/8\"]",
+            );
+        }
+        let tls = table
+            .tls
+            .map(|table| listen_tls(source, table, folder))
+            .transpose()?;
+        if tls.is_some() && table.http_to_https {
+            return wrong(
+                "`http_to_https` is for listeners without `tls`, whose clients came by https already: \
+                 take one of them out",
+            );
+        }
+        listeners.push(Listen {
+            place: source.place(&span),
+            socket,
+            options: SocketOptions {
+                reuse_port: table.reuse_port,
+                ipv6_only: table.ipv6_only,
+                mode: table.mode.map(|mode| mode.0),
+            },
+            protocols,
+            proxy_protocol: table.proxy_protocol,
+            trusted_proxies: Some(trusted),
+            tls,
+            http_to_https: table.http_to_https,
+            hsts: table.hsts.and_then(|limit| limit.0),
+            canonical_host: table.canonical_host.map(|host| host.0),
+        });
+    }
+    Ok(listeners)
+}
+
+/// `tls` of a `[[listen]]`, with what must hold between its keys.
+fn listen_tls(
+    source: &Source<'_>,
+    table: Spanned<TlsTable>,
+    folder: &Path,
+) -> Result<ListenTls, ConfigError> {
+    let span = table.span();
+    let table = table.into_inner();
+    let wrong = |what: &str| Err(source.error(Some(span.clone()), what));
+    if table.certificates.is_empty() {
+        return wrong(
+            "tls: no certificate is named: write `certificates = [{ chain = \"fullchain.pem\", key = \
+             \"privkey.pem\" }]`",
+        );
+    }
+    if table.client_auth.is_some() && table.client_ca.is_none() {
+        return wrong(
+            "tls: `client_auth` takes a `client_ca`, the file of the authorities whose clients are \
+             let in",
+        );
+    }
+    Ok(ListenTls {
+        certificates: table
+            .certificates
+            .into_iter()
+            .map(|pair| CertificateFiles {
+                chain: folder.join(pair.chain),
+                key: folder.join(pair.key),
+            })
+            .collect(),
+        client_certificate_required: table.client_auth != Some(ClientAuth::Optional),
+        client_ca: table.client_ca.map(|path| folder.join(path)),
+        min_version: match table.min_version {
+            None | Some(MinVersion::Tls12) => TlsVersion::Tls12,
+            Some(MinVersion::Tls13) => TlsVersion::Tls13,
+        },
+    })
+}
+
+/// Whether the system chooses the port, so that two of them are not the same.
+fn is_any_port(socket: &ListenSocket) -> bool {
+    matches!(socket, ListenSocket::Address(ListenAddress::Tcp(address)) if address.port() == 0)
+}
+
 fn server(table: ServerTable, folder: &Path) -> Server {
     let default = Server::under(folder);
     let state = table.state.map_or(default.state, |path| folder.join(path));
     let patience = |written: Option<Patience>, default| written.map_or(default, |limit| limit.0);
     Server {
-        listen: table.listen.map_or(default.listen, |address| address.0),
+        listen: table.listen.map(|address| address.0).or(default.listen),
         workers: table.workers.and_then(Count::nonzero),
         spare_workers: table
             .spare_workers
@@ -580,6 +833,7 @@ fn app(table: AppTable, routes: Vec<RoutePrefix>, config: serde_json::Value) -> 
                 .answers_wait
                 .unwrap_or(default.state.answers_wait),
         },
+        args: table.args.into_iter().map(|argument| argument.0).collect(),
         keep_artifacts: table
             .keep_artifacts
             .map_or(default.keep_artifacts, Count::get),
@@ -663,6 +917,16 @@ impl Source<'_> {
                     .map_err(|error: T::Err| self.error(Some(text.span()), &error.to_string()))
             })
             .collect()
+    }
+
+    /// `FILE:LINE: listen`, of a `[[listen]]`.
+    fn place(&self, span: &Range<usize>) -> String {
+        let before = self.text.get(..span.start).unwrap_or_default();
+        format!(
+            "{}:{}: listen",
+            self.path.display(),
+            before.matches('\n').count() + 1
+        )
     }
 
     /// `FILE:LINE: KEY: what`.
@@ -786,7 +1050,7 @@ mod tests {
         )
         .unwrap();
         let server = &config.server;
-        assert_eq!(server.listen, "0.0.0.0:80".parse().unwrap());
+        assert_eq!(server.listen, "0.0.0.0:80".parse().ok());
         assert_eq!(server.workers.unwrap().get(), 3);
         assert_eq!((server.spare_workers, server.stall_after), (1, None));
         assert_eq!(server.plugins, Path::new("/etc/drop"));
@@ -893,7 +1157,7 @@ mod tests {
     fn an_empty_file_is_all_defaults() {
         let config = read("").unwrap();
         let server = &config.server;
-        assert_eq!(server.listen, "127.0.0.1:8080".parse().unwrap());
+        assert_eq!(server.listen, "127.0.0.1:8080".parse().ok());
         assert_eq!(server.plugins, Path::new("/etc/plugins"));
         assert_eq!(server.control, Path::new("/etc/.handover/control.sock"));
         assert!(!server.version_header);
@@ -1076,9 +1340,183 @@ mod tests {
         assert!(text.contains("did you mean `stage`?"), "{text}");
         let text = error("[zzz]\n");
         assert!(
-            text.contains("use one of server, control, metrics, trust, log, app"),
+            text.contains("use one of server, listen, control, metrics, trust, log, app"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn every_key_of_a_listener_is_read() {
+        let config = read(
+            r#"
+            [[listen]]
+            address = "[::]:80"
+            reuse_port = true
+            ipv6_only = true
+            protocols = ["h1"]
+            proxy_protocol = true
+            trusted_proxies = ["10.0.0.0/8", "unix"]
+            http_to_https = true
+            hsts = "365days"
+            canonical_host = "Example.org"
+            [[listen]]
+            address = "unix:/run/web.sock"
+            mode = "0600"
+            [listen.tls]
+            certificates = [{ chain = "a.pem", key = "/keys/a.pem" }]
+            client_ca = "ca.pem"
+            client_auth = "optional"
+            min_version = "1.3"
+            [[listen]]
+            socket = "web"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(config.server.listen, None);
+        let [tcp, unix, named] = &config.listen[..] else {
+            panic!("{:?}", config.listen);
+        };
+        assert_eq!(tcp.place, "/etc/handover.toml:2: listen");
+        assert_eq!(
+            tcp.socket,
+            ListenSocket::Address("[::]:80".parse().unwrap())
+        );
+        assert!(tcp.options.reuse_port && tcp.options.ipv6_only);
+        assert!(tcp.protocols.http1 && !tcp.protocols.http2);
+        assert!(tcp.proxy_protocol && tcp.http_to_https);
+        let trusted = tcp.trusted_proxies.as_ref().unwrap();
+        assert!(trusted.trusts(None) && trusted.trusts("10.1.1.1".parse().ok()));
+        assert_eq!(tcp.hsts, Some(Duration::from_secs(365 * 86_400)));
+        assert_eq!(tcp.canonical_host.as_deref(), Some("example.org"));
+        assert_eq!(
+            unix.socket,
+            ListenSocket::Address(ListenAddress::Unix("/run/web.sock".into()))
+        );
+        assert_eq!(unix.options.mode, Some(0o600));
+        let tls = unix.tls.as_ref().unwrap();
+        let files: Vec<_> = tls.files().map(|path| path.to_str().unwrap()).collect();
+        assert_eq!(files, ["/etc/a.pem", "/keys/a.pem", "/etc/ca.pem"]);
+        assert!(!tls.client_certificate_required);
+        assert_eq!(tls.min_version, TlsVersion::Tls13);
+        assert_eq!(unix.protocols, Protocols::default());
+        assert_eq!(unix.trusted_proxies, Some(TrustedProxies::default()));
+        assert_eq!(named.socket, ListenSocket::Named("web".to_owned()));
+
+        let both = "[server]\nlisten = \"127.0.0.1:1\"\n[[listen]]\naddress = \"127.0.0.1:2\"\n";
+        let places: Vec<_> = read(both)
+            .unwrap()
+            .listeners()
+            .into_iter()
+            .map(|listen| listen.place)
+            .collect();
+        assert_eq!(places, ["server.listen", "/etc/handover.toml:3: listen"]);
+    }
+
+    #[test]
+    fn a_listener_that_makes_no_sense_is_told_with_its_line() {
+        let web = "[[listen]]\naddress = \"127.0.0.1:80\"\n";
+        for (text, line, words) in [
+            ("[[listen]]\n".to_owned(), 1, "`address`"),
+            (format!("{web}socket = \"web\"\n"), 1, "write one of them"),
+            (
+                format!("{web}[[listen]]\naddress = \"127.0.0.1:80\"\n"),
+                3,
+                "listened at already (/etc/handover.toml:1",
+            ),
+            (
+                "[[listen]]\naddress = \"here\"\n".to_owned(),
+                2,
+                "listen.address: `here` is no address",
+            ),
+            (
+                "[[listen]]\nsocket = \"a:b\"\n".to_owned(),
+                2,
+                "FileDescriptorName=",
+            ),
+            (
+                format!("{web}mode = \"0660\"\n"),
+                1,
+                "only a unix socket has a `mode`",
+            ),
+            (
+                "[[listen]]\naddress = \"unix:/x\"\nmode = \"999\"\n".to_owned(),
+                3,
+                "listen.mode: `999` is no mode",
+            ),
+            (
+                "[[listen]]\naddress = \"unix:/x\"\nreuse_port = true\n".to_owned(),
+                1,
+                "a unix socket has no port",
+            ),
+            (
+                format!("{web}protocols = []\n"),
+                1,
+                "`protocols` names none",
+            ),
+            (
+                format!("{web}protocols = [\"h3\"]\n"),
+                3,
+                "there is no `h3` here",
+            ),
+            (
+                format!("{web}proxy_protocol = true\n"),
+                1,
+                "trusted_proxies",
+            ),
+            (
+                format!("{web}trusted_proxies = [\n\"10.0.0.0/8\",\n\"10.0.0\"]\n"),
+                5,
+                "listen.trusted_proxies: `10.0.0` is no network",
+            ),
+            (
+                format!("{web}canonical_host = \"example.org:80\"\n"),
+                3,
+                "listen.canonical_host",
+            ),
+            (format!("{web}hsts = \"long\"\n"), 3, "listen.hsts"),
+            (
+                format!("{web}tls = {{}}\n"),
+                3,
+                "tls: no certificate is named",
+            ),
+            (
+                format!("{web}[listen.tls]\ncertificates = [{{ chain = \"a\" }}]\n"),
+                4,
+                "key",
+            ),
+            (
+                format!(
+                    "{web}[listen.tls]\ncertificates = [{{ chain = \"a\", key = \"b\" }}]\nclient_auth = \"required\"\n"
+                ),
+                3,
+                "`client_auth` takes a `client_ca`",
+            ),
+            (
+                format!(
+                    "{web}tls = {{ certificates = [{{ chain = \"a\", key = \"b\" }}], min_version = \"1.1\" }}\n"
+                ),
+                3,
+                "there is no `1.1` here",
+            ),
+            (
+                format!(
+                    "{web}http_to_https = true\ntls = {{ certificates = [{{ chain = \"a\", key = \"b\" }}] }}\n"
+                ),
+                1,
+                "listeners without `tls`",
+            ),
+            (
+                format!("{web}proxies = []\n"),
+                3,
+                "there is no `proxies` here",
+            ),
+        ] {
+            let error = error(&text);
+            assert!(
+                error.contains(&format!("handover.toml:{line}: listen")) && error.contains(words),
+                "{text}: {error}"
+            );
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::{
     convert::Infallible,
     fs::File,
+    io,
     net::SocketAddr,
     os::fd::OwnedFd,
     sync::{Arc, OnceLock},
@@ -21,7 +22,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
     sync::broadcast,
     task::JoinSet,
-    time::MissedTickBehavior,
+    time::{Interval, MissedTickBehavior},
 };
 
 use super::{
@@ -32,11 +33,14 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, Signature, Store, StoreError, store::Writer},
+    net::{
+        Connections,
+        accept::{Accept, Serve, accept},
+    },
     open_files,
     operations::operation::Operation,
     orchestrator::Orchestrator,
     report::status::Surface,
-    server::Connections,
     telemetry::Gather,
     watch::WatcherHandle,
 };
@@ -88,7 +92,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// For `/v1/state/APP/…`: the store of an app that this host knows.
     fn state(&self, app: &AppName) -> Option<Arc<crate::state::Store>>;
     /// A store that is forgotten, to try a backup of `app`. Blocks on the file system.
-    fn scratch(&self, app: &AppName) -> std::io::Result<crate::state::Store>;
+    fn scratch(&self, app: &AppName) -> io::Result<crate::state::Store>;
 }
 
 /// Bytes on their way in. Dropping it forgets them. Every method blocks on the file system.
@@ -125,9 +129,9 @@ pub struct Host {
     /// Who scans the drop folders.
     pub watcher: WatcherHandle,
     /// The connections of clients.
-    pub connections: Connections,
+    pub(crate) connections: Connections,
     /// Where the host serves.
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<String>,
     /// Where it tells its metrics over TCP.
     pub metrics_at: Option<SocketAddr>,
 }
@@ -199,7 +203,7 @@ impl Backend for Host {
         self.orchestrator.state(app)
     }
 
-    fn scratch(&self, app: &AppName) -> std::io::Result<crate::state::Store> {
+    fn scratch(&self, app: &AppName) -> io::Result<crate::state::Store> {
         self.orchestrator.stores().scratch(app)
     }
 }
@@ -220,62 +224,64 @@ pub async fn serve(
 
 /// [`serve`] for any backend.
 pub async fn serve_backend<B: Backend>(
-    (mut listener, mut socket): (UnixListener, ControlSocket),
+    (listener, socket): (UnixListener, ControlSocket),
     access: Access,
     backend: B,
     shutdown: ShutdownHandle,
 ) {
-    let access = Arc::new(access);
-    let mut connections = JoinSet::new();
     let mut look = tokio::time::interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut cannot_be_made = false;
     let mut reserve = Reserve::new();
     reserve.fill();
-    loop {
-        tokio::select! {
-            _ = shutdown.requested(Shutdown::Ended) => break,
-            _ = look.tick() => {
-                reserve.fill();
-                if !socket.is_gone() {
-                    continue;
+    let listener = ControlListener {
+        listener,
+        socket,
+        look,
+        cannot_be_made: false,
+        reserve,
+    };
+    let calls = Calls {
+        access: Arc::new(access),
+        backend,
+        shutdown: shutdown.clone(),
+        connections: JoinSet::new(),
+    };
+    let ended = async move {
+        shutdown.requested(Shutdown::Ended).await;
+    };
+    // Nobody new finds it afterwards.
+    let mut calls = accept(listener, calls, ended).await;
+    while calls.connections.join_next().await.is_some() {}
+}
+
+/// The control socket, which is made again when its file is gone.
+struct ControlListener {
+    listener: UnixListener,
+    socket: ControlSocket,
+    look: Interval,
+    cannot_be_made: bool,
+    reserve: Reserve,
+}
+
+impl Accept for ControlListener {
+    type Connection = UnixStream;
+
+    async fn accept(&mut self) -> io::Result<UnixStream> {
+        loop {
+            tokio::select! {
+                _ = self.look.tick() => {
+                    self.reserve.fill();
+                    self.look_for_file();
                 }
-                match socket.bind_again() {
-                    Ok(again) => {
-                        tracing::warn!(path = %socket.path().display(), "the control socket was deleted, and is made again");
-                        listener = again;
-                        cannot_be_made = false;
-                    }
-                    Err(error) if !cannot_be_made => {
-                        tracing::error!("the control socket was deleted: {error}; it is tried again");
-                        cannot_be_made = true;
-                    }
-                    Err(_) => {}
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) => return Ok(stream),
+                    // Out of descriptors: one is kept for each who calls.
+                    Err(_) if self.reserve.give_up() => {}
+                    Err(error) => return Err(error),
                 }
             }
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(
-                        stream,
-                        Arc::clone(&access),
-                        backend.clone(),
-                        shutdown.clone(),
-                    ));
-                }
-                // Out of descriptors: one is kept for each who calls.
-                Err(_) if reserve.give_up() => {}
-                Err(error) => {
-                    // It passes, and spinning would not help it.
-                    tracing::warn!(%error, "the control socket cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            },
-            Some(_) = connections.join_next() => {}
         }
     }
-    // Nobody new finds it.
-    drop((listener, socket));
-    while connections.join_next().await.is_some() {}
 }
 
 /// Descriptors that are kept open, to be given up when there are no others: whoever takes all of
@@ -316,6 +322,52 @@ impl Reserve {
     fn give_up(&mut self) -> bool {
         let left = self.kept.len().saturating_sub(self.size.div_ceil(3));
         self.kept.drain(left..).next().is_some()
+    }
+}
+
+impl ControlListener {
+    fn look_for_file(&mut self) {
+        if !self.socket.is_gone() {
+            return;
+        }
+        match self.socket.bind_again() {
+            Ok(again) => {
+                tracing::warn!(path = %self.socket.path().display(), "the control socket was deleted, and is made again");
+                self.listener = again;
+                self.cannot_be_made = false;
+            }
+            Err(error) if !self.cannot_be_made => {
+                tracing::error!("the control socket was deleted: {error}; it is tried again");
+                self.cannot_be_made = true;
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Serves the calls of each connection. Dropping it cuts them.
+struct Calls<B> {
+    access: Arc<Access>,
+    backend: B,
+    shutdown: ShutdownHandle,
+    connections: JoinSet<()>,
+}
+
+impl<B: Backend> Serve<UnixStream> for Calls<B> {
+    async fn serve(&mut self, stream: UnixStream) -> Result<(), String> {
+        // What has ended is forgotten.
+        while self.connections.try_join_next().is_some() {}
+        self.connections.spawn(connection(
+            stream,
+            Arc::clone(&self.access),
+            self.backend.clone(),
+            self.shutdown.clone(),
+        ));
+        Ok(())
+    }
+
+    fn not_accepted(&self, error: &io::Error) -> String {
+        format!("the control socket cannot accept a connection: {error}")
     }
 }
 
@@ -478,7 +530,7 @@ mod tests {
             if bytes.starts_with(b"full") {
                 return Err(StoreError::Io {
                     path: "store".into(),
-                    source: std::io::ErrorKind::StorageFull.into(),
+                    source: io::ErrorKind::StorageFull.into(),
                 });
             }
             self.0.extend_from_slice(bytes);
@@ -570,6 +622,7 @@ mod tests {
                 version: None,
                 artifact: None,
                 notes: Vec::new(),
+                ended_streams: 0,
             }
         }
 
@@ -594,8 +647,8 @@ mod tests {
             None
         }
 
-        fn scratch(&self, app: &AppName) -> std::io::Result<crate::state::Store> {
-            Err(std::io::Error::other(app.to_string()))
+        fn scratch(&self, app: &AppName) -> io::Result<crate::state::Store> {
+            Err(io::Error::other(app.to_string()))
         }
     }
 
@@ -608,6 +661,7 @@ mod tests {
             version: None,
             artifact: None,
             notes: Vec::new(),
+            ended_streams: 0,
         })
     }
 

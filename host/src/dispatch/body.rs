@@ -5,7 +5,7 @@ use std::{
     future::poll_fn,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Wake, Waker},
+    task::{Context, Poll, Wake, Waker, ready},
 };
 
 use bytes::Bytes;
@@ -13,9 +13,13 @@ use handover_plugin::abi::{
     body::{BodyError, BodyStream, Guard, Imported},
     bytes as crossing, waker,
 };
+use http::{HeaderMap, HeaderValue, header};
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, futures::OwnedNotified, mpsc};
+use tokio::{
+    sync::{OwnedSemaphorePermit, futures::OwnedNotified, mpsc},
+    time::Sleep,
+};
 
 use crate::generation::{CloseHandle, InFlight, KeepAlive, Upload};
 
@@ -95,9 +99,88 @@ struct Permitted {
     _permit: OwnedSemaphorePermit,
 }
 
+/// Counts a stream as one that can be ended without a loss.
+#[derive(Debug)]
+pub(super) struct Endable(KeepAlive);
+
+impl Endable {
+    pub(super) fn new(in_flight: &InFlight) -> Self {
+        in_flight.shared().opens_endable();
+        Self(in_flight.keep_alive())
+    }
+}
+
+impl Drop for Endable {
+    fn drop(&mut self) {
+        self.0.shared().closes_endable();
+    }
+}
+
+/// A stream whose client understands that it ends at any time, and comes back.
+#[derive(Debug)]
+struct Ending {
+    is_grpc: bool,
+    /// When it ends; none before the deadline.
+    at: Option<Pin<Box<Sleep>>>,
+    /// Whether its end was said: in trailers, by the app or by us.
+    said: bool,
+    _endable: Endable,
+}
+
+impl Ending {
+    /// That of an answer with these headers, if it is such a stream. A body with a length can only
+    /// be broken off, and of any other one nobody knows whether a part of it looks like the whole.
+    fn of(headers: &HeaderMap, in_flight: &InFlight) -> Option<Box<Self>> {
+        let kind = headers.get(header::CONTENT_TYPE)?.as_bytes();
+        let is = |name: &[u8]| {
+            kind.get(..name.len())
+                .is_some_and(|kind| kind.eq_ignore_ascii_case(name))
+        };
+        let is_grpc = is(b"application/grpc");
+        let ends = is_grpc || is(b"text/event-stream") || is(b"multipart/x-mixed-replace");
+        (ends && !headers.contains_key(header::CONTENT_LENGTH)).then(|| {
+            Box::new(Self {
+                is_grpc,
+                at: None,
+                said: false,
+                _endable: Endable::new(in_flight),
+            })
+        })
+    }
+
+    /// The end, once its time has come after the deadline.
+    fn poll(
+        &mut self,
+        in_flight: &InFlight,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
+        let at = self
+            .at
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(in_flight.shared().end_after())));
+        ready!(at.as_mut().poll(cx));
+        Poll::Ready(self.end())
+    }
+
+    /// The last frame, then none.
+    fn end(&mut self) -> Option<Result<Frame<Bytes>, ResponseBodyError>> {
+        if !self.is_grpc || std::mem::replace(&mut self.said, true) {
+            return None;
+        }
+        let mut trailers = HeaderMap::with_capacity(2);
+        trailers.insert("grpc-status", HeaderValue::from_static("14")); // UNAVAILABLE
+        trailers.insert(
+            "grpc-message",
+            HeaderValue::from_static("the server is restarting"),
+        );
+        Some(Ok(Frame::trailers(trailers)))
+    }
+}
+
 /// A body that the plugin streams.
 #[derive(Debug)]
 struct Streaming {
+    /// How it may be ended without a loss; none when it can only be broken off.
+    ending: Option<Box<Ending>>,
     /// The switch of the connection, left with the generation.
     connection: Option<Arc<CloseHandle>>,
     body: Imported<InFlight>,
@@ -198,9 +281,10 @@ impl ResponseBody {
         })))
     }
 
-    /// What the plugin streams, over the connection of that switch if there is one.
+    /// What the plugin streams below `headers`, over the connection of that switch if there is one.
     pub(super) fn stream(
         stream: BodyStream,
+        headers: &HeaderMap,
         in_flight: InFlight,
         connection: Option<Arc<CloseHandle>>,
     ) -> Self {
@@ -208,6 +292,7 @@ impl ResponseBody {
             in_flight.shared().streams(handle);
         }
         Self(Kind::Stream(Box::new(Streaming {
+            ending: Ending::of(headers, &in_flight),
             connection,
             body: stream.import(in_flight),
             expiry: DrainDeadline::default(),
@@ -263,7 +348,19 @@ impl Streaming {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
+        if let Some(ending) = &mut self.ending
+            && ending.said
+        {
+            // Nothing follows trailers, whoever wrote them.
+            return Poll::Ready(None);
+        }
         match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(ending) = &mut self.ending {
+                    ending.said = frame.is_trailers();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
             Poll::Ready(Some(Err(error))) => {
                 if matches!(error, BodyError::Panicked) {
                     self.body.guard().shared().count_panic();
@@ -272,18 +369,26 @@ impl Streaming {
             }
             // What fed it may have been cancelled at the deadline just before: an end then is none.
             Poll::Ready(None) if self.body.guard().shared().is_expired() => {
-                self.body.guard().shared().count_aborted();
-                Poll::Ready(Some(Err(ResponseBodyError::Expired)))
+                match &mut self.ending {
+                    Some(ending) => Poll::Ready(ending.end()),
+                    None => self.broken_off(),
+                }
             }
-            Poll::Ready(ready) => {
-                Poll::Ready(ready.map(|frame| frame.map_err(ResponseBodyError::Plugin)))
-            }
-            Poll::Pending if self.expiry.poll(self.body.guard(), cx) => {
-                self.body.guard().shared().count_aborted();
-                Poll::Ready(Some(Err(ResponseBodyError::Expired)))
-            }
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Pending if self.expiry.poll(self.body.guard(), cx) => match &mut self.ending {
+                Some(ending) => ending.poll(self.body.guard(), cx),
+                None => self.broken_off(),
+            },
             Poll::Pending => Poll::Pending,
         }
+    }
+}
+
+impl Streaming {
+    /// The end of what is not whole.
+    fn broken_off(&self) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
+        self.body.guard().shared().count_aborted();
+        Poll::Ready(Some(Err(ResponseBodyError::Expired)))
     }
 }
 

@@ -11,7 +11,7 @@ use handover_plugin::abi::{
     body::BodyStream,
     bytes::Chunk,
     call::{ReceiveResponse, ReceivedBody},
-    head::{Peer, RequestHead, ResponseHead},
+    head::{RequestHead, ResponseHead},
     import::RunningCall,
     lent::Lent,
     poll::PollState,
@@ -19,15 +19,17 @@ use handover_plugin::abi::{
 };
 use http::{HeaderValue, Request, Response, Uri, Version, header};
 use http_body::Body;
+use hyper::ext::ReasonPhrase;
 
 use super::{
     body::{DrainDeadline, RequestBody, ResponseBody},
+    connection::ConnectionInfo,
     error_response,
     limits::Limited,
     route::{Chosen, Routes, names_its_host, target, told_target, whole_target},
     upgrade::{self, Upgrade},
 };
-use crate::generation::{CloseHandle, Generation, InFlight, Upload};
+use crate::generation::{Generation, InFlight, Upload};
 
 /// A request on its way.
 #[derive(Debug)]
@@ -45,27 +47,16 @@ enum Step<B> {
     Limited(Box<Limited<B>>),
 }
 
-/// What a request needs to know of the connection that it came on.
-#[derive(Clone, Debug)]
-pub struct ConnectionInfo {
-    /// The address of the client.
-    pub peer: Peer,
-    /// Whether answers name the version that they are from.
-    pub name_version: bool,
-    /// The switch of the connection, for what is streamed over it.
-    pub close_handle: Option<Arc<CloseHandle>>,
-}
-
 /// Counted in, and left to its first poll.
 #[derive(Debug)]
 struct New<B> {
     request: Request<()>,
     body: Option<B>,
     call: Call,
-    connection: ConnectionInfo,
+    connection: Arc<ConnectionInfo>,
 }
 
-/// What is needed to call the app, beside the request and its origin.
+/// What is needed to call the app, beside the request and its connection.
 #[derive(Debug)]
 struct Call {
     upgrade: Option<Upgrade>,
@@ -84,7 +75,7 @@ struct Running {
     /// For people, when it holds its worker for too long.
     uri: Uri,
     in_flight: InFlight,
-    connection: ConnectionInfo,
+    connection: Arc<ConnectionInfo>,
     /// The body of the request, where it has one.
     upload: Option<Upload>,
     /// Whether it was polled when it was dispatched. The next poll with the same waker has nothing
@@ -99,7 +90,7 @@ struct Running {
 pub fn dispatch<B>(
     routes: &Arc<Routes>,
     request: Request<B>,
-    connection: &ConnectionInfo,
+    connection: &Arc<ConnectionInfo>,
 ) -> Dispatched<B>
 where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
@@ -147,6 +138,10 @@ impl ReceiveResponse for Slot<'_> {
             _ => &[],
         };
         let copied = head.fill(response, borrowed);
+        let reason = head.reason();
+        if !reason.is_empty() {
+            name_reason(reason, response);
+        }
         match body {
             ReceivedBody::Full(Chunk::Borrowed(_)) => {
                 *response.body_mut() = ResponseBody::full(copied)
@@ -156,11 +151,9 @@ impl ReceiveResponse for Slot<'_> {
                     ResponseBody::full(owned.into_bytes(|| in_flight.keep_alive()));
             }
             ReceivedBody::Stream(stream) => {
-                *response.body_mut() = ResponseBody::stream(
-                    stream,
-                    in_flight.clone(),
-                    connection.close_handle.clone(),
-                );
+                let connection = connection.close_handle.clone();
+                *response.body_mut() =
+                    ResponseBody::stream(stream, response.headers(), in_flight.clone(), connection);
             }
             ReceivedBody::Upgrade(io) => {
                 if let Some(upgrade) = self.upgrade.take() {
@@ -170,6 +163,14 @@ impl ReceiveResponse for Slot<'_> {
             }
             ReceivedBody::Empty => {}
         }
+    }
+}
+
+/// Has hyper write the reason phrase of the app. One that HTTP does not allow is left out.
+#[cold]
+fn name_reason(reason: &[u8], response: &mut Response<ResponseBody>) {
+    if let Ok(reason) = ReasonPhrase::try_from(reason) {
+        response.extensions_mut().insert(reason);
     }
 }
 
@@ -214,7 +215,7 @@ impl<B> Step<B>
 where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
-    fn new(request: Request<B>, call: Call, connection: ConnectionInfo) -> Self {
+    fn new(request: Request<B>, call: Call, connection: Arc<ConnectionInfo>) -> Self {
         let (head, body) = request.into_parts();
         Self::New(New {
             request: Request::from_parts(head, ()),
@@ -229,11 +230,16 @@ impl<B> Dispatched<B>
 where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
+    /// What the host has answered already.
+    pub(crate) fn answered(response: Response<ResponseBody>) -> Self {
+        Self(Step::Answered(Some(response)))
+    }
+
     /// [`dispatch`] when the limits of the app have admitted it.
     pub(super) fn admitted(
         routes: &Arc<Routes>,
         request: Request<B>,
-        connection: &ConnectionInfo,
+        connection: &Arc<ConnectionInfo>,
     ) -> Self {
         Self::choose(routes, request, connection, true)
     }
@@ -241,7 +247,7 @@ where
     fn choose(
         routes: &Arc<Routes>,
         mut request: Request<B>,
-        connection: &ConnectionInfo,
+        connection: &Arc<ConnectionInfo>,
         admitted: bool,
     ) -> Self {
         // Request and response are large: the one moves only if it is kept, the other is made where
@@ -257,7 +263,7 @@ where
                 match connection.waker_of(&request) {
                     // What its limits have admitted may be polled on threads of its app.
                     Some(waker) if !admitted => this.begin(call, &mut request, connection, waker),
-                    _ => this.0 = Step::new(request, call, connection.clone()),
+                    _ => this.0 = Step::new(request, call, Arc::clone(connection)),
                 }
             }
             Chosen::Limited(limits) => {
@@ -279,13 +285,13 @@ where
         &mut self,
         mut call: Call,
         request: &mut Request<B>,
-        connection: &ConnectionInfo,
+        connection: &Arc<ConnectionInfo>,
         waker: &Waker,
     ) {
         if let Step::Answered(response) = &mut self.0
             && let Some(running) = call.begin(request, None, connection, waker, response)
         {
-            let mut running = Box::new(call.running(running, request, connection.clone()));
+            let mut running = Box::new(call.running(running, request, Arc::clone(connection)));
             if !running.expired(&mut Context::from_waker(waker), response) {
                 running.just_polled = true;
                 self.0 = Step::Running(running);
@@ -383,7 +389,7 @@ impl Call {
         &mut self,
         request: &mut Request<B>,
         body: Option<BodyStream>,
-        connection: &ConnectionInfo,
+        connection: &Arc<ConnectionInfo>,
         waker: &Waker,
         response: &mut Option<Response<ResponseBody>>,
     ) -> Option<RunningCall> {
@@ -401,12 +407,18 @@ impl Call {
         let shared = in_flight.shared();
         let target = target(whole_target(request.uri()), self.strip);
         let protocol = upgrade::protocol(request, upgrade);
-        let (state, running) =
-            RequestHead::lend(request, &target, protocol, connection.peer, |head| {
+        let (state, running) = RequestHead::lend(
+            request,
+            &target,
+            protocol,
+            connection.peer,
+            &connection.crossing(),
+            |head| {
                 shared.inside(told_target(request.uri()), || {
                     shared.call(head, body, upgrade, waker, &mut slot)
                 })
-            });
+            },
+        );
         drop(target);
         // The plugin has its copy.
         return_map(request.headers_mut());
@@ -422,7 +434,7 @@ impl Call {
         self,
         call: RunningCall,
         request: &mut Request<B>,
-        connection: ConnectionInfo,
+        connection: Arc<ConnectionInfo>,
     ) -> Running {
         Running {
             call: Some(call),
@@ -519,11 +531,7 @@ pub async fn smoke(generation: &Arc<Generation>, path: &str) -> Result<http::Sta
         strip: 0,
         in_flight,
     };
-    let connection = ConnectionInfo {
-        peer: Peer::from(None),
-        name_version: false,
-        close_handle: None,
-    };
+    let connection = Arc::new(ConnectionInfo::new(None, None, None, false, None));
     let response = Dispatched(Step::new(request, call, connection)).await;
     let status = response.status();
     // An answer that breaks off is no good answer.

@@ -34,6 +34,22 @@ pub(super) fn no_host() -> Response<ResponseBody> {
     )
 }
 
+/// 400: what it names is no host, so it cannot be sent anywhere.
+pub(crate) fn bad_host() -> Response<ResponseBody> {
+    plain(
+        StatusCode::BAD_REQUEST,
+        "the request names no host that it could be sent to".to_owned(),
+    )
+}
+
+/// 308: the request is to go to `location`.
+pub(crate) fn redirect(location: HeaderValue) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::empty());
+    *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
+    response.headers_mut().insert(header::LOCATION, location);
+    response
+}
+
 /// 404: no app answers there.
 pub(super) fn no_app() -> Response<ResponseBody> {
     plain(

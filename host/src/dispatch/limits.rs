@@ -27,7 +27,8 @@ use tokio::{
 
 use super::{
     body::ResponseBody,
-    call::{ConnectionInfo, Dispatched},
+    call::Dispatched,
+    connection::ConnectionInfo,
     error_response,
     execution::{OffloadedCall, Threads},
     route::Routes,
@@ -174,7 +175,7 @@ struct Waiting<B> {
     acquire: AcquirePermit,
     request: Request<B>,
     routes: Arc<Routes>,
-    connection: ConnectionInfo,
+    connection: Arc<ConnectionInfo>,
 }
 
 impl<B> fmt::Debug for Limited<B> {
@@ -200,7 +201,7 @@ where
         limits: Arc<Limits>,
         routes: &Arc<Routes>,
         request: Request<B>,
-        connection: &ConnectionInfo,
+        connection: &Arc<ConnectionInfo>,
     ) -> Self {
         let deadline = limits
             .timeout
@@ -215,7 +216,7 @@ where
                     acquire,
                     request,
                     routes: Arc::clone(routes),
-                    connection: connection.clone(),
+                    connection: Arc::clone(connection),
                 };
                 (Stage::Waiting(Some(waiting)), None)
             }

@@ -3,6 +3,7 @@
 //! - [`route`]: which app, and what answers for it, read without a lock
 //! - [`targets`]: the generations behind a route
 //! - [`call`]: the request as a future: through the table, polled on this worker
+//! - [`connection`]: what a request needs to know of the connection that it came on
 //! - [`body`]: bodies in both directions, each with the guard that counts it as in flight
 //! - [`upgrade`]: the bytes of an upgraded connection
 //! - [`execution`]: requests of an app that has threads of its own
@@ -11,6 +12,7 @@
 
 pub mod body;
 pub mod call;
+mod connection;
 mod error_response;
 mod execution;
 pub mod limits;
@@ -18,9 +20,11 @@ pub mod route;
 pub mod targets;
 mod upgrade;
 
+pub(crate) use self::error_response::{bad_host, redirect};
 pub use self::{
     body::ResponseBody,
-    call::{ConnectionInfo, Dispatched, dispatch, smoke},
+    call::{Dispatched, dispatch, smoke},
+    connection::{ConnectionInfo, Tls},
     limits::Limits,
     route::{Route, Routes},
     targets::Targets,

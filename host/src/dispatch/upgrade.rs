@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, OnceLock},
     task::{Context, Poll},
 };
@@ -20,6 +20,7 @@ use tokio::{
     sync::OwnedSemaphorePermit,
 };
 
+use super::body::Endable;
 use crate::generation::{InFlight, KeepAlive};
 
 /// A close frame from the server: code 1012, no reason.
@@ -89,6 +90,7 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Upgra
             Err(_) => return,
         };
         let shared = in_flight.shared();
+        let _endable = upgrade.is_websocket.then(|| Endable::new(&in_flight));
         let (mut from_client, mut to_client) = tokio::io::split(client);
         let (mut from_plugin, mut to_plugin) = tokio::io::split(plugin);
         let up = async {
@@ -98,10 +100,21 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Upgra
             copied.map(drop)
         };
         let mut frames = Frames::default();
+        let mut closing = pin!(async {
+            expiry(shared).await;
+            if upgrade.is_websocket {
+                tokio::time::sleep(shared.end_after()).await;
+            }
+        });
+        let closed = tokio::sync::Notify::new();
         let down = async {
             let mut buffer = vec![0; 16 * 1024];
+            // Whether its time to be closed has come.
+            let mut expired = false;
             loop {
-                let expired = shared.is_expired();
+                if expired {
+                    closed.notify_one();
+                }
                 if expired && !upgrade.is_websocket {
                     shared.count_aborted();
                     return to_client.shutdown().await;
@@ -113,7 +126,10 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Upgra
                 }
                 let read = tokio::select! {
                     read = from_plugin.read(&mut buffer) => read?,
-                    () = expiry(shared), if !expired => continue,
+                    () = &mut closing, if !expired => {
+                        expired = true;
+                        continue;
+                    }
                 };
                 if read == 0 {
                     return to_client.shutdown().await;
@@ -126,7 +142,7 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Upgra
         };
         let both = async { tokio::join!(up, down) };
         let give_up = async {
-            expiry(shared).await;
+            closed.notified().await;
             // A frame that is under way, and a client that answers the close, have this long.
             tokio::time::sleep(std::time::Duration::from_secs(1)).await;
         };

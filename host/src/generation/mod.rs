@@ -4,11 +4,13 @@
 //! - [`states`]: `Started → Active → Draining → Unloaded | Retained`, each a type
 //! - [`shared`]: what all of them share, and the gate that requests come through
 //! - [`in_flight`]: counting in and out, with [`worker`] and [`sync`]
+//! - `endings`: how what never ends by itself is ended at the drain deadline
 //! - [`close_handle`]: the switch that ends a connection at the drain deadline
 //! - [`services`]: what the host offers to its plugin: log, panics, work
 //! - [`lifecycle`]: the threads that constructors, destructors and hooks run on
 
 pub mod close_handle;
+mod endings;
 pub mod in_flight;
 mod lifecycle;
 pub mod services;

@@ -10,7 +10,7 @@ use std::{
 
 use handover_api::{AppName, GenerationId};
 use handover_plugin::abi::{
-    host::{Event, TASK, Work},
+    host::{Event, Span, TASK, TASKS_LEFT, WORKER, Work},
     import::HostServices,
     lent::Lent,
     state::StateService,
@@ -27,6 +27,7 @@ pub struct GenerationServices {
     generation: GenerationId,
     panics: AtomicU64,
     next: AtomicU64,
+    tasks_left: AtomicU64,
     /// None once its app was stopped, or never came to be: nothing is in flight there any more,
     /// whatever threads it left.
     work: Mutex<Option<HashMap<u64, Working>>>,
@@ -40,10 +41,41 @@ pub struct Working {
     pub name: String,
     /// Whose it is; may be empty.
     pub tenant: String,
-    /// Whether it is a job.
-    pub job: bool,
+    /// What a deploy does with it.
+    pub kind: WorkKind,
     /// When it began.
     pub since: Instant,
+}
+
+/// What a deploy does with work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkKind {
+    /// Waits for it until the drain deadline.
+    Task,
+    /// Waits for it.
+    Job,
+    /// Tells it to stop, and waits for it until the drain deadline.
+    Worker,
+}
+
+impl WorkKind {
+    fn of(number: u32) -> Self {
+        match number {
+            TASK => Self::Task,
+            WORKER => Self::Worker,
+            // What a later minor has is a job to us, which nobody interrupts.
+            _ => Self::Job,
+        }
+    }
+
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Task => "task",
+            Self::Job => "job",
+            Self::Worker => "worker",
+        }
+    }
 }
 
 impl GenerationServices {
@@ -54,6 +86,7 @@ impl GenerationServices {
             generation,
             panics: AtomicU64::new(0),
             next: AtomicU64::new(1),
+            tasks_left: AtomicU64::new(0),
             work: Mutex::new(Some(HashMap::new())),
             state,
         }
@@ -65,18 +98,23 @@ impl GenerationServices {
         let Some(work) = &*work else { return (0, 0) };
         (
             work.len() as u64,
-            work.values().filter(|work| work.job).count() as u64,
+            work.values()
+                .filter(|work| work.kind == WorkKind::Job)
+                .count() as u64,
         )
     }
 
-    /// The spawned work there is.
+    /// The spawned work there is, the oldest first.
     pub fn working(&self) -> Vec<Working> {
-        self.work
+        let mut working: Vec<_> = self
+            .work
             .lock()
             .iter()
             .flat_map(HashMap::values)
             .cloned()
-            .collect()
+            .collect();
+        working.sort_by_key(|work| work.since);
+        working
     }
 
     /// The end of its app: no work is counted from now on, and nothing of the state is read or
@@ -95,6 +133,11 @@ impl GenerationServices {
             Some(state) => state.release_wakers(deadline).await,
             None => 0,
         }
+    }
+
+    /// Tasks that nobody counted, and that still ran when its app was stopped.
+    pub fn tasks_left(&self) -> u64 {
+        self.tasks_left.load(Ordering::Relaxed)
     }
 
     /// Panics that the plugin's hook told of.
@@ -117,6 +160,26 @@ macro_rules! log_at {
     };
 }
 
+/// The spans that an event is in, as text before it: `request{method=GET uri=/}: `.
+fn around(spans: &[Span<'_>]) -> String {
+    let mut text = String::new();
+    for span in spans {
+        text.push_str(span.name.as_str());
+        for (at, field) in span.fields.iter().enumerate() {
+            // Writing to a String does not fail.
+            let _ = write!(
+                text,
+                "{}{}={}",
+                if at == 0 { '{' } else { ' ' },
+                field.name,
+                field.value
+            );
+        }
+        text.push_str(if span.fields.is_empty() { ": " } else { "}: " });
+    }
+    text
+}
+
 impl HostServices for GenerationServices {
     fn log_enabled(&self, level: u8) -> bool {
         match level {
@@ -129,13 +192,15 @@ impl HostServices for GenerationServices {
     }
 
     fn log(&self, event: Lent<'_, Event<'_>>) {
-        let mut message = event.message.to_string();
+        let mut message = around(event.spans());
+        let before = message.len();
+        message.push_str(event.message.as_str());
         for field in event.fields.iter() {
             // Writing to a String does not fail.
             let _ = write!(
                 message,
                 "{}{}={}",
-                if message.is_empty() { "" } else { " " },
+                if message.len() == before { "" } else { " " },
                 field.name,
                 field.value
             );
@@ -166,7 +231,7 @@ impl HostServices for GenerationServices {
             Working {
                 name,
                 tenant,
-                job: work.kind != TASK,
+                kind: WorkKind::of(work.kind),
                 since: Instant::now(),
             },
         );
@@ -181,5 +246,11 @@ impl HostServices for GenerationServices {
 
     fn state(&self) -> Option<&dyn StateService> {
         self.state.as_ref().map(|state| state as _)
+    }
+
+    fn figure(&self, number: u32, value: u64) {
+        if number == TASKS_LEFT {
+            self.tasks_left.store(value, Ordering::Relaxed);
+        }
     }
 }

@@ -16,6 +16,7 @@ use handover_api::GenerationState;
 
 use super::{
     close_handle::{CloseHandle, Streams},
+    endings::Endings,
     in_flight::{Gate, InFlight, Shards},
     services::{GenerationServices, Working},
     spec::Spec,
@@ -54,6 +55,7 @@ pub struct Shared {
     expiry: Arc<Notify>,
     aborted: AtomicU64,
     streams: Streams,
+    endings: Endings,
     panics: AtomicU64,
     stalls: Arc<AtomicU64>,
 }
@@ -119,6 +121,22 @@ impl Shared {
         self.streams.remove(handle);
     }
 
+    /// Something is open that can be ended without a loss, until
+    /// [`closes_endable`](Self::closes_endable).
+    pub fn opens_endable(&self) {
+        self.endings.opened();
+    }
+
+    /// The end of one [`opens_endable`](Self::opens_endable).
+    pub fn closes_endable(&self) {
+        self.endings.closed();
+    }
+
+    /// How long after the drain deadline the one who asks ends its stream. Each asks once.
+    pub fn end_after(&self) -> Duration {
+        self.endings.next()
+    }
+
     /// Runs `call`, which is one into its app, and is for `target` to the watchdog.
     #[inline]
     pub fn inside<R>(&self, target: &str, call: impl FnOnce() -> R) -> R {
@@ -176,6 +194,7 @@ impl Generation {
             expiry: Arc::default(),
             aborted: AtomicU64::new(0),
             streams: Streams::default(),
+            endings: Endings::default(),
             panics: AtomicU64::new(0),
             stalls: account.stalls(),
         });
@@ -230,6 +249,11 @@ impl Generation {
         self.shared.app.services().working()
     }
 
+    /// Tasks that nobody counted, and that still ran when its app was stopped.
+    pub fn tasks_left(&self) -> u64 {
+        self.shared.app.services().tasks_left()
+    }
+
     /// When it was loaded.
     pub fn loaded_at(&self) -> Instant {
         self.loaded_at
@@ -262,14 +286,16 @@ impl Generation {
         self.shared.gate.close();
     }
 
-    /// Ends what is in flight but spawned work, which only the app can; gives how much that was.
-    pub(super) fn expire(&self) -> u64 {
+    /// Ends what is in flight but spawned work, which only the app can; gives how much that was,
+    /// without the streams that can be ended without a loss, and how many those were.
+    pub(super) fn expire(&self) -> (u64, u64) {
         let before = self.shards.in_flight();
+        let (ended, span) = self.shared.endings.begin();
         self.shared.expired.store(true, Ordering::Release);
         self.shared.expiry.notify_waiters();
         let shared = Arc::clone(&self.shared);
         tokio::spawn(async move {
-            tokio::time::sleep(GRACE).await;
+            tokio::time::sleep(span + GRACE).await;
             let left = shared.streams.close_all_now();
             if left > 0 {
                 tracing::warn!(
@@ -279,6 +305,6 @@ impl Generation {
                 );
             }
         });
-        before
+        (before.saturating_sub(ended), ended.min(before))
     }
 }

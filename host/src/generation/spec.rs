@@ -1,6 +1,6 @@
 //! Who a generation is and what it is started with.
 
-use std::{sync::Arc, time::Duration};
+use std::{ffi::OsString, sync::Arc, time::Duration};
 
 use handover_api::{AppName, GenerationId};
 use semver::Version;
@@ -27,6 +27,10 @@ pub struct Spec {
     pub config: serde_json::Value,
     /// The environment variables that it may read.
     pub env: Vec<(String, String)>,
+    /// The arguments of a program that it is told of, the name of the app first.
+    pub arguments: Vec<String>,
+    /// Its environment.
+    pub environment: Vec<(OsString, OsString)>,
     /// Threads of its runtime.
     pub runtime_threads: usize,
     /// How long its constructor may take.

@@ -52,7 +52,7 @@ const AGAIN: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs
 pub struct Started(Loaded);
 /// Active: new requests go to it.
 #[derive(Debug)]
-pub struct Active(Loaded);
+pub struct Active(Loaded, Mutex<Hooks>);
 /// Draining: it finishes what it has.
 #[derive(Debug)]
 pub struct Draining {
@@ -216,6 +216,7 @@ pub async fn start(mut library: Library, spec: Spec) -> Result<Started, StartErr
     let account = library.account().id();
     library.account().name(&spec.app, spec.id, &spec.version);
     library.stay(spec.stays.clone());
+    library.surround(spec.arguments.clone(), spec.environment.clone());
     let (code, stage) = (library.code(), library.stage());
     let started = lifecycle::run("start", deadline, move || {
         let code = code;
@@ -493,7 +494,7 @@ impl Started {
     pub fn activate(self) -> Active {
         self.0.generation.set_state(GenerationState::Active);
         self.0.generation.open_gate();
-        Active(self.0)
+        Active(self.0, Mutex::default())
     }
 
     /// Ends it before it served anybody.
@@ -513,19 +514,33 @@ impl Active {
         self.0.library.heap_bytes()
     }
 
-    /// Closes it for new requests and tells the app, on a thread of its own. The caller has
-    /// published its replacement before.
+    /// Tells the app that it is live, on a thread of its own: its workers begin. The caller has
+    /// published it before. Not for a preflight child, nor for what is discarded.
+    pub fn announce(&self) {
+        let told = Hooks::begin(self.0.generation.shared(), "activate", |shared| {
+            shared.app().activate();
+            0
+        });
+        self.1.lock().0.extend(told);
+    }
+
+    /// Closes it for new requests and tells the app, on a thread of its own: that no more come, and
+    /// by the signals that it may wait for, that it is to end. The caller has published its
+    /// replacement before.
     pub fn drain(self) -> Draining {
         let generation = &self.0.generation;
         generation.set_state(GenerationState::Draining);
         generation.close_gate();
         let told = Hooks::begin(generation.shared(), "drain", |shared| {
             shared.app().drain();
+            ledger::ask_to_end(shared.account());
             0
         });
+        let hooks = self.1;
+        hooks.lock().0.extend(told);
         Draining {
             loaded: self.0,
-            hooks: Mutex::new(Hooks(told.into_iter().collect())),
+            hooks,
         }
     }
 }
@@ -546,22 +561,26 @@ impl Draining {
     }
 
     /// The drain deadline passed: requests, streams and connections end now, and spawned tasks as
-    /// well; jobs only if `jobs`. Gives how many there were. Waits for the app to hear of it, on a
-    /// thread of its own, for a second at most.
-    pub async fn expire(&self, jobs: bool) -> u64 {
-        let before = self.generation().expire();
+    /// well; jobs only if `jobs`. Gives how many there were, and besides those how many streams
+    /// were ended without a loss. Waits for the app to hear of it, on a thread of its own, for a
+    /// second at most.
+    pub async fn expire(&self, jobs: bool) -> (u64, u64) {
+        let (before, ended) = self.generation().expire();
         let told = Hooks::begin(self.generation().shared(), "expire", move |shared| {
             shared.app().expire(jobs)
         });
-        let Some(told) = told else { return before };
-        match told.within(HOOK_DEADLINE).await {
-            Ok(cancelled) => before + cancelled,
+        let Some(told) = told else {
+            return (before, ended);
+        };
+        let cancelled = match told.within(HOOK_DEADLINE).await {
+            Ok(cancelled) => cancelled,
             Err(Unfinished::Late(late)) => {
                 self.hooks.lock().0.push(late);
-                before
+                0
             }
-            Err(_) => before,
-        }
+            Err(_) => 0,
+        };
+        (before + cancelled, ended)
     }
 
     /// Waits until nothing is in flight, drops the app, and unmaps the library if it is proven

@@ -14,9 +14,10 @@ use std::{
 use tokio::{runtime::Handle, sync::Notify};
 
 use super::{
-    AccountId, Call, Look, RetainReason, RetainReasons, callbacks, descriptors, interposed,
-    interval_timers, keys,
+    AccountId, Call, Look, RetainReason, RetainReasons, callbacks, descriptors, environments,
+    exits, interposed, interval_timers, keys,
     known::{self, Known},
+    listeners,
     look::Owing,
     notes,
     owner::{self, Acting},
@@ -465,6 +466,9 @@ impl Account {
         requests::forget(self.0.id);
         callbacks::forget(self.0.id);
         signals::forget(self.0.id);
+        exits::forget(self.0.id);
+        listeners::forget(self.0.id);
+        environments::forget(self.0.id);
         notes::forget(self.0.id);
         let keys = keys::delete_all(self.0.id);
         record_locks::end(self.0.id);

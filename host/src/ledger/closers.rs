@@ -13,7 +13,7 @@ use std::ffi::{c_char, c_int, c_long, c_void};
 use super::{
     descriptors, errno,
     interposed::{Symbol, interposed},
-    record_locks, refused_locks,
+    listeners, process, record_locks, refused_locks,
 };
 
 /// What this file defines in place of libc's.
@@ -153,6 +153,11 @@ fn libcs_fcntl() -> record_locks::Fcntl {
 /// whichever descriptor they were taken by. Before, because right after it another thread may have
 /// new ones.
 fn closing(fd: c_int, caller: usize) {
+    if listeners::are_there()
+        && let Some(owner) = process::changed_by(caller)
+    {
+        errno::keeping(|| listeners::closing(fd, owner));
+    }
     if record_locks::any()
         && let Some(owner) = record_locks::owner_of(caller)
     {

@@ -12,6 +12,7 @@ use std::ffi::{c_char, c_int, c_uint, c_void};
 use super::{
     descriptors,
     interposed::{Symbol, interposed},
+    surroundings,
 };
 
 /// Defines functions that give out descriptors: [`interposed!`] with what to do with the answer.
@@ -42,18 +43,24 @@ interposed_openings! {
     socketpair / socketpair_for / SOCKETPAIR (domain: c_int, kind: c_int, protocol: c_int, pair: *mut c_int)
         as unsafe extern "C-unwind" fn(c_int, c_int, c_int, *mut c_int) -> c_int,
         "r8", "x4", |answer, caller| both(answer, pair, caller);
-    accept / accept_for / ACCEPT (socket: c_int, address: *mut c_void, length: *mut c_uint)
-        as unsafe extern "C-unwind" fn(c_int, *mut c_void, *mut c_uint) -> c_int,
-        "rcx", "x3", |fd, caller| descriptors::opened(fd, caller);
-    accept4 / accept4_for / ACCEPT4 (socket: c_int, address: *mut c_void, length: *mut c_uint, flags: c_int)
-        as unsafe extern "C-unwind" fn(c_int, *mut c_void, *mut c_uint, c_int) -> c_int,
-        "r8", "x4", |fd, caller| descriptors::opened(fd, caller);
     open / open_for / OPEN (path: *const c_char, flags: c_int, mode: c_uint)
         as unsafe extern "C" fn(*const c_char, c_int, ...) -> c_int,
-        "rcx", "x3", |fd, caller| descriptors::opened(fd, caller);
+        "rcx", "x3", |fd, caller| {
+            descriptors::opened(fd, caller);
+            if fd >= 0 {
+                // SAFETY: libc has just read it as a string.
+                unsafe { surroundings::opens(path, caller) };
+            }
+        };
     open64 / open64_for / OPEN64 (path: *const c_char, flags: c_int, mode: c_uint)
         as unsafe extern "C" fn(*const c_char, c_int, ...) -> c_int,
-        "rcx", "x3", |fd, caller| descriptors::opened(fd, caller);
+        "rcx", "x3", |fd, caller| {
+            descriptors::opened(fd, caller);
+            if fd >= 0 {
+                // SAFETY: libc has just read it as a string.
+                unsafe { surroundings::opens(path, caller) };
+            }
+        };
     openat / openat_for / OPENAT (folder: c_int, path: *const c_char, flags: c_int, mode: c_uint)
         as unsafe extern "C" fn(c_int, *const c_char, c_int, ...) -> c_int,
         "r8", "x4", |fd, caller| descriptors::opened(fd, caller);

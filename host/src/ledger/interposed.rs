@@ -86,6 +86,9 @@ fn symbols() -> impl Iterator<Item = Symbol> {
         .chain(super::masks::symbols())
         .chain(super::interval_timers::symbols())
         .chain(super::surroundings::symbols())
+        .chain(super::environments::symbols())
+        .chain(super::listeners::symbols())
+        .chain(super::exits::symbols())
 }
 
 /// Whether libraries that are loaded are bound to the functions of the ledger. They are not in an

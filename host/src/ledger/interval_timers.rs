@@ -26,7 +26,7 @@ use super::{
 /// By the number of the timer.
 static ARMED: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
 
-/// Held while a timer is armed or disarmed and that is written down.
+/// RetainReasons while a timer is armed or disarmed and that is written down.
 static LOCK: Spin = Spin::new();
 
 type Set = unsafe extern "C-unwind" fn(c_int, *const itimerval, *mut itimerval) -> c_int;

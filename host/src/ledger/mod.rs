@@ -36,10 +36,12 @@
 //!   that does it
 //! - [`masks`]: blocked signals and alternate stacks that a library leaves on threads of the host
 //! - [`interval_timers`]: which library armed the timers that a process has once
-//! - [`surroundings`]: the environment, the working directory and the mask of new files, which
-//!   belong to all
+//! - [`environments`]: an environment for each library
+//! - [`surroundings`]: the working directory and the mask of new files, which belong to all
 //! - [`known`]: whose library an account is, for people
 //! - [`notes`]: what libraries changed for everybody, for those who tell of it
+//! - [`listeners`]: listening sockets that go from one generation to the next
+//! - [`exits`]: `exit`, called by a library that was told to end
 //! - [`errno`]: the error that C functions leave to their callers
 //! - [`undisturbed`]: short sections that no signal interrupts
 //! - [`call_slot`]: which call into a library each thread is inside of, for those who look for
@@ -61,13 +63,16 @@ mod call_slot;
 mod callbacks;
 mod closers;
 mod descriptors;
+mod environments;
 mod errno;
+mod exits;
 mod fd_interposers;
 mod interpose;
 mod interposed;
 mod interval_timers;
 mod keys;
 mod known;
+mod listeners;
 mod look;
 mod mappings;
 mod masks;
@@ -94,7 +99,10 @@ pub use self::{
         Account, Leftovers, Loading, Report, Unsettled, act_for, loading, others, visit_as_well,
     },
     call_slot::{Call, SHARED_WORKER, enter_call, slots},
+    environments::own_environment,
+    exits::ask_to_end,
     interposed::armed,
+    listeners::{bind_nothing_known, listening},
     look::Look,
     mappings::{Mapping, mappings},
     notes::{Changed, Note, take_notes},

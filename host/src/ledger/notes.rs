@@ -12,12 +12,14 @@ use handover_api::{AppName, GenerationId};
 /// Something of the process that is everybody's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Changed {
-    /// Its environment variables.
-    Environment,
-    /// Its working directory.
+    /// Its working directory, which was refused.
     WorkingDirectory,
+    /// Nothing, but it opened a file by a relative path.
+    RelativePath,
     /// Its mask for the modes of new files.
     FileMask,
+    /// Nothing, though it called `exit`, as it was to end itself.
+    Exit,
 }
 
 /// A generation changed something that is everybody's, for the first time.
@@ -134,7 +136,7 @@ mod tests {
             ours.map(|note| (note.generation.0, note.changed, note.how))
                 .collect()
         };
-        note(account, Changed::Environment, || "set `A`".into());
+        note(account, Changed::RelativePath, || "set `A`".into());
         assert!(of_app(take_notes()).is_empty(), "nobody knows who it is");
         let known = Known {
             app: app.clone(),
@@ -142,12 +144,12 @@ mod tests {
             version: "1.0.0".to_owned(),
         };
         known::add(account, known);
-        note(account, Changed::Environment, || "set `B`".into());
+        note(account, Changed::RelativePath, || "set `B`".into());
         note(account, Changed::WorkingDirectory, || "went to /".into());
         assert_eq!(
             of_app(take_notes()),
             [
-                (3, Changed::Environment, "set `A`".to_owned()),
+                (3, Changed::RelativePath, "set `A`".to_owned()),
                 (3, Changed::WorkingDirectory, "went to /".to_owned()),
             ]
         );

@@ -29,6 +29,7 @@ use libc::c_int;
 pub use self::last_words::{End, LAST_WORDS, LastWords, tell_exits, tell_last_words};
 pub(super) use self::{
     calls::symbols,
+    deliver::ask_to_end,
     table::{Holding, forget, held, leave},
 };
 

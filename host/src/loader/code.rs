@@ -156,6 +156,11 @@ impl Code {
         }
     }
 
+    /// The functions that it runs first and last.
+    pub(super) fn functions(&self) -> &Functions {
+        &self.0.functions
+    }
+
     /// Whether finalisers are to be run before the library is unmapped.
     pub(super) fn has_to_finish(&self) -> bool {
         self.0.functions.has_finalisers() && self.0.stage.running() == Running::Initialised

@@ -14,7 +14,7 @@ use std::{
     ffi::{CString, OsString, c_char, c_int},
     ops::Range,
     os::unix::ffi::OsStringExt,
-    sync::{Arc, LazyLock},
+    sync::{Arc, LazyLock, OnceLock},
 };
 
 use crate::artifact::Initialisers;
@@ -24,6 +24,8 @@ use crate::artifact::Initialisers;
 pub(super) struct Functions {
     base: usize,
     places: Arc<Initialisers>,
+    /// The arguments of its app, if it was given some of its own.
+    arguments: Arc<OnceLock<Arguments>>,
 }
 
 type Initialiser = unsafe extern "C" fn(c_int, *const *const c_char, *const *const c_char);
@@ -39,7 +41,11 @@ impl Functions {
         base: usize,
         range: &Range<usize>,
     ) -> Result<Self, String> {
-        let functions = Self { base, places };
+        let functions = Self {
+            base,
+            places,
+            arguments: Arc::default(),
+        };
         let Initialisers {
             init,
             init_array,
@@ -89,6 +95,12 @@ impl Functions {
         unsafe { std::slice::from_raw_parts(start, number) }.to_vec()
     }
 
+    /// Has the initialisers get `arguments`, the first of which is the name of the program. The
+    /// first time counts.
+    pub(super) fn give_arguments(&self, arguments: impl IntoIterator<Item = OsString>) {
+        self.arguments.get_or_init(|| Arguments::new(arguments));
+    }
+
     /// Whether there are finalisers.
     pub(super) fn has_finalisers(&self) -> bool {
         self.places.fini.is_some() || self.places.fini_array.1 > 0
@@ -99,7 +111,7 @@ impl Functions {
     /// # Safety
     /// The library is mapped until this returns, and they have not run.
     pub(super) unsafe fn initialise(&self) {
-        let arguments = &*ARGUMENTS;
+        let arguments = self.arguments.get().unwrap_or(&*ARGUMENTS);
         let first = self.places.init.map(|address| self.address(address));
         // SAFETY: the caller's promise.
         let others = unsafe { self.array(self.places.init_array) };
@@ -135,8 +147,8 @@ unsafe extern "C" {
     static environ: *const *const c_char;
 }
 
-/// The arguments of this process as initialisers get them. Rust's own takes `std::env::args` from
-/// there.
+/// Arguments of a program as initialisers get them. Rust's own takes `std::env::args` from there.
+#[derive(Debug)]
 struct Arguments {
     number: c_int,
     /// Ends with a null pointer. Each points to one that is never freed.
@@ -148,17 +160,23 @@ unsafe impl Send for Arguments {}
 // SAFETY: as above.
 unsafe impl Sync for Arguments {}
 
-static ARGUMENTS: LazyLock<Arguments> = LazyLock::new(|| {
-    let mut pointers: Vec<_> = std::env::args_os()
-        .map(OsString::into_vec)
-        // An argument has no zero byte.
-        .filter_map(|argument| CString::new(argument).ok())
-        .map(|argument| argument.into_raw().cast_const())
-        .collect();
-    let number = c_int::try_from(pointers.len()).unwrap_or(c_int::MAX);
-    pointers.push(std::ptr::null());
-    Arguments { number, pointers }
-});
+static ARGUMENTS: LazyLock<Arguments> = LazyLock::new(|| Arguments::new(std::env::args_os()));
+
+impl Arguments {
+    /// Their strings are never freed: whoever has seen them may keep them.
+    fn new(arguments: impl IntoIterator<Item = OsString>) -> Self {
+        let mut pointers: Vec<_> = arguments
+            .into_iter()
+            .map(OsString::into_vec)
+            // An argument has no zero byte.
+            .filter_map(|argument| CString::new(argument).ok())
+            .map(|argument| argument.into_raw().cast_const())
+            .collect();
+        let number = c_int::try_from(pointers.len()).unwrap_or(c_int::MAX);
+        pointers.push(std::ptr::null());
+        Self { number, pointers }
+    }
+}
 
 #[cfg(test)]
 mod tests {

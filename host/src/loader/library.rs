@@ -2,6 +2,7 @@
 
 use std::{
     any::Any,
+    ffi::OsString,
     mem::ManuallyDrop,
     ops::Range,
     sync::{Arc, Mutex, PoisonError},
@@ -13,12 +14,12 @@ use libloading::os::unix as dl;
 use object::{Object as _, ObjectSymbol as _};
 
 use super::{
-    code::{Code, Stage},
+    code::{Code, Running, Stage},
     heap::{self, HeapGrant, OwnHeap},
     initialisers::Functions,
     linker_lock::LinkerLock,
     mapped::{self, Object},
-    missing,
+    missing, own_environ,
     references::{self, Reference},
 };
 use crate::{
@@ -81,9 +82,18 @@ impl Library {
     /// As [`Library::map`].
     pub fn open(artifact: &Artifact, layouts: Layouts) -> Result<Self, LoadError> {
         let library = Self::map(artifact, layouts)?;
-        let code = library.code();
-        on_own_thread("initialise", || code.initialise())??;
+        library.initialise()?;
         Ok(library)
+    }
+
+    /// Runs the initialisers of the library, on a thread of their own, and blocks as long as they
+    /// do.
+    ///
+    /// # Errors
+    /// As [`Code::initialise`].
+    pub fn initialise(&self) -> Result<(), LoadError> {
+        let code = self.code();
+        on_own_thread("initialise", || code.initialise())?
     }
 
     /// Maps the bytes of `artifact` and asserts that they are what is mapped. Nothing of the
@@ -295,6 +305,26 @@ impl Library {
     /// dropped.
     pub fn code(&self) -> Code {
         self.code.clone()
+    }
+
+    /// Gives it the arguments and the environment of a program of its own: what `std::env` tells
+    /// it. Once, before anything of it runs; later it changes nothing.
+    pub fn surround(
+        &self,
+        arguments: impl IntoIterator<Item = String>,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) {
+        if self.stage().running() != Running::Mapped {
+            return;
+        }
+        let arguments = arguments.into_iter().map(OsString::from);
+        self.code.functions().give_arguments(arguments);
+        let Some(object) = self.object() else { return };
+        if let Some(own) = ledger::own_environment(self.account.id(), environment) {
+            // SAFETY: mapped as long as this is, and nothing of it has run. The address is the
+            // ledger's for as long as it is mapped.
+            unsafe { own_environ::bind(&object, own) };
+        }
     }
 
     /// How far it is, now and later.

@@ -34,6 +34,7 @@ mod library;
 mod linker_lock;
 mod mapped;
 mod missing;
+mod own_environ;
 mod references;
 mod start;
 

@@ -26,7 +26,7 @@ pub struct Operation {
     pub id: String,
     /// Its lines.
     pub lines: mpsc::UnboundedReceiver<Progress>,
-    /// Held by whoever asked for it, while it may wait for its turn.
+    /// RetainReasons by whoever asked for it, while it may wait for its turn.
     pub interest: Option<Interest>,
 }
 
@@ -222,6 +222,7 @@ impl Drop for ProgressSender {
             version: None,
             artifact: None,
             notes: Vec::new(),
+            ended_streams: 0,
         });
     }
 }
@@ -236,6 +237,7 @@ pub(crate) fn no_app(outcome: Outcome, message: impl Into<String>) -> OperationR
         version: None,
         artifact: None,
         notes: Vec::new(),
+        ended_streams: 0,
     }
 }
 
@@ -254,6 +256,7 @@ mod tests {
             version: None,
             artifact: None,
             notes: Vec::new(),
+            ended_streams: 0,
         }
     }
 

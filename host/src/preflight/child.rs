@@ -33,8 +33,9 @@ use crate::{
     config::{Leave, SmokeRequest},
     dispatch,
     generation::{self, Active, Ended, Generation, Spec},
-    ledger::RetainReason,
+    ledger::{self, RetainReason},
     loader::{Companion, Layouts, Library},
+    origin::origin,
     state::{Settings as StateSettings, Store},
     workers,
 };
@@ -169,7 +170,10 @@ fn check(report: &ReportWriter, image: Image, task: Task) -> Result<Line, Line> 
     ));
 
     report.begin(Stage::Mapping);
-    let library = Library::open(&artifact, Layouts::Check).map_err(Line::rejected)?;
+    let library = Library::map(&artifact, Layouts::Check).map_err(Line::rejected)?;
+    ledger::bind_nothing_known();
+    library.surround(task.arguments.clone(), origin().for_app(&task.listed));
+    library.initialise().map_err(Line::rejected)?;
     library
         .root::<RootRef>()
         .map_err(|error| Line::rejected(format!("its layouts do not fit this host: {error}")))?;
@@ -230,6 +234,8 @@ async fn start_and_ask(
         artifact: artifact.sha256,
         config: task.config,
         env: task.env,
+        arguments: task.arguments,
+        environment: origin().for_app(&task.listed),
         runtime_threads: task.runtime_threads,
         // The parent ends this process at the deadline, and says what it was at.
         start_deadline: Duration::MAX,
@@ -277,7 +283,12 @@ async fn leave(report: &ReportWriter, artifact: &Artifact, active: Active) {
         report.remark(slow_drain(draining.generation()));
         draining.expire(true).await;
     }
-    match tokio::time::timeout(LEAVE_WITHIN, draining.retire()).await {
+    let generation = Arc::clone(draining.generation());
+    let retired = tokio::time::timeout(LEAVE_WITHIN, draining.retire()).await;
+    if generation.tasks_left() > 0 {
+        report.remark(bare_tasks(generation.tasks_left()));
+    }
+    match retired {
         Ok(Ended::Unloaded(left)) => {
             report.checked(format!(
                 "stopped and unloaded in {} ms",
@@ -313,6 +324,20 @@ async fn leave(report: &ReportWriter, artifact: &Artifact, active: Active) {
             ),
         )),
     }
+}
+
+fn bare_tasks(left: u64) -> Remark {
+    let tasks = match left {
+        1 => "1 task that nobody counts".to_owned(),
+        left => format!("{left} tasks that nobody counts"),
+    };
+    Remark::warning(
+        Topic::BareTasks,
+        format!(
+            "{tasks} (`tokio::spawn`) ran in this trial start as well, where what they take from a queue is lost, and would be cancelled \
+             wherever they are with each deploy: begin with `cx.worker(name, async |stop| …)` what goes on for as long as the app"
+        ),
+    )
 }
 
 fn slow_drain(generation: &Generation) -> Remark {

@@ -75,6 +75,8 @@ pub async fn check(
         app: app.clone(),
         config: settings.config.clone(),
         env: settings.readable_env(),
+        listed: settings.env.clone(),
+        arguments: settings.arguments(app),
         runtime_threads: settings.runtime_threads.get(),
         start: settings.check.start && scope == Scope::All,
         requests: settings.check.requests.clone(),

@@ -31,6 +31,10 @@ pub(super) struct Task {
     pub(super) config: Value,
     /// The environment variables that it may read.
     pub(super) env: Vec<(String, String)>,
+    /// Those that it may read where they are set; none for all.
+    pub(super) listed: Vec<String>,
+    /// The arguments that it is told of, its name first.
+    pub(super) arguments: Vec<String>,
     /// Threads of its runtime.
     pub(super) runtime_threads: usize,
     /// Whether its constructor is run.

@@ -92,9 +92,9 @@ impl Events {
             | EventKind::Unhealthy
             | EventKind::Warning
             | EventKind::Stalled
-            | EventKind::Environment
             | EventKind::WorkingDirectory
             | EventKind::FileMask
+            | EventKind::CertificateFailed
             | EventKind::Failed => {
                 tracing::warn!(
                     app = name,
@@ -106,6 +106,7 @@ impl Events {
             EventKind::Active
             | EventKind::Draining
             | EventKind::Drained
+            | EventKind::StreamsEnded
             | EventKind::Unloaded
             | EventKind::Staged
             | EventKind::Waiting
@@ -113,6 +114,7 @@ impl Events {
             | EventKind::Unknown
             | EventKind::Proven
             | EventKind::StallEnded
+            | EventKind::CertificateLoaded
             | EventKind::Host => {
                 tracing::info!(
                     app = name,

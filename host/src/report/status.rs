@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use handover_api::{
     ActiveStatus, AppState, AppStatus, ConnectionsStatus, GenerationState, GenerationStatus,
-    HostStatus, LeakStatus, LimitsStatus, StagedStatus, Status,
+    HostStatus, LeakStatus, LimitsStatus, StagedStatus, Status, WorkStatus,
 };
 
 use crate::{
@@ -15,17 +15,24 @@ use crate::{
     },
     artifact::manifest::HOST_ABI,
     generation::Generation,
-    ledger::RetainReasons,
+    ledger::{self, RetainReasons},
     open_files, process,
     records::clock::millis,
     report::leaks::Leaks,
+    shown,
 };
+
+/// How much work of a generation is shown.
+const WORK_SHOWN: usize = 100;
+
+/// The longest name of work that is shown whole, in bytes.
+const WORK_NAME: usize = 200;
 
 /// What the status tells of the host beside its apps.
 #[derive(Clone, Debug, Default)]
 pub struct Surface {
     /// Where it serves.
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<String>,
     /// Where it tells its metrics over TCP.
     pub metrics: Option<SocketAddr>,
     /// The connections of clients.
@@ -43,7 +50,7 @@ pub(crate) fn status(registry: &Registry, leaks: &Leaks, up: Duration, surface: 
             uptime_ms: millis(up),
             rss_bytes: process::resident_bytes(),
             max_open_files: open_files::limit(),
-            listen: surface.listen.iter().map(ToString::to_string).collect(),
+            listen: surface.listen.clone(),
             connections: surface.connections,
             metrics: surface.metrics.map(|at| at.to_string()),
             abi: HOST_ABI.to_string(),
@@ -116,6 +123,10 @@ pub(crate) fn app_status(app: &App) -> AppStatus {
             }
         }),
         generations,
+        listening: ledger::listening(&app.name)
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
     }
 }
 
@@ -133,6 +144,17 @@ fn generation_status(generation: &Generation, held: Option<&RetainReasons>) -> G
         panics: counts.panics,
         stalls: counts.stalls,
         age_ms: millis(generation.loaded_at().elapsed()),
+        work: generation
+            .working()
+            .into_iter()
+            .take(WORK_SHOWN)
+            .map(|work| WorkStatus {
+                kind: work.kind.as_str().to_owned(),
+                name: shown::truncate(work.name, WORK_NAME),
+                tenant: shown::truncate(work.tenant, WORK_NAME),
+                age_ms: millis(work.since.elapsed()),
+            })
+            .collect(),
         retained_because: held.map(RetainReasons::to_string),
     }
 }
@@ -155,6 +177,7 @@ fn failed_start_status(failed_starts: &FailedStart) -> GenerationStatus {
         panics: 0,
         stalls: 0,
         age_ms: millis(loaded_at.elapsed()),
+        work: Vec::new(),
         retained_because: Some(held.to_string()),
     }
 }

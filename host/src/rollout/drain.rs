@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::{
     apps::app::{App, Replaced},
-    generation::Draining,
+    generation::{Draining, Generation},
     human,
     operations::operation::ProgressSender,
     records::clock::millis,
@@ -85,8 +85,17 @@ impl Leaving {
 struct Drain {
     /// How many requests, streams and jobs were cancelled.
     cancelled: u64,
+    /// How many streams were ended without a loss.
+    ended: u64,
     /// Whether work was left that did not notice being cancelled.
     stuck: u64,
+}
+
+impl Drain {
+    fn add(&mut self, (cancelled, ended): (u64, u64)) {
+        self.cancelled += cancelled;
+        self.ended += ended;
+    }
 }
 
 /// Watches a replaced generation until it is quiet, ends it at its deadlines, and puts it away.
@@ -135,17 +144,17 @@ pub(crate) async fn drain_and_retire(
                 () = &mut quiet => break,
                 () = at(requests_by) => {
                     requests_by = None;
-                    drain.cancelled += cancel(rollout, app, &draining, false, "drain deadline").await;
+                    drain.add(cancel(rollout, app, &draining, false, "drain deadline").await);
                     noticed_by = Some(Instant::now() + CANCELLED_WITHIN);
                 }
                 () = at(jobs_by) => {
                     (requests_by, jobs_by) = (None, None);
-                    drain.cancelled += cancel(rollout, app, &draining, true, "job deadline").await;
+                    drain.add(cancel(rollout, app, &draining, true, "job deadline").await);
                     noticed_by = Some(Instant::now() + CANCELLED_WITHIN);
                 }
                 () = end.notified() => {
                     (requests_by, jobs_by) = (None, None);
-                    drain.cancelled += cancel(rollout, app, &draining, true, "end").await;
+                    drain.add(cancel(rollout, app, &draining, true, "end").await);
                     noticed_by = Some(Instant::now() + CANCELLED_WITHIN);
                 }
                 () = at(noticed_by) => {
@@ -194,12 +203,52 @@ pub(crate) async fn drain_and_retire(
     if began.elapsed() > LONG_AGO {
         rollout.journal.leaves(&app.name, id).await;
     }
+    record_tasks_left(rollout, app, &generation);
     rollout.retire(app, id, ended);
 }
 
-/// Cancels what still runs on a generation, and tells how many that were.
-async fn cancel(rollout: &Rollout, app: &App, draining: &Draining, jobs: bool, why: &str) -> u64 {
-    let cancelled = draining.expire(jobs).await;
+/// Tells of tasks that nobody counted and that were cancelled where they were, when the app was
+/// stopped.
+fn record_tasks_left(rollout: &Rollout, app: &App, generation: &Generation) {
+    let left = generation.tasks_left();
+    if left == 0 {
+        return;
+    }
+    let id = generation.spec().id;
+    let message = format!(
+        "generation {id} ({}) was stopped with {} running that nobody counts (`tokio::spawn`), cancelled wherever they were: begin with \
+         `cx.worker(name, async |stop| …)` what goes on for as long as the app, which tells it to stop, and with `cx.spawn` or \
+         `cx.jobs().spawn` what has an end",
+        generation.spec().version,
+        human::pluralize(left, "task")
+    );
+    rollout
+        .registry
+        .record_event(EventKind::Warning, app, Some(id), message);
+}
+
+/// Cancels what still runs on a generation, and tells how many that were, and how many streams were
+/// ended without a loss.
+async fn cancel(
+    rollout: &Rollout,
+    app: &App,
+    draining: &Draining,
+    jobs: bool,
+    why: &str,
+) -> (u64, u64) {
+    let (cancelled, ended) = draining.expire(jobs).await;
+    if ended > 0 {
+        let id = draining.generation().spec().id;
+        rollout.registry.record_event(
+            EventKind::StreamsEnded,
+            app,
+            Some(id),
+            format!(
+                "generation {id} reached its {why}: {} ended, whose clients come back",
+                human::pluralize(ended, "endless stream")
+            ),
+        );
+    }
     if cancelled > 0 {
         let id = draining.generation().spec().id;
         let left = match draining.generation().counts().jobs {
@@ -213,7 +262,7 @@ async fn cancel(rollout: &Rollout, app: &App, draining: &Draining, jobs: bool, w
             format!("generation {id} reached its {why}: {cancelled} in flight cancelled{left}"),
         );
     }
-    cancelled
+    (cancelled, ended)
 }
 
 /// Ends the operation that waited for the drain, if it still does, and records a deadline that
@@ -259,6 +308,14 @@ async fn finish(
             "{}; generation {id} drained in {}",
             result.message,
             human::duration(took)
+        );
+    }
+    if drain.ended > 0 {
+        result.ended_streams = drain.ended;
+        result.message = format!(
+            "{}; {} of it had to be ended, whose clients come back",
+            result.message,
+            human::pluralize(drain.ended, "endless stream")
         );
     }
     progress.finish(result);

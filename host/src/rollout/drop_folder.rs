@@ -362,6 +362,8 @@ mod tests {
             artifact: Sha256([byte; 32]),
             config: serde_json::Value::Null,
             env: Vec::new(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
             runtime_threads: 1,
             start_deadline: Duration::ZERO,
             preflight: false,

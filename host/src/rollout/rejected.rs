@@ -63,6 +63,7 @@ impl Rollout {
             version: None,
             artifact: sha256.map(|sha256| sha256.to_string()),
             notes: Vec::new(),
+            ended_streams: 0,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsFd, OwnedFd, RawFd},
+        fd::{AsFd, OwnedFd},
         unix::{net::UnixDatagram as StdDatagram, process::ExitStatusExt},
     },
     process::ExitStatus,
@@ -20,6 +20,7 @@ use tokio::{
 use super::own_pid;
 use crate::{
     ledger::LAST_WORDS,
+    net::listeners::HandedOn,
     notify::{ENDED, FAILED, Notifier, READY, STOPPING},
     process,
     shadow::ShadowFile,
@@ -95,10 +96,10 @@ pub(super) enum End {
 }
 
 impl Host {
-    /// Starts this very program again, with the same arguments, `listener`, and how the one before
+    /// Starts this very program again, with the same arguments, `sockets`, and how the one before
     /// crashed.
     pub(super) fn start(
-        listener: RawFd,
+        sockets: &HandedOn,
         shadow: Option<&ShadowFile>,
         crashed: Option<&Crash>,
     ) -> io::Result<Self> {
@@ -120,8 +121,9 @@ impl Host {
                     .flat_map(|shadow| ["--shadow".to_owned(), shadow.number().to_string()]),
             )
             .args(crashed.into_iter().flat_map(Crash::arguments))
-            .env("LISTEN_FDS", "1")
-            .env("LISTEN_FDS_FIRST_FD", listener.to_string())
+            .args(sockets.arguments())
+            .env("LISTEN_FDS", sockets.count().to_string())
+            .env("LISTEN_FDS_FIRST_FD", sockets.first().to_string())
             .env_remove("LISTEN_PID")
             .env_remove("LISTEN_FDNAMES")
             .env_remove("NOTIFY_SOCKET")

@@ -24,17 +24,12 @@ mod orphans;
 
 use std::{
     fs, io,
-    net::TcpListener,
-    os::fd::AsRawFd,
     path::Path,
     process,
     time::{Duration, Instant},
 };
 
-use rustix::{
-    io::{FdFlags, fcntl_setfd},
-    process::Signal,
-};
+use rustix::process::Signal;
 use tokio::{
     signal::unix::{Signal as Stream, SignalKind, signal},
     time::MissedTickBehavior,
@@ -47,9 +42,9 @@ use self::{
     orphans::Orphans,
 };
 use crate::{
-    config::Server,
+    config::Config,
+    net::{self, Listeners, SocketError, listeners::HandedOn},
     notify::Notifier,
-    server::socket::{self, SocketError},
     shadow::ShadowFile,
     shortage::{Kills, OUT_OF_MEMORY},
     signals, telemetry,
@@ -83,29 +78,37 @@ pub enum SupervisorError {
 ///
 /// # Errors
 /// When the first child cannot be started. Whatever happens later is told, and tried again.
-pub fn run(server: &Server) -> Result<u8, SupervisorError> {
-    let listener = bind(server)?;
-    // The children inherit it. This process runs nothing else.
-    fcntl_setfd(&listener, FdFlags::empty()).map_err(io::Error::from)?;
+pub fn run(config: &Config) -> Result<u8, SupervisorError> {
+    let listeners = bind(config)?;
+    // The children inherit them. This process runs nothing else.
+    let sockets = listeners.hand_on()?;
+    drop(listeners);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(supervise(&listener, &server.state.join(CRASH_IN_THE_END)))
+    runtime.block_on(supervise(
+        &sockets,
+        &config.server.state.join(CRASH_IN_THE_END),
+    ))
 }
 
-fn bind(server: &Server) -> Result<TcpListener, SocketError> {
+fn bind(config: &Config) -> Result<Listeners, SocketError> {
     let patience = Instant::now() + STILL_IN_USE;
-    loop {
-        match socket::bind(server.listen) {
-            Err(error) if error.is_in_use() && Instant::now() < patience => {
-                std::thread::sleep(Duration::from_millis(20));
+    let mut listeners = Listeners::default();
+    for (key, options) in net::listeners::wanted(config) {
+        loop {
+            match listeners.bind(&key, &options) {
+                Err(error) if error.is_in_use() && Instant::now() < patience => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                bound => break bound?,
             }
-            bound => return bound,
         }
     }
+    Ok(listeners)
 }
 
-async fn supervise(listener: &TcpListener, left: &Path) -> Result<u8, SupervisorError> {
+async fn supervise(sockets: &HandedOn, left: &Path) -> Result<u8, SupervisorError> {
     let mut signals = Signals::new()?;
     let mut orphans = Orphans::new()?;
     let manager = Notifier::from_env();
@@ -122,7 +125,7 @@ async fn supervise(listener: &TcpListener, left: &Path) -> Result<u8, Supervisor
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let began = Instant::now();
-        let mut host = match Host::start(listener.as_raw_fd(), shadow.as_ref(), crashed.as_ref()) {
+        let mut host = match Host::start(sockets, shadow.as_ref(), crashed.as_ref()) {
             Ok(host) => host,
             Err(error) if !once_ready => return Err(error.into()),
             Err(error) => {

@@ -1,22 +1,23 @@
-//! `#[app]`: what a plugin exports around its constructor.
+//! `#[app]` and `#[main]`: what a plugin exports around its constructor.
 
 use proc_macro2::{Span, TokenStream};
-use quote::quote;
+use quote::{format_ident, quote};
 use syn::{
     Error, Expr, ItemFn, Lit, LitStr, MetaNameValue, Result, Token, parse::Parser,
     punctuated::Punctuated,
 };
 
+#[derive(Default)]
 struct Arguments {
     name: Option<LitStr>,
     schema: u32,
+    current_thread: bool,
+    worker_threads: usize,
 }
 
-fn arguments(tokens: TokenStream) -> Result<Arguments> {
-    let mut arguments = Arguments {
-        name: None,
-        schema: 0,
-    };
+/// The arguments in `tokens`; those of `tokio::main` among them if `is_main`.
+fn arguments(tokens: TokenStream, is_main: bool) -> Result<Arguments> {
+    let mut arguments = Arguments::default();
     for pair in Punctuated::<MetaNameValue, Token![,]>::parse_terminated.parse2(tokens)? {
         let Expr::Lit(value) = &pair.value else {
             return Err(Error::new_spanned(&pair.value, "a literal is expected"));
@@ -39,19 +40,35 @@ fn arguments(tokens: TokenStream) -> Result<Arguments> {
                 arguments.name = Some(name.clone());
             }
             (Some("schema"), Lit::Int(schema)) => arguments.schema = schema.base10_parse()?,
+            (Some("flavor"), Lit::Str(flavor)) if is_main => {
+                arguments.current_thread = match flavor.value().as_str() {
+                    "multi_thread" => false,
+                    "current_thread" => true,
+                    _ => {
+                        let message = "expected \"multi_thread\" or \"current_thread\"";
+                        return Err(Error::new_spanned(flavor, message));
+                    }
+                };
+            }
+            (Some("worker_threads"), Lit::Int(threads)) if is_main => {
+                arguments.worker_threads = threads.base10_parse()?;
+            }
             _ => {
-                return Err(Error::new_spanned(
-                    &pair,
-                    "expected `name = \"…\"` or `schema = N`",
-                ));
+                let message = if is_main {
+                    "expected `name = \"…\"`, `schema = N`, `flavor = \"…\"` or `worker_threads = N`"
+                } else {
+                    "expected `name = \"…\"` or `schema = N`"
+                };
+                return Err(Error::new_spanned(&pair, message));
             }
         }
     }
     Ok(arguments)
 }
 
+/// `#[app]`: `item` is the constructor.
 pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenStream> {
-    let Arguments { name, schema } = arguments(attribute)?;
+    let arguments = arguments(attribute, false)?;
     let function: ItemFn = syn::parse2(item)?;
     if function.sig.inputs.len() != 1 {
         let message = "the constructor of an app takes one argument, a `handover_plugin::Context`";
@@ -63,7 +80,71 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
     } else {
         quote!(::core::future::ready(#ident(cx)))
     };
-    let name = name.map_or_else(
+    let exported = exported(
+        &arguments,
+        &quote!(handover::start(host, settings, |cx| #call)),
+    );
+    Ok(quote! {
+        #function
+        #exported
+    })
+}
+
+/// `#[main]`: `item` is the `main` of a program, which stays one, and is the constructor in a
+/// plugin.
+pub(crate) fn expand_main(attribute: TokenStream, item: TokenStream) -> Result<TokenStream> {
+    let arguments = arguments(attribute, true)?;
+    let ItemFn {
+        attrs,
+        vis,
+        mut sig,
+        block,
+        ..
+    } = syn::parse2(item)?;
+    if sig.asyncness.take().is_none() {
+        let message = "`main` is async here: what it awaits runs on the runtime that this makes";
+        return Err(Error::new_spanned(&sig, message));
+    }
+    if !sig.inputs.is_empty() || !sig.generics.params.is_empty() {
+        let message = "`main` takes no arguments; `handover_plugin::Context::current()` is what a plugin knows of itself";
+        return Err(Error::new_spanned(&sig, message));
+    }
+    let output = &sig.output;
+    let ident = &sig.ident;
+    let inner = format_ident!("__handover_{}", ident);
+    let exported = exported(
+        &arguments,
+        &quote!(handover::start_main(host, settings, #inner)),
+    );
+    let Arguments {
+        current_thread,
+        worker_threads,
+        ..
+    } = arguments;
+    Ok(quote! {
+        #(#attrs)*
+        async fn #inner() #output #block
+
+        #[allow(dead_code, reason = "nobody calls it in a plugin")]
+        #vis #sig {
+            ::handover_plugin::__private::run(
+                ::handover_plugin::__private::Flavor {
+                    current_thread: #current_thread,
+                    worker_threads: #worker_threads,
+                },
+                #inner,
+            )
+        }
+
+        #exported
+    })
+}
+
+/// What a plugin exports: the root table, whose constructor is the expression `start`, and the
+/// manifest.
+fn exported(arguments: &Arguments, start: &TokenStream) -> TokenStream {
+    let Arguments { name, schema, .. } = arguments;
+    let name = name.as_ref().map_or_else(
         || quote!(::core::env!("CARGO_PKG_NAME")),
         |name| quote!(#name),
     );
@@ -71,9 +152,7 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
         &abi_stable_shared::mangled_root_module_loader_name(),
         Span::call_site(),
     );
-    Ok(quote! {
-        #function
-
+    quote! {
         const _: () = {
             use ::handover_plugin::__private as handover;
 
@@ -84,7 +163,7 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
                     host: handover::HostHandle,
                     settings: handover::Lent<'_, handover::Settings<'_>>,
                 ) -> ::core::result::Result<::std::boxed::Box<dyn handover::Plugin>, ::std::string::String> {
-                    handover::start(host, settings, |cx| #call)
+                    #start
                 }
             }
 
@@ -113,5 +192,5 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
             #[unsafe(link_section = ".handover.manifest")]
             static HANDOVER_MANIFEST: [u8; FACTS.length()] = FACTS.section();
         };
-    })
+    }
 }

@@ -28,3 +28,27 @@ pub fn app(attribute: TokenStream, item: TokenStream) -> TokenStream {
         Err(error) => error.into_compile_error().into(),
     }
 }
+
+/// Makes the `main` of a program the constructor of an app as well: the crate is both, and one line
+/// of it differs.
+///
+/// In a program it is what `tokio::main` is, whose arguments `flavor` and `worker_threads` it
+/// takes. In a plugin it runs on a thread of its own until the generation is over, and the app is
+/// what it gives to `handover_plugin::serve`; an error before that keeps the old code live. `name`
+/// and `schema` are those of [`macro@app`].
+///
+/// ```ignore
+/// #[handover_plugin::main]
+/// async fn main() -> anyhow::Result<()> {
+///     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+///     handover_plugin::serve(listener, axum::Router::new()).await?;
+///     Ok(())
+/// }
+/// ```
+#[proc_macro_attribute]
+pub fn main(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    match app::expand_main(attribute.into(), item.into()) {
+        Ok(tokens) => tokens.into(),
+        Err(error) => error.into_compile_error().into(),
+    }
+}

@@ -2,7 +2,7 @@
 
 use abi_stable::{StableAbi, std_types::RSlice};
 use bytes::Bytes;
-use http::response;
+use http::{StatusCode, response};
 
 use super::{
     body::BodyStream,
@@ -88,14 +88,20 @@ pub enum OwnedBody {
 }
 
 impl Responder<'_> {
-    /// Gives an answer to the host: the head `response`, with `body`.
-    pub fn respond(&self, mut response: response::Parts, body: OwnedBody) {
+    /// Gives an answer to the host: the head `response`, with `body`, and `reason`, a reason phrase
+    /// of its own or empty.
+    pub fn respond(&self, mut response: response::Parts, reason: &[u8], body: OwnedBody) {
+        // Of these nobody says the length but the app: their bodies are not sent.
+        let is_sent = !matches!(
+            response.status,
+            StatusCode::NOT_MODIFIED | StatusCode::NO_CONTENT
+        );
         let whole = match &body {
-            OwnedBody::Full(bytes) => Some(bytes.len()),
+            OwnedBody::Full(bytes) if is_sent => Some(bytes.len()),
             _ => None,
         };
         let (slot, table) = (self.slot, &*self.table);
-        ResponseHead::lend(&response, whole, |head| {
+        ResponseHead::lend(&response, whole, reason, |head| {
             // SAFETY: the slot is live during the poll that lent this responder.
             unsafe {
                 match body {

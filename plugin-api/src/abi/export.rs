@@ -55,9 +55,9 @@ impl HostHandle {
     }
 
     /// Logs `event`.
-    pub fn log(&self, event: &Event<'_>) {
+    pub fn log(&self, event: Lent<'_, Event<'_>>) {
         // SAFETY: as in `log_enabled`.
-        unsafe { self.table.log()(self.data, Lent::of(event)) }
+        unsafe { self.table.log()(self.data, event) }
     }
 
     /// Tells of a panic.
@@ -76,6 +76,15 @@ impl HostHandle {
     pub fn work_ended(&self, number: u64) {
         // SAFETY: as in `log_enabled`.
         unsafe { self.table.work_ended()(self.data, number) }
+    }
+
+    /// Tells a figure of this generation, by its number (see
+    /// [`Host::figure`](super::host::Host::figure)).
+    pub fn figure(&self, number: u32, value: u64) {
+        if let Some(figure) = self.table.figure() {
+            // SAFETY: as in `log_enabled`.
+            unsafe { figure(self.data, number, value) }
+        }
     }
 
     /// The table of a service of the host (see [`Host::service`](super::host::Host::service)); none
@@ -164,6 +173,8 @@ pub trait Plugin: Send + Sync + 'static {
         upgrade: bool,
         first: FirstPoll<'_>,
     ) -> Option<Polled>;
+    /// New requests come from now on.
+    fn activate(&self) {}
     /// No new requests come.
     fn drain(&self);
     /// The drain deadline passed; gives how much spawned work was cancelled.
@@ -205,6 +216,7 @@ impl<E: Entry> Table<E> {
         stop,
         expire,
         entry,
+        activate,
     });
 }
 
@@ -350,6 +362,12 @@ unsafe extern "C" fn drop_call(call: *mut ()) {
         app.enter();
         drop(call);
     });
+}
+
+unsafe extern "C" fn activate(app: *mut ()) {
+    // SAFETY: the host calls between `start` and `stop`.
+    let plugin = unsafe { app_of(app) };
+    catch_panic(|| plugin.activate());
 }
 
 unsafe extern "C" fn drain(app: *mut ()) {

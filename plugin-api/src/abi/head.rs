@@ -43,8 +43,36 @@ pub(super) struct RequestHead1<'a> {
     pub(super) protocol: RStr<'a>,
 }
 
-/// The address of the client, as it crosses. `family` is 4 or 6; any other is no address, and 0 the
-/// one of a unix socket. It lies inside a head, and so does not grow.
+/// A [`RequestHead`], and what the minors 1.1 and 1.2 added to it.
+#[repr(C)]
+pub(super) struct RequestHead2<'a> {
+    pub(super) head: RequestHead1<'a>,
+    /// What is known of the connection beside the address of the client.
+    pub(super) connection: Lent<'a, Connection<'a>>,
+}
+
+/// What is known of the connection of a request beside the address of the client, borrowed for the
+/// length of a call.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Connection<'a> {
+    pub(super) size: Size,
+    /// Where the client connected to.
+    pub(super) local: Peer,
+    /// The version of TLS as the protocol writes it: 0x0303 is 1.2, 0x0304 is 1.3; 0 is none.
+    pub(super) tls_version: u16,
+    /// The name of the host that the client asked for by SNI; empty if it did not.
+    pub(super) server_name: RStr<'a>,
+    /// The certificate of the client in DER; empty if it has shown none.
+    pub(super) client_certificate: RSlice<'a, u8>,
+}
+
+// SAFETY: `repr(C)`, and the size is first.
+unsafe impl Grows for Connection<'_> {}
+
+/// An address, as it crosses: that of the client, and where it connected to. `family` is 4 or 6;
+/// any other is no address, and 0 the one of a unix socket. It lies inside a head, and so does not
+/// grow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
 pub struct Peer {
@@ -72,6 +100,51 @@ impl From<Option<SocketAddr>> for Peer {
             }
         }
         peer
+    }
+}
+
+impl<'a> Connection<'a> {
+    /// One without TLS, to `local`.
+    #[inline]
+    pub fn plain(local: Peer) -> Self {
+        Self::tls(local, 0, "", &[])
+    }
+
+    /// One with this version of TLS, to `local`; no name and no certificate are empty.
+    #[inline]
+    pub fn tls(
+        local: Peer,
+        version: u16,
+        server_name: &'a str,
+        client_certificate: &'a [u8],
+    ) -> Self {
+        Self {
+            size: Size::of::<Self>(),
+            local,
+            tls_version: version,
+            server_name: server_name.into(),
+            client_certificate: client_certificate.into(),
+        }
+    }
+
+    /// Where the client connected to; none over a unix socket.
+    pub fn local(&self) -> Option<SocketAddr> {
+        self.local.address()
+    }
+
+    /// The version of TLS as the protocol writes it; none without TLS.
+    pub fn tls_version(&self) -> Option<u16> {
+        (self.tls_version != 0).then_some(self.tls_version)
+    }
+
+    /// The name of the host that the client asked for by SNI; empty if it did not.
+    pub fn server_name(&self) -> &str {
+        std::str::from_utf8(self.server_name.as_str().as_bytes()).unwrap_or("")
+    }
+
+    /// The certificate of the client in DER; empty if it has shown none.
+    pub fn client_certificate(&self) -> &[u8] {
+        self.client_certificate.as_slice()
     }
 }
 
@@ -109,29 +182,34 @@ fn version_of(number: u8) -> Version {
 impl RequestHead<'_> {
     /// Lends the head of `request` to `f` in the shape that crosses. `target` is the path and query
     /// that the app is to see, and empty where the request names an authority only; `protocol` is
-    /// that of an extended CONNECT, else empty.
+    /// that of an extended CONNECT, else empty; `peer` is the client, who need not be the other end
+    /// of `connection`.
     #[inline]
     pub fn lend<B, R>(
         request: &Request<B>,
         target: &str,
         protocol: &str,
         peer: Peer,
+        connection: &Connection<'_>,
         f: impl FnOnce(Lent<'_, RequestHead<'_>>) -> R,
     ) -> R {
         let uri = request.uri();
         headers::lend(request.headers(), None, |fields| {
-            let head = RequestHead1 {
-                head: RequestHead {
-                    size: Size::of::<RequestHead1<'_>>(),
-                    target: target.into(),
-                    method: request.method().as_str().into(),
-                    scheme: uri.scheme_str().unwrap_or_default().into(),
-                    authority: uri.authority().map_or("", uri::Authority::as_str).into(),
-                    fields: fields.into(),
-                    peer,
-                    version: version_number(request.version()),
+            let head = RequestHead2 {
+                head: RequestHead1 {
+                    head: RequestHead {
+                        size: Size::of::<RequestHead2<'_>>(),
+                        target: target.into(),
+                        method: request.method().as_str().into(),
+                        scheme: uri.scheme_str().unwrap_or_default().into(),
+                        authority: uri.authority().map_or("", uri::Authority::as_str).into(),
+                        fields: fields.into(),
+                        peer,
+                        version: version_number(request.version()),
+                    },
+                    protocol: protocol.into(),
                 },
-                protocol: protocol.into(),
+                connection: Lent::of(connection),
             };
             // SAFETY: it begins with a `RequestHead`, and the size is its own.
             f(unsafe { Lent::longer(&head) })
@@ -199,6 +277,14 @@ impl<'a> Lent<'a, RequestHead<'a>> {
             std::str::from_utf8(text.as_str().as_bytes()).unwrap_or("")
         })
     }
+
+    /// What is known of the connection beside the address of the client; none from a host that does
+    /// not tell it.
+    pub fn connection(self) -> Option<Lent<'a, Connection<'a>>> {
+        // SAFETY: since 1.2 there is such a pointer at this offset, which is lent for as long as
+        // the head is.
+        unsafe { self.later(std::mem::offset_of!(RequestHead2<'_>, connection)) }
+    }
 }
 
 /// The head of a response, borrowed for the length of a call.
@@ -214,22 +300,57 @@ pub struct ResponseHead<'a> {
 // SAFETY: `repr(C)`, and the size is first.
 unsafe impl Grows for ResponseHead<'_> {}
 
+/// The same since 1.2. Lent only where there is something in what it adds.
+#[repr(C)]
+#[derive(Debug)]
+pub struct ResponseHead1<'a> {
+    pub(super) head: ResponseHead<'a>,
+    /// The reason phrase of HTTP/1, where it is another than that of the status.
+    pub(super) reason: RSlice<'a, u8>,
+}
+
+impl<'a> Lent<'a, ResponseHead<'a>> {
+    /// The reason phrase; empty where it is that of the status, and from a plugin that does not
+    /// know it.
+    #[inline]
+    pub fn reason(self) -> &'a [u8] {
+        // SAFETY: since 1.2 there are bytes at this offset.
+        let reason: Option<RSlice<'a, u8>> =
+            unsafe { self.later(std::mem::offset_of!(ResponseHead1<'_>, reason)) };
+        reason.map_or(&[], |reason| reason.as_slice())
+    }
+}
+
 impl ResponseHead<'_> {
     /// Lends the head `response` to `f` in the shape that crosses. `whole` is the length of a body
     /// that crosses with it: a `content-length` that says no more than that is left to whoever
-    /// writes the answer, who says it anyway.
+    /// writes the answer, who says it anyway. `reason` is a reason phrase of its own, and else
+    /// empty.
     #[inline]
     pub fn lend<R>(
         response: &response::Parts,
         whole: Option<usize>,
+        reason: &[u8],
         f: impl FnOnce(Lent<'_, ResponseHead<'_>>) -> R,
     ) -> R {
         headers::lend(&response.headers, whole, |fields| {
-            f(Lent::of(&ResponseHead {
+            let head = ResponseHead {
                 size: Size::of::<ResponseHead<'_>>(),
                 fields: fields.into(),
                 status: response.status.as_u16(),
-            }))
+            };
+            if reason.is_empty() {
+                return f(Lent::of(&head));
+            }
+            let longer = ResponseHead1 {
+                head: ResponseHead {
+                    size: Size::of::<ResponseHead1<'_>>(),
+                    ..head
+                },
+                reason: reason.into(),
+            };
+            // SAFETY: it begins with a `ResponseHead`, and the size is its own.
+            f(unsafe { Lent::longer(&longer) })
         })
     }
 

@@ -31,7 +31,14 @@ pub struct Host {
     /// host has no such service. The numbers are in docs/abi.md.
     #[sabi(last_prefix_field)]
     pub service: unsafe extern "C" fn(*const (), u32) -> *const (),
+    /// Since 1.2. Takes a figure of the generation, by its number ([`TASKS_LEFT`]); a number that
+    /// is not known is ignored.
+    #[sabi(missing_field(option))]
+    pub figure: unsafe extern "C" fn(*const (), u32, u64),
 }
+
+/// The figure: tasks that nobody counts, and that still ran when the app was stopped.
+pub const TASKS_LEFT: u32 = 1;
 
 /// A log event.
 #[repr(C)]
@@ -55,6 +62,50 @@ pub struct Event<'a> {
 
 // SAFETY: `repr(C)`, and the size is first.
 unsafe impl Grows for Event<'_> {}
+
+/// The same since 1.2.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Event1<'a> {
+    pub(super) event: Event<'a>,
+    /// The spans that it is in, the outermost first.
+    pub(super) spans: RSlice<'a, Span<'a>>,
+}
+
+/// A span that an event is in. It lies in lists, and so does not grow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, StableAbi)]
+pub struct Span<'a> {
+    /// Its name.
+    pub name: RStr<'a>,
+    /// Its fields, with values as text.
+    pub fields: RSlice<'a, Pair<'a>>,
+}
+
+impl Event<'_> {
+    /// Lends this event to `f`, in these spans, in the shape that crosses.
+    pub fn lend<R>(&self, spans: &[Span<'_>], f: impl FnOnce(Lent<'_, Event<'_>>) -> R) -> R {
+        let longer = Event1 {
+            event: Event {
+                size: Size::of::<Event1<'_>>(),
+                ..*self
+            },
+            spans: spans.into(),
+        };
+        // SAFETY: it begins with an `Event`, and the size is its own.
+        f(unsafe { Lent::longer(&longer) })
+    }
+}
+
+impl<'a> Lent<'a, Event<'a>> {
+    /// The spans that it is in, the outermost first; none from a plugin that does not tell them.
+    pub fn spans(self) -> &'a [Span<'a>] {
+        // SAFETY: since 1.2 there is a list at this offset.
+        let spans: Option<RSlice<'a, Span<'a>>> =
+            unsafe { self.later(std::mem::offset_of!(Event1<'_>, spans)) };
+        spans.map_or(&[], |spans| spans.as_slice())
+    }
+}
 
 /// A name and its value. It lies in lists, and so does not grow.
 #[repr(C)]
@@ -84,6 +135,9 @@ pub struct Work<'a> {
 pub const TASK: u32 = 0;
 /// The kind of work that no deploy interrupts.
 pub const JOB: u32 = 1;
+/// The kind of work that goes on as long as the generation is live, and is told to stop when it
+/// drains. Since 1.2: an older host takes it for a job.
+pub const WORKER: u32 = 2;
 
 // SAFETY: `repr(C)`, and the size is first.
 unsafe impl Grows for Work<'_> {}

@@ -38,6 +38,8 @@ pub trait HostServices: Send + Sync + 'static {
     fn state(&self) -> Option<&dyn StateService> {
         None
     }
+    /// Takes a figure, by its number.
+    fn figure(&self, number: u32, value: u64);
 }
 
 struct Table<O>(O);
@@ -50,6 +52,7 @@ impl<O: HostServices> Table<O> {
         work_began: Self::work_began,
         work_ended: Self::work_ended,
         service: Self::service,
+        figure: Self::figure,
     });
 
     /// Runs `f` on the offer. None when it panicked: what the offer runs is the host's, and a
@@ -87,6 +90,11 @@ impl<O: HostServices> Table<O> {
     unsafe extern "C" fn work_ended(data: *const (), number: u64) {
         // SAFETY: as above.
         unsafe { Self::with(data, |services| services.work_ended(number)) };
+    }
+
+    unsafe extern "C" fn figure(data: *const (), number: u32, value: u64) {
+        // SAFETY: as above.
+        unsafe { Self::with(data, |services| services.figure(number, value)) };
     }
 
     unsafe extern "C" fn service(data: *const (), number: u32) -> *const () {
@@ -197,6 +205,15 @@ impl<O: HostServices> AppHandle<O> {
             future: called.future,
         });
         (called.state.state(), running)
+    }
+
+    /// Tells the app that new requests come from now on. One that was built before 1.2 does not
+    /// want to know.
+    pub fn activate(&self) {
+        if let Some(activate) = self.root.activate() {
+            // SAFETY: the app was started and not stopped.
+            unsafe { activate(self.app) }
+        }
     }
 
     /// Tells the app that no new requests come.

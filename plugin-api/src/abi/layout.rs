@@ -10,9 +10,11 @@ use super::{
     body::{BodyStream, BodyTable, FrameSink, FrameTable},
     bytes::OwnedBytes,
     call::{Called, Respond, Responder},
-    head::{Peer, RequestHead, RequestHead1, ResponseHead},
+    head::{
+        Connection, Peer, RequestHead, RequestHead1, RequestHead2, ResponseHead, ResponseHead1,
+    },
     headers::Field,
-    host::{Event, Pair, Work},
+    host::{Event, Event1, Pair, Span, Work},
     lent::{Lent, Size},
     poll::{PollCode, PollState},
     root::{Settings, TextSink},
@@ -66,7 +68,9 @@ fn every_field_lies_where_it_was_released() {
     lies!(WakerOps, 32, 8, size 0, clone 8, wake_by_ref 16, drop 24);
     // What later minors added to them.
     lies!(RequestHead1<'_>, 128, 8, head 0, protocol 112);
-    // What 1.2 added: the table of the state.
+    lies!(RequestHead2<'_>, 136, 8, head 0, connection 128);
+    // What 1.2 added: what is known of a connection, and the table of the state.
+    lies!(Connection<'_>, 64, 8, size 0, local 4, tls_version 24, server_name 32, client_certificate 48);
     lies!(StateTable, 80, 8, size 0, settings 8, get 16, scan 24, snapshot 32, drop_snapshot 40, commit 48, watch 56, poll 64, drop 72);
     lies!(SinkTable, 48, 8, size 0, entry 8, page 16, committed 24, changed 32, failed 40);
     lies!(StateSink<'_>, 16, 8, slot 0, table 8);
@@ -78,6 +82,9 @@ fn every_field_lies_where_it_was_released() {
     lies!(RangeCheck<'_>, 64, 8, namespace 0, from 16, to 32, version 48, flags 56);
     lies!(Mutation<'_>, 72, 8, namespace 0, key 16, value 32, ttl_ms 48, delta 56, kind 64);
     lies!(Change<'_>, 32, 8, key 0, version 16, flags 24);
+    lies!(Event1<'_>, 96, 8, event 0, spans 80);
+    lies!(Span<'_>, 32, 8, name 0, fields 16);
+    lies!(ResponseHead1<'_>, 40, 8, head 0, reason 24);
     assert_eq!(
         [
             PollState::Pending,

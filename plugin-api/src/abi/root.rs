@@ -58,6 +58,10 @@ pub struct Root {
     /// be called before `start` and on any thread.
     #[sabi(last_prefix_field)]
     pub entry: unsafe extern "C" fn(u32) -> *const (),
+    /// Since 1.2. Tells the app that new requests come from now on: its workers begin. Called once
+    /// at the most, never in preflight.
+    #[sabi(missing_field(option))]
+    pub activate: unsafe extern "C" fn(*mut ()),
 }
 
 impl std::fmt::Debug for RootRef {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, header, response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::runtime::Handle;
@@ -17,9 +17,9 @@ use tower_service::Service;
 
 use super::{
     body::Body,
-    context::Context,
+    context::{self, Context},
     error::Error,
-    log,
+    log, program,
     runtime::{self, AppRuntime},
     state::StateError,
     upgrade::{PendingUpgrade, Upgrading},
@@ -36,6 +36,12 @@ use crate::abi::{
 };
 
 /// What answers requests: any `tower::Service` over `http` types. `axum::Router` is one.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no app",
+    label = "not a `tower::Service<http::Request<handover_plugin::Body>>` that is `Clone`, `Send`, `Sync` and `'static`",
+    note = "an app answers `http::Request` of the crate http 1 and implements `tower::Service`, as `Router` of axum 0.8 and 0.7 does; axum 0.6 and others on http 0.2 have to be upgraded",
+    note = "its answer is an `http::Response` of any body that is `Send` and `Unpin`, and its error can be displayed"
+)]
 pub trait App:
     Service<
         Request<Body>,
@@ -52,6 +58,7 @@ pub trait App:
     type ResponseBody: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static;
 }
 
+#[diagnostic::do_not_recommend]
 impl<S, B> App for S
 where
     S: Service<Request<Body>, Response = Response<B>, Error: fmt::Display, Future: Send>
@@ -76,13 +83,10 @@ pub fn start<A: App, E: Into<Error>, F>(
 where
     F: Future<Output = Result<A, E>>,
 {
-    log::forward_to(host);
-    let threads = settings.runtime_threads as usize;
-    let runtime = AppRuntime::start(settings.app.as_str(), settings.generation, threads).map_err(
-        |error| format!("its runtime of {threads} threads could not be started: {error}"),
-    )?;
-    let context = Context::new(&settings, runtime.handle().clone(), host);
-    match runtime.block_on(async { make(context.clone()).await }) {
+    let (runtime, context) = prepare(host, &settings)?;
+    let made = runtime.block_on(log::constructing(async { make(context.clone()).await }));
+    log::settle();
+    match made {
         Ok(app) => Ok(Box::new(Running {
             app,
             context,
@@ -91,15 +95,35 @@ where
         Err(error) => {
             // Nothing is served yet, so nothing is worth waiting for longer.
             runtime.stop(Duration::from_secs(1));
+            context::forget_current();
             Err(error.into().to_string())
         }
     }
 }
 
-struct Running<A> {
-    app: A,
-    context: Context,
-    runtime: AppRuntime,
+/// Has this copy of the SDK belong to `host`, and makes what every app has.
+///
+/// # Errors
+/// When its runtime cannot be made.
+pub(super) fn prepare(
+    host: HostHandle,
+    settings: &Settings<'_>,
+) -> Result<(AppRuntime, Context), String> {
+    log::forward_to(host);
+    let threads = settings.runtime_threads as usize;
+    let runtime = AppRuntime::start(settings.app.as_str(), settings.generation, threads).map_err(
+        |error| format!("its runtime of {threads} threads could not be started: {error}"),
+    )?;
+    let context = Context::new(settings, runtime.handle().clone(), host);
+    context.make_current();
+    Ok((runtime, context))
+}
+
+/// An app that answers.
+pub(super) struct Running<A> {
+    pub(super) app: A,
+    pub(super) context: Context,
+    pub(super) runtime: AppRuntime,
 }
 
 impl<A: App> Plugin for Running<A> {
@@ -116,7 +140,7 @@ impl<A: App> Plugin for Running<A> {
     ) -> Option<Polled> {
         let mut request = Request::new(Body::of(body));
         told(head.fill(&mut request))?;
-        self.context.tell_client(&head, &mut request);
+        self.context.tell_client(head, &mut request);
         let mut app = self.app.clone();
         if upgrade {
             let pending = PendingUpgrade::to(&mut request, head.protocol());
@@ -137,6 +161,10 @@ impl<A: App> Plugin for Running<A> {
         })
     }
 
+    fn activate(&self) {
+        self.context.activate();
+    }
+
     fn drain(&self) {
         self.context.start_draining();
     }
@@ -155,7 +183,10 @@ impl<A: App> Plugin for Running<A> {
             let _entered = runtime.handle().enter();
             drop(app);
         }
-        runtime.stop(deadline);
+        let left = program::finish(deadline);
+        runtime.tell_tasks_left(&context);
+        runtime.stop(left);
+        context::forget_current();
         drop(context);
     }
 }
@@ -197,7 +228,7 @@ where
 }
 
 /// Asks `app` as soon as it is ready for it.
-async fn when_ready<A: App>(
+pub(super) async fn when_ready<A: App>(
     mut app: A,
     request: Request<Body>,
 ) -> Result<Response<A::ResponseBody>, A::Error> {
@@ -226,7 +257,11 @@ pub(super) fn not_written(error: &StateError, responder: &Responder<'_>) {
         header::CONTENT_TYPE,
         HeaderValue::from_static("text/plain; charset=utf-8"),
     );
-    responder.respond(parts, OwnedBody::Full(Bytes::from_static(text.as_bytes())));
+    responder.respond(
+        parts,
+        &[],
+        OwnedBody::Full(Bytes::from_static(text.as_bytes())),
+    );
 }
 
 /// Gives a response to the host. A body that is whole at once crosses with the head, all others as
@@ -238,8 +273,25 @@ pub(super) fn answer<B>(
 ) where
     B: HttpBody<Data: Buf + Send, Error: fmt::Display> + Send + Unpin + 'static,
 {
-    let (parts, body) = response.into_parts();
-    responder.respond(parts, payload(body, cx));
+    let (mut parts, body) = response.into_parts();
+    let reason = reason(&mut parts);
+    responder.respond(
+        parts,
+        reason.as_deref().unwrap_or_default(),
+        payload(body, cx),
+    );
+}
+
+/// The reason phrase that the app has chosen, or taken over from somebody it asked.
+#[inline]
+pub(super) fn reason(parts: &mut response::Parts) -> Option<Bytes> {
+    if parts.extensions.is_empty() {
+        return None;
+    }
+    parts
+        .extensions
+        .remove::<hyper::ext::ReasonPhrase>()
+        .map(Bytes::from)
 }
 
 fn payload<B>(mut body: B, cx: &mut task::Context<'_>) -> OwnedBody

@@ -7,6 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
 
 use crate::abi::body::{BodyError, BodyStream, Imported};
 
@@ -14,16 +15,30 @@ use crate::abi::body::{BodyError, BodyStream, Imported};
 ///
 /// axum's extractors take it like any other body.
 #[derive(Debug, Default)]
-pub struct Body(Option<Imported<()>>);
+pub struct Body(Source);
+
+/// Where a body comes from.
+#[derive(Debug, Default)]
+enum Source {
+    #[default]
+    Nowhere,
+    Host(Imported<()>),
+    /// A connection of a program of its own.
+    Own(Box<Incoming>),
+}
 
 impl Body {
     /// A body without any bytes.
     pub fn empty() -> Self {
-        Self(None)
+        Self(Source::Nowhere)
     }
 
     pub(crate) fn of(stream: Option<BodyStream>) -> Self {
-        Self(stream.map(|stream| stream.import(())))
+        Self(stream.map_or(Source::Nowhere, |stream| Source::Host(stream.import(()))))
+    }
+
+    pub(crate) fn own(body: Incoming) -> Self {
+        Self(Source::Own(Box::new(body)))
     }
 }
 
@@ -36,27 +51,43 @@ impl http_body::Body for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.0 {
-            Some(body) => Pin::new(body).poll_frame(cx),
-            None => Poll::Ready(None),
+            Source::Host(body) => Pin::new(body).poll_frame(cx),
+            Source::Nowhere => Poll::Ready(None),
+            Source::Own(body) => Pin::new(body).poll_frame(cx).map(|next| {
+                next.map(|next| next.map_err(|error| BodyError::Failed(error.to_string())))
+            }),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0
-            .as_ref()
-            .map_or_else(|| SizeHint::with_exact(0), http_body::Body::size_hint)
+        match &self.0 {
+            Source::Host(body) => body.size_hint(),
+            Source::Nowhere => SizeHint::with_exact(0),
+            Source::Own(body) => body.size_hint(),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(http_body::Body::is_end_stream)
+        match &self.0 {
+            Source::Host(body) => body.is_end_stream(),
+            Source::Nowhere => true,
+            Source::Own(body) => body.is_end_stream(),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn a_body_may_be_shared() {
         fn shared<T: Sync>() {}
-        shared::<super::Body>();
+        shared::<Body>();
+    }
+
+    #[test]
+    fn a_body_of_another_connection_takes_no_more_room() {
+        assert_eq!(size_of::<Body>(), size_of::<Imported<()>>());
     }
 }

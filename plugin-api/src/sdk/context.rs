@@ -9,11 +9,18 @@ use std::{
 };
 
 use http::{Extensions, Request};
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 
-use super::{error::Error, state::State, work::Works};
-use crate::abi::{export::HostHandle, head::RequestHead, root::Settings};
+use super::{
+    connection::Connection,
+    error::Error,
+    state::State,
+    work::{Kind, Works},
+    worker::{Stop, Workers},
+};
+use crate::abi::{export::HostHandle, head::RequestHead, host, lent::Lent, root::Settings};
 
 /// What an app knows of itself and of the host. Cheap to clone; keep it in the state of your
 /// router.
@@ -30,10 +37,12 @@ struct Inner {
     preflight: bool,
     runtime: Handle,
     works: Arc<Works>,
+    workers: Workers,
     draining: watch::Sender<bool>,
     host: HostHandle,
     state: OnceLock<State>,
     client: OnceLock<TellClient>,
+    connection: OnceLock<TellConnection>,
 }
 
 /// Puts the address of a client into the extensions of its request.
@@ -41,13 +50,44 @@ struct TellClient(Box<Tell>);
 
 type Tell = dyn Fn(SocketAddr, &mut Extensions) + Send + Sync;
 
+/// Puts what is known of a connection into the extensions of its request.
+struct TellConnection(Box<TellOfConnection>);
+
+type TellOfConnection = dyn Fn(Connection, &mut Extensions) + Send + Sync;
+
+impl fmt::Debug for TellConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TellConnection")
+    }
+}
+
 impl fmt::Debug for TellClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("TellClient")
     }
 }
 
+/// The context of this generation, of which each copy of the SDK has one. Taken away at its end: it
+/// holds the descriptors of the runtime.
+static CURRENT: Mutex<Option<Context>> = Mutex::new(None);
+
+/// Takes the context of this generation away.
+pub(super) fn forget_current() {
+    let current = CURRENT.lock().take();
+    drop(current);
+}
+
 impl Context {
+    /// The context of the generation that this code belongs to; none in a program of its own, in
+    /// tests, and once the generation is over. For code that is not given one, as a `main`.
+    pub fn current() -> Option<Self> {
+        CURRENT.lock().clone()
+    }
+
+    pub(super) fn make_current(&self) {
+        *CURRENT.lock() = Some(self.clone());
+    }
+
     pub(super) fn new(settings: &Settings<'_>, runtime: Handle, host: HostHandle) -> Self {
         let env = settings
             .env
@@ -63,10 +103,12 @@ impl Context {
             preflight: settings.preflight,
             runtime,
             works: Arc::new(Works::new(host)),
+            workers: Workers::default(),
             draining: watch::Sender::new(false),
             host,
             state: OnceLock::new(),
             client: OnceLock::new(),
+            connection: OnceLock::new(),
         }))
     }
 
@@ -140,7 +182,37 @@ impl Context {
     {
         self.0
             .works
-            .spawn(&self.0.runtime, "task", "", false, future)
+            .spawn(&self.0.runtime, "task", "", Kind::Task, future)
+    }
+
+    /// Runs `work`, called `name`, beside the requests for as long as this generation is live: a
+    /// loop over a queue, a timer that sweeps. It begins when the version is live, so never in
+    /// preflight nor in a version that is refused, and is told to stop by what it is given when a
+    /// newer generation has taken over. Until it has ended it counts as in flight; at the drain
+    /// deadline it is cancelled.
+    ///
+    /// ```ignore
+    /// cx.worker("mail", async move |stop| {
+    ///     while let Some(mail) = stop.or(queue.next()).await {
+    ///         send(mail).await; // begun, so it is finished
+    ///     }
+    /// });
+    /// ```
+    pub fn worker<F, W>(&self, name: &str, work: F)
+    where
+        F: FnOnce(Stop) -> W + Send + 'static,
+        W: Future<Output = ()> + Send + 'static,
+    {
+        if self.is_preflight() {
+            return;
+        }
+        let (name, stop) = (name.to_owned(), Stop::new(self.0.draining.subscribe()));
+        let (works, runtime) = (Arc::clone(&self.0.works), self.0.runtime.clone());
+        self.0.workers.begin(move || {
+            // What it does before it first waits runs on the runtime as well.
+            let work = async move { work(stop).await };
+            works.spawn(&runtime, &name, "", Kind::Worker, work);
+        });
     }
 
     /// Jobs: work that no deploy interrupts.
@@ -152,8 +224,8 @@ impl Context {
     /// it; to be called in the constructor, once. With axum, `cx.client_address_as(ConnectInfo)` is
     /// what the extractor `ConnectInfo<SocketAddr>` looks for.
     ///
-    /// It is the address of the connection: behind a proxy that of the proxy. Without this call,
-    /// requests pay nothing for it.
+    /// It is the address of the connection, or the one that a proxy names whom the operator trusts.
+    /// Without this call, requests pay nothing for it.
     pub fn client_address_as<T: Clone + Send + Sync + 'static>(
         &self,
         into: impl Fn(SocketAddr) -> T + Send + Sync + 'static,
@@ -165,9 +237,32 @@ impl Context {
         let _ = self.0.client.set(TellClient(Box::new(tell)));
     }
 
-    /// Tells a request who its client is, if the app wants that.
+    /// Puts what is known of the connection into the extensions of each request, as what `into`
+    /// makes of it; to be called in the constructor, once. With axum, after
+    /// `cx.connection_as(|connection| connection)` a handler takes `Extension<Connection>`.
+    ///
+    /// That is where the client connected to, the version of TLS, the name of the host that it
+    /// asked for, and its certificate. There is none from a host that is older than ABI 1.2.
+    /// Without this call, requests pay nothing for it.
+    pub fn connection_as<T: Clone + Send + Sync + 'static>(
+        &self,
+        into: impl Fn(Connection) -> T + Send + Sync + 'static,
+    ) {
+        let tell = move |connection, extensions: &mut Extensions| {
+            extensions.insert(into(connection));
+        };
+        // The first one counts, as above.
+        let _ = self.0.connection.set(TellConnection(Box::new(tell)));
+    }
+
+    /// Tells a request who its client is and what its connection, if the app wants that.
     #[inline]
-    pub(super) fn tell_client<B>(&self, head: &RequestHead<'_>, request: &mut Request<B>) {
+    pub(super) fn tell_client<B>(&self, head: Lent<'_, RequestHead<'_>>, request: &mut Request<B>) {
+        if let Some(TellConnection(tell)) = self.0.connection.get()
+            && let Some(connection) = head.connection()
+        {
+            tell(Connection::of(connection), request.extensions_mut());
+        }
         if let Some(TellClient(tell)) = self.0.client.get()
             && let Some(address) = head.peer()
         {
@@ -175,8 +270,17 @@ impl Context {
         }
     }
 
+    pub(super) fn activate(&self) {
+        self.0.workers.activate();
+    }
+
     pub(super) fn start_draining(&self) {
+        self.0.workers.drain();
         self.0.draining.send_replace(true);
+    }
+
+    pub(super) fn tell_tasks_left(&self, left: u64) {
+        self.0.works.host().figure(host::TASKS_LEFT, left);
     }
 
     pub(super) fn cancel_work(&self, jobs: bool) -> u64 {
@@ -199,6 +303,6 @@ impl Jobs<'_> {
         let inner = &self.0.0;
         inner
             .works
-            .spawn(&inner.runtime, name, tenant, true, future)
+            .spawn(&inner.runtime, name, tenant, Kind::Job, future)
     }
 }

@@ -1,41 +1,74 @@
 //! Events, log records and panics on their way to the host's log.
 //!
 //! Every plugin has its own copy of `tracing`, `log` and std, so each copy is given a forwarder.
-//! All of it is static: it must not leave anything behind when the library is unloaded.
+//! What of it is static leaves nothing behind when the library is unloaded.
+//!
+//! An app may have a subscriber or a logger of its own, which it sets in its constructor as a
+//! program does in `main`. So the forwarder is set for good only after that, where the app has left
+//! none. While the constructor runs, it is there on its thread.
 
 use std::{
     fmt::{self, Write},
+    future::{Future, poll_fn},
     panic::PanicHookInfo,
+    pin::pin,
     sync::OnceLock,
 };
 
 use abi_stable::std_types::RStr;
 use tracing::{
     Dispatch, Event, Level, Metadata, Subscriber,
+    dispatcher::{self, DefaultGuard},
     field::{Field, Visit},
     level_filters::LevelFilter,
     span,
-    subscriber::Interest,
+    subscriber::{Interest, NoSubscriber},
+};
+use tracing_subscriber::{
+    Layer, Registry,
+    layer::{Context, Filter, SubscriberExt},
+    registry::LookupSpan,
 };
 
 use crate::abi::{
     export::HostHandle,
-    host::{self, Pair},
+    host::{self, Pair, Span},
     lent::Size,
 };
 
 static HOST: OnceLock<HostHandle> = OnceLock::new();
-static FORWARDER: Forwarder = Forwarder;
 
-/// Sends everything that this copy of the libraries logs to `host` from now on.
+/// Sends panics to `host` from now on, and events and log records of those who come by the
+/// functions below.
 pub(super) fn forward_to(host: HostHandle) {
-    if HOST.set(host).is_err() {
-        return;
+    if HOST.set(host).is_ok() {
+        std::panic::set_hook(Box::new(tell_panic));
     }
-    std::panic::set_hook(Box::new(tell_panic));
-    // Both fail only when the plugin's own constructor code came first, whose choice stands.
-    let _ = tracing::dispatcher::set_global_default(Dispatch::new(Forwarder));
-    if log::set_logger(&FORWARDER).is_ok() {
+}
+
+/// Runs the constructor, whose events on this thread go to the host for as long as it has set no
+/// subscriber of its own.
+pub(super) async fn constructing<F: Future>(constructor: F) -> F::Output {
+    let dispatch = Dispatch::new(forwarder());
+    let mut constructor = pin!(constructor);
+    poll_fn(|cx| {
+        let _forwarding = forwarding(&dispatch);
+        constructor.as_mut().poll(cx)
+    })
+    .await
+}
+
+fn forwarding(dispatch: &Dispatch) -> Option<DefaultGuard> {
+    let is_unset = dispatcher::get_default(Dispatch::is::<NoSubscriber>);
+    is_unset.then(|| dispatcher::set_default(dispatch))
+}
+
+/// Has the host get all events and log records, unless the constructor has set somebody else to get
+/// them.
+pub(super) fn settle() {
+    // Each fails where the app's own choice stands.
+    let _ = dispatcher::set_global_default(Dispatch::new(forwarder()));
+    if log::set_logger(&LOGGER).is_ok() {
         log::set_max_level(match max_level() {
             LevelFilter::TRACE => log::LevelFilter::Trace,
             LevelFilter::DEBUG => log::LevelFilter::Debug,
@@ -47,9 +80,19 @@ pub(super) fn forward_to(host: HostHandle) {
     }
 }
 
+/// Whether this code is part of a plugin that was started.
+pub(super) fn is_hosted() -> bool {
+    HOST.get().is_some()
+}
+
+/// Tells the host's log of what the author may want to know.
+pub(super) fn warning(message: &str) {
+    send(2, module_path!(), message, &[], &[], None);
+}
+
 /// Tells the host's log of an error of the SDK itself.
 pub(super) fn error(message: &str) {
-    send(1, module_path!(), message, &[], None);
+    send(1, module_path!(), message, &[], &[], None);
 }
 
 fn tell_panic(info: &PanicHookInfo<'_>) {
@@ -65,10 +108,17 @@ fn tell_panic(info: &PanicHookInfo<'_>) {
 }
 
 /// Sends one event; `place` is its file and line.
-fn send(level: u8, target: &str, message: &str, fields: &[Pair<'_>], place: Option<(&str, u32)>) {
+fn send(
+    level: u8,
+    target: &str,
+    message: &str,
+    fields: &[Pair<'_>],
+    spans: &[Span<'_>],
+    place: Option<(&str, u32)>,
+) {
     if let Some(host) = HOST.get() {
         let (file, line) = place.unwrap_or_default();
-        host.log(&host::Event {
+        let event = host::Event {
             size: Size::of::<host::Event<'_>>(),
             level,
             line,
@@ -76,7 +126,8 @@ fn send(level: u8, target: &str, message: &str, fields: &[Pair<'_>], place: Opti
             message: message.into(),
             fields: fields.into(),
             file: file.into(),
-        });
+        };
+        event.lend(spans, |event| host.log(event));
     }
 }
 
@@ -108,60 +159,125 @@ fn max_level() -> LevelFilter {
     .map_or(LevelFilter::OFF, |(filter, _)| filter)
 }
 
-struct Forwarder;
+/// The subscriber of an app that has none.
+fn forwarder() -> impl Subscriber + Send + Sync {
+    Registry::default().with(layer())
+}
 
-impl Subscriber for Forwarder {
-    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
-        if self.enabled(metadata) {
+/// Forwards events to the host's log, with the names and fields of the spans that they are in: for
+/// an app with a subscriber of its own, as one layer of it. What the operator's filter does not
+/// want costs nothing. Without a host, as in a program, it forwards nothing.
+///
+/// ```ignore
+/// tracing_subscriber::registry()
+///     .with(tracing_subscriber::fmt::layer())
+///     .with(handover_plugin::layer())
+///     .init();
+/// ```
+pub fn layer<S>() -> impl Layer<S> + Send + Sync
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
+    Forwarder.with_filter(Wanted)
+}
+
+/// What the operator wants to hear.
+struct Wanted;
+
+impl<S> Filter<S> for Wanted {
+    fn enabled(&self, metadata: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        enabled(number(*metadata.level()))
+    }
+
+    fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if enabled(number(*metadata.level())) {
             Interest::always()
         } else {
             Interest::never()
         }
     }
 
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event() && enabled(number(*metadata.level()))
-    }
-
     fn max_level_hint(&self) -> Option<LevelFilter> {
         Some(max_level())
     }
+}
 
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        // Spans are not enabled, so none is made; the number only has to be one.
-        span::Id::from_u64(1)
+struct Forwarder;
+
+impl<S> Layer<S> for Forwarder
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
+    fn on_new_span(&self, attributes: &span::Attributes<'_>, id: &span::Id, cx: Context<'_, S>) {
+        if let Some(span) = cx.span(id) {
+            let mut text = Text::default();
+            attributes.record(&mut text);
+            span.extensions_mut().insert(text);
+        }
     }
 
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-    fn enter(&self, _: &span::Id) {}
-    fn exit(&self, _: &span::Id) {}
+    fn on_record(&self, id: &span::Id, values: &span::Record<'_>, cx: Context<'_, S>) {
+        if let Some(span) = cx.span(id)
+            && let Some(text) = span.extensions_mut().get_mut::<Text>()
+        {
+            values.record(text);
+        }
+    }
 
-    fn event(&self, event: &Event<'_>) {
+    fn on_event(&self, event: &Event<'_>, cx: Context<'_, S>) {
         let mut text = Text::default();
         event.record(&mut text);
-        let fields: Vec<Pair<'_>> = text
-            .fields
-            .iter()
-            .map(|(name, value)| Pair {
-                name: RStr::from_str(name),
-                value: value.as_str().into(),
+        // The outermost first.
+        let around: Vec<_> = cx
+            .event_scope(event)
+            .into_iter()
+            .flat_map(|scope| scope.from_root())
+            .map(|span| {
+                let fields = span
+                    .extensions()
+                    .get::<Text>()
+                    .map(|text| text.fields.clone());
+                (span.metadata().name(), fields.unwrap_or_default())
             })
             .collect();
+        let lists: Vec<_> = around.iter().map(|(_, fields)| pairs(fields)).collect();
+        let spans: Vec<_> = around
+            .iter()
+            .zip(&lists)
+            .map(|((name, _), fields)| Span {
+                name: RStr::from_str(name),
+                fields: fields.as_slice().into(),
+            })
+            .collect();
+        let metadata = event.metadata();
         send(
-            number(*event.metadata().level()),
-            event.metadata().target(),
+            number(*metadata.level()),
+            metadata.target(),
             &text.message,
-            &fields,
-            event.metadata().file().zip(event.metadata().line()),
+            &pairs(&text.fields),
+            &spans,
+            metadata.file().zip(metadata.line()),
         );
     }
 }
 
+/// The message and the fields of an event or a span.
 #[derive(Default)]
 struct Text {
     message: String,
-    fields: Vec<(&'static str, String)>,
+    fields: Fields,
+}
+
+type Fields = Vec<(&'static str, String)>;
+
+fn pairs(fields: &Fields) -> Vec<Pair<'_>> {
+    fields
+        .iter()
+        .map(|(name, value)| Pair {
+            name: RStr::from_str(name),
+            value: value.as_str().into(),
+        })
+        .collect()
 }
 
 impl Text {
@@ -170,7 +286,16 @@ impl Text {
             // Writing to a String does not fail.
             let _ = self.message.write_fmt(value);
         } else {
-            self.fields.push((field.name(), value.to_string()));
+            let value = value.to_string();
+            match self
+                .fields
+                .iter_mut()
+                .find(|(name, _)| *name == field.name())
+            {
+                // A span's field that is recorded later, or anew.
+                Some((_, recorded)) => *recorded = value,
+                None => self.fields.push((field.name(), value)),
+            }
         }
     }
 }
@@ -189,7 +314,11 @@ impl Visit for Text {
     }
 }
 
-impl log::Log for Forwarder {
+static LOGGER: Logger = Logger;
+
+struct Logger;
+
+impl log::Log for Logger {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
         enabled(metadata.level() as u8)
     }
@@ -200,6 +329,7 @@ impl log::Log for Forwarder {
                 record.level() as u8,
                 record.target(),
                 &record.args().to_string(),
+                &[],
                 &[],
                 record.file().zip(record.line()),
             );

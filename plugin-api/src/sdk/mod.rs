@@ -1,28 +1,35 @@
 //! What an author of a plugin touches, and what runs inside a plugin.
 //!
 //! - [`context`]: what an app knows of itself and of the host
+//! - [`connection`]: what an app may know of the connection of a request
 //! - [`app`]: how a service becomes an app
 //! - [`body`]: the body of a request
 //! - [`runtime`]: the one tokio runtime of a generation
 //! - [`work`]: tasks and jobs that outlive their request
+//! - [`worker`]: work that goes on for as long as a generation is live
 //! - [`log`]: events, log records and panics on their way to the host
 //! - [`upgrade`]: WebSockets and other upgraded connections
 //! - [`cache`], [`rate_limit`], `sessions`: what is kept in it as a rule
 //! - [`state`]: what the app keeps in the host
 //! - [`writes`]: answers that wait for their writes
+//! - [`serve`], [`program`]: a crate that is a program as well, whose `main` is the constructor
 //! - [`error`]: why an app does not start
 
 pub(crate) mod app;
 pub(crate) mod body;
 pub(crate) mod cache;
+pub(crate) mod connection;
 pub(crate) mod context;
 pub(crate) mod error;
 pub(crate) mod log;
+pub(crate) mod program;
 pub(crate) mod rate_limit;
 pub(crate) mod runtime;
+pub(crate) mod serve;
 #[cfg(feature = "sessions")]
 pub(crate) mod sessions;
 pub(crate) mod state;
 pub(crate) mod upgrade;
 pub(crate) mod work;
+pub(crate) mod worker;
 mod writes;

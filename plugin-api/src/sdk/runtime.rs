@@ -1,8 +1,17 @@
 //! The one tokio runtime of a generation, and how host threads take part in it.
 
-use std::{cell::Cell, io, time::Duration};
+use std::{
+    cell::Cell,
+    io,
+    time::{Duration, Instant},
+};
 
 use tokio::runtime::{Builder, Handle, Runtime};
+
+use super::context::Context;
+
+/// How long tasks have to notice that their app is gone.
+const GRACE: Duration = Duration::from_millis(50);
 
 thread_local! {
     /// Whether this thread has entered the runtime of this copy of the SDK. There is one
@@ -31,6 +40,21 @@ impl AppRuntime {
 
     pub(super) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self.0.block_on(future)
+    }
+
+    /// Tells the host how many tasks still run that nobody counts, now that the app is dropped and
+    /// nothing is in flight. Those that end because the app is gone (a pool's, a client's) have a
+    /// moment for it.
+    pub(super) fn tell_tasks_left(&self, context: &Context) {
+        let alive = || self.0.metrics().num_alive_tasks() as u64;
+        let began = Instant::now();
+        while alive() > 0 && began.elapsed() < GRACE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        match alive() {
+            0 => {}
+            left => context.tell_tasks_left(left),
+        }
     }
 
     /// Ends all tasks and joins the threads, waiting for at most `deadline`.

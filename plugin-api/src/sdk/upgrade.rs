@@ -35,7 +35,7 @@ use pin_project_lite::pin_project;
 use tokio::io::{DuplexStream, ReadBuf};
 
 use super::{
-    app::{answer, not_written, told},
+    app::{answer, not_written, reason, told},
     writes::Durable,
 };
 use crate::abi::{
@@ -148,7 +148,13 @@ where
         match this.pending.take() {
             Some(pending) if pending.is_taken_by(response.status()) => {
                 let io = IoStream::new(Far(pending.take()));
-                responder.respond(response.into_parts().0, OwnedBody::Upgrade(io));
+                let (mut parts, _) = response.into_parts();
+                let reason = reason(&mut parts);
+                responder.respond(
+                    parts,
+                    reason.as_deref().unwrap_or_default(),
+                    OwnedBody::Upgrade(io),
+                );
             }
             _ => answer(response, cx, responder),
         }

@@ -19,9 +19,30 @@ pub(super) struct Works {
 
 #[derive(Debug)]
 struct Running {
-    job: bool,
+    kind: Kind,
     /// None in the instant between being counted and being spawned.
     abort: Option<AbortHandle>,
+}
+
+/// What a deploy does with work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Waits for it until the drain deadline.
+    Task,
+    /// Waits for it.
+    Job,
+    /// Tells it to stop, and waits for it until the drain deadline.
+    Worker,
+}
+
+impl Kind {
+    fn number(self) -> u32 {
+        match self {
+            Self::Task => host::TASK,
+            Self::Job => host::JOB,
+            Self::Worker => host::WORKER,
+        }
+    }
 }
 
 impl Works {
@@ -32,12 +53,16 @@ impl Works {
         }
     }
 
+    pub(super) fn host(&self) -> HostHandle {
+        self.host
+    }
+
     pub(super) fn spawn<F>(
         self: &Arc<Self>,
         runtime: &Handle,
         name: &str,
         tenant: &str,
-        job: bool,
+        kind: Kind,
         future: F,
     ) -> JoinHandle<F::Output>
     where
@@ -45,13 +70,13 @@ impl Works {
     {
         let number = self.host.work_began(&host::Work {
             size: Size::of::<host::Work<'_>>(),
-            kind: if job { host::JOB } else { host::TASK },
+            kind: kind.number(),
             name: name.into(),
             tenant: tenant.into(),
         });
         self.running
             .lock()
-            .insert(number, Running { job, abort: None });
+            .insert(number, Running { kind, abort: None });
         let counted = Counted {
             works: Arc::clone(self),
             number,
@@ -72,7 +97,7 @@ impl Works {
             .running
             .lock()
             .values()
-            .filter(|running| jobs || !running.job)
+            .filter(|running| jobs || running.kind != Kind::Job)
             .filter_map(|running| running.abort.clone())
             .collect();
         cancelled.iter().for_each(AbortHandle::abort);

@@ -58,7 +58,7 @@ fn a_name_with_more_values_than_a_map_may_have_names_crosses() {
     }
     let mut came = http::Response::new(());
     let (sent, ()) = sent.into_parts();
-    ResponseHead::lend(&sent, None, |head| head.fill(&mut came, &[]));
+    ResponseHead::lend(&sent, None, b"", |head| head.fill(&mut came, &[]));
     assert_eq!(came.headers(), &sent.headers);
 }
 

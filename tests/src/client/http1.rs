@@ -57,7 +57,8 @@ impl Http1<UnixStream> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
-    fn over(stream: S) -> Self {
+    /// Over bytes that are there.
+    pub fn over(stream: S) -> Self {
         Self {
             io: BufStream::with_capacity(64 * 1024, 64 * 1024, stream),
             framing: Framing::Nothing,

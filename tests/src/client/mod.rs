@@ -6,11 +6,12 @@
 
 pub mod http1;
 pub mod http2;
+pub mod tls;
 pub mod websocket;
 
 use std::time::Duration;
 
-pub use self::{http1::Http1, http2::Http2, websocket::WebSocket};
+pub use self::{http1::Http1, http2::Http2, tls::TlsClient, websocket::WebSocket};
 
 /// No answer takes longer in any test; past it a client gives up and says so.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, BufStream},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufStream},
     net::TcpStream,
     time::timeout,
 };
@@ -12,8 +12,8 @@ use super::{Answer, Fault, Http1, PATIENCE};
 
 /// An open websocket.
 #[derive(Debug)]
-pub struct WebSocket {
-    io: BufStream<TcpStream>,
+pub struct WebSocket<S = TcpStream> {
+    io: BufStream<S>,
     /// The answer that opened it.
     pub answer: Answer,
 }
@@ -30,7 +30,13 @@ pub enum Message {
 impl WebSocket {
     /// Connects and upgrades.
     pub async fn connect(address: SocketAddr, path: &str) -> Result<Self, Fault> {
-        let mut http = Http1::connect(address).await?;
+        Self::upgrade(Http1::connect(address).await?, path).await
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
+    /// Upgrades a connection.
+    pub async fn upgrade(mut http: Http1<S>, path: &str) -> Result<Self, Fault> {
         // The key and its answer are the example of RFC 6455, section 1.3.
         let headers = [
             ("connection", "Upgrade"),

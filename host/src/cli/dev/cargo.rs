@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal};
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use super::super::new;
+use super::advice::Ordinary;
 
 /// What `cargo run` sets for the program that it runs. Inherited, it would tell the build of a
 /// plugin about the package of the host, and change from run to run.
@@ -56,7 +56,8 @@ pub(super) struct Crate {
     /// The target folder.
     pub(super) target: PathBuf,
     id: String,
-    plugin: bool,
+    /// What it is as long as it is no plugin.
+    ordinary: Option<Ordinary>,
 }
 
 /// How a build ended.
@@ -87,17 +88,31 @@ struct Package {
 
 #[derive(Deserialize)]
 struct Target {
+    #[serde(default)]
+    kind: Vec<String>,
     crate_types: Vec<String>,
+    #[serde(default)]
+    src_path: PathBuf,
 }
 
 #[derive(Deserialize)]
 struct Dependency {
+    name: String,
     path: Option<PathBuf>,
 }
 
 impl Target {
     fn is_plugin(&self) -> bool {
         self.crate_types.iter().any(|kind| kind == "cdylib")
+    }
+
+    fn is_program(&self) -> bool {
+        self.kind.iter().any(|kind| kind == "bin")
+    }
+
+    fn is_library(&self) -> bool {
+        let kinds = ["lib", "rlib", "dylib", "cdylib", "staticlib"];
+        self.kind.iter().any(|kind| kinds.contains(&kind.as_str()))
     }
 }
 
@@ -108,6 +123,29 @@ impl Package {
 
     fn is_plugin(&self) -> bool {
         self.targets.iter().any(Target::is_plugin)
+    }
+
+    fn depends_on(&self, name: &str) -> bool {
+        self.dependencies
+            .iter()
+            .any(|dependency| dependency.name == name)
+    }
+
+    /// What it is as long as it is no plugin.
+    fn ordinary(&self, others: &[Self]) -> Option<Ordinary> {
+        if self.is_plugin() {
+            return None;
+        }
+        let mut programs = self.targets.iter().filter(|target| target.is_program());
+        Some(Ordinary {
+            name: self.name.clone(),
+            manifest: self.manifest_path.clone(),
+            has_library: self.targets.iter().any(Target::is_library),
+            program: programs.next().map(|program| program.src_path.clone()),
+            is_used: others.iter().any(|other| other.depends_on(&self.name)),
+            has_sdk: self.depends_on("handover-plugin"),
+            has_axum: self.depends_on("axum"),
+        })
     }
 }
 
@@ -233,16 +271,12 @@ impl Project {
 impl Crate {
     /// Says what to add to a crate that is no plugin.
     pub(super) fn check_is_plugin(&self) -> Result<(), String> {
-        if self.plugin {
+        let Some(ordinary) = &self.ordinary else {
             return Ok(());
-        }
-        Err(format!(
-            "{} is not a plugin yet: a host loads a cdylib. Add this to {}:\n\n[lib]\ncrate-type = [\"cdylib\"]\n\n[dependencies]\nhandover-plugin = {}\n\n\
-             and mark the function that makes the app with #[handover_plugin::app]; `handover new NAME` makes an example",
-            self.name,
-            self.folder.join("Cargo.toml").display(),
-            new::dependency()
-        ))
+        };
+        // One that cannot be read is one that cargo has just read.
+        let manifest = fs::read_to_string(&ordinary.manifest).unwrap_or_default();
+        Err(ordinary.advice(&manifest))
     }
 }
 
@@ -319,7 +353,7 @@ fn choose(metadata: &Metadata, folder: &Path, package: Option<&str>) -> Result<C
         folders,
         target: metadata.target_directory.clone(),
         id: chosen.id.clone(),
-        plugin: chosen.is_plugin(),
+        ordinary: chosen.ordinary(&metadata.packages),
     })
 }
 
@@ -415,7 +449,7 @@ mod tests {
               {"id":"path+file:///w/deep#1.0.0","name":"deep","manifest_path":"/w/deep/Cargo.toml",
                "targets":[{"crate_types":["lib"]}],"dependencies":[{"name":"common","path":"/w/common"}]},
               {"id":"path+file:///w/other#1.0.0","name":"other","manifest_path":"/w/other/Cargo.toml",
-               "targets":[{"crate_types":["bin"]}],"dependencies":[]}],
+               "targets":[{"kind":["bin"],"crate_types":["bin"],"src_path":"/w/other/src/main.rs"}],"dependencies":[]}],
              "target_directory":"/w/target"}"#,
         )
         .unwrap()

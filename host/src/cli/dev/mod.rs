@@ -1,9 +1,12 @@
 //! `dev`: build a plugin crate, serve it, and swap it on every change of its source.
 //!
 //! - [`cargo`]: the crate, and its builds as a child process
+//! - [`certificate`]: a certificate that signs itself
 //! - [`sources`]: what is watched
 
+mod advice;
 mod cargo;
+mod certificate;
 mod sources;
 
 use std::{
@@ -27,7 +30,7 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, Sha256, Store, StoreError},
-    config::{self, Config, Watch, WhenFull},
+    config::{self, Config, Listen, TrustedProxies, Watch, WhenFull},
     control::socket,
     daemon::{self, Daemon, StartupHandoff},
     human, loader,
@@ -60,7 +63,7 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
         .map_err(|error: handover_api::InvalidAppName| {
             Failure::new(format!("the crate's name must name an app: {error}"))
         })?;
-    let config = config(&krate, &app, global, args.listen)?;
+    let config = config(&krate, &app, global, args.listen, args.tls)?;
     telemetry::init(
         &config.log,
         output::colour(&io::stderr(), global),
@@ -77,7 +80,7 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
         let serving: Vec<_> = daemon
             .listen()
             .iter()
-            .map(|address| format!("http://{address}"))
+            .map(|address| output::url(address))
             .collect();
         let session = Session {
             project,
@@ -122,6 +125,7 @@ fn config(
     app: &AppName,
     global: &Global,
     listen: std::net::SocketAddr,
+    tls: bool,
 ) -> Result<Config, Failure> {
     // Of its own for each app: the plugins of a workspace share a target folder.
     let state = krate.target.join("handover-dev").join(app.as_str());
@@ -148,7 +152,19 @@ fn config(
     let plugins = state.join("plugins");
     std::fs::create_dir_all(&plugins).map_err(failed)?;
     let mut config = Config::without_file();
-    config.server.listen = listen;
+    if tls {
+        let files = certificate::in_folder(&krate.target.join("handover-dev"), listen.ip())
+            .map_err(Failure::new)?;
+        config.server.listen = None;
+        config.listen = vec![Listen {
+            place: "--tls".to_owned(),
+            trusted_proxies: Some(TrustedProxies::default()),
+            tls: Some(files),
+            ..Listen::plain(listen)
+        }];
+    } else {
+        config.server.listen = Some(listen);
+    }
     config.server.plugins = plugins;
     config.server.state = state;
     config.server.control = config::absolute(&control);

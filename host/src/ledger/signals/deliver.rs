@@ -3,6 +3,8 @@
 //! It runs on any thread, between any two instructions, so it takes no lock and allocates nothing.
 //! Who hears a signal:
 //! - all that listen, when it was sent to the process;
+//! - nobody but the host, when it was sent to the process and is one that asks it to end: a library
+//!   hears those when its generation is to end ([`ask_to_end`]);
 //! - only the library that a thread belongs to, when it was sent to that thread and the library
 //!   listens (one that comes before the thread has run its first instruction is heard by all);
 //! - only the library that armed it, when it comes from an interval timer;
@@ -26,6 +28,32 @@ use crate::ledger::{AccountId, errno, interval_timers, masks, owner, threads};
 
 /// What the kernel calls.
 type Handler = unsafe extern "C-unwind" fn(c_int, *mut siginfo_t, *mut c_void);
+
+/// The signals that ask a process to end, in the order in which a library is asked by them.
+const ENDS: [c_int; 2] = [libc::SIGTERM, libc::SIGINT];
+
+/// Asks the library of `account` to end as whoever stops a process does: calls its handler for
+/// SIGTERM, or that for SIGINT if it has only that one, on this thread. Not both: a second one
+/// means to end at once.
+pub(in crate::ledger) fn ask_to_end(account: AccountId) {
+    for number in ENDS {
+        // SAFETY: all zeroes is a value of it.
+        let mut info = unsafe { std::mem::MaybeUninit::<siginfo_t>::zeroed().assume_init() };
+        info.si_signo = number;
+        info.si_code = libc::SI_USER;
+        // SAFETY: all zeroes is a value of it.
+        let mut context =
+            unsafe { std::mem::MaybeUninit::<libc::ucontext_t>::zeroed().assume_init() };
+        let signal = Signal {
+            number,
+            info: &raw mut info,
+            context: (&raw mut context).cast(),
+        };
+        if table::of(number).is_some_and(|table| signal.tell_one(table, account)) {
+            return;
+        }
+    }
+}
 
 /// The address of the host's handler.
 pub(super) fn address() -> usize {
@@ -92,7 +120,15 @@ impl Signal {
             }
             Audience::Thread(_) | Audience::All => {}
         }
-        self.call(&table.host, None);
+        let is_heard = self.call(&table.host, None);
+        if ENDS.contains(&self.number) {
+            // That a library listens does not keep the host from ending where it has no handler of
+            // its own, as a preflight child.
+            if !is_heard && table.host.action().handler == libc::SIG_DFL {
+                self.die();
+            }
+            return;
+        }
         for wish in table.wishes() {
             self.call(wish, None);
         }

@@ -25,6 +25,7 @@ use crate::{
     ledger::RetainReasons,
     loader::{Companion, Library},
     operations::operation::ProgressSender,
+    origin::origin,
     preflight::{self, Passed, Scope, Verdict},
     records::{
         app_record::{Head, Record},
@@ -182,9 +183,9 @@ impl<M: Machine> Deploy<'_, M> {
         self.go_live(checked, started).await
     }
 
-    /// Whether these bytes may become code at all: what they say of themselves, their version and who
-    /// signed them. Asked each time, so that a key, a version or an ABI that is not good any more
-    /// counts for a restart and a rollback too.
+    /// Whether these bytes may become code at all: what they say of themselves, their version and
+    /// who signed them. Asked each time, so that a key, a version or an ABI that is not good any
+    /// more counts for a restart and a rollback too.
     async fn admit(&self) -> Result<(), Failure> {
         let Self {
             rollout,
@@ -203,8 +204,8 @@ impl<M: Machine> Deploy<'_, M> {
         }
         .map_err(refused)?;
         if let Some(reason) = app.settings.too_old(&plan.artifact.manifest.version) {
-            // A restart takes nobody back: what was live stays, and what is older than that does not
-            // come.
+            // A restart takes nobody back: what was live stays, and what is older than that does
+            // not come.
             let sha256 = plan.artifact.sha256;
             let was_live = app.saved.read(|record| {
                 record
@@ -305,9 +306,9 @@ impl<M: Machine> Deploy<'_, M> {
             .map_err(|error| Failure::host(format!("it could not be stored: {error}")))
     }
 
-    /// The number of the generation that it will be, if it will be one. On disk before it is used: the
-    /// number of a generation never comes back, whatever ends the host. But for what is to be served
-    /// again, which must not need a disk: its number is written when there is room.
+    /// The number of the generation that it will be, if it will be one. On disk before it is used:
+    /// the number of a generation never comes back, whatever ends the host. But for what is to be
+    /// served again, which must not need a disk: its number is written when there is room.
     async fn reserve(&self) -> Result<Option<GenerationId>, Failure> {
         let Self { app, plan, .. } = self;
         if plan.stage {
@@ -505,6 +506,8 @@ impl<M: Machine> Deploy<'_, M> {
             artifact: plan.artifact.sha256,
             config: app.settings.config.clone(),
             env: app.settings.readable_env(),
+            arguments: app.settings.arguments(&app.name),
+            environment: origin().for_app(&app.settings.env),
             runtime_threads: app.settings.runtime_threads.get(),
             start_deadline: longest,
             preflight: false,
@@ -640,6 +643,11 @@ impl<M: Machine> Deploy<'_, M> {
         let replaced = rollout
             .registry
             .cut_over(app, live, CutoverStrategy::default());
+        app.running(|running| {
+            if let Some(live) = running.serving.primary() {
+                live.active.announce();
+            }
+        });
         progress.step(
             "cutover",
             app,
@@ -699,7 +707,8 @@ impl<M: Machine> Deploy<'_, M> {
                     record.staged = None;
                 }
                 checked.note_in(record, spec.artifact);
-                // At a start HEAD is what was wanted, even if something older had to be taken for it.
+                // At a start HEAD is what was wanted, even if something older had to be taken for
+                // it.
                 if plan.cause != Cause::Start {
                     record.head = Some(head);
                 }

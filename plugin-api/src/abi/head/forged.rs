@@ -10,7 +10,7 @@ use super::{
         headers::Field,
         lent::{Lent, Size},
     },
-    Peer, RequestHead, RequestHead1, ResponseHead,
+    Connection, Peer, RequestHead, RequestHead1, RequestHead2, ResponseHead,
 };
 
 /// What a head says.
@@ -47,22 +47,33 @@ impl Forged<'_> {
     /// Lends it as the head of a request.
     pub fn request<R>(&self, f: impl FnOnce(Lent<'_, RequestHead<'_>>) -> R) -> R {
         let fields = self.fields();
-        let head = RequestHead1 {
-            head: RequestHead {
-                size: Size::forged(self.size),
-                target: text(self.target),
-                method: text(self.method),
-                scheme: text(self.scheme),
-                authority: text(self.authority),
-                fields: fields[..].into(),
-                peer: Peer {
-                    address: [1; 16],
-                    port: 80,
-                    family: self.family,
+        let address = Peer {
+            address: [1; 16],
+            port: 80,
+            family: self.family,
+        };
+        let connection = Connection {
+            size: Size::of::<Connection<'_>>(),
+            local: address,
+            tls_version: self.status,
+            server_name: text(self.authority),
+            client_certificate: self.target.into(),
+        };
+        let head = RequestHead2 {
+            head: RequestHead1 {
+                head: RequestHead {
+                    size: Size::forged(self.size),
+                    target: text(self.target),
+                    method: text(self.method),
+                    scheme: text(self.scheme),
+                    authority: text(self.authority),
+                    fields: fields[..].into(),
+                    peer: address,
+                    version: self.version,
                 },
-                version: self.version,
+                protocol: text(self.target),
             },
-            protocol: text(self.target),
+            connection: Lent::of(&connection),
         };
         // SAFETY: it begins with a `RequestHead`, and what a size beyond its own promises is read
         // by nobody yet.
@@ -92,7 +103,9 @@ impl Forged<'_> {
                 .path_and_query()
                 .map_or("", |target| target.as_str());
             let mut again = http::Request::new(());
-            RequestHead::lend(&request, target, "", Peer::from(None), |head| {
+            let nobody = Peer::from(None);
+            let connection = Connection::plain(nobody);
+            RequestHead::lend(&request, target, "", nobody, &connection, |head| {
                 head.fill(&mut again)
             })
             .expect("what was taken in can be sent");
@@ -108,12 +121,21 @@ impl Forged<'_> {
                 (again.method(), again.version(), again.headers())
             );
         }
+        self.request(|head| {
+            let Some(connection) = head.connection() else {
+                return;
+            };
+            assert_eq!(connection.client_certificate(), self.target);
+            let name = std::str::from_utf8(self.authority).unwrap_or_default();
+            assert_eq!(connection.server_name(), name);
+            assert_eq!(connection.local().is_some(), matches!(self.family, 4 | 6));
+        });
         let mut response = http::Response::new(());
         let body = self.response(|head| head.fill(&mut response, self.target));
         assert_eq!(body, self.target);
         let mut again = http::Response::new(());
         let parts = response.clone().into_parts().0;
-        ResponseHead::lend(&parts, None, |head| head.fill(&mut again, &[]));
+        ResponseHead::lend(&parts, None, b"", |head| head.fill(&mut again, &[]));
         assert_eq!(
             (response.status(), response.headers()),
             (again.status(), again.headers())

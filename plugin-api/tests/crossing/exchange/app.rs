@@ -14,7 +14,7 @@ use arbitrary::{Result, Unstructured};
 use http_body::Body;
 
 use super::{
-    head::CameRequest,
+    head::{CameRequest, KnownConnection},
     script::{Answer, Ending, Part, PlayedIo, Wakes, panics},
 };
 use crate::theirs::{
@@ -118,6 +118,8 @@ impl Plugin for Scripted {
                 request.into_parts().0,
                 head.peer(),
                 head.protocol().to_owned(),
+                head.connection()
+                    .map(|connection| KnownConnection::of(&connection)),
             ),
             body: body.as_ref().map(|_| Vec::new()),
         });
@@ -201,7 +203,7 @@ impl Answering for Working {
             }
             Answer::Upgrade(head, io) => (head, OwnedBody::Upgrade(IoStream::new(io.play()))),
         };
-        responder.respond(head.0.clone(), body);
+        responder.respond(head.0.clone(), b"", body);
         PollState::Ready
     }
 }

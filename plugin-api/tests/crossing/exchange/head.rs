@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use arbitrary::{Result, Unstructured};
+use handover_plugin::abi::head::Connection;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
     header, request, response,
@@ -18,10 +19,52 @@ pub(super) struct RequestHead {
     /// That of an extended CONNECT, or nothing.
     pub(super) protocol: &'static str,
     pub(super) peer: Option<SocketAddr>,
+    pub(super) connection: KnownConnection,
+}
+
+/// What is known of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct KnownConnection {
+    local: Option<SocketAddr>,
+    tls_version: Option<u16>,
+    server_name: String,
+    client_certificate: Vec<u8>,
 }
 
 /// What came of it.
-pub(super) type CameRequest = (request::Parts, Option<SocketAddr>, String);
+pub(super) type CameRequest = (
+    request::Parts,
+    Option<SocketAddr>,
+    String,
+    Option<KnownConnection>,
+);
+
+impl KnownConnection {
+    fn make(u: &mut Unstructured<'_>) -> Result<Self> {
+        let tls_version = u.choose(&[None, Some(0x0303), Some(0x0304)])?;
+        Ok(Self {
+            local: peer(u)?,
+            tls_version: *tls_version,
+            server_name: match tls_version {
+                Some(_) => u.choose(&["", "example.org"])?.to_string(),
+                None => String::new(),
+            },
+            client_certificate: match tls_version {
+                Some(_) => bytes(u)?.to_vec(),
+                None => Vec::new(),
+            },
+        })
+    }
+
+    pub(super) fn of(came: &crate::theirs::head::Connection<'_>) -> Self {
+        Self {
+            local: came.local(),
+            tls_version: came.tls_version(),
+            server_name: came.server_name().to_owned(),
+            client_certificate: came.client_certificate().to_vec(),
+        }
+    }
+}
 
 /// A head of a request.
 pub(super) fn request(u: &mut Unstructured<'_>) -> Result<RequestHead> {
@@ -43,11 +86,26 @@ pub(super) fn request(u: &mut Unstructured<'_>) -> Result<RequestHead> {
         target,
         protocol: u.choose(&["", "websocket"])?,
         peer: peer(u)?,
+        connection: KnownConnection::make(u)?,
     })
 }
 
 impl RequestHead {
-    pub(super) fn came_as(&self, (came, peer, protocol): &CameRequest) {
+    pub(super) fn connection(&self) -> Connection<'_> {
+        let known = &self.connection;
+        let local = known.local.into();
+        match known.tls_version {
+            None => Connection::plain(local),
+            Some(version) => Connection::tls(
+                local,
+                version,
+                &known.server_name,
+                &known.client_certificate,
+            ),
+        }
+    }
+
+    pub(super) fn came_as(&self, (came, peer, protocol, connection): &CameRequest) {
         let sent = &self.whole;
         assert_eq!(*sent.method(), came.method);
         assert_eq!(sent.version(), came.version);
@@ -60,6 +118,7 @@ impl RequestHead {
         assert_eq!(self.protocol, protocol);
         same(sent.headers(), &came.headers);
         assert_eq!(self.peer, *peer);
+        assert_eq!(Some(&self.connection), connection.as_ref());
     }
 }
 
@@ -92,8 +151,14 @@ impl ResponseHead {
         assert_eq!(self.0.status, came.status);
         let length = length.to_string();
         let sent = self.0.headers.iter();
-        let sent =
-            sent.filter(|(name, value)| *name != header::CONTENT_LENGTH || **value != *length);
+        let sent = sent.filter(|(name, value)| {
+            // What is not sent has no length but this one.
+            let is_sent = !matches!(
+                self.0.status,
+                StatusCode::NOT_MODIFIED | StatusCode::NO_CONTENT
+            );
+            !is_sent || *name != header::CONTENT_LENGTH || **value != *length
+        });
         assert!(sent.eq(came.headers.iter()));
     }
 }

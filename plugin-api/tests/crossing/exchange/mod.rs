@@ -62,6 +62,7 @@ pub(crate) fn run(bytes: &[u8]) -> Result<()> {
         &request.target,
         request.protocol,
         request.peer.into(),
+        &request.connection(),
         |head| {
             let body = body
                 .as_ref()
@@ -252,6 +253,7 @@ impl HostServices for Nothing {
     }
 
     fn work_ended(&self, _number: u64) {}
+    fn figure(&self, _number: u32, _value: u64) {}
 }
 
 static OFFER: LazyLock<Arc<Nothing>> = LazyLock::new(|| Arc::new(Nothing));

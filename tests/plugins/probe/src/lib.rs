@@ -3,7 +3,7 @@
 use std::{convert::Infallible, net::SocketAddr, path::PathBuf, task::Poll, time::Duration};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Body,
     extract::{
         ConnectInfo, Query, Request, State, WebSocketUpgrade,
@@ -14,7 +14,7 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::stream::poll_fn;
-use handover_plugin::{Context, Error};
+use handover_plugin::{Connection, Context, Error};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
@@ -43,9 +43,11 @@ async fn app(cx: Context) -> Result<Router, Error> {
         )));
     }
     cx.client_address_as(ConnectInfo);
+    cx.connection_as(|connection| connection);
     Ok(Router::new()
         .route("/version", get(async || VERSION))
         .route("/client", get(client))
+        .route("/connection", get(connection))
         .route("/slow", get(slow))
         .route("/yield", get(yields))
         .route("/stream", any(stream))
@@ -67,6 +69,9 @@ async fn app(cx: Context) -> Result<Router, Error> {
         .route("/job", get(job))
         .route("/ws", any(websocket))
         .route("/events", get(events))
+        .route("/endless", get(endless))
+        .route("/reason", get(reason))
+        .route("/not-modified", get(not_modified))
         .route("/until-draining", get(until_draining))
         .route("/panic-in-job", get(panics_in_job))
         .route("/panic-when-dropped", get(panics_when_dropped))
@@ -169,6 +174,34 @@ async fn stream(State(cx): State<Context>, Query(told): Query<Told>) -> Body {
             tokio::time::sleep(Duration::from_millis(told.every_ms)).await;
         }
     })
+}
+
+/// What the app knows of the connection, and what extractors look for in the headers.
+async fn connection(
+    ConnectInfo(client): ConnectInfo<SocketAddr>,
+    Extension(connection): Extension<Connection>,
+    headers: HeaderMap,
+) -> Json<serde_json::Value> {
+    let said: std::collections::BTreeMap<_, _> = headers
+        .iter()
+        .filter(|(name, _)| name.as_str().contains("forwarded") || *name == "x-real-ip")
+        .map(|(name, value)| {
+            (
+                name.to_string(),
+                String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            )
+        })
+        .collect();
+    Json(serde_json::json!({
+        "client": client,
+        "local": connection.local,
+        "tls": connection.tls.map(|tls| serde_json::json!({
+            "version": tls.version,
+            "server_name": tls.server_name,
+            "client_certificate": tls.client_certificate.map(|der| der.len()),
+        })),
+        "said": said,
+    }))
 }
 
 /// Who asks.
@@ -486,6 +519,34 @@ async fn events(State(cx): State<Context>, Query(told): Query<Told>) -> impl Int
         let _ = sender.send(Ok(Event::default().event("bye").data(VERSION))).await;
     });
     Sse::new(poll_fn(move |task| receiver.poll_recv(task)))
+}
+
+/// A piece, and then nothing more for ever, as the content type `name`.
+async fn endless(Query(told): Query<Told>) -> Response {
+    let mut pieces = Some(Bytes::from_static(b"data: 1\n\n"));
+    let frames = poll_fn(move |_| match pieces.take() {
+        Some(piece) => Poll::Ready(Some(Ok::<_, Infallible>(Frame::data(piece)))),
+        None => Poll::Pending,
+    });
+    let mut response = Response::new(Body::new(StreamBody::new(frames)));
+    if let Ok(kind) = HeaderValue::from_str(&told.name) {
+        response.headers_mut().insert("content-type", kind);
+    }
+    response
+}
+
+/// An answer with words of its own.
+async fn reason() -> Response {
+    let mut response = Response::new(Body::from(VERSION));
+    response
+        .extensions_mut()
+        .insert(hyper::ext::ReasonPhrase::from_static(b"Very well"));
+    response
+}
+
+/// What a client has already, with its length.
+async fn not_modified() -> (StatusCode, &'static str) {
+    (StatusCode::NOT_MODIFIED, VERSION)
 }
 
 /// Answers when the generation drains.

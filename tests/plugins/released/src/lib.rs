@@ -37,7 +37,7 @@ struct Released {
 
 impl Released {
     fn log(&self, level: u8, message: &str) {
-        self.host.log(&Event {
+        self.host.log(Lent::of(&Event {
             size: Size::of::<Event<'_>>(),
             level,
             line: 7,
@@ -49,7 +49,7 @@ impl Released {
             }][..])
                 .into(),
             file: "released.rs".into(),
-        });
+        }));
     }
 }
 
@@ -181,7 +181,7 @@ impl Answering for Working {
             Answer::Nothing => OwnedBody::Empty,
             Answer::Panic => panic!("the released plugin panics"),
         };
-        to.respond(parts(), body);
+        to.respond(parts(), b"", body);
         PollState::Ready
     }
 }

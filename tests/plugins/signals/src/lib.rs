@@ -167,6 +167,20 @@ async fn act(
             text(unsafe { surroundings_set(name.as_ptr(), value.as_ptr()) })
         }
         "get" => std::env::var(&way).unwrap_or_default(),
+        "set-var" => {
+            // SAFETY: nobody else of this library reads or writes a variable meanwhile.
+            unsafe { std::env::set_var(&way, &value) };
+            "set".to_owned()
+        }
+        "vars" => {
+            let names = std::env::vars().map(|(name, value)| format!("{name}={value}"));
+            let mut names: Vec<_> = names.filter(|name| name.starts_with(&way)).collect();
+            names.sort();
+            names.join(" ")
+        }
+        "args" => std::env::args().collect::<Vec<_>>().join(" "),
+        "echo" => echo(&way, &value).map_err(|error| error.to_string())?,
+        "read" => std::fs::read_to_string(&value).map_err(|error| error.to_string())?,
         "given" => cx.env(&way).unwrap_or_default().to_owned(),
         "go" => {
             let path = c(&value)?;
@@ -187,6 +201,28 @@ async fn child() -> std::io::Result<String> {
     let mut three = tokio::process::Command::new("sh");
     let three = three.args(["-c", "exit 3"]).status().await?;
     Ok(format!("{:?} {:?}", one.code(), three.code()))
+}
+
+/// What children have as the variable `name`: one that inherits it, and one that is given `value`;
+/// by both ways to start one.
+fn echo(name: &str, value: &str) -> std::io::Result<String> {
+    let mut heard = Vec::new();
+    for forked in [false, true] {
+        for given in [false, true] {
+            let mut command = std::process::Command::new("sh");
+            command.arg("-c").arg(format!("echo ${name}"));
+            if given {
+                command.env(name, value);
+            }
+            if forked {
+                // SAFETY: does nothing in the child.
+                unsafe { command.pre_exec(|| Ok(())) };
+            }
+            let output = command.output()?;
+            heard.push(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        }
+    }
+    Ok(heard.join(" "))
 }
 
 /// The signals that a child finds ignored, forked and not spawned.

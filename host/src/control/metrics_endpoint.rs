@@ -8,12 +8,15 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Gather, exposition::CONTENT_TYPE};
+use crate::{
+    net::{
+        accept::{Serve, accept},
+        transport::{Accepted, Listener, Transport},
+    },
+    telemetry::{Gather, exposition::CONTENT_TYPE},
+};
 
 /// How many connections there may be; who comes then waits to be accepted.
 const CONNECTIONS: usize = 16;
@@ -21,30 +24,47 @@ const CONNECTIONS: usize = 16;
 /// How long a connection may take to send a request's head, or lie idle before the next one.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// Answers scrapes.
+struct Scrapes {
+    gather: Gather,
+    places: Arc<Semaphore>,
+    /// The place of the next connection.
+    place: Option<OwnedSemaphorePermit>,
+}
+
 /// Answers for as long as the future lives.
-pub async fn serve(listener: TcpListener, gather: Gather) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return; // nobody closes it
-        };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let gather = gather.clone();
-                tokio::spawn(async move {
-                    connection(stream, gather).await;
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                tracing::warn!("the metrics cannot be asked for: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
+pub(crate) async fn serve(listener: Listener, gather: Gather) {
+    let scrapes = Scrapes {
+        gather,
+        places: Arc::new(Semaphore::new(CONNECTIONS)),
+        place: None,
+    };
+    accept(listener, scrapes, std::future::pending()).await;
+}
+
+impl Serve<Accepted> for Scrapes {
+    async fn has_room(&mut self) {
+        if self.place.is_none() {
+            // An error would mean that the semaphore is closed, and nobody closes it.
+            self.place = Arc::clone(&self.places).acquire_owned().await.ok();
         }
+    }
+
+    async fn serve(&mut self, accepted: Accepted) -> Result<(), String> {
+        let (gather, place) = (self.gather.clone(), self.place.take());
+        tokio::spawn(async move {
+            connection(accepted.transport, gather).await;
+            drop(place);
+        });
+        Ok(())
+    }
+
+    fn not_accepted(&self, error: &io::Error) -> String {
+        format!("the metrics cannot be asked for: {error}")
     }
 }
 
-async fn connection(stream: TcpStream, gather: Gather) {
+async fn connection(stream: Transport, gather: Gather) {
     let service = service_fn(|request| {
         let gather = gather.clone();
         async move { Ok::<_, Infallible>(answer(&request, &gather).await) }
@@ -94,19 +114,4 @@ async fn answer<B>(request: &Request<B>, gather: &Gather) -> Response<Full<Bytes
             )
         }
     }
-}
-
-/// Binds the address that `[metrics]` names.
-///
-/// # Errors
-/// What is in the way, and what to do.
-pub async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, String> {
-    TcpListener::bind(address).await.map_err(|cause| {
-        let advice = match cause.kind() {
-            io::ErrorKind::AddrInUse => "another process has it: choose another address",
-            io::ErrorKind::AddrNotAvailable => "it is no address of this machine",
-            _ => "choose another address",
-        };
-        format!("metrics.listen: {address} cannot be listened at: {cause}; {advice}")
-    })
 }

@@ -17,7 +17,7 @@ use hyper::rt::{Sleep, Timer};
 
 use super::{
     activity::{Activity, Doing},
-    count::Ended,
+    ended::Ended,
 };
 use crate::{config, generation::CloseHandle};
 
@@ -237,7 +237,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::server::stream::Stream;
+    use crate::net::stream::{PollCycle, Stream};
 
     const LIMITS: config::Timeouts = config::Timeouts {
         first_byte: Some(Duration::from_secs(10)),
@@ -255,7 +255,9 @@ mod tests {
         let (client, server) = tokio::io::duplex(4096);
         let connection = tokio::spawn(async move {
             let activity = Activity::new();
-            let (stream, cycle) = Stream::new(TokioIo::new(server), Arc::clone(&activity), None);
+            let cycle = PollCycle::default();
+            let bytes = TokioIo::new(server);
+            let stream = Stream::new(bytes, cycle.clone(), Arc::clone(&activity), None);
             let mut patience = Patience::new(Arc::clone(&activity), Arc::default(), LIMITS);
             let of_requests = Arc::clone(&activity);
             let service = service_fn(move |_: Request<Incoming>| {

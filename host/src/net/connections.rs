@@ -1,5 +1,5 @@
-//! The open connections: how many there may be, which goes when another needs its place, and that
-//! all finish at the end.
+//! The registry of open connections: how many there are, were and may be, which one goes when
+//! another needs its place, why the host ended or refused some, and that all finish at the end.
 //!
 //! Descriptors are given out lowest first, so the number of a new connection says how many are in
 //! use, whoever has them. The last ones are not for clients: the control socket, deploys and a
@@ -7,7 +7,7 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     os::fd::RawFd,
     sync::{
         Arc,
@@ -21,10 +21,15 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     activity::{Activity, Doing},
-    count::{Counts, Ended, Refused},
+    ended::{Ended, Refused},
     patience::LEAVE_WITHIN,
 };
-use crate::{config, generation::CloseHandle, open_files, telemetry::exposition::Exposition};
+use crate::{
+    config,
+    generation::CloseHandle,
+    open_files,
+    telemetry::exposition::{Exposition, Kind},
+};
 
 /// How many idle ones go at a time, at most, and which part of them.
 const AT_ONCE: usize = 32;
@@ -32,12 +37,11 @@ const PART: usize = 8;
 
 /// The connections of the host. Clones are of the same.
 #[derive(Clone, Debug)]
-pub struct Connections(Arc<Shared>);
+pub(crate) struct Connections(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     most: Most,
-    counts: Counts,
     state: Mutex<State>,
     /// One has ended.
     ended: Notify,
@@ -56,6 +60,11 @@ struct Most {
 struct State {
     /// Those that have not ended, by the address of their switch. Upgraded ones have.
     connections: HashMap<usize, Entry>,
+    /// How many there ever were.
+    accepted: u64,
+    /// How many the host ended and refused, by reason.
+    ended: [u64; Ended::ALL.len()],
+    refused: [u64; Refused::ALL.len()],
     /// Places that are taken.
     taken: usize,
     /// Those of each client, where that is limited.
@@ -72,7 +81,8 @@ struct Entry {
 /// What a connection counts as, until it ends or is asked to leave.
 #[derive(Debug)]
 struct Claim {
-    client: IpAddr,
+    /// None over a unix socket, where all are one.
+    client: Option<IpAddr>,
     holds: AtomicBool,
 }
 
@@ -93,7 +103,7 @@ pub(super) struct OpenConnection {
 
 impl Connections {
     /// None yet, and as many as `settings` and the system let there be.
-    pub fn new(settings: &config::Clients) -> Self {
+    pub(crate) fn new(settings: &config::Clients) -> Self {
         let descriptor = open_files::first_reserved();
         let in_all = settings
             .max_connections
@@ -105,73 +115,104 @@ impl Connections {
                 per_address: settings.max_connections_per_address.map(Into::into),
                 descriptor,
             },
-            counts: Counts::default(),
             state: Mutex::default(),
             ended: Notify::new(),
         }))
     }
 
     /// What `handover status` shows of them.
-    pub fn status(&self) -> ConnectionsStatus {
-        let counts = &self.0.counts;
-        let (open, accepted) = counts.open();
+    pub(crate) fn status(&self) -> ConnectionsStatus {
+        let state = self.0.state.lock();
         let named = |(why, number): (&str, u64)| (why.to_owned(), number);
         ConnectionsStatus {
-            open,
+            open: state.connections.len() as u64,
             most: self.0.most.in_all as u64,
-            accepted,
-            ended: counts.all_ended().map(named).collect(),
-            refused: counts.all_refused().map(named).collect(),
+            accepted: state.accepted,
+            ended: state.all_ended().map(named).collect(),
+            refused: state.all_refused().map(named).collect(),
         }
     }
 
     /// Writes the metrics.
-    pub fn write_metrics(&self, to: &mut Exposition) {
-        self.0.counts.write_metrics(to);
+    pub(crate) fn write_metrics(&self, to: &mut Exposition) {
+        let state = self.0.state.lock();
+        to.one(
+            "handover_connections_total",
+            Kind::Counter,
+            "Connections that were accepted.",
+            state.accepted,
+        );
+        to.one(
+            "handover_connections_open",
+            Kind::Gauge,
+            "Connections that are open, upgraded ones not included.",
+            state.connections.len(),
+        );
+        let mut ended = to.family(
+            "handover_connections_ended_total",
+            Kind::Counter,
+            "Connections that the host ended because their clients did nothing, or not what they had to.",
+        );
+        for (why, number) in state.all_ended() {
+            ended.sample(&[("reason", &why)], number);
+        }
+        let mut refused = to.family(
+            "handover_connections_refused_total",
+            Kind::Counter,
+            "Connections that the host closed as soon as they came.",
+        );
+        for (why, number) in state.all_refused() {
+            refused.sample(&[("reason", &why)], number);
+        }
     }
 
     /// Counts one that the host ended.
     pub(super) fn ended(&self, why: Ended) {
-        self.0.counts.ended(why);
+        self.0.state.lock().ended[why as usize] += 1;
     }
 
-    /// Takes in a new connection from `client`, whose socket has this number. Idle ones go for it
-    /// where there is no place; those that hold a descriptor that is needed are waited for, though
-    /// not long.
+    /// Counts one that the host refused.
+    pub(super) fn refused(&self, why: Refused) {
+        self.0.state.lock().refused[why as usize] += 1;
+    }
+
+    /// Takes in a new connection from `client` (none: over a unix socket), whose socket has this
+    /// number. Idle ones go for it where there is no place; those that hold a descriptor that is
+    /// needed are waited for, though not long.
     ///
     /// # Errors
     /// Why there is no place for it.
     pub(super) async fn admit(
         &self,
-        client: IpAddr,
+        client: Option<SocketAddr>,
         socket: RawFd,
     ) -> Result<(OpenConnection, Place), Refused> {
-        let Shared { most, counts, .. } = &*self.0;
+        let most = &self.0.most;
         if let Some(first_reserved) = most.descriptor
             && socket >= first_reserved
             && !self.make_room().await
         {
-            counts.refused(Refused::Descriptors);
+            self.refused(Refused::Descriptors);
             return Err(Refused::Descriptors);
         }
-        let client = network(client);
+        let client = client.map(|address| network(address.ip()));
         let mut state = self.0.state.lock();
-        if let Some(most) = most.per_address {
+        if let (Some(most), Some(address)) = (most.per_address, client) {
             let of_client = |entry: &Entry| entry.claim.client == client;
-            let number = state.by_client.get(&client).copied().unwrap_or_default();
-            if number >= most && state.oldest_go(1, of_client, counts) == 0 {
-                counts.refused(Refused::PerAddress);
+            let number = state.by_client.get(&address).copied().unwrap_or_default();
+            if number >= most && state.oldest_go(1, of_client) == 0 {
+                state.refused[Refused::PerAddress as usize] += 1;
                 return Err(Refused::PerAddress);
             }
         }
-        if state.taken >= most.in_all && state.some_go(counts) == 0 {
-            counts.refused(Refused::Connections);
+        if state.taken >= most.in_all && state.some_go() == 0 {
+            state.refused[Refused::Connections as usize] += 1;
             return Err(Refused::Connections);
         }
         Ok(self.add(&mut state, client))
     }
 
-    fn add(&self, state: &mut State, client: IpAddr) -> (OpenConnection, Place) {
+    fn add(&self, state: &mut State, client: Option<IpAddr>) -> (OpenConnection, Place) {
         let close_handle = Arc::new(CloseHandle::default());
         let activity = Activity::new();
         let claim = Arc::new(Claim {
@@ -179,7 +220,9 @@ impl Connections {
             holds: AtomicBool::new(true),
         });
         state.taken += 1;
-        if self.0.most.per_address.is_some() {
+        if self.0.most.per_address.is_some()
+            && let Some(client) = client
+        {
             *state.by_client.entry(client).or_default() += 1;
         }
         let entry = Entry {
@@ -190,7 +233,7 @@ impl Connections {
         state
             .connections
             .insert(Arc::as_ptr(&close_handle).addr(), entry);
-        self.0.counts.accepted();
+        state.accepted += 1;
         let place = Place {
             claim,
             among: Arc::clone(&self.0),
@@ -207,7 +250,7 @@ impl Connections {
     /// Lets the oldest idle ones go, and waits until one has. Whether there was any.
     pub(super) async fn make_room(&self) -> bool {
         let ended = self.0.ended.notified();
-        if self.0.state.lock().some_go(&self.0.counts) == 0 {
+        if self.0.state.lock().some_go() == 0 {
             return false;
         }
         // One that cannot even do that is held up by the host, not by its client.
@@ -240,20 +283,28 @@ fn network(address: IpAddr) -> IpAddr {
 }
 
 impl State {
+    /// How many the host ended, by reason.
+    fn all_ended(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Ended::ALL.map(Ended::as_str).into_iter().zip(self.ended)
+    }
+
+    /// How many the host refused, by reason.
+    fn all_refused(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Refused::ALL
+            .map(Refused::as_str)
+            .into_iter()
+            .zip(self.refused)
+    }
+
     /// Asks some to leave, those first that have been idle for the longest time. How many.
-    fn some_go(&mut self, counts: &Counts) -> usize {
+    fn some_go(&mut self) -> usize {
         let part = self.connections.len() / PART;
-        self.oldest_go(part.clamp(1, AT_ONCE), |_| true, counts)
+        self.oldest_go(part.clamp(1, AT_ONCE), |_| true)
     }
 
     /// Asks up to `number` of those to leave. A head that does not become whole goes only where
     /// nothing is idle.
-    fn oldest_go(
-        &mut self,
-        number: usize,
-        among: impl Fn(&Entry) -> bool,
-        counts: &Counts,
-    ) -> usize {
+    fn oldest_go(&mut self, number: usize, among: impl Fn(&Entry) -> bool) -> usize {
         let idle = |entry: &Entry| matches!(entry.activity.doing(), Doing::Idle | Doing::Opening);
         let waited_for = |entry: &Entry| entry.activity.doing() != Doing::Request;
         let mut chosen = self.oldest(number, |entry| among(entry) && idle(entry));
@@ -271,7 +322,7 @@ impl State {
                 entry.close_handle.close_now();
             }
             self.give_up(&claim);
-            counts.ended(Ended::ForAnother);
+            self.ended[Ended::ForAnother as usize] += 1;
         }
         chosen.len()
     }
@@ -301,10 +352,12 @@ impl State {
             return;
         }
         self.taken -= 1;
-        if let Some(number) = self.by_client.get_mut(&claim.client) {
+        if let Some(client) = claim.client
+            && let Some(number) = self.by_client.get_mut(&client)
+        {
             *number -= 1;
             if *number == 0 {
-                self.by_client.remove(&claim.client);
+                self.by_client.remove(&client);
             }
         }
     }
@@ -328,7 +381,6 @@ impl Drop for OpenConnection {
         state
             .connections
             .remove(&Arc::as_ptr(&self.close_handle).addr());
-        self.among.counts.closed();
         drop(state);
         self.among.ended.notify_waiters();
     }

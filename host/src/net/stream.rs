@@ -19,7 +19,7 @@ use std::{
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 use tokio::time::Instant;
 
-use super::{activity::Activity, open::Place};
+use super::{activity::Activity, connections::Place};
 
 /// What a client begins with that speaks HTTP/2 without having been asked to.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -100,22 +100,21 @@ impl PollCycle {
 }
 
 impl<T> Stream<T> {
-    /// The bytes of a connection that does what `activity` says, and its turns.
+    /// The bytes of a connection that does what `activity` says, in the turns of `turn`.
     pub(super) fn new(
         bytes: T,
+        cycle: PollCycle,
         activity: Arc<Activity>,
         place: Option<Place>,
-    ) -> (Self, PollCycle) {
-        let cycle = PollCycle::default();
-        let stream = Self {
+    ) -> Self {
+        Self {
             bytes,
-            cycle: cycle.clone(),
+            cycle,
             activity,
             first: First::default(),
             speaks: Speaks::Http1,
             _place: place,
-        };
-        (stream, cycle)
+        }
     }
 }
 
@@ -282,7 +281,8 @@ mod tests {
 
     #[test]
     fn what_was_empty_is_asked_again_in_the_next_turn() {
-        let (mut stream, cycle) = Stream::new(Asked(0), Activity::new(), None);
+        let cycle = PollCycle::default();
+        let mut stream = Stream::new(Asked(0), cycle.clone(), Activity::new(), None);
         let own = Waker::from(Arc::new(Task));
         for cycles in 1..4 {
             cycle.take(&mut Context::from_waker(&own), |cx| {
@@ -296,7 +296,8 @@ mod tests {
 
     #[test]
     fn another_task_is_always_let_through() {
-        let (mut stream, cycle) = Stream::new(Asked(0), Activity::new(), None);
+        let cycle = PollCycle::default();
+        let mut stream = Stream::new(Asked(0), cycle.clone(), Activity::new(), None);
         let (own, other) = (Arc::new(Task).into(), Arc::new(Task).into());
         cycle.take(&mut Context::from_waker(&own), |cx| {
             ask(&mut stream, cx);

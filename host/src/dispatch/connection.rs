@@ -1,0 +1,84 @@
+//! What a request needs to know of the connection that it came on.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use handover_plugin::abi::head::{Connection, Peer};
+
+use crate::generation::CloseHandle;
+
+/// What a request needs to know of the connection that it came on. One for all requests of a
+/// connection, but for those whose client a proxy names.
+#[derive(Clone, Debug)]
+pub struct ConnectionInfo {
+    /// The client; none over a unix socket.
+    pub client: Option<SocketAddr>,
+    /// The same as it crosses to the app.
+    pub(super) peer: Peer,
+    /// Where the client connected to, as it crosses; none over a unix socket.
+    local: Peer,
+    tls: Option<Tls>,
+    /// Whether answers name the version that they are from.
+    pub(super) name_version: bool,
+    /// The close handle of the connection, for what is streamed over it.
+    pub(super) close_handle: Option<Arc<CloseHandle>>,
+}
+
+/// What is known of a connection with TLS.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The version as the protocol writes it: 0x0303 or 0x0304.
+    pub version: u16,
+    /// The name of the host that the client asked for, if it did.
+    pub server_name: Option<Box<str>>,
+    /// The certificate of the client in DER, if it has shown one.
+    pub client_certificate: Option<Arc<[u8]>>,
+}
+
+impl ConnectionInfo {
+    /// A connection of `client` to `local`, whose handle is `close_handle`.
+    pub fn new(
+        client: Option<SocketAddr>,
+        local: Option<SocketAddr>,
+        tls: Option<Tls>,
+        name_version: bool,
+        close_handle: Option<Arc<CloseHandle>>,
+    ) -> Self {
+        Self {
+            client,
+            peer: client.into(),
+            local: local.into(),
+            tls,
+            name_version,
+            close_handle,
+        }
+    }
+
+    /// The same for a client whom a proxy names.
+    #[must_use]
+    pub fn with_client(&self, client: SocketAddr) -> Self {
+        Self {
+            client: Some(client),
+            peer: Some(client).into(),
+            ..self.clone()
+        }
+    }
+
+    /// Whether the client speaks TLS to the host.
+    pub fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// What of it crosses beside the address of the client.
+    #[inline]
+    pub(super) fn crossing(&self) -> Connection<'_> {
+        let Some(tls) = &self.tls else {
+            return Connection::plain(self.local);
+        };
+        Connection::tls(
+            self.local,
+            tls.version,
+            tls.server_name.as_deref().unwrap_or_default(),
+            tls.client_certificate.as_deref().unwrap_or_default(),
+        )
+    }
+}
