@@ -25,7 +25,7 @@ use handover_api::Wait;
 use crate::{
     artifact::Store,
     config::{self, Config, Listen, ListenAddress, Server, SocketOptions},
-    control::{self, Access, ControlSocket, Shutdown, ShutdownHandle, access},
+    control::{self, Access, ControlSocket, Shutdown, ShutdownHandle, access, metrics_endpoint},
     dispatch::Routes,
     memory,
     net::{
@@ -42,7 +42,7 @@ use crate::{
     shadow::Shadow,
     signals,
     telemetry::{
-        self, Gather, endpoint,
+        self, Gather,
         exposition::{Exposition, Kind},
     },
     watch::WatcherHandle,
@@ -372,7 +372,8 @@ impl Daemon {
                 control::serve(bound, access, host, shutdown).await;
             })
         };
-        let metrics = metrics.map(|listener| tokio::spawn(endpoint::serve(listener, gather)));
+        let metrics =
+            metrics.map(|listener| tokio::spawn(metrics_endpoint::serve(listener, gather)));
         let signals = tokio::spawn(signals.handle(orchestrator.clone(), watcher, shutdown.clone()));
         let alive = tokio::spawn(notifier.clone().keep_alive());
         let memory = tokio::spawn(memory::give_back_what_is_free());

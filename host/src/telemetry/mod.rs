@@ -2,9 +2,7 @@
 //!
 //! - [`log`]: which lines there are, how they look, and where they go
 //! - [`exposition`]: the text that Prometheus reads
-//! - [`endpoint`]: that text over TCP
 
-pub mod endpoint;
 pub mod exposition;
 pub mod log;
 

@@ -10,10 +10,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Gather, exposition::CONTENT_TYPE};
-use crate::net::{
-    accept::{Serve, accept},
-    transport::{Accepted, Listener, Transport},
+use crate::{
+    net::{
+        accept::{Serve, accept},
+        transport::{Accepted, Listener, Transport},
+    },
+    telemetry::{Gather, exposition::CONTENT_TYPE},
 };
 
 /// How many connections there may be; who comes then waits to be accepted.
