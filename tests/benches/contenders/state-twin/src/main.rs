@@ -156,9 +156,11 @@ async fn read(State(app): State<App>) -> Result<Vec<u8>, (StatusCode, String)> {
 }
 
 async fn write(State(app): State<App>) -> Result<(), (StatusCode, String)> {
-    let key = format!("key-{:04}", app.key() % KEYS);
-    let value = vec![b'x'; 100];
-    let done = spawn_blocking(move || app.store.write(&key, &value)).await;
+    let number = app.key();
+    let key = format!("key-{:04}", number % KEYS);
+    // Another value each time: SQLite writes none that is there already.
+    let value = format!("{number:0100}");
+    let done = spawn_blocking(move || app.store.write(&key, value.as_bytes())).await;
     answered(done.unwrap_or_else(|error| Err(error.into())))
 }
 
