@@ -49,6 +49,8 @@ struct Case {
     what: &'static str,
     ask: Ask,
     h2: bool,
+    /// Lines of the host's `[server]` section.
+    settings: &'static str,
     /// Requests of the two runs under callgrind.
     lengths: Lengths,
     /// Those without the app take part.
@@ -78,6 +80,7 @@ fn cases() -> Vec<Case> {
         what,
         ask,
         h2: false,
+        settings: "",
         lengths,
         everyone: false,
     };
@@ -91,6 +94,15 @@ fn cases() -> Vec<Case> {
                 "`GET /` with two headers, Host among them",
                 Ask::get("/").answered_with(11),
                 Lengths(1000, 6000),
+            )
+        },
+        Case {
+            settings: "version_header = true",
+            ..case(
+                "named",
+                "`GET /` of a host without a configuration file, whose answers name their version",
+                Ask::get("/").answered_with(11),
+                Lengths(1000, 4000),
             )
         },
         case(
@@ -214,7 +226,10 @@ fn main() {
 /// all of them.
 fn time(case: &Case, builds: &Builds, workers: usize, pace: Pace) -> BTreeMap<&'static str, Timed> {
     let servers = contenders(case)
-        .map(|contender| (contender.name(), contender.start(builds, workers, None)))
+        .map(|contender| {
+            let server = contender.start_with(builds, workers, None, case.settings);
+            (contender.name(), server)
+        })
         .collect::<Vec<_>>();
     let mut timed = BTreeMap::<_, Timed>::new();
     for _ in 0..pace.rounds {
@@ -261,7 +276,7 @@ fn count(case: &Case, builds: &Builds) -> BTreeMap<&'static str, Cost> {
 
 fn cost(case: &Case, contender: Contender, connections: usize, builds: &Builds) -> Cost {
     callgrind::count(&case.ask, case.h2, connections, case.lengths, |out| {
-        contender.start(builds, 1, Some(out))
+        contender.start_with(builds, 1, Some(out), case.settings)
     })
 }
 

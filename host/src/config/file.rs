@@ -564,7 +564,10 @@ fn listeners(
         let wrong = |what: &str| Err(source.error(Some(span.clone()), what));
         let table = table.into_inner();
         let socket = match (table.address, table.socket) {
-            (Some(address), None) => ListenSocket::Address(address.0),
+            (Some(address), None) => ListenSocket::Address(match address.0 {
+                ListenAddress::Unix(path) => ListenAddress::Unix(folder.join(path)),
+                address @ ListenAddress::Tcp(_) => address,
+            }),
             (None, Some(name))
                 if name.get_ref().is_empty() || name.get_ref().contains([':', ',']) =>
             {
@@ -1360,7 +1363,7 @@ mod tests {
             hsts = "365days"
             canonical_host = "Example.org"
             [[listen]]
-            address = "unix:/run/web.sock"
+            address = "unix:run/web.sock"
             mode = "0600"
             [listen.tls]
             certificates = [{ chain = "a.pem", key = "/keys/a.pem" }]
@@ -1390,7 +1393,7 @@ mod tests {
         assert_eq!(tcp.canonical_host.as_deref(), Some("example.org"));
         assert_eq!(
             unix.socket,
-            ListenSocket::Address(ListenAddress::Unix("/run/web.sock".into()))
+            ListenSocket::Address(ListenAddress::Unix("/etc/run/web.sock".into()))
         );
         assert_eq!(unix.options.mode, Some(0o600));
         let tls = unix.tls.as_ref().unwrap();

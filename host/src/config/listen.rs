@@ -197,6 +197,11 @@ impl TrustedProxies {
 }
 
 impl Listen {
+    /// Whether it is the one line `server.listen`.
+    pub fn is_one_line(&self) -> bool {
+        self.trusted_proxies.is_none()
+    }
+
     /// What the one line `server.listen` stands for.
     pub fn plain(address: SocketAddr) -> Self {
         Self {

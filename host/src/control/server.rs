@@ -117,7 +117,6 @@ impl Upload for Writer {
     }
 }
 
-/// The host as the calls see it.
 /// What the calls of a host work on.
 #[derive(Clone, Debug)]
 pub struct Host {

@@ -17,7 +17,7 @@ use handover_plugin::abi::{
     poll::PollState,
     pool::return_map,
 };
-use http::{HeaderValue, Request, Response, Uri, Version, header};
+use http::{HeaderName, HeaderValue, Request, Response, Uri, Version, header};
 use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
@@ -202,12 +202,16 @@ impl AnswerContext<'_> {
     }
 
     fn name_version(self, response: &mut Response<ResponseBody>) {
-        let spec = self.in_flight.shared().spec();
+        const VERSION: HeaderName = HeaderName::from_static("handover-version");
+        const GENERATION: HeaderName = HeaderName::from_static("handover-generation");
+        let label = self.in_flight.shared().label();
         let headers = response.headers_mut();
-        if let Ok(version) = HeaderValue::from_str(&spec.version.to_string()) {
-            headers.insert("handover-version", version);
+        for (name, text) in [(VERSION, &label.version), (GENERATION, &label.number)] {
+            // Shared, not copied. A version is ASCII without control characters, so it is a value.
+            if let Ok(value) = HeaderValue::from_maybe_shared(text.clone()) {
+                headers.insert(name, value);
+            }
         }
-        headers.insert("handover-generation", spec.id.0.into());
     }
 }
 

@@ -12,6 +12,7 @@ use std::{
 use handover_plugin::abi::{import::AppHandle, lent::Lent};
 use tokio::sync::Notify;
 
+use bytes::Bytes;
 use handover_api::GenerationState;
 
 use super::{
@@ -44,10 +45,20 @@ pub struct Counts {
     pub stalls: u64,
 }
 
+/// The version and the number of a generation as text, made once: answers may carry them.
+#[derive(Debug)]
+pub struct Label {
+    /// The version.
+    pub version: Bytes,
+    /// The number.
+    pub number: Bytes,
+}
+
 /// What a request needs of its generation.
 #[derive(Debug)]
 pub struct Shared {
     spec: Spec,
+    label: Label,
     account: AccountId,
     app: AppHandle<GenerationServices>,
     gate: Gate,
@@ -72,6 +83,11 @@ impl Shared {
     /// Who it is.
     pub fn spec(&self) -> &Spec {
         &self.spec
+    }
+
+    /// Returns its version and number as text.
+    pub fn label(&self) -> &Label {
+        &self.label
     }
 
     /// The account of its library.
@@ -185,8 +201,13 @@ pub struct Generation {
 impl Generation {
     pub(super) fn new(spec: Spec, library: &Library, app: AppHandle<GenerationServices>) -> Self {
         let account = library.account();
+        let label = Label {
+            version: spec.version.to_string().into(),
+            number: spec.id.to_string().into(),
+        };
         let shared = Arc::new(Shared {
             spec,
+            label,
             account: account.id(),
             app,
             gate: Gate::closed(),

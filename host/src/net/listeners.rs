@@ -225,7 +225,7 @@ impl Listeners {
             let found = self.unkeyed_of(&listen.socket);
             match key {
                 // The one line: it is looked at when all others have theirs.
-                Some(key) if listen.trusted_proxies.is_none() => one_line = Some((key, listen)),
+                Some(key) if listen.is_one_line() => one_line = Some((key, listen)),
                 _ if !found.is_empty() => {
                     claimed.extend(found.into_iter().map(|bound| (listen.clone(), bound)));
                 }

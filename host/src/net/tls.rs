@@ -224,6 +224,9 @@ fn known(stream: &TlsStream<Transport>) -> Tls {
 /// Looks at the files of `listeners` for as long as the future lives, and gives what became of
 /// those that have changed to `tell`.
 pub(crate) async fn watch(listeners: Vec<Arc<TlsListener>>, tell: impl Fn(Reloaded)) {
+    if listeners.is_empty() {
+        return;
+    }
     let mut tick = tokio::time::interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

@@ -70,6 +70,8 @@ pub(crate) async fn shutdown(rollout: &Rollout, deadline: Duration) {
             .events()
             .record(EventKind::Host, None, None, message);
     }
+    // What was cut is written down by then, but for what hangs.
+    let _ = tokio::time::timeout(CUT_WITHIN, rollout.operations.all_ended()).await;
 }
 
 /// Begins the drain of what is live. Whether anything was.

@@ -25,7 +25,7 @@ mod random;
 mod steps;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::Write,
     path::Path,
@@ -38,7 +38,7 @@ use handover_tests::{
     client::Http1,
     elf,
     host::{DEADLINE, Host, Output},
-    plugins::{fixture, misfit},
+    plugins::fixture,
 };
 use place::Place;
 use random::Random;
@@ -68,6 +68,8 @@ pub(crate) struct Day {
     pub(crate) random: Random,
     /// How many artifacts were made: the version of the next one.
     made: u64,
+    /// What they are made of, read once: others may build it anew meanwhile.
+    fixtures: BTreeMap<(&'static str, &'static str), Vec<u8>>,
     /// Events up to here were looked at. Each host begins anew.
     seen: (u32, u64),
 }
@@ -191,6 +193,7 @@ impl Day {
             place,
             random: Random::new(seed),
             made: 0,
+            fixtures: BTreeMap::new(),
         };
         // More than once, so that everything that grows to a size has it.
         for _ in 0..3 {
@@ -218,14 +221,17 @@ impl Day {
             }
         };
         let compiled = match made_of {
-            "service" => "1.0.0",
+            "service" | "misfit" => "1.0.0",
             _ if odd => "1.0.0",
             _ => "2.0.0",
         };
-        let mut bytes = match made_of {
-            "misfit" => misfit(habit),
-            name => fs::read(fixture(name, compiled)).expect("it was just built"),
-        };
+        let kept = self.fixtures.entry((made_of, compiled));
+        let mut bytes = kept
+            .or_insert_with(|| fs::read(fixture(made_of, compiled)).expect("it was just built"))
+            .clone();
+        if made_of == "misfit" {
+            elf::set_habit(&mut bytes, habit);
+        }
         elf::set_version(&mut bytes, &format!("3.0.{}", self.made));
         bytes
     }

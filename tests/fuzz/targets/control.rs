@@ -17,11 +17,12 @@ use std::{
 };
 
 use handover::{
-    apps::Apps,
     artifact::Store,
     config::Config,
     control::{self, Access, ControlSocket, ShutdownHandle},
     dispatch::Routes,
+    orchestrator::Orchestrator,
+    server::Connections,
     telemetry::Gather,
 };
 use libfuzzer_sys::{Corpus, fuzz_target};
@@ -71,16 +72,25 @@ impl Host {
             config.server.plugins = folder.path().join("plugins");
             let store = Store::open(&folder.path().join("artifacts")).expect("a store");
             let routes = Arc::new(Routes::default());
-            let apps = Apps::open(config, folder.path(), store.clone(), routes, None).expect("apps");
-            let gathered = apps.clone();
+            let connections = Connections::new(&config.server.clients);
+            let plugins = config.server.plugins.clone();
+            let apps = Orchestrator::open(config, folder.path(), store.clone(), routes, None);
+            let orchestrator = apps.expect("apps");
+            let gathered = orchestrator.clone();
             let gather = Gather::new(move |to| gathered.write_metrics(to));
             let socket = ControlSocket::bind(&path, None).expect("a socket");
             tokio::spawn(control::serve(
                 socket,
                 Access::default(),
-                apps,
-                store,
-                gather,
+                control::Host {
+                    watcher: orchestrator.watch_drop_folders(plugins),
+                    orchestrator,
+                    store,
+                    metrics: gather,
+                    connections,
+                    listen: Vec::new(),
+                    metrics_at: None,
+                },
                 ShutdownHandle::new(),
             ));
         });
@@ -163,7 +173,7 @@ fuzz_target!(
             let status = host.send(STATUS, LONG_PATIENCE);
             let json = status.splitn(2, |byte| *byte == b'{').nth(1).expect("a status");
             let json = [b"{", json].concat();
-            serde_json::from_slice::<api::Status>(&json).expect("a status");
+            serde_json::from_slice::<handover_api::Status>(&json).expect("a status");
             host.inputs += 1;
             if host.inputs == INPUTS {
                 *slot = None;

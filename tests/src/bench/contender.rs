@@ -79,6 +79,17 @@ impl Contender {
     /// # Panics
     /// When it does not come up.
     pub fn start(self, builds: &Builds, workers: usize, count: Option<PathBuf>) -> Server {
+        self.start_with(builds, workers, count, "")
+    }
+
+    /// [`start`](Self::start) with `settings` in the `[server]` section of a host.
+    pub fn start_with(
+        self,
+        builds: &Builds,
+        workers: usize,
+        count: Option<PathBuf>,
+        settings: &str,
+    ) -> Server {
         let home = Server::home();
         let address = free_address();
         let under = |program: PathBuf| match &count {
@@ -96,7 +107,7 @@ impl Contender {
         };
         let commands = match self {
             Self::Handover => {
-                let mut host = HandoverHost::new(builds, workers);
+                let mut host = HandoverHost::new(builds, workers).set(settings);
                 host.home = Some(home);
                 return host.start(address, count.map(|out| callgrind::command(&out)));
             }
@@ -135,6 +146,8 @@ impl Contender {
 pub struct HandoverHost<'a> {
     builds: &'a Builds,
     workers: usize,
+    /// More of the `[server]` section.
+    settings: String,
     /// More of the configuration file.
     config: String,
     /// What lies in the drop folder.
@@ -149,6 +162,7 @@ impl<'a> HandoverHost<'a> {
         Self {
             builds,
             workers,
+            settings: String::new(),
             config: "[app.hello]\nmax_old_generations = 1000\n".to_owned(),
             plugins: vec![("hello.so".to_owned(), hello)],
             home: None,
@@ -163,6 +177,12 @@ impl<'a> HandoverHost<'a> {
         self
     }
 
+    /// With these lines in `[server]`.
+    pub fn set(mut self, settings: &str) -> Self {
+        self.settings = settings.to_owned();
+        self
+    }
+
     /// In the folder of one that has ended, whose state it takes over.
     pub fn again(mut self, home: tempfile::TempDir) -> Self {
         self.home = Some(home);
@@ -173,7 +193,10 @@ impl<'a> HandoverHost<'a> {
     pub fn start(&mut self, address: SocketAddr, under: Option<Command>) -> Server {
         let home = self.home.take().unwrap_or_else(Server::home);
         let workers = self.workers;
-        let config = format!("[server]\nworkers = {workers}\n{}", self.config);
+        let Self {
+            settings, config, ..
+        } = &*self;
+        let config = format!("[server]\nworkers = {workers}\n{settings}\n{config}");
         fs::write(home.path().join("handover.toml"), config).expect("the folder is ours");
         let plugins = home.path().join("plugins");
         fs::create_dir_all(&plugins).expect("the folder is ours");
