@@ -132,9 +132,10 @@ impl Slow {
 }
 
 #[tokio::test]
-async fn initialisers_and_finalisers_run_once_in_order_and_with_the_arguments_of_the_process() {
+async fn initialisers_and_finalisers_run_once_in_order_and_with_the_arguments_of_their_app() {
     let slow = Slow::serving().await;
-    assert_eq!(slow.told(), ["init 1 argv=run null=1 env=1", "init 2"]);
+    // The first after its name: it has none.
+    assert_eq!(slow.told(), ["init 1 argv= null=1 env=1", "init 2"]);
     slow.deploy("2.0.0").await;
     slow.event("unloaded", 1).await;
     let told = slow.told();

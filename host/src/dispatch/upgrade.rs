@@ -100,21 +100,20 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Upgra
             copied.map(drop)
         };
         let mut frames = Frames::default();
-        let mut closing = pin!(async {
+        // How long after the deadline it is closed: a WebSocket when it is its turn.
+        let delay = OnceLock::new();
+        let time_to_close = async || {
             expiry(shared).await;
             if upgrade.is_websocket {
-                tokio::time::sleep(shared.end_after()).await;
+                tokio::time::sleep(*delay.get_or_init(|| shared.end_after())).await;
             }
-        });
-        let closed = tokio::sync::Notify::new();
+        };
+        let mut closing = pin!(time_to_close());
         let down = async {
             let mut buffer = vec![0; 16 * 1024];
             // Whether its time to be closed has come.
             let mut expired = false;
             loop {
-                if expired {
-                    closed.notify_one();
-                }
                 if expired && !upgrade.is_websocket {
                     shared.count_aborted();
                     return to_client.shutdown().await;
@@ -142,7 +141,8 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Upgra
         };
         let both = async { tokio::join!(up, down) };
         let give_up = async {
-            closed.notified().await;
+            // Also where its app has gone, and the client has not.
+            time_to_close().await;
             // A frame that is under way, and a client that answers the close, have this long.
             tokio::time::sleep(std::time::Duration::from_secs(1)).await;
         };
