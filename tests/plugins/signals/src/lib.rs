@@ -167,6 +167,7 @@ async fn act(
             text(unsafe { surroundings_set(name.as_ptr(), value.as_ptr()) })
         }
         "get" => std::env::var(&way).unwrap_or_default(),
+        #[expect(clippy::disallowed_methods, reason = "what an app may do all the same")]
         "set-var" => {
             // SAFETY: nobody else of this library reads or writes a variable meanwhile.
             unsafe { std::env::set_var(&way, &value) };
