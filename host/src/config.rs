@@ -20,15 +20,14 @@ use std::{
 
 use handover_api::AppName;
 
+pub use self::route::RoutePrefix;
 pub(crate) use self::{file::duration, route::bare_host};
-pub use self::{
+pub(crate) use self::{
     listen::{
-        InvalidAddress, InvalidProxy, Listen, ListenAddress, ListenSocket, Protocols,
-        SocketOptions, TrustedProxies, TrustedProxy,
+        Listen, ListenAddress, ListenSocket, Protocols, SocketOptions, TrustedProxies, TrustedProxy,
     },
-    route::{InvalidRoute, RoutePrefix},
     tls::{CertificateFiles, ListenTls, TlsVersion},
-    who::{InvalidWho, Who},
+    who::Who,
 };
 use crate::{artifact::Keys, origin::origin, state};
 

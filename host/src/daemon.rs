@@ -69,7 +69,7 @@ const STILL_ENDING: Duration = Duration::from_secs(1);
 
 /// What a host is given by whoever starts it.
 #[derive(Debug, Default)]
-pub struct StartupHandoff {
+pub(crate) struct StartupHandoff {
     /// Listening sockets. What is configured and not among them, the host binds.
     pub listeners: Listeners,
     /// Who is told how it is.
@@ -84,7 +84,7 @@ pub struct StartupHandoff {
 
 /// A running host.
 #[derive(Debug)]
-pub struct Daemon {
+pub(crate) struct Daemon {
     settings: Server,
     orchestrator: Orchestrator,
     store: Store,
@@ -109,7 +109,7 @@ pub struct Daemon {
 /// A host that has ended, but for its process.
 #[derive(Debug)]
 #[must_use = "its end is written down last"]
-pub struct Over {
+pub(crate) struct Over {
     orchestrator: Orchestrator,
     /// Nobody else has the state directory before that.
     _lock: File,
@@ -118,11 +118,11 @@ pub struct Over {
 /// Why the host did not start, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct DaemonError(pub String);
+pub(crate) struct DaemonError(pub String);
 
 /// The runtime of a host process.
 #[derive(Debug)]
-pub struct HostRuntime {
+pub(crate) struct HostRuntime {
     // Dropped first: a runtime ends when its workers do, and spare ones sleep.
     wake: WakeSpares,
     runtime: Runtime,
@@ -139,7 +139,7 @@ impl Drop for WakeSpares {
 
 impl HostRuntime {
     /// Ends it. Threads that have not ended by then are left behind.
-    pub fn shutdown_timeout(self, deadline: Duration) {
+    pub(crate) fn shutdown_timeout(self, deadline: Duration) {
         drop(self.wake);
         self.runtime.shutdown_timeout(deadline);
     }
@@ -158,7 +158,7 @@ impl Deref for HostRuntime {
 ///
 /// # Errors
 /// When the threads cannot be started.
-pub fn runtime(config: &Config) -> io::Result<HostRuntime> {
+pub(crate) fn runtime(config: &Config) -> io::Result<HostRuntime> {
     let server = &config.server;
     let number = server
         .workers
@@ -180,7 +180,10 @@ impl Daemon {
     ///
     /// # Errors
     /// What could not be had and what to do. Nothing is left running then.
-    pub async fn start(config: Config, handoff: StartupHandoff) -> Result<Self, DaemonError> {
+    pub(crate) async fn start(
+        config: Config,
+        handoff: StartupHandoff,
+    ) -> Result<Self, DaemonError> {
         let StartupHandoff {
             listeners: mut given_listeners,
             notifier,
@@ -403,28 +406,23 @@ impl Daemon {
     }
 
     /// The apps.
-    pub fn orchestrator(&self) -> &Orchestrator {
+    pub(crate) fn orchestrator(&self) -> &Orchestrator {
         &self.orchestrator
     }
 
     /// The artifact store.
-    pub fn store(&self) -> &Store {
+    pub(crate) fn store(&self) -> &Store {
         &self.store
     }
 
     /// Where it serves: `ADDRESS:PORT`, `https://ADDRESS:PORT`, or `unix:PATH`.
-    pub fn listen(&self) -> Vec<String> {
+    pub(crate) fn listen(&self) -> Vec<String> {
         self.listen.clone()
-    }
-
-    /// How the host is asked to end.
-    pub fn shutdown(&self) -> &ShutdownHandle {
-        &self.shutdown
     }
 
     /// Waits until SIGTERM, SIGINT or `handover shutdown`, then drains and ends. A second request
     /// ends it at once.
-    pub async fn wait(self) -> Over {
+    pub(crate) async fn wait(self) -> Over {
         let Self {
             settings,
             orchestrator,
@@ -500,7 +498,7 @@ impl Daemon {
 impl Over {
     /// Writes down that nothing crashed, when nothing can any more, and lets go of the state
     /// directory. Blocks.
-    pub fn done(self) {
+    pub(crate) fn done(self) {
         self.orchestrator.ended();
     }
 }

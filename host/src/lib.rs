@@ -2,38 +2,69 @@
 #![deny(unsafe_code)]
 
 mod apps;
-pub mod artifact;
+mod artifact;
 mod background;
-pub mod cli;
-pub mod config;
-pub mod control;
-pub mod daemon;
-pub mod dispatch;
-pub mod generation;
+mod cli;
+mod config;
+mod control;
+mod daemon;
+mod dispatch;
+mod generation;
 mod human;
-pub mod ledger;
-pub mod loader;
+mod ledger;
+mod loader;
 mod memory;
 mod net;
-pub mod notify;
+mod notify;
 mod open_files;
 mod operations;
-pub mod orchestrator;
-pub mod origin;
-pub mod ownership;
-pub mod preflight;
-pub mod process;
+mod orchestrator;
+mod origin;
+mod ownership;
+mod preflight;
+mod process;
 mod records;
 mod report;
 mod rollout;
-pub mod shadow;
+mod shadow;
 mod shortage;
 mod shown;
-pub mod signals;
-pub mod state;
-pub mod supervisor;
-pub mod telemetry;
-pub mod watch;
+mod signals;
+mod state;
+mod supervisor;
+mod telemetry;
+mod watch;
 mod watchdog;
-pub(crate) mod workers;
+mod workers;
 mod writers;
+
+pub use crate::cli::main;
+
+/// What tests and fuzz targets look at from outside. No part of what the crate promises.
+#[doc(hidden)]
+pub mod testing {
+    pub use crate::{
+        artifact::{
+            AbiVersion, Artifact, BuildFacts, ElfFacts, Key, Manifest, Sha256, Signature, Store,
+            StoreError, inspect,
+        },
+        config::{Config, RoutePrefix},
+        control::{Access, ControlSocket, Host, ShutdownHandle, serve},
+        dispatch::Routes,
+        loader::{Layouts, Library, LoadError},
+        net::Connections,
+        orchestrator::Orchestrator,
+        telemetry::Gather,
+    };
+
+    pub mod elf {
+        pub use crate::artifact::elf::{ElfError, is_truncated, read};
+    }
+
+    pub mod ledger {
+        pub use crate::ledger::mark_worker;
+    }
+
+    /// The format of a manifest that this host reads.
+    pub const MANIFEST_FORMAT: u32 = crate::artifact::manifest::FORMAT;
+}

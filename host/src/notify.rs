@@ -24,24 +24,24 @@ use std::{
 use rustix::process::getppid;
 
 /// The host serves.
-pub const READY: &[u8] = b"READY=1";
+pub(crate) const READY: &[u8] = b"READY=1";
 /// The host ends, and means to.
-pub const STOPPING: &[u8] = b"STOPPING=1";
+pub(crate) const STOPPING: &[u8] = b"STOPPING=1";
 /// The host could not start, and has said why: only to our own supervisor, as everybody else sees
 /// the exit code.
-pub const FAILED: &[u8] = b"X_HANDOVER_FAILED=1";
+pub(crate) const FAILED: &[u8] = b"X_HANDOVER_FAILED=1";
 /// The host has ended as it was meant to, and its process does next: to our own supervisor only.
-pub const ENDED: &[u8] = b"X_HANDOVER_ENDED=1";
+pub(crate) const ENDED: &[u8] = b"X_HANDOVER_ENDED=1";
 /// The host is alive.
-pub const WATCHDOG: &[u8] = b"WATCHDOG=1";
+pub(crate) const WATCHDOG: &[u8] = b"WATCHDOG=1";
 
 /// Whom the host tells how it is. Cheap to clone; what nobody wants to hear is not sent.
 #[derive(Clone, Debug, Default)]
-pub struct Notifier(Option<Arc<UnixDatagram>>);
+pub(crate) struct Notifier(Option<Arc<UnixDatagram>>);
 
 impl Notifier {
     /// Tells nobody.
-    pub fn silent() -> Self {
+    pub(crate) fn silent() -> Self {
         Self::default()
     }
 
@@ -49,7 +49,7 @@ impl Notifier {
     ///
     /// # Errors
     /// When the socket cannot be set up.
-    pub fn over(socket: UnixDatagram) -> io::Result<Self> {
+    pub(crate) fn over(socket: UnixDatagram) -> io::Result<Self> {
         // Whoever does not listen must not hold up the host.
         socket.set_nonblocking(true)?;
         Ok(Self(Some(Arc::new(socket))))
@@ -57,7 +57,7 @@ impl Notifier {
 
     /// Tells the service manager that `NOTIFY_SOCKET` names, if it names one that can be reached: a
     /// container inherits the name from outside, and to serve matters more than to be heard.
-    pub fn from_env() -> Self {
+    pub(crate) fn from_env() -> Self {
         match env::var_os("NOTIFY_SOCKET") {
             Some(name) if !name.is_empty() => Self::to(&name).unwrap_or_else(|error| {
                 tracing::warn!(
@@ -81,7 +81,7 @@ impl Notifier {
     }
 
     /// Sends a message: lines of `NAME=VALUE`.
-    pub fn tell(&self, message: &[u8]) {
+    pub(crate) fn tell(&self, message: &[u8]) {
         if let Some(socket) = &self.0
             && let Err(error) = socket.send(message)
         {
@@ -93,7 +93,7 @@ impl Notifier {
     ///
     /// # Errors
     /// When there are no more descriptors.
-    pub fn listener(&self) -> io::Result<Option<OwnedFd>> {
+    pub(crate) fn listener(&self) -> io::Result<Option<OwnedFd>> {
         let socket = self.0.as_ref();
         socket
             .map(|socket| socket.try_clone().map(OwnedFd::from))
@@ -101,28 +101,28 @@ impl Notifier {
     }
 
     /// Says that the host serves, and which process it is.
-    pub fn ready(&self) {
+    pub(crate) fn ready(&self) {
         self.tell(&[READY, format!("\nMAINPID={}", process::id()).as_bytes()].concat());
     }
 
     /// Says that the host could not start, and that it has said why.
-    pub fn failed(&self) {
+    pub(crate) fn failed(&self) {
         self.tell(FAILED);
     }
 
     /// Says that the host ends, and means to.
-    pub fn stopping(&self) {
+    pub(crate) fn stopping(&self) {
         self.tell(STOPPING);
     }
 
     /// Says that the host has ended as it was meant to.
-    pub fn ended(&self) {
+    pub(crate) fn ended(&self) {
         self.tell(ENDED);
     }
 
     /// Says that the host is alive, again and again, if the service manager wants to hear it. Ends
     /// only with its task.
-    pub async fn keep_alive(self) {
+    pub(crate) async fn keep_alive(self) {
         let Some(period) = watchdog().filter(|_| self.0.is_some()) else {
             return;
         };

@@ -17,7 +17,7 @@ use rustix::fs::Mode;
 
 /// What the process began with.
 #[derive(Debug)]
-pub struct Origin {
+pub(crate) struct Origin {
     /// Its environment.
     environment: Vec<(OsString, OsString)>,
     /// Its working directory; none when that was gone or hidden already.
@@ -63,7 +63,7 @@ const USUAL_BEGINNINGS: [&str; 3] = ["LC_", "RUST_", "TOKIO_"];
 static ORIGIN: OnceLock<Origin> = OnceLock::new();
 
 /// What the process began with. To be called before any plugin is loaded; remembers it.
-pub fn origin() -> &'static Origin {
+pub(crate) fn origin() -> &'static Origin {
     ORIGIN.get_or_init(|| Origin {
         environment: env::vars_os().collect(),
         folder: env::current_dir().ok(),
@@ -73,7 +73,7 @@ pub fn origin() -> &'static Origin {
 
 /// Takes from others the right to write the files that this process makes, and from what it starts:
 /// whoever may write those of a host commands it. To be called before any other thread is started.
-pub fn narrow() {
+pub(crate) fn narrow() {
     let mask = file_mask().unwrap_or(USUAL_MASK) | USUAL_MASK;
     rustix::process::umask(Mode::from_raw_mode(mask));
 }
@@ -88,7 +88,7 @@ fn file_mask() -> Option<u32> {
 
 impl Origin {
     /// The value of an environment variable, if it was set and is text.
-    pub fn text(&self, name: &str) -> Option<String> {
+    pub(crate) fn text(&self, name: &str) -> Option<String> {
         let mut variables = self.environment.iter();
         let (_, value) = variables.find(|(variable, _)| variable == name)?;
         value.to_str().map(ToOwned::to_owned)
@@ -96,7 +96,7 @@ impl Origin {
 
     /// The environment of an app that may read the variables `listed`, and what every program
     /// relies on: the variables that this process began with, all of them where none are listed.
-    pub fn for_app(&self, listed: &[String]) -> Vec<(OsString, OsString)> {
+    pub(crate) fn for_app(&self, listed: &[String]) -> Vec<(OsString, OsString)> {
         let is_its = |name: &OsString| {
             let name = name.to_string_lossy();
             listed.is_empty()
@@ -111,12 +111,12 @@ impl Origin {
     }
 
     /// The permissions of a new file, as they would be if nobody had changed the mask since.
-    pub fn permissions(&self) -> Permissions {
+    pub(crate) fn permissions(&self) -> Permissions {
         Permissions::from_mode(0o666 & !self.file_mask)
     }
 
     /// Makes `command` begin with the same. A folder that is gone by now is left out.
-    pub fn pass_on(&self, command: &mut Command) {
+    pub(crate) fn pass_on(&self, command: &mut Command) {
         command
             .env_clear()
             .envs(self.environment.iter().map(|(name, value)| (name, value)));

@@ -16,7 +16,7 @@ const LINKS: usize = 40;
 
 /// Why a path is not to be trusted, and what to do.
 #[derive(Debug, thiserror::Error)]
-pub enum Insecure {
+pub(crate) enum Insecure {
     /// Somebody else has it.
     #[error(
         "{path} belongs to user {owner}, who is neither the host's user ({own}) nor root: `chown {own} {path}`, or accept it with \
@@ -61,7 +61,7 @@ const SETTING: &str =
 ///
 /// # Errors
 /// The first thing on the way that others may change.
-pub fn check(path: &Path) -> Result<(), Insecure> {
+pub(crate) fn check(path: &Path) -> Result<(), Insecure> {
     let failed = |path: &Path, source| Insecure::Io {
         path: path.to_owned(),
         source,

@@ -9,7 +9,7 @@ use nix::time::{ClockId, clock_gettime};
 /// # Errors
 /// The sentence for a person when there is no `/proc`, without which there is no host either: it
 /// maps plugins by way of it.
-pub fn own_program() -> io::Result<Command> {
+pub(crate) fn own_program() -> io::Result<Command> {
     const PATH: &str = "/proc/self/exe";
     match fs::read_link(PATH) {
         Ok(_) => Ok(Command::new(PATH)),
@@ -20,14 +20,14 @@ pub fn own_program() -> io::Result<Command> {
 }
 
 /// The resident memory.
-pub fn resident_bytes() -> u64 {
+pub(crate) fn resident_bytes() -> u64 {
     // `status` gives kilobytes; `statm` would give pages of a size one has to ask for.
     field("VmRSS:") * 1024
 }
 
 /// The memory that is nobody else's and of no file, be it resident or swapped out: what was
 /// allocated and written to.
-pub fn private_bytes() -> u64 {
+pub(crate) fn private_bytes() -> u64 {
     (field("RssAnon:") + field("VmSwap:")) * 1024
 }
 
@@ -60,12 +60,12 @@ pub(crate) fn files_of_group(unified: &str, legacy: &str) -> impl Iterator<Item 
 }
 
 /// The number of threads.
-pub fn threads() -> u64 {
+pub(crate) fn threads() -> u64 {
     field("Threads:")
 }
 
 /// The number of open descriptors.
-pub fn descriptors() -> u64 {
+pub(crate) fn descriptors() -> u64 {
     let folder = "/proc/self/fd";
     // Since Linux 6.2 that is the size of the folder; before, it is zero and they are counted.
     match fs::metadata(folder).map_or(0, |facts| facts.len()) {
@@ -75,7 +75,7 @@ pub fn descriptors() -> u64 {
 }
 
 /// The time of processors that was used, by the process and the kernel for it.
-pub fn cpu() -> Duration {
+pub(crate) fn cpu() -> Duration {
     let used = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID);
     used.map(Duration::from).unwrap_or_default()
 }

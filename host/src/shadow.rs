@@ -23,7 +23,7 @@ const HEAD: u64 = 16;
 
 /// The file of a supervisor.
 #[derive(Debug)]
-pub struct ShadowFile(OwnedFd);
+pub(crate) struct ShadowFile(OwnedFd);
 
 /// The texts in it, as a host sees them: one for each file that is behind.
 #[derive(Debug)]
@@ -44,12 +44,12 @@ impl ShadowFile {
     ///
     /// # Errors
     /// When the system has no files in memory.
-    pub fn create() -> io::Result<Self> {
+    pub(crate) fn create() -> io::Result<Self> {
         Ok(Self(memfd_create("handover-shadow", MemfdFlags::CLOEXEC)?))
     }
 
     /// The number by which a host finds it.
-    pub fn number(&self) -> RawFd {
+    pub(crate) fn number(&self) -> RawFd {
         self.0.as_raw_fd()
     }
 }

@@ -28,7 +28,7 @@ const MEANINGLESS: [i32; 9] = [
 ///
 /// # Panics
 /// Outside of a tokio runtime.
-pub fn outlive() -> io::Result<()> {
+pub(crate) fn outlive() -> io::Result<()> {
     for number in MEANINGLESS {
         // A handler of tokio stays when nobody listens any more.
         drop(signal(SignalKind::from_raw(number))?);
@@ -44,7 +44,7 @@ pub fn outlive() -> io::Result<()> {
 
 /// Lets this thread, and those that it starts, write to a terminal that stops the output of
 /// background processes.
-pub fn let_background_write() {
+pub(crate) fn let_background_write() {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTTOU);
     // Fails only for a number that is no signal.
@@ -52,7 +52,7 @@ pub fn let_background_write() {
 }
 
 /// Returns the name of a signal: `SIGSEGV`, or `signal 34` for one without a name.
-pub fn name(number: i32) -> String {
+pub(crate) fn name(number: i32) -> String {
     Signal::try_from(number).map_or_else(
         |_| format!("signal {number}"),
         |signal| signal.as_str().to_owned(),

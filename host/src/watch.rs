@@ -69,15 +69,13 @@ use crate::artifact::{Artifact, Sha256, Store};
 
 /// What was found in a drop folder.
 #[derive(Clone, Debug)]
-pub struct DroppedArtifact {
+pub(crate) struct DroppedArtifact {
     /// The app: of the sub-folder, else of the manifest.
     pub app: AppName,
     /// The file in the drop folder.
     pub path: PathBuf,
     /// Its bytes, written to the store and not yet kept there.
     pub artifact: Artifact,
-    /// The bytes that this path held before, when the file was replaced.
-    pub replaces: Option<Sha256>,
     /// `handover reload` asks: bytes that failed before are tried again.
     pub again: bool,
     /// It lay there, as it is, when the host was started; else it was put there since.
@@ -90,7 +88,7 @@ pub struct DroppedArtifact {
 
 /// What became of an offer.
 #[derive(Clone, Debug)]
-pub enum DropOutcome {
+pub(crate) enum DropOutcome {
     /// Live, staged, or live already. The text goes into `NAME.so.deployed`.
     Deployed(String),
     /// Not taken. The text goes into `NAME.so.failed`.
@@ -100,7 +98,7 @@ pub enum DropOutcome {
 }
 
 /// Who takes what the watcher finds.
-pub trait DropTarget: Send + Sync + 'static {
+pub(crate) trait DropTarget: Send + Sync + 'static {
     /// Whether the drop folder of `app` is watched at all.
     fn watches(&self, app: &AppName) -> bool;
     /// Whether what lies at `path` may become code at all, as far as who may write there goes.
@@ -178,7 +176,7 @@ impl Default for Timing {
 ///
 /// # Panics
 /// Outside of a tokio runtime, and when no thread can be started.
-pub fn spawn<T: DropTarget>(dir: PathBuf, store: Store, target: Arc<T>) -> WatcherHandle {
+pub(crate) fn spawn<T: DropTarget>(dir: PathBuf, store: Store, target: Arc<T>) -> WatcherHandle {
     spawn_with(dir, store, target, Timing::default(), true)
 }
 

@@ -17,10 +17,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use handover::{
-    artifact::{Artifact, BuildFacts, ElfFacts, Manifest, Sha256},
-    ledger,
-    loader::{Layouts, Library, LoadError},
+use handover::testing::{
+    Artifact, BuildFacts, ElfFacts, Layouts, Library, LoadError, Manifest, Sha256, ledger,
 };
 use sha2::Digest;
 
@@ -81,8 +79,8 @@ fn artifact(path: PathBuf) -> Artifact {
         manifest: Manifest {
             app: "fixture".parse().unwrap(),
             version: semver::Version::new(1, 0, 0),
-            abi: handover::artifact::AbiVersion(1, 0),
-            layout: handover::artifact::manifest::FORMAT,
+            abi: handover::testing::AbiVersion(1, 0),
+            layout: handover::testing::MANIFEST_FORMAT,
             schema: 1,
             build: BuildFacts::default(),
         },

@@ -46,7 +46,7 @@ const SQLITE: &[&[u8]] = &[b"SQLite format 3\0", b"sqlite_autoindex_"];
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Bundled {
+pub(crate) struct Bundled {
     /// Why no host takes it, and what to do.
     pub refusal: Option<String>,
     /// What people should know of it.
@@ -64,7 +64,7 @@ impl Image {
 ///
 /// # Errors
 /// When it cannot be opened.
-pub fn bundled(path: &Path) -> io::Result<Bundled> {
+pub(crate) fn bundled(path: &Path) -> io::Result<Bundled> {
     Ok(find(&ReadCache::new(&File::open(path)?)))
 }
 

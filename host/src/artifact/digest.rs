@@ -56,20 +56,20 @@ pub(crate) const CHUNK: usize = 64 * 1024;
 
 /// Hashes bytes that come in pieces, and counts them.
 #[derive(Clone, Debug, Default)]
-pub struct Hasher {
+pub(crate) struct Hasher {
     state: sha2::Sha256,
     size: u64,
 }
 
 impl Hasher {
     /// Takes the next bytes.
-    pub fn update(&mut self, bytes: &[u8]) {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
         self.state.update(bytes);
         self.size += bytes.len() as u64;
     }
 
     /// The identity and the number of the bytes taken.
-    pub fn finish(self) -> (Sha256, u64) {
+    pub(crate) fn finish(self) -> (Sha256, u64) {
         (Sha256(self.state.finalize().into()), self.size)
     }
 }

@@ -77,7 +77,7 @@ pub struct Elf {
 }
 
 /// The machine that this host was built for, in the words of [`ElfFacts::machine`].
-pub fn host_machine() -> &'static str {
+pub(crate) fn host_machine() -> &'static str {
     std::env::consts::ARCH
 }
 

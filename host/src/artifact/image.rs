@@ -44,7 +44,7 @@ const BUSY_PAUSE: Duration = Duration::from_millis(10);
 /// linker. Must stay open as long as it is mapped: its number is the name under which the dynamic
 /// linker knows the library, and must not be another's meanwhile.
 #[derive(Debug)]
-pub struct Image {
+pub(crate) struct Image {
     file: File,
     inode: u64,
     initialisers: Arc<Initialisers>,
@@ -52,7 +52,7 @@ pub struct Image {
 
 /// Why there is no image.
 #[derive(Debug, thiserror::Error)]
-pub enum ImageError {
+pub(crate) enum ImageError {
     /// The file could not be read.
     #[error("cannot read the artifact {path}: {source}")]
     Read {

@@ -14,7 +14,7 @@
 
 use std::fmt;
 
-pub use handover_plugin::abi::manifest::{FORMAT, SECTION};
+pub(crate) use handover_plugin::abi::manifest::{FORMAT, SECTION};
 use handover_plugin::abi::{
     manifest::{HEADER, MAGIC},
     version::ABI,
@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use handover_api::AppName;
 
 /// The ABI that this host offers.
-pub const HOST_ABI: AbiVersion = AbiVersion(ABI.major, ABI.minor);
+pub(crate) const HOST_ABI: AbiVersion = AbiVersion(ABI.major, ABI.minor);
 
 /// The layout before the first release: its plugins say that they are of ABI 1.0 or 1.1, and are
 /// neither.

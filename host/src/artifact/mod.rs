@@ -15,31 +15,36 @@
 //! - [`trust`]: who must have signed them
 
 mod bundled;
-pub mod digest;
-pub mod elf;
-pub mod image;
+pub(crate) mod digest;
+pub(crate) mod elf;
+pub(crate) mod image;
 mod initialisers;
-pub mod linkage;
-pub mod manifest;
-pub mod remark;
-pub mod store;
+pub(crate) mod linkage;
+pub(crate) mod manifest;
+pub(crate) mod remark;
+pub(crate) mod store;
 #[cfg(test)]
 pub(crate) mod testing;
-pub mod trust;
+pub(crate) mod trust;
 
 use std::path::PathBuf;
 
 pub(crate) use self::initialisers::Initialisers;
-pub use self::{
+pub(crate) use self::{
     bundled::{Bundled, bundled},
-    digest::{Hasher, Sha256},
-    elf::ElfFacts,
-    image::{Image, ImageError, Shelf},
+    digest::Hasher,
+    image::{Image, Shelf},
     linkage::Linkage,
-    manifest::{AbiVersion, BuildFacts, Manifest},
     remark::{Remark, Topic},
-    store::{Lease, Pending, Store, StoreError, inspect},
-    trust::{Key, KeyId, Keys, Signature},
+    store::{Lease, Pending},
+    trust::Keys,
+};
+pub use self::{
+    digest::Sha256,
+    elf::ElfFacts,
+    manifest::{AbiVersion, BuildFacts, Manifest},
+    store::{Store, StoreError, inspect},
+    trust::{Key, Signature},
 };
 
 /// One immutable plugin file in the store, with what its bytes say.

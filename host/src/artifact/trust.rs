@@ -25,7 +25,7 @@ use super::{
 const LONGEST: u64 = 4 * 1024;
 
 /// What is added to the name of a file for the name of its signature.
-pub const SUFFIX: &str = ".minisig";
+pub(crate) const SUFFIX: &str = ".minisig";
 
 /// The number that names a key, as minisign prints it.
 #[derive(Clone, Copy, PartialEq, Eq)]

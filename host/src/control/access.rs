@@ -100,7 +100,7 @@ impl Party {
 }
 
 /// The number of the group that has this name or number.
-pub fn group(name: &str) -> Option<u32> {
+pub(crate) fn group(name: &str) -> Option<u32> {
     if let Ok(gid) = name.parse() {
         return Some(gid);
     }
@@ -109,7 +109,7 @@ pub fn group(name: &str) -> Option<u32> {
 }
 
 /// The sentence about a group that nobody knows.
-pub fn no_group(name: &str) -> String {
+pub(crate) fn no_group(name: &str) -> String {
     format!("this machine does not know the group `{name}`: make it, or write its number")
 }
 

@@ -7,17 +7,18 @@
 //! - [`access`]: who may call what
 //! - [`shutdown`]: how a call ends the host
 
-pub mod access;
+pub(crate) mod access;
 mod calls;
-pub mod metrics_endpoint;
-pub mod server;
-pub mod shutdown;
-pub mod socket;
+pub(crate) mod metrics_endpoint;
+pub(crate) mod server;
+pub(crate) mod shutdown;
+pub(crate) mod socket;
 mod state;
 
+pub(crate) use self::shutdown::Shutdown;
 pub use self::{
     access::Access,
     server::{Host, serve},
-    shutdown::{Shutdown, ShutdownHandle},
-    socket::{ControlSocket, SocketError},
+    shutdown::ShutdownHandle,
+    socket::ControlSocket,
 };

@@ -49,7 +49,7 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What the calls are answered from. The host is one; tests put another in its place.
-pub trait Backend: Clone + Send + Sync + 'static {
+pub(crate) trait Backend: Clone + Send + Sync + 'static {
     /// Bytes on their way in.
     type Upload: Upload<Artifact = Self::Artifact>;
     /// What they become.
@@ -96,7 +96,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
 }
 
 /// Bytes on their way in. Dropping it forgets them. Every method blocks on the file system.
-pub trait Upload: Send + 'static {
+pub(crate) trait Upload: Send + 'static {
     /// What they become.
     type Artifact;
     /// Takes the next bytes.
@@ -129,7 +129,7 @@ pub struct Host {
     /// Who scans the drop folders.
     pub watcher: WatcherHandle,
     /// The connections of clients.
-    pub(crate) connections: Connections,
+    pub connections: Connections,
     /// Where the host serves.
     pub listen: Vec<String>,
     /// Where it tells its metrics over TCP.
@@ -223,7 +223,7 @@ pub async fn serve(
 }
 
 /// [`serve`] for any backend.
-pub async fn serve_backend<B: Backend>(
+pub(crate) async fn serve_backend<B: Backend>(
     (listener, socket): (UnixListener, ControlSocket),
     access: Access,
     backend: B,

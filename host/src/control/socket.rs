@@ -184,7 +184,7 @@ impl Drop for ControlSocket {
 ///
 /// # Errors
 /// When the path can be neither connected to nor found dead, e.g. for want of permission.
-pub fn answering(path: &Path) -> io::Result<Option<i32>> {
+pub(crate) fn answering(path: &Path) -> io::Result<Option<i32>> {
     let address = Address::of(path);
     let connected =
         address.and_then(|address| std::os::unix::net::UnixStream::connect(address.path()));

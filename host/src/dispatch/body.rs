@@ -56,7 +56,7 @@ impl DrainDeadline {
 
 /// The body of an answer.
 #[derive(Debug)]
-pub struct ResponseBody(Kind);
+pub(crate) struct ResponseBody(Kind);
 
 #[derive(Debug)]
 enum Kind {
@@ -214,7 +214,7 @@ const ANSWER: &str = "the body of an answer";
 
 /// Why the body of an answer ended before its end.
 #[derive(Debug)]
-pub enum ResponseBodyError {
+pub(crate) enum ResponseBodyError {
     /// The plugin's body failed or panicked.
     Plugin(BodyError),
     /// The drain deadline passed.

@@ -33,7 +33,7 @@ use crate::generation::{Generation, InFlight, Upload};
 
 /// A request on its way.
 #[derive(Debug)]
-pub struct Dispatched<B>(Step<B>);
+pub(crate) struct Dispatched<B>(Step<B>);
 
 #[derive(Debug)]
 enum Step<B> {
@@ -87,7 +87,7 @@ struct Running {
 ///
 /// One of HTTP/1 without a body is given to its app at once. Hyper looks next whether the client is
 /// still there, and takes a new buffer for that as long as the head of this request is in use.
-pub fn dispatch<B>(
+pub(crate) fn dispatch<B>(
     routes: &Arc<Routes>,
     request: Request<B>,
     connection: &Arc<ConnectionInfo>,
@@ -521,7 +521,10 @@ impl Running {
 ///
 /// # Errors
 /// When the generation takes no requests, or the path is none.
-pub async fn smoke(generation: &Arc<Generation>, path: &str) -> Result<http::StatusCode, String> {
+pub(crate) async fn smoke(
+    generation: &Arc<Generation>,
+    path: &str,
+) -> Result<http::StatusCode, String> {
     let request = Request::get(path)
         .header(header::HOST, "localhost")
         .header(header::USER_AGENT, "handover-check")

@@ -9,7 +9,7 @@ use crate::generation::CloseHandle;
 /// What a request needs to know of the connection that it came on. One for all requests of a
 /// connection, but for those whose client a proxy names.
 #[derive(Clone, Debug)]
-pub struct ConnectionInfo {
+pub(crate) struct ConnectionInfo {
     /// The client; none over a unix socket.
     pub client: Option<SocketAddr>,
     /// The same as it crosses to the app.
@@ -25,7 +25,7 @@ pub struct ConnectionInfo {
 
 /// What is known of a connection with TLS.
 #[derive(Clone, Debug)]
-pub struct Tls {
+pub(crate) struct Tls {
     /// The version as the protocol writes it: 0x0303 or 0x0304.
     pub version: u16,
     /// The name of the host that the client asked for, if it did.
@@ -36,7 +36,7 @@ pub struct Tls {
 
 impl ConnectionInfo {
     /// A connection of `client` to `local`, whose handle is `close_handle`.
-    pub fn new(
+    pub(crate) fn new(
         client: Option<SocketAddr>,
         local: Option<SocketAddr>,
         tls: Option<Tls>,
@@ -55,7 +55,7 @@ impl ConnectionInfo {
 
     /// The same for a client whom a proxy names.
     #[must_use]
-    pub fn with_client(&self, client: SocketAddr) -> Self {
+    pub(crate) fn with_client(&self, client: SocketAddr) -> Self {
         Self {
             client: Some(client),
             peer: Some(client).into(),
@@ -64,7 +64,7 @@ impl ConnectionInfo {
     }
 
     /// Whether the client speaks TLS to the host.
-    pub fn is_tls(&self) -> bool {
+    pub(crate) fn is_tls(&self) -> bool {
         self.tls.is_some()
     }
 

@@ -10,22 +10,23 @@
 //! - [`limits`]: what an app may take: requests at a time, waiting ones, time
 //! - [`error_response`]: the answers of the host itself
 
-pub mod body;
-pub mod call;
+pub(crate) mod body;
+pub(crate) mod call;
 mod connection;
 mod error_response;
 mod execution;
-pub mod limits;
-pub mod route;
-pub mod targets;
+pub(crate) mod limits;
+pub(crate) mod route;
+pub(crate) mod targets;
 mod upgrade;
 
 pub(crate) use self::error_response::{bad_host, redirect};
-pub use self::{
+pub use self::route::Routes;
+pub(crate) use self::{
     body::ResponseBody,
     call::{Dispatched, dispatch, smoke},
     connection::{ConnectionInfo, Tls},
     limits::Limits,
-    route::{Route, Routes},
+    route::Route,
     targets::Targets,
 };

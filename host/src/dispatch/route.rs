@@ -229,13 +229,13 @@ fn host_of<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<Cow<'a, str>> {
 
 /// The path and query of a request; empty where it names an authority only, as CONNECT does.
 #[inline]
-pub fn whole_target(uri: &Uri) -> &str {
+pub(crate) fn whole_target(uri: &Uri) -> &str {
     uri.path_and_query().map_or("", |target| target.as_str())
 }
 
 /// What a request is for, as people are told.
 #[inline]
-pub fn told_target(uri: &Uri) -> &str {
+pub(crate) fn told_target(uri: &Uri) -> &str {
     let authority = || uri.authority().map_or("/", |authority| authority.as_str());
     uri.path_and_query()
         .map_or_else(authority, |target| target.as_str())
@@ -244,7 +244,7 @@ pub fn told_target(uri: &Uri) -> &str {
 /// The path and query that an app is to see of `whole`: without the first `strip` bytes, and never
 /// without a slash.
 #[inline]
-pub fn target(whole: &str, strip: usize) -> Cow<'_, str> {
+pub(crate) fn target(whole: &str, strip: usize) -> Cow<'_, str> {
     if strip == 0 {
         return Cow::Borrowed(whole);
     }

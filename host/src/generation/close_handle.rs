@@ -33,7 +33,7 @@ pub struct CloseHandle {
 /// stream, and may be silent for as long as both sides like. Each half is held by one who may see
 /// its end; the first that is dropped ends it.
 #[derive(Debug)]
-pub struct Upload(Arc<UploadState>);
+pub(crate) struct Upload(Arc<UploadState>);
 
 #[derive(Debug)]
 struct UploadState {
@@ -119,7 +119,7 @@ impl CloseHandle {
 
 impl Upload {
     /// Both halves of one over the connection of `cut`.
-    pub fn over(handle: &Arc<CloseHandle>) -> (Self, Self) {
+    pub(crate) fn over(handle: &Arc<CloseHandle>) -> (Self, Self) {
         handle.uploads.fetch_add(1, Ordering::Relaxed);
         let state = Arc::new(UploadState {
             handle: Arc::clone(handle),
@@ -130,7 +130,7 @@ impl Upload {
 
     /// Its app waits for more of it, or does no longer.
     #[inline]
-    pub fn is_awaited(&self, awaited: bool) {
+    pub(crate) fn is_awaited(&self, awaited: bool) {
         let UploadState { handle, state } = &*self.0;
         let (from, to) = if awaited {
             (FLOWS, AWAITED)

@@ -9,18 +9,18 @@
 //! - [`services`]: what the host offers to its plugin: log, panics, work
 //! - [`lifecycle`]: the threads that constructors, destructors and hooks run on
 
-pub mod close_handle;
+pub(crate) mod close_handle;
 mod endings;
-pub mod in_flight;
+pub(crate) mod in_flight;
 mod lifecycle;
-pub mod services;
-pub mod shared;
-pub mod spec;
-pub mod states;
+pub(crate) mod services;
+pub(crate) mod shared;
+pub(crate) mod spec;
+pub(crate) mod states;
 mod sync;
 mod worker;
 
-pub use self::{
+pub(crate) use self::{
     close_handle::{CloseHandle, CloseRequest, Upload},
     in_flight::{InFlight, KeepAlive},
     shared::{Counts, Generation},

@@ -22,7 +22,7 @@ use crate::state::Session;
 
 /// What the host offers to one generation.
 #[derive(Debug)]
-pub struct GenerationServices {
+pub(crate) struct GenerationServices {
     app: AppName,
     generation: GenerationId,
     panics: AtomicU64,
@@ -80,7 +80,7 @@ impl WorkKind {
 
 impl GenerationServices {
     /// An offer to this generation, whose app has its state in `state`.
-    pub fn new(app: AppName, generation: GenerationId, state: Option<Session>) -> Self {
+    pub(crate) fn new(app: AppName, generation: GenerationId, state: Option<Session>) -> Self {
         Self {
             app,
             generation,
@@ -93,7 +93,7 @@ impl GenerationServices {
     }
 
     /// How much spawned work there is, and how many jobs are among it.
-    pub fn work(&self) -> (u64, u64) {
+    pub(crate) fn work(&self) -> (u64, u64) {
         let work = self.work.lock();
         let Some(work) = &*work else { return (0, 0) };
         (
@@ -105,7 +105,7 @@ impl GenerationServices {
     }
 
     /// The spawned work there is, the oldest first.
-    pub fn working(&self) -> Vec<Working> {
+    pub(crate) fn working(&self) -> Vec<Working> {
         let mut working: Vec<_> = self
             .work
             .lock()
@@ -119,7 +119,7 @@ impl GenerationServices {
 
     /// The end of its app: no work is counted from now on, and nothing of the state is read or
     /// written for it. What its threads log is still told.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         *self.work.lock() = None;
         if let Some(state) = &self.state {
             state.end();
@@ -128,7 +128,7 @@ impl GenerationServices {
 
     /// Waits until the state has no waker of the plugin any more, for `deadline` at the longest;
     /// gives how many are left.
-    pub async fn release_wakers(&self, deadline: Duration) -> u64 {
+    pub(crate) async fn release_wakers(&self, deadline: Duration) -> u64 {
         match &self.state {
             Some(state) => state.release_wakers(deadline).await,
             None => 0,
@@ -136,12 +136,12 @@ impl GenerationServices {
     }
 
     /// Tasks that nobody counted, and that still ran when its app was stopped.
-    pub fn tasks_left(&self) -> u64 {
+    pub(crate) fn tasks_left(&self) -> u64 {
         self.tasks_left.load(Ordering::Relaxed)
     }
 
     /// Panics that the plugin's hook told of.
-    pub fn panics(&self) -> u64 {
+    pub(crate) fn panics(&self) -> u64 {
         self.panics.load(Ordering::Relaxed)
     }
 }

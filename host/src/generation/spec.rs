@@ -46,7 +46,7 @@ pub struct Spec {
 /// Why a generation did not start.
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}")]
-pub struct StartError {
+pub(crate) struct StartError {
     /// The reason, as the operator should read it.
     pub reason: String,
     /// The locks on files that others had when it wanted them. The reason does not speak of them.
@@ -58,7 +58,7 @@ pub struct StartError {
 impl StartError {
     /// The reason, with who has the files locked that it wanted. To be called in the process of the
     /// host.
-    pub fn explained(&self) -> String {
+    pub(crate) fn explained(&self) -> String {
         ledger::explained(&self.reason, &self.refused)
     }
 }

@@ -49,13 +49,13 @@ const AGAIN: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs
 
 /// Started: its app is built, nobody asks it yet.
 #[derive(Debug)]
-pub struct Started(Loaded);
+pub(crate) struct Started(Loaded);
 /// Active: new requests go to it.
 #[derive(Debug)]
-pub struct Active(Loaded, Mutex<Hooks>);
+pub(crate) struct Active(Loaded, Mutex<Hooks>);
 /// Draining: it finishes what it has.
 #[derive(Debug)]
-pub struct Draining {
+pub(crate) struct Draining {
     loaded: Loaded,
     hooks: Mutex<Hooks>,
 }
@@ -74,7 +74,7 @@ struct Loaded {
 
 /// How a generation ended.
 #[derive(Debug)]
-pub enum Ended {
+pub(crate) enum Ended {
     /// Its library is unmapped, which was verified; what it left behind.
     Unloaded(Leftovers),
     /// Its library could not be proven quiet and stays mapped.
@@ -83,7 +83,7 @@ pub enum Ended {
 
 /// A retired generation whose library stays mapped.
 #[derive(Debug)]
-pub struct Retained {
+pub(crate) struct Retained {
     /// None when it was never started to the end.
     generation: Option<Arc<Generation>>,
     place: Place,
@@ -162,7 +162,7 @@ fn resources_of(library: &Library) -> (Option<u64>, usize) {
 ///
 /// # Errors
 /// The reason, as the operator should read it.
-pub async fn load(artifact: Artifact, deadline: Duration) -> Result<Library, StartError> {
+pub(crate) async fn load(artifact: Artifact, deadline: Duration) -> Result<Library, StartError> {
     let deadline = deadline.saturating_add(loader::LONGEST_LINKER_WAIT);
     let what = format!("{} {}", artifact.manifest.app, artifact.manifest.version);
     let mapped = lifecycle::run("map", deadline, move || {
@@ -206,7 +206,7 @@ pub async fn load(artifact: Artifact, deadline: Duration) -> Result<Library, Sta
 ///
 /// # Errors
 /// The reason, as the operator should read it.
-pub async fn start(mut library: Library, spec: Spec) -> Result<Started, StartError> {
+pub(crate) async fn start(mut library: Library, spec: Spec) -> Result<Started, StartError> {
     let deadline = spec.start_deadline;
     let constructing = spec.clone();
     let state = spec.state.clone().map(Session::new);
@@ -481,42 +481,42 @@ impl Hooks {
 
 impl Started {
     /// The shared part.
-    pub fn generation(&self) -> &Arc<Generation> {
+    pub(crate) fn generation(&self) -> &Arc<Generation> {
         &self.0.generation
     }
 
     /// The bytes of its heap; none when it was built without one of its own.
-    pub fn heap_bytes(&self) -> Option<u64> {
+    pub(crate) fn heap_bytes(&self) -> Option<u64> {
         self.0.library.heap_bytes()
     }
 
     /// Lets requests in. The caller publishes it in the routes right after.
-    pub fn activate(self) -> Active {
+    pub(crate) fn activate(self) -> Active {
         self.0.generation.set_state(GenerationState::Active);
         self.0.generation.open_gate();
         Active(self.0, Mutex::default())
     }
 
     /// Ends it before it served anybody.
-    pub async fn discard(self) -> Ended {
+    pub(crate) async fn discard(self) -> Ended {
         self.activate().drain().retire().await
     }
 }
 
 impl Active {
     /// The shared part.
-    pub fn generation(&self) -> &Arc<Generation> {
+    pub(crate) fn generation(&self) -> &Arc<Generation> {
         &self.0.generation
     }
 
     /// The bytes of its heap; none when it was built without one of its own.
-    pub fn heap_bytes(&self) -> Option<u64> {
+    pub(crate) fn heap_bytes(&self) -> Option<u64> {
         self.0.library.heap_bytes()
     }
 
     /// Tells the app that it is live, on a thread of its own: its workers begin. The caller has
     /// published it before. Not for a preflight child, nor for what is discarded.
-    pub fn announce(&self) {
+    pub(crate) fn announce(&self) {
         let told = Hooks::begin(self.0.generation.shared(), "activate", |shared| {
             shared.app().activate();
             0
@@ -527,7 +527,7 @@ impl Active {
     /// Closes it for new requests and tells the app, on a thread of its own: that no more come, and
     /// by the signals that it may wait for, that it is to end. The caller has published its
     /// replacement before.
-    pub fn drain(self) -> Draining {
+    pub(crate) fn drain(self) -> Draining {
         let generation = &self.0.generation;
         generation.set_state(GenerationState::Draining);
         generation.close_gate();
@@ -547,12 +547,12 @@ impl Active {
 
 impl Draining {
     /// The shared part.
-    pub fn generation(&self) -> &Arc<Generation> {
+    pub(crate) fn generation(&self) -> &Arc<Generation> {
         &self.loaded.generation
     }
 
     /// Ends when nothing is in flight any more.
-    pub async fn quiet(&self) {
+    pub(crate) async fn quiet(&self) {
         let mut pause = Duration::from_millis(1);
         while self.generation().counts().in_flight > 0 {
             tokio::time::sleep(pause).await;
@@ -564,7 +564,7 @@ impl Draining {
     /// well; jobs only if `jobs`. Gives how many there were, and besides those how many streams
     /// were ended without a loss. Waits for the app to hear of it, on a thread of its own, for a
     /// second at most.
-    pub async fn expire(&self, jobs: bool) -> (u64, u64) {
+    pub(crate) async fn expire(&self, jobs: bool) -> (u64, u64) {
         let (before, ended) = self.generation().expire();
         let told = Hooks::begin(self.generation().shared(), "expire", move |shared| {
             shared.app().expire(jobs)
@@ -585,7 +585,7 @@ impl Draining {
 
     /// Waits until nothing is in flight, drops the app, and unmaps the library if it is proven
     /// quiet.
-    pub async fn retire(self) -> Ended {
+    pub(crate) async fn retire(self) -> Ended {
         self.quiet().await;
         let Loaded {
             generation,
@@ -630,20 +630,20 @@ fn stays(generation: Option<Arc<Generation>>, place: Place, known: Known) -> End
 
 impl Retained {
     /// What held it.
-    pub fn held(&self) -> &RetainReasons {
+    pub(crate) fn held(&self) -> &RetainReasons {
         &self.known.held
     }
 
     /// Bytes of its heap, none when it was built without one of its own, and how many descriptors
     /// it has open.
-    pub fn resources(&self) -> (Option<u64>, usize) {
+    pub(crate) fn resources(&self) -> (Option<u64>, usize) {
         self.known.resources
     }
 
     /// Tries again, if that can come to anything: the first look costs nothing that others would
     /// notice. An app whose constructor came back too late is stopped: nobody waits for it any
     /// more. `eager` is for one who knows that something has changed.
-    pub async fn retry(self, eager: bool) -> Ended {
+    pub(crate) async fn retry(self, eager: bool) -> Ended {
         let Self {
             generation,
             place,

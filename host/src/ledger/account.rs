@@ -40,7 +40,7 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 /// library is used: thread-locals that constructors touch are left to libc, which ends them with
 /// the thread.
 #[derive(Debug)]
-pub struct Loading {
+pub(crate) struct Loading {
     account: AccountId,
     /// When it began, by [`tasks::now`].
     began: u64,
@@ -50,7 +50,7 @@ pub struct Loading {
 /// Begins to write down what the library that this thread is about to load registers.
 ///
 /// `executable` is where this executable is mapped.
-pub fn loading(executable: &Range<usize>) -> Loading {
+pub(crate) fn loading(executable: &Range<usize>) -> Loading {
     owner::note_host(executable);
     interposed::find_all();
     record_locks::prepare();
@@ -68,7 +68,7 @@ pub fn loading(executable: &Range<usize>) -> Loading {
 impl Loading {
     /// The library is mapped at `ranges`: opens its account. None when the table of ranges is full;
     /// the library must then stay mapped for ever.
-    pub fn attribute(self, ranges: Vec<Range<usize>>) -> Option<Account> {
+    pub(crate) fn attribute(self, ranges: Vec<Range<usize>>) -> Option<Account> {
         if !ranges
             .iter()
             .all(|range| ranges::claim(self.account, range))
@@ -171,7 +171,7 @@ static OTHERS: Mutex<Vec<Handle>> = Mutex::new(Vec::new());
 
 /// Says that the workers of `runtime` call plugins, besides those of the runtime that
 /// [`Account::settle`] is awaited on. For good.
-pub fn visit_as_well(runtime: Handle) {
+pub(crate) fn visit_as_well(runtime: Handle) {
     OTHERS
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
@@ -179,7 +179,7 @@ pub fn visit_as_well(runtime: Handle) {
 }
 
 /// The runtimes of [`visit_as_well`].
-pub fn others() -> Vec<Handle> {
+pub(crate) fn others() -> Vec<Handle> {
     OTHERS
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
@@ -188,7 +188,7 @@ pub fn others() -> Vec<Handle> {
 
 /// Says that the current thread, one of the host, runs code of the library of `account` outside of
 /// a request, until what this returns is dropped.
-pub fn act_for(account: AccountId) -> Acting {
+pub(crate) fn act_for(account: AccountId) -> Acting {
     owner::act_for(account)
 }
 

@@ -20,7 +20,7 @@ use handover_api::{AppName, GenerationId};
 
 /// A call into a plugin.
 #[derive(Debug)]
-pub struct Call<'a> {
+pub(crate) struct Call<'a> {
     /// The app.
     pub app: &'a AppName,
     /// The generation.
@@ -37,7 +37,7 @@ pub struct Call<'a> {
 
 impl Call<'_> {
     /// What the thread is in, for a sentence like "it blocks in …".
-    pub fn place(&self) -> String {
+    pub(crate) fn place(&self) -> String {
         let path = self.path();
         if self.dropped {
             format!("the drop of {path}")
@@ -47,7 +47,7 @@ impl Call<'_> {
     }
 
     /// What was asked for, without the query, which may be nobody else's business.
-    pub fn path(&self) -> &str {
+    pub(crate) fn path(&self) -> &str {
         self.target.split('?').next().unwrap_or_default()
     }
 }
@@ -55,7 +55,7 @@ impl Call<'_> {
 /// One thread that calls plugins.
 #[derive(Debug)]
 #[repr(align(128))]
-pub struct Slot {
+pub(crate) struct Slot {
     /// Null outside of a call. Marked with [`READ`] while it is read.
     at: AtomicPtr<Call<'static>>,
     /// Counts calls, so that two of them are not taken for one: both may lie at the same place on
@@ -67,7 +67,7 @@ pub struct Slot {
 }
 
 /// The workers that all apps share are called so.
-pub const SHARED_WORKER: &str = "handover-worker";
+pub(crate) const SHARED_WORKER: &str = "handover-worker";
 
 /// The bit of a pointer that says that somebody reads what it points to.
 const READ: usize = 1;
@@ -124,7 +124,7 @@ impl Drop for Leave {
 
 /// Runs `call`, which is `what`.
 #[inline]
-pub fn enter_call<R>(what: &Call<'_>, call: impl FnOnce() -> R) -> R {
+pub(crate) fn enter_call<R>(what: &Call<'_>, call: impl FnOnce() -> R) -> R {
     let slot = own();
     // Only this thread writes it.
     let calls = slot.calls.load(Ordering::Relaxed);
@@ -154,30 +154,30 @@ pub(super) fn current<R>(look: impl FnOnce(&Call<'_>) -> R) -> Option<R> {
 }
 
 /// Every thread that ever called a plugin.
-pub fn slots() -> Vec<&'static Slot> {
+pub(crate) fn slots() -> Vec<&'static Slot> {
     SLOTS.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 impl Slot {
     /// The kernel's number of the thread.
-    pub fn tid(&self) -> i32 {
+    pub(crate) fn tid(&self) -> i32 {
         self.tid
     }
 
     /// Whether other apps need this thread as well.
-    pub fn is_shared(&self) -> bool {
+    pub(crate) fn is_shared(&self) -> bool {
         self.shared
     }
 
     /// The number of the call that the thread is inside of; none outside of one.
-    pub fn call(&self) -> Option<u64> {
+    pub(crate) fn call(&self) -> Option<u64> {
         let inside = !self.at.load(Ordering::Acquire).is_null();
         inside.then(|| self.calls.load(Ordering::Relaxed))
     }
 
     /// Looks at the call that the thread is inside of. It cannot leave meanwhile, so `look` must be
     /// quick. One reader at a time.
-    pub fn read<R>(&self, look: impl FnOnce(&Call<'_>) -> R) -> Option<R> {
+    pub(crate) fn read<R>(&self, look: impl FnOnce(&Call<'_>) -> R) -> Option<R> {
         let at = self.at.load(Ordering::Acquire);
         if at.is_null() {
             return None;

@@ -94,7 +94,7 @@ fn symbols() -> impl Iterator<Item = Symbol> {
 /// Whether libraries that are loaded are bound to the functions of the ledger. They are not in an
 /// executable that links this crate without the link arguments of its `build.rs`. Looked up once:
 /// that does not change, and takes the lock of the dynamic linker for each name.
-pub fn armed() -> bool {
+pub(crate) fn armed() -> bool {
     static ARMED: OnceLock<bool> = OnceLock::new();
     *ARMED.get_or_init(|| symbols().all(|(real, own)| real.is_bound_to(own)))
 }

@@ -4,7 +4,7 @@ use std::{fs, io, ops::Range};
 
 /// One mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mapping {
+pub(crate) struct Mapping {
     /// Its addresses.
     pub range: Range<usize>,
     /// Whether it may be written.
@@ -25,7 +25,7 @@ pub struct Mapping {
 ///
 /// # Errors
 /// When the kernel does not list them.
-pub fn mappings() -> io::Result<Vec<Mapping>> {
+pub(crate) fn mappings() -> io::Result<Vec<Mapping>> {
     let maps = fs::read("/proc/self/maps")?;
     let lines = maps.split(|byte| *byte == b'\n');
     // Names of files may be no text.

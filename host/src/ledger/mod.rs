@@ -94,10 +94,9 @@ mod timers;
 mod tls_destructors;
 mod undisturbed;
 
-pub use self::{
-    account::{
-        Account, Leftovers, Loading, Report, Unsettled, act_for, loading, others, visit_as_well,
-    },
+pub use self::tls_destructors::mark_worker;
+pub(crate) use self::{
+    account::{Account, Leftovers, Report, Unsettled, act_for, loading, others, visit_as_well},
     call_slot::{Call, SHARED_WORKER, enter_call, slots},
     environments::own_environment,
     exits::ask_to_end,
@@ -106,24 +105,22 @@ pub use self::{
     look::Look,
     mappings::{Mapping, mappings},
     notes::{Changed, Note, take_notes},
-    owner::Acting,
     refused_locks::{RefusedLock, explained},
     retain_reasons::{RetainReason, RetainReasons},
     signals::{End, LAST_WORDS, LastWords, tell_exits, tell_last_words},
-    tls_destructors::mark_worker,
 };
 
 /// Whether a library that has an account is mapped at `address`.
-pub fn is_library(address: usize) -> bool {
+pub(crate) fn is_library(address: usize) -> bool {
     ranges::lookup(address).is_some()
 }
 
 /// Where libc's records of the threads of this process lie, each above the stack of its thread.
 /// Empty when the threads cannot be listed.
-pub fn thread_records() -> Vec<Range<usize>> {
+pub(crate) fn thread_records() -> Vec<Range<usize>> {
     let tids = tasks::all().unwrap_or_default();
     tids.into_iter().filter_map(stack::record).collect()
 }
 
 /// The name of an account in the tables of the ledger: never zero, never used twice.
-pub type AccountId = u64;
+pub(crate) type AccountId = u64;

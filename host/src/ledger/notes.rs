@@ -11,7 +11,7 @@ use handover_api::{AppName, GenerationId};
 
 /// Something of the process that is everybody's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Changed {
+pub(crate) enum Changed {
     /// Its working directory, which was refused.
     WorkingDirectory,
     /// Nothing, but it opened a file by a relative path.
@@ -24,7 +24,7 @@ pub enum Changed {
 
 /// A generation changed something that is everybody's, for the first time.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Note {
+pub(crate) struct Note {
     /// The app.
     pub app: AppName,
     /// The generation.
@@ -59,7 +59,7 @@ fn lock() -> MutexGuard<'static, Notes> {
 
 /// Takes what was noted since it was taken last. What a library did before it was said whose it is
 /// waits for that.
-pub fn take_notes() -> Vec<Note> {
+pub(crate) fn take_notes() -> Vec<Note> {
     let mut notes = lock();
     let mut taken = std::mem::take(&mut notes.left);
     notes.waiting.retain(|(account, changed, how)| {

@@ -143,7 +143,7 @@ impl RefusedLock {
 }
 
 /// `reason`, with who has the files locked that were refused: in the process of the host.
-pub fn explained(reason: &str, refused: &[RefusedLock]) -> String {
+pub(crate) fn explained(reason: &str, refused: &[RefusedLock]) -> String {
     let mut explained = reason.to_owned();
     for refused in refused {
         explained.push_str("; ");

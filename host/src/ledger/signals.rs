@@ -26,7 +26,7 @@ mod table;
 
 use libc::c_int;
 
-pub use self::last_words::{End, LAST_WORDS, LastWords, tell_exits, tell_last_words};
+pub(crate) use self::last_words::{End, LAST_WORDS, LastWords, tell_exits, tell_last_words};
 pub(super) use self::{
     calls::symbols,
     deliver::ask_to_end,

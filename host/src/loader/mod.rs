@@ -38,10 +38,8 @@ mod own_environ;
 mod references;
 mod start;
 
-pub use self::{
-    code::{Code, Running, Stage},
-    library::{Layouts, Library, LoadError},
-};
+pub(crate) use self::code::Running;
+pub use self::library::{Layouts, Library, LoadError};
 pub(crate) use self::{
     companions::Companion,
     heap::{collect_here, free_bytes, give_back, give_back_of_heaps},

@@ -37,7 +37,7 @@ const MODE: u32 = 0o660;
 
 /// Why there is no listening socket, and what to do.
 #[derive(Debug, thiserror::Error)]
-pub enum SocketError {
+pub(crate) enum SocketError {
     /// The address cannot be bound.
     #[error("the host cannot serve at {address}: {cause}; {}", advice(*.address, .cause))]
     Bind {
@@ -115,7 +115,7 @@ pub(crate) enum Bound {
 
 impl SocketError {
     /// Whether somebody else has the address.
-    pub fn is_in_use(&self) -> bool {
+    pub(crate) fn is_in_use(&self) -> bool {
         matches!(self, Self::Bind { cause, .. } | Self::Metrics { cause, .. } if cause.kind() == io::ErrorKind::AddrInUse)
     }
 }

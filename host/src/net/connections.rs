@@ -37,7 +37,7 @@ const PART: usize = 8;
 
 /// The connections of the host. Clones are of the same.
 #[derive(Clone, Debug)]
-pub(crate) struct Connections(Arc<Shared>);
+pub struct Connections(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -103,7 +103,7 @@ pub(super) struct OpenConnection {
 
 impl Connections {
     /// None yet, and as many as `settings` and the system let there be.
-    pub(crate) fn new(settings: &config::Clients) -> Self {
+    pub fn new(settings: &config::Clients) -> Self {
         let descriptor = open_files::first_reserved();
         let in_all = settings
             .max_connections

@@ -19,7 +19,7 @@ use crate::config::{Config, Listen, ListenAddress, ListenSocket, SocketOptions};
 
 /// What a listener is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ListenerKind {
+pub(crate) enum ListenerKind {
     /// Requests for apps.
     Http,
     /// `GET /metrics`.
@@ -31,7 +31,7 @@ pub enum ListenerKind {
 
 /// What tells one listener from another, in this process and the next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListenerKey {
+pub(crate) struct ListenerKey {
     /// What it is for.
     pub kind: ListenerKind,
     /// A name, where the configuration gives one. Without a comma.
@@ -43,11 +43,11 @@ pub struct ListenerKey {
 /// The text of a key is none.
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is no key of a listener: --socket is for the host's own use")]
-pub struct InvalidKey(String);
+pub(crate) struct InvalidKey(String);
 
 /// Listening sockets by key.
 #[derive(Debug, Default)]
-pub struct Listeners {
+pub(crate) struct Listeners {
     keyed: Vec<(ListenerKey, Bound)>,
     /// Those of a service manager, which knows no keys, each with the name that it has there.
     unkeyed: Vec<(String, Bound)>,
@@ -158,7 +158,7 @@ impl Listeners {
     ///
     /// # Errors
     /// When one of them is no listening stream socket.
-    pub fn inherited(keys: Vec<ListenerKey>) -> Result<Self, SocketError> {
+    pub(crate) fn inherited(keys: Vec<ListenerKey>) -> Result<Self, SocketError> {
         // It stays in the environment: only `LISTEN_FDS` says that it means anything.
         let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
         let mut names = names.split(':');
@@ -177,7 +177,7 @@ impl Listeners {
     }
 
     /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.keyed.is_empty() && self.unkeyed.is_empty()
     }
 

@@ -34,10 +34,10 @@ mod streamed;
 pub(crate) mod tls;
 pub(crate) mod transport;
 
+pub use self::connections::Connections;
 pub(crate) use self::{
     bind::SocketError,
     connection::{ListenerSettings, Settings},
-    connections::Connections,
     listeners::{ListenerKey, Listeners},
     policy::Policy,
     serve::serve,

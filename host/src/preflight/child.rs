@@ -53,7 +53,7 @@ const DRAIN_WITHIN: Duration = Duration::from_millis(500);
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 
 /// Reads the task from standard input, does it, reports on it, and ends.
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let (report, image, task) = match prepare() {
         Ok(prepared) => prepared,
         Err(error) => {

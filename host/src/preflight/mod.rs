@@ -5,11 +5,11 @@
 //! - [`child`]: does the checks
 //! - [`report`]: what they say to each other
 
-pub mod child;
+pub(crate) mod child;
 mod parent;
 mod report;
 
-pub use self::parent::check;
+pub(crate) use self::parent::check;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ use crate::{artifact::Remark, loader::Companion};
 /// What preflight is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Scope {
+pub(crate) enum Scope {
     /// All that the settings of the app say.
     All,
     /// Of what was live before under another version of the host: whether this one can run it.
@@ -28,7 +28,7 @@ pub enum Scope {
 
 /// What preflight found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// It may be loaded.
     Passed(Passed),
     /// It may not be loaded, exit code 4: the reason.
@@ -39,7 +39,7 @@ pub enum Verdict {
 
 /// What was found of an artifact that may be loaded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Passed {
+pub(crate) struct Passed {
     /// What was checked, for people.
     pub checks: Vec<String>,
     /// What people should know of it.

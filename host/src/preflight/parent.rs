@@ -60,7 +60,7 @@ const AFTERWARDS: Duration = Duration::from_millis(500);
 /// # Errors
 /// The host's fault (exit code 1): no child could be started, or it could not read what the host
 /// stored.
-pub async fn check(
+pub(crate) async fn check(
     artifact: &Artifact,
     app: &AppName,
     settings: &config::App,

@@ -66,7 +66,7 @@ struct Header {
 
 /// The last line of a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Footer {
+pub(crate) struct Footer {
     /// How many entries there are.
     pub entries: u64,
     /// The digest of their lines.
@@ -80,7 +80,7 @@ struct FooterLine {
 
 /// Why a dump is not taken.
 #[derive(Debug, thiserror::Error)]
-pub enum DumpError {
+pub(crate) enum DumpError {
     /// It could not be read.
     #[error("it cannot be read: {0}")]
     Io(#[from] io::Error),
@@ -101,7 +101,7 @@ pub enum DumpError {
 }
 
 /// Bytes as text where they are text, else as base64.
-pub fn text_or_base64(bytes: &[u8]) -> (Option<String>, Option<String>) {
+pub(crate) fn text_or_base64(bytes: &[u8]) -> (Option<String>, Option<String>) {
     match std::str::from_utf8(bytes) {
         Ok(text) => (Some(text.to_owned()), None),
         Err(_) => (None, Some(STANDARD.encode(bytes))),
@@ -160,7 +160,7 @@ fn line(value: &impl Serialize) -> Vec<u8> {
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn write_dump(
+pub(crate) fn write_dump(
     snapshot: &Snapshot,
     memory: bool,
     mut bounds: Bounds,
@@ -230,7 +230,7 @@ fn next_line(from: &mut impl BufRead, text: &mut Vec<u8>) -> Result<bool, io::Er
 ///
 /// # Errors
 /// When it is no backup, was cut or changed, or when `take` says no.
-pub fn read_dump(
+pub(crate) fn read_dump(
     mut from: impl BufRead,
     mut take: impl FnMut(bool, Place, Vec<u8>, u64) -> Result<(), StateError>,
 ) -> Result<Footer, DumpError> {
@@ -323,7 +323,7 @@ pub(super) fn entries_of(file: File) -> Box<Entries> {
 ///
 /// # Errors
 /// What is not as it should be.
-pub fn verify_dump(store: &Store, from: impl BufRead) -> Result<u64, DumpError> {
+pub(crate) fn verify_dump(store: &Store, from: impl BufRead) -> Result<u64, DumpError> {
     let snapshot = store.snapshot(false)?;
     let mut there = 0;
     let mut differs = None;
@@ -354,7 +354,7 @@ pub fn verify_dump(store: &Store, from: impl BufRead) -> Result<u64, DumpError> 
 ///
 /// # Errors
 /// When a line is none, or the store does not take it.
-pub fn restore_entries(
+pub(crate) fn restore_entries(
     store: &Store,
     runtime: &tokio::runtime::Handle,
     mut from: impl BufRead,

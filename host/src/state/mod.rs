@@ -29,13 +29,13 @@ mod session;
 mod store;
 mod ticket;
 
-pub use self::{
-    commit::{Check, Commit, Committed, Mutation, RangeCheck, StateError},
+pub(crate) use self::{
+    commit::{Commit, Mutation, StateError},
     dump::{
         DumpError, Footer, read_dump, restore_entries, text_or_base64, verify_dump, write_dump,
     },
-    partition::{Page, Query, Settings},
-    place::{Bounds, InvalidPlace, Namespace, Place},
+    partition::{Query, Settings},
+    place::{Bounds, Namespace, Place},
     session::Session,
     store::{Store, Stores},
 };

@@ -28,7 +28,7 @@ pub enum InvalidPlace {
 
 /// A namespace of an app: its keys are ordered among themselves.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Namespace {
+pub(crate) struct Namespace {
     /// Whether it is kept in memory only: it survives swaps, not the host.
     memory: bool,
     name: Box<str>,
@@ -36,7 +36,7 @@ pub struct Namespace {
 
 impl Namespace {
     /// Whether it is kept in memory only.
-    pub fn is_memory(&self) -> bool {
+    pub(crate) fn is_memory(&self) -> bool {
         self.memory
     }
 
@@ -44,7 +44,7 @@ impl Namespace {
     ///
     /// # Errors
     /// When the key is empty or longer than [`MAX_KEY`].
-    pub fn place(&self, key: &[u8]) -> Result<Place, InvalidPlace> {
+    pub(crate) fn place(&self, key: &[u8]) -> Result<Place, InvalidPlace> {
         match key.len() {
             0 => Err(InvalidPlace::EmptyKey),
             1..=MAX_KEY => Ok(Place(self.encode(key))),
@@ -53,7 +53,7 @@ impl Namespace {
     }
 
     /// The places of all keys that begin with `prefix`; all of the namespace with an empty one.
-    pub fn prefix(&self, prefix: &[u8]) -> Bounds {
+    pub(crate) fn prefix(&self, prefix: &[u8]) -> Bounds {
         let from = self.encode(prefix);
         let to = after_prefix(&from);
         Bounds { from, to }
@@ -61,7 +61,7 @@ impl Namespace {
 
     /// The places of keys from `from` on, up to and without `to`; to the end of the namespace
     /// without one.
-    pub fn range(&self, from: &[u8], to: Option<&[u8]>) -> Bounds {
+    pub(crate) fn range(&self, from: &[u8], to: Option<&[u8]>) -> Bounds {
         let whole = self.prefix(&[]);
         Bounds {
             from: self.encode(from),

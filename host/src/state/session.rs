@@ -33,7 +33,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// A store as one generation sees it.
 #[derive(Debug)]
-pub struct Session {
+pub(crate) struct Session {
     store: Arc<Store>,
     /// Whether the generation has ended: nothing is read or written from then on.
     ended: RwLock<bool>,
@@ -78,7 +78,7 @@ impl Snapshots {
 
 impl Session {
     /// A session on `store`.
-    pub fn new(store: Arc<Store>) -> Self {
+    pub(crate) fn new(store: Arc<Store>) -> Self {
         Self {
             store,
             ended: RwLock::new(false),
@@ -88,13 +88,13 @@ impl Session {
 
     /// The generation ends: nothing that it asks for is done from now on. What it has handed over
     /// is.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         *self.ended.write() = true;
     }
 
     /// Waits until the host has no waker of the generation any more, for `deadline` at the longest;
     /// gives how many are left.
-    pub async fn release_wakers(&self, deadline: Duration) -> u64 {
+    pub(crate) async fn release_wakers(&self, deadline: Duration) -> u64 {
         let by = Instant::now() + deadline;
         while self.wakers.get() > 0 && Instant::now() < by {
             tokio::time::sleep(LOOK_EVERY).await;

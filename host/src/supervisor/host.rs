@@ -259,7 +259,7 @@ fn ended_by_order(status: ExitStatus) -> bool {
 ///
 /// # Errors
 /// When the supervisor is gone already, or did not leave what it should have.
-pub fn attach(supervisor: u32) -> io::Result<Notifier> {
+pub(crate) fn attach(supervisor: u32) -> io::Result<Notifier> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // It may have ended before the line above.
     let parent = getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());

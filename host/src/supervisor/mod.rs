@@ -35,7 +35,7 @@ use tokio::{
     time::MissedTickBehavior,
 };
 
-pub use self::host::attach;
+pub(crate) use self::host::attach;
 use self::{
     backoff::Backoff,
     host::{Crash, End, Host},
@@ -65,7 +65,7 @@ const LOOKED_AT_KILLS: Duration = Duration::from_secs(1);
 
 /// Why there is no supervisor.
 #[derive(Debug, thiserror::Error)]
-pub enum SupervisorError {
+pub(crate) enum SupervisorError {
     /// No socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -78,7 +78,7 @@ pub enum SupervisorError {
 ///
 /// # Errors
 /// When the first child cannot be started. Whatever happens later is told, and tried again.
-pub fn run(config: &Config) -> Result<u8, SupervisorError> {
+pub(crate) fn run(config: &Config) -> Result<u8, SupervisorError> {
     let listeners = bind(config)?;
     // The children inherit them. This process runs nothing else.
     let sockets = listeners.hand_on()?;

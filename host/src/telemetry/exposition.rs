@@ -6,7 +6,7 @@
 use std::fmt::{Display, Write};
 
 /// The content type of the text.
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What a family is to those who read it.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +31,7 @@ pub struct Family<'e> {
 }
 
 /// A label: its name and its value.
-pub type Label<'l> = (&'static str, &'l dyn Display);
+pub(crate) type Label<'l> = (&'static str, &'l dyn Display);
 
 impl Exposition {
     /// Begins a family. All of its samples are written before the next one begins, which the borrow

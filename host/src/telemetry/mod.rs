@@ -3,13 +3,13 @@
 //! - [`log`]: which lines there are, how they look, and where they go
 //! - [`exposition`]: the text that Prometheus reads
 
-pub mod exposition;
-pub mod log;
+pub(crate) mod exposition;
+pub(crate) mod log;
 
 use std::{fmt, sync::Arc};
 
 use self::exposition::Exposition;
-pub use self::log::{LogError, Role, flush, init, reopen};
+pub(crate) use self::log::{Role, flush, init, reopen};
 
 /// Gathers the metrics of the host when somebody asks.
 #[derive(Clone)]

@@ -74,7 +74,6 @@ pub(super) struct Report {
 struct Fresh {
     candidate: Candidate,
     artifact: Artifact,
-    replaces: Option<Sha256>,
     stored: bool,
     /// From the event to the begin of reading.
     noticed_in: Duration,
@@ -146,7 +145,6 @@ pub(super) async fn run<T: DropTarget>(
         app,
         path: best.candidate.path.clone(),
         artifact: best.artifact,
-        replaces: best.replaces,
         again: best.candidate.again,
         lay_there: best.candidate.lay_there,
         noticed_in: best.noticed_in,
@@ -262,13 +260,9 @@ fn take_in(
                     intake.outcomes.push(outcome(&candidate, End::Changed));
                     continue;
                 }
-                let replaces = previous
-                    .map(|(before, _)| before)
-                    .filter(|before| *before != artifact.sha256);
                 fresh.push(Fresh {
                     candidate,
                     artifact,
-                    replaces,
                     stored,
                     noticed_in,
                     stored_in: began.elapsed(),

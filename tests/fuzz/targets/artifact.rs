@@ -5,7 +5,7 @@
 //! some bytes changed (`p`: two bytes of place and one of value, again and again).
 #![no_main]
 
-use handover::artifact::{self, Manifest, StoreError, elf};
+use handover::testing::{Manifest, StoreError, elf, inspect};
 use handover_fuzz::{
     elf::{around, framed},
     file::MemoryFile,
@@ -49,7 +49,7 @@ fuzz_target!(|input: &[u8]| {
         }
         Err(error) => assert!(!truncated, "damaged, and called truncated: {error}"),
     }
-    match artifact::inspect(file.path()) {
+    match inspect(file.path()) {
         Ok(artifact) => {
             assert_eq!(artifact.size, bytes.len() as u64);
             let again = Manifest::from_section(&artifact.manifest.to_section());

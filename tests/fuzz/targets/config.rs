@@ -1,7 +1,7 @@
 //! The configuration file.
 #![no_main]
 
-use handover::config::{Config, RoutePrefix};
+use handover::testing::{Config, RoutePrefix};
 use handover_fuzz::file::MemoryFile;
 use libfuzzer_sys::fuzz_target;
 

@@ -16,14 +16,9 @@ use std::{
     time::Duration,
 };
 
-use handover::{
-    artifact::Store,
-    config::Config,
-    control::{self, Access, ControlSocket, ShutdownHandle},
-    dispatch::Routes,
-    orchestrator::Orchestrator,
-    server::Connections,
-    telemetry::Gather,
+use handover::testing::{
+    self, Access, Config, Connections, ControlSocket, Gather, Orchestrator, Routes, ShutdownHandle,
+    Store,
 };
 use libfuzzer_sys::{Corpus, fuzz_target};
 use tokio::{
@@ -79,10 +74,10 @@ impl Host {
             let gathered = orchestrator.clone();
             let gather = Gather::new(move |to| gathered.write_metrics(to));
             let socket = ControlSocket::bind(&path, None).expect("a socket");
-            tokio::spawn(control::serve(
+            tokio::spawn(testing::serve(
                 socket,
                 Access::default(),
-                control::Host {
+                testing::Host {
                     watcher: orchestrator.watch_drop_folders(plugins),
                     orchestrator,
                     store,

@@ -2,7 +2,7 @@
 //! carries them.
 #![no_main]
 
-use handover::artifact::{Key, Signature};
+use handover::testing::{Key, Signature};
 use handover_fuzz::file::MemoryFile;
 use libfuzzer_sys::fuzz_target;
 

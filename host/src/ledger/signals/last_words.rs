@@ -24,7 +24,7 @@ use super::{
 use crate::ledger::{AccountId, call_slot, errno, owner, ranges};
 
 /// What the line begins with.
-pub const LAST_WORDS: &[u8] = b"X_HANDOVER_LAST_WORDS=";
+pub(crate) const LAST_WORDS: &[u8] = b"X_HANDOVER_LAST_WORDS=";
 /// The longest line. It lies on the alternate stack of a thread, which is small.
 const LONGEST: usize = 320;
 
@@ -165,7 +165,7 @@ impl Write for Line {
 }
 
 /// Has the last words of this process written to `descriptor`, from now on. Once.
-pub fn tell_last_words(descriptor: OwnedFd) {
+pub(crate) fn tell_last_words(descriptor: OwnedFd) {
     let listener = Listener {
         descriptor,
         pid: own_pid(),
@@ -185,7 +185,7 @@ pub fn tell_last_words(descriptor: OwnedFd) {
 /// Tells of every call of `exit` in this process, which can only be one of a plugin, as of a fault.
 /// With `fails` it ends with a failure whatever the plugin says: whoever starts the host again
 /// takes 0 for an end that was meant.
-pub fn tell_exits(fails: bool) {
+pub(crate) fn tell_exits(fails: bool) {
     FAILS.store(fails, Ordering::Relaxed);
     extern "C" fn exits(status: c_int, _: *mut libc::c_void) {
         if LISTENER.get().is_none_or(|to| to.pid != own_pid()) {

@@ -36,7 +36,7 @@ static LOG: OnceLock<Writer> = OnceLock::new();
 
 /// A log that could not be set up, and what to do.
 #[derive(Debug, thiserror::Error)]
-pub enum LogError {
+pub(crate) enum LogError {
     /// The level is not a filter.
     #[error(
         "log level `{level}` is not understood: {source}; write e.g. `info` or `info,handover=debug`"
@@ -57,7 +57,7 @@ pub enum LogError {
 
 /// Which of two processes that write one log this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub(crate) enum Role {
     /// The host, which rotates the file.
     Host,
     /// Its parent, which follows.
@@ -71,7 +71,7 @@ pub enum Role {
 /// # Errors
 /// When the level is no filter, or the process has a log already. A file that cannot be opened is
 /// no error: lines go to standard error meanwhile, and it is tried again.
-pub fn init(log: &Log, colour: bool, role: Role) -> Result<(), LogError> {
+pub(crate) fn init(log: &Log, colour: bool, role: Role) -> Result<(), LogError> {
     let filter: Targets = log.level.parse().map_err(|source| LogError::Level {
         level: log.level.clone(),
         source,
@@ -109,14 +109,14 @@ fn panicked(info: &PanicHookInfo<'_>) {
 }
 
 /// Waits until what has been logged so far is written, for `deadline` at the longest. Blocks.
-pub fn flush(deadline: Duration) {
+pub(crate) fn flush(deadline: Duration) {
     if let Some(log) = LOG.get() {
         log.flush(deadline);
     }
 }
 
 /// Opens the file of the log again: it was renamed, and lines are to go to a new one.
-pub fn reopen() {
+pub(crate) fn reopen() {
     if let Some(log) = LOG.get() {
         log.reopen();
     }
