@@ -420,6 +420,11 @@ impl Daemon {
         self.listen.clone()
     }
 
+    /// How the host is asked to end.
+    pub(crate) fn shutdown_handle(&self) -> ShutdownHandle {
+        self.shutdown.clone()
+    }
+
     /// Waits until SIGTERM, SIGINT or `handover shutdown`, then drains and ends. A second request
     /// ends it at once.
     pub(crate) async fn wait(self) -> Over {

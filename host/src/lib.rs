@@ -9,6 +9,7 @@ mod config;
 mod control;
 mod daemon;
 mod dispatch;
+mod embed;
 mod generation;
 mod human;
 mod ledger;
@@ -38,7 +39,10 @@ mod watchdog;
 mod workers;
 mod writers;
 
-pub use crate::cli::main;
+pub use crate::{
+    cli::main,
+    embed::{Builder, Host, StartError, prepare},
+};
 
 /// What tests and fuzz targets look at from outside. No part of what the crate promises.
 #[doc(hidden)]

@@ -14,7 +14,8 @@ pub(crate) fn own_program() -> io::Result<Command> {
     match fs::read_link(PATH) {
         Ok(_) => Ok(Command::new(PATH)),
         Err(error) => Err(io::Error::other(format!(
-            "{PATH} cannot be read ({error}): mount /proc here (`mount -t proc proc /proc`), the host finds its own program and the              plugins that it has in memory there"
+            "{PATH} cannot be read ({error}): mount /proc here (`mount -t proc proc /proc`), the host finds its own program and the \
+             plugins that it has in memory there"
         ))),
     }
 }

@@ -49,6 +49,7 @@ const LAYERS: &[&str] = &[
     "control",
     "supervisor",
     "daemon",
+    "embed",
     "cli",
 ];
 
