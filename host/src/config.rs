@@ -5,6 +5,7 @@
 //! file, line, key, what is wrong and what to do.
 
 mod file;
+mod labels;
 mod listen;
 mod route;
 mod tls;
@@ -15,6 +16,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     num::NonZeroUsize,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,6 +25,7 @@ use handover_api::AppName;
 pub use self::route::RoutePrefix;
 pub(crate) use self::{file::duration, route::bare_host};
 pub(crate) use self::{
+    labels::{LabelHost, Labels},
     listen::{
         Listen, ListenAddress, ListenSocket, Protocols, SocketOptions, TrustedProxies, TrustedProxy,
     },
@@ -268,6 +271,11 @@ pub struct App {
     pub keep_artifacts: usize,
     /// What the app reads with `Context::config`. Default `{}`.
     pub config: serde_json::Value,
+    /// How long the version that a deploy replaces stays up under the label `previous`; a rollback
+    /// to it is one pointer meanwhile. Default none: it is drained at once.
+    pub keep_warm: Option<Duration>,
+    /// `[app.NAME.labels]`
+    pub labels: Arc<Labels>,
     /// `[app.NAME.state]`
     pub state: state::Settings,
     /// `[app.NAME.check]`
@@ -498,6 +506,8 @@ impl Default for App {
             args: Vec::new(),
             keep_artifacts: 5,
             config: serde_json::Value::Object(serde_json::Map::new()),
+            keep_warm: None,
+            labels: Arc::default(),
             state: state::Settings::default(),
             check: Check::default(),
         }

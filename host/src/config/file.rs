@@ -8,6 +8,7 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,10 +17,10 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use toml::Spanned;
 
 use super::{
-    App, CertificateFiles, Check, Clients, Config, ConfigError, Control, Execution, LeakBudget,
-    Leave, Listen, ListenAddress, ListenSocket, ListenTls, Log, LogFormat, LogRotation, Metrics,
-    Protocols, RoutePrefix, Server, SmokeRequest, SocketOptions, Timeouts, TlsVersion, Trust,
-    TrustedProxies, TrustedProxy, Watch, WhenFull, Who,
+    App, CertificateFiles, Check, Clients, Config, ConfigError, Control, Execution, LabelHost,
+    Labels, LeakBudget, Leave, Listen, ListenAddress, ListenSocket, ListenTls, Log, LogFormat,
+    LogRotation, Metrics, Protocols, RoutePrefix, Server, SmokeRequest, SocketOptions, Timeouts,
+    TlsVersion, Trust, TrustedProxies, TrustedProxy, Watch, WhenFull, Who,
 };
 use crate::{artifact::Key, state};
 
@@ -179,9 +180,19 @@ struct AppTable {
     env: Vec<EnvName>,
     args: Vec<Argument>,
     keep_artifacts: Option<Count<0, MANY>>,
+    keep_warm: Option<Limit>,
     config: toml::Table,
+    labels: LabelsTable,
     state: StateTable,
     check: CheckTable,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct LabelsTable {
+    allow: Vec<Text<TrustedProxy>>,
+    host: Option<Text<LabelHost>>,
+    ttl: Option<Limit>,
 }
 
 #[derive(Deserialize, Default)]
@@ -826,6 +837,12 @@ fn app(table: AppTable, routes: Vec<RoutePrefix>, config: serde_json::Value) -> 
             .and_then(Count::nonzero)
             .unwrap_or(default.runtime_threads),
         env: table.env.into_iter().map(|name| name.0).collect(),
+        keep_warm: table.keep_warm.map_or(default.keep_warm, |limit| limit.0),
+        labels: Arc::new(Labels {
+            allow: table.labels.allow.into_iter().map(|text| text.0).collect(),
+            host: table.labels.host.map(|host| host.0),
+            ttl: table.labels.ttl.and_then(|limit| limit.0),
+        }),
         state: state::Settings {
             max_size: table
                 .state
@@ -1227,6 +1244,11 @@ mod tests {
                 "[app.shop]\nmax_old_generations = 0",
                 "a number from 1 to 1000",
             ),
+            (
+                "[app.shop.labels]\nhost = \"preview.example.org\"",
+                "app.shop.labels.host: `preview.example.org` is no host name with a place",
+            ),
+            ("[app.shop.labels]\nallow = [\"me\"]", "`me` is no network"),
             ("[app.Shop]\n", "`Shop` is not an app name"),
             ("[app.shop.config]\nx = nan", "app.shop.config"),
             ("[server\n", ":1: "),
@@ -1286,6 +1308,7 @@ mod tests {
             "log",
             "app.shop",
             "app.shop.check",
+            "app.shop.labels",
         ];
         for value in values {
             for table in tables {

@@ -261,7 +261,12 @@ where
             this.0 = Step::Answered(Some(error_response::no_host()));
             return this;
         }
-        match routes.choose(request.uri(), request.headers(), admitted) {
+        match routes.choose(
+            request.uri(),
+            request.headers(),
+            &connection.client,
+            admitted,
+        ) {
             Chosen::Generation(in_flight, strip) => {
                 let call = Call::new(&mut request, strip, in_flight);
                 match connection.waker_of(&request) {
