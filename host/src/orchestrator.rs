@@ -163,8 +163,8 @@ impl Orchestrator {
     /// nobody listens.
     ///
     /// `stored_in` is how long it took to be stored, which is the first step that listeners hear
-    /// of. The timeout that is `asked` for bounds the waiting, the checks and the start; passing it,
-    /// the deploy fails and what is live stays live.
+    /// of. The timeout that is `asked` for bounds the waiting, the checks and the start; passing
+    /// it, the deploy fails and what is live stays live.
     pub fn deploy(
         &self,
         artifact: Artifact,

@@ -381,39 +381,57 @@ async fn a_service_manager_that_does_not_listen_or_goes_away_holds_nobody_up() {
     }
 }
 
+/// Deploys a misfit that behaves until it is told to end, and a second one with `habit`.
+async fn until_its_end(habit: &str) -> Host {
+    // What it does in its end is not rehearsed.
+    let config = "[app.misfit]\nroutes = [\"/\"]\ndrain_deadline = \"1s\"\n\
+                  [app.misfit.check]\nleave = \"off\"\n";
+    let host = Setup::new().config(config).start().await;
+    host.deploy_bytes(&misfit("none")).await.expect_code(0);
+    let mut worse = misfit(habit);
+    elf::set_version(&mut worse, "2.0.0");
+    host.deploy_bytes(&worse).await.expect_code(0);
+    host
+}
+
 #[tokio::test]
 async fn a_crash_in_the_end_is_told_by_the_exit_code_and_blamed_by_the_next_start() {
-    for (habit, how) in [("end-segv", "SIGSEGV"), ("end-exit", "exit with code 0")] {
-        // What it does in its end is not rehearsed.
-        let config = "[app.misfit]\nroutes = [\"/\"]\n[app.misfit.check]\nleave = \"off\"\n";
-        let mut host = Setup::new().config(config).start().await;
-        host.deploy_bytes(&misfit("none")).await.expect_code(0);
-        let mut worse = misfit(habit);
-        elf::set_version(&mut worse, "2.0.0");
-        host.deploy_bytes(&worse).await.expect_code(0);
-        host.signal(Signal::TERM);
-        assert_eq!(host.ended().await, Some(70), "{habit}");
-        host.logged("the crash to be told", |line| {
-            line.contains("the host crashed while it was ending") && line.contains(how)
-        })
-        .await;
-        host.again().await;
-        host.live("misfit", "1.0.0").await;
-        host.event("the rollback", |event| {
-            event.kind == "rolled_back" && event.message.contains(how)
-        })
-        .await;
-        // Once: the next end is a good one.
-        host.signal(Signal::TERM);
-        assert_eq!(host.ended().await, Some(0));
-        host.again().await;
-        host.live("misfit", "1.0.0").await;
-        assert!(
-            !host
-                .events()
-                .await
-                .iter()
-                .any(|event| event.kind == "crash")
-        );
-    }
+    let mut host = until_its_end("end-segv").await;
+    host.signal(Signal::TERM);
+    assert_eq!(host.ended().await, Some(70));
+    host.logged("the crash to be told", |line| {
+        line.contains("the host crashed while it was ending") && line.contains("SIGSEGV")
+    })
+    .await;
+    host.again().await;
+    host.live("misfit", "1.0.0").await;
+    host.event("the rollback", |event| {
+        event.kind == "rolled_back" && event.message.contains("SIGSEGV")
+    })
+    .await;
+    // Once: the next end is a good one.
+    host.signal(Signal::TERM);
+    assert_eq!(host.ended().await, Some(0));
+    host.again().await;
+    host.live("misfit", "1.0.0").await;
+    assert!(!crashed(&host).await);
+}
+
+#[tokio::test]
+async fn an_app_that_calls_exit_when_it_is_told_to_end_ends_nothing_but_itself() {
+    let mut host = until_its_end("end-exit").await;
+    host.signal(Signal::TERM);
+    assert_eq!(host.ended().await, Some(0));
+    host.logged("the call to be told", |line| {
+        line.contains("generation 2 called exit(0) when it was told to end")
+    })
+    .await;
+    host.again().await;
+    host.live("misfit", "2.0.0").await;
+    assert!(!crashed(&host).await);
+}
+
+async fn crashed(host: &Host) -> bool {
+    let events = host.events().await;
+    events.iter().any(|event| event.kind == "crash")
 }

@@ -37,8 +37,8 @@ pub struct ByLabel {
 }
 
 impl Targets {
-    /// Returns the generation that a request of `client` with `headers` goes to; no client is one of
-    /// a unix socket.
+    /// Returns the generation that a request of `client` with `headers` goes to; no client is one
+    /// of a unix socket.
     #[inline]
     pub(super) fn choose(
         &self,
