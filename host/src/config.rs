@@ -346,6 +346,9 @@ pub struct Check {
     pub start: bool,
     /// The deadline of the whole preflight. Default 30 s.
     pub deadline: Duration,
+    /// Environment variables that are others in preflight, such as the address of a database.
+    /// Default none.
+    pub env: BTreeMap<String, String>,
     /// Smoke requests, in order.
     pub requests: Vec<SmokeRequest>,
     /// What becomes of an artifact that would be retained, as the rehearsal of its end finds.
@@ -367,7 +370,7 @@ pub enum Leave {
 }
 
 /// One smoke request.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SmokeRequest {
     /// The path of a `GET`.
@@ -375,6 +378,19 @@ pub struct SmokeRequest {
     /// The status that must come back. Default 200.
     #[serde(default = "ok")]
     pub status: u16,
+    /// Header fields that are sent, beside `host`, which is `localhost` where it is not among them.
+    #[serde(default)]
+    pub send: BTreeMap<String, String>,
+    /// Header fields that must come back, each with this value.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// Text that the body must contain. Default none.
+    #[serde(default)]
+    pub body: Option<String>,
+    /// How long the whole answer may take, as [`duration`] reads it. Default: until the deadline of
+    /// preflight.
+    #[serde(default)]
+    pub within: Option<String>,
 }
 
 fn ok() -> u16 {
@@ -519,6 +535,7 @@ impl Default for Check {
         Self {
             start: true,
             deadline: Duration::from_secs(30),
+            env: BTreeMap::new(),
             requests: Vec::new(),
             leave: Leave::default(),
         }

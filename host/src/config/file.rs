@@ -13,6 +13,7 @@ use std::{
 };
 
 use handover_api::AppName;
+use http::{HeaderName, HeaderValue};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use toml::Spanned;
 
@@ -207,6 +208,7 @@ struct StateTable {
 struct CheckTable {
     start: Option<bool>,
     deadline: Option<Span>,
+    env: BTreeMap<EnvName, Argument>,
     requests: Vec<Request>,
     leave: Option<Leave>,
 }
@@ -427,6 +429,7 @@ impl<'de> Deserialize<'de> for HostName {
 }
 
 /// The name of an environment variable.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct EnvName(String);
 
 impl<'de> Deserialize<'de> for EnvName {
@@ -441,14 +444,14 @@ impl<'de> Deserialize<'de> for EnvName {
     }
 }
 
-/// An argument of a program.
+/// An argument of a program, or the value of a variable.
 struct Argument(String);
 
 impl<'de> Deserialize<'de> for Argument {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = String::deserialize(from)?;
         if text.contains('\0') {
-            return Err(D::Error::custom("an argument has no zero byte"));
+            return Err(D::Error::custom("there is no zero byte in it"));
         }
         Ok(Self(text))
     }
@@ -486,6 +489,17 @@ impl<'de> Deserialize<'de> for Request {
                 "{} is not a final HTTP status: use 200 to 599",
                 request.status
             )));
+        }
+        let fields = request.send.iter().chain(&request.headers);
+        for (name, value) in fields {
+            if HeaderName::try_from(name).is_err() || HeaderValue::try_from(value).is_err() {
+                return Err(D::Error::custom(format!(
+                    "`{name}: {value}` is not a header field"
+                )));
+            }
+        }
+        if let Some(within) = &request.within {
+            duration(within).map_err(D::Error::custom)?;
         }
         Ok(Self(request))
     }
@@ -864,6 +878,12 @@ fn app(table: AppTable, routes: Vec<RoutePrefix>, config: serde_json::Value) -> 
                 .check
                 .deadline
                 .map_or(default.check.deadline, |span| span.0),
+            env: table
+                .check
+                .env
+                .into_iter()
+                .map(|(name, value)| (name.0, value.0))
+                .collect(),
             requests: table
                 .check
                 .requests
