@@ -5,6 +5,7 @@
 //! file, line, key, what is wrong and what to do.
 
 mod file;
+mod labels;
 mod listen;
 mod route;
 mod tls;
@@ -15,6 +16,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     num::NonZeroUsize,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,6 +25,7 @@ use handover_api::AppName;
 pub use self::route::RoutePrefix;
 pub(crate) use self::{file::duration, route::bare_host};
 pub(crate) use self::{
+    labels::{LabelHost, Labels},
     listen::{
         Listen, ListenAddress, ListenSocket, Protocols, SocketOptions, TrustedProxies, TrustedProxy,
     },
@@ -268,6 +271,11 @@ pub struct App {
     pub keep_artifacts: usize,
     /// What the app reads with `Context::config`. Default `{}`.
     pub config: serde_json::Value,
+    /// How long the version that a deploy replaces stays up under the label `previous`; a rollback
+    /// to it is one pointer meanwhile. Default none: it is drained at once.
+    pub keep_warm: Option<Duration>,
+    /// `[app.NAME.labels]`
+    pub labels: Arc<Labels>,
     /// `[app.NAME.state]`
     pub state: state::Settings,
     /// `[app.NAME.check]`
@@ -338,6 +346,9 @@ pub struct Check {
     pub start: bool,
     /// The deadline of the whole preflight. Default 30 s.
     pub deadline: Duration,
+    /// Environment variables that are others in preflight, such as the address of a database.
+    /// Default none.
+    pub env: BTreeMap<String, String>,
     /// Smoke requests, in order.
     pub requests: Vec<SmokeRequest>,
     /// What becomes of an artifact that would be retained, as the rehearsal of its end finds.
@@ -359,7 +370,7 @@ pub enum Leave {
 }
 
 /// One smoke request.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SmokeRequest {
     /// The path of a `GET`.
@@ -367,6 +378,19 @@ pub struct SmokeRequest {
     /// The status that must come back. Default 200.
     #[serde(default = "ok")]
     pub status: u16,
+    /// Header fields that are sent, beside `host`, which is `localhost` where it is not among them.
+    #[serde(default)]
+    pub send: BTreeMap<String, String>,
+    /// Header fields that must come back, each with this value.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// Text that the body must contain. Default none.
+    #[serde(default)]
+    pub body: Option<String>,
+    /// How long the whole answer may take, as [`duration`] reads it. Default: until the deadline of
+    /// preflight.
+    #[serde(default)]
+    pub within: Option<String>,
 }
 
 fn ok() -> u16 {
@@ -498,6 +522,8 @@ impl Default for App {
             args: Vec::new(),
             keep_artifacts: 5,
             config: serde_json::Value::Object(serde_json::Map::new()),
+            keep_warm: None,
+            labels: Arc::default(),
             state: state::Settings::default(),
             check: Check::default(),
         }
@@ -509,6 +535,7 @@ impl Default for Check {
         Self {
             start: true,
             deadline: Duration::from_secs(30),
+            env: BTreeMap::new(),
             requests: Vec::new(),
             leave: Leave::default(),
         }

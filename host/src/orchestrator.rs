@@ -9,7 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use handover_api::{AppName, Cause, Event, EventKind, HistoryEntry, OperationResult, Status, Wait};
+use handover_api::{
+    AppName, Cause, Event, EventKind, HistoryEntry, OperationResult, Status, Wait, query,
+};
 use parking_lot::Mutex;
 use tokio::{sync::broadcast, task::JoinSet};
 
@@ -33,8 +35,8 @@ use crate::{
     },
     rollout::{
         Rollout,
-        deploy::{self, Deadline, Plan},
-        reload, restore, rollback, shutdown,
+        deploy::{self, Deadline, Destination, Plan},
+        labels, reload, restore, rollback, shutdown,
     },
     shadow::Shadow,
     state::{self, Stores},
@@ -161,20 +163,24 @@ impl Orchestrator {
     /// nobody listens.
     ///
     /// `stored_in` is how long it took to be stored, which is the first step that listeners hear
-    /// of. `timeout` bounds the waiting, the checks and the start; passing it, the deploy fails and
-    /// what is live stays live.
+    /// of. The timeout that is `asked` for bounds the waiting, the checks and the start; passing
+    /// it, the deploy fails and what is live stays live.
     pub fn deploy(
         &self,
         artifact: Artifact,
         stored_in: Duration,
-        app: Option<AppName>,
         cause: Cause,
-        timeout: Option<Duration>,
-        wait: Wait,
+        asked: query::Deploy,
     ) -> Operation {
         let app = self
             .registry()
-            .app(app.as_ref().unwrap_or(&artifact.manifest.app));
+            .app(asked.app.as_ref().unwrap_or(&artifact.manifest.app));
+        let ttl = asked.ttl_ms.map(Duration::from_millis);
+        let destination = asked.label.map_or(Destination::Live, |label| {
+            let ttl = ttl.or(app.settings.labels.ttl);
+            Destination::Label { label, ttl }
+        });
+        let wait = Wait::from_query(asked.queue, asked.detach);
         let plan = Plan {
             artifact,
             cause,
@@ -182,8 +188,11 @@ impl Orchestrator {
             noticed_in: None,
             stored_in: Some(stored_in),
             preflight: Some(Scope::All),
-            stage: false,
-            deadline: timeout.map(Deadline::after),
+            destination,
+            up: None,
+            deadline: asked
+                .timeout_ms
+                .map(|timeout| Deadline::after(Duration::from_millis(timeout))),
         };
         deploy::begin_deploy(&self.0.rollout, app, plan, wait.into()).operation
     }
@@ -208,6 +217,16 @@ impl Orchestrator {
     /// generation's number).
     pub fn rollback(&self, app: Option<AppName>, to: Option<String>, wait: Wait) -> Operation {
         rollback::begin_rollback(&self.0.rollout, app, to, wait)
+    }
+
+    /// Makes live what is up under a label.
+    pub fn promote(&self, asked: query::Labelled) -> Operation {
+        labels::begin_promote(&self.0.rollout, asked)
+    }
+
+    /// Ends what is up under a label.
+    pub fn abort(&self, asked: query::Labelled) -> Operation {
+        labels::begin_abort(&self.0.rollout, asked)
     }
 
     /// Returns a running or recent operation by its id, from its beginning.

@@ -113,6 +113,10 @@ pub struct Generation {
     pub stalls: u64,
     pub age_ms: u64,
     pub retained_because: Option<String>,
+    #[serde(default)]
+    pub label: Option<String>,
+    #[serde(default)]
+    pub ends_in_ms: Option<u64>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -225,3 +225,64 @@ async fn a_refusal_on_an_empty_host_leaves_it_empty_and_well() {
         .expect_code(0);
     assert_eq!(host.get("/").await.status, 200);
 }
+
+/// What a smoke request asks of an answer, and what it says when that is another one.
+#[tokio::test]
+async fn smoke_requests_look_at_status_fields_body_and_time() {
+    for (request, says) in [
+        (
+            "{ path = \"/fields?n=2\", headers = { x-many = \"v\" }, body = \"2.0\" }",
+            None,
+        ),
+        (
+            "{ path = \"/head\", send = { host = \"shop.example.org\", x-key = \"k-7\" }, body = \"k-7\", within = \"20s\" }",
+            None,
+        ),
+        (
+            "{ path = \"/fields?n=1\", headers = { x-many = \"w\" } }",
+            Some("`x-many: v`, wanted `w`"),
+        ),
+        (
+            "{ path = \"/version\", headers = { x-none = \"v\" } }",
+            Some("without `x-none`"),
+        ),
+        (
+            "{ path = \"/version\", body = \"9.9.9\" }",
+            Some("no `9.9.9`: it begins with `2.0.0`"),
+        ),
+        (
+            "{ path = \"/slow?ms=60000\", within = \"200ms\" }",
+            Some("was not answered within 200ms"),
+        ),
+    ] {
+        let host = Setup::new()
+            .config(&format!("[app.probe.check]\nrequests = [{request}]\n"))
+            .start()
+            .await;
+        let output = host.deploy(&fixture("probe", "2.0.0")).await;
+        match says {
+            None => drop(output.expect_code(0)),
+            Some(says) => drop(output.expect_code(5).expect_words(&[says])),
+        }
+    }
+}
+
+/// The constructor meets another database in preflight than in the host.
+#[tokio::test]
+async fn preflight_has_variables_of_its_own() {
+    let host = Setup::new()
+        .env("HANDOVER_PROBE_DATABASE", "production")
+        .config(
+            "[app.probe]
+env = [\"HANDOVER_PROBE_DATABASE\"]
+[app.probe.check]
+env = { HANDOVER_PROBE_DATABASE = \"scratch\" }
+requests = [{ path = \"/env?name=HANDOVER_PROBE_DATABASE\", body = \"scratch\" }]
+",
+        )
+        .start()
+        .await;
+    host.deploy(&fixture("probe", "2.0.0")).await.expect_code(0);
+    let has = host.get("/env?name=HANDOVER_PROBE_DATABASE").await.text();
+    assert!(has.contains("production"), "{has}");
+}

@@ -17,8 +17,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
 use crate::{
-    AppName, ChannelBody, Event, History, Problem, Progress, SIGNATURE, ShuttingDown, StateDone,
-    StateKeyLine, StateStats, Status, Wait, query, socket,
+    AppName, ChannelBody, Event, History, Label, Problem, Progress, SIGNATURE, ShuttingDown,
+    StateDone, StateKeyLine, StateStats, Status, Wait, query, socket,
 };
 
 /// How much of an artifact travels at once.
@@ -118,12 +118,14 @@ impl Client {
     }
 
     /// `POST /v1/deploy` with the bytes of `file`, which stream, and the text of their
-    /// [`SIGNATURE`] header. The lines come when the host has them all.
+    /// [`SIGNATURE`] header. With `beside` it comes up under that label, until its TTL. The lines
+    /// come when the host has them all.
     pub async fn deploy(
         &self,
         file: &Path,
         app: Option<&AppName>,
         timeout: Option<Duration>,
+        beside: Option<(Label, Option<Duration>)>,
         signature: Option<String>,
         wait: Wait,
     ) -> Result<Lines<Progress>, ClientError> {
@@ -140,11 +142,14 @@ impl Client {
         let name = file
             .file_name()
             .map(|name| name.to_string_lossy().into_owned());
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let (label, ttl) = beside.unzip();
         let query = query::Deploy {
             name,
             app: app.cloned(),
-            timeout_ms: timeout
-                .map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+            timeout_ms: timeout.map(millis),
+            label,
+            ttl_ms: ttl.flatten().map(millis),
             queue: wait.queue(),
             detach: wait.detach(),
         };
@@ -211,6 +216,42 @@ impl Client {
         };
         self.lines(Method::POST, &query::uri(query::ROLLBACK, &query))
             .await
+    }
+
+    /// `POST /v1/promote`: makes the version under a label live.
+    pub async fn promote(
+        &self,
+        app: Option<&AppName>,
+        label: Option<&Label>,
+        wait: Wait,
+    ) -> Result<Lines<Progress>, ClientError> {
+        self.labelled(query::PROMOTE, app, label, wait).await
+    }
+
+    /// `POST /v1/abort`: ends the version under a label.
+    pub async fn abort(
+        &self,
+        app: Option<&AppName>,
+        label: Option<&Label>,
+        wait: Wait,
+    ) -> Result<Lines<Progress>, ClientError> {
+        self.labelled(query::ABORT, app, label, wait).await
+    }
+
+    async fn labelled(
+        &self,
+        path: &str,
+        app: Option<&AppName>,
+        label: Option<&Label>,
+        wait: Wait,
+    ) -> Result<Lines<Progress>, ClientError> {
+        let query = query::Labelled {
+            app: app.cloned(),
+            label: label.cloned(),
+            queue: wait.queue(),
+            detach: wait.detach(),
+        };
+        self.lines(Method::POST, &query::uri(path, &query)).await
     }
 
     /// `GET /v1/operations/ID`: the lines from the beginning.

@@ -24,7 +24,7 @@ mod words;
 pub use self::{
     body::ChannelBody,
     client::{Client, ClientError, Line, Lines},
-    names::{AppName, GenerationId, InvalidAppName},
+    names::{AppName, GenerationId, InvalidAppName, InvalidLabel, Label},
     query::Wait,
     types::*,
     words::{AppState, Cause, EventKind, GenerationState},

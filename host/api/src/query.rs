@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::AppName;
+use crate::{AppName, Label};
 
 /// The path of `GET /v1/status`.
 pub const STATUS: &str = "/v1/status";
@@ -16,6 +16,10 @@ pub const DEPLOY: &str = "/v1/deploy";
 pub const RELOAD: &str = "/v1/reload";
 /// The path of `POST /v1/rollback`.
 pub const ROLLBACK: &str = "/v1/rollback";
+/// The path of `POST /v1/promote`.
+pub const PROMOTE: &str = "/v1/promote";
+/// The path of `POST /v1/abort`.
+pub const ABORT: &str = "/v1/abort";
 /// The path of `POST /v1/shutdown`.
 pub const SHUTDOWN: &str = "/v1/shutdown";
 /// The path of `GET /metrics`.
@@ -93,6 +97,12 @@ pub struct Deploy {
     /// Milliseconds until the deploy is given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
+    /// The label under which it is brought up beside what is live; none: it becomes live.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<Label>,
+    /// Milliseconds until it is ended, with a label; none: it stays until `promote` or `abort`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_ms: Option<u64>,
     /// See [`Wait`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub queue: bool,
@@ -126,6 +136,24 @@ pub struct Rollback {
     /// A version or the number of a generation; else the version before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
+    /// See [`Wait`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub queue: bool,
+    /// See [`Wait`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub detach: bool,
+}
+
+/// The query of `/v1/promote` and `/v1/abort`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Labelled {
+    /// The app, where there is more than one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+    /// The label; none is `next`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<Label>,
     /// See [`Wait`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub queue: bool,

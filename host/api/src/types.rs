@@ -5,14 +5,16 @@
 //! | `GET /v1/status` | [`Status`] |
 //! | `GET /v1/history?app=A` | [`History`] |
 //! | `GET /v1/events?follow=true` | one [`Event`] a line; with `follow` it never ends |
-//! | `POST /v1/deploy?name=FILE&app=A&timeout_ms=N&queue=true&detach=true`, body = the artifact's bytes | one [`Progress`] a line |
+//! | `POST /v1/deploy?name=FILE&app=A&timeout_ms=N&label=L&ttl_ms=N&queue=true&detach=true`, body = the artifact's bytes | one [`Progress`] a line |
 //! | `POST /v1/reload?app=A&queue=true` | one [`Progress`] a line |
 //! | `POST /v1/rollback?app=A&to=VERSION-OR-GENERATION&queue=true` | one [`Progress`] a line |
+//! | `POST /v1/promote?app=A&label=L&queue=true` | one [`Progress`] a line |
+//! | `POST /v1/abort?app=A&label=L&queue=true` | one [`Progress`] a line |
 //! | `GET /v1/operations/ID` | the [`Progress`] lines of that operation, from its beginning |
 //! | `GET /metrics` | the metrics, as the text that Prometheus reads |
 //! | `POST /v1/shutdown?now=true` | [`ShuttingDown`], then the host ends |
 //!
-//! While another operation of the app is under way, the three that change something end as a
+//! While another operation of the app is under way, those that change something end as a
 //! conflict; with `queue` they wait for their turn. What waits is given up when its caller leaves,
 //! unless `detach` was said; what has begun goes on anyway.
 //!
@@ -26,7 +28,7 @@ use std::collections::BTreeMap;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use crate::{AppName, AppState, Cause, EventKind, GenerationId, GenerationState};
+use crate::{AppName, AppState, Cause, EventKind, GenerationId, GenerationState, Label};
 
 /// The header of a deploy that holds the signature of the artifact: the base64 of the text that
 /// minisign writes.
@@ -143,6 +145,12 @@ pub struct GenerationStatus {
     pub artifact: String,
     /// What it does.
     pub state: GenerationState,
+    /// The label that it answers to beside the live one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<Label>,
+    /// Milliseconds until it is ended, where its label has a TTL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends_in_ms: Option<u64>,
     /// Requests, streams, upgraded connections and spawned work that are still on it, jobs
     /// included.
     pub in_flight: u64,

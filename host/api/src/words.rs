@@ -83,6 +83,8 @@ words! {
         Reload = "reload",
         /// `handover rollback`.
         Rollback = "rollback",
+        /// `handover promote`.
+        Promote = "promote",
         /// The host was started.
         Start = "start",
         /// The host crashed.
@@ -122,6 +124,10 @@ words! {
         Warning = "warning",
         /// An artifact waits for `handover reload`.
         Staged = "staged",
+        /// A version is up beside the live one, under a label.
+        Labelled = "labelled",
+        /// It was ended: by `abort`, by its TTL, or because another version took its label.
+        LabelEnded = "label_ended",
         /// An artifact of a drop folder waits until it may be tried.
         Waiting = "waiting",
         /// The host before this one did not end cleanly.

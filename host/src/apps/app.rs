@@ -5,12 +5,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use handover_api::{AppName, GenerationId, GenerationState, OperationResult, Outcome};
+use handover_api::{AppName, GenerationId, GenerationState, Label, OperationResult, Outcome};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::{
-    apps::{counters::Counters, serving::Serving},
+    apps::{
+        counters::Counters,
+        serving::{Labelled, Serving},
+    },
     artifact::{Artifact, Sha256},
     config,
     dispatch::Limits,
@@ -82,7 +85,7 @@ pub(crate) struct FailedStart {
     pub(crate) held: RetainReasons,
 }
 
-/// The generation that answers new requests.
+/// A generation that answers new requests.
 #[derive(Debug)]
 pub(crate) struct Live {
     /// The generation.
@@ -91,6 +94,8 @@ pub(crate) struct Live {
     pub(crate) artifact: Artifact,
     /// The file of the drop folder that it came from.
     pub(crate) source: Option<String>,
+    /// Whether its app was told that it is live, at which its workers begin.
+    pub(crate) announced: bool,
 }
 
 /// A replaced generation.
@@ -124,6 +129,32 @@ impl Running {
     /// moment on: nobody who looks misses it.
     pub(crate) fn replace(&mut self, next: Option<Live>) -> Option<Replaced> {
         let live = self.serving.replace(next)?;
+        Some(self.leave(live))
+    }
+
+    /// Takes what has `label` out of what answers, or only if it `is_it`. It is listed among the
+    /// old ones from this moment on. The caller publishes the routes and has it drained.
+    pub(crate) fn unlabel(
+        &mut self,
+        label: &Label,
+        is_it: impl Fn(&Labelled) -> bool,
+    ) -> Option<Replaced> {
+        let taken = self
+            .serving
+            .take(|labelled| labelled.label == *label && is_it(labelled))?;
+        Some(self.leave(taken.live))
+    }
+
+    /// Takes all that answers out of what does: see [`Running::unlabel`].
+    pub(crate) fn end_all(&mut self) -> Vec<Replaced> {
+        let mut all: Vec<_> = self.replace(None).into_iter().collect();
+        while let Some(taken) = self.serving.take(|_| true) {
+            all.push(self.leave(taken.live));
+        }
+        all
+    }
+
+    fn leave(&mut self, live: Live) -> Replaced {
         let end = Arc::new(Notify::new());
         self.old.push(Old {
             generation: Arc::clone(live.active.generation()),
@@ -131,10 +162,10 @@ impl Running {
             end: Arc::clone(&end),
             held: None,
         });
-        Some(Replaced {
+        Replaced {
             active: live.active,
             end,
-        })
+        }
     }
 
     /// The generations, oldest first, each with what keeps its library mapped.

@@ -1,12 +1,15 @@
 //! The instant new requests go to the new generation, and where apps answer.
 
-use handover_api::AppName;
+use std::{sync::Arc, time::Instant};
+
+use handover_api::{AppName, GenerationId, Label};
 use parking_lot::MutexGuard;
 
 use crate::{
     apps::{
         app::{App, Live, Replaced},
         registry::Registry,
+        serving::{Labelled, Serving},
     },
     config::RoutePrefix,
     dispatch::{Route, Targets},
@@ -21,20 +24,55 @@ pub(crate) enum CutoverStrategy {
     Overlap,
 }
 
+/// Who is no longer live after a cutover.
+#[derive(Debug, Default)]
+pub(crate) struct CutOver {
+    /// What was live, where it is to drain.
+    pub(crate) replaced: Option<Replaced>,
+    /// What was kept warm until then.
+    pub(crate) previous: Option<Replaced>,
+    /// What was live, where it is kept warm now.
+    pub(crate) warm: Option<GenerationId>,
+}
+
 impl Registry {
-    /// Makes `live` what answers new requests of `app`. Returns what did before.
+    /// Makes `live` what answers new requests of `app`. Returns what did before, which stays up
+    /// under the label `previous` until `warm_until`, where that is given.
     ///
-    /// The one that is returned still takes requests until it is drained, so those that chose it
+    /// The one that is replaced still takes requests until it is drained, so those that chose it
     /// before the routes changed are answered.
     pub(crate) fn cut_over(
         &self,
         app: &App,
         live: Live,
         strategy: CutoverStrategy,
-    ) -> Option<Replaced> {
-        let replaced = match strategy {
-            CutoverStrategy::Overlap => app.running(|running| running.replace(Some(live))),
-        };
+        warm_until: Option<Instant>,
+    ) -> CutOver {
+        let CutoverStrategy::Overlap = strategy;
+        let label = Label::of(Label::PREVIOUS);
+        let cut_over = app.running(|running| {
+            let previous = running.unlabel(&label, |_| true);
+            let Some(until) = warm_until else {
+                let replaced = running.replace(Some(live));
+                return CutOver {
+                    replaced,
+                    previous,
+                    warm: None,
+                };
+            };
+            let warm = running.serving.replace(Some(live)).map(|live| {
+                let (label, until) = (label.clone(), Some(until));
+                let warm = Labelled { label, live, until };
+                let id = warm.id();
+                running.serving.add(warm);
+                id
+            });
+            CutOver {
+                replaced: None,
+                previous,
+                warm,
+            }
+        });
         let publishing = self.publishing().lock();
         if app.settings.routes.is_empty() && app.saved.read(|record| record.assigned.is_none()) {
             let at = self.assign(app);
@@ -42,7 +80,7 @@ impl Registry {
             app.saved.edit(|record| record.assigned = Some(at));
         }
         self.publish_locked(&publishing);
-        replaced
+        cut_over
     }
 
     /// Publishes the routes of all apps as they are now.
@@ -53,8 +91,7 @@ impl Registry {
     fn publish_locked(&self, _lock: &MutexGuard<'_, ()>) {
         let mut routes = Vec::new();
         for app in self.all() {
-            let targets = app.running(|running| running.serving.targets());
-            routes.extend(routes_of(&app, targets));
+            app.running(|running| routes_of(&app, &running.serving, &mut routes));
         }
         self.routes().publish(routes);
     }
@@ -97,20 +134,41 @@ pub(crate) fn prefixes(app: &App) -> Vec<(RoutePrefix, bool)> {
     }
 }
 
-fn routes_of(app: &App, targets: Targets) -> impl Iterator<Item = Route> {
+/// Adds the routes of `app`: where it answers, and there again under the host name of each label.
+fn routes_of(app: &App, serving: &Serving, routes: &mut Vec<Route>) {
     let chosen = |record: &Record| record.head.as_ref().map(|head| head.version.clone());
-    let down = match targets {
-        Targets::One(_) => None,
-        Targets::None => app.saved.read(chosen),
+    let down = match serving.generation() {
+        Some(_) => None,
+        None => app.saved.read(chosen),
     };
-    prefixes(app).into_iter().map(move |(prefix, strip)| Route {
-        prefix,
-        strip,
-        app: app.name.clone(),
-        targets: targets.clone(),
-        down: down.clone(),
-        limits: app.limits.clone(),
-    })
+    let labels = &app.settings.labels;
+    let targets = serving.targets(labels);
+    for (prefix, strip) in prefixes(app) {
+        for labelled in serving.labelled() {
+            let Some(host) = labels.host_of(&labelled.label) else {
+                break;
+            };
+            routes.push(Route {
+                prefix: RoutePrefix {
+                    host: Some(host),
+                    path: prefix.path.clone(),
+                },
+                strip,
+                app: app.name.clone(),
+                targets: Targets::One(Arc::clone(labelled.live.active.generation())),
+                down: None,
+                limits: app.limits.clone(),
+            });
+        }
+        routes.push(Route {
+            prefix,
+            strip,
+            app: app.name.clone(),
+            targets: targets.clone(),
+            down: down.clone(),
+            limits: app.limits.clone(),
+        });
+    }
 }
 
 fn assigned(name: &AppName, at: Assigned) -> (RoutePrefix, bool) {

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 
-use handover_api::AppName;
+use handover_api::{AppName, Label};
 
 use crate::net::ListenerKey;
 
@@ -128,7 +128,9 @@ Examples:
   handover deploy libshop.so --app shop-eu --timeout 60s
   handover deploy libshop.so --signature keys/libshop.so.minisig
   handover deploy libshop.so --queue --timeout 5m
-  handover deploy libshop.so --detach")]
+  handover deploy libshop.so --detach
+  handover deploy libshop.so --stage --ttl 1h && handover promote shop
+  handover deploy libshop.so --label fix-12 --ttl 2d")]
     Deploy(Deploy),
     /// Activate what is staged, and scan the drop folder again
     #[command(after_help = "\
@@ -138,6 +140,22 @@ Examples:
   handover reload
   handover reload shop")]
     Reload(Reload),
+    /// Make live what `deploy --stage` or `--label` has brought up
+    #[command(after_help = "\
+Nothing is loaded: new requests go to it from one instant to the next.
+
+Examples:
+  handover promote shop
+  handover promote shop --label fix-12")]
+    Promote(Labelled),
+    /// End what `deploy --stage` or `--label` has brought up
+    #[command(after_help = "\
+What is live is not touched, and what the other has in flight it finishes.
+
+Examples:
+  handover abort shop
+  handover abort shop --label fix-12")]
+    Abort(Labelled),
     /// Go back to what was live before, or to something older
     #[command(after_help = "\
 `handover history` lists what there was.
@@ -299,6 +317,7 @@ pub(super) struct Inspect {
 
 /// `handover deploy`
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("beside").args(["stage", "label"])))]
 pub(super) struct Deploy {
     /// The plugin file
     #[arg(value_name = "FILE.so")]
@@ -312,6 +331,15 @@ pub(super) struct Deploy {
     /// Give up when it is not live by then, e.g. 60s; the old code stays live
     #[arg(long, value_name = "TIME", value_parser = crate::config::duration)]
     pub(super) timeout: Option<Duration>,
+    /// Bring it up beside what is live, under the label `next`, until `promote` or `abort`
+    #[arg(long)]
+    pub(super) stage: bool,
+    /// The same under this label: as many as there are labels are up at a time
+    #[arg(long, value_name = "LABEL")]
+    pub(super) label: Option<Label>,
+    /// End it by itself after this time, e.g. 2h
+    #[arg(long, value_name = "TIME", value_parser = crate::config::duration, requires = "beside")]
+    pub(super) ttl: Option<Duration>,
     /// Wait for what is under way for the app, instead of ending with 8
     #[arg(long)]
     pub(super) queue: bool,
@@ -330,6 +358,20 @@ pub(super) struct Reload {
     /// The app [default: all]
     #[arg(value_name = "APP")]
     pub(super) app: Option<AppName>,
+    /// Wait for what is under way for the app, instead of ending with 8
+    #[arg(long)]
+    pub(super) queue: bool,
+}
+
+/// `handover promote` and `handover abort`
+#[derive(Debug, clap::Args)]
+pub(super) struct Labelled {
+    /// The app; needed when the host has several
+    #[arg(value_name = "APP")]
+    pub(super) app: Option<AppName>,
+    /// The label [default: next]
+    #[arg(long, value_name = "LABEL")]
+    pub(super) label: Option<Label>,
     /// Wait for what is under way for the app, instead of ending with 8
     #[arg(long)]
     pub(super) queue: bool,
@@ -535,6 +577,11 @@ mod tests {
             "handover new shop",
             "handover check a.so --json",
             "handover deploy a.so --app shop --timeout 60s --detach --queue",
+            "handover deploy a.so --stage --ttl 1h",
+            "handover deploy a.so --label fix-12",
+            "handover promote shop --label fix-12 --queue",
+            "handover promote",
+            "handover abort shop",
             "handover reload shop --queue",
             "handover rollback --queue",
             "handover reload",
@@ -570,6 +617,9 @@ mod tests {
             "handover deploy",
             "handover deploy a.so --timeout soon",
             "handover status No-Name",
+            "handover deploy a.so --label A_b",
+            "handover deploy a.so --stage --label a",
+            "handover deploy a.so --ttl 1h",
             "handover status -w --json",
             "handover run --listen here",
         ] {

@@ -1,4 +1,4 @@
-//! `deploy`, `reload`, `rollback`: what changes what is live.
+//! `deploy`, `promote`, `abort`, `reload`, `rollback`: what changes what is live.
 
 use std::{
     io::{self, Write},
@@ -6,10 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use handover_api::{Client, Wait};
+use handover_api::{Client, Label, Wait};
 
 use super::{
-    args::{Deploy, Global, Reload, Rollback},
+    args::{Deploy, Global, Labelled, Reload, Rollback},
     exit::Failure,
     operation::{How, show},
 };
@@ -33,12 +33,15 @@ pub(super) async fn deploy(global: &Global, args: Deploy) -> Result<(), Failure>
         .timeout
         .map_or(WRITTEN_WITHIN, |timeout| timeout.min(WRITTEN_WITHIN));
     let whole = whole(&args.file, limit).await?;
+    let label = args.label.or(args.stage.then(|| Label::of(Label::NEXT)));
+    let beside = label.map(|label| (label, args.ttl));
     let call = async {
         let lines = client
             .deploy(
                 &args.file,
                 args.app.as_ref(),
                 args.timeout,
+                beside,
                 signature.as_ref().map(Signature::to_header),
                 Wait::from_query(args.queue, args.detach),
             )
@@ -126,16 +129,35 @@ pub(super) async fn reload(global: &Global, args: Reload) -> Result<(), Failure>
     .await
 }
 
+/// How an operation of one app is shown, until its end.
+const ONE: How = How {
+    detach: false,
+    several: false,
+    strict_drain: false,
+};
+
+/// `handover promote`
+pub(super) async fn promote(global: &Global, args: Labelled) -> Result<(), Failure> {
+    let client = Client::new(&global.control());
+    let wait = Wait::from_query(args.queue, false);
+    let call = client.promote(args.app.as_ref(), args.label.as_ref(), wait);
+    show(global, ONE, call).await
+}
+
+/// `handover abort`
+pub(super) async fn abort(global: &Global, args: Labelled) -> Result<(), Failure> {
+    let client = Client::new(&global.control());
+    let wait = Wait::from_query(args.queue, false);
+    let call = client.abort(args.app.as_ref(), args.label.as_ref(), wait);
+    show(global, ONE, call).await
+}
+
 /// `handover rollback`
 pub(super) async fn rollback(global: &Global, args: Rollback) -> Result<(), Failure> {
     let client = Client::new(&global.control());
     show(
         global,
-        How {
-            detach: false,
-            several: false,
-            strict_drain: false,
-        },
+        ONE,
         client.rollback(
             args.app.as_ref(),
             args.to.as_deref(),

@@ -48,6 +48,8 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::inspect(&global, &args),
         Command::Deploy(args) => client(deploy::deploy(&global, args)),
         Command::Reload(args) => client(deploy::reload(&global, args)),
+        Command::Promote(args) => client(deploy::promote(&global, args)),
+        Command::Abort(args) => client(deploy::abort(&global, args)),
         Command::Rollback(args) => client(deploy::rollback(&global, args)),
         Command::Status(args) => client(status::status(&global, args)),
         Command::History(args) => client(history::history(&global, args)),

@@ -257,6 +257,15 @@ fn notes(app: &AppStatus, say: &mut dyn FnMut(String, Paint)) {
     }
     for generation in app.generations.iter().rev() {
         let id = generation.generation;
+        if let Some(label) = &generation.label {
+            let left = generation.ends_in_ms.map_or_else(String::new, |left| {
+                format!(" for {} more", human::age(Duration::from_millis(left)))
+            });
+            say(
+                format!("generation {id} answers to `{label}`{left}"),
+                Paint::Dim,
+            );
+        }
         if generation.panics > 0 {
             let panics = human::pluralize(generation.panics, "panic");
             say(format!("generation {id}: {panics}"), Paint::Red);

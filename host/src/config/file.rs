@@ -8,18 +8,20 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
 use handover_api::AppName;
+use http::{HeaderName, HeaderValue};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use toml::Spanned;
 
 use super::{
-    App, CertificateFiles, Check, Clients, Config, ConfigError, Control, Execution, LeakBudget,
-    Leave, Listen, ListenAddress, ListenSocket, ListenTls, Log, LogFormat, LogRotation, Metrics,
-    Protocols, RoutePrefix, Server, SmokeRequest, SocketOptions, Timeouts, TlsVersion, Trust,
-    TrustedProxies, TrustedProxy, Watch, WhenFull, Who,
+    App, CertificateFiles, Check, Clients, Config, ConfigError, Control, Execution, LabelHost,
+    Labels, LeakBudget, Leave, Listen, ListenAddress, ListenSocket, ListenTls, Log, LogFormat,
+    LogRotation, Metrics, Protocols, RoutePrefix, Server, SmokeRequest, SocketOptions, Timeouts,
+    TlsVersion, Trust, TrustedProxies, TrustedProxy, Watch, WhenFull, Who,
 };
 use crate::{artifact::Key, state};
 
@@ -179,9 +181,19 @@ struct AppTable {
     env: Vec<EnvName>,
     args: Vec<Argument>,
     keep_artifacts: Option<Count<0, MANY>>,
+    keep_warm: Option<Limit>,
     config: toml::Table,
+    labels: LabelsTable,
     state: StateTable,
     check: CheckTable,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct LabelsTable {
+    allow: Vec<Text<TrustedProxy>>,
+    host: Option<Text<LabelHost>>,
+    ttl: Option<Limit>,
 }
 
 #[derive(Deserialize, Default)]
@@ -196,6 +208,7 @@ struct StateTable {
 struct CheckTable {
     start: Option<bool>,
     deadline: Option<Span>,
+    env: BTreeMap<EnvName, Argument>,
     requests: Vec<Request>,
     leave: Option<Leave>,
 }
@@ -416,6 +429,7 @@ impl<'de> Deserialize<'de> for HostName {
 }
 
 /// The name of an environment variable.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct EnvName(String);
 
 impl<'de> Deserialize<'de> for EnvName {
@@ -430,14 +444,14 @@ impl<'de> Deserialize<'de> for EnvName {
     }
 }
 
-/// An argument of a program.
+/// An argument of a program, or the value of a variable.
 struct Argument(String);
 
 impl<'de> Deserialize<'de> for Argument {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = String::deserialize(from)?;
         if text.contains('\0') {
-            return Err(D::Error::custom("an argument has no zero byte"));
+            return Err(D::Error::custom("there is no zero byte in it"));
         }
         Ok(Self(text))
     }
@@ -475,6 +489,17 @@ impl<'de> Deserialize<'de> for Request {
                 "{} is not a final HTTP status: use 200 to 599",
                 request.status
             )));
+        }
+        let fields = request.send.iter().chain(&request.headers);
+        for (name, value) in fields {
+            if HeaderName::try_from(name).is_err() || HeaderValue::try_from(value).is_err() {
+                return Err(D::Error::custom(format!(
+                    "`{name}: {value}` is not a header field"
+                )));
+            }
+        }
+        if let Some(within) = &request.within {
+            duration(within).map_err(D::Error::custom)?;
         }
         Ok(Self(request))
     }
@@ -826,6 +851,12 @@ fn app(table: AppTable, routes: Vec<RoutePrefix>, config: serde_json::Value) -> 
             .and_then(Count::nonzero)
             .unwrap_or(default.runtime_threads),
         env: table.env.into_iter().map(|name| name.0).collect(),
+        keep_warm: table.keep_warm.map_or(default.keep_warm, |limit| limit.0),
+        labels: Arc::new(Labels {
+            allow: table.labels.allow.into_iter().map(|text| text.0).collect(),
+            host: table.labels.host.map(|host| host.0),
+            ttl: table.labels.ttl.and_then(|limit| limit.0),
+        }),
         state: state::Settings {
             max_size: table
                 .state
@@ -847,6 +878,12 @@ fn app(table: AppTable, routes: Vec<RoutePrefix>, config: serde_json::Value) -> 
                 .check
                 .deadline
                 .map_or(default.check.deadline, |span| span.0),
+            env: table
+                .check
+                .env
+                .into_iter()
+                .map(|(name, value)| (name.0, value.0))
+                .collect(),
             requests: table
                 .check
                 .requests
@@ -1227,6 +1264,11 @@ mod tests {
                 "[app.shop]\nmax_old_generations = 0",
                 "a number from 1 to 1000",
             ),
+            (
+                "[app.shop.labels]\nhost = \"preview.example.org\"",
+                "app.shop.labels.host: `preview.example.org` is no host name with a place",
+            ),
+            ("[app.shop.labels]\nallow = [\"me\"]", "`me` is no network"),
             ("[app.Shop]\n", "`Shop` is not an app name"),
             ("[app.shop.config]\nx = nan", "app.shop.config"),
             ("[server\n", ":1: "),
@@ -1286,6 +1328,7 @@ mod tests {
             "log",
             "app.shop",
             "app.shop.check",
+            "app.shop.labels",
         ];
         for value in values {
             for table in tables {

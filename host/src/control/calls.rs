@@ -151,6 +151,10 @@ impl<B: Backend> Call<B> {
             Box::pin(async move {
                 match read_query(&request).and_then(|query| Ok((query, signature(&request)?))) {
                     Ok((query, signature)) => {
+                        if let Some(refusal) = reserved(&query) {
+                            discard(request.into_body()).await;
+                            return Err(refusal);
+                        }
                         deploy(request.into_body(), query, signature, backend).await
                     }
                     Err(refusal) => {
@@ -178,6 +182,12 @@ impl<B: Backend> Call<B> {
                 let wait = Wait::from_query(queue, detach);
                 Ok(progress(backend.rollback(app, to, wait)))
             })
+        }),
+        Self::post(query::PROMOTE, |request, backend, _| {
+            Box::pin(async move { Ok(progress(backend.promote(read_query(&request)?))) })
+        }),
+        Self::post(query::ABORT, |request, backend, _| {
+            Box::pin(async move { Ok(progress(backend.abort(read_query(&request)?))) })
         }),
         Self::post(query::SHUTDOWN, |request, _, asked| {
             Box::pin(async move {
@@ -466,27 +476,29 @@ fn missed_events(last: u64, missed: u64) -> Event {
     }
 }
 
+/// Why a deploy is refused whose label is the host's to give.
+fn reserved(query: &query::Deploy) -> Option<Refusal> {
+    let label = query.label.as_ref().filter(|label| label.is_reserved())?;
+    Some(Refusal::new(
+        StatusCode::BAD_REQUEST,
+        Outcome::Failed.exit_code(),
+        format_args!("the host gives the label `{label}`: choose another one"),
+    ))
+}
+
 async fn deploy<B: Backend>(
     body: Incoming,
     query: query::Deploy,
     signature: Option<Signature>,
     backend: B,
 ) -> Result<ControlResponse, Refusal> {
-    let timeout = query.timeout_ms.map(Duration::from_millis);
-    let (told, app) = (backend.clone(), query.app.clone());
+    let (told, app, name) = (backend.clone(), query.app.clone(), query.name.clone());
     // On a task of its own: when the last byte is in, the deploy happens, even if the client dies
     // in that moment.
     let deploying = tokio::spawn(async move {
         let began = Instant::now();
         let artifact = receive(body, backend.clone()).await?;
-        Ok(backend.deploy(
-            artifact,
-            signature,
-            began.elapsed(),
-            query.app,
-            timeout,
-            Wait::from_query(query.queue, query.detach),
-        ))
+        Ok(backend.deploy(artifact, signature, began.elapsed(), query))
     });
     let error = match deploying.await {
         Ok(Ok(operation)) => return Ok(progress(operation)),
@@ -508,7 +520,7 @@ async fn deploy<B: Backend>(
             ));
         }
     };
-    let name = query.name.as_deref().unwrap_or("the upload");
+    let name = name.as_deref().unwrap_or("the upload");
     Ok(ended(told.not_taken(name, app, &error).await))
 }
 

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use handover_api::{AppName, Cause, Event, HistoryEntry, OperationResult, Status, Wait};
+use handover_api::{AppName, Cause, Event, HistoryEntry, OperationResult, Status, Wait, query};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rustix::io::fcntl_dupfd_cloexec;
@@ -70,9 +70,7 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
         artifact: Self::Artifact,
         signature: Option<Signature>,
         stored_in: Duration,
-        app: Option<AppName>,
-        timeout: Option<Duration>,
-        wait: Wait,
+        asked: query::Deploy,
     ) -> Operation;
     /// For `POST /v1/deploy`, with an upload that the store did not take.
     fn not_taken(
@@ -85,6 +83,10 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
     fn reload(&self, app: Option<AppName>, wait: Wait) -> Operation;
     /// For `POST /v1/rollback`.
     fn rollback(&self, app: Option<AppName>, to: Option<String>, wait: Wait) -> Operation;
+    /// For `POST /v1/promote`.
+    fn promote(&self, asked: query::Labelled) -> Operation;
+    /// For `POST /v1/abort`.
+    fn abort(&self, asked: query::Labelled) -> Operation;
     /// For `GET /v1/operations/ID`.
     fn operation(&self, id: &str) -> Option<Operation>;
     /// For `GET /metrics`.
@@ -165,13 +167,11 @@ impl Backend for Host {
         mut artifact: Artifact,
         signature: Option<Signature>,
         stored_in: Duration,
-        app: Option<AppName>,
-        timeout: Option<Duration>,
-        wait: Wait,
+        asked: query::Deploy,
     ) -> Operation {
         artifact.signature = signature;
         self.orchestrator
-            .deploy(artifact, stored_in, app, Cause::Deploy, timeout, wait)
+            .deploy(artifact, stored_in, Cause::Deploy, asked)
     }
 
     async fn not_taken(
@@ -189,6 +189,14 @@ impl Backend for Host {
 
     fn rollback(&self, app: Option<AppName>, to: Option<String>, wait: Wait) -> Operation {
         self.orchestrator.rollback(app, to, wait)
+    }
+
+    fn promote(&self, asked: query::Labelled) -> Operation {
+        self.orchestrator.promote(asked)
+    }
+
+    fn abort(&self, asked: query::Labelled) -> Operation {
+        self.orchestrator.abort(asked)
     }
 
     fn operation(&self, id: &str) -> Option<Operation> {
@@ -592,11 +600,11 @@ mod tests {
             artifact: Vec<u8>,
             signature: Option<Signature>,
             _stored_in: Duration,
-            app: Option<AppName>,
-            timeout: Option<Duration>,
-            wait: Wait,
+            asked: query::Deploy,
         ) -> Operation {
-            let app = app.map(String::from).unwrap_or_default();
+            let timeout = asked.timeout_ms.map(Duration::from_millis);
+            let wait = Wait::from_query(asked.queue, asked.detach);
+            let app = asked.app.map(String::from).unwrap_or_default();
             if let Some(signature) = signature {
                 self.call(format!("signed {}", signature.as_str()));
             }
@@ -632,6 +640,16 @@ mod tests {
 
         fn rollback(&self, _app: Option<AppName>, to: Option<String>, wait: Wait) -> Operation {
             self.call(format!("rollback {} {wait:?}", to.unwrap_or_default()));
+            self.operation()
+        }
+
+        fn promote(&self, asked: query::Labelled) -> Operation {
+            self.call(format!("promote {asked:?}"));
+            self.operation()
+        }
+
+        fn abort(&self, asked: query::Labelled) -> Operation {
+            self.call(format!("abort {asked:?}"));
             self.operation()
         }
 
@@ -808,6 +826,7 @@ mod tests {
                 &file,
                 Some(&app),
                 Some(Duration::from_secs(60)),
+                None,
                 Some(signature.to_header()),
                 Wait::Detached,
             )
@@ -827,7 +846,7 @@ mod tests {
         std::fs::write(&file, "hello").unwrap();
         let result = outcome(
             host.client()
-                .deploy(&file, None, None, None, Wait::No)
+                .deploy(&file, None, None, None, None, Wait::No)
                 .await
                 .unwrap(),
         )
@@ -846,7 +865,7 @@ mod tests {
         std::fs::write(&file, b"full".repeat(1 << 18)).unwrap();
         let result = outcome(
             host.client()
-                .deploy(&file, None, None, None, Wait::No)
+                .deploy(&file, None, None, None, None, Wait::No)
                 .await
                 .unwrap(),
         )

@@ -1,6 +1,7 @@
 //! A request as a future: through the table, polled on this worker.
 
 use std::{
+    collections::BTreeMap,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -17,7 +18,7 @@ use handover_plugin::abi::{
     poll::PollState,
     pool::return_map,
 };
-use http::{HeaderName, HeaderValue, Request, Response, Uri, Version, header};
+use http::{HeaderName, HeaderValue, Request, Response, Uri, Version};
 use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
@@ -261,7 +262,12 @@ where
             this.0 = Step::Answered(Some(error_response::no_host()));
             return this;
         }
-        match routes.choose(request.uri(), request.headers(), admitted) {
+        match routes.choose(
+            request.uri(),
+            request.headers(),
+            &connection.client,
+            admitted,
+        ) {
             Chosen::Generation(in_flight, strip) => {
                 let call = Call::new(&mut request, strip, in_flight);
                 match connection.waker_of(&request) {
@@ -516,20 +522,28 @@ impl Running {
     }
 }
 
-/// Asks `generation` for `GET path`, as a client would, and gives the status and what the body
-/// began with. For smoke requests.
+/// Asks `generation` for `GET path` with `fields`, as a client would, and returns the whole answer.
+/// For smoke requests.
 ///
 /// # Errors
-/// When the generation takes no requests, or the path is none.
+/// When the generation takes no requests, the path or a field is none, or the answer breaks off.
 pub(crate) async fn smoke(
     generation: &Arc<Generation>,
     path: &str,
-) -> Result<http::StatusCode, String> {
-    let request = Request::get(path)
-        .header(header::HOST, "localhost")
-        .header(header::USER_AGENT, "handover-check")
+    fields: &BTreeMap<String, String>,
+) -> Result<Response<Bytes>, String> {
+    let mut request = Request::get(path);
+    for (name, value) in [("host", "localhost"), ("user-agent", "handover-check")] {
+        if !fields.keys().any(|field| field.eq_ignore_ascii_case(name)) {
+            request = request.header(name, value);
+        }
+    }
+    for (name, value) in fields {
+        request = request.header(name, value);
+    }
+    let request = request
         .body(http_body_util::Empty::<Bytes>::new())
-        .map_err(|error| format!("{path} is not a path: {error}"))?;
+        .map_err(|error| format!("{path} makes no request: {error}"))?;
     let in_flight = generation
         .enter()
         .ok_or("the generation takes no requests")?;
@@ -540,10 +554,10 @@ pub(crate) async fn smoke(
     };
     let connection = Arc::new(ConnectionInfo::new(None, None, None, false, None));
     let response = Dispatched(Step::new(request, call, connection)).await;
-    let status = response.status();
+    let (head, body) = response.into_parts();
     // An answer that breaks off is no good answer.
-    http_body_util::BodyExt::collect(response.into_body())
+    let body = http_body_util::BodyExt::collect(body)
         .await
         .map_err(|error| format!("GET {path}: {error}"))?;
-    Ok(status)
+    Ok(Response::from_parts(head, body.to_bytes()))
 }

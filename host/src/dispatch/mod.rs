@@ -28,5 +28,5 @@ pub(crate) use self::{
     connection::{ConnectionInfo, Tls},
     limits::Limits,
     route::Route,
-    targets::Targets,
+    targets::{ByLabel, Targets},
 };

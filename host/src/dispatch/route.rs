@@ -1,7 +1,7 @@
 //! Which app a request is for, and its active generation: one table, replaced as a whole at each
 //! cutover, read without a lock.
 
-use std::{borrow::Cow, cell::RefCell, mem::ManuallyDrop, ptr, sync::Arc};
+use std::{borrow::Cow, cell::RefCell, mem::ManuallyDrop, net::SocketAddr, ptr, sync::Arc};
 
 use arc_swap::{ArcSwap, Cache};
 use handover_api::AppName;
@@ -84,16 +84,23 @@ impl Routes {
         self.0.store(Arc::new(Table { routes, by_host }));
     }
 
-    /// Chooses for a request, and counts it in. `admitted`: the limits of its app were asked.
+    /// Chooses for a request of `client`, and counts it in. `admitted`: the limits of its app were
+    /// asked.
     #[inline]
-    pub fn choose(&self, uri: &Uri, headers: &HeaderMap, admitted: bool) -> Chosen {
+    pub fn choose(
+        &self,
+        uri: &Uri,
+        headers: &HeaderMap,
+        client: &Option<SocketAddr>,
+        admitted: bool,
+    ) -> Chosen {
         SEEN.with_borrow_mut(|seen| {
             let cache = match &mut **seen {
                 Some(cache) if ptr::eq(cache.arc_swap(), &*self.0) => cache,
                 other => other.insert(Cache::new(Arc::clone(&self.0))),
             };
             loop {
-                if let Some(chosen) = cache.load().choose(uri, headers, admitted) {
+                if let Some(chosen) = cache.load().choose(uri, headers, client, admitted) {
                     return chosen;
                 }
                 // It was replaced between our look at the table and at its gate, so a newer table
@@ -107,7 +114,13 @@ impl Routes {
 impl Table {
     /// None when what it names is no longer active.
     #[inline]
-    fn choose(&self, uri: &Uri, headers: &HeaderMap, admitted: bool) -> Option<Chosen> {
+    fn choose(
+        &self,
+        uri: &Uri,
+        headers: &HeaderMap,
+        client: &Option<SocketAddr>,
+        admitted: bool,
+    ) -> Option<Chosen> {
         let host = if self.by_host {
             host_of(uri, headers)
         } else {
@@ -121,7 +134,7 @@ impl Table {
         else {
             return Some(Chosen::NoApp);
         };
-        let Some(generation) = route.targets.choose() else {
+        let Some(generation) = route.targets.choose(headers, client) else {
             return Some(Chosen::Empty(Box::new((
                 route.app.clone(),
                 route.down.clone(),

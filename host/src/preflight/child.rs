@@ -5,6 +5,7 @@
 //! it, and kills itself at the end: nothing of the plugin's runs after the verdict.
 
 use std::{
+    ffi::OsString,
     fs::File,
     io::{self, BufRead, BufReader, IoSliceMut, Read, Write},
     mem::MaybeUninit,
@@ -14,8 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use handover_api::GenerationId;
 use handover_plugin::abi::root::RootRef;
+use http::Response;
 use rustix::{
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
     process::{
@@ -30,7 +33,7 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, Bundled, Image, Remark, Topic, store::describe_image},
-    config::{Leave, SmokeRequest},
+    config::{Leave, SmokeRequest, duration},
     dispatch,
     generation::{self, Active, Ended, Generation, Spec},
     ledger::{self, RetainReason},
@@ -172,7 +175,7 @@ fn check(report: &ReportWriter, image: Image, task: Task) -> Result<Line, Line> 
     report.begin(Stage::Mapping);
     let library = Library::map(&artifact, Layouts::Check).map_err(Line::rejected)?;
     ledger::bind_nothing_known();
-    library.surround(task.arguments.clone(), origin().for_app(&task.listed));
+    library.surround(task.arguments.clone(), environment(&task));
     library.initialise().map_err(Line::rejected)?;
     library
         .root::<RootRef>()
@@ -227,15 +230,24 @@ async fn start_and_ask(
 ) -> Result<Line, Line> {
     let began = Instant::now();
     let task_app = task.app.clone();
+    let environment = environment(&task);
+    let mut env = task.env;
+    env.retain(|(name, _)| !task.check_env.contains_key(name));
+    let is_listed = |name: &String| task.listed.contains(name);
+    env.extend(
+        task.check_env
+            .into_iter()
+            .filter(|(name, _)| is_listed(name)),
+    );
     let spec = Spec {
         app: task.app,
         id: GenerationId(0),
         version: artifact.manifest.version.clone(),
         artifact: artifact.sha256,
         config: task.config,
-        env: task.env,
+        env,
         arguments: task.arguments,
-        environment: origin().for_app(&task.listed),
+        environment,
         runtime_threads: task.runtime_threads,
         // The parent ends this process at the deadline, and says what it was at.
         start_deadline: Duration::MAX,
@@ -363,24 +375,72 @@ fn slow_drain(generation: &Generation) -> Remark {
     )
 }
 
+/// Returns the environment of the app: that of the host, but for what `[app.NAME.check]` says.
+fn environment(task: &Task) -> Vec<(OsString, OsString)> {
+    let mut environment = origin().for_app(&task.listed);
+    environment.retain(|(name, _)| {
+        let others = name.to_str();
+        others.is_none_or(|name| !task.check_env.contains_key(name))
+    });
+    let others = task.check_env.iter();
+    environment.extend(others.map(|(name, value)| (name.into(), value.into())));
+    environment
+}
+
+/// Makes one smoke request. An answer that is not as wanted is the error.
 async fn ask(
     report: &ReportWriter,
     generation: &Arc<Generation>,
     request: &SmokeRequest,
 ) -> Result<(), Line> {
-    let SmokeRequest { path, status } = request;
-    match dispatch::smoke(generation, path).await {
-        Ok(got) if got.as_u16() == *status => {
-            report.checked(format!("GET {path} answered {status}"));
-            Ok(())
-        }
-        Ok(got) => Err(Line::Unhealthy {
-            reason: format!("GET {path} answered {}, wanted {status}", got.as_u16()),
-        }),
-        Err(reason) => Err(Line::Unhealthy {
-            reason: format!("GET {path} was not answered: {reason}"),
-        }),
+    let SmokeRequest { path, status, .. } = request;
+    let within = request.within.as_deref().map(duration).transpose();
+    let within = within.map_err(broken)?.unwrap_or(Duration::MAX);
+    let asked = dispatch::smoke(generation, path, &request.send);
+    let reason = match tokio::time::timeout(within, asked).await {
+        Ok(Ok(answer)) => match differs(request, &answer) {
+            None => {
+                report.checked(format!("GET {path} answered {status}"));
+                return Ok(());
+            }
+            Some(reason) => format!("GET {path} answered {reason}"),
+        },
+        Ok(Err(reason)) => format!("GET {path} was not answered: {reason}"),
+        Err(_) => format!(
+            "GET {path} was not answered within {}",
+            humantime::format_duration(within)
+        ),
+    };
+    Err(Line::Unhealthy { reason })
+}
+
+/// Says what of `answer` is not as `request` wants it, if anything is.
+fn differs(request: &SmokeRequest, answer: &Response<Bytes>) -> Option<String> {
+    let status = answer.status().as_u16();
+    if status != request.status {
+        return Some(format!("{status}, wanted {}", request.status));
     }
+    for (name, wanted) in &request.headers {
+        let mut values = answer.headers().get_all(name).iter();
+        if !values.any(|value| value.as_bytes() == wanted.as_bytes()) {
+            let values = answer.headers().get_all(name).iter();
+            let values: Vec<_> = values
+                .map(|value| String::from_utf8_lossy(value.as_bytes()))
+                .collect();
+            let got = if values.is_empty() {
+                format!("without `{name}`")
+            } else {
+                format!("with `{name}: {}`", values.join(", "))
+            };
+            return Some(format!("{status} {got}, wanted `{wanted}`"));
+        }
+    }
+    let wanted = request.body.as_deref()?;
+    let body = String::from_utf8_lossy(answer.body());
+    (!body.contains(wanted)).then(|| {
+        let begins: String = body.chars().take(80).collect();
+        format!("{status} with a body that has no `{wanted}`: it begins with `{begins}`")
+    })
 }
 
 fn broken(cause: impl ToString) -> Line {

@@ -75,6 +75,7 @@ pub(crate) async fn check(
         app: app.clone(),
         config: settings.config.clone(),
         env: settings.readable_env(),
+        check_env: settings.check.env.clone(),
         listed: settings.env.clone(),
         arguments: settings.arguments(app),
         runtime_threads: settings.runtime_threads.get(),

@@ -1,7 +1,7 @@
 //! What the host and a preflight child say to each other: one byte with the image of the artifact,
 //! one task, then lines of JSON.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use handover_api::AppName;
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,8 @@ pub(super) struct Task {
     pub(super) config: Value,
     /// The environment variables that it may read.
     pub(super) env: Vec<(String, String)>,
+    /// Those that are others here than in the host.
+    pub(super) check_env: BTreeMap<String, String>,
     /// Those that it may read where they are set; none for all.
     pub(super) listed: Vec<String>,
     /// The arguments that it is told of, its name first.

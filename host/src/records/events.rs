@@ -109,6 +109,8 @@ impl Events {
             | EventKind::StreamsEnded
             | EventKind::Unloaded
             | EventKind::Staged
+            | EventKind::Labelled
+            | EventKind::LabelEnded
             | EventKind::Waiting
             | EventKind::Missed
             | EventKind::Unknown

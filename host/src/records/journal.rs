@@ -208,6 +208,30 @@ impl Written {
     }
 }
 
+impl Lived {
+    fn of(generation: &Generation, heap: Option<u64>) -> Self {
+        let spec = generation.spec();
+        let range = generation.range();
+        Self {
+            artifact: spec.artifact,
+            generation: spec.id,
+            version: spec.version.clone(),
+            since_ms: since_boot_ms(),
+            range: range.start as u64..range.end as u64,
+            account: generation.account(),
+            heap: (heap.unwrap_or_default(), heap.unwrap_or_default()),
+        }
+    }
+}
+
+impl Replaced {
+    /// Whether its library was mapped elsewhere than that of `lived`.
+    fn is_elsewhere(&self, lived: &Lived) -> bool {
+        let own = &self.lived.range;
+        own.end <= lived.range.start || lived.range.end <= own.start
+    }
+}
+
 impl Journal {
     /// The journal in `state`, which is not touched before [`Journal::open`].
     pub(crate) fn new(state: &Path, room: Arc<Room>) -> Self {
@@ -250,19 +274,31 @@ impl Journal {
         before
     }
 
+    /// `generation` is about to be up beside what is live. It is among those that were replaced, of
+    /// which none has left.
+    pub(crate) fn beside(&self, generation: &Generation, heap: Option<u64>) {
+        let lived = Lived::of(generation, heap);
+        let app = generation.spec().app.clone();
+        self.change(|written| {
+            if let Some(tried) = written.trying.get_mut(&app) {
+                tried.step = Step::Live;
+            }
+            let is_elsewhere = |old: &Replaced| old.is_elsewhere(&lived);
+            written.replaced.retain(is_elsewhere);
+            written.replaced.push(Replaced {
+                app,
+                lived,
+                left_at_ms: None,
+            });
+            let beyond = written.replaced.len().saturating_sub(REPLACED);
+            written.replaced.drain(..beyond);
+        });
+    }
+
     /// `generation` is about to be live.
     pub(crate) fn live(&self, generation: &Generation, heap: Option<u64>) {
         let spec = generation.spec();
-        let range = generation.range();
-        let lived = Lived {
-            artifact: spec.artifact,
-            generation: spec.id,
-            version: spec.version.clone(),
-            since_ms: since_boot_ms(),
-            range: range.start as u64..range.end as u64,
-            account: generation.account(),
-            heap: (heap.unwrap_or_default(), heap.unwrap_or_default()),
-        };
+        let lived = Lived::of(generation, heap);
         self.change(|written| {
             let left_out = written.left_out.get(&spec.app);
             if left_out.is_some_and(|left_out| left_out.artifact == spec.artifact) {
@@ -271,9 +307,7 @@ impl Journal {
             if let Some(tried) = written.trying.get_mut(&spec.app) {
                 tried.step = Step::Live;
             }
-            let is_elsewhere = |old: &Replaced| {
-                old.lived.range.end <= lived.range.start || lived.range.end <= old.lived.range.start
-            };
+            let is_elsewhere = |old: &Replaced| old.is_elsewhere(&lived);
             written.replaced.retain(is_elsewhere);
             if let Some(lived) = written.live.insert(spec.app.clone(), lived) {
                 written.replaced.push(Replaced {

@@ -1,6 +1,9 @@
 //! What `handover status` shows.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use handover_api::{
     ActiveStatus, AppState, AppStatus, ConnectionsStatus, GenerationState, GenerationStatus,
@@ -67,18 +70,35 @@ pub(crate) fn status(registry: &Registry, leaks: &Leaks, up: Duration, surface: 
 
 /// The status of one app, now.
 pub(crate) fn app_status(app: &App) -> AppStatus {
-    let (active, generations, failed_starts) = app.running(|running| {
+    let (active, generations, failed_starts, labels) = app.running(|running| {
         let active = running.serving.generation();
+        let labelled = running.serving.labelled().iter();
+        let labels: Vec<_> = labelled
+            .map(|labelled| (labelled.id(), labelled.label.clone(), labelled.until))
+            .collect();
         (
             active.map(|generation| generation.spec().clone()),
             running.generations(),
             running.failed_starts.clone(),
+            labels,
         )
     });
     let started = generations
         .iter()
         .filter(|(generation, _)| generation.state() != GenerationState::Unloaded)
-        .map(|(generation, held)| generation_status(generation, held.as_ref()));
+        .map(|(generation, held)| {
+            let id = generation.spec().id;
+            let labelled = labels.iter().find(|(labelled, ..)| *labelled == id);
+            GenerationStatus {
+                label: labelled.map(|(_, label, _)| label.clone()),
+                ends_in_ms: labelled.and_then(|(.., until)| {
+                    Some(millis(
+                        until.as_ref()?.saturating_duration_since(Instant::now()),
+                    ))
+                }),
+                ..generation_status(generation, held.as_ref())
+            }
+        });
     let failed_starts = failed_starts.iter().map(failed_start_status);
     let mut generations: Vec<_> = started.chain(failed_starts).collect();
     generations.sort_by_key(|generation| generation.generation);
@@ -138,6 +158,8 @@ fn generation_status(generation: &Generation, held: Option<&RetainReasons>) -> G
         version: spec.version.clone(),
         artifact: spec.artifact.to_string(),
         state: generation.state(),
+        label: None,
+        ends_in_ms: None,
         in_flight: counts.in_flight,
         jobs: counts.jobs,
         requests: counts.requests,
@@ -171,6 +193,8 @@ fn failed_start_status(failed_starts: &FailedStart) -> GenerationStatus {
         version: spec.version.clone(),
         artifact: spec.artifact.to_string(),
         state: GenerationState::Retained,
+        label: None,
+        ends_in_ms: None,
         in_flight: 0,
         jobs: 0,
         requests: 0,

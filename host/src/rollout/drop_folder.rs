@@ -15,7 +15,7 @@ use crate::{
     preflight::Scope,
     rollout::{
         Rollout,
-        deploy::{self, Entrance, Plan},
+        deploy::{self, Destination, Entrance, Plan},
         reload::Caused,
     },
     shortage, shown,
@@ -288,7 +288,12 @@ impl Rollout {
             noticed_in: Some(dropped.noticed_in),
             stored_in: Some(dropped.stored_in),
             preflight: Some(Scope::All),
-            stage,
+            destination: if stage {
+                Destination::Staged
+            } else {
+                Destination::Live
+            },
+            up: None,
             deadline: None,
         };
         let entrance = if dropped.again {

@@ -4,6 +4,7 @@
 //! - [`drain`]: a replaced generation finishing what it has
 //! - [`retained`]: its end, and the retry of what stays mapped
 //! - [`rollback`], [`reload`], [`drop_folder`]: the other ways in
+//! - [`labels`]: versions beside the live one
 //! - [`rejected`]: uploads that were not taken
 //! - [`verdict`]: whose verdict of preflight counts
 //! - [`crash`]: who is to blame when the host crashed, and what is trusted
@@ -16,6 +17,7 @@ pub(crate) mod culprit;
 pub(crate) mod deploy;
 pub(crate) mod drain;
 pub(crate) mod drop_folder;
+pub(crate) mod labels;
 pub(crate) mod rejected;
 pub(crate) mod reload;
 pub(crate) mod restore;

@@ -3,15 +3,19 @@
 
 use std::sync::Arc;
 
-use handover_api::{AppName, Cause, OperationResult, Outcome, Wait};
+use handover_api::{AppName, Cause, Label, OperationResult, Outcome, Wait};
 
 use crate::{
-    apps::app::{App, result},
+    apps::{
+        app::{App, result},
+        serving::Labelled,
+    },
     operations::operation::{Operation, no_app},
     records::{app_record::Head, history},
     rollout::{
         Rollout,
         deploy::{self, Asked},
+        labels,
     },
 };
 
@@ -22,22 +26,39 @@ pub(crate) fn begin_rollback(
     to: Option<String>,
     wait: Wait,
 ) -> Operation {
+    of_app(rollout, app, |app| {
+        let (stored, of) = (rollout.clone(), Arc::clone(&app));
+        let asked = Asked {
+            what: to
+                .as_ref()
+                .map_or_else(|| "rollback".to_owned(), |to| format!("rollback to {to}")),
+            deadline: None,
+            plan: async move {
+                let head = target(&of, to.as_deref())
+                    .map_err(|message| result(Outcome::Failed, &of, message))?;
+                // What is warm still needs neither the store nor the loader.
+                let is_warm = |labelled: &Labelled| {
+                    labelled.label.as_str() == Label::PREVIOUS
+                        && labelled.live.artifact.sha256 == head.artifact
+                };
+                match labels::up_as(&of, Cause::Rollback, is_warm) {
+                    Some(plan) => Ok(plan),
+                    None => stored.plan_stored(&of, head, Cause::Rollback).await,
+                }
+            },
+        };
+        deploy::begin_deploy_with(rollout, app, asked, wait.into()).operation
+    })
+}
+
+/// Begins an operation about the app of that name, or the only one.
+pub(super) fn of_app(
+    rollout: &Rollout,
+    app: Option<AppName>,
+    begin: impl FnOnce(Arc<App>) -> Operation,
+) -> Operation {
     match find_app(rollout, app) {
-        Ok(app) => {
-            let (stored, of) = (rollout.clone(), Arc::clone(&app));
-            let asked = Asked {
-                what: to
-                    .as_ref()
-                    .map_or_else(|| "rollback".to_owned(), |to| format!("rollback to {to}")),
-                deadline: None,
-                plan: async move {
-                    let head = target(&of, to.as_deref())
-                        .map_err(|message| result(Outcome::Failed, &of, message))?;
-                    stored.plan_stored(&of, head, Cause::Rollback).await
-                },
-            };
-            deploy::begin_deploy_with(rollout, app, asked, wait.into()).operation
-        }
+        Ok(app) => begin(app),
         Err(result) => {
             let progress = rollout.operations.begin_operation();
             progress.finish(*result);

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use handover_api::EventKind;
 
 use crate::{
-    apps::app::App,
+    apps::app::{App, Running},
     human,
     rollout::{
         Rollout,
@@ -78,14 +78,19 @@ pub(crate) async fn shutdown(rollout: &Rollout, deadline: Duration) {
 fn depart(rollout: &Rollout) -> bool {
     let mut any = false;
     for app in rollout.registry.all() {
-        let Some(live) = app.running(|running| running.replace(None)) else {
+        let all = app.running(Running::end_all);
+        if all.is_empty() {
             continue;
-        };
+        }
         any = true;
         rollout.registry.publish();
-        let leaving = Leaving::new(&rollout.departures, live);
-        let (rollout, app): (Rollout, Arc<App>) = (rollout.clone(), app);
-        tokio::spawn(async move { drain::drain_and_retire(&rollout, &app, leaving, None).await });
+        for live in all {
+            let leaving = Leaving::new(&rollout.departures, live);
+            let (rollout, app): (Rollout, Arc<App>) = (rollout.clone(), Arc::clone(&app));
+            tokio::spawn(
+                async move { drain::drain_and_retire(&rollout, &app, leaving, None).await },
+            );
+        }
     }
     any
 }

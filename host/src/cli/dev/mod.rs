@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use handover_api::{AppName, Cause, GenerationId, OperationResult, Outcome, Progress, Wait};
+use handover_api::{AppName, Cause, GenerationId, OperationResult, Outcome, Progress, query};
 use tokio::task::JoinHandle;
 
 use self::{
@@ -350,10 +350,11 @@ to look inside: handover --control {} status -w",
         let mut operation = self.orchestrator.deploy(
             artifact,
             stored_in,
-            Some(self.app.clone()),
             Cause::Dev,
-            None,
-            Wait::No,
+            query::Deploy {
+                app: Some(self.app.clone()),
+                ..query::Deploy::default()
+            },
         );
         while let Some(line) = operation.lines.recv().await {
             match line {

@@ -15,7 +15,8 @@ use std::{
 };
 
 use handover_api::{
-    Cause, EventKind, GenerationId, Note, OperationResult, OperationStatus, Outcome, Progress, Wait,
+    Cause, EventKind, GenerationId, Label, Note, OperationResult, OperationStatus, Outcome,
+    Progress, Wait,
 };
 use tokio::sync::oneshot;
 
@@ -57,10 +58,28 @@ pub(crate) struct Plan {
     pub(crate) stored_in: Option<Duration>,
     /// What a child process is asked first. None for what has passed under this host before.
     pub(crate) preflight: Option<Scope>,
-    /// Whether they only wait for `handover reload` after that.
-    pub(crate) stage: bool,
+    /// What becomes of them after that.
+    pub(crate) destination: Destination,
+    /// The generation of them that is up already, under a label: nothing is checked and loaded.
+    pub(crate) up: Option<(Label, GenerationId)>,
     /// When preflight and start must have ended.
     pub(crate) deadline: Option<Deadline>,
+}
+
+/// What becomes of an artifact that passed its preflight.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Destination {
+    /// It is loaded and gets all new requests.
+    Live,
+    /// It is loaded and gets the requests that ask for `label`, until `ttl` has passed.
+    Label {
+        /// The label.
+        label: Label,
+        /// For how long; none: until somebody promotes or aborts it.
+        ttl: Option<Duration>,
+    },
+    /// It waits for `handover reload`.
+    Staged,
 }
 
 impl Plan {
@@ -411,7 +430,8 @@ impl Rollout {
                     noticed_in: None,
                     stored_in: None,
                     preflight,
-                    stage: false,
+                    destination: Destination::Live,
+                    up: None,
                     deadline: None,
                 });
             }

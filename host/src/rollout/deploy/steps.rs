@@ -6,21 +6,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use handover_api::{AppName, Cause, EventKind, GenerationId, Note, OperationResult, Outcome};
+use handover_api::{
+    AppName, Cause, EventKind, GenerationId, Label, Note, OperationResult, Outcome,
+};
 
 use super::{
-    Ended, Plan,
+    Destination, Ended, Plan,
     failure::{Failure, entry},
 };
 use crate::{
     apps::{
         app::{App, FailedStart, Live, result},
-        cutover::CutoverStrategy,
+        cutover::{CutOver, CutoverStrategy},
+        serving::Labelled,
     },
     artifact::{Artifact, Remark, Sha256, Topic, manifest::HOST_ABI, trust::Untrusted},
     background,
     config::{self, WhenFull},
-    generation::{self, Spec, StartError, Started},
+    generation::{self, Generation, Spec, StartError, Started},
     human,
     ledger::RetainReasons,
     loader::{Companion, Library},
@@ -32,7 +35,7 @@ use crate::{
         history::Entry,
         journal::{Step, Trying},
     },
-    rollout::{Rollout, crash, drain::Leaving, verdict},
+    rollout::{Rollout, crash, drain::Leaving, labels, verdict},
     shortage,
 };
 
@@ -155,7 +158,10 @@ impl<M: Machine> Deploy<'_, M> {
         }
         // Before anything is ended to make room for it.
         self.admit().await?;
-        if !plan.stage {
+        if let Some((label, id)) = plan.up.clone() {
+            return self.take_label(&label, id).await;
+        }
+        if plan.destination == Destination::Live {
             self.make_room()?;
         }
         // What has to be on disk before it is used gets there while the artifact is checked.
@@ -180,7 +186,10 @@ impl<M: Machine> Deploy<'_, M> {
             return self.stage(checked).await.map(Ended::Otherwise);
         };
         let started = self.load_and_start(&mut checked, id).await?;
-        self.go_live(checked, started).await
+        match self.plan.destination.clone() {
+            Destination::Label { label, ttl } => self.bring_up(checked, started, label, ttl).await,
+            Destination::Live | Destination::Staged => self.go_live(checked, started).await,
+        }
     }
 
     /// Whether these bytes may become code at all: what they say of themselves, their version and
@@ -311,7 +320,7 @@ impl<M: Machine> Deploy<'_, M> {
     /// served again, which must not need a disk: its number is written when there is room.
     async fn reserve(&self) -> Result<Option<GenerationId>, Failure> {
         let Self { app, plan, .. } = self;
-        if plan.stage {
+        if plan.destination == Destination::Staged {
             return Ok(None);
         }
         let (id, saved) = app.saved.change(Record::next_generation).await;
@@ -614,6 +623,55 @@ impl<M: Machine> Deploy<'_, M> {
 
     /// Cutover, HEAD, and the beginning of the drain.
     async fn go_live(self, checked: Checked, started: Started) -> Result<Ended, Failure> {
+        let began = Instant::now();
+        let live = self.activate(started, Beside::Nothing).await?;
+        self.cut_over(checked, live, began).await
+    }
+
+    /// Lets requests into what was started. The caller publishes it right after.
+    async fn activate(&self, started: Started, beside: Beside) -> Result<Live, Failure> {
+        let Self {
+            rollout, app, plan, ..
+        } = self;
+        let id = started.generation().spec().id;
+        if rollout.is_closing() {
+            let ended = started.discard().await;
+            rollout.retire(app, id, ended);
+            return Err(Failure::host("the host is shutting down").of(id));
+        }
+        let heap = started.heap_bytes();
+        self.write_journal(started.generation(), heap, beside).await;
+        Ok(Live {
+            active: started.activate(),
+            artifact: plan.artifact.clone(),
+            source: plan.source.clone(),
+            announced: false,
+        })
+    }
+
+    /// Writes down who is about to serve: before the first request can crash it, and not on a
+    /// worker, since it is a file.
+    async fn write_journal(&self, generation: &Arc<Generation>, heap: Option<u64>, beside: Beside) {
+        let (journal, named) = (self.rollout.journal.clone(), Arc::clone(generation));
+        let written = tokio::task::spawn_blocking(move || match beside {
+            Beside::Nothing => journal.live(&named, heap),
+            Beside::Live => journal.beside(&named, heap),
+        });
+        if let Err(broken) = written.await {
+            tracing::warn!(%broken, "the crash journal was not written");
+        }
+    }
+
+    /// Brings up what was started beside what is live.
+    async fn bring_up(
+        self,
+        checked: Checked,
+        started: Started,
+        label: Label,
+        ttl: Option<Duration>,
+    ) -> Result<Ended, Failure> {
+        let began = Instant::now();
+        let live = self.activate(started, Beside::Live).await?;
         let Self {
             rollout,
             app,
@@ -621,31 +679,148 @@ impl<M: Machine> Deploy<'_, M> {
             progress,
             ..
         } = self;
-        let spec = started.generation().spec().clone();
-        if rollout.is_closing() {
-            let ended = started.discard().await;
-            rollout.retire(app, spec.id, ended);
-            return Err(Failure::host("the host is shutting down").of(spec.id));
+        let spec = live.active.generation().spec().clone();
+        let before = app.running(|running| {
+            let before = running.unlabel(&label, |_| true);
+            running.serving.add(Labelled {
+                label: label.clone(),
+                live,
+                until: ttl.map(|ttl| Instant::now() + ttl),
+            });
+            before
+        });
+        rollout.registry.publish();
+        if let Some(ttl) = ttl {
+            labels::end_later(rollout, app, label.clone(), spec.id, ttl);
         }
-        // Before the first request can crash it, and not on a worker: it is a file.
-        let (journal, named) = (rollout.journal.clone(), Arc::clone(started.generation()));
-        let heap = started.heap_bytes();
-        let written = tokio::task::spawn_blocking(move || journal.live(&named, heap));
+        progress.step(
+            "label",
+            app,
+            began.elapsed(),
+            format!(
+                "generation {} ({}) answers to `{label}`",
+                spec.id, spec.version
+            ),
+        );
+        let until = ttl.map_or_else(String::new, |ttl| {
+            format!(" for {}", humantime::format_duration(ttl))
+        });
+        let message = format!(
+            "{} {} ({}) is up beside what is live as generation {}, under the label `{label}`{until}: {}",
+            app.name,
+            spec.version,
+            spec.artifact.short(),
+            spec.id,
+            labels::reached_by(app, &label)
+        );
+        rollout
+            .registry
+            .record_event(EventKind::Labelled, app, Some(spec.id), message.as_str());
+        checked.record_remarks(rollout, app, &plan, Some(spec.id));
+        if let Some(before) = before {
+            labels::leave(rollout, app, &label, before, "another version took it");
+        }
+        let entry = Entry {
+            warnings: checked.warnings(),
+            ..entry(
+                &plan.artifact,
+                plan.cause,
+                plan.source.clone(),
+                Outcome::Staged,
+                Some(spec.id),
+                None,
+            )
+        };
+        let (_, saved) = app
+            .saved
+            .change(|record| {
+                checked.note_in(record, spec.artifact);
+                record
+                    .failing
+                    .retain(|known| known.artifact != spec.artifact);
+                record.remember(entry);
+            })
+            .await;
+        if let Err(cause) = saved {
+            tracing::warn!(app = %app.name, "the history does not have it yet: {cause}");
+        }
+        Ok(Ended::Otherwise(OperationResult {
+            notes: checked.notes(),
+            generation: Some(spec.id),
+            version: Some(spec.version),
+            artifact: Some(spec.artifact.to_string()),
+            ..result(Outcome::Staged, app, message)
+        }))
+    }
+
+    /// Makes live what is up under a label.
+    async fn take_label(self, label: &Label, id: GenerationId) -> Result<Ended, Failure> {
+        let Self { rollout, app, .. } = &self;
+        let began = Instant::now();
+        let taken = app.running(|running| {
+            let is_it = |labelled: &Labelled| labelled.label == *label && labelled.id() == id;
+            running.serving.take(is_it)
+        });
+        let Some(Labelled { live, .. }) = taken else {
+            return Err(Failure::host(format!(
+                "generation {id} does not answer to `{label}` any more"
+            )));
+        };
+        if rollout.is_closing() {
+            let until = None;
+            let label = label.clone();
+            app.running(|running| running.serving.add(Labelled { label, live, until }));
+            return Err(Failure::host("the host is shutting down").of(id));
+        }
+        let (generation, heap) = (
+            Arc::clone(live.active.generation()),
+            live.active.heap_bytes(),
+        );
+        let journal = rollout.journal.clone();
+        let ended = self.cut_over(Checked::default(), live, began).await;
+        // After the fact: what it runs was known to the journal already, as what is beside.
+        let written = tokio::task::spawn_blocking(move || journal.live(&generation, heap));
         if let Err(broken) = written.await {
             tracing::warn!(%broken, "the crash journal was not written");
         }
-        let began = Instant::now();
-        let live = Live {
-            active: started.activate(),
-            artifact: plan.artifact.clone(),
-            source: plan.source.clone(),
-        };
-        let replaced = rollout
-            .registry
-            .cut_over(app, live, CutoverStrategy::default());
+        ended
+    }
+
+    /// Sends new requests to `live`, and records that.
+    async fn cut_over(
+        self,
+        checked: Checked,
+        live: Live,
+        began: Instant,
+    ) -> Result<Ended, Failure> {
+        let Self {
+            rollout,
+            app,
+            plan,
+            progress,
+            ..
+        } = self;
+        let spec = live.active.generation().spec().clone();
+        let old = app.live();
+        // Who turned away from a version does not keep it.
+        let goes_back = matches!(plan.cause, Cause::Rollback | Cause::Crash);
+        let warm = app.settings.keep_warm.filter(|_| !goes_back);
+        let CutOver {
+            replaced,
+            previous,
+            warm: kept,
+        } = rollout.registry.cut_over(
+            app,
+            live,
+            CutoverStrategy::default(),
+            warm.map(|warm| Instant::now() + warm),
+        );
         app.running(|running| {
-            if let Some(live) = running.serving.primary() {
+            if let Some(live) = running.serving.primary_mut()
+                && !live.announced
+            {
                 live.active.announce();
+                live.announced = true;
             }
         });
         progress.step(
@@ -657,10 +832,20 @@ impl<M: Machine> Deploy<'_, M> {
                 spec.id, spec.version
             ),
         );
-        let instead = replaced.as_ref().map(|replaced| {
-            let old = replaced.active.generation().spec();
-            format!(", replacing generation {} ({})", old.id, old.version)
-        });
+        if let Some(previous) = previous {
+            let label = Label::of(Label::PREVIOUS);
+            labels::leave(
+                rollout,
+                app,
+                &label,
+                previous,
+                "another version was replaced",
+            );
+        }
+        if let (Some(id), Some(warm)) = (kept, warm) {
+            labels::end_later(rollout, app, Label::of(Label::PREVIOUS), id, warm);
+        }
+        let instead = old.map(|old| format!(", replacing generation {} ({})", old.id, old.version));
         let mut message = format!(
             "{} {} ({}) is live as generation {}",
             app.name,
@@ -668,6 +853,10 @@ impl<M: Machine> Deploy<'_, M> {
             spec.artifact.short(),
             spec.id
         );
+        if let (Some(id), Some(warm)) = (kept, warm) {
+            let warm = humantime::format_duration(warm);
+            message = format!("{message}; generation {id} stays warm for {warm}");
+        }
         rollout.registry.record_event(
             EventKind::Active,
             app,
@@ -732,6 +921,15 @@ impl<M: Machine> Deploy<'_, M> {
         };
         Ok(Ended::Live(result, leaving))
     }
+}
+
+/// Beside what a generation serves.
+#[derive(Clone, Copy, Debug)]
+enum Beside {
+    /// It is the live one.
+    Nothing,
+    /// It answers to a label.
+    Live,
 }
 
 /// What preflight came to.

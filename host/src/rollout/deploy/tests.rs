@@ -12,7 +12,7 @@ use std::{
 use handover_api::{AppName, Cause, GenerationId, OperationResult, Outcome};
 use serde_json::json;
 
-use super::{Deadline, Ended, Plan, carry_out, steps::Machine};
+use super::{Deadline, Destination, Ended, Plan, carry_out, steps::Machine};
 use crate::{
     apps::{app::App, registry::Registry},
     artifact::{Artifact, Store, testing::TestElf},
@@ -118,7 +118,8 @@ impl Host {
             noticed_in: None,
             stored_in: None,
             preflight: Some(Scope::All),
-            stage: false,
+            destination: Destination::Live,
+            up: None,
             deadline: None,
         }
     }
@@ -344,7 +345,7 @@ async fn records_that_cannot_be_written_fail_the_deploy_before_code_of_it_runs()
 async fn staging_says_when_it_could_not_be_recorded() {
     let host = Host::new(|_| {});
     let stage = |plan| Plan {
-        stage: true,
+        destination: Destination::Staged,
         ..plan
     };
     let result = host.deploy(stage(host.plan("1.0.0")), passed()).await;

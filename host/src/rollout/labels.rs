@@ -1,0 +1,183 @@
+//! Versions beside the live one: each is up under a label until it is promoted, aborted, or its
+//! time is over.
+
+use std::{sync::Arc, time::Duration};
+
+use handover_api::{Cause, EventKind, GenerationId, Label, OperationResult, Outcome, Wait, query};
+
+use crate::{
+    apps::{
+        app::{App, Replaced, result},
+        serving::Labelled,
+    },
+    operations::operation::Operation,
+    rollout::{
+        Rollout,
+        deploy::{self, Asked, Destination, Plan},
+        drain::{self, Leaving},
+        rollback,
+    },
+};
+
+/// Begins to make live what is up under a label.
+pub(crate) fn begin_promote(rollout: &Rollout, asked: query::Labelled) -> Operation {
+    let label = asked.label.unwrap_or_else(|| Label::of(Label::NEXT));
+    let wait = Wait::from_query(asked.queue, asked.detach);
+    rollback::of_app(rollout, asked.app, |app| {
+        let (what, of) = (format!("promotion of `{label}`"), Arc::clone(&app));
+        let plan = async move {
+            up_as(&of, Cause::Promote, |labelled| labelled.label == label)
+                .ok_or_else(|| none_such(&of, &label))
+        };
+        begin(rollout, app, what, plan, wait)
+    })
+}
+
+/// Begins to end what is up under a label.
+pub(crate) fn begin_abort(rollout: &Rollout, asked: query::Labelled) -> Operation {
+    let label = asked.label.unwrap_or_else(|| Label::of(Label::NEXT));
+    let wait = Wait::from_query(asked.queue, asked.detach);
+    rollback::of_app(rollout, asked.app, |app| {
+        let what = format!("abort of `{label}`");
+        let (ending, of) = (rollout.clone(), Arc::clone(&app));
+        // It is all there is to do, so that there is no plan.
+        let plan = async move {
+            let Some(id) = end(&ending, &of, &label, |_| true, "it was aborted") else {
+                return Err(none_such(&of, &label));
+            };
+            let message = format!(
+                "generation {id} of {} answers to `{label}` no more, and drains",
+                of.name
+            );
+            Err(result(Outcome::Done, &of, message))
+        };
+        begin(rollout, app, what, plan, wait)
+    })
+}
+
+fn begin(
+    rollout: &Rollout,
+    app: Arc<App>,
+    what: String,
+    plan: impl Future<Output = Result<Plan, OperationResult>> + Send + 'static,
+    wait: Wait,
+) -> Operation {
+    let asked = Asked {
+        what,
+        deadline: None,
+        plan,
+    };
+    deploy::begin_deploy_with(rollout, app, asked, wait.into()).operation
+}
+
+/// Returns the plan to make live what `is_it` and is up already; none where nothing is.
+pub(super) fn up_as(app: &App, cause: Cause, is_it: impl Fn(&Labelled) -> bool) -> Option<Plan> {
+    app.running(|running| {
+        let labelled = running.serving.labelled().iter().find(|one| is_it(one))?;
+        Some(Plan {
+            artifact: labelled.live.artifact.clone(),
+            cause,
+            source: labelled.live.source.clone(),
+            noticed_in: None,
+            stored_in: None,
+            preflight: None,
+            destination: Destination::Live,
+            up: Some((labelled.label.clone(), labelled.id())),
+            deadline: None,
+        })
+    })
+}
+
+fn none_such(app: &App, label: &Label) -> OperationResult {
+    let known: Vec<_> = app.running(|running| {
+        let all = running.serving.labelled().iter();
+        all.map(|labelled| format!("`{}`", labelled.label))
+            .collect()
+    });
+    let there_is = match known.as_slice() {
+        [] => "there is no label: `handover deploy FILE.so --stage` makes one".to_owned(),
+        known => format!("there is {}", known.join(", ")),
+    };
+    let message = format!("nothing of {} answers to `{label}`: {there_is}", app.name);
+    result(Outcome::Failed, app, message)
+}
+
+/// Says how `label` is reached.
+pub(super) fn reached_by(app: &App, label: &Label) -> String {
+    let labels = &app.settings.labels;
+    let mut ways = Vec::new();
+    if let Some(host) = labels.host_of(label) {
+        ways.push(format!("by the host name {host}"));
+    }
+    if !labels.allow.is_empty() {
+        ways.push(format!(
+            "by the header or cookie `handover-version: {label}` of those whom `labels.allow` names"
+        ));
+    }
+    match ways.as_slice() {
+        [] => format!(
+            "no request reaches it before `handover promote`, as [app.{}.labels] has neither `allow` nor `host`",
+            app.name
+        ),
+        ways => format!("it is reached {}", ways.join(" and ")),
+    }
+}
+
+/// Ends generation `id` after `ttl`, if it has its label still.
+pub(super) fn end_later(
+    rollout: &Rollout,
+    app: &Arc<App>,
+    label: Label,
+    id: GenerationId,
+    ttl: Duration,
+) {
+    let (rollout, app) = (rollout.clone(), Arc::clone(app));
+    tokio::spawn(async move {
+        tokio::select! {
+            () = rollout.closing() => {}
+            () = tokio::time::sleep(ttl) => {
+                let is_it = |labelled: &Labelled| labelled.id() == id;
+                end(&rollout, &app, &label, is_it, "its time is over");
+            }
+        }
+    });
+}
+
+/// Ends what has `label`, if it `is_it`. Returns its number.
+fn end(
+    rollout: &Rollout,
+    app: &Arc<App>,
+    label: &Label,
+    is_it: impl Fn(&Labelled) -> bool,
+    why: &str,
+) -> Option<GenerationId> {
+    let replaced = app.running(|running| running.unlabel(label, is_it))?;
+    let id = replaced.active.generation().spec().id;
+    rollout.registry.publish();
+    leave(rollout, app, label, replaced, why);
+    Some(id)
+}
+
+/// Has drained and unloaded what had `label` until now, and says why.
+pub(super) fn leave(
+    rollout: &Rollout,
+    app: &Arc<App>,
+    label: &Label,
+    replaced: Replaced,
+    why: &str,
+) {
+    let spec = replaced.active.generation().spec();
+    let message = format!(
+        "generation {} ({}) answers to `{label}` no more: {why}",
+        spec.id, spec.version
+    );
+    rollout
+        .registry
+        .record_event(EventKind::LabelEnded, app, Some(spec.id), message);
+    let leaving = Leaving::new(&rollout.departures, replaced);
+    let (rollout, app) = (rollout.clone(), Arc::clone(app));
+    tokio::spawn(async move {
+        drain::drain_and_retire(&rollout, &app, leaving, None).await;
+        rollout.collect().await;
+    });
+}
