@@ -8,7 +8,10 @@ use std::{
     io,
     net::SocketAddr,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{self, Poll},
     time::Duration,
 };
@@ -24,6 +27,7 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
+    sync::watch,
 };
 use tower_service::Service;
 
@@ -33,6 +37,9 @@ use super::{
     context::Context,
     log, program, worker,
 };
+
+/// How long the first request of a connection that was just accepted may be on its way.
+const ON_ITS_WAY: Duration = Duration::from_millis(250);
 
 /// How long nothing is accepted after an error that another try would meet as well.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -182,6 +189,7 @@ async fn accept<L: Listener>(mut listener: L, app: impl App, signal: impl Future
     builder.http2().enable_connect_protocol();
     let builder = Arc::new(builder);
     let graceful = GracefulShutdown::new();
+    let silent = watch::Sender::new(0);
     let mut signal = pin!(signal);
     loop {
         let accepted = {
@@ -208,6 +216,7 @@ async fn accept<L: Listener>(mut listener: L, app: impl App, signal: impl Future
         let answers = Answers {
             app: app.clone(),
             peer,
+            silent: Silent::new(silent.clone()),
         };
         let (builder, watcher) = (Arc::clone(&builder), graceful.watcher());
         tokio::spawn(async move {
@@ -218,6 +227,11 @@ async fn accept<L: Listener>(mut listener: L, app: impl App, signal: impl Future
         });
     }
     drop(listener);
+    // A connection that is told to end before its first request is closed without an answer.
+    let mut heard = silent.subscribe();
+    let heard = heard.wait_for(|silent| *silent == 0);
+    // An error means that time is up: who has said nothing by then expects nothing.
+    let _ = tokio::time::timeout(ON_ITS_WAY, heard).await;
     graceful.shutdown().await;
 }
 
@@ -234,6 +248,35 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 struct Answers<A> {
     app: A,
     peer: Option<SocketAddr>,
+    silent: Silent,
+}
+
+/// A connection on which no request has come yet, counted until one has.
+struct Silent {
+    count: watch::Sender<usize>,
+    is_over: AtomicBool,
+}
+
+impl Silent {
+    fn new(count: watch::Sender<usize>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self {
+            count,
+            is_over: AtomicBool::new(false),
+        }
+    }
+
+    fn end(&self) {
+        if !self.is_over.swap(true, Ordering::Relaxed) {
+            self.count.send_modify(|count| *count -= 1);
+        }
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
 type Answering<B> = Pin<Box<dyn Future<Output = Result<Response<Readable<B>>, Failed>> + Send>>;
@@ -244,6 +287,7 @@ impl<A: App> hyper::service::Service<Request<Incoming>> for Answers<A> {
     type Future = Answering<A::ResponseBody>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
+        self.silent.end();
         let mut request = request.map(Body::own);
         request.extensions_mut().insert(Peer(self.peer));
         let answer = when_ready(self.app.clone(), request);

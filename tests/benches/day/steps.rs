@@ -772,8 +772,7 @@ async fn crash_in_deploy(day: &mut Day) -> Result<(), String> {
 }
 
 async fn crash_in_the_end(day: &mut Day) -> Result<(), String> {
-    let habit = day.random.one(&["end-segv", "end-exit"]);
-    let bytes = day.artifact("misfit", habit);
+    let bytes = day.artifact("misfit", "end-segv");
     day.deploy("misfit", &bytes).await?;
     day.host.signal(Signal::TERM);
     comes_again(day, 70).await?;
