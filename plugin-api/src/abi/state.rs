@@ -210,7 +210,8 @@ pub const MORE: u32 = 1;
 /// There were changes that are no longer known: a bit of the flags of what a watcher is told.
 pub const MISSED: u32 = 1;
 
-/// Why something was refused, as it crosses. A number that is none of these is [`UNAVAILABLE`](codes::UNAVAILABLE).
+/// Why something was refused, as it crosses. A number that is none of these is
+/// [`UNAVAILABLE`](codes::UNAVAILABLE).
 pub mod codes {
     /// Somebody else changed what the commit was based on.
     pub const CONFLICT: u32 = 1;
