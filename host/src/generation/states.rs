@@ -532,6 +532,7 @@ impl Active {
         generation.set_state(GenerationState::Draining);
         generation.close_gate();
         let told = Hooks::begin(generation.shared(), "drain", |shared| {
+            ledger::begin_end(shared.account());
             shared.app().drain();
             ledger::ask_to_end(shared.account());
             0

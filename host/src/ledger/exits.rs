@@ -54,15 +54,18 @@ fn wait_for_ever(account: AccountId, status: c_int) -> ! {
     }
 }
 
-/// Tells the library of `account` to end, by the signals that it may wait for, on this thread,
-/// which is one that is waited for. From now on it ends nothing but itself.
-pub fn ask_to_end(account: AccountId) {
-    {
-        let mut ending = ending();
-        if !ending.contains(&account) {
-            ending.push(account);
-        }
+/// Notes that the library of `account` is told to end: from now on it ends nothing but itself.
+/// Comes before anything that tells it, since it may take that as the moment to call `exit`.
+pub fn begin_end(account: AccountId) {
+    let mut ending = ending();
+    if !ending.contains(&account) {
+        ending.push(account);
     }
+}
+
+/// Tells the library of `account` to end, by the signals that it may wait for, on this thread,
+/// which is one that is waited for. [`begin_end`] came before.
+pub fn ask_to_end(account: AccountId) {
     signals::ask_to_end(account);
 }
 

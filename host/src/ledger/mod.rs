@@ -99,7 +99,7 @@ pub(crate) use self::{
     account::{Account, Leftovers, Report, Unsettled, act_for, loading, others, visit_as_well},
     call_slot::{Call, SHARED_WORKER, enter_call, slots},
     environments::own_environment,
-    exits::ask_to_end,
+    exits::{ask_to_end, begin_end},
     interposed::armed,
     listeners::{bind_nothing_known, listening},
     look::Look,
