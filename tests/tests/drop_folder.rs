@@ -249,9 +249,12 @@ async fn a_folder_deleted_and_made_again_is_still_watched() {
     let host = Host::start().await;
     host.drop_in("hello/hello.so", &hello_as("1.1.0"));
     host.live("hello", "1.1.0").await;
+    // Its answer is the last that is written there.
+    host.verdict("hello/hello.so", "deployed").await;
     fs::remove_dir_all(host.plugins().join("hello")).unwrap();
     host.drop_in("hello/hello.so", &hello_as("1.2.0"));
     host.live("hello", "1.2.0").await;
+    host.verdict("hello/hello.so", "deployed").await;
     // The whole of it as well.
     fs::remove_dir_all(host.plugins()).unwrap();
     assert_eq!(
