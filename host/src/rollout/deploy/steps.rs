@@ -430,25 +430,12 @@ impl<M: Machine> Deploy<'_, M> {
             version: version.clone(),
             source: plan.source.clone(),
         };
-        let entry = entry(
-            &plan.artifact,
-            plan.cause,
-            plan.source.clone(),
-            Outcome::Staged,
-            None,
-            None,
-        );
-        let entry = Entry {
-            warnings: checked.warnings(),
-            ..entry
-        };
+        let entry = checked.entry(plan, Outcome::Staged, None);
         let (_, saved) = app
             .saved
             .change(|record| {
                 record.staged = Some(head);
-                checked.note_in(record, sha256);
-                record.failing.retain(|known| known.artifact != sha256);
-                record.remember(entry);
+                checked.note_taken(record, sha256, entry);
             })
             .await;
         saved.map_err(|cause| Failure::host(format!("it could not be staged: {cause}")))?;
@@ -640,26 +627,14 @@ impl<M: Machine> Deploy<'_, M> {
             return Err(Failure::host("the host is shutting down").of(id));
         }
         let heap = started.heap_bytes();
-        self.write_journal(started.generation(), heap, beside).await;
+        // Before the first request can crash it.
+        write_journal(rollout, started.generation(), heap, beside).await;
         Ok(Live {
             active: started.activate(),
             artifact: plan.artifact.clone(),
             source: plan.source.clone(),
             announced: false,
         })
-    }
-
-    /// Writes down who is about to serve: before the first request can crash it, and not on a
-    /// worker, since it is a file.
-    async fn write_journal(&self, generation: &Arc<Generation>, heap: Option<u64>, beside: Beside) {
-        let (journal, named) = (self.rollout.journal.clone(), Arc::clone(generation));
-        let written = tokio::task::spawn_blocking(move || match beside {
-            Beside::Nothing => journal.live(&named, heap),
-            Beside::Live => journal.beside(&named, heap),
-        });
-        if let Err(broken) = written.await {
-            tracing::warn!(%broken, "the crash journal was not written");
-        }
     }
 
     /// Brings up what was started beside what is live.
@@ -720,25 +695,11 @@ impl<M: Machine> Deploy<'_, M> {
         if let Some(before) = before {
             labels::leave(rollout, app, &label, before, "another version took it");
         }
-        let entry = Entry {
-            warnings: checked.warnings(),
-            ..entry(
-                &plan.artifact,
-                plan.cause,
-                plan.source.clone(),
-                Outcome::Staged,
-                Some(spec.id),
-                None,
-            )
-        };
+        let entry = checked.entry(&plan, Outcome::Staged, Some(spec.id));
         let (_, saved) = app
             .saved
             .change(|record| {
-                checked.note_in(record, spec.artifact);
-                record
-                    .failing
-                    .retain(|known| known.artifact != spec.artifact);
-                record.remember(entry);
+                checked.note_taken(record, spec.artifact, entry);
             })
             .await;
         if let Err(cause) = saved {
@@ -755,7 +716,10 @@ impl<M: Machine> Deploy<'_, M> {
 
     /// Makes live what is up under a label.
     async fn take_label(self, label: &Label, id: GenerationId) -> Result<Ended, Failure> {
-        let Self { rollout, app, .. } = &self;
+        let Self { rollout, app, .. } = self;
+        if rollout.is_closing() {
+            return Err(Failure::host("the host is shutting down").of(id));
+        }
         let began = Instant::now();
         let taken = app.running(|running| {
             let is_it = |labelled: &Labelled| labelled.label == *label && labelled.id() == id;
@@ -766,23 +730,13 @@ impl<M: Machine> Deploy<'_, M> {
                 "generation {id} does not answer to `{label}` any more"
             )));
         };
-        if rollout.is_closing() {
-            let until = None;
-            let label = label.clone();
-            app.running(|running| running.serving.add(Labelled { label, live, until }));
-            return Err(Failure::host("the host is shutting down").of(id));
-        }
         let (generation, heap) = (
             Arc::clone(live.active.generation()),
             live.active.heap_bytes(),
         );
-        let journal = rollout.journal.clone();
         let ended = self.cut_over(Checked::default(), live, began).await;
         // After the fact: what it runs was known to the journal already, as what is beside.
-        let written = tokio::task::spawn_blocking(move || journal.live(&generation, heap));
-        if let Err(broken) = written.await {
-            tracing::warn!(%broken, "the crash journal was not written");
-        }
+        write_journal(rollout, &generation, heap, Beside::Nothing).await;
         ended
     }
 
@@ -865,17 +819,7 @@ impl<M: Machine> Deploy<'_, M> {
         );
         checked.record_remarks(rollout, app, &plan, Some(spec.id));
 
-        let entry = Entry {
-            warnings: checked.warnings(),
-            ..entry(
-                &plan.artifact,
-                plan.cause,
-                plan.source.clone(),
-                Outcome::Done,
-                Some(spec.id),
-                None,
-            )
-        };
+        let entry = checked.entry(&plan, Outcome::Done, Some(spec.id));
         crash::prove_later(rollout, app, &spec);
         let head = Head {
             artifact: spec.artifact,
@@ -885,9 +829,6 @@ impl<M: Machine> Deploy<'_, M> {
         let (_, saved) = app
             .saved
             .change(|record| {
-                record
-                    .failing
-                    .retain(|known| known.artifact != head.artifact);
                 if record
                     .staged
                     .as_ref()
@@ -895,13 +836,12 @@ impl<M: Machine> Deploy<'_, M> {
                 {
                     record.staged = None;
                 }
-                checked.note_in(record, spec.artifact);
                 // At a start HEAD is what was wanted, even if something older had to be taken for
                 // it.
                 if plan.cause != Cause::Start {
                     record.head = Some(head);
                 }
-                record.remember(entry);
+                checked.note_taken(record, spec.artifact, entry);
             })
             .await;
         if let Err(cause) = saved {
@@ -920,6 +860,23 @@ impl<M: Machine> Deploy<'_, M> {
             ..result(Outcome::Done, app, message)
         };
         Ok(Ended::Live(result, leaving))
+    }
+}
+
+/// Writes down who serves. Not on a worker, since it is a file.
+async fn write_journal(
+    rollout: &Rollout,
+    generation: &Arc<Generation>,
+    heap: Option<u64>,
+    beside: Beside,
+) {
+    let (journal, named) = (rollout.journal.clone(), Arc::clone(generation));
+    let written = tokio::task::spawn_blocking(move || match beside {
+        Beside::Nothing => journal.live(&named, heap),
+        Beside::Live => journal.beside(&named, heap),
+    });
+    if let Err(broken) = written.await {
+        tracing::warn!(%broken, "the crash journal was not written");
     }
 }
 
@@ -968,12 +925,31 @@ impl Checked {
             .collect()
     }
 
-    /// Notes the verdict on `artifact`, if this host gave one just now.
-    fn note_in(&self, record: &mut Record, artifact: Sha256) {
+    /// Returns the line of the history about what was taken.
+    fn entry(&self, plan: &Plan, outcome: Outcome, generation: Option<GenerationId>) -> Entry {
+        let source = plan.source.clone();
+        Entry {
+            warnings: self.warnings(),
+            ..entry(
+                &plan.artifact,
+                plan.cause,
+                source,
+                outcome,
+                generation,
+                None,
+            )
+        }
+    }
+
+    /// Notes in the records that `artifact` was taken, with its line of the history, and the verdict
+    /// on it if this host gave one just now.
+    fn note_taken(&self, record: &mut Record, artifact: Sha256, entry: Entry) {
         if self.passed {
             let companions = self.companions.clone();
             record.passed(artifact, verdict::host(), HOST_ABI, companions);
         }
+        record.failing.retain(|known| known.artifact != artifact);
+        record.remember(entry);
     }
 
     fn warnings(&self) -> Vec<String> {
