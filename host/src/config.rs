@@ -458,6 +458,20 @@ pub(crate) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
+/// What a command line, or a program around the host, says of the server in place of the file.
+/// Paths are relative to the working directory.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Overrides {
+    /// `server.listen`
+    pub(crate) listen: Option<SocketAddr>,
+    /// `server.plugins`
+    pub(crate) plugins: Option<PathBuf>,
+    /// `server.state`
+    pub(crate) state: Option<PathBuf>,
+    /// `server.control`
+    pub(crate) control: Option<PathBuf>,
+}
+
 impl Server {
     /// The defaults, their paths in `folder`.
     fn under(folder: &Path) -> Self {
@@ -477,6 +491,30 @@ impl Server {
             leak_budget: LeakBudget::default(),
             timeouts: Timeouts::default(),
             clients: Clients::default(),
+        }
+    }
+
+    /// Puts what was said elsewhere in the place of what the file says. A state directory without a
+    /// control socket brings its own.
+    pub(crate) fn overrule(&mut self, overrides: Overrides) {
+        let Overrides {
+            listen,
+            plugins,
+            state,
+            control,
+        } = overrides;
+        if listen.is_some() {
+            self.listen = listen;
+        }
+        if let Some(plugins) = plugins {
+            self.plugins = absolute(&plugins);
+        }
+        if let Some(state) = state {
+            self.state = absolute(&state);
+            self.control = self.state.join("control.sock");
+        }
+        if let Some(control) = control {
+            self.control = absolute(&control);
         }
     }
 }

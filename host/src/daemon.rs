@@ -60,6 +60,9 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
 /// How long apps that have come up again wait for those that have not.
 const SIDE_BY_SIDE: Duration = Duration::from_secs(2);
 
+/// How long tasks have to notice that the host has ended.
+pub(crate) const LAST_MOMENT: Duration = Duration::from_secs(1);
+
 /// How often a control socket that cannot be made is tried again.
 const BIND_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -138,10 +141,11 @@ impl Drop for WakeSpares {
 }
 
 impl HostRuntime {
-    /// Ends it. Threads that have not ended by then are left behind.
-    pub(crate) fn shutdown_timeout(self, deadline: Duration) {
+    /// Ends it. Threads that have not ended within [`LAST_MOMENT`] are left behind: a worker that is
+    /// stuck in a plugin's code would keep the process for ever.
+    pub(crate) fn end(self) {
         drop(self.wake);
-        self.runtime.shutdown_timeout(deadline);
+        self.runtime.shutdown_timeout(LAST_MOMENT);
     }
 }
 

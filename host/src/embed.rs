@@ -6,24 +6,16 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
 };
 
 use crate::{
-    config::{Config, absolute},
+    config::{Config, Overrides},
     control::{Shutdown, ShutdownHandle},
     daemon::{self, Daemon, HostRuntime, StartupHandoff},
     ledger,
     origin::origin,
-    preflight,
+    ownership, preflight,
 };
-
-/// The argument with which the program is started again, to try an artifact where a crash of it
-/// hurts nobody.
-const PREFLIGHT_CHILD: &str = "preflight-child";
-
-/// How long threads that are held by a plugin's code have to notice that the host has ended.
-const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// Whether this program does what a host needs of its `main`.
 static PREPARED: AtomicBool = AtomicBool::new(false);
@@ -57,10 +49,9 @@ static PREPARED: AtomicBool = AtomicBool::new(false);
 pub fn prepare() -> Option<ExitCode> {
     // Before plugins change what the process began with.
     origin();
-    let mut arguments = env::args_os().skip(1);
-    if arguments
-        .next()
-        .is_some_and(|first| first == PREFLIGHT_CHILD)
+    if env::args_os()
+        .nth(1)
+        .is_some_and(|first| first == preflight::CHILD)
     {
         return Some(preflight::child::main());
     }
@@ -90,9 +81,7 @@ pub struct Host {
 #[must_use = "a host runs when it is started"]
 pub struct Builder {
     file: Option<PathBuf>,
-    listen: Option<SocketAddr>,
-    plugins: Option<PathBuf>,
-    state: Option<PathBuf>,
+    overrides: Overrides,
 }
 
 /// Why a host did not start: a sentence for people, with what to do.
@@ -132,7 +121,7 @@ impl Host {
     /// Within a runtime of tokio: blocking there would hold up its other tasks.
     pub fn wait(self) {
         let over = self.runtime.block_on(self.daemon.wait());
-        self.runtime.shutdown_timeout(LAST_MOMENT);
+        self.runtime.end();
         over.done();
     }
 }
@@ -146,19 +135,19 @@ impl Builder {
 
     /// Serves at this address, as `server.listen` has it. Port 0 takes a free one.
     pub fn listen(mut self, address: SocketAddr) -> Self {
-        self.listen = Some(address);
+        self.overrides.listen = Some(address);
         self
     }
 
     /// Takes artifacts from this drop folder, as `server.plugins` has it.
     pub fn plugins(mut self, folder: impl Into<PathBuf>) -> Self {
-        self.plugins = Some(folder.into());
+        self.overrides.plugins = Some(folder.into());
         self
     }
 
     /// Keeps artifacts, records and the control socket in this folder, as `server.state` has it.
     pub fn state(mut self, folder: impl Into<PathBuf>) -> Self {
-        self.state = Some(folder.into());
+        self.overrides.state = Some(folder.into());
         self
     }
 
@@ -167,8 +156,8 @@ impl Builder {
     ///
     /// # Errors
     /// When [`prepare`] was not called, the executable does not export what plugins are bound to
-    /// (its `build.rs` has to say `cargo::rustc-link-arg-bins=-rdynamic`), the configuration makes
-    /// no sense, or something could not be had, such as the address. Nothing is left running then.
+    /// (its `build.rs` has to say `cargo::rustc-link-arg-bins=-rdynamic`), others may write the file
+    /// of configuration, it makes no sense, or something could not be had, such as the address. Nothing is left running then.
     ///
     /// # Panics
     /// Within a runtime of tokio: blocking there would hold up its other tasks.
@@ -203,20 +192,15 @@ impl Builder {
 
     fn into_config(self) -> Result<Config, StartError> {
         let mut config = match &self.file {
-            Some(file) => Config::read(file).map_err(|error| StartError(error.to_string()))?,
+            Some(file) => {
+                ownership::check(file).map_err(|error| {
+                    StartError(format!("the configuration is not to be trusted: {error}"))
+                })?;
+                Config::read(file).map_err(|error| StartError(error.to_string()))?
+            }
             None => Config::without_file(),
         };
-        let server = &mut config.server;
-        if self.listen.is_some() {
-            server.listen = self.listen;
-        }
-        if let Some(plugins) = self.plugins {
-            server.plugins = absolute(&plugins);
-        }
-        if let Some(state) = self.state {
-            server.state = absolute(&state);
-            server.control = server.state.join("control.sock");
-        }
+        config.server.overrule(self.overrides);
         Ok(config)
     }
 }

@@ -203,7 +203,7 @@ Examples:
   handover shutdown --now")]
     Shutdown(Shutdown),
     /// The other side of preflight.
-    #[command(hide = true)]
+    #[command(name = crate::preflight::CHILD, hide = true)]
     PreflightChild,
 }
 

@@ -1,6 +1,6 @@
 //! `run`: this process becomes the host, or the parent that supervises it.
 
-use std::{io, os::fd::RawFd, time::Duration};
+use std::{io, os::fd::RawFd};
 
 use super::{
     args::{Global, Run},
@@ -8,8 +8,8 @@ use super::{
     output,
 };
 use crate::{
-    config::{Config, Server, absolute},
-    daemon::{self, Daemon, StartupHandoff},
+    config::{Config, Overrides, Server},
+    daemon::{self, Daemon, LAST_MOMENT, StartupHandoff},
     ledger::{self, LastWords},
     loader,
     net::Listeners,
@@ -19,9 +19,6 @@ use crate::{
     shadow::Shadow,
     signals, supervisor, telemetry,
 };
-
-/// How long tasks have to notice that the host has ended.
-pub(super) const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// `handover run`
 pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
@@ -134,8 +131,7 @@ fn serve(
         );
         Ok(daemon.wait().await)
     });
-    // A worker that is stuck in a plugin's code would keep the process for ever.
-    runtime.shutdown_timeout(LAST_MOMENT);
+    runtime.end();
     telemetry::flush(LAST_MOMENT);
     ended.map(|over| {
         over.done();
@@ -146,23 +142,14 @@ fn serve(
     })
 }
 
-/// Flags overrule the file, and their paths are relative to the working directory. A state
-/// directory without a socket brings its own.
+/// Flags overrule the file.
 fn overrule(server: &mut Server, global: &Global, args: Run) {
-    if let Some(listen) = args.listen {
-        server.listen = Some(listen);
-    }
-    if let Some(plugins) = args.plugins {
-        server.plugins = absolute(&plugins);
-    }
-    if let Some(state) = args.state {
-        let state = absolute(&state);
-        server.control = state.join("control.sock");
-        server.state = state;
-    }
-    if let Some(control) = &global.control {
-        server.control = absolute(control);
-    }
+    server.overrule(Overrides {
+        listen: args.listen,
+        plugins: args.plugins,
+        state: args.state,
+        control: global.control.clone(),
+    });
 }
 
 #[cfg(test)]

@@ -15,6 +15,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{artifact::Remark, loader::Companion};
 
+/// The argument with which a program that is a host is started again, to try an artifact where a
+/// crash of it hurts nobody.
+pub(crate) const CHILD: &str = "preflight-child";
+
 /// What preflight is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -30,7 +30,7 @@ use tokio::{
 };
 
 use super::{
-    Passed, Scope, Verdict,
+    CHILD, Passed, Scope, Verdict,
     report::{LONGEST, Line, Stage, Task},
 };
 use crate::{
@@ -139,7 +139,7 @@ fn spawn_child(socket: StdUnixStream) -> io::Result<(Child, Option<Pid>)> {
     // A plugin that lives here may have changed what this process would pass on.
     origin().pass_on(&mut command);
     let child = Command::from(command)
-        .arg("preflight-child")
+        .arg(CHILD)
         .stdin(OwnedFd::from(socket))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -26,13 +26,12 @@ use super::{
     args::{self, Global},
     exit::Failure,
     output::{self, Paint, paint},
-    run::LAST_MOMENT,
 };
 use crate::{
     artifact::{Artifact, Sha256, Store, StoreError},
     config::{self, Config, Listen, TrustedProxies, Watch, WhenFull},
     control::socket,
-    daemon::{self, Daemon, StartupHandoff},
+    daemon::{self, Daemon, LAST_MOMENT, StartupHandoff},
     human, loader,
     orchestrator::Orchestrator,
     report::status::Surface,
@@ -113,8 +112,7 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
         }
         Ok(())
     });
-    // A worker that is stuck in a plugin's code would keep the process for ever.
-    runtime.shutdown_timeout(LAST_MOMENT);
+    runtime.end();
     telemetry::flush(LAST_MOMENT);
     ended.map(|()| loader::end_process())
 }
