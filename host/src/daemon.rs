@@ -141,8 +141,8 @@ impl Drop for WakeSpares {
 }
 
 impl HostRuntime {
-    /// Ends it. Threads that have not ended within [`LAST_MOMENT`] are left behind: a worker that is
-    /// stuck in a plugin's code would keep the process for ever.
+    /// Ends it. Threads that have not ended within [`LAST_MOMENT`] are left behind: a worker that
+    /// is stuck in a plugin's code would keep the process for ever.
     pub(crate) fn end(self) {
         drop(self.wake);
         self.runtime.shutdown_timeout(LAST_MOMENT);

@@ -156,8 +156,9 @@ impl Builder {
     ///
     /// # Errors
     /// When [`prepare`] was not called, the executable does not export what plugins are bound to
-    /// (its `build.rs` has to say `cargo::rustc-link-arg-bins=-rdynamic`), others may write the file
-    /// of configuration, it makes no sense, or something could not be had, such as the address. Nothing is left running then.
+    /// (its `build.rs` has to say `cargo::rustc-link-arg-bins=-rdynamic`), others may write the
+    /// file of configuration, it makes no sense, or something could not be had, such as the
+    /// address. Nothing is left running then.
     ///
     /// # Panics
     /// Within a runtime of tokio: blocking there would hold up its other tasks.

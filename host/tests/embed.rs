@@ -6,13 +6,15 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    path::Path,
+    process::ExitCode,
     thread,
     time::{Duration, Instant},
 };
 
 use handover::Host;
+
+mod fixture;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -56,7 +58,10 @@ fn serves_an_artifact_and_ends() -> Result<(), Box<dyn Error>> {
     until("the file is refused", || {
         plugins.join("bad.so.failed").exists()
     })?;
-    put(&fs::read(plugin()?)?, &plugins.join("hello.so"))?;
+    put(
+        &fs::read(fixture::build("hello")?)?,
+        &plugins.join("hello.so"),
+    )?;
     until("the app serves", || {
         get(address).is_ok_and(|answer| answer.ends_with("hello 1.0.0"))
     })?;
@@ -99,22 +104,4 @@ fn get(address: SocketAddr) -> Result<String, Box<dyn Error>> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)
-}
-
-/// The fixture, built by cargo like any plugin.
-fn plugin() -> Result<PathBuf, Box<dyn Error>> {
-    let output = Command::new(env!("CARGO"))
-        .args(["build", "--package", "hello"])
-        .arg("--message-format=json-render-diagnostics")
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()?;
-    if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stderr).into());
-    }
-    String::from_utf8(output.stdout)?
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|line| line["target"]["name"] == "hello")
-        .find_map(|line| Some(PathBuf::from(line["filenames"][0].as_str()?)))
-        .ok_or_else(|| "cargo built no plugin".into())
 }

@@ -8,7 +8,6 @@
 use std::{
     collections::BTreeSet,
     path::PathBuf,
-    process::Command,
     sync::{
         Arc, Barrier, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -25,6 +24,8 @@ use sha2::Digest;
 #[path = "../../tests/plugins/thread-locals/src/table.rs"]
 mod table;
 
+mod fixture;
+
 use table::{Counts, Table_Ref};
 
 const WORKERS: usize = 4;
@@ -40,27 +41,7 @@ fn alone() -> MutexGuard<'static, ()> {
 fn fixture() -> Artifact {
     static FIXTURE: OnceLock<Artifact> = OnceLock::new();
     FIXTURE
-        .get_or_init(|| {
-            let output = Command::new(env!("CARGO"))
-                .args(["build", "--package", "thread-locals"])
-                .arg("--message-format=json-render-diagnostics")
-                .current_dir(env!("CARGO_MANIFEST_DIR"))
-                .output()
-                .unwrap();
-            assert!(
-                output.status.success(),
-                "{}",
-                String::from_utf8_lossy(&output.stderr)
-            );
-            let path = String::from_utf8(output.stdout)
-                .unwrap()
-                .lines()
-                .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-                .filter(|line| line["target"]["name"] == "thread_locals")
-                .find_map(|line| Some(PathBuf::from(line["filenames"][0].as_str()?)))
-                .unwrap();
-            artifact(path)
-        })
+        .get_or_init(|| artifact(fixture::build("thread-locals").unwrap()))
         .clone()
 }
 

@@ -8,6 +8,7 @@
 //! - [`client`]: HTTP clients that see cut connections and short answers for what they are
 //! - [`metrics`]: reads what Prometheus scrapes, strictly
 //! - [`load`]: keeps connections busy and counts every answer
+//! - [`sources`]: the sources of the project, for tests that read them
 //!
 //! Everything panics with a sentence when the world is not as a test needs it: a test has nobody to
 //! return an error to.
@@ -21,3 +22,4 @@ pub mod host;
 pub mod load;
 pub mod metrics;
 pub mod plugins;
+pub mod sources;

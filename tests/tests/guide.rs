@@ -4,18 +4,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use handover_api::{AppState, Cause, EventKind, GenerationState, Outcome};
-use handover_tests::host::handover;
+use handover_tests::{host::handover, plugins::workspace, sources::rust_files};
 
-fn project() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-fn read(path: &str) -> String {
-    let path = project().join(path);
+fn read(path: impl AsRef<Path>) -> String {
+    let path = workspace().join(path);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
@@ -66,23 +62,6 @@ fn first_cells(text: &str) -> String {
     let rows = text.lines().filter_map(|line| line.strip_prefix("| "));
     let cells = rows.filter_map(|row| row.split(" | ").next());
     cells.collect::<Vec<_>>().join("\n")
-}
-
-/// Every source of the host.
-fn sources() -> String {
-    let mut folders = vec![project().join("host/src")];
-    let mut text = String::new();
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("a folder of the project") {
-            let path = entry.expect("an entry").path();
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                text.push_str(&fs::read_to_string(&path).expect("a source"));
-            }
-        }
-    }
-    text
 }
 
 #[track_caller]
@@ -152,7 +131,7 @@ fn the_guide_has_every_exit_code() {
 fn the_guide_has_every_metric() {
     let guide = guide();
     let listed = quoted(&first_cells(section(&guide, "## Metrics")));
-    let sources = sources();
+    let sources: String = rust_files("host/src").iter().map(read).collect();
     let literals = sources.split('"').map(str::to_owned);
     let metrics = literals.filter(|text| {
         (text.starts_with("handover_") || text.starts_with("process_"))

@@ -10,7 +10,7 @@ use std::{ffi::OsStr, path::Path, time::Duration};
 use handover_tests::{
     client::{Answer, Http1},
     host::{Host, Output, Setup},
-    load::Load,
+    load::{Load, Running},
     plugins::fixture,
 };
 
@@ -45,6 +45,19 @@ async fn answers(host: &Host, label: &str) -> [String; 4] {
     ]
 }
 
+/// Starts clients, and waits until they are answered.
+async fn under_load(host: &Host) -> Running {
+    let load = Load {
+        keep_alive: 8,
+        closing: 2,
+        streams: 2,
+        pause: Duration::from_millis(5),
+    }
+    .start(host.address);
+    load.more(50).await;
+    load
+}
+
 #[tokio::test]
 async fn a_staged_version_is_reached_by_its_label_only_and_promoted_without_a_load() {
     let host = Setup::new().config(LABELS).start().await;
@@ -67,14 +80,7 @@ async fn a_staged_version_is_reached_by_its_label_only_and_promoted_without_a_lo
         ["1.0.0", "1.0.0", "1.0.0", "1.0.0"]
     );
 
-    let load = Load {
-        keep_alive: 8,
-        closing: 2,
-        streams: 2,
-        pause: Duration::from_millis(5),
-    }
-    .start(host.address);
-    load.more(50).await;
+    let load = under_load(&host).await;
     let promoted = host.cli(["promote", "probe"]).await.expect_code(0);
     assert!(!promoted.stdout.contains("load:"), "{promoted:?}");
     load.more(50).await;
@@ -212,14 +218,7 @@ async fn a_rollback_while_the_version_before_is_warm_loads_nothing() {
         answers(&host, "previous").await,
         ["2.0.0", "1.0.0", "1.0.0", "1.0.0"]
     );
-    let load = Load {
-        keep_alive: 8,
-        closing: 2,
-        streams: 2,
-        pause: Duration::from_millis(5),
-    }
-    .start(host.address);
-    load.more(50).await;
+    let load = under_load(&host).await;
     let back = host.cli(["rollback", "probe"]).await.expect_code(0);
     assert!(!back.stdout.contains("load:"), "{back:?}");
     load.more(50).await;

@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use handover_tests::{plugins::workspace, sources::rust_files};
+
 /// The rooms, from the lowest to the highest. docs/ARCHITECTURE.md says what each is for.
 const LAYERS: &[&str] = &[
     // Of the process and its machine; they know nothing of plugins.
@@ -59,23 +61,14 @@ const ALONE: &[&str] = &[
 ];
 
 fn host() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../host/src")
+    workspace().join("host/src")
 }
 
 /// The sources of a room: a file, a folder, or both.
 fn sources(room: &str) -> Vec<PathBuf> {
-    let mut folders = vec![host().join(room)];
-    let mut found = Vec::from_iter(Some(host().join(format!("{room}.rs"))).filter(|f| f.exists()));
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).into_iter().flatten() {
-            let path = entry.expect("an entry").path();
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                found.push(path);
-            }
-        }
-    }
+    let file = host().join(format!("{room}.rs"));
+    let mut found = rust_files(&format!("host/src/{room}"));
+    found.extend(Some(file).filter(|file| file.exists()));
     found
 }
 

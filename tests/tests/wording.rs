@@ -1,10 +1,9 @@
 //! The words of the project: names that were retired stay out of the code, and comments stay within
 //! 100 columns.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
+
+use handover_tests::sources::rust_files;
 
 /// Names that had several meanings or needed explaining, each with what is written instead.
 const RETIRED: &[(&str, &str)] = &[
@@ -49,21 +48,10 @@ const RETIRED: &[(&str, &str)] = &[
 const WIDTH: usize = 100;
 
 fn sources(folders: &[&str]) -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut folders: Vec<_> = folders.iter().map(|folder| root.join(folder)).collect();
-    let mut found = Vec::new();
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("a folder of the project") {
-            let path = entry.expect("an entry").path();
-            if path.is_dir() {
-                if !path.ends_with("target") {
-                    folders.push(path);
-                }
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                found.push(path);
-            }
-        }
-    }
+    let found: Vec<_> = folders
+        .iter()
+        .flat_map(|folder| rust_files(folder))
+        .collect();
     assert!(found.len() > 20, "{} sources were found", found.len());
     found
 }

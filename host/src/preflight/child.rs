@@ -421,16 +421,18 @@ fn differs(request: &SmokeRequest, answer: &Response<Bytes>) -> Option<String> {
         return Some(format!("{status}, wanted {}", request.status));
     }
     for (name, wanted) in &request.headers {
-        let mut values = answer.headers().get_all(name).iter();
-        if !values.any(|value| value.as_bytes() == wanted.as_bytes()) {
-            let values = answer.headers().get_all(name).iter();
-            let values: Vec<_> = values
-                .map(|value| String::from_utf8_lossy(value.as_bytes()))
-                .collect();
+        let values: Vec<_> = answer.headers().get_all(name).iter().collect();
+        if !values
+            .iter()
+            .any(|value| value.as_bytes() == wanted.as_bytes())
+        {
             let got = if values.is_empty() {
                 format!("without `{name}`")
             } else {
-                format!("with `{name}: {}`", values.join(", "))
+                let values = values
+                    .iter()
+                    .map(|value| String::from_utf8_lossy(value.as_bytes()));
+                format!("with `{name}: {}`", values.collect::<Vec<_>>().join(", "))
             };
             return Some(format!("{status} {got}, wanted `{wanted}`"));
         }

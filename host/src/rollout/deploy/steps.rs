@@ -941,8 +941,8 @@ impl Checked {
         }
     }
 
-    /// Notes in the records that `artifact` was taken, with its line of the history, and the verdict
-    /// on it if this host gave one just now.
+    /// Notes in the records that `artifact` was taken, with its line of the history, and the
+    /// verdict on it if this host gave one just now.
     fn note_taken(&self, record: &mut Record, artifact: Sha256, entry: Entry) {
         if self.passed {
             let companions = self.companions.clone();
