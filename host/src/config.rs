@@ -32,7 +32,7 @@ pub(crate) use self::{
     tls::{CertificateFiles, ListenTls, TlsVersion},
     who::Who,
 };
-use crate::{artifact::Keys, origin::origin, state};
+use crate::{artifact::Keys, origin::origin, state, work};
 
 const MAX_CRASHES: NonZeroUsize = NonZeroUsize::new(3).unwrap();
 
@@ -278,6 +278,10 @@ pub struct App {
     pub labels: Arc<Labels>,
     /// `[app.NAME.state]`
     pub state: state::Settings,
+    /// `[app.NAME.jobs]`
+    pub jobs: work::Settings,
+    /// `[app.NAME.lease.LEASE] mirror`: the files that are locked with leases, by their names.
+    pub leases: BTreeMap<String, PathBuf>,
     /// `[app.NAME.check]`
     pub check: Check,
 }
@@ -563,6 +567,8 @@ impl Default for App {
             keep_warm: None,
             labels: Arc::default(),
             state: state::Settings::default(),
+            jobs: work::Settings::default(),
+            leases: BTreeMap::new(),
             check: Check::default(),
         }
     }

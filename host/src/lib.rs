@@ -34,8 +34,10 @@ mod signals;
 mod state;
 mod supervisor;
 mod telemetry;
+mod wakers;
 mod watch;
 mod watchdog;
+mod work;
 mod workers;
 mod writers;
 

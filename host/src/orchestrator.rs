@@ -193,6 +193,7 @@ impl Orchestrator {
             deadline: asked
                 .timeout_ms
                 .map(|timeout| Deadline::after(Duration::from_millis(timeout))),
+            orphan_jobs: asked.orphan_jobs,
         };
         deploy::begin_deploy(&self.0.rollout, app, plan, wait.into()).operation
     }

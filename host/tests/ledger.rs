@@ -57,6 +57,7 @@ fn artifact(path: PathBuf) -> Artifact {
         sha256: Sha256(sha2::Sha256::digest(&bytes).into()),
         size: bytes.len() as u64,
         path,
+        declared: Default::default(),
         manifest: Manifest {
             app: "fixture".parse().unwrap(),
             version: semver::Version::new(1, 0, 0),

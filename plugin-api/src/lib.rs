@@ -16,7 +16,7 @@ pub mod abi;
 mod sdk;
 
 #[cfg(feature = "sdk")]
-pub use handover_plugin_macros::{app, main};
+pub use handover_plugin_macros::{app, job, main, schedule};
 #[cfg(feature = "sessions")]
 pub use sdk::sessions::Sessions;
 #[cfg(feature = "sdk")]
@@ -25,8 +25,10 @@ pub use sdk::{
     body::Body,
     cache::Cache,
     connection::{Connection, Tls},
-    context::{Context, Jobs},
+    context::Context,
     error::Error,
+    jobs::{Enqueue, Enqueuing, JobContext, JobError, JobId, JobInfo, Jobs},
+    lease::Lease,
     log::layer,
     rate_limit::{Decision, RateLimiter},
     serve::{ForEach, IncomingConnection, IntoApp, Itself, Listener, Serve, serve},
@@ -65,6 +67,7 @@ pub mod __private {
 
     pub use crate::{
         abi::{
+            declared::{Declared, line},
             export::{Entry, HostHandle, Plugin, header},
             lent::Lent,
             manifest::Facts,
@@ -72,6 +75,7 @@ pub mod __private {
         },
         sdk::{
             app::start,
+            jobs::{JobHandler, run_job, run_scheduled},
             program::{Flavor, run, start as start_main},
         },
     };

@@ -25,7 +25,9 @@ const LAYERS: &[&str] = &[
     "writers",
     // Artifacts at rest, and the configuration.
     "artifact",
+    "wakers",
     "state",
+    "work",
     "config",
     "telemetry",
     // Plugins in the process.

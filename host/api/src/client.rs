@@ -119,7 +119,7 @@ impl Client {
 
     /// `POST /v1/deploy` with the bytes of `file`, which stream, and the text of their
     /// [`SIGNATURE`] header. With `beside` it comes up under that label, until its TTL. The lines
-    /// come when the host has them all.
+    /// come when the host has them all. With `orphan_jobs`, jobs may lose their handler.
     pub async fn deploy(
         &self,
         file: &Path,
@@ -127,6 +127,7 @@ impl Client {
         timeout: Option<Duration>,
         beside: Option<(Label, Option<Duration>)>,
         signature: Option<String>,
+        orphan_jobs: bool,
         wait: Wait,
     ) -> Result<Lines<Progress>, ClientError> {
         let unreadable = |source| ClientError::File {
@@ -150,6 +151,7 @@ impl Client {
             timeout_ms: timeout.map(millis),
             label,
             ttl_ms: ttl.flatten().map(millis),
+            orphan_jobs,
             queue: wait.queue(),
             detach: wait.detach(),
         };

@@ -20,6 +20,7 @@ pub mod query;
 pub mod socket;
 pub mod types;
 mod words;
+mod work;
 
 pub use self::{
     body::ChannelBody,
@@ -27,5 +28,6 @@ pub use self::{
     names::{AppName, GenerationId, InvalidAppName, InvalidLabel, Label},
     query::Wait,
     types::*,
-    words::{AppState, Cause, EventKind, GenerationState},
+    words::{AppState, Cause, EventKind, GenerationState, JobState},
+    work::*,
 };

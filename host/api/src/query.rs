@@ -103,6 +103,9 @@ pub struct Deploy {
     /// Milliseconds until it is ended, with a label; none: it stays until `promote` or `abort`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_ms: Option<u64>,
+    /// Whether jobs may lose their handler.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub orphan_jobs: bool,
     /// See [`Wait`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub queue: bool,

@@ -55,6 +55,22 @@ words! {
 }
 
 words! {
+    /// What becomes of a durable job.
+    JobState {
+        /// It waits for its time, for others, or for its next attempt.
+        Waiting = "waiting",
+        /// A handler is at it.
+        Running = "running",
+        /// Its handler has done it.
+        Done = "done",
+        /// It was given up.
+        Dead = "dead",
+        /// Somebody cancelled it.
+        Cancelled = "cancelled",
+    }
+}
+
+words! {
     /// What a generation does.
     GenerationState {
         /// Its app is built, and gets no requests yet.

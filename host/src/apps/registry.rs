@@ -21,6 +21,7 @@ use crate::{
         room::Room,
     },
     state::Stores,
+    work::WorkRegistry,
 };
 
 /// The apps. Cheap to clone.
@@ -40,6 +41,7 @@ struct Inner {
     /// by another one.
     publishing: Mutex<()>,
     stores: Stores,
+    work: WorkRegistry,
 }
 
 impl Registry {
@@ -58,6 +60,17 @@ impl Registry {
         let records = state.join("apps");
         std::fs::create_dir_all(&records)?;
         let remembered = app_record::known(&records)?;
+        let stores = Stores::new(state.join("state"), {
+            let config = config.clone();
+            move |app| config.app(app).state
+        });
+        let work = WorkRegistry::new(stores.clone(), {
+            let config = config.clone();
+            move |app| {
+                let settings = config.app(app);
+                (settings.jobs, settings.leases)
+            }
+        });
         let registry = Self(Arc::new(Inner {
             records,
             room,
@@ -65,10 +78,8 @@ impl Registry {
             routes,
             apps: Mutex::default(),
             publishing: Mutex::default(),
-            stores: Stores::new(state.join("state"), {
-                let config = config.clone();
-                move |app| config.app(app).state
-            }),
+            stores,
+            work,
             config,
         }));
         for name in registry.0.config.apps.keys().cloned().chain(remembered) {
@@ -86,6 +97,11 @@ impl Registry {
     /// Returns what the apps keep in the host.
     pub(crate) fn stores(&self) -> &Stores {
         &self.0.stores
+    }
+
+    /// Returns the work of the apps that outlives their code.
+    pub(crate) fn work(&self) -> &WorkRegistry {
+        &self.0.work
     }
 
     /// Returns the log of events.

@@ -74,6 +74,8 @@ pub struct Elf {
     pub facts: ElfFacts,
     /// The bytes of the manifest's section, if there is one.
     pub manifest: Option<Vec<u8>>,
+    /// The bytes of the section of what it declares, if there is one.
+    pub declared: Option<Vec<u8>>,
 }
 
 /// The machine that this host was built for, in the words of [`ElfFacts::machine`].
@@ -116,6 +118,7 @@ pub fn read(file: &File) -> Result<Elf, ElfError> {
             linkage: Linkage::read(parts.endian, parts.data, parts.segments),
         },
         manifest: parts.section(super::manifest::SECTION)?,
+        declared: parts.section(handover_plugin::abi::declared::SECTION)?,
     })
 }
 

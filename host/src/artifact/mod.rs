@@ -15,6 +15,7 @@
 //! - [`trust`]: who must have signed them
 
 mod bundled;
+pub(crate) mod declared;
 pub(crate) mod digest;
 pub(crate) mod elf;
 pub(crate) mod image;
@@ -58,6 +59,8 @@ pub struct Artifact {
     pub path: PathBuf,
     /// What it says of itself.
     pub manifest: Manifest,
+    /// What its functions declare.
+    pub declared: declared::Declared,
     /// What its ELF header says.
     pub elf: ElfFacts,
     /// What came with it as its signature: verified by [`Keys::verify`] only.

@@ -26,6 +26,7 @@ use parking_lot::Mutex;
 
 use super::{
     Artifact, Sha256,
+    declared::{self, DeclaredError},
     digest::{CHUNK, Hasher},
     elf::{self, ElfError},
     image::{Draft, Image, ImageError, Shelf},
@@ -458,6 +459,12 @@ impl From<ElfError> for Undescribed {
     }
 }
 
+impl From<DeclaredError> for Undescribed {
+    fn from(error: DeclaredError) -> Self {
+        Self::Reason(error.to_string())
+    }
+}
+
 impl From<ManifestError> for Undescribed {
     fn from(error: ManifestError) -> Self {
         Self::Reason(error.to_string())
@@ -477,6 +484,7 @@ fn describe(
         size,
         path,
         manifest: Manifest::from_section(&section)?,
+        declared: declared::from_section(&elf.declared.unwrap_or_default())?,
         elf: elf.facts,
         signature: None,
         lease: Lease::default(),

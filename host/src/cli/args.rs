@@ -340,6 +340,9 @@ pub(super) struct Deploy {
     /// End it by itself after this time, e.g. 2h
     #[arg(long, value_name = "TIME", value_parser = crate::config::duration, requires = "beside")]
     pub(super) ttl: Option<Duration>,
+    /// Deploy it though it has no handler for jobs that wait: they wait for a version that has one
+    #[arg(long)]
+    pub(super) orphan_jobs: bool,
     /// Wait for what is under way for the app, instead of ending with 8
     #[arg(long)]
     pub(super) queue: bool,

@@ -43,6 +43,7 @@ pub(super) async fn deploy(global: &Global, args: Deploy) -> Result<(), Failure>
                 args.timeout,
                 beside,
                 signature.as_ref().map(Signature::to_header),
+                args.orphan_jobs,
                 Wait::from_query(args.queue, args.detach),
             )
             .await;

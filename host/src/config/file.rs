@@ -23,7 +23,7 @@ use super::{
     LogRotation, Metrics, Protocols, RoutePrefix, Server, SmokeRequest, SocketOptions, Timeouts,
     TlsVersion, Trust, TrustedProxies, TrustedProxy, Watch, WhenFull, Who,
 };
-use crate::{artifact::Key, state};
+use crate::{artifact::Key, state, work};
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
@@ -185,6 +185,8 @@ struct AppTable {
     config: toml::Table,
     labels: LabelsTable,
     state: StateTable,
+    jobs: JobsTable,
+    lease: BTreeMap<String, LeaseTable>,
     check: CheckTable,
 }
 
@@ -201,6 +203,20 @@ struct LabelsTable {
 struct StateTable {
     max_size: Option<Size>,
     answers_wait: Option<bool>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct JobsTable {
+    max_running: Option<Count<1, MANY>>,
+    keep_done: Option<Span>,
+    keep_dead: Option<Span>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct LeaseTable {
+    mirror: Option<PathBuf>,
 }
 
 #[derive(Deserialize, Default)]
@@ -536,7 +552,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
         }
         let config = json(toml::Value::Table(table.config.clone()))
             .map_err(|what| source.error(None, &format!("app.{name}.config: {what}")))?;
-        apps.insert(name, app(table, routes, config));
+        apps.insert(name, app(table, routes, config, folder));
     }
     let control = Control {
         operate: source.each::<Who>(&file.control.operate)?,
@@ -806,7 +822,7 @@ fn log(table: LogTable, folder: &Path) -> Log {
     }
 }
 
-fn app(table: AppTable, routes: Vec<RoutePrefix>, config: serde_json::Value) -> App {
+fn app(table: AppTable, routes: Vec<RoutePrefix>, config: serde_json::Value, folder: &Path) -> App {
     let default = App::default();
     App {
         routes,
@@ -867,6 +883,25 @@ fn app(table: AppTable, routes: Vec<RoutePrefix>, config: serde_json::Value) -> 
                 .answers_wait
                 .unwrap_or(default.state.answers_wait),
         },
+        jobs: work::Settings {
+            max_running: table
+                .jobs
+                .max_running
+                .map_or(default.jobs.max_running, Count::get),
+            keep_done: table
+                .jobs
+                .keep_done
+                .map_or(default.jobs.keep_done, |span| span.0),
+            keep_dead: table
+                .jobs
+                .keep_dead
+                .map_or(default.jobs.keep_dead, |span| span.0),
+        },
+        leases: table
+            .lease
+            .into_iter()
+            .filter_map(|(name, lease)| Some((name, folder.join(lease.mirror?))))
+            .collect(),
         args: table.args.into_iter().map(|argument| argument.0).collect(),
         keep_artifacts: table
             .keep_artifacts

@@ -828,6 +828,7 @@ mod tests {
                 Some(Duration::from_secs(60)),
                 None,
                 Some(signature.to_header()),
+                false,
                 Wait::Detached,
             )
             .await
@@ -846,7 +847,7 @@ mod tests {
         std::fs::write(&file, "hello").unwrap();
         let result = outcome(
             host.client()
-                .deploy(&file, None, None, None, None, Wait::No)
+                .deploy(&file, None, None, None, None, false, Wait::No)
                 .await
                 .unwrap(),
         )
@@ -865,7 +866,7 @@ mod tests {
         std::fs::write(&file, b"full".repeat(1 << 18)).unwrap();
         let result = outcome(
             host.client()
-                .deploy(&file, None, None, None, None, Wait::No)
+                .deploy(&file, None, None, None, None, false, Wait::No)
                 .await
                 .unwrap(),
         )

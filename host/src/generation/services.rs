@@ -14,11 +14,12 @@ use handover_plugin::abi::{
     import::HostServices,
     lent::Lent,
     state::StateService,
+    work::WorkService,
 };
 use parking_lot::Mutex;
 use tracing::Level;
 
-use crate::state::Session;
+use crate::{state::Session, work::WorkSession};
 
 /// What the host offers to one generation.
 #[derive(Debug)]
@@ -32,6 +33,7 @@ pub(crate) struct GenerationServices {
     /// whatever threads it left.
     work: Mutex<Option<HashMap<u64, Working>>>,
     state: Option<Session>,
+    durable: Option<WorkSession>,
 }
 
 /// Work that outlives its request.
@@ -79,8 +81,13 @@ impl WorkKind {
 }
 
 impl GenerationServices {
-    /// An offer to this generation, whose app has its state in `state`.
-    pub(crate) fn new(app: AppName, generation: GenerationId, state: Option<Session>) -> Self {
+    /// An offer to this generation, whose app has its state in `state` and its work in `durable`.
+    pub(crate) fn new(
+        app: AppName,
+        generation: GenerationId,
+        state: Option<Session>,
+        durable: Option<WorkSession>,
+    ) -> Self {
         Self {
             app,
             generation,
@@ -89,6 +96,14 @@ impl GenerationServices {
             tasks_left: AtomicU64::new(0),
             work: Mutex::new(Some(HashMap::new())),
             state,
+            durable,
+        }
+    }
+
+    /// No new requests come: nothing new of the app's work is begun there either.
+    pub(crate) fn drain(&self) {
+        if let Some(durable) = &self.durable {
+            durable.drain();
         }
     }
 
@@ -124,14 +139,23 @@ impl GenerationServices {
         if let Some(state) = &self.state {
             state.end();
         }
+        if let Some(durable) = &self.durable {
+            durable.end();
+        }
     }
 
     /// Waits until the state has no waker of the plugin any more, for `deadline` at the longest;
     /// gives how many are left.
     pub(crate) async fn release_wakers(&self, deadline: Duration) -> u64 {
-        match &self.state {
+        let by = Instant::now() + deadline;
+        let left = match &self.state {
             Some(state) => state.release_wakers(deadline).await,
             None => 0,
+        };
+        let left_for = by.saturating_duration_since(Instant::now());
+        match &self.durable {
+            Some(durable) => left + durable.release_wakers(left_for).await,
+            None => left,
         }
     }
 
@@ -246,6 +270,10 @@ impl HostServices for GenerationServices {
 
     fn state(&self) -> Option<&dyn StateService> {
         self.state.as_ref().map(|state| state as _)
+    }
+
+    fn durable_work(&self) -> Option<&dyn WorkService> {
+        self.durable.as_ref().map(|durable| durable as _)
     }
 
     fn figure(&self, number: u32, value: u64) {

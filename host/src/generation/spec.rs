@@ -10,6 +10,7 @@ use crate::{
     artifact::Sha256,
     ledger::{self, RefusedLock},
     state::Store,
+    work::AppWork,
 };
 
 /// Who a generation is and what it is started with.
@@ -39,6 +40,8 @@ pub struct Spec {
     pub preflight: bool,
     /// The state of its app; none where it has none.
     pub state: Option<Arc<Store>>,
+    /// The work of its app that outlives it; none where it has none.
+    pub work: Option<Arc<AppWork>>,
     /// Why its library is never unmapped, if it is not.
     pub stays: Option<String>,
 }

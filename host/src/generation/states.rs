@@ -29,6 +29,7 @@ use crate::{
     ledger::{self, AccountId, Leftovers, Look, RetainReason, RetainReasons},
     loader::{self, Layouts, Library, LoadError, Running},
     state::Session,
+    work::WorkSession,
 };
 
 /// How long the threads of a plugin's runtime may take to end. What blocks longer shows as a thread
@@ -210,7 +211,10 @@ pub(crate) async fn start(mut library: Library, spec: Spec) -> Result<Started, S
     let deadline = spec.start_deadline;
     let constructing = spec.clone();
     let state = spec.state.clone().map(Session::new);
-    let services = Arc::new(GenerationServices::new(spec.app.clone(), spec.id, state));
+    let work = spec.work.clone();
+    let durable = work.map(|work| WorkSession::new(work, spec.id.0));
+    let services = GenerationServices::new(spec.app.clone(), spec.id, state, durable);
+    let services = Arc::new(services);
     library.keep(services.clone());
     let given = Arc::clone(&services);
     let account = library.account().id();
@@ -531,6 +535,7 @@ impl Active {
         let generation = &self.0.generation;
         generation.set_state(GenerationState::Draining);
         generation.close_gate();
+        generation.shared().app().services().drain();
         let told = Hooks::begin(generation.shared(), "drain", |shared| {
             ledger::begin_end(shared.account());
             shared.app().drain();

@@ -257,6 +257,7 @@ async fn start_and_ask(
             task_app.as_str(),
             StateSettings::default(),
         ))),
+        work: None,
         stays: None,
     };
     let started = generation::start(library, spec)

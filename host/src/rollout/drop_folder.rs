@@ -295,6 +295,7 @@ impl Rollout {
             },
             up: None,
             deadline: None,
+            orphan_jobs: false,
         };
         let entrance = if dropped.again {
             Entrance::OfReload
@@ -373,6 +374,7 @@ mod tests {
             start_deadline: Duration::ZERO,
             preflight: false,
             state: None,
+            work: None,
             stays: None,
         }
     }

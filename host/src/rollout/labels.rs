@@ -84,6 +84,7 @@ pub(super) fn up_as(app: &App, cause: Cause, is_it: impl Fn(&Labelled) -> bool) 
             destination: Destination::Live,
             up: Some((labelled.label.clone(), labelled.id())),
             deadline: None,
+            orphan_jobs: false,
         })
     })
 }

@@ -11,10 +11,8 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::{
-    place::Bounds,
-    ticket::{Parked, WakerCount},
-};
+use super::place::Bounds;
+use crate::wakers::{Parked, WakerCount};
 
 /// How many changes are kept.
 const MOST: usize = 1 << 16;

@@ -139,7 +139,8 @@ impl Entry {
                 "it has to have one of `{what}` and `{what}_base64`"
             )),
         };
-        let namespace: Namespace = self.namespace.parse().map_err(|error| format!("{error}"))?;
+        let namespace =
+            Namespace::of_backup(&self.namespace).map_err(|error| format!("{error}"))?;
         let key = bytes("key", self.key, self.key_base64)?;
         let value = bytes("value", self.value, self.value_base64)?;
         let place = namespace.place(&key).map_err(|error| error.to_string())?;

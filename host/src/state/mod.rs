@@ -30,12 +30,12 @@ mod store;
 mod ticket;
 
 pub(crate) use self::{
-    commit::{Commit, Mutation, StateError},
+    commit::{Check, Commit, Mutation, StateError},
     dump::{
         DumpError, Footer, read_dump, restore_entries, text_or_base64, verify_dump, write_dump,
     },
-    partition::{Query, Settings},
+    partition::{Query, Settings, now_ms},
     place::{Bounds, Namespace, Place},
-    session::Session,
+    session::{Session, owned_commit},
     store::{Store, Stores},
 };

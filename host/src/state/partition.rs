@@ -18,8 +18,9 @@ use super::{
     commit::{Applied, Commit, Committed, Rules, StateError, apply, sweep, weight},
     engine::{Engine, EngineError, Record, Totals, Verdict, View},
     place::{Bounds, Namespace, Place, split},
-    ticket::{Outcome, Parked, Pending, Ticket, wake_all},
+    ticket::{Outcome, Pending, Ticket},
 };
+use crate::wakers::{Parked, wake_all};
 
 /// How long the writer waits for as many commits as were made together the last time.
 const GATHER: Duration = Duration::from_millis(2);
@@ -129,7 +130,7 @@ impl std::fmt::Debug for Snapshot {
 }
 
 /// The time as records have it.
-pub(super) fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
 }
@@ -931,7 +932,7 @@ mod tests {
         while partition.snapshot().unwrap().totals().keys > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        let count = super::super::ticket::WakerCount::default();
+        let count = crate::wakers::WakerCount::default();
         let changes = std::future::poll_fn(|cx| {
             match partition.changes().poll(&watcher, 10, cx.waker(), &count) {
                 Some(seen) if seen.changes.iter().any(|change| !change.is_there) => {

@@ -9,6 +9,8 @@ const MAX_NAMESPACE: usize = 64;
 pub(super) const MAX_KEY: usize = 2048;
 /// What begins the name of a namespace that is kept in memory only.
 const MEMORY: &str = "memory:";
+/// What begins the name of a namespace of the host's own, which no plugin can name.
+const OWN: char = '#';
 
 /// Why a namespace or a key is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +40,27 @@ impl Namespace {
     /// Whether it is kept in memory only.
     pub(crate) fn is_memory(&self) -> bool {
         self.memory
+    }
+
+    /// A namespace of the host's own, on the disk.
+    pub(crate) fn own(name: &str) -> Self {
+        Self {
+            memory: false,
+            name: format!("{OWN}{name}").into(),
+        }
+    }
+
+    /// The namespace that a backup names, which may be one of the host's own.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub(super) fn of_backup(text: &str) -> Result<Self, InvalidPlace> {
+        match text.strip_prefix(OWN) {
+            Some(name) => name
+                .parse::<Self>()
+                .map(|namespace| Self::own(&namespace.name)),
+            None => text.parse(),
+        }
     }
 
     /// The place of `key` in it.

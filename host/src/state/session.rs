@@ -3,7 +3,7 @@
 use std::{
     sync::{Arc, OnceLock},
     task::{Poll, Waker},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -23,13 +23,12 @@ use super::{
     partition::{Query, Settings, Snapshot},
     place::{Bounds, Namespace, Place, split},
     store::Store,
-    ticket::{Pending, Ticket, WakerCount},
+    ticket::{Pending, Ticket},
 };
+use crate::wakers::WakerCount;
 
 /// Changes that a watcher is told at a time, about.
 const CHANGES_AT_ONCE: usize = 1000;
-/// How often it is looked whether the last waker is gone.
-const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// A store as one generation sees it.
 #[derive(Debug)]
@@ -42,7 +41,7 @@ pub(crate) struct Session {
 
 impl StateError {
     /// The code that crosses the boundary.
-    fn code(&self) -> u32 {
+    pub(crate) fn code(&self) -> u32 {
         match self {
             Self::Conflict => codes::CONFLICT,
             Self::Place(_) | Self::MixedCommit => codes::INVALID,
@@ -95,11 +94,7 @@ impl Session {
     /// Waits until the host has no waker of the generation any more, for `deadline` at the longest;
     /// gives how many are left.
     pub(crate) async fn release_wakers(&self, deadline: Duration) -> u64 {
-        let by = Instant::now() + deadline;
-        while self.wakers.get() > 0 && Instant::now() < by {
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-        self.wakers.get()
+        self.wakers.none_left(deadline).await
     }
 
     fn check_live(&self) -> Result<(), StateError> {
@@ -166,7 +161,7 @@ impl Session {
     }
 
     fn take(&self, commit: Lent<'_, abi::Commit<'_>>) -> Result<Pending, StateError> {
-        let (memory, commit) = owned(&commit)?;
+        let (memory, commit) = owned_commit(&commit)?;
         // RetainReasons until it is handed over: after `end` nothing is.
         let ended = self.ended.read();
         if *ended {
@@ -202,7 +197,7 @@ fn bounds(namespace: &Namespace, flags: u32, from: &[u8], to: &[u8]) -> Bounds {
 }
 
 /// A commit of this side, and whether it is one of what is kept in memory.
-fn owned(commit: &abi::Commit<'_>) -> Result<(bool, Commit), StateError> {
+pub(crate) fn owned_commit(commit: &abi::Commit<'_>) -> Result<(bool, Commit), StateError> {
     let mut kind = None;
     let mut namespace = |text: &str| -> Result<Namespace, StateError> {
         let namespace: Namespace = text.parse()?;

@@ -1,6 +1,7 @@
 //! The attribute macros of handover-plugin.
 
 mod app;
+mod job;
 
 use proc_macro::TokenStream;
 
@@ -48,6 +49,67 @@ pub fn app(attribute: TokenStream, item: TokenStream) -> TokenStream {
 #[proc_macro_attribute]
 pub fn main(attribute: TokenStream, item: TokenStream) -> TokenStream {
     match app::expand_main(attribute.into(), item.into()) {
+        Ok(tokens) => tokens.into(),
+        Err(error) => error.into_compile_error().into(),
+    }
+}
+
+/// Declares the handler of a durable job: an `async fn` that takes a `JobContext` and a payload
+/// (anything that serde reads), and gives a `Result<R, JobError>`, whose `R` serde writes.
+///
+/// `cx.jobs().enqueue("name", &payload).await` keeps such a job. It runs on the version that is live
+/// when an attempt begins, and stays there to its end, however many deploys there are. An attempt
+/// that fails, panics, or dies with the host is followed by another.
+///
+/// - `name = "…"`: the name. Default: that of the function. One name is declared once.
+/// - `concurrency = N`: how many run at a time. Default: as many as the app may run.
+/// - `tenant_concurrency = N`: how many of them for one tenant. Default: no limit of its own.
+/// - `max_attempts = N`: after so many it is a dead letter. Default: 20.
+/// - `timeout = "15m"`: how long an attempt may take. Default: for ever.
+/// - `backoff = "1s"`, `longest_backoff = "1h"`: the pause after the first attempt that failed, and
+///   up to what it doubles. These are the defaults.
+///
+/// ```ignore
+/// #[handover_plugin::job(timeout = "15m")]
+/// async fn invoice(cx: JobContext, order: Order) -> Result<(), JobError> {
+///     let pages = render(&order).await?;
+///     cx.complete_with(|tx| {
+///         let pages = pages.clone();
+///         async move { Ok(tx.put(format!("invoices/{}", order.id), &pages)?) }
+///     })
+///     .await
+/// }
+/// ```
+#[proc_macro_attribute]
+pub fn job(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    match job::expand_job(attribute.into(), item.into()) {
+        Ok(tokens) => tokens.into(),
+        Err(error) => error.into_compile_error().into(),
+    }
+}
+
+/// Declares the handler of a schedule: an `async fn` that takes a `JobContext`, and gives a
+/// `Result<R, JobError>`. A durable job is made at each time, exactly one, over deploys, restarts
+/// and crashes.
+///
+/// The first argument is a cron expression of five fields (minute, hour, day, month, weekday), or
+/// `every = "15m"` is there instead.
+///
+/// - `tz = "Europe/Berlin"`: where the clock of a cron expression hangs. Default: UTC.
+/// - `missed = "none" | "one" | "all"`: what is done of the times that went by while the host was
+///   down. Default: one.
+/// - `name`, `max_attempts`, `timeout`, `backoff`, `longest_backoff`, `concurrency`: as those of
+///   [`macro@job`], but that one runs at a time by default.
+///
+/// ```ignore
+/// #[handover_plugin::schedule("0 3 * * *", tz = "Europe/Berlin")]
+/// async fn nightly(cx: JobContext) -> Result<(), JobError> {
+///     sweep(cx.state()).await
+/// }
+/// ```
+#[proc_macro_attribute]
+pub fn schedule(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    match job::expand_schedule(attribute.into(), item.into()) {
         Ok(tokens) => tokens.into(),
         Err(error) => error.into_compile_error().into(),
     }

@@ -27,6 +27,7 @@ use super::{
     root::{JOBS, Root, RootRef, Settings, TextSink},
     state::{STATE, StateHandle},
     waker::{WakerCache, WakerRef},
+    work::{WORK, WorkHandle},
 };
 
 /// What the host offers, as a value that a plugin may keep for ever.
@@ -99,6 +100,13 @@ impl HostHandle {
         let table = self.service(STATE)?;
         // SAFETY: it is the table of that service, for this data.
         Some(unsafe { StateHandle::new(table, self.data) })
+    }
+
+    /// The work that the host keeps for the app; none when it keeps none, as one before 1.3.
+    pub fn durable_work(&self) -> Option<WorkHandle> {
+        let table = self.service(WORK)?;
+        // SAFETY: it is the table of that service, for this data.
+        Some(unsafe { WorkHandle::new(table, self.data) })
     }
 }
 

@@ -18,6 +18,7 @@ use super::{
     root::{JOBS, RootRef, Settings, TextSink},
     state::{STATE, Serves, Service, StateService},
     waker::WakerRef,
+    work::{self, ServesWork, WORK, WorkService},
 };
 
 /// What a host offers to one generation. Its functions are called on any thread of the plugin, also
@@ -36,6 +37,10 @@ pub trait HostServices: Send + Sync + 'static {
     fn work_ended(&self, number: u64);
     /// The state that it keeps for the app; none when it keeps none.
     fn state(&self) -> Option<&dyn StateService> {
+        None
+    }
+    /// The work that it keeps for the app; none when it keeps none.
+    fn durable_work(&self) -> Option<&dyn WorkService> {
         None
     }
     /// Takes a figure, by its number.
@@ -99,9 +104,18 @@ impl<O: HostServices> Table<O> {
 
     unsafe extern "C" fn service(data: *const (), number: u32) -> *const () {
         // SAFETY: as above.
-        let has_state = unsafe { Self::with(data, |services| services.state().is_some()) };
+        let (has_state, has_work) = unsafe {
+            Self::with(data, |services| {
+                (
+                    services.state().is_some(),
+                    services.durable_work().is_some(),
+                )
+            })
+        }
+        .unwrap_or_default();
         match number {
-            STATE if has_state == Some(true) => std::ptr::from_ref(Service::<Self>::TABLE).cast(),
+            STATE if has_state => std::ptr::from_ref(Service::<Self>::TABLE).cast(),
+            WORK if has_work => std::ptr::from_ref(work::Service::<Self>::TABLE).cast(),
             _ => std::ptr::null(),
         }
     }
@@ -113,6 +127,14 @@ impl<O: HostServices> Serves for Table<O> {
         // code of the plugin may run.
         let services = unsafe { &*data.cast::<O>() };
         catch_panic(|| services.state()).flatten()
+    }
+}
+
+impl<O: HostServices> ServesWork for Table<O> {
+    unsafe fn work<'a>(data: *const ()) -> Option<&'a dyn WorkService> {
+        // SAFETY: as for the state.
+        let services = unsafe { &*data.cast::<O>() };
+        catch_panic(|| services.durable_work()).flatten()
     }
 }
 

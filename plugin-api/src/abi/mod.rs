@@ -11,6 +11,8 @@
 //! - [`waker`], [`poll`]: asynchrony
 //! - [`lent`]: structs and tables that can grow
 //! - [`state`]: what the app keeps in the host
+//! - [`work`]: jobs, schedules and leases, which the host keeps
+//! - [`declared`]: what the functions of a plugin declare by their attributes
 //! - [`heap`]: a heap that leaves with its plugin
 //! - [`pool`]: memory that goes round from one head to the next
 //! - `caught`: where panics end
@@ -27,6 +29,7 @@
 pub mod body;
 pub mod bytes;
 pub mod call;
+pub mod declared;
 pub mod export;
 pub mod head;
 pub mod headers;
@@ -45,3 +48,4 @@ pub mod state;
 pub mod upgrade;
 pub mod version;
 pub mod waker;
+pub mod work;

@@ -16,11 +16,15 @@ use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 use super::{
     connection::Connection,
     error::Error,
-    state::State,
+    jobs::{self, Jobs},
+    lease::{self, Lease},
+    state::{State, StateError},
     work::{Kind, Works},
     worker::{Stop, Workers},
 };
-use crate::abi::{export::HostHandle, head::RequestHead, host, lent::Lent, root::Settings};
+use crate::abi::{
+    export::HostHandle, head::RequestHead, host, lent::Lent, root::Settings, work::WorkHandle,
+};
 
 /// What an app knows of itself and of the host. Cheap to clone; keep it in the state of your
 /// router.
@@ -170,7 +174,7 @@ impl Context {
     /// The state of the app, which outlives this code: its namespace `default`. In a preflight
     /// check it is empty, and what is written to it is thrown away with that.
     pub fn state(&self) -> State {
-        let begin = || State::new(self.0.host.state());
+        let begin = || State::new(self.0.host.state(), self.0.host.durable_work());
         self.0.state.get_or_init(begin).clone()
     }
 
@@ -180,9 +184,7 @@ impl Context {
     where
         F: Future<Output: Send + 'static> + Send + 'static,
     {
-        self.0
-            .works
-            .spawn(&self.0.runtime, "task", "", Kind::Task, future)
+        self.spawn_work("task", "", Kind::Task, future)
     }
 
     /// Runs `work`, called `name`, beside the requests for as long as this generation is live: a
@@ -218,6 +220,51 @@ impl Context {
     /// Jobs: work that no deploy interrupts.
     pub fn jobs(&self) -> Jobs<'_> {
         Jobs(self)
+    }
+
+    /// Waits for the lease `name`, which one holder of the app has at a time, whatever number of
+    /// its generations run. An older generation is asked to give it back when a newer one takes
+    /// over.
+    ///
+    /// ```ignore
+    /// cx.worker("mail-poller", async move |stop| {
+    ///     let mut lease = cx.lease("mail-poller").await?;
+    ///     while !stop.is_requested() {
+    ///         tokio::select! {
+    ///             () = lease.asked_back() => break,
+    ///             mail = next_mail() => deliver(mail, lease.fence()).await,
+    ///         }
+    ///     }
+    /// });
+    /// ```
+    ///
+    /// # Errors
+    /// When this generation is being replaced, or the number of the holder cannot be written.
+    pub async fn lease(&self, name: &str) -> Result<Lease, StateError> {
+        lease::acquire(self, name).await
+    }
+
+    pub(super) fn durable_work(&self) -> Option<WorkHandle> {
+        self.0.host.durable_work()
+    }
+
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.0.runtime
+    }
+
+    pub(super) fn spawn_work<F>(
+        &self,
+        name: &str,
+        tenant: &str,
+        kind: Kind,
+        future: F,
+    ) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send + 'static> + Send + 'static,
+    {
+        self.0
+            .works
+            .spawn(&self.0.runtime, name, tenant, kind, future)
     }
 
     /// Puts the address of the client into the extensions of each request, as what `into` makes of
@@ -272,6 +319,7 @@ impl Context {
 
     pub(super) fn activate(&self) {
         self.0.workers.activate();
+        jobs::listen(self, &self.0.works, Stop::new(self.0.draining.subscribe()));
     }
 
     pub(super) fn start_draining(&self) {
@@ -285,24 +333,5 @@ impl Context {
 
     pub(super) fn cancel_work(&self, jobs: bool) -> u64 {
         self.0.works.cancel(jobs)
-    }
-}
-
-/// Jobs: work that no deploy interrupts, however long it takes, unless the operator set
-/// `job_deadline`.
-#[derive(Clone, Copy, Debug)]
-pub struct Jobs<'a>(&'a Context);
-
-impl Jobs<'_> {
-    /// Runs `future` as a job called `name` for `tenant` (which may be empty). It shows in
-    /// `handover status`.
-    pub fn spawn<F>(&self, name: &str, tenant: &str, future: F) -> JoinHandle<F::Output>
-    where
-        F: Future<Output: Send + 'static> + Send + 'static,
-    {
-        let inner = &self.0.0;
-        inner
-            .works
-            .spawn(&inner.runtime, name, tenant, Kind::Job, future)
     }
 }

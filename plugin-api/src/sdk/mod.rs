@@ -5,6 +5,7 @@
 //! - [`app`]: how a service becomes an app
 //! - [`body`]: the body of a request
 //! - [`runtime`]: the one tokio runtime of a generation
+//! - [`jobs`], [`lease`]: jobs that outlive the host, and what one generation does at a time
 //! - [`work`]: tasks and jobs that outlive their request
 //! - [`worker`]: work that goes on for as long as a generation is live
 //! - [`log`]: events, log records and panics on their way to the host
@@ -21,6 +22,8 @@ pub(crate) mod cache;
 pub(crate) mod connection;
 pub(crate) mod context;
 pub(crate) mod error;
+pub(crate) mod jobs;
+pub(crate) mod lease;
 pub(crate) mod log;
 pub(crate) mod program;
 pub(crate) mod rate_limit;

@@ -18,7 +18,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::writes;
+use super::{
+    jobs::{self, Enqueue, NewJob, encode_jobs},
+    writes,
+};
 use crate::abi::{
     lent::Size,
     poll::PollState,
@@ -26,6 +29,7 @@ use crate::abi::{
         self as abi, ADD, DELETE, HAS_AFTER, HAS_TO, IS_THERE, PREFIX, PUT, REVERSE, StateCall,
         StateHandle, StateSnapshot, TakeState, codes,
     },
+    work::{ENQUEUE, FINISH, WorkCall, WorkHandle},
 };
 
 /// The namespace of [`Context::state`](crate::Context::state).
@@ -65,7 +69,7 @@ pub enum StateError {
 }
 
 impl StateError {
-    fn of(code: u32, why: &str) -> Self {
+    pub(super) fn of(code: u32, why: &str) -> Self {
         match code {
             codes::CONFLICT => Self::Conflict,
             codes::INVALID => Self::Invalid(why.to_owned()),
@@ -114,16 +118,19 @@ impl std::error::Error for StateError {}
 #[derive(Clone, Debug)]
 pub struct State {
     handle: Option<StateHandle>,
+    /// For jobs of transactions.
+    work: Option<WorkHandle>,
     namespace: Arc<str>,
 }
 
 impl State {
-    pub(super) fn new(handle: Option<StateHandle>) -> Self {
+    pub(super) fn new(handle: Option<StateHandle>, work: Option<WorkHandle>) -> Self {
         if let Some(handle) = &handle {
             writes::used(handle.settings());
         }
         Self {
             handle,
+            work,
             namespace: DEFAULT.into(),
         }
     }
@@ -134,6 +141,7 @@ impl State {
     pub fn namespace(&self, name: &str) -> Self {
         Self {
             handle: self.handle,
+            work: self.work,
             namespace: name.into(),
         }
     }
@@ -318,18 +326,29 @@ impl State {
         F: Future<Output = Result<R, E>>,
         E: From<StateError>,
     {
+        self.transaction_with(work, |_| Ok(With::Nothing)).await
+    }
+
+    /// As [`transaction`](Self::transaction), with what `with` makes of the result in the same
+    /// commit.
+    pub(super) async fn transaction_with<R, E, F>(
+        &self,
+        work: impl Fn(Transaction) -> F,
+        with: impl Fn(&R) -> Result<With, E>,
+    ) -> Result<R, E>
+    where
+        F: Future<Output = Result<R, E>>,
+        E: From<StateError>,
+    {
         let handle = self.handle.ok_or_else(StateError::none)?;
         let mut pause = Duration::from_micros(200);
         for _ in 0..TRIES {
-            let transaction = Transaction::begin(handle, Arc::clone(&self.namespace));
+            let transaction = Transaction::begin(handle, self.work, Arc::clone(&self.namespace));
             let result = work(transaction.clone()).await?;
-            match transaction.commit() {
-                None => return Ok(result),
-                Some(write) => match write.await {
-                    Ok(()) => return Ok(result),
-                    Err(StateError::Conflict) => {}
-                    Err(error) => return Err(error.into()),
-                },
+            match transaction.commit(with(&result)?).await {
+                Ok(()) => return Ok(result),
+                Err(StateError::Conflict) => {}
+                Err(error) => return Err(error.into()),
             }
             // Others were faster: not all at once again.
             tokio::time::sleep(pause.mul_f64(writes::fraction())).await;
@@ -710,6 +729,7 @@ impl<T: DeserializeOwned> Scan<T> {
 #[derive(Clone, Debug)]
 pub struct Transaction {
     inner: Arc<Mutex<TransactionState>>,
+    work: Option<WorkHandle>,
     namespace: Arc<str>,
 }
 
@@ -722,6 +742,16 @@ struct TransactionState {
     ranges: Vec<(Arc<str>, Range, u64)>,
     /// What is to be written, in order.
     written: Vec<Buffered>,
+    /// Jobs that are enqueued with it.
+    jobs: Vec<NewJob>,
+}
+
+/// What happens in the same commit as a transaction.
+pub(super) enum With {
+    /// Nothing more.
+    Nothing,
+    /// The end of an attempt of a job: what the host is told of it, and its result.
+    Finish(WorkHandle, serde_json::Value, Vec<u8>),
 }
 
 #[derive(Debug)]
@@ -733,14 +763,16 @@ struct Buffered {
 }
 
 impl Transaction {
-    fn begin(handle: StateHandle, namespace: Arc<str>) -> Self {
+    fn begin(handle: StateHandle, work: Option<WorkHandle>, namespace: Arc<str>) -> Self {
         Self {
+            work,
             inner: Arc::new(Mutex::new(TransactionState {
                 handle,
                 snapshot: handle.snapshot(),
                 read: Vec::new(),
                 ranges: Vec::new(),
                 written: Vec::new(),
+                jobs: Vec::new(),
             })),
             namespace,
         }
@@ -752,8 +784,19 @@ impl Transaction {
     pub fn namespace(&self, name: &str) -> Self {
         Self {
             inner: Arc::clone(&self.inner),
+            work: self.work,
             namespace: name.into(),
         }
+    }
+
+    /// Enqueues a job for the handler called `name` with this transaction: both happen, or neither.
+    /// Its options and its identity are those of [`Jobs::enqueue`](crate::Jobs::enqueue).
+    pub fn enqueue<T: Serialize + ?Sized>(&self, name: &str, payload: &T) -> Enqueue {
+        Enqueue::with(self.clone(), self.work, name, payload)
+    }
+
+    pub(super) fn add_job(&self, job: NewJob) {
+        self.inner.lock().jobs.push(job);
     }
 
     /// Reads `key`; none when it is not there.
@@ -918,10 +961,29 @@ impl Transaction {
         });
     }
 
+    /// Hands it over, and waits until it is on the disk.
+    async fn commit(&self, with: With) -> Result<(), StateError> {
+        match self.hand_over(with) {
+            None => Ok(()),
+            Some(Committing::State(write)) => write.await,
+            Some(Committing::Work(mut call)) => {
+                let done = poll_fn(|cx| jobs::poll_work(&mut call, cx)).await;
+                match done {
+                    Ok(_) => Ok(()),
+                    Err(jobs::WorkError::Superseded) => Err(StateError::Invalid(
+                        "this attempt of the job has ended: it was given to another, or was cancelled"
+                            .to_owned(),
+                    )),
+                    Err(error) => Err(error.into()),
+                }
+            }
+        }
+    }
+
     /// Hands it over; none when there is nothing to write, and so nothing to wait for.
-    fn commit(&self) -> Option<Write<()>> {
+    fn hand_over(&self, with: With) -> Option<Committing> {
         let inner = self.inner.lock();
-        if inner.written.is_empty() {
+        if inner.written.is_empty() && inner.jobs.is_empty() && matches!(with, With::Nothing) {
             return None;
         }
         let checks: Vec<_> = inner
@@ -956,13 +1018,35 @@ impl Transaction {
                 kind: if write.value.is_some() { PUT } else { DELETE },
             })
             .collect();
-        Some(Write::begun(inner.handle.commit(&abi::Commit {
+        let commit = abi::Commit {
             size: Size::of::<abi::Commit<'_>>(),
             checks: checks[..].into(),
             ranges: ranges[..].into(),
             mutations: mutations[..].into(),
-        })))
+        };
+        let (jobs, payloads) = encode_jobs(&inner.jobs);
+        Some(match with {
+            With::Finish(work, mut text, mut bytes) => {
+                text["jobs"] = jobs;
+                bytes.extend(payloads);
+                let text = text.to_string();
+                Committing::Work(work.begin(FINISH, &text, &bytes, Some(&commit)))
+            }
+            With::Nothing => match self.work {
+                Some(work) if !inner.jobs.is_empty() => {
+                    let text = serde_json::json!({ "jobs": jobs }).to_string();
+                    Committing::Work(work.begin(ENQUEUE, &text, &payloads, Some(&commit)))
+                }
+                _ => Committing::State(Write::begun(inner.handle.commit(&commit))),
+            },
+        })
     }
+}
+
+/// A transaction on its way to the disk.
+enum Committing {
+    State(Write<()>),
+    Work(WorkCall),
 }
 
 /// A change of one key.

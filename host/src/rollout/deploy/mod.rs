@@ -64,6 +64,8 @@ pub(crate) struct Plan {
     pub(crate) up: Option<(Label, GenerationId)>,
     /// When preflight and start must have ended.
     pub(crate) deadline: Option<Deadline>,
+    /// Whether jobs may lose their handler.
+    pub(crate) orphan_jobs: bool,
 }
 
 /// What becomes of an artifact that passed its preflight.
@@ -433,6 +435,7 @@ impl Rollout {
                     destination: Destination::Live,
                     up: None,
                     deadline: None,
+                    orphan_jobs: false,
                 });
             }
             Ok(Err(error)) => error.to_string(),

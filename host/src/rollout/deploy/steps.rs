@@ -37,6 +37,7 @@ use crate::{
     },
     rollout::{Rollout, crash, drain::Leaving, labels, verdict},
     shortage,
+    work::check_schedules,
 };
 
 /// What a deploy has done to code that it does not trust. Unit tests put another in its place.
@@ -192,6 +193,47 @@ impl<M: Machine> Deploy<'_, M> {
         }
     }
 
+    /// Whether what its functions declare fits: each schedule is one, and no job loses its handler
+    /// unasked. What was live is never refused for it.
+    async fn admit_declared(&self) -> Result<(), Failure> {
+        let Self {
+            rollout, app, plan, ..
+        } = self;
+        if !matches!(plan.cause, Cause::Deploy | Cause::Drop | Cause::Reload) {
+            return Ok(());
+        }
+        let declared = &plan.artifact.declared;
+        check_schedules(declared)
+            .map_err(|reason| Failure::own(Outcome::Rejected, reason, None))?;
+        if plan.orphan_jobs
+            || plan.destination != Destination::Live
+            || !rollout.registry.stores().is_known(&app.name)
+        {
+            return Ok(());
+        }
+        let (work, declared) = (rollout.registry.work().of(&app.name), declared.clone());
+        let orphans = tokio::task::spawn_blocking(move || work.jobs.orphans(&declared)).await;
+        // What cannot be read is no reason to keep a version out that may have nothing to do with it.
+        let Ok(Ok(orphans)) = orphans else {
+            return Ok(());
+        };
+        if orphans.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<_> = orphans
+            .iter()
+            .map(|(name, count)| format!("{count} of `{name}`"))
+            .collect();
+        let reason = format!(
+            "it has no handler for jobs that wait or run: {}; keep the handler until they are done, or deploy with --orphan-jobs, and they wait for a version that has one",
+            names.join(", ")
+        );
+        Err(Failure {
+            own_fault: false,
+            ..Failure::own(Outcome::Rejected, reason, None)
+        })
+    }
+
     /// Whether these bytes may become code at all: what they say of themselves, their version and
     /// who signed them. Asked each time, so that a key, a version or an ABI that is not good any
     /// more counts for a restart and a rollback too.
@@ -212,6 +254,7 @@ impl<M: Machine> Deploy<'_, M> {
             _ => plan.artifact.acceptable(),
         }
         .map_err(refused)?;
+        self.admit_declared().await?;
         if let Some(reason) = app.settings.too_old(&plan.artifact.manifest.version) {
             // A restart takes nobody back: what was live stays, and what is older than that does
             // not come.
@@ -508,6 +551,7 @@ impl<M: Machine> Deploy<'_, M> {
             start_deadline: longest,
             preflight: false,
             state: Some(rollout.registry.stores().of(&app.name)),
+            work: Some(rollout.registry.work().of(&app.name)),
             stays: app.saved.read(|record| {
                 let reason = record.why_staying(plan.artifact.sha256);
                 reason.map(str::to_owned)
@@ -769,6 +813,11 @@ impl<M: Machine> Deploy<'_, M> {
             CutoverStrategy::default(),
             warm.map(|warm| Instant::now() + warm),
         );
+        // Before it is told that it is live: from then on it asks for jobs.
+        let work = rollout.registry.work().of(&app.name);
+        work.jobs.set_live(spec.id.0);
+        let is_restart = matches!(plan.cause, Cause::Start | Cause::Crash);
+        work.schedules.replace(&plan.artifact.declared, is_restart);
         app.running(|running| {
             if let Some(live) = running.serving.primary_mut()
                 && !live.announced

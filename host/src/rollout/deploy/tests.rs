@@ -121,6 +121,7 @@ impl Host {
             destination: Destination::Live,
             up: None,
             deadline: None,
+            orphan_jobs: false,
         }
     }
 

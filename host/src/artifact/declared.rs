@@ -1,0 +1,149 @@
+//! What the functions of an artifact declare, read from its own ELF section without loading it: the
+//! handlers of jobs, and when those of schedules are due.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use handover_plugin::abi::declared::SECTION;
+use serde::{Deserialize, Serialize};
+
+/// Handlers of an artifact, at most.
+const MOST_HANDLERS: usize = 1000;
+
+/// A handler of jobs, as its attribute declares it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobHandler {
+    /// The name of its jobs.
+    pub job: String,
+    /// How many of them run at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<usize>,
+    /// How many of them run at a time for one tenant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant_concurrency: Option<usize>,
+    /// After how many attempts a job is a dead letter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u32>,
+    /// How long an attempt may take, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// The pause after the first attempt that failed, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backoff_ms: Option<u64>,
+    /// The longest pause, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub longest_backoff_ms: Option<u64>,
+    /// A cron expression of five fields.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
+    /// Where the clock of the cron expression hangs; none is UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tz: Option<String>,
+    /// An interval in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub every_ms: Option<u64>,
+    /// What is done of the times that were missed.
+    #[serde(default)]
+    pub missed: Missed,
+}
+
+/// What is done of the times of a schedule that went by while the host was down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Missed {
+    /// Nothing.
+    None,
+    /// One job, for the last of them.
+    #[default]
+    One,
+    /// A job for each.
+    All,
+}
+
+/// Why a section is none of declarations.
+#[derive(Debug, thiserror::Error)]
+pub enum DeclaredError {
+    /// A line is no declaration.
+    #[error(
+        "its section `{SECTION}` has a line that declares nothing that this host understands ({0}): build it again with handover-plugin"
+    )]
+    Line(String),
+    /// The same name is there twice.
+    #[error("it declares the job `{0}` twice: give one of them another name")]
+    Twice(String),
+    /// There are too many.
+    #[error("it declares more than {MOST_HANDLERS} jobs")]
+    Many,
+}
+
+/// The handlers that an artifact declares, by the names of their jobs.
+pub type Declared = BTreeMap<String, JobHandler>;
+
+impl JobHandler {
+    /// Whether it has times at which it is due.
+    pub fn is_scheduled(&self) -> bool {
+        self.schedule.is_some() || self.every_ms.is_some()
+    }
+
+    /// How many run at a time: what runs by schedule does not overlap by default.
+    pub fn concurrency(&self) -> usize {
+        let default = if self.is_scheduled() { 1 } else { usize::MAX };
+        self.concurrency.unwrap_or(default).max(1)
+    }
+
+    /// How long an attempt may take.
+    pub fn timeout(&self) -> Option<Duration> {
+        self.timeout_ms.map(Duration::from_millis)
+    }
+}
+
+/// Reads the bytes of the section. Never panics, whatever they are.
+///
+/// # Errors
+/// What is wrong with the section and what to do.
+pub fn from_section(section: &[u8]) -> Result<Declared, DeclaredError> {
+    let mut declared = Declared::new();
+    let lines = section.split(|byte| matches!(byte, b'\n' | b'\0'));
+    for line in lines.filter(|line| !line.is_empty()) {
+        let handler: JobHandler =
+            serde_json::from_slice(line).map_err(|error| DeclaredError::Line(error.to_string()))?;
+        let name = handler.job.clone();
+        if declared.insert(name.clone(), handler).is_some() {
+            return Err(DeclaredError::Twice(name));
+        }
+        if declared.len() > MOST_HANDLERS {
+            return Err(DeclaredError::Many);
+        }
+    }
+    Ok(declared)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn lines_are_handlers_and_anything_else_is_an_error() {
+        let declared = from_section(
+            b"{\"job\":\"a\",\"new\":1}\n\0\0{\"job\":\"b\",\"schedule\":\"0 3 * * *\",\"missed\":\"all\"}\n",
+        )
+        .unwrap();
+        assert_eq!(declared.len(), 2);
+        assert_eq!(declared["a"].concurrency(), usize::MAX);
+        assert_eq!(declared["b"].concurrency(), 1);
+        assert_eq!(declared["b"].missed, Missed::All);
+        assert!(from_section(b"").unwrap().is_empty());
+        assert!(
+            from_section(b"{}")
+                .unwrap_err()
+                .to_string()
+                .contains("build it again")
+        );
+        let twice = from_section(b"{\"job\":\"a\"}\n{\"job\":\"a\"}\n").unwrap_err();
+        assert!(twice.to_string().contains("`a` twice"));
+        for byte in 0..=u8::MAX {
+            let _ = from_section(&[b'{', byte, b'\n']);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! The work of all apps, each made when it is first asked for.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
+
+use handover_api::AppName;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use super::{
+    jobs::{Jobs, Settings},
+    lease::Leases,
+    schedule::Schedules,
+};
+use crate::state::Stores;
+
+/// What an app's section says of its work: the settings of jobs, and the files that are locked with
+/// leases.
+type SettingsOf = dyn Fn(&AppName) -> (Settings, BTreeMap<String, PathBuf>) + Send + Sync;
+
+/// The work of all apps. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct WorkRegistry(Arc<Inner>);
+
+struct Inner {
+    stores: Stores,
+    settings: Box<SettingsOf>,
+    runtime: Handle,
+    apps: Mutex<BTreeMap<AppName, Arc<AppWork>>>,
+}
+
+/// The work of one app.
+pub(crate) struct AppWork {
+    /// Its durable jobs.
+    pub(crate) jobs: Jobs,
+    /// Its leases.
+    pub(crate) leases: Leases,
+    /// Its schedules.
+    pub(crate) schedules: Schedules,
+}
+
+impl fmt::Debug for WorkRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WorkRegistry")
+    }
+}
+
+impl fmt::Debug for AppWork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AppWork")
+    }
+}
+
+impl WorkRegistry {
+    /// That of the apps whose state is in `stores`, each with its `settings`. To be called within
+    /// the host's runtime.
+    pub(crate) fn new(
+        stores: Stores,
+        settings: impl Fn(&AppName) -> (Settings, BTreeMap<String, PathBuf>) + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            stores,
+            settings: Box::new(settings),
+            runtime: Handle::current(),
+            apps: Mutex::default(),
+        }))
+    }
+
+    /// The work of `app`. Nothing is read yet.
+    pub(crate) fn of(&self, app: &AppName) -> Arc<AppWork> {
+        let mut apps = self.0.apps.lock();
+        if let Some(known) = apps.get(app) {
+            return Arc::clone(known);
+        }
+        let store = self.0.stores.of(app);
+        let (settings, mirrors) = (self.0.settings)(app);
+        let runtime = self.0.runtime.clone();
+        let jobs = Jobs::new(app.clone(), Arc::clone(&store), settings, runtime.clone());
+        let work = Arc::new(AppWork {
+            leases: Leases::new(app.clone(), Arc::clone(&store), mirrors, runtime.clone()),
+            schedules: Schedules::new(app.clone(), store, jobs.clone(), runtime),
+            jobs,
+        });
+        apps.insert(app.clone(), Arc::clone(&work));
+        work
+    }
+}
