@@ -51,8 +51,8 @@ pub use crate::{
 pub mod testing {
     pub use crate::{
         artifact::{
-            AbiVersion, Artifact, BuildFacts, ElfFacts, Key, Manifest, Sha256, Signature, Store,
-            StoreError, inspect,
+            AbiVersion, Artifact, BuildFacts, Declared, ElfFacts, JobHandler, Key, Manifest,
+            Missed, Sha256, Signature, Store, StoreError, inspect,
         },
         config::{Config, RoutePrefix},
         control::{Access, ControlSocket, Host, ShutdownHandle, serve},

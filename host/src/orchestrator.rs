@@ -43,6 +43,7 @@ use crate::{
     telemetry::exposition::Exposition,
     watch::{self, WatcherHandle},
     watchdog::stall,
+    work::AppWork,
 };
 
 /// How often panics are looked for, what was changed for all, and what could not be written.
@@ -244,6 +245,18 @@ impl Orchestrator {
     pub fn state(&self, app: &AppName) -> Option<Arc<state::Store>> {
         let is_known = self.registry().known(app).is_some() || self.stores().is_known(app);
         is_known.then(|| self.stores().of(app))
+    }
+
+    /// Returns the work of the apps that people are to see.
+    pub(crate) fn work(&self) -> Vec<(AppName, Arc<AppWork>)> {
+        let apps = self.registry().shown().into_iter();
+        apps.map(|app| (app.name.clone(), self.work_of(&app.name)))
+            .collect()
+    }
+
+    /// Returns the work of `app`.
+    pub(crate) fn work_of(&self, app: &AppName) -> Arc<AppWork> {
+        self.registry().work().of(app)
     }
 
     /// Returns whether any app serves.

@@ -91,6 +91,13 @@ const APART: &[(&str, &[Build])] = &[
             build(&["state"], "2.0.0", &[]),
         ],
     ),
+    (
+        "jobs",
+        &[
+            build(&["jobs"], "1.0.0", &[]),
+            build(&["jobs"], "2.0.0", &[]),
+        ],
+    ),
     // No fixture, but it is an app with state as people write them.
     (
         "example-plugin",

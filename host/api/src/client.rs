@@ -5,7 +5,6 @@ use std::{
     io::{self, Read},
     marker::PhantomData,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -17,8 +16,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
 use crate::{
-    AppName, ChannelBody, Event, History, Label, Problem, Progress, SIGNATURE, ShuttingDown,
-    StateDone, StateKeyLine, StateStats, Status, Wait, query, socket,
+    AppName, ChannelBody, Done, Event, History, JobDetails, JobList, Label, LeaseList, Problem,
+    Progress, SIGNATURE, ScheduleList, ShuttingDown, StateDone, StateKeyLine, StateStats, Status,
+    Wait, query, socket,
 };
 
 /// How much of an artifact travels at once.
@@ -110,6 +110,37 @@ impl Client {
         self.get(&query::uri(query::HISTORY, &query)).await
     }
 
+    /// `GET /v1/jobs`
+    pub async fn jobs(&self, query: &query::Jobs) -> Result<JobList, ClientError> {
+        self.get(&query::uri(query::JOBS, query)).await
+    }
+
+    /// `GET /v1/jobs/ID`
+    pub async fn job(&self, id: &str) -> Result<JobDetails, ClientError> {
+        let id: String = id.chars().filter(char::is_ascii_alphanumeric).collect();
+        self.get(&format!("{}{id}", query::JOB)).await
+    }
+
+    /// `POST /v1/cancel`: of a job, or of a lease that is taken away.
+    pub async fn cancel(&self, id: &str) -> Result<Done, ClientError> {
+        self.post(query::CANCEL, id).await
+    }
+
+    /// `POST /v1/retry` of a job.
+    pub async fn retry(&self, id: &str) -> Result<Done, ClientError> {
+        self.post(query::RETRY, id).await
+    }
+
+    /// `GET /v1/schedules`
+    pub async fn schedules(&self, query: &query::OfApp) -> Result<ScheduleList, ClientError> {
+        self.get(&query::uri(query::SCHEDULES, query)).await
+    }
+
+    /// `GET /v1/leases`
+    pub async fn leases(&self, query: &query::OfApp) -> Result<LeaseList, ClientError> {
+        self.get(&query::uri(query::LEASES, query)).await
+    }
+
     /// `GET /v1/events`; with `follow` the lines never end.
     pub async fn events(&self, follow: bool) -> Result<Lines<Event>, ClientError> {
         let query = query::Events { follow };
@@ -118,17 +149,13 @@ impl Client {
     }
 
     /// `POST /v1/deploy` with the bytes of `file`, which stream, and the text of their
-    /// [`SIGNATURE`] header. With `beside` it comes up under that label, until its TTL. The lines
-    /// come when the host has them all. With `orphan_jobs`, jobs may lose their handler.
+    /// [`SIGNATURE`] header. The name of the file goes into what is `asked`. The lines come when
+    /// the host has them all.
     pub async fn deploy(
         &self,
         file: &Path,
-        app: Option<&AppName>,
-        timeout: Option<Duration>,
-        beside: Option<(Label, Option<Duration>)>,
+        asked: query::Deploy,
         signature: Option<String>,
-        orphan_jobs: bool,
-        wait: Wait,
     ) -> Result<Lines<Progress>, ClientError> {
         let unreadable = |source| ClientError::File {
             path: file.to_owned(),
@@ -143,18 +170,7 @@ impl Client {
         let name = file
             .file_name()
             .map(|name| name.to_string_lossy().into_owned());
-        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let (label, ttl) = beside.unzip();
-        let query = query::Deploy {
-            name,
-            app: app.cloned(),
-            timeout_ms: timeout.map(millis),
-            label,
-            ttl_ms: ttl.flatten().map(millis),
-            orphan_jobs,
-            queue: wait.queue(),
-            detach: wait.detach(),
-        };
+        let query = query::Deploy { name, ..asked };
         let path = query::uri(query::DEPLOY, &query);
         let reading = tokio::task::spawn_blocking(move || {
             loop {
@@ -373,6 +389,15 @@ impl Client {
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         parse(
             self.call(Method::GET, path, Either::Left(Empty::new()), None)
+                .await?,
+        )
+        .await
+    }
+
+    async fn post(&self, path: &str, id: &str) -> Result<Done, ClientError> {
+        let path = query::uri(path, &query::Identity { id: id.to_owned() });
+        parse(
+            self.call(Method::POST, &path, Either::Left(Empty::new()), None)
                 .await?,
         )
         .await

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AppName, Label};
+use crate::{AppName, JobState, Label};
 
 /// The path of `GET /v1/status`.
 pub const STATUS: &str = "/v1/status";
@@ -20,6 +20,18 @@ pub const ROLLBACK: &str = "/v1/rollback";
 pub const PROMOTE: &str = "/v1/promote";
 /// The path of `POST /v1/abort`.
 pub const ABORT: &str = "/v1/abort";
+/// The path of `GET /v1/jobs`.
+pub const JOBS: &str = "/v1/jobs";
+/// What the path of `GET /v1/jobs/ID` begins with.
+pub const JOB: &str = "/v1/jobs/";
+/// The path of `POST /v1/cancel`.
+pub const CANCEL: &str = "/v1/cancel";
+/// The path of `POST /v1/retry`.
+pub const RETRY: &str = "/v1/retry";
+/// The path of `GET /v1/schedules`.
+pub const SCHEDULES: &str = "/v1/schedules";
+/// The path of `GET /v1/leases`.
+pub const LEASES: &str = "/v1/leases";
 /// The path of `POST /v1/shutdown`.
 pub const SHUTDOWN: &str = "/v1/shutdown";
 /// The path of `GET /metrics`.
@@ -73,6 +85,41 @@ pub struct History {
     /// Only this app.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app: Option<AppName>,
+}
+
+/// The query of `/v1/jobs`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Jobs {
+    /// Only those of this app.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+    /// Only those in this state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<JobState>,
+    /// Only those of this tenant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// At most so many; none is 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+}
+
+/// The query of `/v1/schedules` and `/v1/leases`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OfApp {
+    /// Only those of this app.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+}
+
+/// The query of `/v1/cancel` and `/v1/retry`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// What is meant: a job, or a lease to be taken away.
+    pub id: String,
 }
 
 /// The query of `/v1/events`.

@@ -92,6 +92,8 @@ pub struct ScheduleList {
 /// A lease that somebody has, or waits for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseInfo {
+    /// What `handover cancel` takes it away by.
+    pub id: String,
     /// The app.
     pub app: AppName,
     /// Its name.

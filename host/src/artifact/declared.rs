@@ -1,7 +1,7 @@
 //! What the functions of an artifact declare, read from its own ELF section without loading it: the
 //! handlers of jobs, and when those of schedules are due.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use handover_plugin::abi::declared::SECTION;
 use serde::{Deserialize, Serialize};
@@ -61,7 +61,7 @@ pub enum Missed {
 
 /// Why a section is none of declarations.
 #[derive(Debug, thiserror::Error)]
-pub enum DeclaredError {
+pub(crate) enum DeclaredError {
     /// A line is no declaration.
     #[error(
         "its section `{SECTION}` has a line that declares nothing that this host understands ({0}): build it again with handover-plugin"
@@ -80,19 +80,14 @@ pub type Declared = BTreeMap<String, JobHandler>;
 
 impl JobHandler {
     /// Whether it has times at which it is due.
-    pub fn is_scheduled(&self) -> bool {
+    pub(crate) fn is_scheduled(&self) -> bool {
         self.schedule.is_some() || self.every_ms.is_some()
     }
 
     /// How many run at a time: what runs by schedule does not overlap by default.
-    pub fn concurrency(&self) -> usize {
+    pub(crate) fn concurrency(&self) -> usize {
         let default = if self.is_scheduled() { 1 } else { usize::MAX };
         self.concurrency.unwrap_or(default).max(1)
-    }
-
-    /// How long an attempt may take.
-    pub fn timeout(&self) -> Option<Duration> {
-        self.timeout_ms.map(Duration::from_millis)
     }
 }
 
@@ -100,7 +95,7 @@ impl JobHandler {
 ///
 /// # Errors
 /// What is wrong with the section and what to do.
-pub fn from_section(section: &[u8]) -> Result<Declared, DeclaredError> {
+pub(crate) fn from_section(section: &[u8]) -> Result<Declared, DeclaredError> {
     let mut declared = Declared::new();
     let lines = section.split(|byte| matches!(byte, b'\n' | b'\0'));
     for line in lines.filter(|line| !line.is_empty()) {

@@ -41,6 +41,7 @@ pub(crate) use self::{
     trust::Keys,
 };
 pub use self::{
+    declared::{Declared, JobHandler, Missed},
     digest::Sha256,
     elf::ElfFacts,
     manifest::{AbiVersion, BuildFacts, Manifest},
@@ -60,7 +61,7 @@ pub struct Artifact {
     /// What it says of itself.
     pub manifest: Manifest,
     /// What its functions declare.
-    pub declared: declared::Declared,
+    pub declared: Declared,
     /// What its ELF header says.
     pub elf: ElfFacts,
     /// What came with it as its signature: verified by [`Keys::verify`] only.

@@ -76,6 +76,57 @@ impl Global {
     }
 }
 
+/// `handover jobs`
+#[derive(Debug, clap::Args)]
+pub(super) struct JobsArgs {
+    /// Only those of this app
+    #[arg(value_name = "APP")]
+    pub(super) app: Option<AppName>,
+    /// Only those in this state: waiting, running, done, dead or cancelled
+    #[arg(long, value_name = "STATE", value_parser = ["waiting", "running", "done", "dead", "cancelled"], hide_possible_values = true)]
+    pub(super) state: Option<String>,
+    /// Only those of this tenant
+    #[arg(long, value_name = "TENANT")]
+    pub(super) tenant: Option<String>,
+    /// At most so many [default: 100]
+    #[arg(long, value_name = "N")]
+    pub(super) limit: Option<usize>,
+    /// What to do with one.
+    #[command(subcommand)]
+    pub(super) command: Option<JobsCommand>,
+}
+
+/// What to do with a job.
+#[derive(Debug, Subcommand)]
+pub(super) enum JobsCommand {
+    /// Show all that is known of a job
+    Show {
+        /// Its ID
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// Cancel a job
+    Cancel {
+        /// Its ID
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// Let a job that failed or was cancelled run again at once
+    Retry {
+        /// Its ID
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+}
+
+/// What is shown of one app, or of all.
+#[derive(Debug, clap::Args)]
+pub(super) struct OfApp {
+    /// Only those of this app
+    #[arg(value_name = "APP")]
+    pub(super) app: Option<AppName>,
+}
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -140,6 +191,36 @@ Examples:
   handover reload
   handover reload shop")]
     Reload(Reload),
+    /// Show the durable jobs of apps, cancel them, try them again
+    #[command(
+        args_conflicts_with_subcommands = true,
+        after_help = "\
+Examples:
+  handover jobs shop --state dead
+  handover jobs show 01hf3k8m2qz7r
+  handover jobs retry 01hf3k8m2qz7r"
+    )]
+    Jobs(JobsArgs),
+    /// Show the schedules of what is live, and when each is due
+    #[command(after_help = "\
+Example:
+  handover schedules shop")]
+    Schedules(OfApp),
+    /// Show who holds which lease, and who waits for it
+    #[command(after_help = "\
+Example:
+  handover leases shop")]
+    Leases(OfApp),
+    /// Cancel a job, or take a lease away from its holder
+    #[command(after_help = "\
+Examples:
+  handover cancel 01hf3k8m2qz7r
+  handover cancel lease:shop:mail-poller")]
+    Cancel {
+        /// What `handover jobs` or `handover leases` shows as its ID
+        #[arg(value_name = "ID")]
+        id: String,
+    },
     /// Make live what `deploy --stage` or `--label` has brought up
     #[command(after_help = "\
 Nothing is loaded: new requests go to it from one instant to the next.

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use handover_api::{Client, Label, Wait};
+use handover_api::{Client, Label, Wait, query};
 
 use super::{
     args::{Deploy, Global, Labelled, Reload, Rollback},
@@ -34,19 +34,20 @@ pub(super) async fn deploy(global: &Global, args: Deploy) -> Result<(), Failure>
         .map_or(WRITTEN_WITHIN, |timeout| timeout.min(WRITTEN_WITHIN));
     let whole = whole(&args.file, limit).await?;
     let label = args.label.or(args.stage.then(|| Label::of(Label::NEXT)));
-    let beside = label.map(|label| (label, args.ttl));
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let asked = query::Deploy {
+        app: args.app,
+        timeout_ms: args.timeout.map(millis),
+        ttl_ms: args.ttl.filter(|_| label.is_some()).map(millis),
+        label,
+        orphan_jobs: args.orphan_jobs,
+        queue: args.queue,
+        detach: args.detach,
+        ..query::Deploy::default()
+    };
     let call = async {
-        let lines = client
-            .deploy(
-                &args.file,
-                args.app.as_ref(),
-                args.timeout,
-                beside,
-                signature.as_ref().map(Signature::to_header),
-                args.orphan_jobs,
-                Wait::from_query(args.queue, args.detach),
-            )
-            .await;
+        let signature = signature.as_ref().map(Signature::to_header);
+        let lines = client.deploy(&args.file, asked, signature).await;
         // The host has all of it.
         drop(whole);
         lines

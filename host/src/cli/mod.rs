@@ -22,6 +22,7 @@ mod run;
 mod shutdown;
 mod state;
 mod status;
+mod work;
 
 use std::process::ExitCode;
 
@@ -55,6 +56,10 @@ pub fn main() -> ExitCode {
         Command::History(args) => client(history::history(&global, args)),
         Command::Events(args) => client(events::events(&global, args)),
         Command::State(args) => client(state::state(&global, args.command)),
+        Command::Jobs(args) => client(work::jobs(&global, args)),
+        Command::Schedules(args) => client(work::schedules(&global, args)),
+        Command::Leases(args) => client(work::leases(&global, args)),
+        Command::Cancel { id } => client(work::cancel(&global, &id)),
         Command::Shutdown(args) => client(shutdown::shutdown(&global, args)),
         Command::PreflightChild => return crate::preflight::child::main(),
     };

@@ -23,7 +23,7 @@ use super::{
     access::Role,
     server::{Backend, Upload},
     shutdown::{Shutdown, ShutdownHandle},
-    state,
+    state, work,
 };
 use crate::{
     artifact::{Signature, StoreError},
@@ -189,6 +189,34 @@ impl<B: Backend> Call<B> {
         Self::post(query::ABORT, |request, backend, _| {
             Box::pin(async move { Ok(progress(backend.abort(read_query(&request)?))) })
         }),
+        Self::get(query::JOBS, |request, backend, _| {
+            Box::pin(async move { work::jobs(backend.work(), read_query(&request)?).await })
+        }),
+        Self::get(query::JOB, |request, backend, _| {
+            Box::pin(async move {
+                let path = request.uri().path();
+                let id = path.strip_prefix(query::JOB).unwrap_or_default();
+                work::job(backend.work(), id).await
+            })
+        }),
+        Self::post(query::CANCEL, |request, backend, _| {
+            Box::pin(async move {
+                let query::Identity { id } = read_query(&request)?;
+                work::cancel(backend.work(), &id).await
+            })
+        }),
+        Self::post(query::RETRY, |request, backend, _| {
+            Box::pin(async move {
+                let query::Identity { id } = read_query(&request)?;
+                work::retry(backend.work(), &id).await
+            })
+        }),
+        Self::get(query::SCHEDULES, |request, backend, _| {
+            Box::pin(async move { work::schedules(backend.work(), read_query(&request)?).await })
+        }),
+        Self::get(query::LEASES, |request, backend, _| {
+            Box::pin(async move { work::leases(backend.work(), &read_query(&request)?) })
+        }),
         Self::post(query::SHUTDOWN, |request, _, asked| {
             Box::pin(async move {
                 let query::Shutdown { now } = read_query(&request)?;
@@ -344,6 +372,10 @@ async fn app_state<B: Backend>(
             format_args!("this host knows no app `{app}`"),
         ));
     };
+    let replaced = {
+        let (backend, name) = (backend.clone(), name.clone());
+        move || backend.state_replaced(&name)
+    };
     let scratch = {
         let name = name.clone();
         move || {
@@ -353,7 +385,7 @@ async fn app_state<B: Backend>(
             })
         }
     };
-    state::answer(request, what, name, store, scratch).await
+    state::answer(request, what, name, store, scratch, replaced).await
 }
 
 pub(super) fn json(value: &impl Serialize) -> ControlResponse {

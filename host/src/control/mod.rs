@@ -14,6 +14,7 @@ pub(crate) mod server;
 pub(crate) mod shutdown;
 pub(crate) mod socket;
 mod state;
+mod work;
 
 pub(crate) use self::shutdown::Shutdown;
 pub use self::{

@@ -43,6 +43,7 @@ use crate::{
     report::status::Surface,
     telemetry::Gather,
     watch::WatcherHandle,
+    work::AppWork,
 };
 
 /// How often the file of the socket is looked for: whoever cleans up folders may delete it.
@@ -93,6 +94,10 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
     fn metrics(&self) -> Gather;
     /// For `/v1/state/APP/…`: the store of an app that this host knows.
     fn state(&self, app: &AppName) -> Option<Arc<crate::state::Store>>;
+    /// For jobs, schedules and leases: the work of the apps that this host knows.
+    fn work(&self) -> Vec<(AppName, Arc<AppWork>)>;
+    /// The state of `app` was replaced. Blocks on the disk.
+    fn state_replaced(&self, app: &AppName) -> Result<(), crate::state::StateError>;
     /// A store that is forgotten, to try a backup of `app`. Blocks on the file system.
     fn scratch(&self, app: &AppName) -> io::Result<crate::state::Store>;
 }
@@ -209,6 +214,14 @@ impl Backend for Host {
 
     fn state(&self, app: &AppName) -> Option<Arc<crate::state::Store>> {
         self.orchestrator.state(app)
+    }
+
+    fn work(&self) -> Vec<(AppName, Arc<AppWork>)> {
+        self.orchestrator.work()
+    }
+
+    fn state_replaced(&self, app: &AppName) -> Result<(), crate::state::StateError> {
+        self.orchestrator.work_of(app).jobs.reload()
     }
 
     fn scratch(&self, app: &AppName) -> io::Result<crate::state::Store> {
@@ -665,6 +678,14 @@ mod tests {
             None
         }
 
+        fn work(&self) -> Vec<(AppName, Arc<AppWork>)> {
+            Vec::new()
+        }
+
+        fn state_replaced(&self, _: &AppName) -> Result<(), crate::state::StateError> {
+            Ok(())
+        }
+
         fn scratch(&self, app: &AppName) -> io::Result<crate::state::Store> {
             Err(io::Error::other(app.to_string()))
         }
@@ -824,12 +845,13 @@ mod tests {
             .client()
             .deploy(
                 &file,
-                Some(&app),
-                Some(Duration::from_secs(60)),
-                None,
+                query::Deploy {
+                    app: Some(app),
+                    timeout_ms: Some(60_000),
+                    detach: true,
+                    ..query::Deploy::default()
+                },
                 Some(signature.to_header()),
-                false,
-                Wait::Detached,
             )
             .await
             .unwrap();
@@ -847,7 +869,7 @@ mod tests {
         std::fs::write(&file, "hello").unwrap();
         let result = outcome(
             host.client()
-                .deploy(&file, None, None, None, None, false, Wait::No)
+                .deploy(&file, query::Deploy::default(), None)
                 .await
                 .unwrap(),
         )
@@ -866,7 +888,7 @@ mod tests {
         std::fs::write(&file, b"full".repeat(1 << 18)).unwrap();
         let result = outcome(
             host.client()
-                .deploy(&file, None, None, None, None, false, Wait::No)
+                .deploy(&file, query::Deploy::default(), None)
                 .await
                 .unwrap(),
         )

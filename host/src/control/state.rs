@@ -118,6 +118,7 @@ pub(super) async fn answer(
     app: AppName,
     store: Arc<Store>,
     scratch: impl FnOnce() -> Result<Store, Refusal> + Send + 'static,
+    replaced: impl FnOnce() -> Result<(), StateError> + Send + 'static,
 ) -> Result<ControlResponse, Refusal> {
     let method = request.method().clone();
     match (what, &method) {
@@ -136,7 +137,7 @@ pub(super) async fn answer(
         }
         ("restore", &Method::POST) => {
             let NoQuery {} = read_query(&request)?;
-            restore(request.into_body(), store).await
+            restore(request.into_body(), store, replaced).await
         }
         ("verify", &Method::POST) => {
             let NoQuery {} = read_query(&request)?;
@@ -436,12 +437,17 @@ fn spooled(mut from: impl Read) -> Result<(File, crate::state::Footer), DumpErro
     Ok((file, footer))
 }
 
-async fn restore(body: Incoming, store: Arc<Store>) -> Result<ControlResponse, Refusal> {
+async fn restore(
+    body: Incoming,
+    store: Arc<Store>,
+    replaced: impl FnOnce() -> Result<(), StateError> + Send + 'static,
+) -> Result<ControlResponse, Refusal> {
     let runtime = Handle::current();
     let restored = upload(body, move |from| -> Result<StateDone, DumpError> {
         let (file, footer) = spooled(from)?;
         let pending = store.replace_by(file);
         let committed = runtime.block_on(pending)?;
+        replaced()?;
         Ok(StateDone {
             entries: footer.entries,
             version: Some(committed.version),

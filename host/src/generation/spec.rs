@@ -41,7 +41,7 @@ pub struct Spec {
     /// The state of its app; none where it has none.
     pub state: Option<Arc<Store>>,
     /// The work of its app that outlives it; none where it has none.
-    pub work: Option<Arc<AppWork>>,
+    pub(crate) work: Option<Arc<AppWork>>,
     /// Why its library is never unmapped, if it is not.
     pub stays: Option<String>,
 }

@@ -52,6 +52,7 @@ impl Metrics<'_> {
         write_generations(to, &seen);
         write_operations(to, &seen);
         self.write_leaks(to, &seen);
+        self.write_jobs(to);
     }
 
     fn write_host(&self, to: &mut Exposition) {
@@ -124,6 +125,39 @@ impl Metrics<'_> {
         // What a reader missed is told to that reader alone.
         for (kind, number) in counts.filter(|(kind, _)| **kind != EventKind::Missed) {
             family.sample(&[("kind", &kind.as_str())], number);
+        }
+    }
+
+    fn write_jobs(&self, to: &mut Exposition) {
+        let apps = self.registry.shown();
+        let counts: Vec<_> = apps
+            .iter()
+            .map(|app| (&app.name, self.registry.work().of(&app.name).jobs.counts()))
+            .collect();
+        let mut family = to.family(
+            "handover_jobs",
+            MetricKind::Gauge,
+            "Durable jobs that have not ended, by what becomes of them.",
+        );
+        for (app, counts) in &counts {
+            for (state, number) in [("waiting", counts.waiting), ("running", counts.running)] {
+                family.sample(&[("app", app), ("state", &state)], number);
+            }
+        }
+        let mut family = to.family(
+            "handover_job_attempts_total",
+            MetricKind::Counter,
+            "Attempts of durable jobs that ended, and jobs that became dead letters.",
+        );
+        for (app, counts) in &counts {
+            let totals = counts.totals;
+            for (outcome, number) in [
+                ("done", totals.done),
+                ("failed", totals.failed),
+                ("dead", totals.dead),
+            ] {
+                family.sample(&[("app", app), ("outcome", &outcome)], number);
+            }
         }
     }
 

@@ -221,6 +221,11 @@ impl Store {
         Ok(())
     }
 
+    /// Whether there is anything of it on the disk, or could be without a file being made.
+    pub(crate) fn exists(&self) -> bool {
+        self.file.as_ref().is_none_or(|file| file.exists())
+    }
+
     /// `[app.NAME.state]`
     pub fn settings(&self) -> Settings {
         self.settings

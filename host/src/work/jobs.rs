@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use handover_api::{AppName, JobInfo, JobState};
+use handover_api::{AppName, JobDetails, JobInfo, JobState};
 use handover_plugin::abi::{
     state::codes,
     work::{SUPERSEDED, UNKNOWN_JOB},
@@ -174,6 +174,9 @@ impl NewJob {
     }
 }
 
+/// A job that a commit adds.
+type Added = (JobId, JobRecord);
+
 /// How an attempt ended.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Finish {
@@ -248,7 +251,8 @@ struct Inner {
     state: Mutex<State>,
     /// Held while the records are read.
     loading: Mutex<()>,
-    last_id: AtomicU64,
+    /// The last identity that was given to a job of any app.
+    last_id: Arc<AtomicU64>,
     /// Something may be due earlier than it was.
     changed: Notify,
 }
@@ -312,6 +316,7 @@ impl Jobs {
         app: AppName,
         store: Arc<Store>,
         settings: Settings,
+        last_id: Arc<AtomicU64>,
         runtime: Handle,
     ) -> Self {
         Self(Arc::new(Inner {
@@ -321,7 +326,7 @@ impl Jobs {
             runtime,
             state: Mutex::default(),
             loading: Mutex::default(),
-            last_id: AtomicU64::new(0),
+            last_id,
             changed: Notify::new(),
         }))
     }
@@ -526,7 +531,7 @@ impl Jobs {
         commit: &mut Commit,
         jobs: &[NewJob],
         in_transaction: bool,
-    ) -> Result<(Vec<JobId>, Vec<(JobId, JobRecord)>), Refused> {
+    ) -> Result<(Vec<JobId>, Vec<Added>), Refused> {
         let (mut ids, mut added) = (Vec::new(), Vec::new());
         let now = now_ms();
         for job in jobs {
@@ -577,7 +582,7 @@ impl Jobs {
         job: &NewJob,
         id: JobId,
         now: u64,
-        added: &mut Vec<(JobId, JobRecord)>,
+        added: &mut Vec<Added>,
     ) -> Result<(), Refused> {
         let record = JobRecord {
             name: job.name.clone(),
@@ -605,7 +610,7 @@ impl Jobs {
     }
 
     /// These are on the disk.
-    fn added(&self, added: Vec<(JobId, JobRecord)>) {
+    fn added(&self, added: Vec<Added>) {
         if added.is_empty() {
             return;
         }
@@ -1317,11 +1322,34 @@ impl Jobs {
         Ok(Some((self.info(id, record), result)))
     }
 
+    /// All that is known of a job. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn details(&self, id: JobId) -> Result<Option<JobDetails>, StateError> {
+        if !self.0.store.exists() {
+            return Ok(None);
+        }
+        self.load()?;
+        let Some((job, result)) = self.find(id)? else {
+            return Ok(None);
+        };
+        let payload = self.read(&Part::Payload.of(id)?)?;
+        Ok(Some(JobDetails {
+            job,
+            payload: payload.and_then(|(payload, _)| serde_json::from_slice(&payload).ok()),
+            result: serde_json::from_slice(&result).ok(),
+        }))
+    }
+
     /// Jobs by their identities, those that have not ended first. Blocks on the disk.
     ///
     /// # Errors
     /// When they cannot be read.
     pub(crate) fn list(&self, filter: &JobFilter) -> Result<Vec<JobInfo>, StateError> {
+        if !self.0.store.exists() {
+            return Ok(Vec::new());
+        }
         self.load()?;
         let mut found = Vec::new();
         for (part, reverse) in [(Part::Open, false), (Part::Ended, true)] {

@@ -283,6 +283,7 @@ impl Leases {
     pub(crate) fn list(&self) -> Vec<LeaseInfo> {
         let leases = self.0.leases.lock();
         let info = leases.iter().map(|(name, lease)| LeaseInfo {
+            id: format!("lease:{}:{name}", self.0.app),
             app: self.0.app.clone(),
             name: name.clone(),
             generation: lease.holder.as_ref().map(|it| it.claim.generation),

@@ -23,7 +23,7 @@ mod schedule;
 mod session;
 
 pub(crate) use self::{
-    jobs::{JobCounts, JobFilter, Refused, Settings},
+    jobs::{JobFilter, Refused, Settings},
     record::JobId,
     registry::{AppWork, WorkRegistry},
     schedule::check as check_schedules,

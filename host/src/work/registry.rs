@@ -1,6 +1,11 @@
 //! The work of all apps, each made when it is first asked for.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use handover_api::AppName;
 use parking_lot::Mutex;
@@ -25,6 +30,8 @@ struct Inner {
     stores: Stores,
     settings: Box<SettingsOf>,
     runtime: Handle,
+    /// One job has an identity, whosever it is.
+    last_id: Arc<AtomicU64>,
     apps: Mutex<BTreeMap<AppName, Arc<AppWork>>>,
 }
 
@@ -61,6 +68,7 @@ impl WorkRegistry {
             stores,
             settings: Box::new(settings),
             runtime: Handle::current(),
+            last_id: Arc::default(),
             apps: Mutex::default(),
         }))
     }
@@ -73,8 +81,14 @@ impl WorkRegistry {
         }
         let store = self.0.stores.of(app);
         let (settings, mirrors) = (self.0.settings)(app);
-        let runtime = self.0.runtime.clone();
-        let jobs = Jobs::new(app.clone(), Arc::clone(&store), settings, runtime.clone());
+        let (runtime, last_id) = (self.0.runtime.clone(), Arc::clone(&self.0.last_id));
+        let jobs = Jobs::new(
+            app.clone(),
+            Arc::clone(&store),
+            settings,
+            last_id,
+            runtime.clone(),
+        );
         let work = Arc::new(AppWork {
             leases: Leases::new(app.clone(), Arc::clone(&store), mirrors, runtime.clone()),
             schedules: Schedules::new(app.clone(), store, jobs.clone(), runtime),

@@ -186,7 +186,7 @@ pub(crate) fn expand_schedule(attribute: TokenStream, item: TokenStream) -> Resu
 /// An argument of `#[schedule]`.
 enum Argument {
     Cron(LitStr),
-    Pair(MetaNameValue),
+    Pair(Box<MetaNameValue>),
 }
 
 impl syn::parse::Parse for Argument {
@@ -195,7 +195,7 @@ impl syn::parse::Parse for Argument {
             return input.parse().map(Self::Cron);
         }
         match input.parse()? {
-            Meta::NameValue(pair) => Ok(Self::Pair(pair)),
+            Meta::NameValue(pair) => Ok(Self::Pair(Box::new(pair))),
             other => Err(Error::new_spanned(other, "expected `name = value`")),
         }
     }

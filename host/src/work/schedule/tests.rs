@@ -102,7 +102,13 @@ fn schedules(store: &Arc<Store>) -> Schedules {
         keep_done: Duration::from_secs(86_400 * 365),
         ..jobs::Settings::default()
     };
-    let jobs = Jobs::new(app.clone(), Arc::clone(store), settings, runtime.clone());
+    let jobs = Jobs::new(
+        app.clone(),
+        Arc::clone(store),
+        settings,
+        Arc::default(),
+        runtime.clone(),
+    );
     Schedules::new(app, Arc::clone(store), jobs, runtime)
 }
 
