@@ -755,8 +755,14 @@ impl Jobs {
         drop(parked);
     }
 
-    /// Begins what may be begun.
+    /// Begins what may be begun, and has the time looked at anew.
     fn pump(&self) {
+        self.begin_due();
+        self.0.changed.notify_one();
+    }
+
+    /// Begins what may be begun.
+    fn begin_due(&self) {
         loop {
             let (batch, listener) = {
                 let mut state = self.0.state.lock();
@@ -788,7 +794,6 @@ impl Jobs {
                 }
                 (batch, listener)
             };
-            self.0.changed.notify_one();
             if batch.is_empty() {
                 return;
             }
@@ -1501,9 +1506,8 @@ async fn keep(jobs: Weak<Inner>) {
     loop {
         let Some(inner) = jobs.upgrade() else { return };
         let jobs_of = Jobs(inner);
-        jobs_of.pump();
+        jobs_of.begin_due();
         let next = jobs_of.expire().unwrap_or(LOOK_EVERY).min(LOOK_EVERY);
-        // What is waited for must not keep them.
         let changed = jobs_of.0.changed.notified();
         tokio::select! {
             () = changed => {}
