@@ -169,6 +169,8 @@ fn keys() -> BTreeSet<String> {
             });
             let named = if kind.starts_with("BTreeMap<AppName") {
                 format!("{prefix}{name}.NAME")
+            } else if kind.starts_with("BTreeMap<String") && table.is_some() {
+                format!("{prefix}{name}.{}", name.to_uppercase())
             } else {
                 format!("{prefix}{name}")
             };

@@ -192,7 +192,7 @@ impl<B: Backend> Call<B> {
         Self::get(query::JOBS, |request, backend, _| {
             Box::pin(async move { work::jobs(backend.work(), read_query(&request)?).await })
         }),
-        Self::get(query::JOB, |request, backend, _| {
+        Self::read(query::JOB, |request, backend, _| {
             Box::pin(async move {
                 let path = request.uri().path();
                 let id = path.strip_prefix(query::JOB).unwrap_or_default();
@@ -266,6 +266,19 @@ impl<B: Backend> Call<B> {
             method: Method::GET,
             path,
             role: Role::Observe,
+            handler,
+        }
+    }
+
+    /// A call that shows what apps keep, which is for those who operate.
+    const fn read(
+        path: &'static str,
+        handler: fn(Request<Incoming>, B, Arc<Asked>) -> Handling,
+    ) -> Self {
+        Self {
+            method: Method::GET,
+            path,
+            role: Role::Operate,
             handler,
         }
     }

@@ -34,7 +34,7 @@ pub(crate) use self::{
     dump::{
         DumpError, Footer, read_dump, restore_entries, text_or_base64, verify_dump, write_dump,
     },
-    partition::{Query, Settings, now_ms},
+    partition::{Query, Settings},
     place::{Bounds, Namespace, Place},
     session::{Session, owned_commit},
     store::{Store, Stores},

@@ -130,7 +130,7 @@ impl std::fmt::Debug for Snapshot {
 }
 
 /// The time as records have it.
-pub(crate) fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
 }

@@ -22,12 +22,13 @@ use serde::Deserialize;
 use tokio::{runtime::Handle, sync::Notify};
 
 use super::{
+    now_ms,
     queue::{Next, Queue},
     record::{JobId, JobRecord, Options, Part, key_place},
 };
 use crate::{
     artifact::declared::Declared,
-    state::{Bounds, Check, Commit, Mutation, Place, Query, StateError, Store, now_ms},
+    state::{Bounds, Check, Commit, Mutation, Place, Query, StateError, Store},
     wakers::{Parked, Promise, WakerCount, wake_all},
 };
 

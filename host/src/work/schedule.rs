@@ -15,10 +15,13 @@ use jiff::{Timestamp, tz::TimeZone};
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::Notify};
 
-use super::jobs::{Jobs, NewJob, Refused};
+use super::{
+    jobs::{Jobs, NewJob, Refused},
+    now_ms,
+};
 use crate::{
     artifact::declared::{Declared, JobHandler, Missed},
-    state::{Check, Commit, Mutation, Namespace, Place, StateError, Store, now_ms},
+    state::{Check, Commit, Mutation, Namespace, Place, StateError, Store},
 };
 
 /// How often the time is looked at, whatever is due: clocks are set.

@@ -25,6 +25,7 @@ use super::{
     upgrade::{IoStream, IoTable},
     version::{ABI, AbiVersion, LAYOUT},
     waker::{WakerOps, WakerRef, WakerWords},
+    work::{WorkRequest, WorkSink, WorkSinkTable, WorkTable},
 };
 
 /// The size and the alignment of a type, and the offsets of its fields.
@@ -85,6 +86,11 @@ fn every_field_lies_where_it_was_released() {
     lies!(Event1<'_>, 96, 8, event 0, spans 80);
     lies!(Span<'_>, 32, 8, name 0, fields 16);
     lies!(ResponseHead1<'_>, 40, 8, head 0, reason 24);
+    // What 1.3 added: the table of work.
+    lies!(WorkTable, 32, 8, size 0, begin 8, poll 16, drop 24);
+    lies!(WorkSinkTable, 24, 8, size 0, answer 8, failed 16);
+    lies!(WorkSink<'_>, 16, 8, slot 0, table 8);
+    lies!(WorkRequest<'_>, 56, 8, size 0, operation 4, text 8, bytes 24, commit 40);
     assert_eq!(
         [
             PollState::Pending,

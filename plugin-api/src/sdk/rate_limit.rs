@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn a_window_ends_where_the_next_begins() {
-        let limiter = RateLimiter::new(State::new(None), 5, Duration::from_secs(60));
+        let limiter = RateLimiter::new(State::new(None, None), 5, Duration::from_secs(60));
         let at = |seconds| limiter.window_at(Duration::from_secs(seconds));
         assert_eq!(at(60), (1, Duration::from_secs(60)));
         assert_eq!(at(119), (1, Duration::from_secs(1)));
@@ -82,7 +82,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_a_state_the_app_decides() {
-        let limiter = RateLimiter::new(State::new(None), 5, Duration::from_secs(60));
+        let limiter = RateLimiter::new(State::new(None, None), 5, Duration::from_secs(60));
         assert!(matches!(
             limiter.check("a").await,
             Err(StateError::Unavailable(_))

@@ -234,6 +234,7 @@ static HEADER: LibHeader = header::<Released>();
 const VERSION: &str = match ABI.minor {
     1 => "1.1.0",
     2 => "1.2.0",
+    3 => "1.3.0",
     _ => panic!("name the minor here"),
 };
 
