@@ -233,7 +233,8 @@ impl fmt::Display for ResponseBodyError {
 impl std::error::Error for ResponseBodyError {}
 
 impl ResponseBody {
-    pub(super) fn empty() -> Self {
+    /// None.
+    pub(crate) fn empty() -> Self {
         Self(Kind::Full(None))
     }
 

@@ -27,7 +27,7 @@ use super::{
     connection::ConnectionInfo,
     error_response,
     limits::Limited,
-    route::{Chosen, Routes, names_its_host, target, told_target, whole_target},
+    route::{Chosen, Routes, target, told_target, whole_target},
     upgrade::{self, Upgrade},
 };
 use crate::generation::{Generation, InFlight, Upload};
@@ -258,10 +258,6 @@ where
         // Request and response are large: the one moves only if it is kept, the other is made where
         // it will be taken from.
         let mut this = Self(Step::Answered(None));
-        if !names_its_host(request.version(), request.headers()) {
-            this.0 = Step::Answered(Some(error_response::no_host()));
-            return this;
-        }
         match routes.choose(
             request.uri(),
             request.headers(),

@@ -3,10 +3,9 @@
 
 use bytes::Bytes;
 use handover_api::AppName;
-use http::{HeaderValue, Response, StatusCode, header};
-use semver::Version;
+use http::{HeaderValue, Response, StatusCode, Version, header};
 
-use super::body::ResponseBody;
+use super::{body::ResponseBody, malformed::Malformed};
 use crate::generation::Spec;
 
 fn plain(status: StatusCode, text: String) -> Response<ResponseBody> {
@@ -26,20 +25,17 @@ fn plain(status: StatusCode, text: String) -> Response<ResponseBody> {
     response
 }
 
-/// 400: it names no host, or several.
-pub(super) fn no_host() -> Response<ResponseBody> {
-    plain(
-        StatusCode::BAD_REQUEST,
-        "a request of HTTP/1.1 has one Host header".to_owned(),
-    )
-}
-
-/// 400: what it names is no host, so it cannot be sent anywhere.
-pub(crate) fn bad_host() -> Response<ResponseBody> {
-    plain(
-        StatusCode::BAD_REQUEST,
-        "the request names no host that it could be sent to".to_owned(),
-    )
+/// 400: the request is not to be taken for anything. Over HTTP/1 its connection ends with that:
+/// nothing that follows it is read as another request.
+#[cold]
+pub(crate) fn bad_request(version: Version, why: Malformed) -> Response<ResponseBody> {
+    let mut response = plain(StatusCode::BAD_REQUEST, why.to_string());
+    if version <= Version::HTTP_11 {
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// 308: the request is to go to `location`.
@@ -59,7 +55,7 @@ pub(super) fn no_app() -> Response<ResponseBody> {
 }
 
 /// 503: nothing of the app has been deployed, or the version that was chosen is `down`.
-pub(super) fn empty(app: &AppName, down: Option<&Version>) -> Response<ResponseBody> {
+pub(super) fn empty(app: &AppName, down: Option<&semver::Version>) -> Response<ResponseBody> {
     let text = match down {
         Some(version) => format!("the app {app} {version} has not come up"),
         None => format!("nothing of the app {app} has been deployed yet"),

@@ -8,6 +8,7 @@
 //! - [`upgrade`]: the bytes of an upgraded connection
 //! - [`execution`]: requests of an app that has threads of its own
 //! - [`limits`]: what an app may take: requests at a time, waiting ones, time
+//! - [`malformed`]: requests that no app is given
 //! - [`error_response`]: the answers of the host itself
 
 pub(crate) mod body;
@@ -16,17 +17,19 @@ mod connection;
 mod error_response;
 mod execution;
 pub(crate) mod limits;
+mod malformed;
 pub(crate) mod route;
 pub(crate) mod targets;
 mod upgrade;
 
-pub(crate) use self::error_response::{bad_host, redirect};
 pub use self::route::Routes;
 pub(crate) use self::{
     body::ResponseBody,
     call::{Dispatched, dispatch, smoke},
     connection::{ConnectionInfo, Tls},
+    error_response::{bad_request, redirect},
     limits::Limits,
+    malformed::{Malformed, malformed},
     route::Route,
     targets::{ByLabel, Targets},
 };

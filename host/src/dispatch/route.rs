@@ -155,78 +155,6 @@ impl Table {
     }
 }
 
-/// Whether a request says what it is for as RFC 9112, 3.2 wants it: one `Host` with a valid value,
-/// which only HTTP/1.0 may do without. HTTP/2 has a field of its own for that.
-#[inline]
-pub(super) fn names_its_host(version: http::Version, headers: &HeaderMap) -> bool {
-    // As clients send it, without looking for anything: the first of fields that are there once
-    // each.
-    if headers.len() == headers.keys_len()
-        && let Some((name, value)) = headers.iter().next()
-        && name == HOST
-    {
-        return is_host(value.as_bytes()) || version > http::Version::HTTP_11;
-    }
-    version > http::Version::HTTP_11 || names_one(version, headers)
-}
-
-#[cold]
-fn names_one(version: http::Version, headers: &HeaderMap) -> bool {
-    let mut values = headers.get_all(HOST).iter();
-    match (values.next(), values.next()) {
-        (None, _) => version < http::Version::HTTP_11,
-        (Some(value), None) => is_host(value.as_bytes()),
-        (Some(_), Some(_)) => false,
-    }
-}
-
-/// Whether `value` is `uri-host [ ":" port ]` (RFC 3986, 3.2.2 and 3.2.3). It may be empty.
-#[inline]
-fn is_host(value: &[u8]) -> bool {
-    let end = value.iter().position(|byte| !OF_NAMES[usize::from(*byte)]);
-    let Some(end) = end else { return true };
-    match &value[end..] {
-        [b':', port @ ..] => port.iter().all(u8::is_ascii_digit),
-        address if end == 0 => is_address(address),
-        _ => false,
-    }
-}
-
-/// Whether `value` is an address in brackets, with or without a port.
-#[cold]
-fn is_address(value: &[u8]) -> bool {
-    let Some(close) = value.iter().position(|byte| *byte == b']') else {
-        return false;
-    };
-    let of_addresses = |byte: &u8| *byte == b':' || OF_NAMES[usize::from(*byte)];
-    let (address, rest) = value.split_at(close);
-    matches!(address, [b'[', inside @ ..] if !inside.is_empty() && inside.iter().all(of_addresses))
-        && match rest {
-            [_] => true,
-            [_, b':', port @ ..] => port.iter().all(u8::is_ascii_digit),
-            _ => false,
-        }
-}
-
-/// The bytes of a `reg-name` of RFC 3986: unreserved ones, sub-delimiters and the percent sign.
-static OF_NAMES: [bool; 256] = {
-    let mut is_one = [false; 256];
-    let bytes = *b"-._~!$&'()*+,;=%";
-    let mut at = 0;
-    while at < bytes.len() {
-        is_one[bytes[at] as usize] = true;
-        at += 1;
-    }
-    let mut byte = 0;
-    while byte < 128 {
-        if (byte as u8).is_ascii_alphanumeric() {
-            is_one[byte] = true;
-        }
-        byte += 1;
-    }
-    is_one
-};
-
 fn host_of<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<Cow<'a, str>> {
     let host = match uri.host() {
         Some(host) => host,
@@ -270,7 +198,7 @@ pub(crate) fn target(whole: &str, strip: usize) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderValue, Version};
+    use http::HeaderValue;
 
     use super::*;
 
@@ -296,69 +224,6 @@ mod tests {
             assert_eq!(host_of(&uri, &headers).as_deref(), Some(host));
         }
         assert_eq!(host_of(&Uri::from_static("/x"), &headers(&[])), None);
-    }
-
-    #[test]
-    fn a_request_of_http_1_1_names_one_host() {
-        let is = |version, hosts: &[&'static str], before: Option<&'static str>| {
-            let mut fields = HeaderMap::new();
-            if let Some(before) = before {
-                fields.append("accept", HeaderValue::from_static(before));
-                fields.append("accept", HeaderValue::from_static(before));
-            }
-            fields.extend(headers(hosts));
-            names_its_host(version, &fields)
-        };
-        for before in [None, Some("text/html")] {
-            assert!(is(Version::HTTP_11, &["a"], before));
-            assert!(!is(Version::HTTP_11, &[], before));
-            assert!(!is(Version::HTTP_11, &["a", "a"], before));
-            assert!(is(Version::HTTP_10, &[], before));
-            assert!(!is(Version::HTTP_10, &["a", "b"], before));
-            assert!(is(Version::HTTP_2, &[], before));
-        }
-    }
-
-    #[test]
-    fn the_value_of_a_host_is_a_name_or_an_address_with_or_without_a_port() {
-        for right in [
-            "",
-            "a",
-            "Example.org",
-            "example.org.",
-            "example.org:8080",
-            "a_b.example:",
-            "127.0.0.1:80",
-            "[::1]",
-            "[::1]:80",
-            "[fe80::1%25eth0]:80",
-            "xn--bcher-kva.example",
-            "a%20b",
-        ] {
-            assert!(is_host(right.as_bytes()), "{right}");
-        }
-        for wrong in [
-            "a b",
-            "a/b",
-            "a:b",
-            "a:80:90",
-            "user@a",
-            "a?b",
-            "a#b",
-            "[::1",
-            "::1]",
-            "[]",
-            "[::1]x",
-            "a[::1]",
-            "a\\b",
-            "a\"b",
-            "b\u{fc}cher.example",
-            "a,b c",
-            "<a>",
-            "a\tb",
-        ] {
-            assert!(!is_host(wrong.as_bytes()), "{wrong}");
-        }
     }
 
     #[test]

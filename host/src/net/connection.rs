@@ -8,7 +8,7 @@ use std::{
     task::{self, Poll, ready},
 };
 
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -30,7 +30,9 @@ use super::{
 };
 use crate::{
     config::{self, TrustedProxies},
-    dispatch::{ConnectionInfo, Dispatched, ResponseBody, Routes, Tls, dispatch},
+    dispatch::{
+        ConnectionInfo, Dispatched, ResponseBody, Routes, Tls, bad_request, dispatch, malformed,
+    },
     generation::CloseRequest,
 };
 
@@ -367,6 +369,13 @@ struct Requests {
 impl Requests {
     #[inline]
     fn answer(&self, request: Request<Incoming>) -> Answering {
+        if let Some(why) = malformed(&request) {
+            let answer = bad_request(request.version(), why);
+            return Answering {
+                dispatched: Dispatched::answered(answer),
+                completed_by: None,
+            };
+        }
         if self.listener.policy.is_some() {
             return self.answer_by_policy(request);
         }
@@ -454,7 +463,8 @@ impl Service<Request<Incoming>> for StreamRequests {
 
     #[inline]
     fn call(&self, request: Request<Incoming>) -> StreamAnswering {
+        let is_head = request.method() == Method::HEAD;
         let answering = self.0.answer(request);
-        StreamAnswering::new(answering, &self.0.activity)
+        StreamAnswering::new(answering, is_head, &self.0.activity)
     }
 }

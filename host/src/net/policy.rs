@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header, uri::A
 
 use crate::{
     config::{Listen, TrustedProxies},
-    dispatch::{ConnectionInfo, ResponseBody, bad_host, redirect},
+    dispatch::{ConnectionInfo, Malformed, ResponseBody, bad_request, redirect},
 };
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -101,6 +101,7 @@ impl Policy {
             return None;
         }
         let uri = request.uri();
+        let bad_host = || bad_request(request.version(), Malformed::Host);
         let authority = match uri.authority() {
             Some(authority) => Some(authority.clone()),
             None => request

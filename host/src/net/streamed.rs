@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use http::Response;
+use http::{Response, header};
 use hyper::body::{Body, Frame, SizeHint};
 
 use super::{
@@ -24,6 +24,8 @@ use crate::dispatch::{ResponseBody, body::ResponseBodyError};
 #[derive(Debug)]
 pub(super) struct StreamAnswering {
     answering: Answering,
+    /// Whether its answer has no body, whatever comes: hyper leaves one out with HTTP/1 only.
+    is_head: bool,
     activity: Arc<Activity>,
 }
 
@@ -42,9 +44,10 @@ pub(super) struct StreamBytes {
 }
 
 impl StreamAnswering {
-    pub(super) fn new(answering: Answering, activity: &Arc<Activity>) -> Self {
+    pub(super) fn new(answering: Answering, is_head: bool, activity: &Arc<Activity>) -> Self {
         Self {
             answering,
+            is_head,
             activity: Arc::clone(activity),
         }
     }
@@ -54,10 +57,27 @@ impl Future for StreamAnswering {
     type Output = Result<Response<StreamBody>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let response = ready!(Pin::new(&mut self.answering).poll(cx))?;
+        let mut response = ready!(Pin::new(&mut self.answering).poll(cx))?;
+        if self.is_head {
+            leave_out_body(&mut response);
+        }
         let activity = Arc::clone(&self.activity);
         Poll::Ready(Ok(response.map(|body| StreamBody { body, activity })))
     }
+}
+
+/// Takes the body out of the answer to a HEAD, and leaves its length.
+fn leave_out_body(response: &mut Response<ResponseBody>) {
+    if response.body().is_end_stream() {
+        return;
+    }
+    if let Some(length) = response.body().size_hint().exact() {
+        let headers = response.headers_mut();
+        headers
+            .entry(header::CONTENT_LENGTH)
+            .or_insert_with(|| length.into());
+    }
+    *response.body_mut() = ResponseBody::empty();
 }
 
 impl Body for StreamBody {

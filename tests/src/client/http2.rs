@@ -117,7 +117,8 @@ impl Http2 {
         self.send(request, false).await
     }
 
-    async fn send(
+    /// Asks `request` as it is.
+    pub async fn send(
         &self,
         request: http::request::Builder,
         end: bool,
@@ -177,6 +178,11 @@ pub async fn send(
 }
 
 impl Stream {
+    /// Whether it ended with what came so far.
+    pub fn has_ended(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
     /// Reads the next piece of the body; none at its end.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Fault> {
         let Some(bytes) = timeout(PATIENCE, self.body.data())
