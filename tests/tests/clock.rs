@@ -16,9 +16,11 @@ use handover_tests::{
     host::{Host, Setup},
     plugins::fixture,
 };
+use rustix::process::Signal;
 
 /// Takes precedence over libc's: the time of day is shifted by as many seconds as the file says
-/// that `CLOCK_SHIFT` names.
+/// that `CLOCK_SHIFT` names, and so is the time since the boot by the second number in it, which is
+/// what a machine sees that was asleep for so long.
 const SHIM: &str = r#"
 #include <fcntl.h>
 #include <stdlib.h>
@@ -29,11 +31,14 @@ const SHIM: &str = r#"
 int clock_gettime(clockid_t clock, struct timespec *now) {
     int answer = syscall(SYS_clock_gettime, clock, now);
     const char *path = getenv("CLOCK_SHIFT");
-    if (answer == 0 && clock == CLOCK_REALTIME && path != NULL) {
-        char text[32] = {0};
+    if (answer == 0 && (clock == CLOCK_REALTIME || clock == CLOCK_BOOTTIME) && path != NULL) {
+        char text[64] = {0}, *second = text;
         int file = open(path, O_RDONLY | O_CLOEXEC);
         if (file >= 0) {
-            if (read(file, text, sizeof text - 1) > 0) now->tv_sec += atoll(text);
+            if (read(file, text, sizeof text - 1) > 0) {
+                long long shift = strtoll(text, &second, 10);
+                now->tv_sec += clock == CLOCK_REALTIME ? shift : strtoll(second, NULL, 10);
+            }
             close(file);
         }
     }
@@ -69,7 +74,16 @@ impl Clock {
 
     /// Sets it so many seconds ahead of what is true.
     fn shift(&self, seconds: i64) {
-        fs::write(self.at("next"), seconds.to_string()).unwrap();
+        self.set(seconds, 0);
+    }
+
+    /// The machine was asleep for so many seconds.
+    fn sleep(&self, seconds: i64) {
+        self.set(seconds, seconds);
+    }
+
+    fn set(&self, shift: i64, asleep: i64) {
+        fs::write(self.at("next"), format!("{shift} {asleep}")).unwrap();
         fs::rename(self.at("next"), self.at("shift")).unwrap();
     }
 
@@ -180,6 +194,86 @@ async fn a_deadline_is_kept_when_the_clock_jumps() {
 }
 
 #[tokio::test]
+async fn what_has_its_time_in_the_state_keeps_it_whatever_the_clock_does() {
+    let clock = Clock::new();
+    let mut host = clock.setup("").start().await;
+    host.deploy(&fixture("state", "1.0.0")).await.expect_code(0);
+    let put = async |host: &Host, path: &str| {
+        let mut http = Http1::connect(host.address).await.unwrap();
+        let answer = http.request("PUT", path, &[], Some(b"x")).await.unwrap();
+        assert_eq!(answer.status, 200, "{path}");
+    };
+    let has = async |host: &Host, path: &str| host.get(path).await.status == 200;
+    put(&host, "/kv/hour?ttl_ms=3600000").await;
+    for ahead in [3650 * DAYS, -3650 * DAYS] {
+        clock.shift(ahead);
+        assert!(has(&host, "/kv/hour").await, "after {ahead} s");
+        put(&host, "/kv/brief?ttl_ms=300").await;
+        host.until("what has less time to be gone", async || {
+            (!has(&host, "/kv/brief").await).then_some(())
+        })
+        .await;
+        // What is written later is swept with what has expired.
+        put(&host, "/kv/other").await;
+        // The next process of this boot has the same time.
+        host.signal_inner(Signal::KILL);
+        host.came_back().await;
+        host.live("state", "1.0.0").await;
+        assert!(
+            has(&host, "/kv/hour").await,
+            "after {ahead} s and a restart"
+        );
+    }
+    // Time passes for it while the machine sleeps.
+    clock.sleep(2 * DAYS);
+    assert!(!has(&host, "/kv/hour").await);
+    assert!(has(&host, "/kv/other").await);
+}
+
+#[tokio::test]
+async fn a_machine_that_was_asleep_ends_nothing_early_and_blames_nobody_for_what_is_long_ago() {
+    let clock = Clock::new();
+    let config = "[server]\nversion_header = true\nmax_crashes = 2\n\
+                  [app.probe]\ndrain_deadline = \"300s\"\nbake = \"none\"\n";
+    let mut host = clock.setup(config).start().await;
+    for version in ["1.0.0", "2.0.0"] {
+        host.deploy(&fixture("probe", version)).await.expect_code(0);
+    }
+    // A request is under way, and a generation drains, while it sleeps.
+    let mut slow = Http1::connect(host.address).await.unwrap();
+    slow.send_head("GET", "/slow?ms=2000", &[]).await.unwrap();
+    host.app_when("probe", "the request to be in flight", |app| {
+        app.generations
+            .iter()
+            .any(|generation| generation.in_flight == 1)
+    })
+    .await;
+    let bytes = fs::read(fixture("probe", "1.0.0")).unwrap();
+    let deploying = host.deploy_bytes(&bytes);
+    let sleeping = async {
+        host.app_when("probe", "the old one to drain", |app| {
+            app.generations
+                .iter()
+                .any(|generation| generation.state == "draining")
+        })
+        .await;
+        clock.sleep(3 * DAYS);
+    };
+    let (deployed, ()) = tokio::join!(deploying, sleeping);
+    deployed.expect_code(0);
+    assert_eq!(slow.answer("GET").await.unwrap().status, 200);
+    // Two crashes, with a night between them.
+    abort(&mut host, "/abort").await;
+    host.live("probe", "1.0.0").await;
+    clock.sleep(4 * DAYS);
+    abort(&mut host, "/abort").await;
+    host.live("probe", "1.0.0").await;
+    // And one more at once, which is the second of its minute.
+    abort(&mut host, "/abort").await;
+    host.live("probe", "2.0.0").await;
+}
+
+#[tokio::test]
 async fn the_longest_times_that_can_be_set_do_no_harm() {
     let host = Setup::new()
         .config(
@@ -205,7 +299,7 @@ async fn the_longest_times_that_can_be_set_do_no_harm() {
         .expect_code(2)
         .expect_words(&["not a length of time"]);
     let mut host = host;
-    host.signal(rustix::process::Signal::TERM);
+    host.signal(Signal::TERM);
     assert_eq!(host.ended().await, Some(0));
     let panics = host
         .log()

@@ -59,8 +59,8 @@ struct ServerTable {
     write_timeout: Option<Patience>,
     http2_ping: Option<Patience>,
     http2_ping_timeout: Option<Span>,
-    max_connections: Option<NonZeroUsize>,
-    max_connections_per_address: Option<NonZeroUsize>,
+    max_connections: Option<Count<1, MANY>>,
+    max_connections_per_address: Option<Count<1, MANY>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -794,8 +794,8 @@ fn server(table: ServerTable, folder: &Path) -> Server {
                 .map_or(default.timeouts.http2_pong, |span| span.0),
         },
         clients: Clients {
-            max_connections: table.max_connections,
-            max_connections_per_address: table.max_connections_per_address,
+            max_connections: table.max_connections.and_then(Count::nonzero),
+            max_connections_per_address: table.max_connections_per_address.and_then(Count::nonzero),
         },
     }
 }
@@ -1291,6 +1291,10 @@ mod tests {
                 "server.idle_timeout: it cannot be zero",
             ),
             ("[server]\nmax_connections = 0", "server.max_connections"),
+            (
+                "[server]\nmax_connections_per_address = 9223372036854775807",
+                ":2: server.max_connections_per_address: it cannot be 9223372036854775807",
+            ),
             (
                 "[server]\nleak_budget = { bytes = \"64MB\" }",
                 "`64MB` is not a size",

@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 use sha2::Digest;
 
 use super::{
+    clock::now_ms,
     commit::{Commit, Mutation, StateError},
     engine::Record,
-    partition::{Entries, Query, Snapshot, now_ms},
+    partition::{Entries, Query, Snapshot},
     place::{Bounds, Namespace, Place, split},
     store::Store,
 };

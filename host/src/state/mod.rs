@@ -5,6 +5,7 @@
 //! - [`engine`]: what a storage engine does, as traits; [`redb`] is the first one
 //! - [`commit`]: the atomic commit: checks and mutations, applied in a transaction of any engine
 //! - [`partition`]: one engine with its writer thread: group commit, snapshots for readers, expiry
+//! - [`clock`]: the time that records expire by
 //! - [`changes`]: what was committed last, for watchers and for checks of ranges
 //! - [`ticket`]: a commit on its way, and who waits for it
 //! - [`store`]: the state of one app, and the stores of all apps
@@ -17,6 +18,7 @@
 //! snapshot, and then lets all of them know. No code of a plugin runs inside that transaction.
 
 mod changes;
+mod clock;
 mod commit;
 #[cfg(test)]
 mod conformance;

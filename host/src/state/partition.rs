@@ -6,7 +6,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread::{self, JoinHandle},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 
 use super::{
     changes::{Change, Changes},
+    clock::now_ms,
     commit::{Applied, Commit, Committed, Rules, StateError, apply, sweep, weight},
     engine::{Engine, EngineError, Record, Totals, Verdict, View},
     place::{Bounds, Namespace, Place, split},
@@ -127,12 +128,6 @@ impl std::fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Snapshot").field(&self.totals()).finish()
     }
-}
-
-/// The time as records have it.
-pub(super) fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn unavailable(cause: &EngineError) -> StateError {

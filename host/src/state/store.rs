@@ -14,10 +14,11 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use super::{
+    clock::{self, now_ms},
     commit::{Commit, StateError},
     dump::entries_of,
     engine::{Engine, Record},
-    partition::{Entries, Partition, Settings, Snapshot, now_ms},
+    partition::{Entries, Partition, Settings, Snapshot},
     place::Place,
     redb::Redb,
     ticket::{Pending, Ticket},
@@ -204,6 +205,9 @@ impl Store {
                 .map_err(|cause| {
                     StateError::Unavailable(format!("{} cannot be made: {cause}", folder.display()))
                 })?;
+        }
+        if let Some(folder) = self.file.as_deref().and_then(Path::parent) {
+            clock::begin(folder);
         }
         let partition = Partition::start(
             &self.name,
