@@ -605,7 +605,7 @@ impl Jobs {
             .push(put(Part::Open.of(id)?, record.encode(), None));
         commit
             .mutations
-            .push(put(Part::Payload.of(id)?, job.payload.clone(), None));
+            .push(put(Part::Input.of(id)?, job.payload.clone(), None));
         added.push((id, record));
         Ok(())
     }
@@ -916,7 +916,7 @@ impl Jobs {
         record.state = JobState::Running;
         record.begun_ms = Some(now);
         record.generation = Some(listener.generation);
-        let payload = self.read(&Part::Payload.of(id)?)?;
+        let payload = self.read(&Part::Input.of(id)?)?;
         let place = Part::Open.of(id)?;
         commit.checks.push(Check {
             place: place.clone(),
@@ -987,7 +987,7 @@ impl Jobs {
         });
         record.state = end;
         record.ended_ms = Some(now_ms());
-        let payload = Part::Payload.of(id)?;
+        let payload = Part::Input.of(id)?;
         let mutations = &mut commit.mutations;
         mutations.push(Mutation::Delete {
             place: Part::Open.of(id)?,
@@ -1279,10 +1279,10 @@ impl Jobs {
         });
         if part == Part::Ended {
             commit.mutations.push(Mutation::Delete { place });
-            if let Some((payload, _)) = self.read(&Part::Payload.of(id)?)? {
+            if let Some((payload, _)) = self.read(&Part::Input.of(id)?)? {
                 commit
                     .mutations
-                    .push(put(Part::Payload.of(id)?, payload, None));
+                    .push(put(Part::Input.of(id)?, payload, None));
             }
             if let Some(key) = &record.key {
                 let place = key_place(&record.name, key)?;
@@ -1340,7 +1340,7 @@ impl Jobs {
         let Some((job, result)) = self.find(id)? else {
             return Ok(None);
         };
-        let payload = self.read(&Part::Payload.of(id)?)?;
+        let payload = self.read(&Part::Input.of(id)?)?;
         Ok(Some(JobDetails {
             job,
             payload: payload.and_then(|(payload, _)| serde_json::from_slice(&payload).ok()),

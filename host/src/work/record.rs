@@ -76,7 +76,7 @@ pub(super) enum Part {
     /// The record of one that has.
     Ended,
     /// What its handler is given.
-    Payload,
+    Input,
     /// What its handler gave.
     Result,
     /// That it is to be cancelled.
@@ -88,7 +88,7 @@ impl Part {
         Namespace::own(match self {
             Self::Open => "job",
             Self::Ended => "job-ended",
-            Self::Payload => "job-payload",
+            Self::Input => "job-payload",
             Self::Result => "job-result",
             Self::Cancel => "job-cancel",
         })

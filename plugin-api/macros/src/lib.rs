@@ -57,9 +57,9 @@ pub fn main(attribute: TokenStream, item: TokenStream) -> TokenStream {
 /// Declares the handler of a durable job: an `async fn` that takes a `JobContext` and a payload
 /// (anything that serde reads), and gives a `Result<R, JobError>`, whose `R` serde writes.
 ///
-/// `cx.jobs().enqueue("name", &payload).await` keeps such a job. It runs on the version that is live
-/// when an attempt begins, and stays there to its end, however many deploys there are. An attempt
-/// that fails, panics, or dies with the host is followed by another.
+/// `cx.jobs().enqueue("name", &payload).await` keeps such a job. It runs on the version that is
+/// live when an attempt begins, and stays there to its end, however many deploys there are. An
+/// attempt that fails, panics, or dies with the host is followed by another.
 ///
 /// - `name = "…"`: the name. Default: that of the function. One name is declared once.
 /// - `concurrency = N`: how many run at a time. Default: as many as the app may run.

@@ -213,7 +213,8 @@ impl<M: Machine> Deploy<'_, M> {
         }
         let (work, declared) = (rollout.registry.work().of(&app.name), declared.clone());
         let orphans = tokio::task::spawn_blocking(move || work.jobs.orphans(&declared)).await;
-        // What cannot be read is no reason to keep a version out that may have nothing to do with it.
+        // What cannot be read is no reason to keep a version out that may have nothing to do with
+        // it.
         let Ok(Ok(orphans)) = orphans else {
             return Ok(());
         };
