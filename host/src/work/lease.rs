@@ -60,12 +60,12 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct Lease {
-    holder: Option<Holder>,
+    holder: Option<Holding>,
     waiting: VecDeque<Claim>,
 }
 
 #[derive(Debug)]
-struct Holder {
+struct Holding {
     claim: Claim,
     /// None until its number is on the disk.
     fence: Option<u64>,
@@ -136,7 +136,7 @@ impl Leases {
                 leases.remove(name);
                 return;
             };
-            lease.holder = Some(Holder {
+            lease.holder = Some(Holding {
                 claim: claim.clone(),
                 fence: None,
                 _mirror: None,

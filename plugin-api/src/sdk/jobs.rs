@@ -791,7 +791,7 @@ async fn run(
 ) {
     let cx = JobContext(Arc::clone(&attempt));
     let ended_with = {
-        let mut handled = pin!(Caught(None));
+        let mut handled = pin!(WithoutPanics(None));
         let mut begin = Some(move || (handler.run)(cx, payload));
         let mut stopping = None;
         poll_fn(|cx| {
@@ -830,23 +830,23 @@ async fn run(
 }
 
 /// A handler whose panics are errors.
-struct Caught(Option<JobFuture>);
+struct WithoutPanics(Option<JobFuture>);
 
-impl Caught {
+impl WithoutPanics {
     fn begin(mut self: Pin<&mut Self>, begin: impl FnOnce() -> JobFuture) -> Result<(), JobError> {
-        self.0 = Some(caught(begin)?);
+        self.0 = Some(panic_as_error(begin)?);
         Ok(())
     }
 }
 
-impl Future for Caught {
+impl Future for WithoutPanics {
     type Output = Result<Vec<u8>, JobError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
         let Some(future) = &mut self.0 else {
             return Poll::Pending;
         };
-        match caught(|| future.as_mut().poll(cx)) {
+        match panic_as_error(|| future.as_mut().poll(cx)) {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(ended)) => {
                 self.0 = None;
@@ -855,14 +855,14 @@ impl Future for Caught {
             Err(panicked) => {
                 let future = self.0.take();
                 // Its destructors may panic as well; the panic hook told it.
-                let _ = caught(|| drop(future));
+                let _ = panic_as_error(|| drop(future));
                 Poll::Ready(Err(panicked))
             }
         }
     }
 }
 
-fn caught<T>(run: impl FnOnce() -> T) -> Result<T, JobError> {
+fn panic_as_error<T>(run: impl FnOnce() -> T) -> Result<T, JobError> {
     catch_unwind(AssertUnwindSafe(run))
         .map_err(|payload| JobError::msg(format_args!("it panicked: {}", panic_message(&*payload))))
 }
