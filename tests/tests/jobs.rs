@@ -13,6 +13,8 @@ use handover_tests::{
 };
 use serde_json::{Value, json};
 
+/// How often something is looked at, at a pause of 50 ms, before a test gives up: two minutes.
+const LOOKS: usize = 2400;
 /// Jobs of the long test, and how often the host is killed meanwhile.
 const JOBS: usize = 400;
 const KILLS: usize = 4;
@@ -43,14 +45,14 @@ async fn text(host: &Host, path: &str) -> String {
 
 /// Asks until `path` answers what is wanted: a test that ends by itself.
 async fn until(host: &Host, path: &str, wanted: impl Fn(&str) -> bool) -> String {
-    for _ in 0..600 {
+    for _ in 0..LOOKS {
         let found = text(host, path).await;
         if wanted(&found) {
             return found;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("{path} is {} after half a minute", text(host, path).await);
+    panic!("{path} is {} after two minutes", text(host, path).await);
 }
 
 async fn jobs(host: &Host, arguments: &[&str]) -> Value {
@@ -208,7 +210,7 @@ async fn limits_of_a_name_and_of_a_tenant_hold() {
         let path = format!("narrow?tenant={tenant}");
         enqueue(&host, &path, json!({ "key": "n", "ms": 50 })).await;
     }
-    for _ in 0..600 {
+    for _ in 0..LOOKS {
         let done = jobs(&host, &["--state", "done"]).await["jobs"]
             .as_array()
             .unwrap()
@@ -246,7 +248,7 @@ async fn effects_happen_exactly_once_over_swaps_and_kill_9() {
     }
     let last = format!("/value/effect/{}", accepted.last().unwrap());
     until(&host, &last, |it| it == "1").await;
-    for _ in 0..1200 {
+    for _ in 0..LOOKS {
         let open = jobs(&host, &["jobs"]).await;
         let all = open["jobs"].as_array().unwrap();
         let is_open = |job: &&Value| {
@@ -313,14 +315,14 @@ async fn a_lease_has_one_holder_over_swaps_and_is_taken_away_by_the_operator() {
     let leases =
         async |host: &Host| -> Value { host.cli(["leases", "--json"]).await.expect_code(0).json() };
     let held_by_live = async |host: &Host| {
-        for _ in 0..600 {
+        for _ in 0..LOOKS {
             let list = leases(host).await;
             let live = host.active("jobs").await.generation;
             let lease = list["leases"][0].clone();
             if lease["generation"] == live && lease["fence"].is_u64() {
                 return lease;
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
         panic!("the live generation has no lease: {}", leases(host).await);
     };
@@ -357,7 +359,7 @@ async fn a_lease_is_a_lock_on_a_file_for_programs_outside() {
     );
     let host = Setup::new().config(&config).start().await;
     host.deploy(&fixture("jobs", "1.0.0")).await;
-    for _ in 0..600 {
+    for _ in 0..LOOKS {
         let outside = std::process::Command::new("flock")
             .args(["--nonblock", file.to_str().unwrap(), "true"])
             .status()
@@ -365,7 +367,7 @@ async fn a_lease_is_a_lock_on_a_file_for_programs_outside() {
         if !outside.success() {
             return;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("nobody holds the lock");
 }
