@@ -7,7 +7,14 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{ErrorKind, PipeReader, PipeWriter, Read, Write, pipe},
-    os::fd::OwnedFd,
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{OpenOptionsExt, PermissionsExt},
+            net::UnixDatagram,
+        },
+    },
+    path::PathBuf,
     process::{Command, Stdio},
 };
 
@@ -15,7 +22,11 @@ use handover_tests::{
     host::{Host, Setup},
     plugins::{fixture, handover, hello_as, misfit},
 };
-use rustix::{io::ioctl_fionbio, process::Signal};
+use rustix::{
+    io::ioctl_fionbio,
+    process::Signal,
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+};
 
 /// A pipe that takes nothing more.
 fn full_pipe() -> (PipeReader, PipeWriter) {
@@ -69,6 +80,127 @@ async fn a_log_whose_reader_left_ends_neither_host_nor_supervisor() {
 async fn a_log_on_a_full_disk_ends_neither_host_nor_supervisor() {
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
     goes_on(Setup::new().stderr(full).start().await).await;
+}
+
+/// A terminal: who reads it, and what a program has open of it.
+fn terminal() -> (OwnedFd, File) {
+    let reader = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&reader).unwrap();
+    unlockpt(&reader).unwrap();
+    let name = ptsname(&reader, Vec::new()).unwrap();
+    let mut open = OpenOptions::new();
+    open.read(true).write(true);
+    open.custom_flags(rustix::fs::OFlags::NOCTTY.bits().cast_signed());
+    let program = open.open(name.to_str().unwrap()).unwrap();
+    (reader, program)
+}
+
+/// A script that runs the host as its last act, and the folder that it goes with.
+fn script(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("handover");
+    let text = text.replace("HOST", handover().to_str().unwrap());
+    fs::write(&path, format!("#!/bin/sh\nset -e\n{text}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    (folder, path)
+}
+
+#[tokio::test]
+async fn a_log_on_a_terminal_that_goes_away_ends_nobody() {
+    for alone in [false, true] {
+        let (reader, program) = terminal();
+        let setup = Setup::new().stderr(program);
+        let setup = if alone { setup.alone() } else { setup };
+        let host = setup.start().await;
+        // A write gives EIO from now on.
+        drop(reader);
+        goes_on(host).await;
+    }
+}
+
+#[tokio::test]
+async fn a_terminal_that_stops_its_background_stops_no_host() {
+    // The terminal is that of the session, whose foreground the supervisor is; the host has a group
+    // of its own.
+    let (_folder, program) =
+        script("exec setsid --ctty sh -c 'stty tostop; exec HOST \"$@\"' sh \"$@\" <&2");
+    let (reader, terminal) = terminal();
+    let reading = std::thread::spawn(move || {
+        let mut reader = File::from(reader);
+        let mut text = Vec::new();
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = reader.read(&mut buffer) {
+            text.extend_from_slice(&buffer[..length]);
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    });
+    let host = Setup::new().program(program).stderr(terminal).start().await;
+    goes_on(host).await;
+    let text = reading.join().unwrap();
+    assert!(text.contains("panicked: "), "it is the host's log: {text}");
+}
+
+#[tokio::test]
+async fn a_host_without_any_output_serves() {
+    for closed in ["2>&-", ">&-", "<&- >&- 2>&-"] {
+        let (_folder, program) = script(&format!("exec HOST \"$@\" {closed}"));
+        goes_on(Setup::new().program(program).start().await).await;
+    }
+}
+
+#[tokio::test]
+async fn under_systemd_the_journal_gets_entries_with_fields() {
+    let may = Command::new("unshare").args(["--mount", "true"]).status();
+    if !may.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: no mounts of its own for a process of this user");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let journal = UnixDatagram::bind(folder.path().join("socket")).unwrap();
+    journal
+        .set_read_timeout(Some(handover_tests::host::DEADLINE))
+        .unwrap();
+    // Where systemd has it, and as it says what standard error is.
+    let text = format!(
+        "mount -t tmpfs none /run\nmkdir -p /run/systemd/journal\n\
+         mount --bind {} /run/systemd/journal\n\
+         JOURNAL_STREAM=$(stat -Lc %d:%i /dev/stderr)\nexport JOURNAL_STREAM\nexec HOST \"$@\"",
+        folder.path().display()
+    );
+    let (inner_folder, inner) = script(&text);
+    let (_folder, program) = script(&format!(
+        "exec unshare --mount --propagation private {} \"$@\"",
+        inner.display()
+    ));
+    let host = Setup::new().program(program).start().await;
+    host.deploy(&fixture("hello", "1.0.0")).await.expect_code(0);
+    let mut buffer = vec![0; 1 << 16];
+    let entry = loop {
+        let length = journal.recv(&mut buffer).expect("an entry of the deploy");
+        let entry = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        if entry.contains("hello 1.0.0") && entry.contains("is live") {
+            break entry;
+        }
+    };
+    for field in ["PRIORITY=6\n", "HANDOVER_APP=hello\n", "MESSAGE="] {
+        assert!(entry.contains(field), "{field} in {entry}");
+    }
+    drop(inner_folder);
+}
+
+#[tokio::test]
+async fn a_log_file_is_rotated_when_it_is_old() {
+    let host = Setup::new()
+        .config("[log]\nfile = \"HOME/host.log\"\nmax_age = \"1s\"\nkeep = 1\n")
+        .start()
+        .await;
+    host.deploy(&fixture("probe", "1.0.0")).await.expect_code(0);
+    let first = host.home().join("host.log.1");
+    host.until("the file to be rotated", async || {
+        assert_eq!(host.get("/panic").await.status, 500);
+        first.exists().then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

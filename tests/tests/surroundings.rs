@@ -347,6 +347,42 @@ async fn a_host_that_is_stopped_and_goes_on_loses_nothing() {
     load.stop().await.expect_unnoticed();
 }
 
+#[tokio::test]
+async fn a_host_that_ends_unseen_is_reaped_and_started_again() {
+    let mut host = Host::serving(&fixture("hello", "1.0.0")).await;
+    let before = host.pid();
+    host.signal(Signal::STOP);
+    host_is(&format!("/proc/{}/stat", host.outer_pid()), 'T').await;
+    host.signal_inner(Signal::KILL);
+    // Nobody asks how it ended.
+    host_is(&format!("/proc/{before}/stat"), 'Z').await;
+    host.signal(Signal::CONT);
+    host.came_back().await;
+    host.live("hello", "1.0.0").await;
+    assert_eq!(host.get("/").await.text(), "hello 1.0.0");
+    assert_eq!(children(host.outer_pid()), [host.pid()]);
+}
+
+#[tokio::test]
+async fn a_reload_that_finds_nothing_costs_nothing() {
+    const RELOADS: usize = 3000;
+    let host = Host::serving(&fixture("hello", "1.0.0")).await;
+    let reload = async || {
+        let answer = host.ask("POST", "/v1/reload?queue=true").await.unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    };
+    for _ in 0..300 {
+        reload().await;
+    }
+    let before = host.status().await.host.rss_bytes;
+    for _ in 0..RELOADS {
+        reload().await;
+    }
+    let after = host.status().await.host.rss_bytes;
+    let each = after.saturating_sub(before) / RELOADS as u64;
+    assert!(each < 1024, "{each} bytes each");
+}
+
 /// Waits until the kernel says that a process is in `state`.
 async fn host_is(stat: &str, state: char) {
     let deadline = std::time::Instant::now() + handover_tests::host::DEADLINE;
