@@ -376,8 +376,8 @@ impl Day {
         Ok(least)
     }
 
-    /// Deploys everything as often as at the beginning, and returns what the host costs once that is
-    /// no more than `before`, or what it still costs after a while.
+    /// Deploys everything as often as at the beginning, and returns what the host costs once that
+    /// is no more than `before`, or what it still costs after a while.
     async fn end(&mut self, before: &Cost) -> Result<Cost, String> {
         for _ in 0..3 {
             for app in APPS {
