@@ -62,7 +62,7 @@ async fn next(listener: &Listener) -> serde_json::Value {
 async fn an_app_that_holds_all_that_it_may_still_runs_its_jobs() {
     let app = App::new(4000);
     app.enqueue("a").await;
-    let place = "default".parse::<crate::state::Namespace>().unwrap();
+    let place = "default".parse::<state::Namespace>().unwrap();
     let mut refused = false;
     for n in 0..200_u32 {
         let mutation = put(place.place(&n.to_be_bytes()).unwrap(), vec![0; 40], None);
