@@ -309,23 +309,40 @@ async fn a_schedule_is_due_once_each_time_over_swaps_and_a_crash() {
     );
 }
 
+/// The lease of the fixture, once the live generation has it.
+async fn held_by_live(host: &Host) -> Value {
+    for _ in 0..LOOKS {
+        let list = host.cli(["leases", "--json"]).await.expect_code(0).json();
+        let live = host.active("jobs").await.generation;
+        let lease = list["leases"][0].clone();
+        if lease["generation"] == live && lease["fence"].is_u64() {
+            return lease;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the live generation has no lease");
+}
+
+#[tokio::test]
+async fn what_is_kept_warm_gives_its_work_to_the_live_version_and_gets_it_back() {
+    let config = "[app.jobs]\nkeep_warm = \"5m\"\n";
+    let host = Setup::new().config(config).start().await;
+    for version in ["1.0.0", "2.0.0"] {
+        let file = fixture("jobs", version);
+        host.deploy(&file).await.expect_code(0);
+        held_by_live(&host).await;
+    }
+    host.cli(["rollback", "jobs"]).await.expect_code(0);
+    assert_eq!(host.active("jobs").await.version, "1.0.0");
+    held_by_live(&host).await;
+    let id = enqueue(&host, "slow", json!({ "key": "a", "ms": 1 })).await;
+    let done = until(&host, &format!("/job/{id}"), |it| it.starts_with("done")).await;
+    assert_eq!(done, "done \"a by 1.0.0\"");
+}
+
 #[tokio::test]
 async fn a_lease_has_one_holder_over_swaps_and_is_taken_away_by_the_operator() {
     let host = started().await;
-    let leases =
-        async |host: &Host| -> Value { host.cli(["leases", "--json"]).await.expect_code(0).json() };
-    let held_by_live = async |host: &Host| {
-        for _ in 0..LOOKS {
-            let list = leases(host).await;
-            let live = host.active("jobs").await.generation;
-            let lease = list["leases"][0].clone();
-            if lease["generation"] == live && lease["fence"].is_u64() {
-                return lease;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("the live generation has no lease: {}", leases(host).await);
-    };
     let mut fence = 0;
     for n in 0..10 {
         let lease = held_by_live(&host).await;

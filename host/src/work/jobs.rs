@@ -312,6 +312,14 @@ fn put(place: Place, value: impl Into<Bytes>, ttl: Option<Duration>) -> Mutation
     }
 }
 
+/// A commit of the host's bookkeeping.
+fn own_commit() -> Commit {
+    Commit {
+        is_own: true,
+        ..Commit::default()
+    }
+}
+
 impl Jobs {
     pub(super) fn new(
         app: AppName,
@@ -807,7 +815,7 @@ impl Jobs {
 
     /// Claims `batch` for `listener`: by one commit, whose version is the fence of each.
     async fn claim(&self, batch: Vec<JobId>, listener: Arc<Listener>) {
-        let mut commit = Commit::default();
+        let mut commit = own_commit();
         let mut claimed = Vec::new();
         let now = now_ms();
         for id in batch {
@@ -955,7 +963,7 @@ impl Jobs {
         version: u64,
         end: JobState,
     ) -> Result<(), StateError> {
-        let mut commit = Commit::default();
+        let mut commit = own_commit();
         commit.checks.push(Check {
             place: Part::Open.of(id)?,
             version,
@@ -1090,6 +1098,8 @@ impl Jobs {
         for job in &finish.jobs {
             job.check()?;
         }
+        // What it only says of itself is written whatever the app holds.
+        commit.is_own = commit.mutations.is_empty() && finish.jobs.is_empty();
         let (_, added) = self.add_to(&mut commit, &finish.jobs, true)?;
         commit.checks.push(Check {
             place: place.clone(),
@@ -1271,7 +1281,7 @@ impl Jobs {
         record.attempt = 0;
         record.due_ms = now;
         record.ended_ms = None;
-        let mut commit = Commit::default();
+        let mut commit = own_commit();
         let place = part.of(id)?;
         commit.checks.push(Check {
             place: place.clone(),
@@ -1516,3 +1526,6 @@ async fn keep(jobs: Weak<Inner>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

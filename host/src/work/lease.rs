@@ -55,6 +55,8 @@ struct Inner {
     /// The files that are locked with leases, by their names.
     mirrors: BTreeMap<String, PathBuf>,
     next: AtomicU64,
+    /// The generation that is live: its claims go first.
+    live: AtomicU64,
     leases: Mutex<BTreeMap<String, Lease>>,
 }
 
@@ -87,6 +89,7 @@ impl Leases {
             runtime,
             mirrors,
             next: AtomicU64::new(1),
+            live: AtomicU64::new(0),
             leases: Mutex::default(),
         }))
     }
@@ -119,7 +122,31 @@ impl Leases {
             .waiting
             .push_back(claim.clone());
         self.grant(name);
+        self.ask_for_live();
         Ok(claim)
+    }
+
+    /// `generation` is live from now on: whoever else has what it waits for is asked for it, also
+    /// where that one is kept warm and does not drain.
+    pub(crate) fn set_live(&self, generation: u64) {
+        self.0.live.store(generation, Ordering::Relaxed);
+        self.ask_for_live();
+    }
+
+    fn ask_for_live(&self) {
+        let live = self.0.live.load(Ordering::Relaxed);
+        let mut parked = Vec::new();
+        for lease in self.0.leases.lock().values_mut() {
+            let is_wanted = lease.waiting.iter().any(|claim| claim.generation == live);
+            if let Some(holder) = &mut lease.holder
+                && is_wanted
+                && holder.claim.generation != live
+            {
+                holder.is_asked_back = true;
+                parked.extend(holder.claim.asked_back.end(()));
+            }
+        }
+        wake_all(parked, &self.0.runtime);
     }
 
     /// Gives the lease to who waits, if it is free.
@@ -132,7 +159,9 @@ impl Leases {
             if lease.holder.is_some() {
                 return;
             }
-            let Some(claim) = lease.waiting.pop_front() else {
+            let live = self.0.live.load(Ordering::Relaxed);
+            let of_live = lease.waiting.iter().position(|one| one.generation == live);
+            let Some(claim) = lease.waiting.remove(of_live.unwrap_or(0)) else {
                 leases.remove(name);
                 return;
             };

@@ -25,9 +25,8 @@ impl std::fmt::Debug for Declared {
 /// its bounds.
 #[cfg(feature = "sdk")]
 #[used]
-#[unsafe(no_mangle)]
 #[unsafe(link_section = "handover_declared")]
-static HANDOVER_DECLARED_NONE: [Declared; 0] = [];
+static NONE: [Declared; 0] = [];
 
 #[cfg(feature = "sdk")]
 unsafe extern "C" {

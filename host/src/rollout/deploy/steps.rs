@@ -817,6 +817,7 @@ impl<M: Machine> Deploy<'_, M> {
         // Before it is told that it is live: from then on it asks for jobs.
         let work = rollout.registry.work().of(&app.name);
         work.jobs.set_live(spec.id.0);
+        work.leases.set_live(spec.id.0);
         let is_restart = matches!(plan.cause, Cause::Start | Cause::Crash);
         work.schedules.replace(&plan.artifact.declared, is_restart);
         app.running(|running| {
