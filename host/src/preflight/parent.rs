@@ -372,8 +372,14 @@ impl ChildReport {
         }
         if ended == Ended::AtDeadline {
             let limit = humantime::format_duration(deadline);
-            let reason =
+            let mut reason =
                 format!("it did not end within {limit} {during} (check.deadline sets the limit)");
+            if matches!(self.stage, Stage::Starting) {
+                reason.push_str(
+                    "; one that serves by itself, as `axum::serve` does, never ends: \
+                     `handover_plugin::serve` gives the app to the host",
+                );
+            }
             return Ok(match self.stage {
                 Stage::Smoke { .. } => Verdict::Unhealthy(with_output(reason)),
                 Stage::Preparing | Stage::Reading | Stage::Mapping | Stage::Starting => {
@@ -552,7 +558,14 @@ mod tests {
             Leave::Warn,
             "",
         );
-        rejected(verdict, &["did not end within 30s", "in the constructor"]);
+        rejected(
+            verdict,
+            &[
+                "did not end within 30s",
+                "in the constructor",
+                "`handover_plugin::serve`",
+            ],
+        );
         let smoke = "{\"line\":\"begins\",\"stage\":{\"smoke\":{\"path\":\"/health\"}}}\n";
         let verdict = child_report(smoke).await.verdict(
             Ended::AtDeadline,
