@@ -60,6 +60,18 @@ const USUAL: [&str; 24] = [
 /// The beginnings of names of the same kind.
 const USUAL_BEGINNINGS: [&str; 3] = ["LC_", "RUST_", "TOKIO_"];
 
+/// What a service manager, or the supervisor, says to the host alone: an app that read it would take
+/// the host's descriptors for its own, or speak for the host.
+const OF_THE_HOST: [&str; 7] = [
+    "LISTEN_FDNAMES",
+    "LISTEN_FDS",
+    "LISTEN_FDS_FIRST_FD",
+    "LISTEN_PID",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+];
+
 static ORIGIN: OnceLock<Origin> = OnceLock::new();
 
 /// What the process began with. To be called before any plugin is loaded; remembers it.
@@ -95,16 +107,18 @@ impl Origin {
     }
 
     /// The environment of an app that may read the variables `listed`, and what every program
-    /// relies on: the variables that this process began with, all of them where none are listed.
+    /// relies on: the variables that this process began with, all of them where none are listed, but
+    /// never [those of the host](OF_THE_HOST).
     pub(crate) fn for_app(&self, listed: &[String]) -> Vec<(OsString, OsString)> {
         let is_its = |name: &OsString| {
             let name = name.to_string_lossy();
-            listed.is_empty()
+            let is_given = listed.is_empty()
                 || listed.iter().any(|listed| *listed == name)
                 || USUAL.contains(&&*name)
                 || USUAL_BEGINNINGS
                     .iter()
-                    .any(|beginning| name.starts_with(beginning))
+                    .any(|beginning| name.starts_with(beginning));
+            is_given && !OF_THE_HOST.contains(&&*name)
         };
         let its = self.environment.iter().filter(|(name, _)| is_its(name));
         its.cloned().collect()

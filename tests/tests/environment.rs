@@ -120,6 +120,28 @@ async fn two_apps_do_not_see_each_others_variables_and_have_arguments_of_their_o
 }
 
 #[tokio::test]
+async fn what_a_service_manager_says_to_the_host_is_not_said_to_apps() {
+    // Whatever is listed: a crate that takes sockets by their numbers would take the host's.
+    for env in ["", "env = [\"LISTEN_FDS\", \"NOTIFY_SOCKET\", \"OWN\"]\n"] {
+        let folder = tempfile::tempdir().unwrap();
+        let notify = folder.path().join("notify");
+        let _manager = std::os::unix::net::UnixDatagram::bind(&notify).unwrap();
+        let host = Setup::new()
+            .config(&format!("[app.signals]\n{env}"))
+            .env("OWN", "value")
+            .env("NOTIFY_SOCKET", notify.to_str().unwrap())
+            .env("WATCHDOG_USEC", "30000000")
+            .start()
+            .await;
+        deploy(&host, "1.0.0").await;
+        for name in ["LISTEN_", "NOTIFY_", "WATCHDOG_"] {
+            assert_eq!(does(&host, &format!("vars?way={name}")).await, "", "{env}");
+        }
+        assert_eq!(does(&host, "get?way=OWN").await, "value");
+    }
+}
+
+#[tokio::test]
 async fn a_plugin_that_wants_to_go_to_another_folder_is_refused() {
     let host = Setup::new().config(APP).relative().start().await;
     let elsewhere = host.scratch("elsewhere");
