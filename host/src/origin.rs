@@ -60,8 +60,8 @@ const USUAL: [&str; 24] = [
 /// The beginnings of names of the same kind.
 const USUAL_BEGINNINGS: [&str; 3] = ["LC_", "RUST_", "TOKIO_"];
 
-/// What a service manager, or the supervisor, says to the host alone: an app that read it would take
-/// the host's descriptors for its own, or speak for the host.
+/// What a service manager, or the supervisor, says to the host alone: an app that read it would
+/// take the host's descriptors for its own, or speak for the host.
 const OF_THE_HOST: [&str; 7] = [
     "LISTEN_FDNAMES",
     "LISTEN_FDS",
@@ -107,8 +107,8 @@ impl Origin {
     }
 
     /// The environment of an app that may read the variables `listed`, and what every program
-    /// relies on: the variables that this process began with, all of them where none are listed, but
-    /// never [those of the host](OF_THE_HOST).
+    /// relies on: the variables that this process began with, all of them where none are listed,
+    /// but never [those of the host](OF_THE_HOST).
     pub(crate) fn for_app(&self, listed: &[String]) -> Vec<(OsString, OsString)> {
         let is_its = |name: &OsString| {
             let name = name.to_string_lossy();

@@ -179,7 +179,9 @@ async fn day(
         day.clients.acknowledged().len()
     );
     day.clients.stop().await;
-    before.is_again(&after)
+    before
+        .is_again(&after)
+        .map_err(|why| format!("{why}; its threads: {:?}", threads_of(day.host.pid())))
 }
 
 impl Day {
@@ -435,6 +437,17 @@ pub(crate) fn is_code(output: &Output, codes: &[i32]) -> Result<(), String> {
             output.text()
         ))
     }
+}
+
+/// The names of the threads of `process`, and how many have each.
+fn threads_of(process: u32) -> BTreeMap<String, usize> {
+    let mut names = BTreeMap::new();
+    let tasks = fs::read_dir(format!("/proc/{process}/task"));
+    for task in tasks.into_iter().flatten().flatten() {
+        let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        *names.entry(name.trim().to_owned()).or_default() += 1;
+    }
+    names
 }
 
 /// The processes that `parent` has started, those included that have ended and were not asked for.
