@@ -134,7 +134,8 @@ pub struct Commit {
     pub ranges: Vec<RangeCheck>,
     /// What is done, in order.
     pub mutations: Vec<Mutation>,
-    /// Whether it is the host's own bookkeeping, which is made though the app holds all that it may.
+    /// Whether it is the host's own bookkeeping, which is made though the app holds all that it
+    /// may.
     pub is_own: bool,
 }
 
