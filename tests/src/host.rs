@@ -282,12 +282,19 @@ impl Setup {
         let stderr = self.stderr.as_ref().map_or_else(Stdio::piped, |stderr| {
             stderr.try_clone().expect("it is open").into()
         });
-        let mut child = command
+        command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(stderr)
-            .spawn()
-            .expect("the host can be run");
+            .stderr(stderr);
+        let mut child = loop {
+            match command.spawn() {
+                // A child that another test forks has a copy open for writing until it executes.
+                Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => {
+                    std::thread::yield_now();
+                }
+                spawned => break spawned.expect("the host can be run"),
+            }
+        };
         let Some(stderr) = child.stderr.take() else {
             return child;
         };

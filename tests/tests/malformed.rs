@@ -150,10 +150,6 @@ async fn what_smuggles_is_400_and_ends_its_connection() {
             "",
         ),
         // Its target.
-        (
-            "GET shop.example:80 HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(),
-            "",
-        ),
         ("GET /version\r\n\r\n".to_owned(), ""),
         (
             "GET /version HTTP/1.1 HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(),

@@ -5,7 +5,7 @@
 //! another one.
 
 use http::{
-    HeaderMap, Method, Request, Uri, Version,
+    HeaderMap, Request, Uri, Version,
     header::{HOST, TRANSFER_ENCODING},
 };
 use http_body::Body;
@@ -16,9 +16,8 @@ pub(crate) enum Malformed {
     /// It names no host, several, or what is no host (RFC 9112, 3.2; RFC 9113, 8.3.1).
     #[error("a request names one host")]
     Host,
-    /// Its `:scheme` is empty, or its target is that of a CONNECT (RFC 9113, 8.3.1; RFC 9112,
-    /// 3.2.3).
-    #[error("the request has no target that its method could be for")]
+    /// Its `:scheme` is empty (RFC 9113, 8.3.1).
+    #[error("a request has a scheme")]
     Target,
     /// Its body is encoded as something else than `chunked`, once (RFC 9112, 6.1).
     #[error("the one transfer coding that a request may have is chunked")]
@@ -34,9 +33,6 @@ pub(crate) fn malformed<B: Body>(request: &Request<B>) -> Option<Malformed> {
     }
     if !names_its_host(request.version(), headers) {
         return Some(Malformed::Host);
-    }
-    if request.uri().path().is_empty() && request.method() != Method::CONNECT {
-        return Some(Malformed::Target);
     }
     // What is encoded has a body, be it an empty one.
     if !request.body().is_end_stream() && !is_chunked_once(headers) {
@@ -259,18 +255,6 @@ mod tests {
         *request.version_mut() = Version::HTTP_2;
         *request.uri_mut() = Uri::from_parts(parts).unwrap();
         assert_eq!(malformed(&request), Some(Malformed::Target));
-    }
-
-    #[test]
-    fn a_target_without_a_path_is_for_connect_alone() {
-        let of = |method: &str, uri: &str| {
-            let request = Request::builder().method(method).uri(uri).header(HOST, "a");
-            malformed(&request.body(Empty::<&[u8]>::new()).unwrap())
-        };
-        assert_eq!(of("CONNECT", "shop.example:80"), None);
-        assert_eq!(of("GET", "shop.example:80"), Some(Malformed::Target));
-        assert_eq!(of("OPTIONS", "*"), None);
-        assert_eq!(of("GET", "http://shop.example"), None);
     }
 
     #[test]
