@@ -5,6 +5,7 @@ mod apps;
 mod artifact;
 mod background;
 mod cli;
+mod clock;
 mod config;
 mod control;
 mod daemon;

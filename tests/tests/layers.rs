@@ -12,6 +12,7 @@ use handover_tests::{plugins::workspace, sources::rust_files};
 const LAYERS: &[&str] = &[
     // Of the process and its machine; they know nothing of plugins.
     "background",
+    "clock",
     "human",
     "notify",
     "origin",
@@ -59,7 +60,7 @@ const LAYERS: &[&str] = &[
 
 /// What imports nothing else of the crate, for a reason that docs/ARCHITECTURE.md gives.
 const ALONE: &[&str] = &[
-    "human", "ledger", "notify", "origin", "process", "signals", "writers",
+    "clock", "human", "ledger", "notify", "origin", "process", "signals", "writers",
 ];
 
 fn host() -> PathBuf {

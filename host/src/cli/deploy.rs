@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     artifact::Signature,
+    clock::millis,
     shown,
     writers::{self, WriteLease, Writers, writers},
 };
@@ -34,7 +35,6 @@ pub(super) async fn deploy(global: &Global, args: Deploy) -> Result<(), Failure>
         .map_or(WRITTEN_WITHIN, |timeout| timeout.min(WRITTEN_WITHIN));
     let whole = whole(&args.file, limit).await?;
     let label = args.label.or(args.stage.then(|| Label::of(Label::NEXT)));
-    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let asked = query::Deploy {
         app: args.app,
         timeout_ms: args.timeout.map(millis),

@@ -72,7 +72,7 @@ pub(super) async fn state(global: &Global, command: StateCommand) -> Result<(), 
             let query = StateQuery {
                 namespace: namespace.as_deref(),
                 key: Some(&key),
-                ttl_ms: ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
+                ttl_ms: ttl.map(crate::clock::millis),
                 ..StateQuery::default()
             };
             let from = Box::new(Cursor::new(value.clone()));

@@ -506,12 +506,9 @@ fn events(
 
 /// Stands for the events that a slow reader missed. It has the number of the last of them.
 fn missed_events(last: u64, missed: u64) -> Event {
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
     Event {
         seq: last.saturating_add(missed),
-        at_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+        at_ms: crate::clock::now_ms(),
         kind: EventKind::Missed,
         app: None,
         generation: None,

@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     artifact::Artifact,
+    clock::millis,
     ledger::{self, AccountId, Leftovers, Look, RetainReason, RetainReasons},
     loader::{self, Layouts, Library, LoadError, Running},
     state::Session,
@@ -325,7 +326,7 @@ async fn stop(
     account: AccountId,
     stop: impl FnOnce(u64) + Send + 'static,
 ) -> Result<(), NotStopped> {
-    let deadline = u64::try_from(STOP_DEADLINE.as_millis()).unwrap_or(u64::MAX);
+    let deadline = millis(STOP_DEADLINE);
     let stopped = lifecycle::run("stop", STOP_DEADLINE * 2, move || {
         let _acting = ledger::act_for(account);
         stop(deadline);

@@ -20,8 +20,8 @@ use crate::{
     loader::Companion,
     origin::origin,
     records::{
-        clock::Order,
         history::{self, Entry},
+        order::Order,
         room::Room,
     },
 };
@@ -454,7 +454,7 @@ fn read_patiently(path: &Path) -> Result<Record, ReadError> {
 
 fn set_aside(path: &Path, why: &str) -> String {
     let mut aside = path.as_os_str().to_owned();
-    aside.push(format!(".corrupt-{}", crate::records::clock::now_ms()));
+    aside.push(format!(".corrupt-{}", crate::clock::now_ms()));
     match fs::rename(path, &aside) {
         Ok(()) => format!(
             "{} cannot be read ({why}); it was set aside as {} and the app starts with no memory of its past: deploy it again",

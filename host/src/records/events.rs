@@ -133,7 +133,7 @@ impl Events {
         ring.seq += 1;
         let event = Event {
             seq: ring.seq,
-            at_ms: crate::records::clock::now_ms(),
+            at_ms: crate::clock::now_ms(),
             kind,
             app: app.cloned(),
             generation,

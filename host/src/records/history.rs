@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     artifact::Sha256,
-    records::{app_record::Head, clock::Order},
+    records::{app_record::Head, order::Order},
 };
 
 /// One deploy that was tried, as it is saved.

@@ -27,13 +27,11 @@ use tokio::runtime::Handle;
 
 use crate::{
     artifact::Sha256,
+    clock::{self, since_boot_ms},
     generation::Generation,
     ledger::{self, AccountId, LastWords},
     origin::origin,
-    records::{
-        clock::{self, since_boot_ms},
-        room::Room,
-    },
+    records::room::Room,
     shortage,
 };
 

@@ -5,11 +5,11 @@
 //! - [`events`]: what happened, for those who follow it
 //! - [`journal`]: what runs, for the host after this one
 //! - [`room`]: room on the disk for records, taken in advance
-//! - [`clock`]: times that outlive the process
+//! - [`order`]: the order of what happened
 
 pub(crate) mod app_record;
-pub(crate) mod clock;
 pub(crate) mod events;
 pub(crate) mod history;
 pub(crate) mod journal;
+pub(crate) mod order;
 pub(crate) mod room;

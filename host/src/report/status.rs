@@ -17,10 +17,10 @@ use crate::{
         registry::Registry,
     },
     artifact::manifest::HOST_ABI,
+    clock::millis,
     generation::Generation,
     ledger::{self, RetainReasons},
     open_files, process,
-    records::clock::millis,
     report::leaks::Leaks,
     shown,
 };

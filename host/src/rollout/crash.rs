@@ -25,12 +25,10 @@ use handover_api::{AppName, Cause, EventKind, GenerationId};
 
 use crate::{
     apps::app::App,
+    clock::{millis, since_boot_ms},
     generation::Spec,
     human,
-    records::{
-        clock::{millis, since_boot_ms},
-        journal::{Crash, Crashed, LeftOut, Lived, Step, Tried, Written},
-    },
+    records::journal::{Crash, Crashed, LeftOut, Lived, Step, Tried, Written},
     report::growth,
     rollout::{
         Rollout,

@@ -14,10 +14,10 @@ use tokio::{
 
 use crate::{
     apps::app::{App, Replaced},
+    clock::millis,
     generation::{Draining, Generation},
     human,
     operations::operation::ProgressSender,
-    records::clock::millis,
     rollout::Rollout,
 };
 

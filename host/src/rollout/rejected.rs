@@ -5,7 +5,7 @@ use handover_api::{AppName, Cause, EventKind, OperationResult, Outcome};
 
 use crate::{
     artifact::StoreError,
-    records::{clock::Order, history::Entry},
+    records::{history::Entry, order::Order},
     rollout::Rollout,
 };
 
@@ -37,7 +37,7 @@ impl Rollout {
             let app = self.registry.app(name);
             app.counters.ended(outcome);
             let entry = Entry {
-                at_ms: crate::records::clock::now_ms(),
+                at_ms: crate::clock::now_ms(),
                 order: Order::next(),
                 generation: None,
                 version: manifest.map(|manifest| manifest.version.clone()),

@@ -14,9 +14,9 @@ use crate::{
     apps::app::App,
     records::{
         app_record::{Again, Head},
-        clock::Order,
         history::{self, Entry},
         journal::{Crashed, LeftOut, Lived, Tried},
+        order::Order,
     },
     rollout::{
         Rollout,
@@ -167,7 +167,7 @@ async fn record_end(
         .record_event(kind, &app, tried.generation, message);
     app.counters.ended(outcome);
     let entry = Entry {
-        at_ms: crate::records::clock::now_ms(),
+        at_ms: crate::clock::now_ms(),
         order: Order::next(),
         generation: tried.generation,
         version: Some(tried.version),
@@ -222,7 +222,7 @@ async fn stay(rollout: &Rollout, name: &AppName, lived: &Lived, reason: String) 
 /// Takes HEAD back, because it crashed the host. Whether anything before it came up instead.
 async fn roll_back(rollout: &Rollout, app: &Arc<App>, blame: Blame) -> bool {
     let Blame { generation, reason } = blame;
-    let (taken_back_at_ms, order) = (crate::records::clock::now_ms(), Order::next());
+    let (taken_back_at_ms, order) = (crate::clock::now_ms(), Order::next());
     let (head, before) = app.saved.read(|record| {
         let before: Vec<Head> = record
             .head

@@ -11,11 +11,11 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::Path,
     sync::OnceLock,
-    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+
+use crate::clock::{self, since_boot_ms};
 
 /// The name of the file beside the stores.
 const FILE: &str = "clock.json";
@@ -36,7 +36,7 @@ struct Kept {
 
 /// Milliseconds since 1970 by the clock of this boot.
 pub(super) fn now_ms() -> u64 {
-    let booted = *BOOTED.get_or_init(|| wall_ms().saturating_sub(since_boot_ms()));
+    let booted = *BOOTED.get_or_init(|| clock::now_ms().saturating_sub(since_boot_ms()));
     booted.saturating_add(since_boot_ms())
 }
 
@@ -48,8 +48,12 @@ pub(super) fn begin(folder: &Path) {
         let known = fs::read(&path)
             .ok()
             .and_then(|text| serde_json::from_slice::<Kept>(&text).ok());
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let kept = of_boot(boot.trim(), known.as_ref(), wall_ms(), since_boot_ms());
+        let kept = of_boot(
+            &clock::boot(),
+            known.as_ref(),
+            clock::now_ms(),
+            since_boot_ms(),
+        );
         if known.as_ref() != Some(&kept)
             && let Err(cause) = keep(&path, &kept)
         {
@@ -85,19 +89,6 @@ fn keep(path: &Path, kept: &Kept) -> io::Result<()> {
         .open(&fresh)?;
     file.write_all(&serde_json::to_vec(kept)?)?;
     fs::rename(fresh, path)
-}
-
-fn wall_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.map_or(0, millis)
-}
-
-fn since_boot_ms() -> u64 {
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |now| millis(Duration::from(now)))
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -22,12 +22,12 @@ use serde::Deserialize;
 use tokio::{runtime::Handle, sync::Notify};
 
 use super::{
-    now_ms,
     queue::{Next, Queue},
     record::{JobId, JobRecord, Options, Part, key_place},
 };
 use crate::{
     artifact::declared::Declared,
+    clock::{millis, now_ms},
     state::{Bounds, Check, Commit, Mutation, Place, Query, StateError, Store},
     wakers::{Parked, Promise, WakerCount, wake_all},
 };
@@ -300,15 +300,11 @@ pub(crate) struct JobCounts {
     pub(crate) totals: Totals,
 }
 
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
 fn put(place: Place, value: impl Into<Bytes>, ttl: Option<Duration>) -> Mutation {
     Mutation::Put {
         place,
         value: value.into(),
-        ttl_ms: ttl.map(milliseconds),
+        ttl_ms: ttl.map(millis),
     }
 }
 
@@ -945,7 +941,7 @@ impl Jobs {
             "{} jobs cannot be begun, which is tried again: {error}",
             ids.len()
         );
-        let due_ms = now_ms() + milliseconds(TRY_AGAIN);
+        let due_ms = now_ms() + millis(TRY_AGAIN);
         {
             let mut state = self.0.state.lock();
             for id in ids {
@@ -1124,7 +1120,7 @@ impl Jobs {
                 let random = RandomState::new().hash_one(id.0) as f64 / u64::MAX as f64;
                 let pause = finish
                     .retry_ms
-                    .unwrap_or_else(|| milliseconds(options.pause(record.attempt, random)));
+                    .unwrap_or_else(|| millis(options.pause(record.attempt, random)));
                 record.state = JobState::Waiting;
                 record.due_ms = now_ms().saturating_add(pause);
                 let due_ms = record.due_ms;
@@ -1417,7 +1413,7 @@ impl Jobs {
         match state.queue.get(id).and_then(|entry| entry.attempt.as_ref()) {
             Some(attempt) => {
                 info.state = JobState::Running;
-                info.age_ms = Some(milliseconds(attempt.since.elapsed()));
+                info.age_ms = Some(millis(attempt.since.elapsed()));
                 if let Some((fraction, text)) = &attempt.progress {
                     info.progress = Some(*fraction);
                     info.progress_text.clone_from(text);

@@ -19,6 +19,7 @@ use tokio::runtime::Handle;
 
 use super::jobs::Refused;
 use crate::{
+    clock::millis,
     state::{Commit, Mutation, Namespace, StateError, Store},
     wakers::{Promise, wake_all},
 };
@@ -317,23 +318,22 @@ impl Leases {
             name: name.clone(),
             generation: lease.holder.as_ref().map(|it| it.claim.generation),
             fence: lease.holder.as_ref().and_then(|it| it.fence),
-            held_ms: lease.holder.as_ref().map(|it| age(it.claim.since)),
+            held_ms: lease
+                .holder
+                .as_ref()
+                .map(|it| millis(it.claim.since.elapsed())),
             asked_back: lease.holder.as_ref().is_some_and(|it| it.is_asked_back),
             waiting: lease
                 .waiting
                 .iter()
                 .map(|claim| LeaseWaiter {
                     generation: claim.generation,
-                    age_ms: age(claim.since),
+                    age_ms: millis(claim.since.elapsed()),
                 })
                 .collect(),
         });
         info.collect()
     }
-}
-
-fn age(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Locks the file at `path`, which is made where there is none.

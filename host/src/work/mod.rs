@@ -14,8 +14,6 @@
 //! it; and it is finished by a third one, which is refused where the record is not of that version
 //! any more. What is in memory only says which job is next, and is made anew from the records.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 mod jobs;
 mod lease;
 mod queue;
@@ -31,9 +29,3 @@ pub(crate) use self::{
     schedule::check as check_schedules,
     session::WorkSession,
 };
-
-/// The time of day, in milliseconds since 1970: what is due is due by the clock on the wall.
-fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
-}

@@ -15,12 +15,10 @@ use jiff::{Timestamp, tz::TimeZone};
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::Notify};
 
-use super::{
-    jobs::{Jobs, NewJob, Refused},
-    now_ms,
-};
+use super::jobs::{Jobs, NewJob, Refused};
 use crate::{
     artifact::declared::{Declared, JobHandler, Missed},
+    clock::now_ms,
     state::{Check, Commit, Mutation, Namespace, Place, StateError, Store},
 };
 

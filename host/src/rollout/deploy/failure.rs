@@ -8,10 +8,7 @@ use super::Plan;
 use crate::{
     apps::app::{App, result},
     artifact::Artifact,
-    records::{
-        clock::{self, Order},
-        history::Entry,
-    },
+    records::{history::Entry, order::Order},
     rollout::Rollout,
 };
 
@@ -142,7 +139,7 @@ pub(super) fn entry(
     reason: Option<String>,
 ) -> Entry {
     Entry {
-        at_ms: clock::now_ms(),
+        at_ms: crate::clock::now_ms(),
         order: Order::next(),
         generation,
         version: Some(artifact.manifest.version.clone()),
