@@ -106,6 +106,9 @@ fn signature(request: &Request<Incoming>) -> Result<Option<Signature>, Refusal> 
 /// What a call is answered with, once its query and its body were read.
 type Handling = Pin<Box<dyn Future<Output = Result<ControlResponse, Refusal>> + Send>>;
 
+/// Answers a call.
+type Handler<B> = fn(Request<Incoming>, B, Arc<Asked>) -> Handling;
+
 /// One call of the control socket.
 pub(super) struct Call<B> {
     pub(super) method: Method,
@@ -113,7 +116,7 @@ pub(super) struct Call<B> {
     pub(super) path: &'static str,
     /// Who may make it.
     pub(super) role: Role,
-    handler: fn(Request<Incoming>, B, Arc<Asked>) -> Handling,
+    handler: Handler<B>,
 }
 
 /// What a connection asks of the host as a whole.
@@ -258,40 +261,25 @@ impl<B: Backend> Call<B> {
     ];
 
     /// A call that changes nothing, so that observers may make it.
-    const fn get(
-        path: &'static str,
-        handler: fn(Request<Incoming>, B, Arc<Asked>) -> Handling,
-    ) -> Self {
-        Self {
-            method: Method::GET,
-            path,
-            role: Role::Observe,
-            handler,
-        }
+    const fn get(path: &'static str, handler: Handler<B>) -> Self {
+        Self::new(Method::GET, path, Role::Observe, handler)
     }
 
     /// A call that shows what apps keep, which is for those who operate.
-    const fn read(
-        path: &'static str,
-        handler: fn(Request<Incoming>, B, Arc<Asked>) -> Handling,
-    ) -> Self {
-        Self {
-            method: Method::GET,
-            path,
-            role: Role::Operate,
-            handler,
-        }
+    const fn read(path: &'static str, handler: Handler<B>) -> Self {
+        Self::new(Method::GET, path, Role::Operate, handler)
     }
 
     /// A call that changes something.
-    const fn post(
-        path: &'static str,
-        handler: fn(Request<Incoming>, B, Arc<Asked>) -> Handling,
-    ) -> Self {
+    const fn post(path: &'static str, handler: Handler<B>) -> Self {
+        Self::new(Method::POST, path, Role::Operate, handler)
+    }
+
+    const fn new(method: Method, path: &'static str, role: Role, handler: Handler<B>) -> Self {
         Self {
-            method: Method::POST,
+            method,
             path,
-            role: Role::Operate,
+            role,
             handler,
         }
     }

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use handover_api::{
-    AppName, Done, JobDetails, JobInfo, JobList, JobState, LeaseList, ScheduleList, query,
-};
+use handover_api::{AppName, Done, JobDetails, JobList, JobState, LeaseList, ScheduleList, query};
 use http::StatusCode;
 
 use super::calls::{ControlResponse, Refusal, json};
@@ -79,10 +77,7 @@ pub(super) async fn jobs(apps: Apps, query: query::Jobs) -> Result<ControlRespon
 }
 
 /// The job of this identity, whosever it is.
-async fn found(
-    apps: Apps,
-    text: &str,
-) -> Result<(Arc<AppWork>, JobId, JobInfo, JobDetails), Refusal> {
+async fn found(apps: Apps, text: &str) -> Result<(Arc<AppWork>, JobId, JobDetails), Refusal> {
     let id: JobId = text
         .parse()
         .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, 1, error))?;
@@ -96,7 +91,7 @@ async fn found(
     });
     let found = looked.await.map_err(|error| broken(&error))?;
     match found.map_err(|error: StateError| failed(&error))? {
-        Some((work, details)) => Ok((work, id, details.job.clone(), details)),
+        Some((work, details)) => Ok((work, id, details)),
         None => {
             let why = format!(
                 "there is no job {id}: it ended longer ago than the host remembers, or was never there; `handover jobs` shows them"
@@ -126,7 +121,7 @@ pub(super) async fn cancel(apps: Apps, id: &str) -> Result<ControlResponse, Refu
         let message = format!("the lease {name} of {app} was taken away from its holder");
         return Ok(json(&Done { message }));
     }
-    let (work, id, job, _) = found(apps, id).await?;
+    let (work, id, JobDetails { job, .. }) = found(apps, id).await?;
     work.jobs
         .cancel(id)
         .await
@@ -143,7 +138,7 @@ pub(super) async fn cancel(apps: Apps, id: &str) -> Result<ControlResponse, Refu
 
 /// Answers `POST /v1/retry`.
 pub(super) async fn retry(apps: Apps, id: &str) -> Result<ControlResponse, Refusal> {
-    let (work, id, job, _) = found(apps, id).await?;
+    let (work, id, JobDetails { job, .. }) = found(apps, id).await?;
     work.jobs.retry(id).await.map_err(|error| refused(&error))?;
     let message = format!("the job {id} ({}) is tried again", job.name);
     Ok(json(&Done { message }))

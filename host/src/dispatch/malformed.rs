@@ -18,7 +18,7 @@ pub(crate) enum Malformed {
     Host,
     /// Its `:scheme` is empty (RFC 9113, 8.3.1).
     #[error("a request has a scheme")]
-    Target,
+    Scheme,
     /// Its body is encoded as something else than `chunked`, once (RFC 9112, 6.1).
     #[error("the one transfer coding that a request may have is chunked")]
     TransferEncoding,
@@ -43,7 +43,7 @@ pub(crate) fn malformed<B: Body>(request: &Request<B>) -> Option<Malformed> {
 
 fn malformed_http2(uri: &Uri, headers: &HeaderMap) -> Option<Malformed> {
     if uri.scheme_str().is_some_and(str::is_empty) {
-        return Some(Malformed::Target);
+        return Some(Malformed::Scheme);
     }
     let mut hosts = headers.get_all(HOST).iter();
     let names_one = match (uri.authority(), hosts.next()) {
@@ -254,7 +254,7 @@ mod tests {
         let mut request = Request::new(Empty::<&[u8]>::new());
         *request.version_mut() = Version::HTTP_2;
         *request.uri_mut() = Uri::from_parts(parts).unwrap();
-        assert_eq!(malformed(&request), Some(Malformed::Target));
+        assert_eq!(malformed(&request), Some(Malformed::Scheme));
     }
 
     #[test]

@@ -227,7 +227,7 @@ impl Store {
 
     /// Whether there is anything of it on the disk, or could be without a file being made.
     pub(crate) fn exists(&self) -> bool {
-        self.file.as_ref().is_none_or(|file| file.exists())
+        self.disk.open.load().is_some() || self.file.as_ref().is_none_or(|file| file.exists())
     }
 
     /// `[app.NAME.state]`

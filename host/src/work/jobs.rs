@@ -26,9 +26,9 @@ use super::{
     record::{JobId, JobRecord, Options, Part, key_place},
 };
 use crate::{
-    artifact::declared::Declared,
+    artifact::declared::{Declared, JobHandler},
     clock::{millis, now_ms},
-    state::{Bounds, Check, Commit, Mutation, Place, Query, StateError, Store},
+    state::{Check, Commit, Mutation, Place, Query, StateError, Store},
     wakers::{Parked, Promise, WakerCount, wake_all},
 };
 
@@ -70,6 +70,17 @@ impl Default for Settings {
 pub(super) struct Answer {
     pub(super) text: String,
     pub(super) bytes: Bytes,
+}
+
+impl Answer {
+    /// Identities of jobs.
+    pub(super) fn ids(ids: &[JobId]) -> Self {
+        let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
+        Self {
+            text: serde_json::json!({ "ids": ids }).to_string(),
+            bytes: Bytes::new(),
+        }
+    }
 }
 
 /// Why something is not done, with the code that crosses.
@@ -240,6 +251,37 @@ struct Inbox {
     is_closed: bool,
 }
 
+impl Listener {
+    /// The next job that it was given; an error when it gets none any more.
+    pub(super) fn poll_next(
+        &self,
+        waker: &Waker,
+        count: &WakerCount,
+    ) -> Poll<Result<Answer, Refused>> {
+        // What was there before is dropped without the lock.
+        let _before = {
+            let mut inbox = self.inbox.lock();
+            if let Some((_, answer)) = inbox.given.pop_front() {
+                return Poll::Ready(Ok(answer));
+            }
+            if inbox.is_closed {
+                return Poll::Ready(Err(StateError::Ended.into()));
+            }
+            match &inbox.parked {
+                Some(parked) if parked.will_wake(waker) => None,
+                _ => inbox.parked.replace(count.park(waker.clone())),
+            }
+        };
+        Poll::Pending
+    }
+
+    /// Nobody waits any more.
+    pub(super) fn forget(&self) {
+        let parked = self.inbox.lock().parked.take();
+        drop(parked);
+    }
+}
+
 /// The jobs of one app. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Jobs(Arc<Inner>);
@@ -347,8 +389,12 @@ impl Jobs {
         JobId(now.max(last.unwrap_or(0) + 1))
     }
 
+    /// Reads without making a file for an app that has none.
     fn read(&self, place: &Place) -> Result<Option<(Bytes, u64)>, StateError> {
         let mut found = None;
+        if !self.0.store.exists() {
+            return Ok(None);
+        }
         self.0.store.get(false, place, |record| {
             found = Some((Bytes::copy_from_slice(record.value), record.version));
         })?;
@@ -360,15 +406,19 @@ impl Jobs {
         Ok(read.and_then(|(bytes, version)| Some((JobRecord::decode(&bytes)?, version))))
     }
 
-    /// Gives each record of `part` to `take`, in the order of their identities.
+    /// Gives what lies in `part` to `take`, by the identities of jobs, for as long as it says so.
+    /// As [`read`](Self::read), it makes no file.
     fn scan(
         &self,
         part: Part,
         reverse: bool,
-        mut take: impl FnMut(JobId, JobRecord) -> bool,
+        mut take: impl FnMut(JobId, &[u8]) -> bool,
     ) -> Result<(), StateError> {
+        if !self.0.store.exists() {
+            return Ok(());
+        }
         let snapshot = self.0.store.snapshot(false)?;
-        let mut bounds: Bounds = part.namespace().prefix(b"");
+        let mut bounds = part.namespace().prefix(b"");
         loop {
             let query = Query {
                 bounds: bounds.clone(),
@@ -378,11 +428,8 @@ impl Jobs {
             let (mut last, mut goes_on) = (None, true);
             let page = snapshot.scan(&query, |place, record| {
                 last = Some(place.to_vec());
-                let id = std::str::from_utf8(Place::key_of(place)).ok();
-                let id = id.and_then(|id| id.parse::<JobId>().ok());
-                if let (Some(id), Some(job), true) = (id, JobRecord::decode(record.value), goes_on)
-                {
-                    goes_on = take(id, job);
+                if let (Some(id), true) = (JobId::of_text(Place::key_of(place)), goes_on) {
+                    goes_on = take(id, record.value);
                 }
             })?;
             match last {
@@ -402,18 +449,13 @@ impl Jobs {
             return Ok(());
         }
         let mut cancelled = BTreeSet::new();
-        let snapshot = self.0.store.snapshot(false)?;
-        let query = Query {
-            bounds: Part::Cancel.namespace().prefix(b""),
-            reverse: false,
-            limit: usize::MAX,
-        };
-        snapshot.scan(&query, |place, _| {
-            cancelled.insert(Place::key_of(place).to_vec());
+        self.scan(Part::Cancel, false, |id, _| {
+            cancelled.insert(id);
+            true
         })?;
         let mut found = Vec::new();
-        self.scan(Part::Open, false, |id, job| {
-            found.push((id, job));
+        self.scan(Part::Open, false, |id, record| {
+            found.extend(JobRecord::decode(record).map(|job| (id, job)));
             true
         })?;
         let mut state = self.0.state.lock();
@@ -432,17 +474,13 @@ impl Jobs {
             state
                 .queue
                 .add(id, &job.name, &job.tenant, job.priority, due_ms);
-            if cancelled.contains(id.to_string().as_bytes())
+            if cancelled.contains(&id)
                 && let Some(entry) = state.queue.get_mut(id)
             {
                 entry.is_cancelled = true;
             }
         }
         state.is_loaded = true;
-        if !state.has_keeper {
-            state.has_keeper = true;
-            self.0.runtime.spawn(keep(Arc::downgrade(&self.0)));
-        }
         drop(state);
         self.pump();
         Ok(())
@@ -474,6 +512,20 @@ impl Jobs {
         self.load()
     }
 
+    /// Begins `work` on the host's runtime: it goes on whoever waits for what this gives.
+    fn under_way(
+        &self,
+        work: impl Future<Output = Result<Answer, Refused>> + Send + 'static,
+    ) -> Arc<Outcome> {
+        let outcome = Arc::new(Outcome::default());
+        let (ends, runtime) = (Arc::clone(&outcome), self.0.runtime.clone());
+        self.0.runtime.spawn(async move {
+            let answer = work.await;
+            wake_all(ends.end(answer).into_iter().collect(), &runtime);
+        });
+        outcome
+    }
+
     /// Enqueues `jobs`, with `commit`.
     pub(super) fn enqueue(
         &self,
@@ -481,24 +533,11 @@ impl Jobs {
         commit: Commit,
         in_transaction: bool,
     ) -> Arc<Outcome> {
-        let outcome = Arc::new(Outcome::default());
-        let (jobs_of, ends) = (self.clone(), Arc::clone(&outcome));
-        self.0.runtime.spawn(async move {
-            let enqueued = jobs_of.enqueue_now(jobs, commit, in_transaction).await;
-            let answer = enqueued.map(|ids| {
-                let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
-                Answer {
-                    text: serde_json::json!({ "ids": ids }).to_string(),
-                    bytes: Bytes::new(),
-                }
-            });
-            jobs_of.end(&ends, answer);
-        });
-        outcome
-    }
-
-    fn end(&self, outcome: &Outcome, answer: Result<Answer, Refused>) {
-        wake_all(outcome.end(answer).into_iter().collect(), &self.0.runtime);
+        let queue = self.clone();
+        self.under_way(async move {
+            let ids = queue.enqueue_now(jobs, commit, in_transaction).await?;
+            Ok(Answer::ids(&ids))
+        })
     }
 
     /// Enqueues `jobs`, with `commit`; gives their identities.
@@ -540,42 +579,34 @@ impl Jobs {
         let (mut ids, mut added) = (Vec::new(), Vec::new());
         let now = now_ms();
         for job in jobs {
-            let given = match &job.id {
-                Some(id) => Some(
-                    id.parse::<JobId>()
-                        .map_err(|error| Refused::invalid(error.to_string()))?,
-                ),
-                None => None,
-            };
-            if let Some(key) = &job.key {
-                let place = key_place(&job.name, key)?;
-                let known = self.read(&place)?;
-                let first = known
-                    .as_ref()
-                    .and_then(|(id, _)| std::str::from_utf8(id).ok()?.parse::<JobId>().ok());
-                let version = known.map_or(0, |(_, version)| version);
+            let given = job.id.as_deref().map(str::parse::<JobId>).transpose();
+            let given = given.map_err(|error| Refused::invalid(error.to_string()))?;
+            let mut key = None;
+            if let Some(text) = &job.key {
+                let place = key_place(&job.name, text)?;
+                let (first, version) = self.first_of(&place)?;
+                let check = Check {
+                    place: place.clone(),
+                    version,
+                };
                 if let Some(first) = first {
-                    if in_transaction && given.is_some_and(|given| given != first) {
-                        return Err(StateError::Conflict.into());
-                    }
                     if in_transaction {
-                        commit.checks.push(Check { place, version });
+                        if given.is_some_and(|given| given != first) {
+                            return Err(StateError::Conflict.into());
+                        }
+                        commit.checks.push(check);
                     }
                     ids.push(first);
                     continue;
                 }
-                commit.checks.push(Check {
-                    place: place.clone(),
-                    version,
-                });
-                let id = given.unwrap_or_else(|| self.new_id());
-                commit.mutations.push(put(place, id.to_string(), None));
-                self.add_one(commit, job, id, now, &mut added)?;
-                ids.push(id);
-                continue;
+                commit.checks.push(check);
+                key = Some(place);
             }
             let id = given.unwrap_or_else(|| self.new_id());
-            self.add_one(commit, job, id, now, &mut added)?;
+            if let Some(place) = key {
+                commit.mutations.push(put(place, id.to_string(), None));
+            }
+            added.push((id, self.add_one(commit, job, id, now)?));
             ids.push(id);
         }
         Ok((ids, added))
@@ -587,8 +618,7 @@ impl Jobs {
         job: &NewJob,
         id: JobId,
         now: u64,
-        added: &mut Vec<Added>,
-    ) -> Result<(), Refused> {
+    ) -> Result<JobRecord, Refused> {
         let record = JobRecord {
             name: job.name.clone(),
             tenant: job.tenant.clone().unwrap_or_default(),
@@ -610,8 +640,7 @@ impl Jobs {
         commit
             .mutations
             .push(put(Part::Input.of(id)?, job.payload.clone(), None));
-        added.push((id, record));
-        Ok(())
+        Ok(record)
     }
 
     /// These are on the disk.
@@ -632,19 +661,23 @@ impl Jobs {
         self.pump();
     }
 
+    /// The first job of a key, which lies at `place`, and the version of that.
+    fn first_of(&self, place: &Place) -> Result<(Option<JobId>, u64), StateError> {
+        let known = self.read(place)?;
+        Ok(known.map_or((None, 0), |(id, version)| (JobId::of_text(&id), version)))
+    }
+
     /// The identity that a job with this key has, or a new one.
     pub(super) fn id_for(&self, name: &str, key: Option<&str>) -> Result<JobId, Refused> {
-        if let Some(key) = key
-            && let Some((id, _)) = self.read(&key_place(name, key)?)?
-            && let Some(id) = std::str::from_utf8(&id).ok().and_then(|id| id.parse().ok())
-        {
-            return Ok(id);
-        }
-        Ok(self.new_id())
+        let first = match key {
+            Some(key) => self.first_of(&key_place(name, key)?)?.0,
+            None => None,
+        };
+        Ok(first.unwrap_or_else(|| self.new_id()))
     }
 
     /// `generation` is live from now on: whoever was before begins no more jobs.
-    pub(crate) fn set_live(&self, generation: u64) {
+    pub(super) fn set_live(&self, generation: u64) {
         let before = {
             let mut state = self.0.state.lock();
             let before = std::mem::replace(&mut state.live, generation);
@@ -674,27 +707,20 @@ impl Jobs {
             self.close(&before);
         }
         let jobs = self.clone();
-        self.0.runtime.spawn_blocking(move || {
-            if let Err(error) = jobs.load() {
-                tracing::error!(app = %jobs.0.app, "its jobs cannot be read, which is tried again: {error}");
-                let later = jobs.clone();
-                jobs.0.runtime.spawn(async move { later.load_later().await });
-            } else {
-                jobs.pump();
+        self.0.runtime.spawn(async move {
+            let mut is_told = false;
+            while let Err(error) = jobs.loaded().await {
+                if !std::mem::replace(&mut is_told, true) {
+                    tracing::error!(app = %jobs.0.app, "its jobs cannot be read, which is tried again: {error}");
+                }
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+            jobs.pump();
+            if !std::mem::replace(&mut jobs.0.state.lock().has_keeper, true) {
+                jobs.0.runtime.spawn(keep(Arc::downgrade(&jobs.0)));
             }
         });
         listener
-    }
-
-    async fn load_later(self) {
-        loop {
-            tokio::time::sleep(TRY_AGAIN).await;
-            let jobs = self.clone();
-            let loaded = tokio::task::spawn_blocking(move || jobs.load()).await;
-            if matches!(loaded, Ok(Ok(()))) || Arc::strong_count(&self.0) == 1 {
-                return;
-            }
-        }
     }
 
     /// A generation is given no more jobs. What it was given and has not taken waits again.
@@ -730,34 +756,6 @@ impl Jobs {
                 state.queue.wait_again(id, due_ms);
             }
         }
-    }
-
-    /// The next job that `listener` was given; an error when it gets none any more.
-    pub(super) fn poll_next(
-        listener: &Listener,
-        waker: &Waker,
-        count: &WakerCount,
-    ) -> Poll<Result<Answer, Refused>> {
-        let _before = {
-            let mut inbox = listener.inbox.lock();
-            if let Some((_, answer)) = inbox.given.pop_front() {
-                return Poll::Ready(Ok(answer));
-            }
-            if inbox.is_closed {
-                return Poll::Ready(Err(StateError::Ended.into()));
-            }
-            match &inbox.parked {
-                Some(parked) if parked.will_wake(waker) => None,
-                _ => inbox.parked.replace(count.park(waker.clone())),
-            }
-        };
-        Poll::Pending
-    }
-
-    /// Nobody waits at `listener` any more.
-    pub(super) fn forget(listener: &Listener) {
-        let parked = listener.inbox.lock().parked.take();
-        drop(parked);
     }
 
     /// Begins what may be begun, and has the time looked at anew.
@@ -1032,13 +1030,20 @@ impl Jobs {
 
     /// Ends the attempt that `finish` names, with `commit`.
     pub(super) fn finish(&self, finish: Finish, result: Bytes, commit: Commit) -> Arc<Outcome> {
-        let outcome = Arc::new(Outcome::default());
-        let (jobs, ends) = (self.clone(), Arc::clone(&outcome));
-        self.0.runtime.spawn(async move {
-            let finished = jobs.finish_now(finish, result, commit).await;
-            jobs.end(&ends, finished.map(|()| Answer::default()));
-        });
-        outcome
+        let jobs = self.clone();
+        self.under_way(async move {
+            jobs.finish_now(finish, result, commit).await?;
+            Ok(Answer::default())
+        })
+    }
+
+    /// Cancels a job in the name of its app.
+    pub(super) fn cancel_for_app(&self, id: JobId) -> Arc<Outcome> {
+        let jobs = self.clone();
+        self.under_way(async move {
+            jobs.cancel(id).await?;
+            Ok(Answer::default())
+        })
     }
 
     async fn finish_now(
@@ -1080,7 +1085,7 @@ impl Jobs {
         result: Bytes,
         mut commit: Commit,
         is_cancelled: bool,
-        handler: Option<&crate::artifact::declared::JobHandler>,
+        handler: Option<&JobHandler>,
     ) -> Result<(), Refused> {
         let place = Part::Open.of(id)?;
         let found = self.read_record(Part::Open, id)?;
@@ -1339,9 +1344,6 @@ impl Jobs {
     /// # Errors
     /// When it cannot be read.
     pub(crate) fn details(&self, id: JobId) -> Result<Option<JobDetails>, StateError> {
-        if !self.0.store.exists() {
-            return Ok(None);
-        }
         self.load()?;
         let Some((job, result)) = self.find(id)? else {
             return Ok(None);
@@ -1359,16 +1361,14 @@ impl Jobs {
     /// # Errors
     /// When they cannot be read.
     pub(crate) fn list(&self, filter: &JobFilter) -> Result<Vec<JobInfo>, StateError> {
-        if !self.0.store.exists() {
-            return Ok(Vec::new());
-        }
         self.load()?;
         let mut found = Vec::new();
         for (part, reverse) in [(Part::Open, false), (Part::Ended, true)] {
             self.scan(part, reverse, |id, record| {
-                let of_tenant = filter.tenant.as_ref().is_none_or(|it| *it == record.tenant);
-                if of_tenant {
-                    let info = self.info(id, record);
+                let of_tenant =
+                    |job: &JobRecord| filter.tenant.as_ref().is_none_or(|it| *it == job.tenant);
+                if let Some(job) = JobRecord::decode(record).filter(of_tenant) {
+                    let info = self.info(id, job);
                     if filter.state.is_none_or(|state| state == info.state) {
                         found.push(info);
                     }

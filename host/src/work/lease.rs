@@ -21,7 +21,7 @@ use super::jobs::Refused;
 use crate::{
     clock::millis,
     state::{Commit, Mutation, Namespace, StateError, Store},
-    wakers::{Promise, wake_all},
+    wakers::{Parked, Promise, wake_all},
 };
 
 /// The longest name of a lease, in bytes.
@@ -72,9 +72,18 @@ struct Holding {
     claim: Claim,
     /// None until its number is on the disk.
     fence: Option<u64>,
-    /// The file that is locked as long.
-    _mirror: Option<File>,
+    /// The file that is locked as long, held for nothing else.
+    mirror: Option<File>,
     is_asked_back: bool,
+}
+
+impl Holding {
+    /// Asks for the lease; gives whom to wake.
+    #[must_use]
+    fn ask_back(&mut self) -> Option<Parked> {
+        self.is_asked_back = true;
+        self.claim.asked_back.end(())
+    }
 }
 
 impl Leases {
@@ -129,7 +138,7 @@ impl Leases {
 
     /// `generation` is live from now on: whoever else has what it waits for is asked for it, also
     /// where that one is kept warm and does not drain.
-    pub(crate) fn set_live(&self, generation: u64) {
+    pub(super) fn set_live(&self, generation: u64) {
         self.0.live.store(generation, Ordering::Relaxed);
         self.ask_for_live();
     }
@@ -143,8 +152,7 @@ impl Leases {
                 && is_wanted
                 && holder.claim.generation != live
             {
-                holder.is_asked_back = true;
-                parked.extend(holder.claim.asked_back.end(()));
+                parked.extend(holder.ask_back());
             }
         }
         wake_all(parked, &self.0.runtime);
@@ -169,7 +177,7 @@ impl Leases {
             lease.holder = Some(Holding {
                 claim: claim.clone(),
                 fence: None,
-                _mirror: None,
+                mirror: None,
                 is_asked_back: false,
             });
             claim
@@ -197,7 +205,7 @@ impl Leases {
                             .filter(|holder| holder.claim.number == claim.number);
                         let Some(holder) = holder else { return };
                         holder.fence = Some(fence);
-                        holder._mirror = mirror;
+                        holder.mirror = mirror;
                         claim.granted.end(Ok(fence))
                     };
                     return wake_all(parked.into_iter().collect(), &self.0.runtime);
@@ -273,8 +281,7 @@ impl Leases {
             if let Some(holder) = &mut lease.holder
                 && holder.claim.generation == generation
             {
-                holder.is_asked_back = true;
-                parked.extend(holder.claim.asked_back.end(()));
+                parked.extend(holder.ask_back());
             }
         }
         wake_all(parked, &self.0.runtime);

@@ -2,7 +2,8 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry as Entries},
+    hash::Hash,
     ops::Bound,
     sync::Arc,
 };
@@ -38,7 +39,8 @@ pub(super) struct Queue<A> {
     waiting: BTreeMap<Arc<str>, BTreeSet<Rank>>,
     running: HashMap<Arc<str>, usize>,
     running_of_tenants: HashMap<(Arc<str>, Arc<str>), usize>,
-    all_running: usize,
+    /// Those that have an attempt.
+    begun: BTreeSet<JobId>,
 }
 
 impl<A> Default for Queue<A> {
@@ -48,7 +50,7 @@ impl<A> Default for Queue<A> {
             waiting: BTreeMap::new(),
             running: HashMap::new(),
             running_of_tenants: HashMap::new(),
-            all_running: 0,
+            begun: BTreeSet::new(),
         }
     }
 }
@@ -92,13 +94,14 @@ impl<A> Queue<A> {
     }
 
     pub(super) fn attempts(&self) -> impl Iterator<Item = (JobId, &Entry<A>)> {
-        let all = self.entries.iter().map(|(id, entry)| (*id, entry));
-        all.filter(|(_, entry)| entry.attempt.is_some())
+        self.begun
+            .iter()
+            .filter_map(|id| Some((*id, self.entries.get(id)?)))
     }
 
     /// How many wait and how many run.
     pub(super) fn counts(&self) -> (usize, usize) {
-        (self.entries.len() - self.all_running, self.all_running)
+        (self.entries.len() - self.begun.len(), self.begun.len())
     }
 
     /// The names of jobs that have not ended, each with how many there are.
@@ -112,7 +115,7 @@ impl<A> Queue<A> {
 
     /// Which job is to be begun next by a version with these handlers.
     pub(super) fn next(&self, now_ms: u64, handlers: &Declared, most: usize) -> Next {
-        if self.all_running >= most {
+        if self.begun.len() >= most {
             return Next::At(None);
         }
         let mut best: Option<Rank> = None;
@@ -181,7 +184,7 @@ impl<A> Queue<A> {
         self.unrank(&name, rank);
         *self.running.entry(Arc::clone(&name)).or_default() += 1;
         *self.running_of_tenants.entry((name, tenant)).or_default() += 1;
-        self.all_running += 1;
+        self.begun.insert(id);
     }
 
     /// The attempt of a job has ended, and the job waits again.
@@ -200,7 +203,7 @@ impl<A> Queue<A> {
             .or_default()
             .insert(rank);
         if was_running {
-            self.ended(name, tenant);
+            self.ended(id, name, tenant);
         }
     }
 
@@ -211,7 +214,7 @@ impl<A> Queue<A> {
         };
         self.unrank(&entry.name, (Reverse(entry.priority), entry.due_ms, id));
         if entry.attempt.is_some() {
-            self.ended(entry.name, entry.tenant);
+            self.ended(id, entry.name, entry.tenant);
         }
     }
 
@@ -224,20 +227,19 @@ impl<A> Queue<A> {
         }
     }
 
-    fn ended(&mut self, name: Arc<str>, tenant: Arc<str>) {
-        self.all_running = self.all_running.saturating_sub(1);
-        if let Some(running) = self.running.get_mut(&name) {
-            *running -= 1;
-            if *running == 0 {
-                self.running.remove(&name);
-            }
-        }
-        let of_tenant = (name, tenant);
-        if let Some(running) = self.running_of_tenants.get_mut(&of_tenant) {
-            *running -= 1;
-            if *running == 0 {
-                self.running_of_tenants.remove(&of_tenant);
-            }
+    fn ended(&mut self, id: JobId, name: Arc<str>, tenant: Arc<str>) {
+        self.begun.remove(&id);
+        count_down(&mut self.running, name.clone());
+        count_down(&mut self.running_of_tenants, (name, tenant));
+    }
+}
+
+/// Counts one fewer at `key`, which is not there when it is none.
+fn count_down<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K) {
+    if let Entries::Occupied(mut count) = counts.entry(key) {
+        *count.get_mut() -= 1;
+        if *count.get() == 0 {
+            count.remove();
         }
     }
 }

@@ -29,6 +29,11 @@ impl JobId {
     pub(super) fn at(now_ms: u64) -> Self {
         Self(now_ms << 16)
     }
+
+    /// The identity that a key or a value of the state is.
+    pub(super) fn of_text(bytes: &[u8]) -> Option<Self> {
+        std::str::from_utf8(bytes).ok()?.parse().ok()
+    }
 }
 
 impl fmt::Display for JobId {

@@ -16,7 +16,7 @@ use super::{
     lease::Leases,
     schedule::Schedules,
 };
-use crate::state::Stores;
+use crate::{artifact::Declared, state::Stores};
 
 /// What an app's section says of its work: the settings of jobs, and the files that are locked with
 /// leases.
@@ -43,6 +43,17 @@ pub(crate) struct AppWork {
     pub(crate) leases: Leases,
     /// Its schedules.
     pub(crate) schedules: Schedules,
+}
+
+impl AppWork {
+    /// `generation`, which declares this, is live from now on: it runs the jobs, gets the leases
+    /// that it waits for, and its schedules are the app's. With `is_restart` it was live when the
+    /// host ended.
+    pub(crate) fn set_live(&self, generation: u64, declared: &Declared, is_restart: bool) {
+        self.jobs.set_live(generation);
+        self.leases.set_live(generation);
+        self.schedules.replace(declared, is_restart);
+    }
 }
 
 impl fmt::Debug for WorkRegistry {

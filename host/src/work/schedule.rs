@@ -191,7 +191,7 @@ impl Schedules {
 
     /// What is live now declares this. What was due since the host ended counts as missed if
     /// `is_restart`; else a schedule that is new begins now.
-    pub(crate) fn replace(&self, declared: &Declared, is_restart: bool) {
+    pub(super) fn replace(&self, declared: &Declared, is_restart: bool) {
         self.replace_at(declared, is_restart, now_ms());
         let mut live = self.0.live.lock();
         if !live.has_keeper && !live.plans.is_empty() {
@@ -318,34 +318,21 @@ impl Schedules {
         was_away: bool,
     ) -> Result<u64, Refused> {
         let (last, version) = self.last(name)?;
-        let known = match begins {
-            Some(begins) => Some(begins),
-            None => last,
-        };
-        let after = known.unwrap_or(now_ms);
+        let after = begins.or(last).unwrap_or(now_ms);
         let mut due = plan.due_between(after, now_ms);
+        // What is left out is past, too.
+        let served = due.last().copied().unwrap_or(after);
         if was_away && begins.is_none() {
-            let keep = match plan.missed {
+            let made = match plan.missed {
                 Missed::None => 0,
                 Missed::One => 1,
                 Missed::All => due.len(),
             };
-            let fired = due.split_off(due.len().saturating_sub(keep));
-            // What is left out is past, too.
-            let served = fired.last().or(due.last()).copied().unwrap_or(after);
-            self.make(
-                name,
-                version,
-                served,
-                &fired,
-                known.is_none() || last != Some(served),
-            )
-            .await?;
-            return Ok(served);
+            due.drain(..due.len().saturating_sub(made));
         }
-        let served = due.last().copied().unwrap_or(after);
-        self.make(name, version, served, &due, last != Some(served))
-            .await?;
+        if last != Some(served) {
+            self.make(name, version, served, &due).await?;
+        }
         Ok(served)
     }
 
@@ -357,11 +344,7 @@ impl Schedules {
         version: u64,
         served: u64,
         due: &[u64],
-        is_news: bool,
     ) -> Result<(), Refused> {
-        if !is_news {
-            return Ok(());
-        }
         let place = Self::place(name)?;
         let mut commit = Commit::of(Mutation::Put {
             place: place.clone(),

@@ -15,9 +15,8 @@ use handover_plugin::abi::{
         WorkRequest, WorkService, WorkSink,
     },
 };
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockReadGuard};
 use serde::{Deserialize, de::DeserializeOwned};
-use tokio::runtime::Handle;
 
 use super::{
     jobs::{Answer, Finish, Jobs, Listener, NewJob, Outcome, Refused},
@@ -38,7 +37,6 @@ pub(crate) struct WorkSession {
     generation: u64,
     phase: RwLock<Phase>,
     wakers: WakerCount,
-    runtime: Handle,
 }
 
 /// What a generation may still ask for.
@@ -123,14 +121,13 @@ fn share(jobs: &mut [NewJob], payloads: &[u8]) -> Result<(), Refused> {
 }
 
 impl WorkSession {
-    /// A session of `generation`. To be called within the host's runtime.
+    /// A session of `generation`.
     pub(crate) fn new(work: Arc<AppWork>, generation: u64) -> Self {
         Self {
             work,
             generation,
             phase: RwLock::new(Phase::Live),
             wakers: WakerCount::default(),
-            runtime: Handle::current(),
         }
     }
 
@@ -158,16 +155,23 @@ impl WorkSession {
         self.wakers.none_left(deadline).await
     }
 
-    fn may(&self, needed: Phase) -> Result<(), Refused> {
-        if *self.phase.read() > needed {
-            return Err(StateError::Ended.into());
+    /// Keeps the generation live as long as what this gives is held, if it is.
+    ///
+    /// # Errors
+    /// When it begins nothing new any more.
+    fn live(&self) -> Result<RwLockReadGuard<'_, Phase>, Refused> {
+        let phase = self.phase.read();
+        match *phase {
+            Phase::Live => Ok(phase),
+            Phase::Draining | Phase::Ended => Err(StateError::Ended.into()),
         }
-        Ok(())
     }
 
     fn started(&self, request: &WorkRequest<'_>) -> Result<Box<dyn WorkFuture>, Refused> {
         let Self { work, wakers, .. } = self;
-        self.may(Phase::Draining)?;
+        if *self.phase.read() == Phase::Ended {
+            return Err(StateError::Ended.into());
+        }
         let wakers = wakers.clone();
         Ok(match request.operation {
             ENQUEUE => {
@@ -178,7 +182,7 @@ impl WorkSession {
                 Box::new(Answered { outcome, wakers })
             }
             LISTEN => {
-                self.may(Phase::Live)?;
+                let _live = self.live()?;
                 let Listen { jobs } = read(request)?;
                 let handlers: Declared =
                     jobs.into_iter().map(|one| (one.job.clone(), one)).collect();
@@ -235,21 +239,11 @@ impl WorkSession {
             CANCEL => {
                 let OfAttempt { id: text, .. } = read(request)?;
                 let id = id(&text)?;
-                let outcome = Arc::new(Outcome::default());
-                let (jobs, ends, runtime) = (
-                    work.jobs.clone(),
-                    Arc::clone(&outcome),
-                    self.runtime.clone(),
-                );
-                self.runtime.spawn(async move {
-                    let cancelled = jobs.cancel(id).await.map(|()| Answer::default());
-                    let parked = ends.end(cancelled).into_iter().collect();
-                    crate::wakers::wake_all(parked, &runtime);
-                });
+                let outcome = work.jobs.cancel_for_app(id);
                 Box::new(Answered { outcome, wakers })
             }
             LEASE => {
-                self.may(Phase::Live)?;
+                let _live = self.live()?;
                 let Named { name, .. } = read(request)?;
                 Box::new(Leasing {
                     claim: work.leases.wait(&name, self.generation)?,
@@ -261,10 +255,7 @@ impl WorkSession {
             NEW_ID => {
                 let Named { name, key } = read(request)?;
                 let id = work.jobs.id_for(&name, key.as_deref())?;
-                Box::new(Known(Ok(Answer {
-                    text: serde_json::json!({ "ids": [id.to_string()] }).to_string(),
-                    bytes: Bytes::new(),
-                })))
+                Box::new(Known(Ok(Answer::ids(&[id]))))
             }
             operation => {
                 return Err(Refused::invalid(format!(
@@ -336,7 +327,7 @@ struct Listening {
 
 impl WorkFuture for Listening {
     fn poll(&mut self, waker: &Waker, sink: &WorkSink<'_>) -> PollState {
-        match Jobs::poll_next(&self.listener, waker, &self.wakers) {
+        match self.listener.poll_next(waker, &self.wakers) {
             Poll::Pending => PollState::Pending,
             Poll::Ready(next) => tell(next, sink),
         }
@@ -346,7 +337,7 @@ impl WorkFuture for Listening {
 impl Drop for Listening {
     fn drop(&mut self) {
         self.jobs.stop_listening(self.generation);
-        Jobs::forget(&self.listener);
+        self.listener.forget();
     }
 }
 

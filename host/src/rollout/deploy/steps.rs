@@ -205,10 +205,7 @@ impl<M: Machine> Deploy<'_, M> {
         let declared = &plan.artifact.declared;
         check_schedules(declared)
             .map_err(|reason| Failure::own(Outcome::Rejected, reason, None))?;
-        if plan.orphan_jobs
-            || plan.destination != Destination::Live
-            || !rollout.registry.stores().is_known(&app.name)
-        {
+        if plan.orphan_jobs || plan.destination != Destination::Live {
             return Ok(());
         }
         let (work, declared) = (rollout.registry.work().of(&app.name), declared.clone());
@@ -815,11 +812,9 @@ impl<M: Machine> Deploy<'_, M> {
             warm.map(|warm| Instant::now() + warm),
         );
         // Before it is told that it is live: from then on it asks for jobs.
-        let work = rollout.registry.work().of(&app.name);
-        work.jobs.set_live(spec.id.0);
-        work.leases.set_live(spec.id.0);
         let is_restart = matches!(plan.cause, Cause::Start | Cause::Crash);
-        work.schedules.replace(&plan.artifact.declared, is_restart);
+        let work = rollout.registry.work().of(&app.name);
+        work.set_live(spec.id.0, &plan.artifact.declared, is_restart);
         app.running(|running| {
             if let Some(live) = running.serving.primary_mut()
                 && !live.announced

@@ -54,7 +54,7 @@ impl App {
 /// The next job that `listener` is given.
 async fn next(listener: &Listener) -> serde_json::Value {
     let count = WakerCount::default();
-    let given = std::future::poll_fn(|cx| Jobs::poll_next(listener, cx.waker(), &count)).await;
+    let given = std::future::poll_fn(|cx| listener.poll_next(cx.waker(), &count)).await;
     serde_json::from_str(&given.unwrap().text).unwrap()
 }
 
