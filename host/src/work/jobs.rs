@@ -40,6 +40,9 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// How often the key of a job is looked at while others enqueue the same.
 const TRIES: usize = 16;
+/// The longest sentence of an error, and the longest result that is written whatever the app holds,
+/// in bytes.
+const SMALL: usize = 1024;
 /// The longest name of a job, of a tenant and of a key, in bytes.
 const LONGEST: (usize, usize, usize) = (64, 256, 512);
 
@@ -1100,14 +1103,18 @@ impl Jobs {
             job.check()?;
         }
         // What it only says of itself is written whatever the app holds.
-        commit.is_own = commit.mutations.is_empty() && finish.jobs.is_empty();
+        commit.is_own =
+            commit.mutations.is_empty() && finish.jobs.is_empty() && result.len() <= SMALL;
         let (_, added) = self.add_to(&mut commit, &finish.jobs, true)?;
         commit.checks.push(Check {
             place: place.clone(),
             version,
         });
         let options = record.options.over(handler);
-        record.error = finish.error.clone();
+        record.error = finish.error.as_ref().map(|error| {
+            let end = error.floor_char_boundary(SMALL);
+            error[..end].to_owned()
+        });
         let end = match finish.outcome.as_str() {
             "done" => Some(JobState::Done),
             _ if is_cancelled => Some(JobState::Cancelled),
@@ -1237,8 +1244,11 @@ impl Jobs {
         };
         match stop {
             Some(stop) => {
-                let mark = put(Part::Cancel.of(id)?, &b"1"[..], None);
-                self.0.store.commit(false, Commit::of(mark)).await?;
+                let mut commit = own_commit();
+                commit
+                    .mutations
+                    .push(put(Part::Cancel.of(id)?, &b"1"[..], None));
+                self.0.store.commit(false, commit).await?;
                 let parked = stop.end("cancelled");
                 wake_all(parked.into_iter().collect(), &self.0.runtime);
                 Ok(())

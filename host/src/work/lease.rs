@@ -245,7 +245,12 @@ impl Leases {
             delta: 1,
             ttl_ms: None,
         };
-        let committed = self.0.store.commit(false, Commit::of(add)).await;
+        // Who holds it is no state of the app.
+        let commit = Commit {
+            is_own: true,
+            ..Commit::of(add)
+        };
+        let committed = self.0.store.commit(false, commit).await;
         let committed = committed.map_err(|error: StateError| error.to_string())?;
         let fence = committed.sums.first().copied().unwrap_or_default();
         Ok((u64::try_from(fence).unwrap_or_default(), mirror))

@@ -71,6 +71,12 @@ async fn an_app_that_holds_all_that_it_may_still_runs_its_jobs() {
     assert!(refused, "the store is full");
     let listener = app.live(1);
     let claimed = next(&listener).await;
+    // What a handler gives is the app's, and counts.
+    let large = Bytes::from(vec![b'1'; SMALL + 1]);
+    let refused = app
+        .jobs
+        .finish_now(finish(&claimed, "done"), large, Commit::default());
+    assert_eq!(refused.await.unwrap_err().code, codes::QUOTA);
     let finished = app
         .jobs
         .finish_now(finish(&claimed, "done"), Bytes::new(), Commit::default());
@@ -116,4 +122,19 @@ async fn what_was_given_and_not_begun_is_the_same_attempt_on_the_next_version() 
     }
     let new = app.live(2);
     assert_eq!(next(&new).await["attempt"], 1);
+}
+
+#[tokio::test]
+async fn a_sentence_of_an_error_is_kept_up_to_a_length() {
+    let app = App::new(1 << 20);
+    let id = app.enqueue("a").await;
+    let listener = app.live(1);
+    let failed = Finish {
+        error: Some("é".repeat(SMALL)),
+        ..finish(&next(&listener).await, "dead")
+    };
+    let written = app.jobs.finish_now(failed, Bytes::new(), Commit::default());
+    written.await.unwrap();
+    let (info, _) = app.jobs.find(id).unwrap().unwrap();
+    assert_eq!(info.error, Some("é".repeat(SMALL / 2)));
 }
