@@ -55,6 +55,15 @@ async fn until(host: &Host, path: &str, wanted: impl Fn(&str) -> bool) -> String
     panic!("{path} is {} after two minutes", text(host, path).await);
 }
 
+/// What the fixture answers with that it has counted.
+fn entries(text: &str) -> Vec<(String, i64)> {
+    serde_json::from_str(text).unwrap()
+}
+
+async fn counted(host: &Host, namespace: &str) -> Vec<(String, i64)> {
+    entries(&text(host, &format!("/counted/{namespace}")).await)
+}
+
 async fn jobs(host: &Host, arguments: &[&str]) -> Value {
     let arguments = [&["jobs", "--json"], arguments].concat();
     host.cli(arguments).await.expect_code(0).json()
@@ -216,8 +225,7 @@ async fn limits_of_a_name_and_of_a_tenant_hold() {
             .unwrap()
             .len();
         if done >= 12 {
-            let most: Vec<(String, i64)> =
-                serde_json::from_str(&text(&host, "/counted/most").await).unwrap();
+            let most = counted(&host, "most").await;
             assert!(most[0].1 <= 3, "{most:?}");
             return;
         }
@@ -259,45 +267,30 @@ async fn effects_happen_exactly_once_over_swaps_and_kill_9() {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let counted: BTreeMap<String, i64> =
-        serde_json::from_str::<Vec<(String, i64)>>(&text(&host, "/counted/default").await)
-            .unwrap()
-            .into_iter()
-            .collect();
-    assert_eq!(counted.len(), accepted.len(), "none is lost");
+    let effects: BTreeMap<String, i64> = counted(&host, "default").await.into_iter().collect();
+    assert_eq!(effects.len(), accepted.len(), "none is lost");
     for key in &accepted {
-        assert_eq!(counted[&format!("effect/{key}")], 1, "{key}");
+        assert_eq!(effects[&format!("effect/{key}")], 1, "{key}");
     }
+}
+
+/// Waits until the schedule of the fixture has run once more.
+async fn more_ticks(host: &Host) {
+    let before = counted(host, "ticks").await.len();
+    until(host, "/counted/ticks", |it| entries(it).len() > before).await;
 }
 
 #[tokio::test]
 async fn a_schedule_is_due_once_each_time_over_swaps_and_a_crash() {
     let mut host = started().await;
-    let ticks = async |host: &Host| -> Vec<(String, i64)> {
-        serde_json::from_str(&text(host, "/counted/ticks").await).unwrap()
-    };
     for n in 0..3 {
-        let before = ticks(&host).await.len();
-        until(&host, "/counted/ticks", |it| {
-            serde_json::from_str::<Vec<(String, i64)>>(it)
-                .unwrap()
-                .len()
-                > before
-        })
-        .await;
+        more_ticks(&host).await;
         swap(&host, n).await;
     }
     host.crash(|_| ()).await;
     until(&host, "/", |it| it.ends_with(".0.0")).await;
-    let before = ticks(&host).await.len();
-    until(&host, "/counted/ticks", |it| {
-        serde_json::from_str::<Vec<(String, i64)>>(it)
-            .unwrap()
-            .len()
-            > before
-    })
-    .await;
-    let all = ticks(&host).await;
+    more_ticks(&host).await;
+    let all = counted(&host, "ticks").await;
     for (due, times) in &all {
         assert_eq!(*times, 1, "{due}: {all:?}");
         assert_eq!(due.parse::<u64>().unwrap() % 1000, 0);
@@ -357,8 +350,7 @@ async fn a_lease_has_one_holder_over_swaps_and_is_taken_away_by_the_operator() {
         .expect_code(0);
     let again = held_by_live(&host).await;
     assert!(again["fence"].as_u64() > lease["fence"].as_u64());
-    let holders: Vec<(String, i64)> =
-        serde_json::from_str(&text(&host, "/counted/holders").await).unwrap();
+    let holders = counted(&host, "holders").await;
     for (key, alone) in holders.iter().filter(|(key, _)| key != "inside") {
         // Who was taken away from may still be inside: its number says that it is late.
         let taken_from = key.parse::<u64>().unwrap() > fence;

@@ -24,10 +24,7 @@ use proc_macro::TokenStream;
 /// ```
 #[proc_macro_attribute]
 pub fn app(attribute: TokenStream, item: TokenStream) -> TokenStream {
-    match app::expand(attribute.into(), item.into()) {
-        Ok(tokens) => tokens.into(),
-        Err(error) => error.into_compile_error().into(),
-    }
+    tokens(app::expand(attribute.into(), item.into()))
 }
 
 /// Makes the `main` of a program the constructor of an app as well: the crate is both, and one line
@@ -48,10 +45,7 @@ pub fn app(attribute: TokenStream, item: TokenStream) -> TokenStream {
 /// ```
 #[proc_macro_attribute]
 pub fn main(attribute: TokenStream, item: TokenStream) -> TokenStream {
-    match app::expand_main(attribute.into(), item.into()) {
-        Ok(tokens) => tokens.into(),
-        Err(error) => error.into_compile_error().into(),
-    }
+    tokens(app::expand_main(attribute.into(), item.into()))
 }
 
 /// Declares the handler of a durable job: an `async fn` that takes a `JobContext` and a payload
@@ -82,10 +76,7 @@ pub fn main(attribute: TokenStream, item: TokenStream) -> TokenStream {
 /// ```
 #[proc_macro_attribute]
 pub fn job(attribute: TokenStream, item: TokenStream) -> TokenStream {
-    match job::expand_job(attribute.into(), item.into()) {
-        Ok(tokens) => tokens.into(),
-        Err(error) => error.into_compile_error().into(),
-    }
+    tokens(job::expand_job(attribute.into(), item.into()))
 }
 
 /// Declares the handler of a schedule: an `async fn` that takes a `JobContext`, and gives a
@@ -109,8 +100,12 @@ pub fn job(attribute: TokenStream, item: TokenStream) -> TokenStream {
 /// ```
 #[proc_macro_attribute]
 pub fn schedule(attribute: TokenStream, item: TokenStream) -> TokenStream {
-    match job::expand_schedule(attribute.into(), item.into()) {
-        Ok(tokens) => tokens.into(),
-        Err(error) => error.into_compile_error().into(),
-    }
+    tokens(job::expand_schedule(attribute.into(), item.into()))
+}
+
+/// What a macro expands to: an error where its author meets it.
+fn tokens(expanded: syn::Result<proc_macro2::TokenStream>) -> TokenStream {
+    expanded
+        .unwrap_or_else(syn::Error::into_compile_error)
+        .into()
 }

@@ -22,7 +22,7 @@ use super::{
     bytes::{Chunk, KeepAlive, OwnedBytes},
     headers::{self, Buffer, Field},
     lent::{Grows, Lent, Size},
-    panics::catch_panic,
+    panics::{catch_panic, drop_box, with_slot},
     poll::{PollCode, PollState},
     waker::{WakerCache, WakerRef},
 };
@@ -198,10 +198,7 @@ where
 
 unsafe extern "C" fn drop_exported<B>(body: *mut ()) {
     // SAFETY: `body` is the box of `BodyStream::new`, given up by its only owner.
-    let exported = unsafe { Box::from_raw(body.cast::<Exported<B>>()) };
-    // A destructor that panics ends here: its panic was told by the panic hook, and the other side
-    // cannot do more.
-    catch_panic(|| drop(exported));
+    unsafe { drop_box::<Exported<B>>(body) }
 }
 
 impl FrameSink<'_> {
@@ -315,8 +312,7 @@ impl<G: Guard> Imported<G> {
     /// `slot` is that of `sink`.
     unsafe fn put(slot: *mut (), put: impl FnOnce(&mut Slot<'_, G>)) {
         // SAFETY: the slot is the one on the stack of `poll_frame`, which lent it for this poll.
-        let slot = unsafe { &mut *slot.cast::<Slot<'_, G>>() };
-        catch_panic(|| put(slot));
+        unsafe { with_slot(slot, put) }
     }
 
     unsafe extern "C" fn lent(slot: *mut (), bytes: RSlice<'_, u8>) {

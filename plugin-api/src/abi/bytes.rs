@@ -4,7 +4,7 @@
 use abi_stable::{StableAbi, std_types::RSlice};
 use bytes::Bytes;
 
-use super::{panics::catch_panic, pool};
+use super::{panics::drop_box, pool};
 
 /// Up to here copying is cheaper than an owner that travels: an allocation for the handle, a call
 /// back to free it.
@@ -30,9 +30,7 @@ impl From<Bytes> for OwnedBytes {
     fn from(bytes: Bytes) -> Self {
         unsafe extern "C" fn free(owner: *mut ()) {
             // SAFETY: `owner` is the box that `from` made, and `Drop` calls this once.
-            let bytes = unsafe { Box::from_raw(owner.cast::<Bytes>()) };
-            // A destructor of what they are made of may panic; the panic hook told it.
-            catch_panic(|| drop(bytes));
+            unsafe { drop_box::<Bytes>(owner) }
         }
         let boxed = Box::new(bytes);
         Self {

@@ -29,3 +29,27 @@ pub(super) fn drop_payload(mut payload: Box<dyn Any + Send>) {
     }
     std::mem::forget(payload);
 }
+
+/// Runs `f` on what `slot` points to, which the other side was lent and gives back; a panic ends
+/// here.
+///
+/// # Safety
+/// `slot` is an exclusive borrow of a `T`, whose owner waits below this call on the stack.
+#[inline]
+pub(super) unsafe fn with_slot<T>(slot: *mut (), f: impl FnOnce(&mut T)) {
+    // SAFETY: by the contract of this function.
+    let lent = unsafe { &mut *slot.cast::<T>() };
+    catch_panic(|| f(lent));
+}
+
+/// Drops the box that the other side was given as `pointer`; a panic of its destructors
+/// ends here, which the panic hook has told.
+///
+/// # Safety
+/// `pointer` is a `Box<T>` that became one, given up by its only owner.
+#[inline]
+pub(super) unsafe fn drop_box<T>(pointer: *mut ()) {
+    // SAFETY: by the contract of this function.
+    let given = unsafe { Box::from_raw(pointer.cast::<T>()) };
+    catch_panic(|| drop(given));
+}

@@ -14,7 +14,7 @@ use super::{
     head::RequestHead,
     host::{HostRef, Pair},
     lent::{Grows, Lent, Size},
-    panics::catch_panic,
+    panics::with_slot,
     poll::PollCode,
     version::AbiVersion,
     waker::WakerRef,
@@ -127,8 +127,7 @@ impl TextSink<'_> {
     pub fn lend<R>(text: &mut String, f: impl FnOnce(&TextSink<'_>) -> R) -> R {
         unsafe extern "C" fn put(slot: *mut (), text: RStr<'_>) {
             // SAFETY: `slot` is the exclusive borrow of `lend`, which waits below us on the stack.
-            let into = unsafe { &mut *slot.cast::<String>() };
-            catch_panic(|| into.push_str(text.as_str()));
+            unsafe { with_slot(slot, |into: &mut String| into.push_str(text.as_str())) }
         }
         f(&TextSink {
             slot: std::ptr::from_mut(text).cast(),

@@ -13,7 +13,7 @@ use abi_stable::{
 
 use super::{
     lent::{Grows, Lent, Size},
-    panics::catch_panic,
+    panics::{catch_panic, drop_box, with_slot},
     poll::{PollCode, PollState},
     waker::WakerRef,
 };
@@ -315,8 +315,7 @@ impl<T: TakeState> Taking<T> {
     /// `slot` is that of `lend`.
     unsafe fn with(slot: *mut (), f: impl FnOnce(&mut T)) {
         // SAFETY: `slot` is the exclusive borrow of `lend`, which waits below us on the stack.
-        let take = unsafe { &mut *slot.cast::<T>() };
-        catch_panic(|| f(take));
+        unsafe { with_slot(slot, f) }
     }
 
     unsafe extern "C" fn entry(
@@ -638,8 +637,7 @@ impl<S: Serves> Service<S> {
 
 unsafe extern "C" fn drop_snapshot(snapshot: *mut ()) {
     // SAFETY: it is the box that `snapshot` made, given up by its only owner.
-    let snapshot = unsafe { Box::from_raw(snapshot.cast::<Snapshot>()) };
-    catch_panic(|| drop(snapshot));
+    unsafe { drop_box::<Snapshot>(snapshot) }
 }
 
 unsafe extern "C" fn poll(future: *mut (), waker: &WakerRef<'_>, sink: &StateSink<'_>) -> PollCode {
@@ -656,6 +654,5 @@ unsafe extern "C" fn poll(future: *mut (), waker: &WakerRef<'_>, sink: &StateSin
 
 unsafe extern "C" fn drop_future(future: *mut ()) {
     // SAFETY: it is the box that `commit` or `watch` made, given up by its only owner.
-    let future = unsafe { Box::from_raw(future.cast::<Box<dyn StateFuture>>()) };
-    catch_panic(|| drop(future));
+    unsafe { drop_box::<Box<dyn StateFuture>>(future) }
 }

@@ -9,7 +9,7 @@ use abi_stable::StableAbi;
 
 use super::{
     lent::{Grows, Lent, Size},
-    panics::catch_panic,
+    panics::{catch_panic, drop_box},
     poll::{PollCode, PollState},
     waker::WakerRef,
 };
@@ -129,9 +129,7 @@ impl IoStream {
         }
         unsafe extern "C" fn free<T: PollIo>(io: *mut ()) {
             // SAFETY: the caller owned `io` and gives it up.
-            let io = unsafe { Box::from_raw(io.cast::<T>()) };
-            // A destructor that panics ends here; the panic hook told it.
-            catch_panic(|| drop(io));
+            unsafe { drop_box::<T>(io) }
         }
         Self {
             io: Box::into_raw(Box::new(io)).cast(),

@@ -14,7 +14,7 @@ use abi_stable::{
 
 use super::{
     lent::{Grows, Lent, Size},
-    panics::catch_panic,
+    panics::{catch_panic, drop_box, with_slot},
     poll::{PollCode, PollState},
     state::{Commit, codes},
     waker::WakerRef,
@@ -137,8 +137,7 @@ impl<T: TakeWork> Taking<T> {
     /// `slot` is that of `lend`.
     unsafe fn with(slot: *mut (), f: impl FnOnce(&mut T)) {
         // SAFETY: `slot` is the exclusive borrow of `lend`, which waits below us on the stack.
-        let take = unsafe { &mut *slot.cast::<T>() };
-        catch_panic(|| f(take));
+        unsafe { with_slot(slot, f) }
     }
 
     unsafe extern "C" fn answer(slot: *mut (), text: RStr<'_>, bytes: RSlice<'_, u8>) {
@@ -298,6 +297,5 @@ unsafe extern "C" fn poll(future: *mut (), waker: &WakerRef<'_>, sink: &WorkSink
 
 unsafe extern "C" fn drop_future(future: *mut ()) {
     // SAFETY: it is the box that `begin` made, given up by its only owner.
-    let future = unsafe { Box::from_raw(future.cast::<Box<dyn WorkFuture>>()) };
-    catch_panic(|| drop(future));
+    unsafe { drop_box::<Box<dyn WorkFuture>>(future) }
 }

@@ -790,54 +790,56 @@ async fn run(
     payload: Vec<u8>,
 ) {
     let cx = JobContext(Arc::clone(&attempt));
-    let ended_with = {
-        let mut handled = pin!(WithoutPanics(None));
-        let mut begin = Some(move || (handler.run)(cx, payload));
-        let mut stopping = None;
-        poll_fn(|cx| {
-            // What it does before it first waits may panic as well.
-            if let Some(begin) = begin.take()
-                && let Err(panicked) = handled.as_mut().begin(begin)
-            {
-                return Poll::Ready(Err(panicked));
-            }
-            if let Poll::Ready(ended) = handled.as_mut().poll(cx) {
-                return Poll::Ready(ended);
-            }
-            if stopping.is_none()
-                && let Poll::Ready(stop) = poll_work(&mut watching, cx)
-            {
-                let (grace, why) = match &stop {
-                    Ok((text, _)) if text.contains("timeout") => {
-                        (Duration::ZERO, "it did not end within its timeout")
-                    }
-                    _ => (GRACE, "it was cancelled"),
-                };
-                attempt.stopped.send_replace(true);
-                stopping = Some((Box::pin(tokio::time::sleep(grace)), why));
-            }
-            if let Some((grace, why)) = &mut stopping
-                && grace.as_mut().poll(cx).is_ready()
-            {
-                return Poll::Ready(Err(JobError::msg(why)));
-            }
-            Poll::Pending
-        })
-        .await
+    // What it does before it first waits may panic as well.
+    let ended_with = match panic_as_error(|| (handler.run)(cx, payload)) {
+        Ok(handled) => until_stopped(&attempt, &mut watching, handled).await,
+        Err(panicked) => Err(panicked),
     };
     attempt.finish(ended_with).await;
     drop(watching);
 }
 
+/// Runs a handler until it has ended, or the host has it stopped and it did not end by then.
+async fn until_stopped(
+    attempt: &Attempt,
+    watching: &mut WorkCall,
+    handled: JobFuture,
+) -> Result<Vec<u8>, JobError> {
+    #[derive(Deserialize)]
+    struct Stopped {
+        stop: String,
+    }
+    let mut handled = pin!(WithoutPanics(Some(handled)));
+    let mut stopping = None;
+    poll_fn(|cx| {
+        if let Poll::Ready(ended) = handled.as_mut().poll(cx) {
+            return Poll::Ready(ended);
+        }
+        if stopping.is_none()
+            && let Poll::Ready(told) = poll_work(watching, cx)
+        {
+            let told = told
+                .ok()
+                .and_then(|(text, _)| serde_json::from_str(&text).ok());
+            let (grace, why) = match told {
+                Some(Stopped { stop }) if stop == "timeout" => {
+                    (Duration::ZERO, "it did not end within its timeout")
+                }
+                _ => (GRACE, "it was cancelled"),
+            };
+            attempt.stopped.send_replace(true);
+            stopping = Some((Box::pin(tokio::time::sleep(grace)), why));
+        }
+        match &mut stopping {
+            Some((grace, why)) => grace.as_mut().poll(cx).map(|()| Err(JobError::msg(why))),
+            None => Poll::Pending,
+        }
+    })
+    .await
+}
+
 /// A handler whose panics are errors.
 struct WithoutPanics(Option<JobFuture>);
-
-impl WithoutPanics {
-    fn begin(mut self: Pin<&mut Self>, begin: impl FnOnce() -> JobFuture) -> Result<(), JobError> {
-        self.0 = Some(panic_as_error(begin)?);
-        Ok(())
-    }
-}
 
 impl Future for WithoutPanics {
     type Output = Result<Vec<u8>, JobError>;

@@ -1,6 +1,8 @@
 //! Leases: what only one of an app's generations may do at a time.
 
-use std::{future::poll_fn, task::Poll};
+use std::future::poll_fn;
+
+use serde::Deserialize;
 
 use super::{
     context::Context,
@@ -41,6 +43,12 @@ impl Lease {
     }
 }
 
+/// What the host says when a lease is held.
+#[derive(Deserialize)]
+struct Granted {
+    fence: u64,
+}
+
 /// Waits for the lease `name`.
 pub(super) async fn acquire(context: &Context, name: &str) -> Result<Lease, StateError> {
     if context.is_preflight() {
@@ -53,16 +61,9 @@ pub(super) async fn acquire(context: &Context, name: &str) -> Result<Lease, Stat
     let work = context.durable_work().ok_or_else(no_host)?;
     let text = serde_json::json!({ "name": name }).to_string();
     let mut call = work.begin(LEASE, &text, &[], None);
-    let text = poll_fn(|cx| match poll_work(&mut call, cx) {
-        Poll::Ready(Ok((text, _))) => Poll::Ready(Ok(text)),
-        Poll::Ready(Err(error)) => Poll::Ready(Err(StateError::from(error))),
-        Poll::Pending => Poll::Pending,
-    })
-    .await?;
-    let fence = serde_json::from_str::<serde_json::Value>(&text)
-        .ok()
-        .and_then(|answer| answer["fence"].as_u64())
-        .unwrap_or_default();
+    let (text, _) = poll_fn(|cx| poll_work(&mut call, cx)).await?;
+    let Granted { fence } = serde_json::from_str(&text)
+        .map_err(|_| StateError::Unavailable("the host gave no number of a holder".to_owned()))?;
     Ok(Lease {
         call: Some(call),
         fence,
