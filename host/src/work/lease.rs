@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
 use tokio::runtime::Handle;
 
-use super::jobs::Refused;
+use super::answer::Refused;
 use crate::{
     clock::millis,
     state::{Commit, Mutation, Namespace, StateError, Store},

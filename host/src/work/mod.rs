@@ -6,6 +6,7 @@
 //! - [`jobs`]: the jobs of one app: enqueued, claimed, finished
 //! - [`schedule`]: when a handler is due, and the jobs that are made then
 //! - [`lease`]: what one holder has at a time
+//! - [`answer`]: what is answered over the ABI
 //! - [`session`]: all of it as one generation sees it, over the ABI
 //! - [`registry`]: the work of all apps
 //!
@@ -14,6 +15,7 @@
 //! it; and it is finished by a third one, which is refused where the record is not of that version
 //! any more. What is in memory only says which job is next, and is made anew from the records.
 
+mod answer;
 mod jobs;
 mod lease;
 mod queue;
@@ -23,7 +25,8 @@ mod schedule;
 mod session;
 
 pub(crate) use self::{
-    jobs::{JobFilter, Refused, Settings},
+    answer::Refused,
+    jobs::{JobFilter, Settings},
     record::JobId,
     registry::{AppWork, WorkRegistry},
     schedule::check as check_schedules,

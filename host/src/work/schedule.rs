@@ -15,7 +15,10 @@ use jiff::{Timestamp, tz::TimeZone};
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::Notify};
 
-use super::jobs::{Jobs, NewJob, Refused};
+use super::{
+    answer::Refused,
+    jobs::{Jobs, NewJob},
+};
 use crate::{
     artifact::declared::{Declared, JobHandler, Missed},
     clock::now_ms,

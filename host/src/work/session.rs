@@ -19,7 +19,8 @@ use parking_lot::{RwLock, RwLockReadGuard};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
-    jobs::{Answer, Finish, Jobs, Listener, NewJob, Outcome, Refused},
+    answer::{Answer, Outcome, Refused},
+    jobs::{Finish, Jobs, Listener, NewJob},
     lease::{Claim, Leases},
     record::JobId,
     registry::AppWork,

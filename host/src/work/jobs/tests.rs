@@ -1,7 +1,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use super::*;
-use crate::{artifact::declared, state};
+use handover_plugin::abi::{state::codes, work::SUPERSEDED};
+
+use super::{finish::SMALL, *};
+use crate::{artifact::declared, state, wakers::WakerCount};
 
 fn job(name: &str) -> NewJob {
     serde_json::from_value(serde_json::json!({ "name": name })).unwrap()
