@@ -16,28 +16,28 @@ use tokio::{
     net::UnixListener,
     runtime::{Handle, Runtime},
     signal::unix::{Signal, SignalKind, signal},
-    sync::watch as channel,
-    task::{JoinHandle, JoinSet},
+    task::JoinHandle,
 };
 
+use arc_swap::ArcSwap;
 use handover_api::Wait;
 
 use crate::{
+    access::{self, Access},
     artifact::Store,
-    config::{self, Config, Listen, ListenAddress, Server, SocketOptions},
-    control::{self, Access, ControlSocket, Shutdown, ShutdownHandle, access, metrics_endpoint},
+    config::{self, Config, ConfigOrigin, ListenAddress, Server, SocketOptions},
+    control::{self, ControlSocket, Shutdown, ShutdownHandle, metrics_endpoint},
     dispatch::Routes,
     memory,
     net::{
-        self, Connections, ListenerSettings, Listeners, Policy, SocketError,
-        bind::Bound,
-        listeners,
-        tls::{self, TlsListener},
+        self, ClientListeners, Connections, Listeners, ReadyListeners, SocketError, bind::Bound,
+        listeners, tls,
     },
     notify::Notifier,
     open_files,
     orchestrator::Orchestrator,
     ownership,
+    reconfigure::Reconfigurer,
     records::journal::Crashed,
     shadow::Shadow,
     signals,
@@ -83,6 +83,8 @@ pub(crate) struct StartupHandoff {
     pub crashed: Option<Crashed>,
     /// What the host before it could not write.
     pub shadow: Option<Shadow>,
+    /// Where its configuration is read again.
+    pub origin: ConfigOrigin,
 }
 
 /// A running host.
@@ -91,11 +93,8 @@ pub(crate) struct Daemon {
     settings: Server,
     orchestrator: Orchestrator,
     store: Store,
-    listen: Vec<String>,
+    listeners: ClientListeners,
     shutdown: ShutdownHandle,
-    /// Tells the connections to end when they are idle.
-    stop_serving: channel::Sender<bool>,
-    serving: JoinHandle<()>,
     /// Its socket's file goes with it.
     control: JoinHandle<()>,
     metrics: Option<JoinHandle<()>>,
@@ -194,12 +193,14 @@ impl Daemon {
             is_supervised,
             crashed,
             shadow,
+            origin,
         } = handoff;
         open_files::raise();
         let settings = config.server.clone();
         let no_socket = |cause: SocketError| DaemonError(cause.to_string());
         let metrics_key = listeners::metrics(&config);
         let (access, group) = admit(&config.control, &settings)?;
+        let access = Arc::new(ArcSwap::from_pointee(access));
         let lock = take_state(&settings.state, STILL_ENDING)?;
         let insecure_paths = config.trust.insecure_paths;
         if !insecure_paths {
@@ -241,30 +242,8 @@ impl Daemon {
             .map(Bound::into_listener)
             .transpose()
             .map_err(unusable)?;
-        let listen: Vec<String> = claimed
-            .iter()
-            .map(|(listen, bound)| shown_address(listen, bound))
-            .collect();
-        let https = https_port(&claimed);
-        let mut tls = Vec::new();
-        let mut http = Vec::new();
-        for (listen, bound) in claimed {
-            let policy = Policy::new(&listen, https);
-            let of_listener = listen
-                .tls
-                .map(|files| TlsListener::open(&listen.place, files, listen.protocols))
-                .transpose()
-                .map_err(DaemonError)?
-                .map(Arc::new);
-            tls.extend(of_listener.clone());
-            let settings = ListenerSettings {
-                protocols: listen.protocols,
-                proxies: listen.trusted_proxies.filter(|_| listen.proxy_protocol),
-                tls: of_listener,
-                policy,
-            };
-            http.push((bound.into_listener().map_err(unusable)?, settings));
-        }
+        let claimed =
+            ReadyListeners::claimed(claimed).map_err(|cause| DaemonError(cause.to_string()))?;
         let control = match ControlSocket::bind(&settings.control, group) {
             // What was live is served without it, and it is made when that is possible.
             Err(cause) if cause.is_for_want_of_room() => {
@@ -289,7 +268,7 @@ impl Daemon {
         if let Some(stall_after) = settings.stall_after {
             orchestrator.look_for_stalls(workers.saturating_sub(spare).max(1), stall_after);
         }
-        let connections = Connections::new(&settings.clients);
+        let connections = Connections::new(&settings.clients());
         let gather = {
             let (apps, connections) = (orchestrator.clone(), connections.clone());
             Gather::new(move |to| {
@@ -306,29 +285,11 @@ impl Daemon {
         });
         restore(&orchestrator, crashed.or(said_before)).await;
 
-        let counted = connections.clone();
-        let (stop_serving, stop) = channel::channel(false);
-        let server = net::Settings {
-            version_header: settings.version_header,
-            timeouts: settings.timeouts,
-        };
-        let serving = tokio::spawn(async move {
-            let mut serving = JoinSet::new();
-            for listener in http {
-                let mut stop = stop.clone();
-                serving.spawn(net::serve(
-                    listener,
-                    Arc::clone(&routes),
-                    server,
-                    connections.clone(),
-                    async move {
-                        // An error means that the daemon is gone, so serving ends as well.
-                        let _ = stop.wait_for(|stop| *stop).await;
-                    },
-                ));
-            }
-            while serving.join_next().await.is_some() {}
-        });
+        let keeper = is_supervised.then(|| notifier.clone());
+        let listeners = ClientListeners::kept_by(keeper, routes, connections.clone());
+        listeners
+            .open(claimed, net::Settings::of(&settings))
+            .map_err(unusable)?;
         DirBuilder::new()
             .recursive(true)
             .mode(0o755)
@@ -342,24 +303,20 @@ impl Daemon {
                     &cause,
                 )
             })?;
-        for app in orchestrator.with_drop_folders() {
-            // Watched from the start, so that the first file in it is seen at once. Without it the
-            // host serves on, and finds it later.
-            let folder = settings.plugins.join(app.as_str());
-            if let Err(cause) = DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create(&folder)
-            {
-                tracing::warn!(folder = %folder.display(), "the drop folder cannot be made: {cause}");
-            }
-        }
+        orchestrator.make_drop_folders();
         if !insecure_paths && let Err(cause) = ownership::check(&settings.plugins) {
             tracing::warn!(
                 "nothing is taken from the drop folder, since others could put it there: {cause}"
             );
         }
         let watcher = orchestrator.watch_drop_folders(settings.plugins.clone());
+        let reconfigurer = Reconfigurer::new(
+            origin,
+            orchestrator.clone(),
+            listeners.clone(),
+            Arc::clone(&access),
+        );
+        reconfigurer.keep();
         let control = {
             let (path, shutdown) = (settings.control.clone(), shutdown.clone());
             let host = control::Host {
@@ -367,8 +324,9 @@ impl Daemon {
                 store: store.clone(),
                 metrics: gather.clone(),
                 watcher: watcher.clone(),
-                connections: counted,
-                listen: listen.clone(),
+                connections,
+                reconfigurer: reconfigurer.clone(),
+                listeners: listeners.clone(),
                 metrics_at,
             };
             tokio::spawn(async move {
@@ -381,23 +339,27 @@ impl Daemon {
         };
         let metrics =
             metrics.map(|listener| tokio::spawn(metrics_endpoint::serve(listener, gather)));
-        let signals = tokio::spawn(signals.handle(orchestrator.clone(), watcher, shutdown.clone()));
+        let signals = tokio::spawn(signals.handle(
+            orchestrator.clone(),
+            reconfigurer,
+            watcher,
+            shutdown.clone(),
+        ));
         let alive = tokio::spawn(notifier.clone().keep_alive());
         let memory = tokio::spawn(memory::give_back_what_is_free());
         let certificates = {
             let orchestrator = orchestrator.clone();
             let record = move |reloaded| orchestrator.record_certificates(reloaded);
-            tokio::spawn(tls::watch(tls, record))
+            let listeners = listeners.clone();
+            tokio::spawn(tls::watch(move || listeners.tls(), record))
         };
         notifier.ready();
         Ok(Self {
             settings,
             orchestrator,
             store,
-            listen,
+            listeners,
             shutdown,
-            stop_serving,
-            serving,
             control,
             metrics,
             signals,
@@ -421,7 +383,7 @@ impl Daemon {
 
     /// Where it serves: `ADDRESS:PORT`, `https://ADDRESS:PORT`, or `unix:PATH`.
     pub(crate) fn listen(&self) -> Vec<String> {
-        self.listen.clone()
+        self.listeners.addresses()
     }
 
     /// How the host is asked to end.
@@ -436,8 +398,7 @@ impl Daemon {
             settings,
             orchestrator,
             shutdown,
-            stop_serving,
-            mut serving,
+            listeners,
             mut control,
             metrics,
             signals,
@@ -454,9 +415,10 @@ impl Daemon {
             deadline = %humantime::format_duration(settings.shutdown_deadline),
             "the host ends when what is in flight has ended"
         );
+        // Connections are told to end when they are idle.
+        let mut serving = tokio::spawn(async move { listeners.finish().await });
         let drain = async {
             let by = tokio::time::Instant::now() + settings.shutdown_deadline;
-            stop_serving.send_replace(true);
             // Connections that are idle end at once. What was on its way is read before the apps
             // close their doors.
             if tokio::time::timeout(ON_THEIR_WAY, &mut serving)
@@ -573,26 +535,6 @@ fn admit(
     Ok((access, Some(group)))
 }
 
-/// Where `bound` is reached: as `ADDRESS:PORT`, `https://ADDRESS:PORT`, or `unix:PATH`.
-fn shown_address(listen: &Listen, bound: &Bound) -> String {
-    match bound.local_address() {
-        Ok(ListenAddress::Tcp(address)) if listen.tls.is_some() => format!("https://{address}"),
-        Ok(address) => address.to_string(),
-        Err(_) => "?".to_owned(),
-    }
-}
-
-/// The port of the first listener with TLS, where requests are sent that are to come by `https`.
-fn https_port(claimed: &[(Listen, Bound)]) -> Option<u16> {
-    let with_tls = claimed.iter().filter(|(listen, _)| listen.tls.is_some());
-    with_tls
-        .filter_map(|(_, bound)| match bound.local_address() {
-            Ok(ListenAddress::Tcp(address)) => Some(address.port()),
-            _ => None,
-        })
-        .next()
-}
-
 /// Makes the state directory private and takes its lock, which may take until `patience` has
 /// passed. One that is there is good for that even where nothing can be written.
 fn take_state(state: &Path, patience: Duration) -> Result<File, DaemonError> {
@@ -686,21 +628,27 @@ impl Signals {
         })
     }
 
-    /// SIGHUP reloads, SIGUSR1 opens the log's file again, SIGINT and SIGTERM end the host, a
-    /// second one at once.
+    /// SIGHUP reads the configuration again and reloads, SIGUSR1 opens the log's file again, SIGINT
+    /// and SIGTERM end the host, a second one at once.
     ///
     /// Under a supervisor that one counts: who sends a signal to all processes of a group (systemd,
     /// `docker stop` with an init) asks once, though it comes here twice.
     async fn handle(
         mut self,
         orchestrator: Orchestrator,
+        reconfigurer: Reconfigurer,
         watcher: WatcherHandle,
         shutdown: ShutdownHandle,
     ) {
         loop {
             tokio::select! {
                 Some(()) = self.hangup.recv() => {
-                    tracing::info!("SIGHUP: all apps reload");
+                    tracing::info!("SIGHUP: the configuration is read again, and all apps reload");
+                    if reconfigurer.has_file() {
+                        let reconfigurer = reconfigurer.clone();
+                        // What became of it is an event.
+                        let _ = tokio::task::spawn_blocking(move || reconfigurer.reload()).await;
+                    }
                     // It goes on without a listener, and its steps are events.
                     drop(orchestrator.reload(None, Wait::No, &watcher));
                     continue;

@@ -9,12 +9,12 @@ use std::{
 };
 
 use crate::{
-    config::{Config, Overrides},
+    config::{ConfigOrigin, Overrides},
     control::{Shutdown, ShutdownHandle},
     daemon::{self, Daemon, HostRuntime, StartupHandoff},
     ledger,
     origin::origin,
-    ownership, preflight,
+    preflight,
 };
 
 /// Whether this program does what a host needs of its `main`.
@@ -175,12 +175,23 @@ impl Builder {
                     .into(),
             ));
         }
-        let config = self.into_config()?;
+        let origin = ConfigOrigin {
+            file: self.file,
+            overrides: self.overrides,
+            insecure_paths: false,
+        };
+        let config = origin
+            .read()
+            .map_err(|error| StartError(error.to_string()))?;
+        let handoff = StartupHandoff {
+            origin,
+            ..StartupHandoff::default()
+        };
         let control = config.server.control.clone();
         let runtime = daemon::runtime(&config)
             .map_err(|error| StartError(format!("the host has no runtime: {error}")))?;
         let daemon = runtime
-            .block_on(Daemon::start(config, StartupHandoff::default()))
+            .block_on(Daemon::start(config, handoff))
             .map_err(|error| StartError(error.to_string()))?;
         Ok(Host {
             addresses: daemon.listen(),
@@ -189,19 +200,5 @@ impl Builder {
             daemon,
             control,
         })
-    }
-
-    fn into_config(self) -> Result<Config, StartError> {
-        let mut config = match &self.file {
-            Some(file) => {
-                ownership::check(file).map_err(|error| {
-                    StartError(format!("the configuration is not to be trusted: {error}"))
-                })?;
-                Config::read(file).map_err(|error| StartError(error.to_string()))?
-            }
-            None => Config::without_file(),
-        };
-        config.server.overrule(self.overrides);
-        Ok(config)
     }
 }

@@ -1,9 +1,11 @@
 //! handover: a host process that owns the sockets and loads what answers from versioned plugins.
 #![deny(unsafe_code)]
 
+mod access;
 mod apps;
 mod artifact;
 mod background;
+mod canary;
 mod cli;
 mod clock;
 mod config;
@@ -12,6 +14,7 @@ mod daemon;
 mod dispatch;
 mod embed;
 mod generation;
+mod hooks;
 mod human;
 mod ledger;
 mod loader;
@@ -24,8 +27,12 @@ mod orchestrator;
 mod origin;
 mod ownership;
 mod preflight;
+mod preview;
 mod process;
+mod process_group;
+mod reconfigure;
 mod records;
+mod replace;
 mod report;
 mod rollout;
 mod shadow;
@@ -35,6 +42,7 @@ mod signals;
 mod state;
 mod supervisor;
 mod telemetry;
+mod values;
 mod wakers;
 mod watch;
 mod watchdog;
@@ -51,16 +59,18 @@ pub use crate::{
 #[doc(hidden)]
 pub mod testing {
     pub use crate::{
+        access::Access,
         artifact::{
             AbiVersion, Artifact, BuildFacts, Declared, ElfFacts, JobHandler, Key, Manifest,
             Missed, Sha256, Signature, Store, StoreError, inspect,
         },
         config::{Config, RoutePrefix},
-        control::{Access, ControlSocket, Host, ShutdownHandle, serve},
+        control::{ControlSocket, Host, ShutdownHandle, serve},
         dispatch::Routes,
         loader::{Layouts, Library, LoadError},
-        net::Connections,
+        net::{ClientListeners, Connections},
         orchestrator::Orchestrator,
+        reconfigure::{ReconfigureError, Reconfigurer},
         telemetry::Gather,
     };
 

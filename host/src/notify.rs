@@ -6,9 +6,10 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
-    io,
+    io::{self, IoSlice},
+    mem::MaybeUninit,
     os::{
-        fd::OwnedFd,
+        fd::{AsFd, OwnedFd},
         linux::net::SocketAddrExt,
         unix::{
             ffi::OsStrExt,
@@ -21,7 +22,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::getppid;
+use rustix::{
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
+    process::getppid,
+};
 
 /// The host serves.
 pub(crate) const READY: &[u8] = b"READY=1";
@@ -32,6 +36,12 @@ pub(crate) const STOPPING: &[u8] = b"STOPPING=1";
 pub(crate) const FAILED: &[u8] = b"X_HANDOVER_FAILED=1";
 /// The host has ended as it was meant to, and its process does next: to our own supervisor only.
 pub(crate) const ENDED: &[u8] = b"X_HANDOVER_ENDED=1";
+/// A listening socket comes with it, to be kept under the key that follows: to our own supervisor
+/// only.
+pub(crate) const KEEP: &[u8] = b"X_HANDOVER_KEEP=";
+/// The listening socket of the key that follows is not to be kept any more: to our own supervisor
+/// only.
+pub(crate) const FORGET: &[u8] = b"X_HANDOVER_FORGET=";
 /// The host is alive.
 pub(crate) const WATCHDOG: &[u8] = b"WATCHDOG=1";
 
@@ -87,6 +97,31 @@ impl Notifier {
         {
             tracing::debug!(%error, "the service manager does not listen");
         }
+    }
+
+    /// Has our own supervisor keep the listening socket `socket` under this key, and hand it to the
+    /// next host.
+    pub(crate) fn keep(&self, key: &str, socket: &impl AsFd) {
+        let Some(supervisor) = &self.0 else { return };
+        let message = [KEEP, key.as_bytes()].concat();
+        let sockets = [socket.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&sockets));
+        let sent = sendmsg(
+            supervisor,
+            &[IoSlice::new(&message)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        );
+        if let Err(error) = sent {
+            tracing::warn!(key, %error, "the supervisor cannot keep a listening socket: clients find nobody there while a crashed host comes back");
+        }
+    }
+
+    /// Has our own supervisor close the listening socket that it keeps under this key.
+    pub(crate) fn forget(&self, key: &str) {
+        self.tell(&[FORGET, key.as_bytes()].concat());
     }
 
     /// Whom it tells, for somebody who says something in a way of its own.

@@ -12,8 +12,9 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 /// Below this an operator should know: a host with some apps and a thousand clients is beyond it.
 const FEW: u64 = 4096;
 
-/// How many descriptors are kept back at least and at most. A deploy takes about 15 at a time.
-const RESERVE: (u64, u64) = (24, 1024);
+/// How many descriptors are kept back at least and at most. A deploy takes about 20 at a time, and
+/// the control socket keeps some of them for itself.
+const RESERVE: (u64, u64) = (32, 1024);
 
 /// How many of them the control socket keeps open for itself, at most: enough for some calls and a
 /// deploy.

@@ -2,15 +2,18 @@
 //! them.
 
 use std::{
+    collections::HashMap,
+    fs::{DirBuilder, File},
     io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use handover_api::{
-    AppName, Cause, Event, EventKind, HistoryEntry, OperationResult, Status, Wait, query,
+    AppName, ArtifactReport, Cause, Event, EventKind, GenerationId, HistoryEntry, HolderStatus,
+    Label, OperationResult, Status, TenantStatus, Wait, query,
 };
 use parking_lot::Mutex;
 use tokio::{sync::broadcast, task::JoinSet};
@@ -21,22 +24,24 @@ use crate::{
     config::{Config, Watch},
     dispatch::Routes,
     net::tls::Reloaded,
-    operations::operation::Operation,
+    operations::operation::{Keyed, Operation},
     preflight::Scope,
     records::{
+        history::{self, Attribution},
         journal::{Crashed, Journal},
         room::Room,
     },
     report::{
         changed, growth,
+        holders::{self, HolderId},
         metrics::Metrics,
         panics,
         status::{self, Surface},
     },
     rollout::{
-        Rollout,
+        Rollout, availability, canary,
         deploy::{self, Deadline, Destination, Plan},
-        labels, reload, restore, rollback, shutdown,
+        labels, reload, restore, rollback, shutdown, tenants, verify,
     },
     shadow::Shadow,
     state::{self, Stores},
@@ -45,6 +50,9 @@ use crate::{
     watchdog::stall,
     work::AppWork,
 };
+
+/// How many holders are listed, where nobody said how many.
+const HOLDERS: usize = 1000;
 
 /// How often panics are looked for, what was changed for all, and what could not be written.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -100,13 +108,18 @@ impl Orchestrator {
         &self.0.rollout.registry
     }
 
+    /// Records an event about no app.
+    pub(crate) fn record(&self, kind: EventKind, message: impl Into<String>) {
+        self.registry().events().record(kind, None, None, message);
+    }
+
     /// Records what became of certificates whose files have changed.
     pub(crate) fn record_certificates(&self, reloaded: Reloaded) {
         let (kind, message) = match reloaded {
             Reloaded::Loaded(message) => (EventKind::CertificateLoaded, message),
             Reloaded::Kept(message) => (EventKind::CertificateFailed, message),
         };
-        self.registry().events().record(kind, None, None, message);
+        self.record(kind, message);
     }
 
     /// Looks for requests that hold one of `workers` workers for longer than `stall_after`.
@@ -142,17 +155,63 @@ impl Orchestrator {
             .iter()
             .filter(|known| app.is_none_or(|name| known.name == *name))
             .flat_map(|known| {
+                let now = known.running(|running| {
+                    let generation = running.serving.primary()?.active.generation();
+                    Some((generation.spec().id, status::served(generation)))
+                });
                 known.saved.read(|record| {
-                    record
-                        .history
-                        .iter()
-                        .map(|entry| (entry.place(), entry.shown(&known.name)))
+                    let replaced = record.history.iter().filter_map(|entry| entry.replaced);
+                    let served: HashMap<_, _> = replaced.chain(now).collect();
+                    let entries = record.history.iter();
+                    entries
+                        .map(|entry| {
+                            let served = entry.generation.and_then(|id| served.get(&id).copied());
+                            (entry.place(), entry.shown(&known.name, served))
+                        })
                         .collect::<Vec<_>>()
                 })
             })
             .collect();
         shown.sort_by_key(|(place, _)| *place);
         shown.into_iter().map(|(_, entry)| entry).collect()
+    }
+
+    /// Returns what an artifact of an app says of itself: that of a label, of a generation, of a
+    /// version, or the one whose SHA-256 begins so. Blocks.
+    ///
+    /// # Errors
+    /// The sentence for a person, when there is none, or its file cannot be read.
+    pub fn artifact(&self, asked: &query::Artifact) -> Result<ArtifactReport, String> {
+        let rollout = &self.0.rollout;
+        let app =
+            rollback::find_app(rollout, asked.app.clone()).map_err(|result| result.message)?;
+        let which = asked.which.as_deref().unwrap_or(Label::LIVE);
+        let running = app.running(|running| {
+            let live = running.serving.primary().filter(|_| which == Label::LIVE);
+            let mut labelled = running.serving.labelled().iter();
+            let labelled = labelled.find(|one| one.label.as_str() == which);
+            let found = live.or(labelled.map(|labelled| &labelled.live))?;
+            Some(found.artifact.sha256)
+        });
+        let known = running.or_else(|| {
+            app.saved
+                .read(|record| history::find(&record.history, which).map(|entry| entry.artifact))
+        });
+        let sha256 = known.ok_or_else(|| {
+            format!(
+                "{} has no `{which}`: name a label, the number of a generation, a version, or what a SHA-256 begins with; `handover history` lists them",
+                app.name
+            )
+        })?;
+        let artifact = rollout.store.get(sha256).map_err(|error| {
+            format!(
+                "{} cannot be taken from the artifact store: {error}",
+                sha256.short()
+            )
+        })?;
+        File::open(&artifact.path)
+            .and_then(|file| artifact.report(&file))
+            .map_err(|error| format!("{}: {error}", artifact.path.display()))
     }
 
     /// Returns the events so far, and those to come.
@@ -176,11 +235,7 @@ impl Orchestrator {
         let app = self
             .registry()
             .app(asked.app.as_ref().unwrap_or(&artifact.manifest.app));
-        let ttl = asked.ttl_ms.map(Duration::from_millis);
-        let destination = asked.label.map_or(Destination::Live, |label| {
-            let ttl = ttl.or(app.settings.labels.ttl);
-            Destination::Label { label, ttl }
-        });
+        let destination = Destination::asked_for(&app.settings(), &asked);
         let wait = Wait::from_query(asked.queue, asked.detach);
         let plan = Plan {
             artifact,
@@ -195,8 +250,53 @@ impl Orchestrator {
                 .timeout_ms
                 .map(|timeout| Deadline::after(Duration::from_millis(timeout))),
             orphan_jobs: asked.orphan_jobs,
+            override_freeze: asked.override_freeze,
+            // What it is started with may have changed.
+            anew: cause == Cause::Dev,
+            attribution: Attribution {
+                by: asked.by,
+                message: asked.message,
+                key: asked.idempotency_key,
+            },
         };
         deploy::begin_deploy(&self.0.rollout, app, plan, wait.into()).operation
+    }
+
+    /// Looks up the deploy that its caller calls `key`, of this run of the host or of one before,
+    /// or reserves that name.
+    pub(crate) fn keyed(&self, key: &str) -> Keyed {
+        let operations = &self.0.rollout.operations;
+        let new = match operations.keyed(key) {
+            Keyed::New(reserved) => reserved,
+            known => return known,
+        };
+        let before = self.registry().all().into_iter().find_map(|app| {
+            app.saved.read(|record| {
+                let entry = history::of_key(&record.history, key)?;
+                Some(OperationResult {
+                    outcome: entry.outcome,
+                    message: format!(
+                        "{} of {} with this key has ended before: {}",
+                        entry.cause.as_str(),
+                        app.name,
+                        entry.told()
+                    ),
+                    app: Some(app.name.clone()),
+                    generation: entry.generation,
+                    version: entry.version.clone(),
+                    artifact: Some(entry.artifact.to_string()),
+                    notes: Vec::new(),
+                    ended_streams: 0,
+                })
+            })
+        });
+        let Some(result) = before else {
+            return Keyed::New(new);
+        };
+        let progress = operations.begin_operation();
+        new.is(progress.id());
+        progress.finish(result);
+        Keyed::Known(progress.listen())
     }
 
     /// Records that the upload of `file` was not taken: for `app`, or for the app that its manifest
@@ -215,10 +315,10 @@ impl Orchestrator {
         reload::begin_reload(&self.0.rollout, app, wait, watcher)
     }
 
-    /// Goes back to the previous artifact, or to the one that `to` names (a version or a
-    /// generation's number).
-    pub fn rollback(&self, app: Option<AppName>, to: Option<String>, wait: Wait) -> Operation {
-        rollback::begin_rollback(&self.0.rollout, app, to, wait)
+    /// Goes back to the previous artifact, or to the one that is named (a version or a generation's
+    /// number).
+    pub fn rollback(&self, asked: query::Rollback) -> Operation {
+        rollback::begin_rollback(&self.0.rollout, asked)
     }
 
     /// Makes live what is up under a label.
@@ -229,6 +329,80 @@ impl Orchestrator {
     /// Ends what is up under a label.
     pub fn abort(&self, asked: query::Labelled) -> Operation {
         labels::begin_abort(&self.0.rollout, asked)
+    }
+
+    /// Compares what is live with a boot from nothing.
+    pub fn verify(&self, app: Option<AppName>) -> Operation {
+        verify::begin_verify(&self.0.rollout, app)
+    }
+
+    /// Has a trial stand still, or go on.
+    pub fn pause_canary(&self, app: Option<AppName>, paused: bool) -> Operation {
+        canary::begin_pause(&self.0.rollout, app, paused)
+    }
+
+    /// Ends what runs of an app, and keeps it so.
+    pub fn stop(&self, asked: query::Stop) -> Operation {
+        availability::begin_stop(&self.0.rollout, asked)
+    }
+
+    /// Makes live what was live when an app was stopped, or what was deployed since.
+    pub fn start(&self, asked: query::Operation) -> Operation {
+        availability::begin_start(&self.0.rollout, asked)
+    }
+
+    /// Replaces what is live by a new generation of the same artifact.
+    pub fn restart(&self, asked: query::Operation) -> Operation {
+        availability::begin_restart(&self.0.rollout, asked)
+    }
+
+    /// Has the requests of an app wait.
+    pub fn pause(&self, asked: query::Pause) -> Operation {
+        availability::begin_pause(&self.0.rollout, asked)
+    }
+
+    /// Lets them go on.
+    pub fn resume(&self, app: Option<AppName>) -> Operation {
+        availability::begin_resume(&self.0.rollout, app)
+    }
+
+    /// Lists the tenants that stay on generations that were replaced, of one app or of all.
+    pub fn tenants(&self, app: Option<&AppName>) -> Vec<TenantStatus> {
+        let apps = self.registry().shown().into_iter();
+        let chosen = apps.filter(|known| app.is_none_or(|name| known.name == *name));
+        chosen.flat_map(|app| tenants::list(&app)).collect()
+    }
+
+    /// Moves a tenant to what is live.
+    ///
+    /// # Errors
+    /// When there is no such app, or the tenant stays nowhere.
+    pub fn move_tenant(&self, asked: &query::Move) -> Result<String, String> {
+        let app = self
+            .registry()
+            .known_or_fail(&asked.app)
+            .map_err(|failed| failed.message)?;
+        tenants::move_on(&app, &asked.tenant, asked.now)
+            .ok_or_else(|| tenants::none_stays(&asked.app, &asked.tenant))
+    }
+
+    /// Lists who holds generations that were replaced, or the one that is asked about.
+    pub fn holders(&self, asked: &query::Holders) -> Vec<HolderStatus> {
+        let most = asked.limit.unwrap_or(HOLDERS);
+        let generation = asked.generation.map(GenerationId);
+        let apps = self.registry().shown().into_iter();
+        let chosen = apps.filter(|app| asked.app.as_ref().is_none_or(|name| app.name == *name));
+        let mut all: Vec<_> = chosen
+            .flat_map(|app| holders::holders_of(&app, generation, most))
+            .collect();
+        all.sort_by_key(|holder| std::cmp::Reverse(holder.age_ms));
+        all.truncate(most);
+        all
+    }
+
+    /// Ends a holder; none when there is no such holder.
+    pub(crate) async fn cancel_holder(&self, id: &HolderId) -> Option<String> {
+        holders::cancel(self.registry(), id).await
     }
 
     /// Returns a running or recent operation by its id, from its beginning.
@@ -303,17 +477,39 @@ impl Orchestrator {
         watch::spawn(folder, rollout.store.clone(), Arc::new(rollout))
     }
 
-    /// Returns the apps of the configuration whose drop folders are watched.
-    pub fn with_drop_folders(&self) -> impl Iterator<Item = &AppName> {
-        let apps = self.registry().config().apps.iter();
-        apps.filter(|(_, settings)| settings.watch != Watch::Off)
-            .map(|(name, _)| name)
+    /// Makes the drop folders of the apps of the configuration. They are watched from then on, so
+    /// that the first file in one is seen at once; without it the host serves on, and finds it
+    /// later. Blocks.
+    pub fn make_drop_folders(&self) {
+        let config = self.config();
+        let watched = config.apps.iter();
+        for (app, _) in watched.filter(|(_, settings)| settings.watch != Watch::Off) {
+            let folder = config.server.plugins.join(app.as_str());
+            if let Err(cause) = DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(&folder)
+            {
+                tracing::warn!(folder = %folder.display(), "the drop folder cannot be made: {cause}");
+            }
+        }
+    }
+
+    /// Returns the configuration, as it is now.
+    pub fn config(&self) -> Arc<Config> {
+        self.registry().config()
+    }
+
+    /// Has the apps go by `config` from now on. Blocks.
+    pub fn retune(&self, config: Config) {
+        self.registry().retune(config);
+        self.make_drop_folders();
     }
 }
 
 /// Records panics, and what was changed for all, for as long as the apps are there.
 async fn look(registry: Registry) {
-    let mut panics = std::collections::HashMap::new();
+    let mut panics = HashMap::new();
     loop {
         panics::record_panics(&registry, &mut panics);
         changed::record_changes(&registry);

@@ -157,6 +157,15 @@ fn is_private(owner: u32, group: u32) -> bool {
         && group.mem.iter().all(|member| *member == user.name)
 }
 
+/// Returns the name of a user, or the number of one without. Blocks: the system's list of users may
+/// be a server far away.
+pub(crate) fn user_name(uid: u32) -> String {
+    match User::from_uid(Uid::from_raw(uid)) {
+        Ok(Some(user)) => user.name,
+        _ => format!("user {uid}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]

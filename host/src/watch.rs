@@ -31,6 +31,11 @@
 //! `NAME.so.minisig` beside a file is its signature. When one comes or changes after the file was
 //! refused, the file is tried again.
 //!
+//! `NAME.toml` beside `NAME.so` says how it is deployed: under a label, as a canary, with what
+//! reason. Put it there first. What comes later counts when the file was refused.
+//!
+//! `APP.rollback` and its like are commands (see [`trigger`]), taken once and taken away.
+//!
 //! Of several new files for one app only the highest version (semver) is offered; among equals the
 //! newest, then the last by name. Offers of one app follow each other, those of different apps do
 //! not wait for each other.
@@ -46,13 +51,17 @@
 //! - [`scan`]: the thread that looks, remembers and decides what is worth an offer
 //! - [`batch`]: what arrived together for one app, from bytes to answer
 //! - [`answer`]: the answer files
+//! - [`sidecar`]: the file that says how an artifact is deployed
+//! - [`trigger`]: files that are commands
 
 mod answer;
 mod batch;
 mod events;
 mod scan;
+mod sidecar;
 #[cfg(test)]
 mod tests;
+mod trigger;
 
 use std::{
     path::{Path, PathBuf},
@@ -62,8 +71,10 @@ use std::{
 
 use tokio::sync::oneshot;
 
+use handover_api::{AppName, query};
+
 use self::scan::{Message, Scanner};
-use handover_api::AppName;
+pub(crate) use self::trigger::{Trigger, Verb};
 
 use crate::artifact::{Artifact, Sha256, Store};
 
@@ -74,6 +85,8 @@ pub(crate) struct DroppedArtifact {
     pub app: AppName,
     /// The file in the drop folder.
     pub path: PathBuf,
+    /// What the file beside it says of its deploy.
+    pub asked: query::Deploy,
     /// Its bytes, written to the store and not yet kept there.
     pub artifact: Artifact,
     /// `handover reload` asks: bytes that failed before are tried again.
@@ -113,6 +126,15 @@ pub(crate) trait DropTarget: Send + Sync + 'static {
     /// Deploys or stages an offer. Called one after the other for each app, on a task that may
     /// wait.
     fn deploy_dropped(&self, dropped: DroppedArtifact) -> impl Future<Output = DropOutcome> + Send;
+    /// Returns whether there is an app of that name.
+    fn knows(&self, app: &AppName) -> bool;
+    /// Does what somebody commanded by a file, and returns when it has ended, with the sentence for
+    /// a person: an error is one about what was not done. `watcher` is the one that found it.
+    fn triggered(
+        &self,
+        trigger: Trigger,
+        watcher: WatcherHandle,
+    ) -> impl Future<Output = Result<String, String>> + Send;
     /// Somebody still has the file at `path` open for writing, so it waits; `asked`: `handover
     /// reload` wanted it. For the event log.
     fn waits(&self, app: Option<&AppName>, path: &Path, asked: bool);

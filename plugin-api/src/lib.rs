@@ -16,7 +16,7 @@ pub mod abi;
 mod sdk;
 
 #[cfg(feature = "sdk")]
-pub use handover_plugin_macros::{app, job, main, schedule};
+pub use handover_plugin_macros::{app, job, main, on_live, schedule};
 #[cfg(feature = "sessions")]
 pub use sdk::sessions::Sessions;
 #[cfg(feature = "sdk")]
@@ -70,12 +70,13 @@ pub mod __private {
             declared::{Declared, line},
             export::{Entry, HostHandle, Plugin, header},
             lent::Lent,
-            manifest::Facts,
+            manifest::{Facts, says_dirty},
             root::Settings,
         },
         sdk::{
             app::start,
             jobs::{JobHandler, run_job, run_scheduled},
+            on_live::{LiveFuture, OnLive, run_on_live},
             program::{Flavor, run, start as start_main},
         },
     };

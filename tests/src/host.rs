@@ -89,6 +89,8 @@ pub struct AppStatus {
     pub active: Option<Active>,
     #[serde(default)]
     pub staged: Option<Value>,
+    #[serde(default)]
+    pub canary: Option<Value>,
     pub generations: Vec<Generation>,
 }
 

@@ -255,9 +255,9 @@ async fn history_and_events_tell_what_happened() {
     let host = Host::serving(&fixture("hello", "1.0.0")).await;
     let refused = host.scratch("misfit.so");
     fs::write(&refused, misfit("start-panic")).unwrap();
-    host.cli(["deploy", "--app", "hello", refused.to_str().unwrap()])
-        .await
-        .expect_code(4);
+    let refused = ["deploy", "--app", "hello", refused.to_str().unwrap()];
+    let why = ["--by", "ci run 7", "--message", "try the new one"];
+    host.cli(refused.iter().chain(&why)).await.expect_code(4);
     host.drop_in("hello/hello.so", &hello_as("1.1.0"));
     host.live("hello", "1.1.0").await;
     host.settled("hello").await;
@@ -277,6 +277,11 @@ async fn history_and_events_tell_what_happened() {
         told,
         [("deploy", "done"), ("deploy", "rejected"), ("drop", "done")]
     );
+    // Who did not say who it is, is the user of its process; the drop folder is nobody.
+    assert!(entries[0]["by"].is_string(), "{history}");
+    assert_eq!(entries[1]["by"], "ci run 7");
+    assert_eq!(entries[1]["message"], "try the new one");
+    assert!(entries[2]["by"].is_null(), "{history}");
     assert!(
         entries[1]["reason"]
             .as_str()
@@ -287,7 +292,7 @@ async fn history_and_events_tell_what_happened() {
     host.cli(["history", "hello"])
         .await
         .expect_code(0)
-        .expect_words(&["1.0.0", "1.1.0"]);
+        .expect_words(&["1.0.0", "1.1.0", "by ci run 7: try the new one"]);
 
     host.event("the first generation to be unloaded", |event| {
         event.kind == "unloaded"

@@ -259,3 +259,63 @@ async fn a_restart_brings_what_is_live_and_the_end_of_the_host_ends_labels_in_or
     assert_eq!(answers(&host, "next").await[1], "1.0.0");
     assert_eq!(host.app("probe").await.generations.len(), 1);
 }
+
+/// Waits for the answer file `name` in the drop folder.
+async fn answered(host: &Host, name: &str) -> String {
+    let path = host.plugins().join(name);
+    host.until(name, async || std::fs::read_to_string(&path).ok())
+        .await
+}
+
+#[tokio::test]
+async fn a_version_is_staged_promoted_and_rolled_back_by_files_alone() {
+    let host = Setup::new().config(LABELS).start().await;
+    let load = {
+        host.drop_in(
+            "probe/1.so",
+            &std::fs::read(fixture("probe", "1.0.0")).unwrap(),
+        );
+        host.live("probe", "1.0.0").await;
+        under_load(&host).await
+    };
+    host.drop_in("probe/2.toml", b"label = \"next\"\nmessage = \"blue\"");
+    host.drop_in(
+        "probe/2.so",
+        &std::fs::read(fixture("probe", "2.0.0")).unwrap(),
+    );
+    let text = host.verdict("probe/2.so", "deployed").await;
+    assert!(text.contains("next"), "{text}");
+    assert_eq!(answers(&host, "next").await[..2], ["1.0.0", "2.0.0"]);
+
+    host.drop_in("probe/probe.promote", b"it looks well\n");
+    let text = answered(&host, "probe/probe.promote.done").await;
+    assert!(text.contains("2.0.0"), "{text}");
+    assert_eq!(ask(&host, &[]).await.text(), "2.0.0");
+    let history = host.ask("GET", "/v1/history").await.unwrap().json();
+    let last = history["history"].as_array().unwrap().last().unwrap();
+    assert_eq!(last["message"], "it looks well");
+    assert!(last["by"].is_string(), "{last}");
+
+    host.drop_in("probe.rollback", b"");
+    answered(&host, "probe.rollback.done").await;
+    assert_eq!(ask(&host, &[]).await.text(), "1.0.0");
+    host.drop_in("probe.drain", b"");
+    answered(&host, "probe.drain.done").await;
+    host.drop_in("probe.abort", b"");
+    let text = answered(&host, "probe.abort.failed").await;
+    assert!(text.contains("--stage"), "{text}");
+    load.stop().await.expect_unnoticed();
+
+    host.drop_in("probe.stop", b"back at noon");
+    answered(&host, "probe.stop.done").await;
+    let stopped = ask(&host, &[]).await;
+    assert_eq!(stopped.status, 503);
+    assert!(
+        stopped.text().contains("back at noon"),
+        "{}",
+        stopped.text()
+    );
+    host.drop_in("probe.start", b"");
+    answered(&host, "probe.start.done").await;
+    assert_eq!(ask(&host, &[]).await.text(), "1.0.0");
+}

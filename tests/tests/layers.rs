@@ -12,17 +12,23 @@ use handover_tests::{plugins::workspace, sources::rust_files};
 const LAYERS: &[&str] = &[
     // Of the process and its machine; they know nothing of plugins.
     "background",
+    "canary",
     "clock",
     "human",
     "notify",
     "origin",
     "ownership",
     "process",
+    "process_group",
     "open_files",
+    "preview",
+    "replace",
     "shadow",
     "shortage",
     "shown",
     "signals",
+    "hooks",
+    "values",
     "writers",
     // Artifacts at rest, and the configuration.
     "artifact",
@@ -30,6 +36,7 @@ const LAYERS: &[&str] = &[
     "state",
     "work",
     "config",
+    "access",
     "telemetry",
     // Plugins in the process.
     "ledger",
@@ -50,6 +57,7 @@ const LAYERS: &[&str] = &[
     "watch",
     "rollout",
     "orchestrator",
+    "reconfigure",
     // The program.
     "control",
     "supervisor",
@@ -60,7 +68,18 @@ const LAYERS: &[&str] = &[
 
 /// What imports nothing else of the crate, for a reason that docs/ARCHITECTURE.md gives.
 const ALONE: &[&str] = &[
-    "clock", "human", "ledger", "notify", "origin", "process", "signals", "writers",
+    "canary",
+    "clock",
+    "human",
+    "ledger",
+    "notify",
+    "origin",
+    "process",
+    "process_group",
+    "replace",
+    "signals",
+    "values",
+    "writers",
 ];
 
 fn host() -> PathBuf {

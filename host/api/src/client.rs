@@ -2,9 +2,11 @@
 
 use std::{
     collections::VecDeque,
+    ffi::OsString,
     io::{self, Read},
     marker::PhantomData,
     path::{Path, PathBuf},
+    process::Stdio,
 };
 
 use bytes::Bytes;
@@ -13,12 +15,16 @@ use http_body_util::{BodyExt, Either, Empty};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    process::Child,
+    sync::mpsc,
+};
 
 use crate::{
-    AppName, ChannelBody, Done, Event, History, JobDetails, JobList, Label, LeaseList, Problem,
-    Progress, SIGNATURE, ScheduleList, ShuttingDown, StateDone, StateKeyLine, StateStats, Status,
-    Wait, query, socket,
+    AppName, ArtifactReport, ChannelBody, ConfigPlan, Done, Event, History, HolderList, JobDetails,
+    JobList, Label, LeaseList, Problem, Progress, SIGNATURE, ScheduleList, ShadowList,
+    ShuttingDown, StateDone, StateKeyLine, StateStats, Status, TenantList, Wait, query, socket,
 };
 
 /// How much of an artifact travels at once.
@@ -38,6 +44,9 @@ pub enum ClientError {
         /// The cause.
         source: io::Error,
     },
+    /// The program that leads to the host has failed: the sentence, and the exit code.
+    #[error("{0}")]
+    Program(String, u8),
     /// The socket belongs to somebody else.
     #[error(
         "you may not use {path}: run as the user of the host, as root, or as one whom its [control] names",
@@ -70,6 +79,7 @@ impl ClientError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Unreachable { .. } => 3,
+            Self::Program(_, code) => *code,
             Self::Denied(_) => 9,
             Self::Refused(problem) => problem.exit_code,
             Self::File { .. } | Self::Broken(_) | Self::Response(_) => 1,
@@ -77,11 +87,25 @@ impl ClientError {
     }
 }
 
-/// A client of the host at one socket. Every call has a connection of its own.
+/// A client of one host. Every call has a connection of its own.
 #[derive(Clone, Debug)]
 pub struct Client {
-    path: PathBuf,
+    way: Way,
 }
+
+/// How the host is reached.
+#[derive(Clone, Debug)]
+enum Way {
+    /// By its control socket, on this machine.
+    Socket(PathBuf),
+    /// By the standard input and output of a program, from any other.
+    Program(Vec<OsString>),
+}
+
+/// The bytes of a connection, either way.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// What is said of an artifact ahead of its bytes.
 struct Upload {
@@ -95,8 +119,51 @@ impl Client {
     /// A client of the host whose control socket is at `path`. Does not connect yet.
     pub fn new(path: &Path) -> Self {
         Self {
-            path: path.to_owned(),
+            way: Way::Socket(path.to_owned()),
         }
+    }
+
+    /// A client of the host that a program connects its standard input and output to, as `ssh box
+    /// handover dial` does. It is started anew for each call; what it says to its standard error,
+    /// people see.
+    pub fn through(program: Vec<OsString>) -> Self {
+        Self {
+            way: Way::Program(program),
+        }
+    }
+
+    /// Connects. A program that ends before it is done says by its exit code why: those of
+    /// `handover dial` for a host that does not answer and a user who may not call it.
+    async fn connect(&self) -> Result<(Box<dyn Stream>, Option<Child>), ClientError> {
+        let line = match &self.way {
+            Way::Socket(path) => {
+                let stream = socket::connect(path).await;
+                let stream = stream.map_err(|source| match source.kind() {
+                    io::ErrorKind::PermissionDenied => ClientError::Denied(path.clone()),
+                    _ => ClientError::Unreachable {
+                        path: path.clone(),
+                        source,
+                    },
+                })?;
+                return Ok((Box::new(stream), None));
+            }
+            Way::Program(line) => line,
+        };
+        let name = line.first().map(OsString::as_os_str).unwrap_or_default();
+        let cannot = |error: io::Error| {
+            ClientError::Program(format!("{} cannot be run: {error}", name.display()), 3)
+        };
+        let mut child = tokio::process::Command::new(name)
+            .args(line.iter().skip(1))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(cannot)?;
+        let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(cannot(io::Error::other("it has no input and output")));
+        };
+        Ok((Box::new(tokio::io::join(output, input)), Some(child)))
     }
 
     /// `GET /v1/status`
@@ -121,7 +188,39 @@ impl Client {
         self.get(&format!("{}{id}", query::JOB)).await
     }
 
-    /// `POST /v1/cancel`: of a job, or of a lease that is taken away.
+    /// `GET /v1/tenants`
+    pub async fn tenants(&self, query: &query::OfApp) -> Result<TenantList, ClientError> {
+        self.get(&query::uri(query::TENANTS, query)).await
+    }
+
+    /// `POST /v1/move`
+    pub async fn move_tenant(&self, query: &query::Move) -> Result<Done, ClientError> {
+        let uri = query::uri(query::MOVE, query);
+        parse(
+            self.call(Method::POST, &uri, Either::Left(Empty::new()), None)
+                .await?,
+        )
+        .await
+    }
+
+    /// `GET /v1/artifact`
+    pub async fn artifact(&self, query: &query::Artifact) -> Result<ArtifactReport, ClientError> {
+        self.get(&query::uri(query::ARTIFACT, query)).await
+    }
+
+    /// `GET /v1/shadow`
+    pub async fn shadow(&self, app: Option<&AppName>) -> Result<ShadowList, ClientError> {
+        let query = query::OfApp { app: app.cloned() };
+        self.get(&query::uri(query::SHADOW, &query)).await
+    }
+
+    /// `GET /v1/holders`
+    pub async fn holders(&self, query: &query::Holders) -> Result<HolderList, ClientError> {
+        self.get(&query::uri(query::HOLDERS, query)).await
+    }
+
+    /// `POST /v1/cancel`: of a job, of a lease that is taken away, or of one that holds a
+    /// generation.
     pub async fn cancel(&self, id: &str) -> Result<Done, ClientError> {
         self.post(query::CANCEL, id).await
     }
@@ -231,6 +330,7 @@ impl Client {
             to: to.map(str::to_owned),
             queue: wait.queue(),
             detach: wait.detach(),
+            ..query::Rollback::default()
         };
         self.lines(Method::POST, &query::uri(query::ROLLBACK, &query))
             .await
@@ -256,6 +356,48 @@ impl Client {
         self.labelled(query::ABORT, app, label, wait).await
     }
 
+    /// `POST /v1/canary/pause`: has a trial stand still.
+    pub async fn pause_canary(
+        &self,
+        app: Option<&AppName>,
+    ) -> Result<Lines<Progress>, ClientError> {
+        self.canary(query::CANARY_PAUSE, app).await
+    }
+
+    /// `POST /v1/canary/resume`: has a trial go on.
+    pub async fn resume_canary(
+        &self,
+        app: Option<&AppName>,
+    ) -> Result<Lines<Progress>, ClientError> {
+        self.canary(query::CANARY_RESUME, app).await
+    }
+
+    async fn canary(
+        &self,
+        path: &str,
+        app: Option<&AppName>,
+    ) -> Result<Lines<Progress>, ClientError> {
+        let app = app.cloned();
+        self.operate(
+            path,
+            &query::Operation {
+                app,
+                ..query::Operation::default()
+            },
+        )
+        .await
+    }
+
+    /// `POST` to one of the calls whose whole meaning is in their query, such as [`query::STOP`],
+    /// and that answer with the lines of an operation.
+    pub async fn operate(
+        &self,
+        path: &str,
+        query: &impl serde::Serialize,
+    ) -> Result<Lines<Progress>, ClientError> {
+        self.lines(Method::POST, &query::uri(path, query)).await
+    }
+
     async fn labelled(
         &self,
         path: &str,
@@ -268,6 +410,7 @@ impl Client {
             label: label.cloned(),
             queue: wait.queue(),
             detach: wait.detach(),
+            ..query::Labelled::default()
         };
         self.lines(Method::POST, &query::uri(path, &query)).await
     }
@@ -284,6 +427,30 @@ impl Client {
         parse(
             self.call(Method::POST, &path, Either::Left(Empty::new()), None)
                 .await?,
+        )
+        .await
+    }
+
+    /// `GET /v1/config`: what the host works with, as the JSON of its file.
+    pub async fn config(&self) -> Result<serde_json::Value, ClientError> {
+        self.get(query::CONFIG).await
+    }
+
+    /// `GET /v1/config/plan`
+    pub async fn config_plan(&self) -> Result<ConfigPlan, ClientError> {
+        self.get(query::CONFIG_PLAN).await
+    }
+
+    /// `POST /v1/config/reload`
+    pub async fn config_reload(&self) -> Result<ConfigPlan, ClientError> {
+        parse(
+            self.call(
+                Method::POST,
+                query::CONFIG_RELOAD,
+                Either::Left(Empty::new()),
+                None,
+            )
+            .await?,
         )
         .await
     }
@@ -416,20 +583,12 @@ impl Client {
         body: RequestBody,
         upload: Option<Upload>,
     ) -> Result<Response<Incoming>, ClientError> {
-        let stream = socket::connect(&self.path)
-            .await
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::PermissionDenied => ClientError::Denied(self.path.clone()),
-                _ => ClientError::Unreachable {
-                    path: self.path.clone(),
-                    source,
-                },
-            })?;
+        let (stream, mut child) = self.connect().await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(ClientError::Broken)?;
         // Its errors are also those of the call and of the body.
-        tokio::spawn(connection);
+        let connection = tokio::spawn(connection);
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -445,10 +604,18 @@ impl Client {
         let request = request
             .body(body)
             .map_err(|error| ClientError::Response(error.to_string()))?;
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(ClientError::Broken)?;
+        let response = match (sender.send_request(request).await, &mut child) {
+            (Ok(response), _) => response,
+            (Err(error), None) => return Err(ClientError::Broken(error)),
+            (Err(error), Some(child)) => return Err(why_broken(child, error).await),
+        };
+        if let Some(mut child) = child {
+            // It lives as long as the connection does, for the body.
+            tokio::spawn(async move {
+                let _ = connection.await; // the error is that of the body
+                let _ = child.wait().await; // nobody asks any more
+            });
+        }
         if response.status().is_success() {
             return Ok(response);
         }
@@ -458,6 +625,18 @@ impl Client {
             |_| ClientError::Response(format!("status {status}")),
             ClientError::Refused,
         ))
+    }
+}
+
+/// Returns why the program had no answer for us.
+async fn why_broken(child: &mut Child, error: hyper::Error) -> ClientError {
+    match child.wait().await.ok().and_then(|status| status.code()) {
+        // What it has said to its standard error says more.
+        Some(code) if code != 0 => {
+            let told = format!("no host was reached: the way to it ended with exit code {code}");
+            ClientError::Program(told, if matches!(code, 3 | 9) { code as u8 } else { 3 })
+        }
+        _ => ClientError::Broken(error),
     }
 }
 

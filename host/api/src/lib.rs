@@ -15,8 +15,10 @@
 
 mod body;
 mod client;
+mod config;
 mod names;
 pub mod query;
+mod shares;
 pub mod socket;
 pub mod types;
 mod words;
@@ -25,9 +27,11 @@ mod work;
 pub use self::{
     body::ChannelBody,
     client::{Client, ClientError, Line, Lines},
+    config::*,
     names::{AppName, GenerationId, InvalidAppName, InvalidLabel, Label},
     query::Wait,
+    shares::{InvalidPercent, InvalidSteps, Percent, Steps},
     types::*,
-    words::{AppState, Cause, EventKind, GenerationState, JobState},
+    words::{AppState, Cause, ConfigEffect, EventKind, GenerationState, JobState},
     work::*,
 };

@@ -81,6 +81,11 @@ impl Label {
     pub const PREVIOUS: &'static str = "previous";
     /// The label of a version that was brought up without a name for it.
     pub const NEXT: &'static str = "next";
+    /// The label of a version on trial, which gets a share of the requests.
+    pub const CANARY: &'static str = "canary";
+
+    /// The label of a version that gets copies of requests.
+    pub const SHADOW: &'static str = "shadow";
 
     /// The label of that name, which is one.
     pub fn of(name: &'static str) -> Self {
@@ -94,7 +99,10 @@ impl Label {
 
     /// Returns whether the host gives it: nobody else may.
     pub fn is_reserved(&self) -> bool {
-        matches!(self.as_str(), Self::LIVE | Self::PREVIOUS)
+        matches!(
+            self.as_str(),
+            Self::LIVE | Self::PREVIOUS | Self::CANARY | Self::SHADOW
+        )
     }
 }
 

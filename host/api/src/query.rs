@@ -2,12 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AppName, JobState, Label};
+use crate::{AppName, JobState, Label, Percent, Steps};
 
 /// The path of `GET /v1/status`.
 pub const STATUS: &str = "/v1/status";
 /// The path of `GET /v1/history`.
 pub const HISTORY: &str = "/v1/history";
+/// The path of `GET /v1/artifact`.
+pub const ARTIFACT: &str = "/v1/artifact";
 /// The path of `GET /v1/events`.
 pub const EVENTS: &str = "/v1/events";
 /// The path of `POST /v1/deploy`.
@@ -20,6 +22,30 @@ pub const ROLLBACK: &str = "/v1/rollback";
 pub const PROMOTE: &str = "/v1/promote";
 /// The path of `POST /v1/abort`.
 pub const ABORT: &str = "/v1/abort";
+/// The path of `POST /v1/canary/pause`.
+pub const CANARY_PAUSE: &str = "/v1/canary/pause";
+/// The path of `POST /v1/canary/resume`.
+pub const CANARY_RESUME: &str = "/v1/canary/resume";
+/// The path of `GET /v1/shadow`.
+pub const SHADOW: &str = "/v1/shadow";
+/// The path of `POST /v1/verify`.
+pub const VERIFY: &str = "/v1/verify";
+/// The path of `POST /v1/stop`.
+pub const STOP: &str = "/v1/stop";
+/// The path of `POST /v1/start`.
+pub const START: &str = "/v1/start";
+/// The path of `POST /v1/restart`.
+pub const RESTART: &str = "/v1/restart";
+/// The path of `POST /v1/pause`.
+pub const PAUSE: &str = "/v1/pause";
+/// The path of `POST /v1/resume`.
+pub const RESUME: &str = "/v1/resume";
+/// The path of `GET /v1/holders`.
+pub const HOLDERS: &str = "/v1/holders";
+/// The path of `GET /v1/tenants`.
+pub const TENANTS: &str = "/v1/tenants";
+/// The path of `POST /v1/move`.
+pub const MOVE: &str = "/v1/move";
 /// The path of `GET /v1/jobs`.
 pub const JOBS: &str = "/v1/jobs";
 /// What the path of `GET /v1/jobs/ID` begins with.
@@ -32,6 +58,12 @@ pub const RETRY: &str = "/v1/retry";
 pub const SCHEDULES: &str = "/v1/schedules";
 /// The path of `GET /v1/leases`.
 pub const LEASES: &str = "/v1/leases";
+/// The path of `GET /v1/config`.
+pub const CONFIG: &str = "/v1/config";
+/// The path of `GET /v1/config/plan`.
+pub const CONFIG_PLAN: &str = "/v1/config/plan";
+/// The path of `POST /v1/config/reload`.
+pub const CONFIG_RELOAD: &str = "/v1/config/reload";
 /// The path of `POST /v1/shutdown`.
 pub const SHUTDOWN: &str = "/v1/shutdown";
 /// The path of `GET /metrics`.
@@ -85,6 +117,19 @@ pub struct History {
     /// Only this app.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app: Option<AppName>,
+}
+
+/// The query of `/v1/artifact`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Artifact {
+    /// The app, where there is more than one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+    /// A label, the number of a generation, a version, or what a SHA-256 begins with; none is
+    /// `live`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub which: Option<String>,
 }
 
 /// The query of `/v1/jobs`.
@@ -150,9 +195,34 @@ pub struct Deploy {
     /// Milliseconds until it is ended, with a label; none: it stays until `promote` or `abort`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_ms: Option<u64>,
+    /// The shares of the requests that it gets one after the other as a canary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Steps>,
+    /// Milliseconds that each of them lasts, where it is not the configured time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bake_ms: Option<u64>,
+    /// The share of the requests of which it gets copies, as a shadow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<Percent>,
+    /// What stays on its side while the share grows, such as `cookie:session`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sticky: Option<String>,
     /// Whether jobs may lose their handler.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub orphan_jobs: bool,
+    /// Whether it goes live in a freeze, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub override_freeze: bool,
+    /// What the caller calls this deploy, so that asking again with the same key does not deploy
+    /// again: the answer is that of the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
+    /// Who asks for it, for the history; else the user of the process that calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// Why, for the history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
     /// See [`Wait`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub queue: bool,
@@ -186,6 +256,12 @@ pub struct Rollback {
     /// A version or the number of a generation; else the version before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
+    /// Who asks for it, for the history; else the user of the process that calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// Why, for the history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
     /// See [`Wait`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub queue: bool,
@@ -204,12 +280,95 @@ pub struct Labelled {
     /// The label; none is `next`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<Label>,
+    /// Who asks for it, for the history; else the user of the process that calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// Why, for the history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
     /// See [`Wait`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub queue: bool,
     /// See [`Wait`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub detach: bool,
+    /// Whether it goes live in a freeze, too; for `promote` only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub override_freeze: bool,
+}
+
+/// The query of `/v1/canary/pause`, `/v1/canary/resume`, `/v1/start`, `/v1/restart` and
+/// `/v1/resume`. Only those that start something wait for their turn.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Operation {
+    /// The app, where there is more than one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+    /// See [`Wait`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub queue: bool,
+    /// See [`Wait`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub detach: bool,
+}
+
+/// The query of `/v1/holders`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Holders {
+    /// Only this app.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+    /// This generation, instead of all that were replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// How many at the most; none is 1,000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+}
+
+/// The query of `/v1/move`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Move {
+    /// The app.
+    pub app: AppName,
+    /// The tenant.
+    pub tenant: String,
+    /// Whether what it has in flight on the version before is ended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub now: bool,
+}
+
+/// The query of `/v1/stop`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stop {
+    /// The app, where there is more than one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+    /// What its clients are told meanwhile, with 503. Text, or HTML where it begins with `<`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// See [`Wait`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub queue: bool,
+    /// See [`Wait`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub detach: bool,
+}
+
+/// The query of `/v1/pause`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pause {
+    /// The app, where there is more than one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+    /// Milliseconds that a request waits at the longest; none is 30 seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_wait_ms: Option<u64>,
 }
 
 /// The query of `/v1/shutdown`.

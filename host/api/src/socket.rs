@@ -24,6 +24,14 @@ pub async fn connect(path: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(address.path()).await
 }
 
+/// The same without a runtime. Blocks.
+///
+/// # Errors
+/// Those of [`connect`].
+pub fn dial(path: &Path) -> io::Result<std::os::unix::net::UnixStream> {
+    std::os::unix::net::UnixStream::connect(Address::of(path)?.path())
+}
+
 /// Returns the folder of a path, `.` where it names none.
 pub fn folder(path: &Path) -> &Path {
     match path.parent() {

@@ -4,12 +4,21 @@
 //! | --- | --- |
 //! | `GET /v1/status` | [`Status`] |
 //! | `GET /v1/history?app=A` | [`History`] |
+//! | `GET /v1/artifact?app=A&which=W` | [`ArtifactReport`] |
 //! | `GET /v1/events?follow=true` | one [`Event`] a line; with `follow` it never ends |
-//! | `POST /v1/deploy?name=FILE&app=A&timeout_ms=N&label=L&ttl_ms=N&queue=true&detach=true`, body = the artifact's bytes | one [`Progress`] a line |
+//! | `POST /v1/deploy?name=FILE&app=A&timeout_ms=N&label=L&ttl_ms=N&canary=5%25,25%25&bake_ms=N&sticky=KEY&shadow=10%25&orphan_jobs=true&override_freeze=true&idempotency_key=K&queue=true&detach=true`, body = the artifact's bytes | one [`Progress`] a line |
 //! | `POST /v1/reload?app=A&queue=true` | one [`Progress`] a line |
 //! | `POST /v1/rollback?app=A&to=VERSION-OR-GENERATION&queue=true` | one [`Progress`] a line |
 //! | `POST /v1/promote?app=A&label=L&queue=true` | one [`Progress`] a line |
 //! | `POST /v1/abort?app=A&label=L&queue=true` | one [`Progress`] a line |
+//! | `GET /v1/shadow?app=A` | [`ShadowList`] |
+//! | `POST /v1/verify?app=A` | one [`Progress`] a line |
+//! | `POST /v1/stop?app=A&message=TEXT&queue=true`, `POST /v1/start?app=A&queue=true`, `POST /v1/restart?…` | one [`Progress`] a line |
+//! | `POST /v1/pause?app=A&max_wait_ms=N`, `POST /v1/resume?app=A` | one [`Progress`] a line |
+//! | `POST /v1/canary/pause?app=A`, `POST /v1/canary/resume?app=A` | one [`Progress`] a line |
+//! | `GET /v1/holders?app=A&generation=N&limit=N` | [`HolderList`] |
+//! | `GET /v1/tenants?app=A` | [`TenantList`] |
+//! | `POST /v1/move?app=A&tenant=T&now=true` | [`crate::Done`] |
 //! | `GET /v1/operations/ID` | the [`Progress`] lines of that operation, from its beginning |
 //! | `GET /metrics` | the metrics, as the text that Prometheus reads |
 //! | `POST /v1/shutdown?now=true` | [`ShuttingDown`], then the host ends |
@@ -69,6 +78,21 @@ pub struct AppStatus {
     /// What its limits hold and did, if it has any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<LimitsStatus>,
+    /// What clients are told, while somebody has stopped it; may be empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<String>,
+    /// Why nothing new goes live now, and until when, while that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<String>,
+    /// What waits, while somebody has paused it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<PausedStatus>,
+    /// The version that gets copies of requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<ShadowStatus>,
+    /// The version that is on trial.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryStatus>,
     /// Every generation of this run of the host that is not unloaded, oldest first.
     pub generations: Vec<GenerationStatus>,
     /// Where generations of it listen by themselves, beside the host: sockets that go from each to
@@ -112,6 +136,58 @@ pub struct StagedStatus {
     pub artifact: String,
 }
 
+/// A version that gets copies of requests, whose answers are compared with those that clients were
+/// given.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ShadowStatus {
+    /// The app.
+    pub app: AppName,
+    /// The generation.
+    pub generation: GenerationId,
+    /// Its version.
+    pub version: Version,
+    /// The share of the requests of which it gets copies, in percent.
+    pub percent: f64,
+    /// How many answers were the same.
+    pub same: u64,
+    /// How many were not, those that did not come included.
+    pub differ: u64,
+    /// How many of those did not come.
+    pub failed: u64,
+    /// How many copies were not made, because many were under way.
+    pub skipped: u64,
+    /// The last answers that differ, oldest first; in the list only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub differences: Vec<ShadowDifference>,
+}
+
+/// An answer of a shadow that differs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ShadowDifference {
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    /// What was asked: the method and the target.
+    pub request: String,
+    /// How they differ: what the client was given, then what it would have been.
+    pub differences: Vec<String>,
+}
+
+/// The answer to `GET /v1/shadow`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ShadowList {
+    /// The shadows.
+    pub shadows: Vec<ShadowStatus>,
+}
+
+/// An app whose requests wait.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct PausedStatus {
+    /// How many wait.
+    pub waiting: u64,
+    /// Milliseconds that each waits at the longest.
+    pub max_wait_ms: u64,
+}
+
 /// The limits of an app: `request_timeout`, `max_concurrent`, `queue`.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct LimitsStatus {
@@ -132,6 +208,64 @@ pub struct LimitsStatus {
     pub refused: u64,
     /// Requests that were ended with 504 since the host started.
     pub timed_out: u64,
+}
+
+/// A version on trial: it gets a share of the requests, and is compared with the live one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CanaryStatus {
+    /// Its generation.
+    pub generation: GenerationId,
+    /// The version its manifest names.
+    pub version: Version,
+    /// The share of the requests that it gets, in percent.
+    pub percent: f64,
+    /// What stays on its side while the share grows, such as `cookie:session`; none: each request
+    /// is left to chance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sticky: Option<String>,
+    /// The number of the step, beginning with 1.
+    pub step: u64,
+    /// How many there are.
+    pub steps: u64,
+    /// Milliseconds that this step lasts still.
+    pub left_ms: u64,
+    /// Whether it stands still until somebody says otherwise.
+    pub paused: bool,
+    /// Whether its time is over, and too few of its requests were answered to go on.
+    pub inconclusive: bool,
+    /// How many of its requests must have been answered.
+    pub min_requests: u64,
+    /// What was counted of it.
+    pub canary: CanaryCounts,
+    /// What was counted of the live version meanwhile.
+    pub live: CanaryCounts,
+    /// How strongly the figures say that it fails more often than the live version: a likelihood
+    /// ratio, at 100 it is ended. Below 1 they say the contrary.
+    pub failing: f64,
+    /// The same of being slow.
+    pub slow: f64,
+    /// The highest failure rate that leaves a chance of 5 % for none of its requests to have
+    /// failed, which is 3/n; none where one has failed, or none was answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_at_most: Option<f64>,
+    /// Whether all requests came from one client, whose failures count once. Behind a proxy that is
+    /// not trusted that is no client.
+    pub one_client: bool,
+}
+
+/// What was counted of one side of a trial.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct CanaryCounts {
+    /// Requests that were answered.
+    pub requests: u64,
+    /// Failures: answers of 5xx, panics, timeouts and stalls, one for each client.
+    pub failed: u64,
+    /// Microseconds that half of the answers took at most, in the last ten minutes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p50_us: Option<u64>,
+    /// The same of 99 % of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p99_us: Option<u64>,
 }
 
 /// One generation.
@@ -163,12 +297,22 @@ pub struct GenerationStatus {
     /// Requests that held a worker for longer than `stall_after` in one go.
     #[serde(default)]
     pub stalls: u64,
+    /// Answers with a status of 5xx.
+    #[serde(default)]
+    pub server_errors: u64,
+    /// What of tenants is in flight on it, where it was replaced and stays for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staying_for: Option<u64>,
     /// Milliseconds since it was loaded.
     pub age_ms: u64,
     /// The jobs, workers and tasks among what is in flight, the oldest first; of very many only
     /// those.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub work: Vec<WorkStatus>,
+    /// The requests, streams and connections that hold it, once it was replaced: the oldest first,
+    /// of very many only those.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holders: Vec<HolderStatus>,
     /// Why its library is still mapped though it is retired.
     pub retained_because: Option<String>,
 }
@@ -185,6 +329,58 @@ pub struct WorkStatus {
     pub tenant: String,
     /// Milliseconds since it began.
     pub age_ms: u64,
+}
+
+/// Who holds generations that were replaced, or the one that was asked about.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HolderList {
+    /// The oldest first.
+    pub holders: Vec<HolderStatus>,
+}
+
+/// One that holds a generation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HolderStatus {
+    /// What `handover cancel` ends it by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Its app.
+    pub app: AppName,
+    /// Its generation.
+    pub generation: GenerationId,
+    /// `request`, `stream`, `connection`, `task`, `job` or `worker`.
+    pub kind: String,
+    /// What it is: the method and the path of a request, of the one that began a stream or a
+    /// connection; the name of work.
+    pub name: String,
+    /// The address of the client; none over a unix socket, and of work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    /// Whose it is; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub tenant: String,
+    /// Milliseconds since it began.
+    pub age_ms: u64,
+}
+
+/// The tenants that stay on generations that were replaced.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TenantList {
+    /// By app, generation and name.
+    pub tenants: Vec<TenantStatus>,
+}
+
+/// A tenant that stays on a generation that was replaced.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TenantStatus {
+    /// Its app.
+    pub app: AppName,
+    /// Its name.
+    pub tenant: String,
+    /// Where it stays.
+    pub generation: GenerationId,
+    /// What it has there.
+    pub holders: Vec<HolderStatus>,
 }
 
 /// The process.
@@ -284,6 +480,96 @@ pub struct HistoryEntry {
     /// What preflight warned of, though it was taken: each a sentence.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// Who asked for it: what the caller said, else the user of its process. None of what nobody
+    /// asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// Why, as the caller said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// The commit that it was built from, with `-dirty` where files differed from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+    /// Its steps up to the cutover, and how long each took.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<StepTook>,
+    /// What its generation has done: until it was replaced, or until now. None of one that never
+    /// was live, or that ended in another way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served: Option<Served>,
+}
+
+/// A step of a deploy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepTook {
+    /// Which: see [`Progress::Step`].
+    pub step: String,
+    /// How long it took, in microseconds.
+    pub took_us: u64,
+}
+
+/// What a generation has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Served {
+    /// Requests that it was given.
+    pub requests: u64,
+    /// Its answers with a status of 5xx.
+    pub server_errors: u64,
+    /// Panics caught in it.
+    pub panics: u64,
+    /// Milliseconds since it was loaded.
+    pub for_ms: u64,
+}
+
+/// What an artifact says of itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ArtifactReport {
+    /// The app that it wants to be.
+    pub app: AppName,
+    /// Its version.
+    pub version: Version,
+    /// Its identity, in hexadecimal.
+    pub sha256: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The ABI that it was built against, as `major.minor`.
+    pub abi: String,
+    /// The version of its state schema.
+    pub schema: u32,
+    /// The commit, where the build said so.
+    pub commit: Option<String>,
+    /// Whether the sources differed from it.
+    pub dirty: bool,
+    /// What git calls the content of its `Cargo.lock`, where the build said so.
+    pub lockfile: Option<String>,
+    /// `rustc --version`.
+    pub rustc: String,
+    /// The target triple.
+    pub target: String,
+    /// `debug` or `release`.
+    pub profile: String,
+    /// `unwind` or `abort`.
+    pub panic: String,
+    /// The version of handover-plugin.
+    pub sdk: String,
+    /// The libraries that it needs, by name.
+    pub needed: Vec<String>,
+    /// The jobs that it handles.
+    pub jobs: Vec<String>,
+    /// Its schedules: the job, and when it is due.
+    pub schedules: Vec<String>,
+    /// The packages that it was built from, where `cargo auditable` has built it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dependencies: Option<Vec<Dependency>>,
+}
+
+/// A package that an artifact was built from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Dependency {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
 }
 
 /// Something that happened.

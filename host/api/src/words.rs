@@ -49,8 +49,22 @@ words! {
         Serving = "serving",
         /// An operation is under way.
         Deploying = "deploying",
+        /// Somebody has stopped it.
+        Stopped = "stopped",
         /// Nothing has been deployed.
         Empty = "empty",
+    }
+}
+
+words! {
+    /// When a change of the configuration takes effect.
+    ConfigEffect {
+        /// When the configuration is reloaded.
+        Now = "now",
+        /// When the app gets its next generation.
+        NextGeneration = "next-generation",
+        /// When the host is started the next time.
+        NextStart = "next-start",
     }
 }
 
@@ -128,6 +142,10 @@ words! {
         Unloaded = "unloaded",
         /// Its library stays mapped.
         Retained = "retained",
+        /// The configuration was read again.
+        ConfigLoaded = "config_loaded",
+        /// The same, and something in it was wrong: nothing was changed.
+        ConfigFailed = "config_failed",
         /// Replaced generations hold more than the leak budget.
         LeakBudget = "leak-budget",
         /// An artifact was refused.
@@ -144,6 +162,25 @@ words! {
         Labelled = "labelled",
         /// It was ended: by `abort`, by its TTL, or because another version took its label.
         LabelEnded = "label_ended",
+        /// A version is on trial: its share of the requests is a new one, it stands still, or goes
+        /// on.
+        Canary = "canary",
+        /// Too few of its requests were answered in its time to go on.
+        CanaryInconclusive = "canary_inconclusive",
+        /// It was ended, because the figures speak against it.
+        CanaryAborted = "canary_aborted",
+        /// A boot from nothing brought the same as what is live.
+        Verified = "verified",
+        /// It did not, or could not be made.
+        VerifyFailed = "verify_failed",
+        /// Somebody has stopped an app: nothing of it answers.
+        Stopped = "stopped",
+        /// Requests of an app wait.
+        Paused = "paused",
+        /// They went on.
+        Resumed = "resumed",
+        /// A generation that was replaced stays for its tenants, or they have left it.
+        Tenants = "tenants",
         /// An artifact of a drop folder waits until it may be tried.
         Waiting = "waiting",
         /// The host before this one did not end cleanly.

@@ -16,7 +16,7 @@ use crate::{
     },
     artifact::{Artifact, Sha256},
     config,
-    dispatch::Limits,
+    dispatch::{Limits, Pause},
     generation::{Active, Counts, Generation, Spec},
     ledger::RetainReasons,
     operations::queue::OperationQueue,
@@ -28,10 +28,8 @@ use crate::{
 pub(crate) struct App {
     /// Its name.
     pub(crate) name: AppName,
-    /// Its section of the configuration.
-    pub(crate) settings: config::App,
-    /// What it may take, if that is limited.
-    pub(crate) limits: Option<Arc<Limits>>,
+    /// Its section of the configuration, and what it may take by that, if that is limited.
+    tuning: Mutex<(Arc<config::App>, Option<Arc<Limits>>)>,
     /// What is remembered of it over restarts.
     pub(crate) saved: Arc<Saved>,
     /// What is counted of it for the metrics.
@@ -39,6 +37,8 @@ pub(crate) struct App {
     /// Which operation may change what is live.
     pub(crate) queue: Arc<OperationQueue>,
     running: Mutex<Running>,
+    /// What holds its requests back, while it is paused.
+    pause: Mutex<Option<Arc<Pause>>>,
     /// The dropped artifact that waits because too many generations drain, so that it is said once.
     waiting: Mutex<Option<Sha256>>,
     /// The dropped artifact that the machine was too short for, until when it waits for that, and
@@ -145,11 +145,21 @@ impl Running {
         Some(self.leave(taken.live))
     }
 
+    /// Takes the generation `id`, which stayed for its tenants, out of what answers: see
+    /// [`Running::unlabel`].
+    pub(crate) fn end_stay(&mut self, id: GenerationId) -> Option<Replaced> {
+        let live = self.serving.take_staying(Some(id))?;
+        Some(self.leave(live))
+    }
+
     /// Takes all that answers out of what does: see [`Running::unlabel`].
     pub(crate) fn end_all(&mut self) -> Vec<Replaced> {
         let mut all: Vec<_> = self.replace(None).into_iter().collect();
         while let Some(taken) = self.serving.take(|_| true) {
             all.push(self.leave(taken.live));
+        }
+        while let Some(live) = self.serving.take_staying(None) {
+            all.push(self.leave(live));
         }
         all
     }
@@ -194,17 +204,52 @@ impl RetiredTotals {
 impl App {
     /// An app that serves nothing yet.
     pub(crate) fn new(name: AppName, settings: config::App, saved: Arc<Saved>) -> Self {
+        let limits = Limits::new(&name, &settings);
         Self {
-            limits: Limits::new(&name, &settings),
             name,
-            settings,
+            tuning: Mutex::new((Arc::new(settings), limits)),
             saved,
             counters: Counters::default(),
             queue: OperationQueue::new(),
             running: Mutex::default(),
+            pause: Mutex::default(),
             waiting: Mutex::default(),
             short: Mutex::default(),
         }
+    }
+
+    /// Its section of the configuration, as it is now.
+    pub(crate) fn settings(&self) -> Arc<config::App> {
+        Arc::clone(&self.tuning.lock().0)
+    }
+
+    /// What it may take, if that is limited, or if its requests wait because it is paused.
+    pub(crate) fn limits(&self) -> Option<Arc<Limits>> {
+        let limits = self.tuning.lock().1.clone();
+        match self.paused() {
+            None => limits,
+            Some(pause) => Some(Limits::paused(limits.as_ref(), &self.name, pause)),
+        }
+    }
+
+    /// Returns what holds its requests back.
+    pub(crate) fn paused(&self) -> Option<Arc<Pause>> {
+        self.pause.lock().clone()
+    }
+
+    /// Has its requests held back, or not any more. The caller publishes the routes, and releases
+    /// what is returned: what held them before.
+    pub(crate) fn pause(&self, pause: Option<Arc<Pause>>) -> Option<Arc<Pause>> {
+        std::mem::replace(&mut *self.pause.lock(), pause)
+    }
+
+    /// Goes by `settings` from now on. The caller publishes the routes. To be called within the
+    /// host's runtime.
+    pub(crate) fn retune(&self, settings: config::App) {
+        let mut tuning = self.tuning.lock();
+        let (old, before) = &*tuning;
+        let limits = Limits::retuned(before.as_ref(), &self.name, old, &settings);
+        *tuning = (Arc::new(settings), limits);
     }
 
     /// Looks at the generations, or changes them. Not for calls into them.
@@ -246,7 +291,8 @@ impl App {
 
     /// Whether a deploy would leave more replaced generations draining than the app allows.
     pub(crate) fn is_full(&self) -> bool {
-        self.draining().len() >= self.settings.max_old_generations.max(1)
+        let staying = self.running(|running| running.serving.staying().len());
+        self.draining().len() + staying >= self.settings().max_old_generations.max(1)
     }
 
     /// Sets what keeps the library of a generation mapped that is not live. Whether that is news.

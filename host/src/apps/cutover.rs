@@ -12,7 +12,8 @@ use crate::{
         serving::{Labelled, Serving},
     },
     config::RoutePrefix,
-    dispatch::{Route, Targets},
+    dispatch::{Down, Route, Targets},
+    generation::Generation,
     records::app_record::{Assigned, Record},
 };
 
@@ -33,6 +34,8 @@ pub(crate) struct CutOver {
     pub(crate) previous: Option<Replaced>,
     /// What was live, where it is kept warm now.
     pub(crate) warm: Option<GenerationId>,
+    /// What was live, where tenants stay on it.
+    pub(crate) staying: Option<Arc<Generation>>,
 }
 
 impl Registry {
@@ -50,14 +53,29 @@ impl Registry {
     ) -> CutOver {
         let CutoverStrategy::Overlap = strategy;
         let label = Label::of(Label::PREVIOUS);
+        let tenants_move = app.settings().tenant.when_idle().is_some();
         let cut_over = app.running(|running| {
             let previous = running.unlabel(&label, |_| true);
+            let has_tenants = |live: &Arc<Generation>| live.tenants().in_flight() > 0;
+            if tenants_move && running.serving.generation().is_some_and(has_tenants) {
+                let before = running.serving.replace(Some(live));
+                let staying = before.map(|before| {
+                    let generation = Arc::clone(before.active.generation());
+                    running.serving.stay(before);
+                    generation
+                });
+                return CutOver {
+                    staying,
+                    previous,
+                    ..CutOver::default()
+                };
+            }
             let Some(until) = warm_until else {
                 let replaced = running.replace(Some(live));
                 return CutOver {
                     replaced,
                     previous,
-                    warm: None,
+                    ..CutOver::default()
                 };
             };
             let warm = running.serving.replace(Some(live)).map(|live| {
@@ -68,13 +86,13 @@ impl Registry {
                 id
             });
             CutOver {
-                replaced: None,
                 previous,
                 warm,
+                ..CutOver::default()
             }
         });
         let publishing = self.publishing().lock();
-        if app.settings.routes.is_empty() && app.saved.read(|record| record.assigned.is_none()) {
+        if app.settings().routes.is_empty() && app.saved.read(|record| record.assigned.is_none()) {
             let at = self.assign(app);
             // On disk together with HEAD, right after this.
             app.saved.edit(|record| record.assigned = Some(at));
@@ -88,7 +106,7 @@ impl Registry {
         self.publish_locked(&self.publishing().lock());
     }
 
-    fn publish_locked(&self, _lock: &MutexGuard<'_, ()>) {
+    pub(super) fn publish_locked(&self, _lock: &MutexGuard<'_, ()>) {
         let mut routes = Vec::new();
         for app in self.all() {
             app.running(|running| routes_of(&app, &running.serving, &mut routes));
@@ -101,12 +119,12 @@ impl Registry {
     fn assign(&self, app: &App) -> Assigned {
         let taken = self.all().iter().any(|other| {
             other.name != app.name
-                && if other.settings.routes.is_empty() {
+                && if other.settings().routes.is_empty() {
                     other
                         .saved
                         .read(|record| record.assigned == Some(Assigned::Root))
                 } else {
-                    other.settings.routes.iter().any(is_root)
+                    other.settings().routes.iter().any(is_root)
                 }
         });
         if taken {
@@ -119,14 +137,15 @@ impl Registry {
 
 /// The prefixes of `app`, and whether each is taken off the path.
 pub(crate) fn prefixes(app: &App) -> Vec<(RoutePrefix, bool)> {
-    if app.settings.routes.is_empty() {
+    let settings = app.settings();
+    if settings.routes.is_empty() {
         app.saved
             .read(|record| record.assigned)
             .map(|at| assigned(&app.name, at))
             .into_iter()
             .collect()
     } else {
-        app.settings
+        settings
             .routes
             .iter()
             .map(|prefix| (prefix.clone(), false))
@@ -136,13 +155,17 @@ pub(crate) fn prefixes(app: &App) -> Vec<(RoutePrefix, bool)> {
 
 /// Adds the routes of `app`: where it answers, and there again under the host name of each label.
 fn routes_of(app: &App, serving: &Serving, routes: &mut Vec<Route>) {
-    let chosen = |record: &Record| record.head.as_ref().map(|head| head.version.clone());
-    let down = match serving.generation() {
-        Some(_) => None,
-        None => app.saved.read(chosen),
+    let why = |record: &Record| match (&record.stopped, &record.head) {
+        (Some(message), _) => Down::Stopped(message.as_str().into()),
+        (None, Some(head)) => Down::Version(head.version.clone()),
+        (None, None) => Down::Empty,
     };
-    let labels = &app.settings.labels;
-    let targets = serving.targets(labels);
+    let down = match serving.generation() {
+        Some(_) => Down::Empty,
+        None => app.saved.read(why),
+    };
+    let (settings, limits) = (app.settings(), app.limits());
+    let (labels, targets) = (&settings.labels, serving.targets(&settings));
     for (prefix, strip) in prefixes(app) {
         for labelled in serving.labelled() {
             let Some(host) = labels.host_of(&labelled.label) else {
@@ -156,8 +179,8 @@ fn routes_of(app: &App, serving: &Serving, routes: &mut Vec<Route>) {
                 strip,
                 app: app.name.clone(),
                 targets: Targets::One(Arc::clone(labelled.live.active.generation())),
-                down: None,
-                limits: app.limits.clone(),
+                down: Down::Empty,
+                limits: limits.clone(),
             });
         }
         routes.push(Route {
@@ -166,7 +189,7 @@ fn routes_of(app: &App, serving: &Serving, routes: &mut Vec<Route>) {
             app: app.name.clone(),
             targets: targets.clone(),
             down: down.clone(),
-            limits: app.limits.clone(),
+            limits: limits.clone(),
         });
     }
 }

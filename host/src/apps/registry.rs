@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use arc_swap::ArcSwap;
 use handover_api::{AppName, EventKind, GenerationId, OperationResult, Outcome};
 use parking_lot::Mutex;
 
@@ -30,7 +31,7 @@ pub(crate) struct Registry(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    config: Config,
+    config: Arc<ArcSwap<Config>>,
     /// `<state>/apps`.
     records: PathBuf,
     room: Arc<Room>,
@@ -60,15 +61,16 @@ impl Registry {
         let records = state.join("apps");
         std::fs::create_dir_all(&records)?;
         let remembered = app_record::known(&records)?;
+        let config = Arc::new(ArcSwap::from_pointee(config));
         let stores = Stores::new(state.join("state"), {
-            let config = config.clone();
-            move |app| config.app(app).state
+            let config = Arc::clone(&config);
+            move |app| config.load().app(app).state
         });
         let work = WorkRegistry::new(stores.clone(), {
-            let config = config.clone();
+            let config = Arc::clone(&config);
             move |app| {
-                let settings = config.app(app);
-                (settings.jobs, settings.leases)
+                let settings = config.load().app(app);
+                (settings.jobs, settings.mirrors())
             }
         });
         let registry = Self(Arc::new(Inner {
@@ -82,16 +84,34 @@ impl Registry {
             work,
             config,
         }));
-        for name in registry.0.config.apps.keys().cloned().chain(remembered) {
+        let configured = registry.config();
+        for name in configured.apps.keys().cloned().chain(remembered) {
             registry.app(&name);
         }
         registry.publish();
         Ok(registry)
     }
 
-    /// Returns the configuration of the host.
-    pub(crate) fn config(&self) -> &Config {
-        &self.0.config
+    /// Returns the configuration of the host, as it is now.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        self.0.config.load_full()
+    }
+
+    /// Has all apps go by `config` from now on, those that it names for the first time as well. To
+    /// be called within the host's runtime. Reads records of apps.
+    pub(crate) fn retune(&self, config: Config) {
+        let publishing = self.publishing().lock();
+        self.0.config.store(Arc::new(config));
+        let config = self.config();
+        for app in self.all() {
+            app.retune(config.app(&app.name));
+        }
+        for name in config.apps.keys() {
+            self.app(name);
+        }
+        self.0.stores.retune();
+        self.0.work.retune();
+        self.publish_locked(&publishing);
     }
 
     /// Returns what the apps keep in the host.
@@ -130,7 +150,7 @@ impl Registry {
             return Arc::clone(app);
         }
         let (saved, trouble) = Saved::open(&self.0.records, name, Arc::clone(&self.0.room));
-        let app = Arc::new(App::new(name.clone(), self.0.config.app(name), saved));
+        let app = Arc::new(App::new(name.clone(), self.config().app(name), saved));
         apps.insert(name.clone(), Arc::clone(&app));
         drop(apps);
         if let Some(trouble) = trouble {
@@ -166,7 +186,8 @@ impl Registry {
     /// Returns every app that people are to see, by name.
     pub(crate) fn shown(&self) -> Vec<Arc<App>> {
         let mut all = self.all();
-        all.retain(|app| self.0.config.apps.contains_key(&app.name) || app.has_anything());
+        let config = self.config();
+        all.retain(|app| config.apps.contains_key(&app.name) || app.has_anything());
         all
     }
 

@@ -116,6 +116,25 @@ pub struct BuildFacts {
     pub sdk: String,
     /// The commit, where the build said so.
     pub commit: Option<String>,
+    /// Whether the sources differed from the commit.
+    pub dirty: bool,
+    /// What git calls the content of its `Cargo.lock`, where the build said so.
+    pub lockfile: Option<String>,
+}
+
+impl BuildFacts {
+    /// Returns why nobody could build it again from a commit alone; none where one could.
+    pub(crate) fn unclean(&self) -> Option<String> {
+        match &self.commit {
+            None => Some(
+                "it does not say which commit it was built from: build it with optimisation in a git checkout, or with HANDOVER_COMMIT set".to_owned(),
+            ),
+            Some(commit) if self.dirty => Some(format!(
+                "it was built from files that differ from commit {commit}: commit them, and build again"
+            )),
+            Some(_) => None,
+        }
+    }
 }
 
 /// Why a section is not a manifest.

@@ -23,6 +23,7 @@ mod initialisers;
 pub(crate) mod linkage;
 pub(crate) mod manifest;
 pub(crate) mod remark;
+mod report;
 pub(crate) mod store;
 #[cfg(test)]
 pub(crate) mod testing;

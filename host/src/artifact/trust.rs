@@ -15,11 +15,13 @@ use std::{
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use minisign_verify::{Error, PublicKey};
+use serde::{Deserialize, Serialize};
 
 use super::{
     Artifact, Sha256,
     digest::{CHUNK, Hasher},
 };
+use crate::values;
 
 /// The longest text that is taken for a signature, in bytes. One of minisign has some 300.
 const LONGEST: u64 = 4 * 1024;
@@ -56,6 +58,7 @@ impl fmt::Debug for KeyId {
 pub struct Key {
     id: KeyId,
     key: PublicKey,
+    text: Box<str>,
 }
 
 /// A text that is no [`Key`].
@@ -73,7 +76,16 @@ impl FromStr for Key {
         Ok(Self {
             id: KeyId::of_base64(text).ok_or_else(invalid)?,
             key: PublicKey::from_base64(text).map_err(|_| invalid())?,
+            text: text.into(),
         })
+    }
+}
+
+values::as_text!(Key);
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
     }
 }
 
@@ -208,7 +220,8 @@ pub enum Untrusted {
 }
 
 /// The keys of `[trust]`. Without any, everything is taken.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(transparent)]
 pub struct Keys(Vec<Key>);
 
 impl Keys {

@@ -4,9 +4,13 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 
-use handover_api::{AppName, Label};
+use handover_api::{AppName, Label, Percent, Steps};
 
-use crate::net::ListenerKey;
+use super::{dev::Variable, remote::RemoteHost};
+use crate::{
+    config::{NamedAddress, RequestKey},
+    net::ListenerKey,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -59,6 +63,16 @@ pub(super) struct Global {
         hide_env_values = true
     )]
     pub(super) control: Option<PathBuf>,
+    /// The host of another machine, reached by ssh; --control is the path there
+    #[arg(
+        long,
+        global = true,
+        value_name = "ssh://[USER@]HOST",
+        env = "HANDOVER_HOST",
+        hide_env_values = true,
+        help_heading = "Options of every command"
+    )]
+    pub(super) host: Option<RemoteHost>,
     /// Print JSON, for programs
     #[arg(long, global = true, help_heading = "Options of every command")]
     pub(super) json: bool,
@@ -127,6 +141,23 @@ pub(super) struct OfApp {
     pub(super) app: Option<AppName>,
 }
 
+/// What to do with the configuration.
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Check a configuration file, and the files of apps.d beside it, without a host
+    Check {
+        /// The file
+        #[arg(value_name = "FILE", default_value = "handover.toml")]
+        file: PathBuf,
+    },
+    /// Print every key with its value, defaults included
+    Show {
+        /// The file [default: what the running host works with]
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+}
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -145,10 +176,12 @@ Examples:
     /// Build a plugin crate, serve it, swap it on every change
     #[command(after_help = "\
 While the code does not compile, the errors are shown and the last good version goes on serving.
+The app has the settings of handover.toml and the variables of .env beside the crate; a change of them swaps too.
 
 Examples:
   handover dev .
-  handover dev shop --listen 127.0.0.1:3000 --release")]
+  handover dev shop --listen localhost:3000 --release
+  handover dev shop --env DATABASE_URL=sqlite:dev.db")]
     Dev(Dev),
     /// Make a plugin crate that builds, serves and passes its test
     #[command(after_help = "\
@@ -181,7 +214,8 @@ Examples:
   handover deploy libshop.so --queue --timeout 5m
   handover deploy libshop.so --detach
   handover deploy libshop.so --stage --ttl 1h && handover promote shop
-  handover deploy libshop.so --label fix-12 --ttl 2d")]
+  handover deploy libshop.so --label fix-12 --ttl 2d
+  handover deploy libshop.so --canary 5% --steps 5%,25%,100% --bake 10m --sticky cookie:session")]
     Deploy(Deploy),
     /// Activate what is staged, and scan the drop folder again
     #[command(after_help = "\
@@ -191,6 +225,21 @@ Examples:
   handover reload
   handover reload shop")]
     Reload(Reload),
+    /// Show how the configuration differs from what the host works with
+    #[command(after_help = "\
+Changes nothing. A change takes effect with `reload-config`; some keys hold for the next generation of their app, or
+for the next start of the host, and say so.
+
+Example:
+  handover plan && handover reload-config")]
+    Plan,
+    /// Read the configuration again, and put what has changed into effect
+    #[command(after_help = "\
+All of it or nothing: an error leaves everything as it was. No connection is dropped.
+
+Example:
+  handover reload-config")]
+    ReloadConfig,
     /// Show the durable jobs of apps, cancel them, try them again
     #[command(
         args_conflicts_with_subcommands = true,
@@ -211,25 +260,58 @@ Example:
 Example:
   handover leases shop")]
     Leases(OfApp),
-    /// Cancel a job, or take a lease away from its holder
+    /// Show who holds generations that were replaced, and wait until they have ended
+    #[command(after_help = "\
+`handover cancel ID` ends a request, a stream or a connection, as the drain deadline would. With --wait the command
+ends with 7 when something had to be cut.
+
+Examples:
+  handover drain
+  handover drain shop 17 --wait")]
+    Drain(Drain),
+    /// Show the tenants that stay on a version that was replaced, and what holds each
+    #[command(after_help = "\
+Example:
+  handover tenants shop")]
+    Tenants(OfApp),
+    /// Move a tenant to the live version, whatever it has on the one before
+    #[command(after_help = "\
+What it has there goes on, or with --now is ended as the drain deadline would.
+
+Example:
+  handover move shop acme --now")]
+    Move(Move),
+    /// Cancel a job, a request or a stream, or take a lease away
     #[command(after_help = "\
 Examples:
   handover cancel 01hf3k8m2qz7r
   handover cancel lease:shop:mail-poller")]
     Cancel {
-        /// What `handover jobs` or `handover leases` shows as its ID
+        /// What `handover jobs`, `handover leases` or `handover drain` shows as its ID
         #[arg(value_name = "ID")]
         id: String,
     },
-    /// Make live what `deploy --stage` or `--label` has brought up
+    /// Make live what `deploy --stage`, `--label` or `--canary` has brought up
     #[command(after_help = "\
 Nothing is loaded: new requests go to it from one instant to the next.
 
 Examples:
   handover promote shop
   handover promote shop --label fix-12")]
-    Promote(Labelled),
-    /// End what `deploy --stage` or `--label` has brought up
+    Promote(Promote),
+    /// Have the trial of a version stand still, or go on
+    #[command(after_help = "\
+`handover status` shows where a trial is, and what its figures say; `promote` and `abort` end it in any state.
+
+Examples:
+  handover canary pause shop
+  handover canary resume shop")]
+    Canary {
+        /// What becomes of it
+        #[command(subcommand)]
+        command: CanaryCommand,
+    },
+    /// End what `deploy --stage`, `--label` or `--canary` has brought up
     #[command(after_help = "\
 What is live is not touched, and what the other has in flight it finishes.
 
@@ -237,6 +319,42 @@ Examples:
   handover abort shop
   handover abort shop --label fix-12")]
     Abort(Labelled),
+    /// End what runs of apps, and keep it so over restarts of the host
+    #[command(after_help = "\
+What is in flight ends as in a drain. Clients get 503 with the message; one that begins with `<` is HTML. A deploy
+meanwhile is checked, and waits for the start.
+
+Examples:
+  handover stop shop --message 'Back at nine.'
+  handover stop shop --page maintenance.html
+  handover stop --all")]
+    Stop(Stop),
+    /// Make live what was live when apps were stopped, or what was deployed since
+    #[command(after_help = "\
+Examples:
+  handover start shop
+  handover start --all")]
+    Start(Operate),
+    /// Replace what is live by a new generation of the same artifact
+    #[command(after_help = "\
+As a deploy does it: the new one comes up beside the old one, and nothing is lost.
+
+Examples:
+  handover restart shop
+  handover restart --all")]
+    Restart(Operate),
+    /// Have the requests of apps wait, until `resume`
+    #[command(after_help = "\
+No request fails meanwhile that waits for less than --max-wait; those beyond get 503.
+
+Example:
+  handover pause shop --max-wait 1m && ./migrate && handover resume shop")]
+    Pause(Pause),
+    /// Let the requests of paused apps go on
+    #[command(after_help = "\
+Example:
+  handover resume shop")]
+    Resume(Apps),
     /// Go back to what was live before, or to something older
     #[command(after_help = "\
 `handover history` lists what there was.
@@ -258,6 +376,47 @@ Examples:
 Example:
   handover history shop")]
     History(History),
+    /// Compare what is live with a boot from nothing
+    #[command(after_help = "\
+The child has the settings that a restart would give, and a copy of the app's state. Its answers to
+the smoke requests are compared with those of the live version: it ends with 5 if they differ, or if
+the version was started with other settings, and with 4 if it does not start.
+
+Example:
+  handover verify shop")]
+    Verify(OfApp),
+    /// Wait until an operation has ended, and end as it did
+    #[command(after_help = "\
+Example:
+  handover wait op-17 --timeout 5m")]
+    Wait(WaitFor),
+    /// Have an app run: start a host if none does, and deploy
+    #[command(after_help = "\
+A host that is started goes on when this command has ended, with its log beside the control socket.
+With --or-force an app whose new version cannot be brought up beside the old one is stopped first: it
+answers nothing meanwhile. If the new version does not start then, the old one is live again, and the
+exit code is 6.
+
+Examples:
+  handover up target/release/libshop.so
+  handover up . --message \"new prices\"
+  handover up libshop.so --or-force")]
+    Up(Up),
+    /// Connect standard input and output to the control socket: the other end of --host
+    #[command(after_help = "\
+Example:
+  ssh box handover dial")]
+    Dial,
+    /// Show how two versions of an app differ
+    #[command(after_help = "\
+What their files say: version, size, commit, build, jobs, schedules, and the packages that they were
+built from where `cargo auditable build` has built both.
+
+Examples:
+  handover diff previous
+  handover diff 1.4.2 1.5.0 --app shop
+  handover diff live target/release/libshop.so")]
+    Diff(Diff),
     /// Show what happened: cutovers, drains, panics, refusals
     #[command(after_help = "\
 Examples:
@@ -277,6 +436,18 @@ Examples:
   handover state backup shop shop.backup && handover state verify shop shop.backup
   handover state restore shop shop.backup")]
     State(State),
+    /// Check the configuration, or show every key with its value
+    #[command(
+        subcommand,
+        after_help = "\
+An error says file, line and key, and ends with 1.
+
+Examples:
+  handover config check /etc/handover/handover.toml
+  handover config show handover.toml
+  handover config show"
+    )]
+    Config(ConfigCommand),
     /// End the host once what is in flight is done
     #[command(after_help = "\
 Examples:
@@ -304,15 +475,22 @@ pub(super) struct Run {
     #[arg(long, value_name = "DIR")]
     pub(super) state: Option<PathBuf>,
     /// Serve from this very process: when it crashes, nothing starts it again
-    #[arg(long)]
+    #[arg(long, conflicts_with = "supervised")]
     pub(super) no_supervisor: bool,
+    /// What a supervisor says to its child.
+    #[command(flatten)]
+    pub(super) child: Child,
+    /// Accept a configuration file, drop folders and a state directory that others may write
+    #[arg(long)]
+    pub(super) insecure_paths: bool,
+}
+
+/// What the supervisor of `run` and `dev` says to the host that it starts, which is this program
+/// with the same arguments and these.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Child {
     /// The process that supervises this one.
-    #[arg(
-        long,
-        value_name = "PID",
-        hide = true,
-        conflicts_with = "no_supervisor"
-    )]
+    #[arg(long, value_name = "PID", hide = true)]
     pub(super) supervised: Option<u32>,
     /// The number of the file of that supervisor which keeps what the disk has no room for.
     #[arg(long, hide = true, requires = "supervised")]
@@ -326,6 +504,9 @@ pub(super) struct Run {
     /// What it said of it.
     #[arg(long, value_name = "LINE", hide = true, allow_hyphen_values = true)]
     pub(super) last_words: Option<String>,
+    /// The configuration that took effect last, for the time after a crash.
+    #[arg(long, value_name = "FILE", hide = true, requires = "crashed")]
+    pub(super) kept_config: Option<PathBuf>,
     /// Which listener each socket is that it is started with, in the order of the descriptors.
     #[arg(
         long = "socket",
@@ -334,9 +515,6 @@ pub(super) struct Run {
         requires = "supervised"
     )]
     pub(super) sockets: Vec<ListenerKey>,
-    /// Accept a configuration file, drop folders and a state directory that others may write
-    #[arg(long)]
-    pub(super) insecure_paths: bool,
 }
 
 /// `handover dev`
@@ -345,15 +523,29 @@ pub(super) struct Dev {
     /// The folder of the plugin crate
     #[arg(value_name = "CRATE_DIR", default_value = ".")]
     pub(super) folder: PathBuf,
-    /// The address to serve at
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
-    pub(super) listen: SocketAddr,
+    /// The address to serve at, whose host may be a name: localhost:9000 [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    pub(super) listen: Option<NamedAddress>,
+    /// The configuration file, of which [app.NAME] and [dev] count [default: handover.toml beside
+    /// the crate, if there is one]
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// A variable for the app, beside those of the file .env beside the crate; without a value, the
+    /// one that it has here
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    pub(super) env: Vec<Variable>,
     /// Serve by https, with a certificate of its own that browsers have to be told to accept
     #[arg(long)]
     pub(super) tls: bool,
     /// Build with optimisations
     #[arg(short, long)]
     pub(super) release: bool,
+    /// Leave pages as the app writes them: without the script that loads them anew after a swap
+    #[arg(long)]
+    pub(super) no_reload: bool,
+    /// What a supervisor says to its child.
+    #[command(flatten)]
+    pub(super) child: Child,
     /// Features of the crate to switch on, as cargo takes them
     #[arg(short = 'F', long, value_name = "FEATURES")]
     pub(super) features: Vec<String>,
@@ -396,6 +588,60 @@ pub(super) struct Inspect {
     pub(super) file: PathBuf,
 }
 
+/// `handover wait`
+#[derive(Debug, clap::Args)]
+pub(super) struct WaitFor {
+    /// The operation, as `deploy --detach` names it
+    #[arg(value_name = "OP")]
+    pub(super) operation: String,
+    /// End with 1 when it goes on for longer
+    #[arg(long, value_name = "TIME", value_parser = crate::values::duration)]
+    pub(super) timeout: Option<Duration>,
+    /// End with 7 also when endless streams (events, gRPC, WebSockets) had to be ended at the drain
+    /// deadline
+    #[arg(long)]
+    pub(super) strict_drain: bool,
+}
+
+/// `handover up`
+#[derive(Debug, clap::Args)]
+pub(super) struct Up {
+    /// The plugin file, or the folder of its crate, which is built then
+    #[arg(value_name = "FILE.so|CRATE")]
+    pub(super) what: PathBuf,
+    /// Deploy to this app instead of the one that the manifest names
+    #[arg(long, value_name = "APP")]
+    pub(super) app: Option<AppName>,
+    /// The configuration of a host that has to be started [default: ./handover.toml, if there]
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// The address that a host serves at that has to be started [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    pub(super) listen: Option<SocketAddr>,
+    /// Where it cannot be brought up beside what is live: stop the app, then start the new version
+    #[arg(long)]
+    pub(super) or_force: bool,
+    /// Do it once, however often it is asked for with this key
+    #[arg(long, value_name = "KEY")]
+    pub(super) idempotency_key: Option<String>,
+    #[command(flatten)]
+    pub(super) why: Why,
+}
+
+/// `handover diff`
+#[derive(Debug, clap::Args)]
+pub(super) struct Diff {
+    /// A plugin file, or a label, generation, version or SHA-256 that the host knows
+    #[arg(value_name = "A")]
+    pub(super) a: String,
+    /// The same
+    #[arg(value_name = "B", default_value = "live")]
+    pub(super) b: String,
+    /// The app; needed when the host has several
+    #[arg(long, value_name = "APP")]
+    pub(super) app: Option<AppName>,
+}
+
 /// `handover deploy`
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("beside").args(["stage", "label"])))]
@@ -410,7 +656,7 @@ pub(super) struct Deploy {
     #[arg(long, value_name = "FILE")]
     pub(super) signature: Option<PathBuf>,
     /// Give up when it is not live by then, e.g. 60s; the old code stays live
-    #[arg(long, value_name = "TIME", value_parser = crate::config::duration)]
+    #[arg(long, value_name = "TIME", value_parser = crate::values::duration)]
     pub(super) timeout: Option<Duration>,
     /// Bring it up beside what is live, under the label `next`, until `promote` or `abort`
     #[arg(long)]
@@ -419,11 +665,34 @@ pub(super) struct Deploy {
     #[arg(long, value_name = "LABEL")]
     pub(super) label: Option<Label>,
     /// End it by itself after this time, e.g. 2h
-    #[arg(long, value_name = "TIME", value_parser = crate::config::duration, requires = "beside")]
+    #[arg(long, value_name = "TIME", value_parser = crate::values::duration, requires = "beside")]
     pub(super) ttl: Option<Duration>,
+    /// Give it this share of the requests, e.g. 5%, and promote it when its figures are as good as
+    /// those of what is live; end it with 6 when they are not
+    #[arg(long, value_name = "PERCENT", conflicts_with = "beside")]
+    pub(super) canary: Option<Percent>,
+    /// The shares it gets one after the other, e.g. 5%,25%,100% [default: --canary, and what
+    /// app.NAME.canary has beyond it]
+    #[arg(long, value_name = "PERCENT,…", requires = "canary")]
+    pub(super) steps: Option<Steps>,
+    /// How long each share lasts [default: app.NAME.canary.bake, 10m]
+    #[arg(long, value_name = "TIME", value_parser = crate::values::duration, requires = "canary")]
+    pub(super) bake: Option<Duration>,
+    /// What stays on its side while the share grows: address, host, path:N, header:NAME or
+    /// cookie:NAME [default: app.NAME.canary.sticky, else each request is left to chance]
+    #[arg(long, value_name = "KEY", requires = "canary")]
+    pub(super) sticky: Option<RequestKey>,
     /// Deploy it though it has no handler for jobs that wait: they wait for a version that has one
     #[arg(long)]
     pub(super) orphan_jobs: bool,
+    /// Let it go live in a freeze too
+    #[arg(long)]
+    pub(super) override_freeze: bool,
+    /// Do it once, however often it is asked for with this key
+    #[arg(long, value_name = "KEY")]
+    pub(super) idempotency_key: Option<String>,
+    #[command(flatten)]
+    pub(super) why: Why,
     /// Wait for what is under way for the app, instead of ending with 8
     #[arg(long)]
     pub(super) queue: bool,
@@ -453,12 +722,127 @@ pub(super) struct Labelled {
     /// The app; needed when the host has several
     #[arg(value_name = "APP")]
     pub(super) app: Option<AppName>,
-    /// The label [default: next]
+    /// The label [default: canary while there is one, else next]
     #[arg(long, value_name = "LABEL")]
     pub(super) label: Option<Label>,
+    #[command(flatten)]
+    pub(super) why: Why,
     /// Wait for what is under way for the app, instead of ending with 8
     #[arg(long)]
     pub(super) queue: bool,
+}
+
+/// `handover promote`
+#[derive(Debug, clap::Args)]
+pub(super) struct Promote {
+    #[command(flatten)]
+    pub(super) what: Labelled,
+    /// Let it go live in a freeze too
+    #[arg(long)]
+    pub(super) override_freeze: bool,
+}
+
+/// What is about some apps.
+#[derive(Debug, clap::Args)]
+pub(super) struct Apps {
+    /// The apps; needed when the host has several
+    #[arg(value_name = "APP")]
+    pub(super) names: Vec<AppName>,
+    /// All of them
+    #[arg(long, conflicts_with = "names")]
+    pub(super) all: bool,
+}
+
+/// `handover stop`
+#[derive(Debug, clap::Args)]
+pub(super) struct Stop {
+    #[command(flatten)]
+    pub(super) apps: Apps,
+    /// What clients are told meanwhile
+    #[arg(long, value_name = "TEXT")]
+    pub(super) message: Option<String>,
+    /// The same from a file
+    #[arg(long, value_name = "FILE", conflicts_with = "message")]
+    pub(super) page: Option<PathBuf>,
+    /// Wait for what is under way for an app, instead of ending with 8
+    #[arg(long)]
+    pub(super) queue: bool,
+}
+
+/// `handover start` and `handover restart`
+#[derive(Debug, clap::Args)]
+pub(super) struct Operate {
+    #[command(flatten)]
+    pub(super) apps: Apps,
+    /// Wait for what is under way for an app, instead of ending with 8
+    #[arg(long)]
+    pub(super) queue: bool,
+}
+
+/// `handover pause`
+#[derive(Debug, clap::Args)]
+pub(super) struct Pause {
+    #[command(flatten)]
+    pub(super) apps: Apps,
+    /// How long a request waits at the longest [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = crate::values::duration)]
+    pub(super) max_wait: Option<Duration>,
+}
+
+/// `handover move`
+#[derive(Debug, clap::Args)]
+pub(super) struct Move {
+    /// The app
+    #[arg(value_name = "APP")]
+    pub(super) app: AppName,
+    /// The tenant, as its requests name it
+    #[arg(value_name = "TENANT")]
+    pub(super) tenant: String,
+    /// End what it has in flight on the version before
+    #[arg(long)]
+    pub(super) now: bool,
+}
+
+/// `handover drain`
+#[derive(Debug, clap::Args)]
+pub(super) struct Drain {
+    /// The app [default: all]
+    #[arg(value_name = "APP")]
+    pub(super) app: Option<AppName>,
+    /// The generation [default: all that were replaced]
+    #[arg(value_name = "GEN")]
+    pub(super) generation: Option<u64>,
+    /// Wait until they have ended
+    #[arg(long)]
+    pub(super) wait: bool,
+}
+
+/// `handover canary`
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum CanaryCommand {
+    /// Leave it with the share that it has, until `resume`
+    Pause(OfOneApp),
+    /// Go on with its steps
+    Resume(OfOneApp),
+}
+
+/// What the history tells of who asked for something.
+#[derive(Debug, clap::Args)]
+pub(super) struct Why {
+    /// Who asks for it, for the history [default: the user]
+    #[arg(long, value_name = "WHO")]
+    pub(super) by: Option<String>,
+    /// Why, for the history
+    #[arg(long, value_name = "TEXT")]
+    pub(super) message: Option<String>,
+}
+
+/// What is about one app.
+#[derive(Debug, clap::Args)]
+pub(super) struct OfOneApp {
+    /// The app; needed when the host has several
+    #[arg(value_name = "APP")]
+    pub(super) app: Option<AppName>,
 }
 
 /// `handover rollback`
@@ -470,6 +854,8 @@ pub(super) struct Rollback {
     /// The version or generation to go back to [default: what was live before]
     #[arg(long, value_name = "VERSION|GEN")]
     pub(super) to: Option<String>,
+    #[command(flatten)]
+    pub(super) why: Why,
     /// Wait for what is under way for the app, instead of ending with 8
     #[arg(long)]
     pub(super) queue: bool,
@@ -565,7 +951,7 @@ pub(super) enum StateCommand {
         #[arg(long, value_name = "NS")]
         namespace: Option<String>,
         /// How long it stays, e.g. 60s [default: for ever]
-        #[arg(long, value_name = "TIME", value_parser = crate::config::duration)]
+        #[arg(long, value_name = "TIME", value_parser = crate::values::duration)]
         ttl: Option<Duration>,
     },
     /// Remove a key
@@ -664,6 +1050,18 @@ mod tests {
             "handover deploy a.so --stage --ttl 1h",
             "handover deploy a.so --label fix-12",
             "handover promote shop --label fix-12 --queue",
+            "handover rollback shop --by ci --message broken",
+            "handover deploy a.so --canary 5% --steps 5,25%,100 --bake 1m --sticky cookie:session",
+            "handover stop shop blog --message bye --queue",
+            "handover start --all",
+            "handover restart shop",
+            "handover pause --max-wait 5s",
+            "handover resume shop blog",
+            "handover canary pause",
+            "handover drain shop 17 --wait",
+            "handover tenants",
+            "handover move shop acme --now",
+            "handover canary resume shop",
             "handover promote",
             "handover abort shop",
             "handover reload shop --queue",
@@ -703,6 +1101,13 @@ mod tests {
             "handover status No-Name",
             "handover deploy a.so --label A_b",
             "handover deploy a.so --stage --label a",
+            "handover deploy a.so --stage --canary 5%",
+            "handover deploy a.so --canary 0",
+            "handover stop shop --all",
+            "handover stop shop --message a --page b",
+            "handover deploy a.so --canary 5 --steps 25,5",
+            "handover deploy a.so --steps 5,25",
+            "handover deploy a.so --canary 5 --sticky session",
             "handover deploy a.so --ttl 1h",
             "handover status -w --json",
             "handover run --listen here",

@@ -139,6 +139,10 @@ fn verdict(args: &args::Check, config: &Config) -> Result<Checked, Failure> {
         .err()
         .map(ToString::to_string)
         .or_else(|| config.app(&app).too_old(&artifact.manifest.version))
+        .or_else(|| {
+            let is_required = config.app(&app).require_clean;
+            is_required.then(|| artifact.manifest.build.unclean())?
+        })
     {
         let verdict = Verdict::Rejected(reason);
         return Ok(Checked::Artifact(Box::new(artifact), app, verdict));

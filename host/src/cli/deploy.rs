@@ -6,10 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use handover_api::{Client, Label, Wait, query};
+use handover_api::{Label, Steps, Wait, query};
 
 use super::{
-    args::{Deploy, Global, Labelled, Reload, Rollback},
+    args::{CanaryCommand, Deploy, Global, Labelled, OfApp, Promote, Reload, Rollback},
+    build,
     exit::Failure,
     operation::{How, show},
 };
@@ -21,33 +22,47 @@ use crate::{
 };
 
 /// How long a file that somebody still writes is waited for, unless `--timeout` says less.
-const WRITTEN_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const WRITTEN_WITHIN: Duration = Duration::from_secs(10);
 
 /// How often it is looked at meanwhile.
 const GLANCE: Duration = Duration::from_millis(50);
 
 /// `handover deploy`
 pub(super) async fn deploy(global: &Global, args: Deploy) -> Result<(), Failure> {
-    let signature = signature(&args.file, args.signature.as_deref())?;
-    let client = Client::new(&global.control());
+    let file = build::artifact(global, &args.file).await?;
+    let signature = signature(&file, args.signature.as_deref())?;
+    let client = global.client();
     let limit = args
         .timeout
         .map_or(WRITTEN_WITHIN, |timeout| timeout.min(WRITTEN_WITHIN));
-    let whole = whole(&args.file, limit).await?;
+    let whole = whole(&file, limit).await?;
     let label = args.label.or(args.stage.then(|| Label::of(Label::NEXT)));
     let asked = query::Deploy {
         app: args.app,
         timeout_ms: args.timeout.map(millis),
         ttl_ms: args.ttl.filter(|_| label.is_some()).map(millis),
         label,
+        canary: match args.canary {
+            Some(first) => Some(
+                Steps::beginning_with(first, args.steps)
+                    .map_err(|error| Failure::with_code(2, error.to_string()))?,
+            ),
+            None => None,
+        },
+        bake_ms: args.bake.map(millis),
+        sticky: args.sticky.as_ref().map(ToString::to_string),
         orphan_jobs: args.orphan_jobs,
+        override_freeze: args.override_freeze,
+        idempotency_key: args.idempotency_key,
+        by: args.why.by,
+        message: args.why.message,
         queue: args.queue,
         detach: args.detach,
         ..query::Deploy::default()
     };
     let call = async {
         let signature = signature.as_ref().map(Signature::to_header);
-        let lines = client.deploy(&args.file, asked, signature).await;
+        let lines = client.deploy(&file, asked, signature).await;
         // The host has all of it.
         drop(whole);
         lines
@@ -69,7 +84,7 @@ pub(super) async fn deploy(global: &Global, args: Deploy) -> Result<(), Failure>
 ///
 /// # Errors
 /// When somebody has it open still: half of a plugin may look like a whole one.
-async fn whole(file: &Path, limit: Duration) -> Result<Option<WriteLease>, Failure> {
+pub(super) async fn whole(file: &Path, limit: Duration) -> Result<Option<WriteLease>, Failure> {
     let by = Instant::now() + limit;
     let mut is_told = false;
     loop {
@@ -118,7 +133,7 @@ pub(super) fn signature(file: &Path, named: Option<&Path>) -> Result<Option<Sign
 
 /// `handover reload`
 pub(super) async fn reload(global: &Global, args: Reload) -> Result<(), Failure> {
-    let client = Client::new(&global.control());
+    let client = global.client();
     show(
         global,
         How {
@@ -139,32 +154,64 @@ const ONE: How = How {
 };
 
 /// `handover promote`
-pub(super) async fn promote(global: &Global, args: Labelled) -> Result<(), Failure> {
-    let client = Client::new(&global.control());
-    let wait = Wait::from_query(args.queue, false);
-    let call = client.promote(args.app.as_ref(), args.label.as_ref(), wait);
-    show(global, ONE, call).await
+pub(super) async fn promote(global: &Global, args: Promote) -> Result<(), Failure> {
+    labelled(global, query::PROMOTE, args.what, args.override_freeze).await
 }
 
 /// `handover abort`
 pub(super) async fn abort(global: &Global, args: Labelled) -> Result<(), Failure> {
-    let client = Client::new(&global.control());
-    let wait = Wait::from_query(args.queue, false);
-    let call = client.abort(args.app.as_ref(), args.label.as_ref(), wait);
-    show(global, ONE, call).await
+    labelled(global, query::ABORT, args, false).await
+}
+
+async fn labelled(
+    global: &Global,
+    path: &str,
+    args: Labelled,
+    override_freeze: bool,
+) -> Result<(), Failure> {
+    let client = global.client();
+    let query = query::Labelled {
+        app: args.app,
+        label: args.label,
+        by: args.why.by,
+        message: args.why.message,
+        queue: args.queue,
+        detach: false,
+        override_freeze,
+    };
+    show(global, ONE, client.operate(path, &query)).await
+}
+
+/// `handover verify`
+pub(super) async fn verify(global: &Global, args: OfApp) -> Result<(), Failure> {
+    let client = global.client();
+    let query = query::OfApp { app: args.app };
+    show(global, ONE, client.operate(query::VERIFY, &query)).await
+}
+
+/// `handover canary`
+pub(super) async fn canary(global: &Global, command: CanaryCommand) -> Result<(), Failure> {
+    let client = global.client();
+    match command {
+        CanaryCommand::Pause(args) => {
+            show(global, ONE, client.pause_canary(args.app.as_ref())).await
+        }
+        CanaryCommand::Resume(args) => {
+            show(global, ONE, client.resume_canary(args.app.as_ref())).await
+        }
+    }
 }
 
 /// `handover rollback`
 pub(super) async fn rollback(global: &Global, args: Rollback) -> Result<(), Failure> {
-    let client = Client::new(&global.control());
-    show(
-        global,
-        ONE,
-        client.rollback(
-            args.app.as_ref(),
-            args.to.as_deref(),
-            Wait::from_query(args.queue, false),
-        ),
-    )
-    .await
+    let client = global.client();
+    let query = query::Rollback {
+        app: args.app,
+        to: args.to,
+        by: args.why.by,
+        message: args.why.message,
+        queue: args.queue,
+        detach: false,
+    };
+    show(global, ONE, client.operate(query::ROLLBACK, &query)).await
 }

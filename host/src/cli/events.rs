@@ -2,7 +2,7 @@
 
 use std::io;
 
-use handover_api::{Client, ClientError, Event, EventKind};
+use handover_api::{ClientError, Event, EventKind};
 
 use super::{
     args::{self, Global},
@@ -14,7 +14,7 @@ use crate::{human, shown::harmless};
 /// `handover events`
 pub(super) async fn events(global: &Global, args: args::Events) -> Result<(), Failure> {
     let colour = output::colour(&io::stdout(), global);
-    let mut lines = Client::new(&global.control()).events(args.follow).await?;
+    let mut lines = global.client().events(args.follow).await?;
     let over = || Failure::new("the host ended");
     loop {
         match lines.next().await {

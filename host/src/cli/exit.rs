@@ -40,6 +40,16 @@ impl Failure {
         }
     }
 
+    /// Returns the exit code.
+    pub(super) fn code(&self) -> u8 {
+        self.code
+    }
+
+    /// The same with another exit code.
+    pub(super) fn coded(self, code: u8) -> Self {
+        Self { code, ..self }
+    }
+
     /// An exit code alone: what there was to say has been said.
     pub(super) fn silent(code: u8) -> Self {
         Self {

@@ -1,8 +1,8 @@
 //! `history`: what was deployed, and how it ended.
 
-use std::io;
+use std::{fmt::Write as _, io, time::Duration};
 
-use handover_api::{Client, History, HistoryEntry, Outcome};
+use handover_api::{History, HistoryEntry, Outcome, Served, StepTook};
 
 use super::{
     args::{self, Global},
@@ -10,11 +10,11 @@ use super::{
     output::{self, Cell, Paint, Row},
     status::check_known,
 };
-use crate::human;
+use crate::{human, shown::harmless};
 
 /// `handover history`
 pub(super) async fn history(global: &Global, args: args::History) -> Result<(), Failure> {
-    let client = Client::new(&global.control());
+    let client = global.client();
     let history = client.history(args.app.as_ref()).await?;
     if let (true, Some(app)) = (history.history.is_empty(), &args.app) {
         check_known(&client.status().await?, app)?;
@@ -82,6 +82,29 @@ fn rows(entry: &HistoryEntry) -> Vec<Row> {
             .as_ref()
             .map(|reason| Row::Note(Cell::painted(reason, Paint::Dim))),
     );
+    if !entry.steps.is_empty() {
+        let steps: Vec<_> = entry.steps.iter().map(step).collect();
+        rows.push(Row::Note(Cell::painted(steps.join(", "), Paint::Dim)));
+    }
+    let commit = entry.commit.as_deref().map(|commit| {
+        let (name, rest) = commit.split_at(commit.len().min(12));
+        let dirty = if rest.ends_with("-dirty") {
+            "-dirty"
+        } else {
+            ""
+        };
+        format!("commit {}{dirty}", harmless(name))
+    });
+    let facts: Vec<_> = commit.into_iter().chain(entry.served.map(served)).collect();
+    if !facts.is_empty() {
+        rows.push(Row::Note(Cell::painted(facts.join("; "), Paint::Dim)));
+    }
+    let by = entry.by.as_ref().map(|by| format!("by {}", harmless(by)));
+    let told = [by, entry.message.as_deref().map(harmless)];
+    let told: Vec<_> = told.into_iter().flatten().collect();
+    if !told.is_empty() {
+        rows.push(Row::Note(Cell::painted(told.join(": "), Paint::Dim)));
+    }
     rows.extend(
         entry
             .warnings
@@ -89,6 +112,27 @@ fn rows(entry: &HistoryEntry) -> Vec<Row> {
             .map(|warning| Row::Note(Cell::painted(format!("warning: {warning}"), Paint::Yellow))),
     );
     rows
+}
+
+fn step(step: &StepTook) -> String {
+    let took = human::duration(Duration::from_micros(step.took_us));
+    format!("{} {took}", harmless(&step.step))
+}
+
+/// What a generation has done, as a sentence.
+fn served(served: Served) -> String {
+    let mut text = format!(
+        "served {} in {}",
+        human::pluralize(served.requests, "request"),
+        human::duration(Duration::from_millis(served.for_ms))
+    );
+    if served.server_errors > 0 {
+        let _ = write!(text, ", {} of them with 5xx", served.server_errors);
+    }
+    if served.panics > 0 {
+        let _ = write!(text, ", {}", human::pluralize(served.panics, "panic"));
+    }
+    text
 }
 
 #[cfg(test)]
@@ -102,7 +146,9 @@ mod tests {
         let history = serde_json::from_str(
             r#"{"history":[
               {"at_ms":1790000000000,"app":"shop","generation":7,"version":"1.1.0","artifact":"0123456789abcdef","cause":"deploy",
-               "outcome":"done","reason":null},
+               "outcome":"done","reason":null,"commit":"89abcdef0123456789abcdef0123456789abcdef-dirty",
+               "steps":[{"step":"load","took_us":31000},{"step":"cutover","took_us":60}],
+               "served":{"requests":1200,"server_errors":3,"panics":1,"for_ms":7200000}},
               {"at_ms":1790000060000,"app":"shop","generation":null,"version":"1.2.0","artifact":"fedcba9876543210","cause":"rollback",
                "outcome":"rejected","reason":"the constructor panicked: no database"}]}"#,
         )
@@ -110,6 +156,9 @@ mod tests {
         let expected = "\
 TIME                  APP   GEN  VERSION  ARTIFACT      CAUSE     OUTCOME
 2026-09-21T14:13:20Z  shop    7  1.1.0    0123456789ab  deploy    done
+  load 31 ms, cutover 60 µs
+  commit 89abcdef0123-dirty; served 1200 requests in 2h 0m, 3 of them with 5xx,
+    1 panic
 2026-09-21T14:14:20Z  shop    -  1.2.0    fedcba987654  rollback  rejected
   the constructor panicked: no database";
         assert_eq!(text(&history, false, Some(80)), expected);

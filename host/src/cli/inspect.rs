@@ -112,7 +112,7 @@ fn text(report: &Report<'_>, colour: bool) -> String {
     };
     let build = report.build;
     let unknown = || "unknown".to_owned();
-    let facts: [(&str, Cell); 14] = [
+    let facts: [(&str, Cell); 15] = [
         ("app", Cell::painted(report.app.as_str(), Paint::Bold)),
         (
             "version",
@@ -129,9 +129,10 @@ fn text(report: &Report<'_>, colour: bool) -> String {
             "build id",
             report.build_id.clone().unwrap_or_else(unknown).into(),
         ),
+        ("commit", commit(build).into()),
         (
-            "commit",
-            build.commit.clone().unwrap_or_else(unknown).into(),
+            "Cargo.lock",
+            build.lockfile.clone().unwrap_or_else(unknown).into(),
         ),
         (
             "profile",
@@ -159,6 +160,14 @@ fn text(report: &Report<'_>, colour: bool) -> String {
         text.push_str(&output::noted(note, colour));
     }
     text
+}
+
+fn commit(build: &BuildFacts) -> String {
+    match &build.commit {
+        None => "unknown".to_owned(),
+        Some(commit) if build.dirty => format!("{commit}, and files differed from it"),
+        Some(commit) => commit.clone(),
+    }
 }
 
 fn needed(names: &[String]) -> String {

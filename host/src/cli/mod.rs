@@ -8,9 +8,14 @@
 //! - one file for each family of commands
 
 mod args;
+mod availability;
+mod build;
 mod check;
+mod config;
 mod deploy;
 mod dev;
+mod diff;
+mod drain;
 mod events;
 mod exit;
 mod history;
@@ -18,10 +23,14 @@ mod inspect;
 mod new;
 mod operation;
 mod output;
+mod remote;
 mod run;
 mod shutdown;
 mod state;
 mod status;
+mod tenants;
+mod up;
+mod wait;
 mod work;
 
 use std::process::ExitCode;
@@ -51,15 +60,32 @@ pub fn main() -> ExitCode {
         Command::Reload(args) => client(deploy::reload(&global, args)),
         Command::Promote(args) => client(deploy::promote(&global, args)),
         Command::Abort(args) => client(deploy::abort(&global, args)),
+        Command::Canary { command } => client(deploy::canary(&global, command)),
+        Command::Stop(args) => client(availability::stop(&global, args)),
+        Command::Start(args) => client(availability::start(&global, args)),
+        Command::Restart(args) => client(availability::restart(&global, args)),
+        Command::Pause(args) => client(availability::pause(&global, args)),
+        Command::Resume(apps) => client(availability::resume(&global, apps)),
         Command::Rollback(args) => client(deploy::rollback(&global, args)),
         Command::Status(args) => client(status::status(&global, args)),
+        Command::Wait(args) => client(wait::wait(&global, args)),
+        Command::Up(args) => client(up::up(&global, args)),
+        Command::Dial => remote::dial(&global),
+        Command::Verify(args) => client(deploy::verify(&global, args)),
+        Command::Diff(args) => client(diff::diff(&global, args)),
         Command::History(args) => client(history::history(&global, args)),
         Command::Events(args) => client(events::events(&global, args)),
         Command::State(args) => client(state::state(&global, args.command)),
+        Command::Plan => client(config::plan(&global)),
+        Command::ReloadConfig => client(config::reload(&global)),
         Command::Jobs(args) => client(work::jobs(&global, args)),
         Command::Schedules(args) => client(work::schedules(&global, args)),
         Command::Leases(args) => client(work::leases(&global, args)),
+        Command::Drain(args) => client(drain::drain(&global, args)),
+        Command::Tenants(args) => client(tenants::tenants(&global, args)),
+        Command::Move(args) => client(tenants::move_on(&global, args)),
         Command::Cancel { id } => client(work::cancel(&global, &id)),
+        Command::Config(command) => client(config::config(&global, command)),
         Command::Shutdown(args) => client(shutdown::shutdown(&global, args)),
         Command::PreflightChild => return crate::preflight::child::main(),
     };

@@ -192,6 +192,7 @@ mod tests {
         new(
             &Global {
                 control: None,
+                host: None,
                 json: true,
                 no_color: true,
             },

@@ -166,15 +166,14 @@ async fn follow(
 }
 
 fn detached(id: &str, global: &Global) -> String {
-    let socket = global.control();
-    let named = match &global.control {
-        Some(socket) => format!("--control {} ", socket.display()),
-        None => String::new(),
-    };
-    format!(
-        "accepted as operation {id}; to see how it ends:\n  handover {named}events -f\n  curl --unix-socket {} http://handover/v1/operations/{id}",
-        socket.display()
-    )
+    let mut named = String::new();
+    if let Some(host) = &global.host {
+        named = format!("--host {host} ");
+    }
+    if let Some(socket) = &global.control {
+        named += &format!("--control {} ", socket.display());
+    }
+    format!("accepted as operation {id}; to see how it ends:\n  handover {named}wait {id}")
 }
 
 fn code(outcome: Outcome) -> Result<(), Failure> {

@@ -1,20 +1,20 @@
 //! `run`: this process becomes the host, or the parent that supervises it.
 
-use std::{io, os::fd::RawFd};
+use std::io;
 
 use super::{
-    args::{Global, Run},
+    args::{Child, Global, Run},
     exit::Failure,
     output,
 };
 use crate::{
-    config::{Config, Overrides, Server},
+    config::{Config, ConfigOrigin, Overrides},
     daemon::{self, Daemon, LAST_MOMENT, StartupHandoff},
     ledger::{self, LastWords},
     loader,
     net::Listeners,
     notify::Notifier,
-    origin, ownership, process,
+    origin, process,
     records::journal::Crashed,
     shadow::Shadow,
     signals, supervisor, telemetry,
@@ -22,93 +22,123 @@ use crate::{
 
 /// `handover run`
 pub(super) fn run(global: &Global, args: Run) -> Result<(), Failure> {
-    let mut config = match &args.config {
-        Some(file) => {
-            // Who may write it may say in it that this is fine, so only the command line can.
-            if !args.insecure_paths {
-                ownership::check(file).map_err(|error| {
-                    Failure::new(format!("the configuration is not to be trusted: {error}"))
-                })?;
-            }
-            Config::read(file).map_err(|error| Failure::new(error.to_string()))?
-        }
-        None => Config::without_file(),
+    let origin = ConfigOrigin {
+        file: args.config.clone(),
+        insecure_paths: args.insecure_paths,
+        overrides: overrides(global, &args),
     };
-    let (alone, supervised, shadow) = (args.no_supervisor, args.supervised, args.shadow);
-    let sockets = args.sockets.clone();
-    let crashed = args.crashed.clone().map(|how| Crashed {
-        how,
-        pid: args.crashed_pid,
-        last_words: args.last_words.as_deref().and_then(LastWords::parse),
-    });
-    config.trust.insecure_paths |= args.insecure_paths;
-    overrule(&mut config.server, global, args);
+    // After a crash: what was in effect is in effect again, whatever lies in the file now.
+    let kept = args.child.kept_config.as_ref();
+    let (config, kept) = match kept.and_then(|kept| origin.read_kept(kept).ok()) {
+        Some(config) => (config, true),
+        None => match origin.read() {
+            Ok(config) => (config, false),
+            Err(error) => return Err(Failure::new(error.to_string())),
+        },
+    };
+    let child = args.child;
+    let listeners = prepare(&child)?;
+    let supervises = child.supervised.is_none() && !args.no_supervisor && listeners.is_empty();
+    begin_log(global, &config, supervises)?;
+    if kept && !origin.is_as_kept(&config) {
+        tracing::warn!(
+            "the configuration is that which was in effect before the crash: the file differs, `handover plan` says in what, and `handover reload-config` puts it into effect"
+        );
+    }
+    let ended = if supervises {
+        supervise(&config)
+    } else {
+        serve(config, origin, listeners, child)
+    };
+    telemetry::flush(LAST_MOMENT);
+    ended
+}
+
+/// Makes this process ready to be a host or a supervisor, and takes the sockets that it was started
+/// with. To be called before any thread is started.
+///
+/// # Errors
+/// When the program is gone, or the sockets cannot be used.
+pub(super) fn prepare(child: &Child) -> Result<Listeners, Failure> {
     process::own_program().map_err(|error| Failure::new(error.to_string()))?;
     origin::narrow();
     // Before any other thread is started, which all inherit it: a terminal that stops the output of
     // background processes would stop this one at its first line.
     signals::let_background_write();
-    let listeners =
-        Listeners::inherited(sockets).map_err(|error| Failure::new(error.to_string()))?;
-    let supervises = supervised.is_none() && !alone && listeners.is_empty();
+    Listeners::inherited(child.sockets.clone()).map_err(|error| Failure::new(error.to_string()))
+}
+
+/// Begins to log, as a supervisor or as the host itself.
+pub(super) fn begin_log(global: &Global, config: &Config, supervises: bool) -> Result<(), Failure> {
     let role = if supervises {
         telemetry::Role::Supervisor
     } else {
         telemetry::Role::Host
     };
     telemetry::init(&config.log, output::colour(&io::stderr(), global), role)
-        .map_err(|error| Failure::new(error.to_string()))?;
-    let ended = serve(
-        config,
-        listeners,
-        supervised.zip(Some(shadow)),
-        supervises,
-        crashed,
-    );
-    telemetry::flush(LAST_MOMENT);
-    ended
+        .map_err(|error| Failure::new(error.to_string()))
 }
 
-/// Becomes the host, or the parent that supervises it, until the end.
-fn serve(
-    config: Config,
+/// Starts the host of `config` as a child, again after each crash, until it ends as it was meant
+/// to.
+pub(super) fn supervise(config: &Config) -> Result<(), Failure> {
+    match supervisor::run(config) {
+        Ok(0) => Ok(()),
+        Ok(code) => Err(Failure::silent(code)),
+        Err(error) => Err(Failure::new(error.to_string())),
+    }
+}
+
+/// Makes this process the host, and returns what it is started with.
+///
+/// # Errors
+/// When its supervisor has gone.
+pub(super) fn handoff(
+    child: Child,
     listeners: Listeners,
-    supervised: Option<(u32, Option<RawFd>)>,
-    supervises: bool,
-    crashed: Option<Crashed>,
-) -> Result<(), Failure> {
-    let notifier = match supervised {
-        Some((supervisor, _)) => supervisor::attach(supervisor),
+    origin: ConfigOrigin,
+) -> Result<StartupHandoff, Failure> {
+    let notifier = match child.supervised {
+        Some(supervisor) => supervisor::attach(supervisor),
         // Whoever passes sockets holds them while there is no host, and starts it again.
-        None if !supervises => Ok(Notifier::from_env()),
-        None => {
-            return match supervisor::run(&config) {
-                Ok(0) => Ok(()),
-                Ok(code) => Err(Failure::silent(code)),
-                Err(error) => Err(Failure::new(error.to_string())),
-            };
-        }
+        None => Ok(Notifier::from_env()),
     }
     .map_err(|error| Failure::new(format!("nobody can be told how the host is: {error}")))?;
-    let shadow = supervised.and_then(|(supervisor, number)| {
-        let opened = Shadow::of(supervisor, number?);
+    let shadow = child.supervised.and_then(|supervisor| {
+        let opened = Shadow::of(supervisor, child.shadow?);
         opened
             .inspect_err(|error| tracing::warn!(%error, "what a full disk has no room for ends with this process"))
             .ok()
     });
-    let handoff = StartupHandoff {
-        listeners,
-        notifier,
-        is_supervised: supervised.is_some(),
-        shadow,
-        crashed,
-    };
     // The supervisor starts this file by a name of the kernel's, and people look for the one that
     // they know.
     if let Err(error) = rustix::thread::set_name(c"handover") {
         tracing::debug!(%error, "the process keeps the name that it has");
     }
-    ledger::tell_exits(supervised.is_none());
+    ledger::tell_exits(child.supervised.is_none());
+    Ok(StartupHandoff {
+        listeners,
+        notifier,
+        is_supervised: child.supervised.is_some(),
+        shadow,
+        crashed: child.crashed.map(|how| Crashed {
+            how,
+            pid: child.crashed_pid,
+            last_words: child.last_words.as_deref().and_then(LastWords::parse),
+        }),
+        origin,
+    })
+}
+
+/// Becomes the host until its end.
+fn serve(
+    config: Config,
+    origin: ConfigOrigin,
+    listeners: Listeners,
+    child: Child,
+) -> Result<(), Failure> {
+    let handoff = handoff(child, listeners, origin)?;
+    let is_supervised = handoff.is_supervised;
     let runtime = daemon::runtime(&config).map_err(|error| {
         handoff.notifier.failed();
         Failure::new(format!("the host has no runtime: {error}"))
@@ -135,7 +165,7 @@ fn serve(
     telemetry::flush(LAST_MOMENT);
     ended.map(|over| {
         over.done();
-        if supervised.is_some() {
+        if is_supervised {
             notifier.ended();
         }
         loader::end_process()
@@ -143,13 +173,13 @@ fn serve(
 }
 
 /// Flags overrule the file.
-fn overrule(server: &mut Server, global: &Global, args: Run) {
-    server.overrule(Overrides {
+fn overrides(global: &Global, args: &Run) -> Overrides {
+    Overrides {
         listen: args.listen,
-        plugins: args.plugins,
-        state: args.state,
+        plugins: args.plugins.clone(),
+        state: args.state.clone(),
         control: global.control.clone(),
-    });
+    }
 }
 
 #[cfg(test)]
@@ -157,52 +187,29 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::config::Server;
 
-    fn server() -> Server {
-        Server {
+    fn server(overrides: Overrides) -> Server {
+        let mut server = Server {
             plugins: "file/plugins".into(),
             state: "file/state".into(),
             control: "file/control.sock".into(),
             ..Config::without_file().server
-        }
+        };
+        server.overrule(overrides);
+        server
     }
 
     #[test]
     fn flags_overrule_the_file() {
-        let none = || Run {
-            config: None,
-            listen: None,
-            plugins: None,
-            state: None,
-            no_supervisor: false,
-            supervised: None,
-            shadow: None,
-            crashed: None,
-            crashed_pid: None,
-            last_words: None,
-            sockets: Vec::new(),
-            insecure_paths: false,
-        };
-        let global = |control: Option<&str>| Global {
-            control: control.map(Into::into),
-            json: false,
-            no_color: false,
-        };
-
-        let mut untouched = server();
-        overrule(&mut untouched, &global(None), none());
+        let untouched = server(Overrides::default());
         assert_eq!(untouched.control, Path::new("file/control.sock"));
 
-        let mut moved = server();
-        overrule(
-            &mut moved,
-            &global(None),
-            Run {
-                state: Some("s".into()),
-                plugins: Some("p".into()),
-                ..none()
-            },
-        );
+        let moved = server(Overrides {
+            state: Some("s".into()),
+            plugins: Some("p".into()),
+            ..Overrides::default()
+        });
         let here = std::env::current_dir().unwrap_or_default();
         assert_eq!(moved.control, here.join("s/control.sock"));
         assert_eq!(
@@ -210,15 +217,11 @@ mod tests {
             (here.join("s"), here.join("p"))
         );
 
-        let mut named = server();
-        overrule(
-            &mut named,
-            &global(Some("c")),
-            Run {
-                state: Some("s".into()),
-                ..none()
-            },
-        );
+        let named = server(Overrides {
+            state: Some("s".into()),
+            control: Some("c".into()),
+            ..Overrides::default()
+        });
         assert_eq!(named.control, here.join("c"));
     }
 }

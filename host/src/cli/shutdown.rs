@@ -1,7 +1,5 @@
 //! `shutdown`: the end of the host.
 
-use handover_api::Client;
-
 use super::{
     args::{self, Global},
     exit::Failure,
@@ -10,7 +8,7 @@ use super::{
 
 /// `handover shutdown`: asks, and waits until the host is gone.
 pub(super) async fn shutdown(global: &Global, args: args::Shutdown) -> Result<(), Failure> {
-    let client = Client::new(&global.control());
+    let client = global.client();
     // A connection that only the end of the host closes: no asking again and again.
     let mut gone = client.events(true).await?;
     let answer = client.shutdown(args.now).await?;

@@ -26,7 +26,7 @@ use crate::{
 
 /// `handover state`
 pub(super) async fn state(global: &Global, command: StateCommand) -> Result<(), Failure> {
-    let client = Client::new(&global.control());
+    let client = global.client();
     match command {
         StateCommand::Ls {
             app,

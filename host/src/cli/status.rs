@@ -6,8 +6,8 @@ use std::{
 };
 
 use handover_api::{
-    AppName, AppState, AppStatus, Client, ClientError, GenerationState, GenerationStatus,
-    HostStatus, LeakStatus, LimitsStatus, Status,
+    AppName, AppState, AppStatus, CanaryCounts, CanaryStatus, Client, ClientError, GenerationState,
+    GenerationStatus, HostStatus, LeakStatus, LimitsStatus, Status,
 };
 
 use super::{
@@ -17,12 +17,18 @@ use super::{
 };
 use crate::{human, shown};
 
+/// The exit code of an app of which nothing answers, as the LSB has it for init scripts.
+const NOT_RUNNING: u8 = 3;
+
+/// The exit code of an app that there is not.
+const UNKNOWN: u8 = 4;
+
 /// How often `-w` looks.
 const REDRAW: Duration = Duration::from_millis(500);
 
 /// `handover status`
 pub(super) async fn status(global: &Global, args: args::Status) -> Result<(), Failure> {
-    let client = Client::new(&global.control());
+    let client = global.client();
     if args.watch {
         return watch(global, &client, args.app.as_ref()).await;
     }
@@ -36,7 +42,11 @@ pub(super) async fn status(global: &Global, args: args::Status) -> Result<(), Fa
             output::width(),
         )
     });
-    Ok(())
+    match (args.app, status.apps.as_slice()) {
+        // As the LSB has it for init scripts.
+        (Some(_), [app]) if app.active.is_none() => Err(Failure::silent(NOT_RUNNING)),
+        _ => Ok(()),
+    }
 }
 
 fn json(status: &Status) -> String {
@@ -79,7 +89,7 @@ async fn watch(global: &Global, client: &Client, app: Option<&AppName>) -> Resul
 /// The status of one app, where one was named.
 fn only(mut status: Status, app: Option<&AppName>) -> Result<Status, Failure> {
     if let Some(app) = app {
-        check_known(&status, app)?;
+        check_known(&status, app).map_err(|failure| failure.coded(UNKNOWN))?;
         status.apps.retain(|found| found.name == *app);
     }
     Ok(status)
@@ -252,6 +262,29 @@ fn notes(app: &AppStatus, say: &mut dyn FnMut(String, Paint)) {
         );
         say(text, Paint::Yellow);
     }
+    if let Some(message) = &app.stopped {
+        let told = match message.as_str() {
+            "" => String::new(),
+            message => format!(", and clients are told: {}", shown::harmless(message)),
+        };
+        let text = format!("stopped until `handover start {}`{told}", app.name);
+        say(text, Paint::Yellow);
+    }
+    if let Some(frozen) = &app.frozen {
+        say(shown::harmless(frozen), Paint::Yellow);
+    }
+    if let Some(paused) = &app.paused {
+        let text = format!(
+            "paused until `handover resume {}`: {} wait, for {} at the longest",
+            app.name,
+            human::pluralize(paused.waiting, "request"),
+            human::duration(Duration::from_millis(paused.max_wait_ms))
+        );
+        say(text, Paint::Yellow);
+    }
+    if let Some(canary) = &app.canary {
+        self::canary(canary, say);
+    }
     if let Some((text, paint)) = app.limits.as_ref().and_then(limits) {
         say(text, paint);
     }
@@ -266,6 +299,13 @@ fn notes(app: &AppStatus, say: &mut dyn FnMut(String, Paint)) {
                 Paint::Dim,
             );
         }
+        if let Some(number) = generation.staying_for {
+            let text = format!(
+                "generation {id} stays for its tenants, who have {number} in flight there: `handover tenants {}`",
+                app.name
+            );
+            say(text, Paint::Yellow);
+        }
         if generation.panics > 0 {
             let panics = human::pluralize(generation.panics, "panic");
             say(format!("generation {id}: {panics}"), Paint::Red);
@@ -277,7 +317,7 @@ fn notes(app: &AppStatus, say: &mut dyn FnMut(String, Paint)) {
                 Paint::Red,
             );
         }
-        for text in work(generation) {
+        for text in work(generation).into_iter().chain(holders(generation)) {
             say(format!("generation {id}: {text}"), Paint::Dim);
         }
         if let Some(reason) = &generation.retained_because {
@@ -286,6 +326,61 @@ fn notes(app: &AppStatus, say: &mut dyn FnMut(String, Paint)) {
                 Paint::Red,
             );
         }
+    }
+}
+
+/// What a trial is at, and what its figures say.
+fn canary(canary: &CanaryStatus, say: &mut dyn FnMut(String, Paint)) {
+    let left = match canary {
+        CanaryStatus { paused: true, .. } => "paused".to_owned(),
+        CanaryStatus {
+            inconclusive: true, ..
+        } => format!(
+            "inconclusive: {} of the {} requests that it takes to go on",
+            canary.canary.requests, canary.min_requests
+        ),
+        _ => format!("{} left", human::age(Duration::from_millis(canary.left_ms))),
+    };
+    say(
+        format!(
+            "canary {} (generation {}) gets {}% of the requests, step {} of {}, {left}",
+            canary.version, canary.generation, canary.percent, canary.step, canary.steps
+        ),
+        Paint::Yellow,
+    );
+    let side = |counts: &CanaryCounts| {
+        let p99 = counts.p99_us.map_or_else(String::new, |micros| {
+            format!(", p99 {}", human::duration(Duration::from_micros(micros)))
+        });
+        format!(
+            "{} failed in {}{p99}",
+            counts.failed,
+            human::pluralize(counts.requests, "request")
+        )
+    };
+    let against = canary.failing.max(canary.slow);
+    say(
+        format!(
+            "  canary: {}; live: {}; evidence against it {against:.2} of 100",
+            side(&canary.canary),
+            side(&canary.live)
+        ),
+        if against >= 10.0 {
+            Paint::Red
+        } else {
+            Paint::Dim
+        },
+    );
+    if let Some(rate) = canary.rate_at_most {
+        let text = format!(
+            "  none failed yet: at most {:.2}% do (95%)",
+            (rate * 100.0).min(100.0)
+        );
+        say(text, Paint::Dim);
+    }
+    if canary.one_client && canary.canary.requests >= canary.min_requests {
+        let text = "  all requests are of one client, whose failures count once: set `trusted_proxies`, or `client` of [app.NAME.canary]";
+        say(text.to_owned(), Paint::Red);
     }
 }
 
@@ -314,6 +409,30 @@ fn work(generation: &GenerationStatus) -> Vec<String> {
     if more > 0 {
         lines.truncate(WORK_SHOWN);
         lines.push(format!("{more} more: `handover status --json`"));
+    }
+    lines
+}
+
+/// The requests, streams and connections that hold a generation, a line each.
+fn holders(generation: &GenerationStatus) -> Vec<String> {
+    let shown_ones = generation.holders.iter().take(WORK_SHOWN);
+    let mut lines: Vec<_> = shown_ones
+        .map(|holder| {
+            let who = holder
+                .client
+                .as_ref()
+                .map_or_else(String::new, |client| format!(" of {client}"));
+            format!(
+                "{} {}{who}, {}: {}",
+                holder.kind,
+                shown::harmless(&holder.name),
+                human::age(Duration::from_millis(holder.age_ms)),
+                holder.id.as_deref().unwrap_or_default()
+            )
+        })
+        .collect();
+    if generation.holders.len() > WORK_SHOWN {
+        lines.push("more: `handover drain`".to_owned());
     }
     lines
 }

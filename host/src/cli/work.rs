@@ -2,7 +2,7 @@
 
 use std::io;
 
-use handover_api::{Client, JobDetails, JobInfo, JobState, query};
+use handover_api::{JobDetails, JobInfo, JobState, query};
 use serde::Serialize;
 
 use super::{
@@ -27,7 +27,7 @@ fn print<T: Serialize>(
 
 /// `handover jobs`
 pub(super) async fn jobs(global: &Global, args: JobsArgs) -> Result<(), Failure> {
-    let client = Client::new(&global.control());
+    let client = global.client();
     match args.command {
         None => {
             let state = args.state.map(|word| {
@@ -67,7 +67,7 @@ pub(super) async fn jobs(global: &Global, args: JobsArgs) -> Result<(), Failure>
 
 /// `handover cancel`
 pub(super) async fn cancel(global: &Global, id: &str) -> Result<(), Failure> {
-    let done = Client::new(&global.control()).cancel(id).await?;
+    let done = global.client().cancel(id).await?;
     print(global, &done, |colour, _| {
         output::done(&done.message, colour)
     });
@@ -76,7 +76,8 @@ pub(super) async fn cancel(global: &Global, id: &str) -> Result<(), Failure> {
 
 /// `handover schedules`
 pub(super) async fn schedules(global: &Global, args: OfApp) -> Result<(), Failure> {
-    let list = Client::new(&global.control())
+    let list = global
+        .client()
         .schedules(&query::OfApp { app: args.app })
         .await?;
     print(global, &list, |colour, width| {
@@ -104,7 +105,8 @@ pub(super) async fn schedules(global: &Global, args: OfApp) -> Result<(), Failur
 
 /// `handover leases`
 pub(super) async fn leases(global: &Global, args: OfApp) -> Result<(), Failure> {
-    let list = Client::new(&global.control())
+    let list = global
+        .client()
         .leases(&query::OfApp { app: args.app })
         .await?;
     print(global, &list, |colour, width| {

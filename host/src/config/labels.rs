@@ -1,16 +1,19 @@
 //! How versions are reached that are up beside the live one: `[app.NAME.labels]`.
 
-use std::{str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, time::Duration};
 
 use handover_api::Label;
+use serde::{Deserialize, Serialize};
 
 use super::{RoutePrefix, TrustedProxies};
+use crate::values;
 
 /// What stands for the label in a [`LabelHost`].
 const PLACE: &str = "{label}";
 
 /// `[app.NAME.labels]`
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Labels {
     /// Who may ask for a version by the header or the cookie `handover-version`. Default nobody.
     pub allow: TrustedProxies,
@@ -18,6 +21,7 @@ pub struct Labels {
     pub host: Option<LabelHost>,
     /// After which time a version is ended that was brought up without a TTL of its own. Default
     /// none: when it is promoted or aborted.
+    #[serde(with = "values::limit")]
     pub ttl: Option<Duration>,
 }
 
@@ -34,6 +38,14 @@ pub struct LabelHost {
     "`{0}` is no host name with a place for the label: write e.g. `{{label}}.preview.example.org`"
 )]
 pub struct InvalidLabelHost(String);
+
+values::as_text!(LabelHost);
+
+impl fmt::Display for LabelHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.of(PLACE))
+    }
+}
 
 impl FromStr for LabelHost {
     type Err = InvalidLabelHost;

@@ -3,14 +3,16 @@
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
 };
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
-use super::tls::ListenTls;
+use super::tls::{ListenTls, TlsTable};
+use crate::{preview::Preview, values};
 
 /// The address of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +39,62 @@ pub struct SocketOptions {
     pub ipv6_only: bool,
     /// The mode of the file of a unix socket. Default 0660.
     pub mode: Option<u32>,
+}
+
+values::as_text!(ListenAddress);
+values::as_text!(TrustedProxy);
+values::as_text!(FileMode);
+values::as_text!(HostName);
+
+impl FromStr for FileMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match u32::from_str_radix(text, 8) {
+            Ok(mode) if mode <= 0o777 => Ok(Self(mode)),
+            _ => Err(format!(
+                "`{text}` is no mode of a file: write e.g. \"0660\""
+            )),
+        }
+    }
+}
+
+impl fmt::Display for FileMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04o}", self.0)
+    }
+}
+
+impl FromStr for HostName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_host = text
+            .parse::<http::uri::Authority>()
+            .is_ok_and(|authority| authority.host() == text);
+        if !is_host {
+            return Err(format!(
+                "`{text}` is no name of a host: write e.g. \"example.org\", without a port"
+            ));
+        }
+        Ok(Self(text.to_ascii_lowercase()))
+    }
+}
+
+impl fmt::Display for HostName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn socket_name<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let name = String::deserialize(from)?;
+    if name.is_empty() || name.contains([':', ',']) {
+        return Err(serde::de::Error::custom(
+            "it is no name of a socket: write what FileDescriptorName= of the socket unit says",
+        ));
+    }
+    Ok(Some(name))
 }
 
 impl FromStr for ListenAddress {
@@ -68,8 +126,60 @@ impl From<SocketAddr> for ListenAddress {
     }
 }
 
+/// `[[listen]]` as it is written. What must hold between its keys, [`Listen::of_table`] looks at.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ListenTable {
+    address: Option<ListenAddress>,
+    #[serde(deserialize_with = "socket_name")]
+    socket: Option<String>,
+    reuse_port: bool,
+    ipv6_only: bool,
+    mode: Option<FileMode>,
+    protocols: Option<Vec<Protocol>>,
+    proxy_protocol: bool,
+    trusted_proxies: TrustedProxies,
+    tls: Option<TlsTable>,
+    http_to_https: bool,
+    #[serde(with = "values::limit")]
+    hsts: Option<Duration>,
+    canonical_host: Option<HostName>,
+}
+
+/// What does not go together in a table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mismatch {
+    /// The key that it is about; none: several of them.
+    pub(super) key: Option<&'static str>,
+    /// What it is, and what to do.
+    pub(super) what: &'static str,
+}
+
+impl Mismatch {
+    const fn whole(what: &'static str) -> Self {
+        Self { key: None, what }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+enum Protocol {
+    #[serde(rename = "h1")]
+    Http1,
+    #[serde(rename = "h2")]
+    Http2,
+}
+
+/// The mode of a file, in octal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileMode(u32);
+
+/// The name of a host, in small letters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct HostName(String);
+
 /// One `[[listen]]` table, or the one line `server.listen`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(into = "ListenTable")]
 pub struct Listen {
     /// Where it is written, as `FILE:LINE: listen`, for what is found wrong when the file has been
     /// read.
@@ -95,6 +205,8 @@ pub struct Listen {
     pub hsts: Option<Duration>,
     /// `canonical_host`: requests for another host are sent to this one. Default none.
     pub canonical_host: Option<String>,
+    /// What browsers are shown in `dev`, beside what the app answers. No key.
+    pub(crate) preview: Option<Preview>,
 }
 
 /// Where a listener has its socket from.
@@ -125,7 +237,8 @@ impl Default for Protocols {
 }
 
 /// The proxies whose word on a client is believed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(from = "Vec<TrustedProxy>", into = "Vec<TrustedProxy>")]
 pub struct TrustedProxies {
     networks: Vec<IpNet>,
     unix: bool,
@@ -163,6 +276,58 @@ impl FromStr for TrustedProxy {
     }
 }
 
+impl fmt::Display for TrustedProxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Network(network) => write!(f, "{network}"),
+            Self::Unix => f.write_str("unix"),
+        }
+    }
+}
+
+impl From<Vec<TrustedProxy>> for TrustedProxies {
+    fn from(proxies: Vec<TrustedProxy>) -> Self {
+        proxies.into_iter().collect()
+    }
+}
+
+impl From<TrustedProxies> for Vec<TrustedProxy> {
+    fn from(trusted: TrustedProxies) -> Self {
+        let networks = trusted.networks.into_iter().map(TrustedProxy::Network);
+        networks
+            .chain(trusted.unix.then_some(TrustedProxy::Unix))
+            .collect()
+    }
+}
+
+impl From<Listen> for ListenTable {
+    fn from(listen: Listen) -> Self {
+        let (address, socket) = match listen.socket {
+            ListenSocket::Address(address) => (Some(address), None),
+            ListenSocket::Named(name) => (None, Some(name)),
+        };
+        let Protocols { http1, http2 } = listen.protocols;
+        let protocols = [
+            http1.then_some(Protocol::Http1),
+            http2.then_some(Protocol::Http2),
+        ];
+        Self {
+            address,
+            socket,
+            reuse_port: listen.options.reuse_port,
+            ipv6_only: listen.options.ipv6_only,
+            mode: listen.options.mode.map(FileMode),
+            protocols: Some(protocols.into_iter().flatten().collect()),
+            proxy_protocol: listen.proxy_protocol,
+            trusted_proxies: listen.trusted_proxies.unwrap_or_default(),
+            tls: listen.tls.map(TlsTable::from),
+            http_to_https: listen.http_to_https,
+            hsts: listen.hsts,
+            canonical_host: listen.canonical_host.map(HostName),
+        }
+    }
+}
+
 impl FromIterator<TrustedProxy> for TrustedProxies {
     fn from_iter<I: IntoIterator<Item = TrustedProxy>>(proxies: I) -> Self {
         let mut trusted = Self::default();
@@ -197,6 +362,94 @@ impl TrustedProxies {
 }
 
 impl Listen {
+    /// What `table` says, which is written at `place`, its paths those of `folder`.
+    ///
+    /// # Errors
+    /// What does not go together, and what to do.
+    pub(super) fn of_table(
+        place: String,
+        table: ListenTable,
+        folder: &Path,
+    ) -> Result<Self, Mismatch> {
+        let socket = match (table.address, table.socket) {
+            (Some(ListenAddress::Unix(path)), None) => {
+                ListenSocket::Address(ListenAddress::Unix(folder.join(path)))
+            }
+            (Some(address), None) => ListenSocket::Address(address),
+            (None, Some(name)) => ListenSocket::Named(name),
+            _ => {
+                return Err(Mismatch::whole(
+                    "a listener has either an `address` (\"0.0.0.0:80\", \"unix:/run/web.sock\") or the name of a `socket` \
+                     that systemd hands over: write one of them",
+                ));
+            }
+        };
+        let is_unix = matches!(socket, ListenSocket::Address(ListenAddress::Unix(_)));
+        if is_unix && (table.reuse_port || table.ipv6_only) {
+            return Err(Mismatch::whole(
+                "a unix socket has no port to share and no IPv6: take `reuse_port` and `ipv6_only` out",
+            ));
+        }
+        if !is_unix && table.mode.is_some() {
+            return Err(Mismatch::whole(
+                "only a unix socket has a `mode`: take it out",
+            ));
+        }
+        let protocols = match table.protocols {
+            None => Protocols::default(),
+            Some(list) if list.is_empty() => {
+                return Err(Mismatch::whole(
+                    "`protocols` names none: write \"h1\", \"h2\" or both, or leave it out",
+                ));
+            }
+            Some(list) => Protocols {
+                http1: list.contains(&Protocol::Http1),
+                http2: list.contains(&Protocol::Http2),
+            },
+        };
+        if table.proxy_protocol && table.trusted_proxies.is_empty() {
+            return Err(Mismatch::whole(
+                "`proxy_protocol` believes whoever connects: name the proxies in `trusted_proxies`, e.g. [\"10.0.0.0/8\"]",
+            ));
+        }
+        if table.tls.is_some() && table.http_to_https {
+            return Err(Mismatch::whole(
+                "`http_to_https` is for listeners without `tls`, whose clients came by https already: \
+                 take one of them out",
+            ));
+        }
+        Ok(Self {
+            place,
+            socket,
+            options: SocketOptions {
+                reuse_port: table.reuse_port,
+                ipv6_only: table.ipv6_only,
+                mode: table.mode.map(|mode| mode.0),
+            },
+            protocols,
+            proxy_protocol: table.proxy_protocol,
+            trusted_proxies: Some(table.trusted_proxies),
+            tls: table
+                .tls
+                .map(|tls| ListenTls::of_table(tls, folder))
+                .transpose()
+                .map_err(|what| Mismatch {
+                    key: Some("tls"),
+                    what,
+                })?,
+            http_to_https: table.http_to_https,
+            hsts: table.hsts,
+            canonical_host: table.canonical_host.map(|host| host.0),
+            preview: None,
+        })
+    }
+
+    /// Whether the system chooses its port, so that another one of the same address is not the
+    /// same.
+    pub(crate) fn is_at_any_port(&self) -> bool {
+        matches!(&self.socket, ListenSocket::Address(ListenAddress::Tcp(address)) if address.port() == 0)
+    }
+
     /// Whether it is the one line `server.listen`.
     pub fn is_one_line(&self) -> bool {
         self.trusted_proxies.is_none()
@@ -215,6 +468,7 @@ impl Listen {
             http_to_https: false,
             hsts: None,
             canonical_host: None,
+            preview: None,
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use crate::values;
+
 /// Where an app answers: an optional host name, and a path prefix of whole segments.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RoutePrefix {
@@ -44,6 +46,8 @@ pub(crate) fn bare_host(host: &str) -> &str {
     };
     name.strip_suffix('.').unwrap_or(name)
 }
+
+values::as_text!(RoutePrefix);
 
 impl FromStr for RoutePrefix {
     type Err = InvalidRoute;

@@ -2,6 +2,25 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
+/// `tls` of a `[[listen]]` as it is written.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct TlsTable {
+    certificates: Vec<CertificateFiles>,
+    client_ca: Option<PathBuf>,
+    client_auth: Option<ClientAuth>,
+    min_version: Option<TlsVersion>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum ClientAuth {
+    Required,
+    Optional,
+}
+
 /// `tls` of a `[[listen]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenTls {
@@ -19,7 +38,8 @@ pub struct ListenTls {
 }
 
 /// The files of a certificate.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct CertificateFiles {
     /// The certificate and those between it and its authority, in PEM.
     pub chain: PathBuf,
@@ -28,15 +48,65 @@ pub struct CertificateFiles {
 }
 
 /// A version of TLS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub enum TlsVersion {
     /// 1.2, with the suites that have forward secrecy.
+    #[default]
+    #[serde(rename = "1.2")]
     Tls12,
     /// 1.3.
+    #[serde(rename = "1.3")]
     Tls13,
 }
 
+impl From<ListenTls> for TlsTable {
+    fn from(tls: ListenTls) -> Self {
+        let auth = match tls.client_certificate_required {
+            true => ClientAuth::Required,
+            false => ClientAuth::Optional,
+        };
+        Self {
+            certificates: tls.certificates,
+            client_auth: tls.client_ca.is_some().then_some(auth),
+            client_ca: tls.client_ca,
+            min_version: Some(tls.min_version),
+        }
+    }
+}
+
 impl ListenTls {
+    /// What `table` says, its paths those of `folder`.
+    ///
+    /// # Errors
+    /// What does not go together, and what to do.
+    pub(super) fn of_table(table: TlsTable, folder: &Path) -> Result<Self, &'static str> {
+        if table.certificates.is_empty() {
+            return Err(
+                "tls: no certificate is named: write `certificates = [{ chain = \"fullchain.pem\", key = \
+                 \"privkey.pem\" }]`",
+            );
+        }
+        if table.client_auth.is_some() && table.client_ca.is_none() {
+            return Err(
+                "tls: `client_auth` takes a `client_ca`, the file of the authorities whose clients are \
+                 let in",
+            );
+        }
+        Ok(Self {
+            certificates: table
+                .certificates
+                .into_iter()
+                .map(|pair| CertificateFiles {
+                    chain: folder.join(pair.chain),
+                    key: folder.join(pair.key),
+                })
+                .collect(),
+            client_certificate_required: table.client_auth != Some(ClientAuth::Optional),
+            client_ca: table.client_ca.map(|path| folder.join(path)),
+            min_version: table.min_version.unwrap_or_default(),
+        })
+    }
+
     /// All files that it is made of.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.certificates

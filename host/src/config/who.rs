@@ -1,6 +1,8 @@
 //! Somebody whom the configuration gives a role: a user or a group, by name or number.
 
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
+
+use crate::values;
 
 /// A user or a group. Names are looked up when the host starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +19,18 @@ pub enum Who {
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is nobody: write a user's name or number, or a group's after an `@`")]
 pub struct InvalidWho(String);
+
+values::as_text!(Who);
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uid(uid) => write!(f, "{uid}"),
+            Self::User(name) => f.write_str(name),
+            Self::Group(name) => write!(f, "@{name}"),
+        }
+    }
+}
 
 impl FromStr for Who {
     type Err = InvalidWho;

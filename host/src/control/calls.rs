@@ -10,8 +10,8 @@ use std::{
 
 use bytes::Bytes;
 use handover_api::{
-    AppName, ChannelBody, Event, EventKind, History, OperationResult, Outcome, Problem, Progress,
-    SIGNATURE, ShuttingDown, Wait, query,
+    AppName, ChannelBody, ConfigPlan, Done, Event, EventKind, History, HolderList, OperationResult,
+    Outcome, Problem, Progress, SIGNATURE, ShuttingDown, TenantList, Wait, query,
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Either, Full};
@@ -20,15 +20,19 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{broadcast, mpsc};
 
 use super::{
-    access::Role,
     server::{Backend, Upload},
     shutdown::{Shutdown, ShutdownHandle},
     state, work,
 };
 use crate::{
+    access::Role,
     artifact::{Signature, StoreError},
     background,
-    operations::operation::Operation,
+    operations::operation::{Keyed, Operation, Reserved},
+    ownership,
+    reconfigure::ReconfigureError,
+    report::holders::HolderId,
+    rollout,
     telemetry::{Gather, exposition},
 };
 
@@ -125,6 +129,20 @@ pub(super) struct Asked {
     pub(super) shutdown: OnceLock<Shutdown>,
     /// How the host ends.
     pub(super) handle: ShutdownHandle,
+    /// The user of the process that calls.
+    pub(super) uid: u32,
+}
+
+impl Asked {
+    /// Has `by` name who calls, where the caller has not.
+    async fn name(&self, by: &mut Option<String>) {
+        if by.is_none() {
+            let uid = self.uid;
+            *by = tokio::task::spawn_blocking(move || ownership::user_name(uid))
+                .await
+                .ok();
+        }
+    }
 }
 
 impl<B: Backend> Call<B> {
@@ -143,6 +161,17 @@ impl<B: Backend> Call<B> {
                 Ok(json(&History { history }))
             })
         }),
+        Self::get(query::ARTIFACT, |request, backend, _| {
+            Box::pin(async move {
+                let asked = read_query(&request)?;
+                let found = tokio::task::spawn_blocking(move || backend.artifact(&asked)).await;
+                // An error means that the host ends.
+                let found = found.unwrap_or_else(|_| Err("the host ends".to_owned()));
+                found
+                    .map(|report| json(&report))
+                    .map_err(|why| Refusal::new(StatusCode::NOT_FOUND, 1, why))
+            })
+        }),
         Self::get(query::EVENTS, |request, backend, asked| {
             Box::pin(async move {
                 let query::Events { follow } = read_query(&request)?;
@@ -150,15 +179,34 @@ impl<B: Backend> Call<B> {
                 Ok(events(backend.events(), following))
             })
         }),
-        Self::post(query::DEPLOY, |request, backend, _| {
+        Self::post(query::DEPLOY, |request, backend, asked| {
             Box::pin(async move {
-                match read_query(&request).and_then(|query| Ok((query, signature(&request)?))) {
-                    Ok((query, signature)) => {
-                        if let Some(refusal) = reserved(&query) {
+                let read = read_query(&request);
+                match read.and_then(|query: query::Deploy| Ok((query, signature(&request)?))) {
+                    Ok((mut query, signature)) => {
+                        asked.name(&mut query.by).await;
+                        if let Some(refusal) = unfit(&query) {
                             discard(request.into_body()).await;
                             return Err(refusal);
                         }
-                        deploy(request.into_body(), query, signature, backend).await
+                        let key = query.idempotency_key.as_deref();
+                        let reserved = match key.map(|key| backend.keyed(key)) {
+                            None => None,
+                            Some(Keyed::New(reserved)) => Some(reserved),
+                            Some(Keyed::Known(operation)) => {
+                                discard(request.into_body()).await;
+                                return Ok(progress(operation));
+                            }
+                            Some(Keyed::UnderWay) => {
+                                discard(request.into_body()).await;
+                                return Err(Refusal::new(
+                                    StatusCode::CONFLICT,
+                                    Outcome::Conflict.exit_code(),
+                                    "somebody sends the artifact of a deploy with this key right now",
+                                ));
+                            }
+                        };
+                        deploy(request.into_body(), query, signature, reserved, backend).await
                     }
                     Err(refusal) => {
                         discard(request.into_body()).await;
@@ -174,23 +222,80 @@ impl<B: Backend> Call<B> {
                 Ok(progress(backend.reload(app, wait)))
             })
         }),
-        Self::post(query::ROLLBACK, |request, backend, _| {
+        Self::post(query::ROLLBACK, |request, backend, asked| {
             Box::pin(async move {
-                let query::Rollback {
-                    app,
-                    to,
-                    queue,
-                    detach,
-                } = read_query(&request)?;
-                let wait = Wait::from_query(queue, detach);
-                Ok(progress(backend.rollback(app, to, wait)))
+                let mut query: query::Rollback = read_query(&request)?;
+                asked.name(&mut query.by).await;
+                Ok(progress(backend.rollback(query)))
             })
         }),
-        Self::post(query::PROMOTE, |request, backend, _| {
-            Box::pin(async move { Ok(progress(backend.promote(read_query(&request)?))) })
+        Self::post(query::PROMOTE, |request, backend, asked| {
+            Box::pin(async move {
+                let mut query: query::Labelled = read_query(&request)?;
+                asked.name(&mut query.by).await;
+                Ok(progress(backend.promote(query)))
+            })
         }),
-        Self::post(query::ABORT, |request, backend, _| {
-            Box::pin(async move { Ok(progress(backend.abort(read_query(&request)?))) })
+        Self::post(query::ABORT, |request, backend, asked| {
+            Box::pin(async move {
+                let mut query: query::Labelled = read_query(&request)?;
+                asked.name(&mut query.by).await;
+                Ok(progress(backend.abort(query)))
+            })
+        }),
+        Self::post(query::VERIFY, |request, backend, _| {
+            Box::pin(async move {
+                let query::OfApp { app } = read_query(&request)?;
+                Ok(progress(backend.verify(app)))
+            })
+        }),
+        Self::post(query::STOP, |request, backend, _| {
+            Box::pin(async move { Ok(progress(backend.stop(read_query(&request)?))) })
+        }),
+        Self::post(query::START, |request, backend, _| {
+            Box::pin(async move { Ok(progress(backend.start(read_query(&request)?))) })
+        }),
+        Self::post(query::RESTART, |request, backend, _| {
+            Box::pin(async move { Ok(progress(backend.restart(read_query(&request)?))) })
+        }),
+        Self::post(query::PAUSE, |request, backend, _| {
+            Box::pin(async move { Ok(progress(backend.pause(read_query(&request)?))) })
+        }),
+        Self::post(query::RESUME, |request, backend, _| {
+            Box::pin(async move { Ok(progress(backend.resume(read_query(&request)?))) })
+        }),
+        Self::post(query::CANARY_PAUSE, |request, backend, _| {
+            Box::pin(async move {
+                let asked = read_query(&request)?;
+                Ok(progress(backend.pause_canary(asked, true)))
+            })
+        }),
+        Self::post(query::CANARY_RESUME, |request, backend, _| {
+            Box::pin(async move {
+                let asked = read_query(&request)?;
+                Ok(progress(backend.pause_canary(asked, false)))
+            })
+        }),
+        Self::get(query::TENANTS, |request, backend, _| {
+            Box::pin(async move {
+                let query::OfApp { app } = read_query(&request)?;
+                let tenants = backend.tenants(app.as_ref());
+                Ok(json(&TenantList { tenants }))
+            })
+        }),
+        Self::post(query::MOVE, |request, backend, _| {
+            Box::pin(async move {
+                match backend.move_tenant(&read_query(&request)?) {
+                    Ok(message) => Ok(json(&Done { message })),
+                    Err(why) => Err(Refusal::new(StatusCode::NOT_FOUND, 1, why)),
+                }
+            })
+        }),
+        Self::get(query::HOLDERS, |request, backend, _| {
+            Box::pin(async move {
+                let holders = backend.holders(&read_query(&request)?);
+                Ok(json(&HolderList { holders }))
+            })
         }),
         Self::get(query::JOBS, |request, backend, _| {
             Box::pin(async move { work::jobs(backend.work(), read_query(&request)?).await })
@@ -205,6 +310,9 @@ impl<B: Backend> Call<B> {
         Self::post(query::CANCEL, |request, backend, _| {
             Box::pin(async move {
                 let query::Identity { id } = read_query(&request)?;
+                if let Ok(holder) = id.parse() {
+                    return cancel_holder(&backend, &id, &holder).await;
+                }
                 work::cancel(backend.work(), &id).await
             })
         }),
@@ -219,6 +327,24 @@ impl<B: Backend> Call<B> {
         }),
         Self::get(query::LEASES, |request, backend, _| {
             Box::pin(async move { work::leases(backend.work(), &read_query(&request)?) })
+        }),
+        Self::read(query::CONFIG, |request, backend, _| {
+            Box::pin(async move {
+                let query::None {} = read_query(&request)?;
+                Ok(json(&*backend.config()))
+            })
+        }),
+        Self::read(query::CONFIG_PLAN, |request, backend, _| {
+            Box::pin(async move {
+                let query::None {} = read_query(&request)?;
+                reconfigured(move || backend.config_plan()).await
+            })
+        }),
+        Self::post(query::CONFIG_RELOAD, |request, backend, _| {
+            Box::pin(async move {
+                let query::None {} = read_query(&request)?;
+                reconfigured(move || backend.reload_config()).await
+            })
         }),
         Self::post(query::SHUTDOWN, |request, _, asked| {
             Box::pin(async move {
@@ -406,6 +532,18 @@ fn line(value: &impl Serialize) -> Bytes {
     text.into()
 }
 
+/// Reads the configuration again, which blocks.
+async fn reconfigured(
+    read: impl FnOnce() -> Result<ConfigPlan, ReconfigureError> + Send + 'static,
+) -> Result<ControlResponse, Refusal> {
+    let refused = |error: &dyn fmt::Display| Refusal::new(StatusCode::CONFLICT, 1, error);
+    match tokio::task::spawn_blocking(read).await {
+        Ok(Ok(plan)) => Ok(json(&plan)),
+        Ok(Err(error)) => Err(refused(&error)),
+        Err(error) => Err(refused(&error)),
+    }
+}
+
 async fn metrics(gather: Gather) -> Result<ControlResponse, Refusal> {
     let text = gather.text().await.map_err(|error| {
         Refusal::new(
@@ -506,20 +644,34 @@ fn missed_events(last: u64, missed: u64) -> Event {
     }
 }
 
-/// Why a deploy is refused whose label is the host's to give.
-fn reserved(query: &query::Deploy) -> Option<Refusal> {
-    let label = query.label.as_ref().filter(|label| label.is_reserved())?;
-    Some(Refusal::new(
-        StatusCode::BAD_REQUEST,
-        Outcome::Failed.exit_code(),
-        format_args!("the host gives the label `{label}`: choose another one"),
-    ))
+async fn cancel_holder<B: Backend>(
+    backend: &B,
+    text: &str,
+    id: &HolderId,
+) -> Result<ControlResponse, Refusal> {
+    match backend.cancel_holder(id).await {
+        Some(message) => Ok(json(&Done { message })),
+        None => {
+            let why = format!(
+                "there is no `{text}`, or not any more: `handover drain` shows what there is"
+            );
+            Err(Refusal::new(StatusCode::NOT_FOUND, 1, why))
+        }
+    }
+}
+
+/// Why a deploy is refused that is asked for in a way that cannot be.
+fn unfit(query: &query::Deploy) -> Option<Refusal> {
+    let error = rollout::deploy::unfit(query)?;
+    let code = Outcome::Failed.exit_code();
+    Some(Refusal::new(StatusCode::BAD_REQUEST, code, error))
 }
 
 async fn deploy<B: Backend>(
     body: Incoming,
     query: query::Deploy,
     signature: Option<Signature>,
+    reserved: Option<Reserved>,
     backend: B,
 ) -> Result<ControlResponse, Refusal> {
     let (told, app, name) = (backend.clone(), query.app.clone(), query.name.clone());
@@ -528,7 +680,11 @@ async fn deploy<B: Backend>(
     let deploying = tokio::spawn(async move {
         let began = Instant::now();
         let artifact = receive(body, backend.clone()).await?;
-        Ok(backend.deploy(artifact, signature, began.elapsed(), query))
+        let operation = backend.deploy(artifact, signature, began.elapsed(), query);
+        if let Some(reserved) = reserved {
+            reserved.is(&operation.id);
+        }
+        Ok(operation)
     });
     let error = match deploying.await {
         Ok(Ok(operation)) => return Ok(progress(operation)),

@@ -4,10 +4,8 @@
 //! - [`metrics_endpoint`]: `GET /metrics` over TCP
 //! - [`server`]: the host's side, HTTP/1.1 over a unix socket
 //! - [`socket`]: the file that both meet at
-//! - [`access`]: who may call what
 //! - [`shutdown`]: how a call ends the host
 
-pub(crate) mod access;
 mod calls;
 pub(crate) mod metrics_endpoint;
 pub(crate) mod server;
@@ -18,7 +16,6 @@ mod work;
 
 pub(crate) use self::shutdown::Shutdown;
 pub use self::{
-    access::Access,
     server::{Host, serve},
     shutdown::ShutdownHandle,
     socket::ControlSocket,

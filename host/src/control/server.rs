@@ -14,7 +14,11 @@ use std::{
     time::Duration,
 };
 
-use handover_api::{AppName, Cause, Event, HistoryEntry, OperationResult, Status, Wait, query};
+use arc_swap::ArcSwap;
+use handover_api::{
+    AppName, ArtifactReport, Cause, ConfigPlan, Event, HistoryEntry, HolderStatus, OperationResult,
+    Status, TenantStatus, Wait, query,
+};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rustix::io::fcntl_dupfd_cloexec;
@@ -26,20 +30,23 @@ use tokio::{
 };
 
 use super::{
-    access::{Access, Peer, Role},
     calls::{self, Asked, Refusal},
     shutdown::{Shutdown, ShutdownHandle},
     socket::ControlSocket,
 };
 use crate::{
+    access::{Access, Peer, Role},
     artifact::{Artifact, Signature, Store, StoreError, store::Writer},
+    config::Config,
     net::{
-        Connections,
+        ClientListeners, Connections,
         accept::{Accept, Serve, accept},
     },
     open_files,
-    operations::operation::Operation,
+    operations::operation::{Keyed, Operation},
     orchestrator::Orchestrator,
+    reconfigure::{ReconfigureError, Reconfigurer},
+    report::holders::HolderId,
     report::status::Surface,
     telemetry::Gather,
     watch::WatcherHandle,
@@ -83,13 +90,45 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
     /// For `POST /v1/reload`.
     fn reload(&self, app: Option<AppName>, wait: Wait) -> Operation;
     /// For `POST /v1/rollback`.
-    fn rollback(&self, app: Option<AppName>, to: Option<String>, wait: Wait) -> Operation;
+    fn rollback(&self, asked: query::Rollback) -> Operation;
     /// For `POST /v1/promote`.
     fn promote(&self, asked: query::Labelled) -> Operation;
     /// For `POST /v1/abort`.
     fn abort(&self, asked: query::Labelled) -> Operation;
+    /// For `POST /v1/canary/pause` and `/v1/canary/resume`.
+    fn pause_canary(&self, asked: query::Operation, paused: bool) -> Operation;
+    /// For `POST /v1/stop`.
+    fn stop(&self, asked: query::Stop) -> Operation;
+    /// For `POST /v1/start`.
+    fn start(&self, asked: query::Operation) -> Operation;
+    /// For `POST /v1/restart`.
+    fn restart(&self, asked: query::Operation) -> Operation;
+    /// For `POST /v1/pause`.
+    fn pause(&self, asked: query::Pause) -> Operation;
+    /// For `POST /v1/resume`.
+    fn resume(&self, asked: query::Operation) -> Operation;
+    /// For `GET /v1/tenants`.
+    fn tenants(&self, app: Option<&AppName>) -> Vec<TenantStatus>;
+    /// For `POST /v1/move`.
+    fn move_tenant(&self, asked: &query::Move) -> Result<String, String>;
+    /// For `GET /v1/holders`.
+    fn holders(&self, asked: &query::Holders) -> Vec<HolderStatus>;
+    /// For `POST /v1/verify`.
+    fn verify(&self, app: Option<AppName>) -> Operation;
+    /// For `POST /v1/deploy` with a key: what is known of it.
+    fn keyed(&self, key: &str) -> Keyed;
+    /// For `GET /v1/artifact`; an error says what there is instead. Blocks.
+    fn artifact(&self, asked: &query::Artifact) -> Result<ArtifactReport, String>;
+    /// For `POST /v1/cancel`: what was done; none when there is no such holder.
+    fn cancel_holder(&self, id: &HolderId) -> impl Future<Output = Option<String>> + Send;
     /// For `GET /v1/operations/ID`.
     fn operation(&self, id: &str) -> Option<Operation>;
+    /// For `GET /v1/config`.
+    fn config(&self) -> Arc<Config>;
+    /// For `GET /v1/config/plan`. Blocks.
+    fn config_plan(&self) -> Result<ConfigPlan, ReconfigureError>;
+    /// For `POST /v1/config/reload`. Blocks.
+    fn reload_config(&self) -> Result<ConfigPlan, ReconfigureError>;
     /// For `GET /metrics`.
     fn metrics(&self) -> Gather;
     /// For `/v1/state/APP/…`: the store of an app that this host knows.
@@ -137,8 +176,10 @@ pub struct Host {
     pub watcher: WatcherHandle,
     /// The connections of clients.
     pub connections: Connections,
-    /// Where the host serves.
-    pub listen: Vec<String>,
+    /// What reads the configuration again.
+    pub reconfigurer: Reconfigurer,
+    /// Where it serves.
+    pub listeners: ClientListeners,
     /// Where it tells its metrics over TCP.
     pub metrics_at: Option<SocketAddr>,
 }
@@ -149,7 +190,7 @@ impl Backend for Host {
 
     fn status(&self) -> Status {
         self.orchestrator.status(Surface {
-            listen: self.listen.clone(),
+            listen: self.listeners.addresses(),
             metrics: self.metrics_at,
             connections: self.connections.status(),
         })
@@ -192,8 +233,8 @@ impl Backend for Host {
         self.orchestrator.reload(app, wait, &self.watcher)
     }
 
-    fn rollback(&self, app: Option<AppName>, to: Option<String>, wait: Wait) -> Operation {
-        self.orchestrator.rollback(app, to, wait)
+    fn rollback(&self, asked: query::Rollback) -> Operation {
+        self.orchestrator.rollback(asked)
     }
 
     fn promote(&self, asked: query::Labelled) -> Operation {
@@ -204,8 +245,72 @@ impl Backend for Host {
         self.orchestrator.abort(asked)
     }
 
+    fn pause_canary(&self, asked: query::Operation, paused: bool) -> Operation {
+        self.orchestrator.pause_canary(asked.app, paused)
+    }
+
+    fn stop(&self, asked: query::Stop) -> Operation {
+        self.orchestrator.stop(asked)
+    }
+
+    fn start(&self, asked: query::Operation) -> Operation {
+        self.orchestrator.start(asked)
+    }
+
+    fn restart(&self, asked: query::Operation) -> Operation {
+        self.orchestrator.restart(asked)
+    }
+
+    fn pause(&self, asked: query::Pause) -> Operation {
+        self.orchestrator.pause(asked)
+    }
+
+    fn resume(&self, asked: query::Operation) -> Operation {
+        self.orchestrator.resume(asked.app)
+    }
+
+    fn tenants(&self, app: Option<&AppName>) -> Vec<TenantStatus> {
+        self.orchestrator.tenants(app)
+    }
+
+    fn move_tenant(&self, asked: &query::Move) -> Result<String, String> {
+        self.orchestrator.move_tenant(asked)
+    }
+
+    fn holders(&self, asked: &query::Holders) -> Vec<HolderStatus> {
+        self.orchestrator.holders(asked)
+    }
+
+    fn verify(&self, app: Option<AppName>) -> Operation {
+        self.orchestrator.verify(app)
+    }
+
+    fn keyed(&self, key: &str) -> Keyed {
+        self.orchestrator.keyed(key)
+    }
+
+    fn artifact(&self, asked: &query::Artifact) -> Result<ArtifactReport, String> {
+        self.orchestrator.artifact(asked)
+    }
+
+    async fn cancel_holder(&self, id: &HolderId) -> Option<String> {
+        self.orchestrator.cancel_holder(id).await
+    }
+
     fn operation(&self, id: &str) -> Option<Operation> {
         self.orchestrator.operation(id)
+    }
+
+    fn config(&self) -> Arc<Config> {
+        self.reconfigurer.current()
+    }
+
+    fn config_plan(&self) -> Result<ConfigPlan, ReconfigureError> {
+        self.reconfigurer.plan()
+    }
+
+    fn reload_config(&self) -> Result<ConfigPlan, ReconfigureError> {
+        self.reconfigurer.reload()
     }
 
     fn metrics(&self) -> Gather {
@@ -236,7 +341,7 @@ impl Backend for Host {
 /// --now` gets one.
 pub async fn serve(
     listener: (UnixListener, ControlSocket),
-    access: Access,
+    access: Arc<ArcSwap<Access>>,
     host: Host,
     shutdown: ShutdownHandle,
 ) {
@@ -246,7 +351,7 @@ pub async fn serve(
 /// [`serve`] for any backend.
 pub(crate) async fn serve_backend<B: Backend>(
     (listener, socket): (UnixListener, ControlSocket),
-    access: Access,
+    access: Arc<ArcSwap<Access>>,
     backend: B,
     shutdown: ShutdownHandle,
 ) {
@@ -262,7 +367,7 @@ pub(crate) async fn serve_backend<B: Backend>(
         reserve,
     };
     let calls = Calls {
-        access: Arc::new(access),
+        access,
         backend,
         shutdown: shutdown.clone(),
         connections: JoinSet::new(),
@@ -368,7 +473,7 @@ impl ControlListener {
 
 /// Serves the calls of each connection. Dropping it cuts them.
 struct Calls<B> {
-    access: Arc<Access>,
+    access: Arc<ArcSwap<Access>>,
     backend: B,
     shutdown: ShutdownHandle,
     connections: JoinSet<()>,
@@ -380,7 +485,7 @@ impl<B: Backend> Serve<UnixStream> for Calls<B> {
         while self.connections.try_join_next().is_some() {}
         self.connections.spawn(connection(
             stream,
-            Arc::clone(&self.access),
+            self.access.load_full(),
             self.backend.clone(),
             self.shutdown.clone(),
         ));
@@ -446,6 +551,7 @@ async fn connection<B: Backend>(
     let asked = Arc::new(Asked {
         shutdown: OnceLock::new(),
         handle: shutdown.clone(),
+        uid: caller.as_ref().map_or(u32::MAX, |caller| caller.uid),
     });
     let service = service_fn(|request| {
         let (backend, caller, asked) = (backend.clone(), caller.clone(), Arc::clone(&asked));
@@ -651,8 +757,12 @@ mod tests {
             self.operation()
         }
 
-        fn rollback(&self, _app: Option<AppName>, to: Option<String>, wait: Wait) -> Operation {
-            self.call(format!("rollback {} {wait:?}", to.unwrap_or_default()));
+        fn rollback(&self, asked: query::Rollback) -> Operation {
+            let wait = Wait::from_query(asked.queue, asked.detach);
+            self.call(format!(
+                "rollback {} {wait:?}",
+                asked.to.unwrap_or_default()
+            ));
             self.operation()
         }
 
@@ -666,8 +776,85 @@ mod tests {
             self.operation()
         }
 
+        fn stop(&self, asked: query::Stop) -> Operation {
+            self.call(format!("stop {asked:?}"));
+            self.operation()
+        }
+
+        fn start(&self, asked: query::Operation) -> Operation {
+            self.call(format!("start {asked:?}"));
+            self.operation()
+        }
+
+        fn restart(&self, asked: query::Operation) -> Operation {
+            self.call(format!("restart {asked:?}"));
+            self.operation()
+        }
+
+        fn pause(&self, asked: query::Pause) -> Operation {
+            self.call(format!("pause {asked:?}"));
+            self.operation()
+        }
+
+        fn resume(&self, asked: query::Operation) -> Operation {
+            self.call(format!("resume {asked:?}"));
+            self.operation()
+        }
+
+        fn pause_canary(&self, asked: query::Operation, paused: bool) -> Operation {
+            self.call(format!("canary {asked:?} {paused}"));
+            self.operation()
+        }
+
+        fn tenants(&self, app: Option<&AppName>) -> Vec<TenantStatus> {
+            self.call(format!("tenants {app:?}"));
+            Vec::new()
+        }
+
+        fn move_tenant(&self, asked: &query::Move) -> Result<String, String> {
+            self.call(format!("move {asked:?}"));
+            Ok("moved".to_owned())
+        }
+
+        fn verify(&self, app: Option<AppName>) -> Operation {
+            self.call(format!("verify {app:?}"));
+            self.operation()
+        }
+
+        fn keyed(&self, key: &str) -> Keyed {
+            self.call(format!("keyed {key}"));
+            Keyed::UnderWay
+        }
+
+        fn artifact(&self, asked: &query::Artifact) -> Result<ArtifactReport, String> {
+            self.call(format!("artifact {asked:?}"));
+            Err("there is none".to_owned())
+        }
+
+        fn holders(&self, asked: &query::Holders) -> Vec<HolderStatus> {
+            self.call(format!("holders {asked:?}"));
+            Vec::new()
+        }
+
+        async fn cancel_holder(&self, id: &HolderId) -> Option<String> {
+            self.call(format!("cancel {id:?}"));
+            None
+        }
+
         fn operation(&self, id: &str) -> Option<Operation> {
             (id == "op-1").then(|| self.operation())
+        }
+
+        fn config(&self) -> Arc<Config> {
+            Arc::default()
+        }
+
+        fn config_plan(&self) -> Result<ConfigPlan, ReconfigureError> {
+            Err(ReconfigureError::NoFile)
+        }
+
+        fn reload_config(&self) -> Result<ConfigPlan, ReconfigureError> {
+            Err(ReconfigureError::NoFile)
         }
 
         fn metrics(&self) -> Gather {
@@ -739,7 +926,7 @@ mod tests {
             let shutdown = ShutdownHandle::new();
             tokio::spawn(serve_backend(
                 socket,
-                Access::default(),
+                Arc::default(),
                 fake.clone(),
                 shutdown.clone(),
             ));
@@ -993,8 +1180,10 @@ mod tests {
             let observes = caller(Role::Observe).may(call.role);
             assert_eq!(
                 observes.is_ok(),
-                // One job has its payload, which is the app's.
-                call.method == Method::GET && call.path != query::JOB,
+                // One job has its payload, and the configuration what apps read: both are the
+                // apps'.
+                call.method == Method::GET
+                    && ![query::JOB, query::CONFIG, query::CONFIG_PLAN].contains(&call.path),
                 "{}",
                 call.path
             );

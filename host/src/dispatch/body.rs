@@ -15,44 +15,15 @@ use handover_plugin::abi::{
 };
 use http::{HeaderMap, HeaderValue, header};
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::combinators::UnsyncBoxBody;
 use parking_lot::Mutex;
 use tokio::{
-    sync::{OwnedSemaphorePermit, futures::OwnedNotified, mpsc},
+    sync::{OwnedSemaphorePermit, mpsc},
     time::Sleep,
 };
 
-use crate::generation::{CloseHandle, InFlight, KeepAlive, Upload};
-
-/// Waits for the drain deadline of a generation.
-///
-/// It registers only when something is pending, so what is answered at once never pays for it, and
-/// once for each waker: what all of a generation register with has a lock.
-#[derive(Debug, Default)]
-pub(super) struct DrainDeadline(Option<(Pin<Box<OwnedNotified>>, Waker)>);
-
-impl DrainDeadline {
-    /// Whether the deadline has passed; if not, the task is woken when it does.
-    pub(super) fn poll(&mut self, in_flight: &InFlight, cx: &mut Context<'_>) -> bool {
-        let shared = in_flight.shared();
-        if !self.wakes(cx.waker()) {
-            let (notified, waker) = self.0.get_or_insert_with(|| {
-                let notified = Arc::clone(shared.expiry()).notified_owned();
-                (Box::pin(notified), cx.waker().clone())
-            });
-            waker.clone_from(cx.waker());
-            // Registers first and looks then, so that a deadline between the two is not missed.
-            let _ = notified.as_mut().poll(cx);
-        }
-        shared.is_expired()
-    }
-
-    /// Whether it is `waker` that it has registered, so that this was there when it was polled
-    /// last.
-    pub(super) fn wakes(&self, waker: &Waker) -> bool {
-        let registered = self.0.as_ref();
-        registered.is_some_and(|(_, registered)| registered.will_wake(waker))
-    }
-}
+use super::asked::Asked;
+use crate::generation::{CloseHandle, HolderKind, InFlight, KeepAlive, Registration, Upload};
 
 /// The body of an answer.
 #[derive(Debug)]
@@ -64,6 +35,7 @@ enum Kind {
     Stream(Box<Streaming>),
     Limited(Box<Permitted>),
     Pumped(Box<Pumped>),
+    Made(UnsyncBoxBody<Bytes, ResponseBodyError>),
 }
 
 /// A body that is polled on the threads of its app, and comes from there frame by frame. None is
@@ -181,10 +153,9 @@ impl Ending {
 struct Streaming {
     /// How it may be ended without a loss; none when it can only be broken off.
     ending: Option<Box<Ending>>,
-    /// The switch of the connection, left with the generation.
-    connection: Option<Arc<CloseHandle>>,
     body: Imported<InFlight>,
-    expiry: DrainDeadline,
+    /// Goes before the body, and with it the generation that it is written down at.
+    registration: Registration,
 }
 
 impl Guard for InFlight {
@@ -238,7 +209,14 @@ impl ResponseBody {
         Self(Kind::Full(None))
     }
 
-    pub(super) fn full(bytes: Bytes) -> Self {
+    /// One that the host makes.
+    pub(crate) fn made(
+        body: impl Body<Data = Bytes, Error = ResponseBodyError> + Send + 'static,
+    ) -> Self {
+        Self(Kind::Made(UnsyncBoxBody::new(body)))
+    }
+
+    pub(crate) fn full(bytes: Bytes) -> Self {
         Self(Kind::Full(Some(bytes).filter(|bytes| !bytes.is_empty())))
     }
 
@@ -282,21 +260,21 @@ impl ResponseBody {
         })))
     }
 
-    /// What the plugin streams below `headers`, over the connection of that switch if there is one.
+    /// What the plugin streams below `headers` for what was asked, over the connection of that
+    /// switch if there is one.
     pub(super) fn stream(
         stream: BodyStream,
         headers: &HeaderMap,
         in_flight: InFlight,
+        asked: Arc<Asked>,
         connection: Option<Arc<CloseHandle>>,
     ) -> Self {
-        if let Some(handle) = &connection {
-            in_flight.shared().streams(handle);
-        }
+        let shared = in_flight.shared();
+        let registration = shared.register(HolderKind::Stream, asked, connection);
         Self(Kind::Stream(Box::new(Streaming {
             ending: Ending::of(headers, &in_flight),
-            connection,
+            registration,
             body: stream.import(in_flight),
-            expiry: DrainDeadline::default(),
         })))
     }
 }
@@ -314,6 +292,7 @@ impl Body for ResponseBody {
             Kind::Stream(streaming) => streaming.poll_frame(cx),
             Kind::Limited(limited) => Pin::new(&mut limited.body).poll_frame(cx),
             Kind::Pumped(pumped) => pumped.poll_frame(cx),
+            Kind::Made(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -323,6 +302,7 @@ impl Body for ResponseBody {
             Kind::Stream(streaming) => streaming.body.size_hint(),
             Kind::Limited(limited) => limited.body.size_hint(),
             Kind::Pumped(pumped) => pumped.hint,
+            Kind::Made(body) => body.size_hint(),
         }
     }
 
@@ -332,14 +312,7 @@ impl Body for ResponseBody {
             Kind::Stream(streaming) => streaming.body.is_end_stream(),
             Kind::Limited(limited) => limited.body.is_end_stream(),
             Kind::Pumped(pumped) => pumped.ended,
-        }
-    }
-}
-
-impl Drop for Streaming {
-    fn drop(&mut self) {
-        if let Some(handle) = &self.connection {
-            self.body.guard().shared().streams_no_more(handle);
+            Kind::Made(body) => body.is_end_stream(),
         }
     }
 }
@@ -369,14 +342,14 @@ impl Streaming {
                 Poll::Ready(Some(Err(ResponseBodyError::Plugin(error))))
             }
             // What fed it may have been cancelled at the deadline just before: an end then is none.
-            Poll::Ready(None) if self.body.guard().shared().is_expired() => {
-                match &mut self.ending {
-                    Some(ending) => Poll::Ready(ending.end()),
-                    None => self.broken_off(),
-                }
-            }
+            Poll::Ready(None) if self.has_to_end(cx) => match &mut self.ending {
+                Some(ending) => Poll::Ready(ending.end()),
+                None => self.broken_off(),
+            },
             Poll::Ready(None) => Poll::Ready(None),
-            Poll::Pending if self.expiry.poll(self.body.guard(), cx) => match &mut self.ending {
+            Poll::Pending if self.has_to_end(cx) => match &mut self.ending {
+                // Only where many end at a time is one of them to wait for its turn.
+                Some(ending) if self.registration.is_cancelled() => Poll::Ready(ending.end()),
                 Some(ending) => ending.poll(self.body.guard(), cx),
                 None => self.broken_off(),
             },
@@ -386,6 +359,12 @@ impl Streaming {
 }
 
 impl Streaming {
+    /// Whether it has to end now; if not, the task is woken when it may have to.
+    fn has_to_end(&self, cx: &Context<'_>) -> bool {
+        let shared = self.body.guard().shared();
+        shared.has_to_end(&self.registration, cx)
+    }
+
     /// The end of what is not whole.
     fn broken_off(&self) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
         self.body.guard().shared().count_aborted();

@@ -18,19 +18,26 @@ use handover_plugin::abi::{
     poll::PollState,
     pool::return_map,
 };
-use http::{HeaderName, HeaderValue, Request, Response, Uri, Version};
+use http::{HeaderName, HeaderValue, Request, Response, Version};
 use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
 use super::{
-    body::{DrainDeadline, RequestBody, ResponseBody},
+    asked::Asked,
+    body::{RequestBody, ResponseBody},
     connection::ConnectionInfo,
     error_response,
     limits::Limited,
+    mirror::Mirrored,
     route::{Chosen, Routes, target, told_target, whole_target},
+    sampled::Sampled,
+    targets::Watched,
     upgrade::{self, Upgrade},
 };
-use crate::generation::{Generation, InFlight, Upload};
+use crate::{
+    canary::Sample,
+    generation::{Generation, HolderKind, InFlight, Registration, TenantPlace, Upload},
+};
 
 /// A request on its way.
 #[derive(Debug)]
@@ -46,6 +53,10 @@ enum Step<B> {
     Running(Box<Running>),
     /// The same, within the limits of its app.
     Limited(Box<Limited<B>>),
+    /// The same, while a version of its app is on trial.
+    Sampled(Box<Sampled<B>>),
+    /// The same, of which there is a copy.
+    Mirrored(Box<Mirrored<B>>),
 }
 
 /// Counted in, and left to its first poll.
@@ -63,6 +74,8 @@ struct Call {
     upgrade: Option<Upgrade>,
     /// Bytes of the path that the app does not see.
     strip: usize,
+    /// That its tenant has it, where tenants move each by itself.
+    place: Option<Arc<TenantPlace>>,
     in_flight: InFlight,
 }
 
@@ -71,10 +84,10 @@ struct Call {
 struct Running {
     /// None once it has ended.
     call: Option<RunningCall>,
-    expiry: DrainDeadline,
     upgrade: Option<Upgrade>,
-    /// For people, when it holds its worker for too long.
-    uri: Uri,
+    /// For people, when it holds its worker or its generation for too long.
+    asked: Arc<Asked>,
+    registration: Registration,
     in_flight: InFlight,
     connection: Arc<ConnectionInfo>,
     /// The body of the request, where it has one.
@@ -113,6 +126,8 @@ impl ConnectionInfo {
 /// Where the answer of the app arrives.
 struct Slot<'a> {
     answer: AnswerContext<'a>,
+    /// What is told of the request where more than a whole answer comes.
+    asked: &'a dyn Fn() -> Arc<Asked>,
     upgrade: &'a mut Option<Upgrade>,
     response: &'a mut Option<Response<ResponseBody>>,
 }
@@ -152,13 +167,17 @@ impl ReceiveResponse for Slot<'_> {
                     ResponseBody::full(owned.into_bytes(|| in_flight.keep_alive()));
             }
             ReceivedBody::Stream(stream) => {
-                let connection = connection.close_handle.clone();
-                *response.body_mut() =
-                    ResponseBody::stream(stream, response.headers(), in_flight.clone(), connection);
+                *response.body_mut() = ResponseBody::stream(
+                    stream,
+                    response.headers(),
+                    in_flight.clone(),
+                    (self.asked)(),
+                    connection.close_handle.clone(),
+                );
             }
             ReceivedBody::Upgrade(io) => {
                 if let Some(upgrade) = self.upgrade.take() {
-                    let permit = upgrade::join(upgrade, io, in_flight.clone());
+                    let permit = upgrade::join(upgrade, io, in_flight.clone(), (self.asked)());
                     response.extensions_mut().insert(permit);
                 }
             }
@@ -182,6 +201,11 @@ impl AnswerContext<'_> {
     fn ended(self, state: PollState, response: &mut Option<Response<ResponseBody>>) {
         if state != PollState::Ready || response.is_none() {
             *response = Some(self.instead(state));
+        }
+        if let Some(response) = response
+            && response.status().is_server_error()
+        {
+            self.in_flight.shared().count_server_error();
         }
         if self.connection.name_version
             && let Some(response) = response
@@ -240,6 +264,25 @@ where
         Self(Step::Answered(Some(response)))
     }
 
+    /// What asks a generation that was not chosen for `request`.
+    pub(super) fn copied(
+        mut request: Request<B>,
+        strip: usize,
+        in_flight: InFlight,
+        connection: Arc<ConnectionInfo>,
+    ) -> Self {
+        let call = Call::new(&mut request, strip, in_flight);
+        Self(Step::new(request, call, connection))
+    }
+
+    /// Returns who is to be told how it ends, while a version of its app is on trial.
+    pub(super) fn sample(&self) -> Option<Arc<Sample>> {
+        match &self.0 {
+            Step::Sampled(sampled) => Some(Arc::clone(sampled.sample())),
+            _ => None,
+        }
+    }
+
     /// [`dispatch`] when the limits of the app have admitted it.
     pub(super) fn admitted(
         routes: &Arc<Routes>,
@@ -272,13 +315,30 @@ where
                     _ => this.0 = Step::new(request, call, Arc::clone(connection)),
                 }
             }
+            Chosen::Watched(chosen) => {
+                let (in_flight, strip, watched) = *chosen;
+                let Watched {
+                    sample,
+                    mirror,
+                    place,
+                } = watched;
+                let copy = mirror.and_then(|mirror| mirror.copy(&request, strip, connection));
+                let mut call = Call::new(&mut request, strip, in_flight);
+                call.place = place;
+                let step = Step::new(request, call, Arc::clone(connection));
+                this.0 = match (sample, copy) {
+                    (None, None) => step,
+                    (Some(sample), _) => Step::Sampled(Box::new(Sampled::new(Self(step), sample))),
+                    (None, Some(copy)) => Step::Mirrored(Box::new(Mirrored::new(Self(step), copy))),
+                };
+            }
             Chosen::Limited(limits) => {
                 let limited = Limited::new(limits, routes, request, connection);
                 this.0 = Step::Limited(Box::new(limited));
             }
             Chosen::Empty(what) => {
                 let (app, down) = *what;
-                this.0 = Step::Answered(Some(error_response::empty(&app, down.as_ref())));
+                this.0 = Step::Answered(Some(error_response::empty(&app, &down)));
             }
             Chosen::NoApp => this.0 = Step::Answered(Some(error_response::no_app())),
         }
@@ -297,7 +357,8 @@ where
         if let Step::Answered(response) = &mut self.0
             && let Some(running) = call.begin(request, None, connection, waker, response)
         {
-            let mut running = Box::new(call.running(running, request, Arc::clone(connection)));
+            let connection = Arc::clone(connection);
+            let mut running = Box::new(call.running(running, request, connection));
             if !running.expired(&mut Context::from_waker(waker), response) {
                 running.just_polled = true;
                 self.0 = Step::Running(running);
@@ -353,10 +414,15 @@ where
                     &mut response,
                 );
                 if let Some(running) = begun
-                    && let Step::New(mut new) = std::mem::replace(step, Step::Answered(None))
+                    && let Step::New(new) = std::mem::replace(step, Step::Answered(None))
                 {
-                    let mut running =
-                        Box::new(new.call.running(running, &mut new.request, new.connection));
+                    let New {
+                        call,
+                        request,
+                        connection,
+                        ..
+                    } = new;
+                    let mut running = Box::new(call.running(running, &request, connection));
                     running.upload = upload;
                     if !running.expired(cx, &mut response) {
                         *step = Step::Running(running);
@@ -366,12 +432,14 @@ where
             }
             Step::Running(running) => {
                 let just_polled = std::mem::take(&mut running.just_polled);
-                let is_known = just_polled && running.expiry.wakes(cx.waker());
+                let is_known = just_polled && running.registration.is_known(cx.waker());
                 if is_known || !running.poll(cx, &mut response) {
                     return Poll::Pending;
                 }
             }
             Step::Limited(limited) => response = Some(std::task::ready!(limited.poll(cx))),
+            Step::Sampled(sampled) => response = Some(std::task::ready!(sampled.poll(cx))),
+            Step::Mirrored(mirrored) => response = Some(std::task::ready!(mirrored.poll(cx))),
         }
         *step = Step::Answered(None);
         response.map_or(Poll::Pending, Poll::Ready)
@@ -384,6 +452,7 @@ impl Call {
         Self {
             upgrade: Upgrade::of(request),
             strip,
+            place: None,
             in_flight,
         }
     }
@@ -405,8 +474,10 @@ impl Call {
             in_flight,
             connection,
         };
+        let (asked_for, place) = (&*request, &self.place);
         let mut slot = Slot {
             answer,
+            asked: &|| Asked::of(asked_for, connection, place),
             upgrade: &mut self.upgrade,
             response,
         };
@@ -439,14 +510,17 @@ impl Call {
     fn running<B>(
         self,
         call: RunningCall,
-        request: &mut Request<B>,
+        request: &Request<B>,
         connection: Arc<ConnectionInfo>,
     ) -> Running {
+        let asked = Asked::of(request, &connection, &self.place);
+        let shared = self.in_flight.shared();
+        let registration = shared.register(HolderKind::Request, Arc::clone(&asked) as _, None);
         Running {
             call: Some(call),
-            expiry: DrainDeadline::default(),
             upgrade: self.upgrade,
-            uri: std::mem::take(request.uri_mut()),
+            asked,
+            registration,
             in_flight: self.in_flight,
             connection,
             upload: None,
@@ -460,7 +534,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         if let Some(call) = self.call.take() {
             let shared = self.in_flight.shared();
-            shared.dropping(told_target(&self.uri), || drop(call));
+            shared.dropping(told_target(&self.asked.uri), || drop(call));
         }
     }
 }
@@ -476,8 +550,10 @@ impl Running {
             in_flight: &self.in_flight,
             connection: &self.connection,
         };
+        let asked = &self.asked;
         let mut slot = Slot {
             answer,
+            asked: &|| Arc::clone(asked),
             upgrade: &mut self.upgrade,
             response,
         };
@@ -494,7 +570,7 @@ impl Running {
             None => PollState::Pending, // it was polled again after its end
         };
         let shared = self.in_flight.shared();
-        let state = shared.inside(told_target(&self.uri), poll);
+        let state = shared.inside(told_target(&asked.uri), poll);
         if state == PollState::Pending {
             return self.expired(cx, response);
         }
@@ -502,17 +578,21 @@ impl Running {
         true
     }
 
-    /// Whether the drain deadline has passed; the response is the host's then.
+    /// Whether it has to end now; the response is the host's then.
     fn expired(
         &mut self,
         cx: &mut Context<'_>,
         response: &mut Option<Response<ResponseBody>>,
     ) -> bool {
-        let in_flight = &self.in_flight;
-        let expired = self.expiry.poll(in_flight, cx);
+        let shared = self.in_flight.shared();
+        let expired = shared.has_to_end(&self.registration, cx);
         if expired {
-            in_flight.shared().count_aborted();
-            *response = Some(error_response::expired(in_flight.shared().spec()));
+            shared.count_aborted();
+            *response = Some(if self.registration.is_cancelled() {
+                error_response::cancelled(shared.spec())
+            } else {
+                error_response::expired(shared.spec())
+            });
         }
         expired
     }
@@ -546,6 +626,7 @@ pub(crate) async fn smoke(
     let call = Call {
         upgrade: None,
         strip: 0,
+        place: None,
         in_flight,
     };
     let connection = Arc::new(ConnectionInfo::new(None, None, None, false, None));

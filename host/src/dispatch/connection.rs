@@ -63,6 +63,15 @@ impl ConnectionInfo {
         }
     }
 
+    /// The same for a request whose answer goes to nobody.
+    pub(super) fn quiet(&self) -> Arc<Self> {
+        Arc::new(Self {
+            name_version: false,
+            close_handle: None,
+            ..self.clone()
+        })
+    }
+
     /// Whether the client speaks TLS to the host.
     pub(crate) fn is_tls(&self) -> bool {
         self.tls.is_some()

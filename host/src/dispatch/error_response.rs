@@ -5,7 +5,7 @@ use bytes::Bytes;
 use handover_api::AppName;
 use http::{HeaderValue, Response, StatusCode, Version, header};
 
-use super::{body::ResponseBody, malformed::Malformed};
+use super::{body::ResponseBody, malformed::Malformed, route::Down};
 use crate::generation::Spec;
 
 fn plain(status: StatusCode, text: String) -> Response<ResponseBody> {
@@ -54,13 +54,40 @@ pub(super) fn no_app() -> Response<ResponseBody> {
     )
 }
 
-/// 503: nothing of the app has been deployed, or the version that was chosen is `down`.
-pub(super) fn empty(app: &AppName, down: Option<&semver::Version>) -> Response<ResponseBody> {
+/// 503: nothing answers for the app, for a reason.
+pub(super) fn empty(app: &AppName, down: &Down) -> Response<ResponseBody> {
     let text = match down {
-        Some(version) => format!("the app {app} {version} has not come up"),
-        None => format!("nothing of the app {app} has been deployed yet"),
+        Down::Version(version) => format!("the app {app} {version} has not come up"),
+        Down::Empty => format!("nothing of the app {app} has been deployed yet"),
+        Down::Stopped(message) if message.is_empty() => format!("the app {app} is stopped"),
+        Down::Stopped(message) => return stopped(message),
     };
     plain(StatusCode::SERVICE_UNAVAILABLE, text)
+}
+
+/// 503 with the message of whoever stopped the app. One that begins with `<` is HTML.
+fn stopped(message: &str) -> Response<ResponseBody> {
+    let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, String::new());
+    let mut body = message.to_owned();
+    if !body.ends_with('\n') {
+        body.push('\n');
+    }
+    *response.body_mut() = ResponseBody::full(Bytes::from(body));
+    if message.trim_start().starts_with('<') {
+        response.headers_mut().insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("text/html; charset=utf-8"),
+        );
+    }
+    response
+}
+
+/// 503: the app is paused, and the request has waited for as long as it may, or too many wait.
+pub(super) fn paused(app: &AppName) -> Response<ResponseBody> {
+    plain(
+        StatusCode::SERVICE_UNAVAILABLE,
+        format!("the app {app} is paused"),
+    )
 }
 
 /// 502: the app gave no answer.
@@ -85,6 +112,12 @@ pub(super) fn expired(spec: &Spec) -> Response<ResponseBody> {
         "the app {} {} was replaced, and did not answer before its deadline",
         spec.app, spec.version
     );
+    plain(StatusCode::SERVICE_UNAVAILABLE, text)
+}
+
+/// 503: an operator has cancelled the request.
+pub(super) fn cancelled(spec: &Spec) -> Response<ResponseBody> {
+    let text = format!("the request to the app {} was cancelled", spec.app);
     plain(StatusCode::SERVICE_UNAVAILABLE, text)
 }
 

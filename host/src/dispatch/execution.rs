@@ -36,10 +36,11 @@ pub(super) struct Threads {
 impl Threads {
     /// Starts the threads of `app`, if its settings want some.
     pub(super) fn start(app: &AppName, settings: &config::App) -> io::Result<Option<Self>> {
-        let config::Execution::Own { threads } = settings.execution else {
+        if settings.execution == config::Execution::Shared {
             return Ok(None);
-        };
-        let number = threads
+        }
+        let number = settings
+            .execution_threads
             .or_else(|| thread::available_parallelism().ok())
             .map_or(1, NonZeroUsize::get);
         let runtime = Builder::new_multi_thread()

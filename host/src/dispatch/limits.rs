@@ -27,25 +27,27 @@ use tokio::{
 
 use super::{
     body::ResponseBody,
-    call::Dispatched,
+    call::{Dispatched, dispatch},
     connection::ConnectionInfo,
     error_response,
     execution::{OffloadedCall, Threads},
+    pause::{Pause, Released, Wait},
     route::Routes,
     upgrade::UpgradePermit,
 };
-use crate::config;
+use crate::{canary::Sample, config};
 
 /// The limits of one app, over all its generations.
 #[derive(Debug)]
 pub struct Limits {
     app: AppName,
     timeout: Option<Duration>,
-    slots: Option<Slots>,
+    slots: Option<Arc<Slots>>,
     /// Where its requests run, if not on the workers of the host.
-    threads: Option<Threads>,
-    refused: AtomicU64,
-    timed_out: AtomicU64,
+    threads: Option<Arc<Threads>>,
+    events: Arc<Events>,
+    /// While the app is paused.
+    pause: Option<Arc<Pause>>,
 }
 
 /// How many requests at a time.
@@ -53,9 +55,16 @@ pub struct Limits {
 struct Slots {
     /// First come, first served.
     free: Arc<Semaphore>,
-    all: usize,
-    queue: usize,
+    all: AtomicUsize,
+    queue: AtomicUsize,
     waiting: AtomicUsize,
+}
+
+/// What the limits did so far.
+#[derive(Debug, Default)]
+struct Events {
+    refused: AtomicU64,
+    timed_out: AtomicU64,
 }
 
 /// What the limits did so far, and what they hold now.
@@ -74,15 +83,38 @@ pub struct Counts {
 impl Limits {
     /// The limits that `settings` name, if they name any.
     pub fn new(app: &AppName, settings: &config::App) -> Option<Arc<Self>> {
-        let slots = settings.max_concurrent.map(|most| Slots {
-            free: Arc::new(Semaphore::new(most.get().min(Semaphore::MAX_PERMITS))),
-            all: most.get().min(Semaphore::MAX_PERMITS),
-            queue: settings.queue,
-            waiting: AtomicUsize::new(0),
-        });
-        let threads = Threads::start(app, settings).unwrap_or_else(|error| {
-            tracing::error!(%app, "it gets no threads of its own and runs on the workers of the host: {error}");
-            None
+        Self::of(app, settings, Self::start(app, settings), None)
+    }
+
+    /// The limits that `settings` name in the place of `before`, which went by `old`: what is under
+    /// way and what waits counts for them as well. To be called within a runtime.
+    pub fn retuned(
+        before: Option<&Arc<Self>>,
+        app: &AppName,
+        old: &config::App,
+        settings: &config::App,
+    ) -> Option<Arc<Self>> {
+        let threads_of = |settings: &config::App| (settings.execution, settings.execution_threads);
+        let threads = if threads_of(old) == threads_of(settings) {
+            before.and_then(|before| before.threads.clone())
+        } else {
+            Self::start(app, settings)
+        };
+        Self::of(app, settings, threads, before)
+    }
+
+    fn of(
+        app: &AppName,
+        settings: &config::App,
+        threads: Option<Arc<Threads>>,
+        before: Option<&Arc<Self>>,
+    ) -> Option<Arc<Self>> {
+        let slots = settings.max_concurrent.map(|most| {
+            let most = most.get().min(Semaphore::MAX_PERMITS);
+            let known = before.and_then(|before| before.slots.clone());
+            let slots = known.unwrap_or_else(|| Arc::new(Slots::new(most)));
+            slots.resize(most, settings.queue);
+            slots
         });
         let any = slots.is_some() || threads.is_some() || settings.request_timeout.is_some();
         any.then(|| {
@@ -91,10 +123,39 @@ impl Limits {
                 timeout: settings.request_timeout,
                 slots,
                 threads,
-                refused: AtomicU64::new(0),
-                timed_out: AtomicU64::new(0),
+                events: before.map_or_else(Arc::default, |before| Arc::clone(&before.events)),
+                pause: None,
             })
         })
+    }
+
+    /// The same limits, or none, of an app whose requests `pause` has wait.
+    pub(crate) fn paused(
+        before: Option<&Arc<Self>>,
+        app: &AppName,
+        pause: Arc<Pause>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            app: app.clone(),
+            timeout: before.and_then(|before| before.timeout),
+            slots: before.and_then(|before| before.slots.clone()),
+            threads: before.and_then(|before| before.threads.clone()),
+            events: before.map_or_else(Arc::default, |before| Arc::clone(&before.events)),
+            pause: Some(pause),
+        })
+    }
+
+    /// Returns whether requests wait for the app to be resumed.
+    pub(super) fn is_paused(&self) -> bool {
+        self.pause.is_some()
+    }
+
+    fn start(app: &AppName, settings: &config::App) -> Option<Arc<Threads>> {
+        let threads = Threads::start(app, settings).unwrap_or_else(|error| {
+            tracing::error!(%app, "it gets no threads of its own and runs on the workers of the host: {error}");
+            None
+        });
+        threads.map(Arc::new)
     }
 
     /// What is counted, now.
@@ -102,15 +163,16 @@ impl Limits {
         let slots = self.slots.as_ref();
         Counts {
             running: slots.map_or(0, |slots| {
-                slots.all.saturating_sub(slots.free.available_permits()) as u64
+                let all = slots.all.load(Ordering::Relaxed);
+                all.saturating_sub(slots.free.available_permits()) as u64
             }),
             waiting: slots.map_or(0, |slots| slots.waiting.load(Ordering::Relaxed) as u64),
-            refused: self.refused.load(Ordering::Relaxed),
-            timed_out: self.timed_out.load(Ordering::Relaxed),
+            refused: self.events.refused.load(Ordering::Relaxed),
+            timed_out: self.events.timed_out.load(Ordering::Relaxed),
         }
     }
 
-    fn admit(self: &Arc<Self>) -> Admission {
+    fn admit(&self) -> Admission {
         let Some(slots) = &self.slots else {
             return Admission::Now(None);
         };
@@ -120,13 +182,13 @@ impl Limits {
         let place = slots
             .waiting
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waiting| {
-                (waiting < slots.queue).then_some(waiting + 1)
+                (waiting < slots.queue.load(Ordering::Relaxed)).then_some(waiting + 1)
             });
         if place.is_err() {
-            self.refused.fetch_add(1, Ordering::Relaxed);
+            self.events.refused.fetch_add(1, Ordering::Relaxed);
             return Admission::Full;
         }
-        let place = Place(Arc::clone(self));
+        let place = Place(Arc::clone(slots));
         let free = Arc::clone(&slots.free);
         Admission::Wait(Box::pin(async move {
             let permit = free.acquire_owned().await.ok();
@@ -137,12 +199,44 @@ impl Limits {
 }
 
 /// A place in the queue. Dropping it gives it up, also when the client has left.
-struct Place(Arc<Limits>);
+struct Place(Arc<Slots>);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(slots) = &self.0.slots {
-            slots.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Slots {
+    fn new(most: usize) -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(most)),
+            all: AtomicUsize::new(most),
+            queue: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+        }
+    }
+
+    /// Makes room for `most` at a time from now on. Where that are fewer, those that are under way
+    /// end, and their places with them.
+    fn resize(&self, most: usize, queue: usize) {
+        self.queue.store(queue, Ordering::Relaxed);
+        let before = self.all.swap(most, Ordering::Relaxed);
+        if most > before {
+            self.free.add_permits(most - before);
+            return;
+        }
+        let taken = self.free.forget_permits(before - most);
+        let owed = before - most - taken;
+        if let Ok(owed) = u32::try_from(owed)
+            && owed > 0
+        {
+            let free = Arc::clone(&self.free);
+            tokio::spawn(async move {
+                if let Ok(places) = free.acquire_many_owned(owed).await {
+                    places.forget();
+                }
+            });
         }
     }
 }
@@ -161,13 +255,25 @@ pub(super) struct Limited<B> {
     stage: Stage<B>,
     deadline: Option<Pin<Box<Sleep>>>,
     permit: Option<OwnedSemaphorePermit>,
+    /// Who is to be told that its time is over, while a version of its app is on trial.
+    sample: Option<Arc<Sample>>,
 }
 
 enum Stage<B> {
+    /// Its app is paused.
+    Paused(Option<Paused<B>>),
     Waiting(Option<Waiting<B>>),
     Running(Dispatched<B>),
     OffloadedCall(OffloadedCall),
     Refused,
+}
+
+/// What is needed when the app is resumed.
+struct Paused<B> {
+    wait: Wait,
+    request: Request<B>,
+    routes: Arc<Routes>,
+    connection: Arc<ConnectionInfo>,
 }
 
 /// What is needed when the turn comes.
@@ -206,9 +312,26 @@ where
         let deadline = limits
             .timeout
             .map(|timeout| Box::pin(tokio::time::sleep(timeout)));
+        if let Some(pause) = &limits.pause {
+            let paused = Paused {
+                wait: pause.wait(),
+                request,
+                routes: Arc::clone(routes),
+                connection: Arc::clone(connection),
+            };
+            return Self {
+                stage: Stage::Paused(Some(paused)),
+                limits,
+                deadline,
+                permit: None,
+                sample: None,
+            };
+        }
+        let mut sample = None;
         let (stage, permit) = match limits.admit() {
             Admission::Now(permit) => {
                 let dispatched = Dispatched::admitted(routes, request, connection);
+                sample = dispatched.sample();
                 (Self::begin(&limits, dispatched), permit)
             }
             Admission::Wait(acquire) => {
@@ -227,10 +350,23 @@ where
             stage,
             deadline,
             permit,
+            sample,
         }
     }
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Response<ResponseBody>> {
+        if let Stage::Paused(paused) = &mut self.stage
+            && let Some(wait) = paused.as_mut().map(|paused| paused.wait.as_mut())
+            && let Poll::Ready(released) = wait.poll(cx)
+            && let Some(paused) = paused.take()
+        {
+            if released == Released::Refused {
+                return Poll::Ready(error_response::paused(&self.limits.app));
+            }
+            // By the limits and the routes that there are now.
+            self.stage =
+                Stage::Running(dispatch(&paused.routes, paused.request, &paused.connection));
+        }
         if let Stage::Waiting(waiting) = &mut self.stage
             && let Some(acquire) = waiting.as_mut().map(|waiting| waiting.acquire.as_mut())
             && let Poll::Ready(permit) = acquire.poll(cx)
@@ -239,11 +375,12 @@ where
             self.permit = permit;
             let dispatched =
                 Dispatched::admitted(&waiting.routes, waiting.request, &waiting.connection);
+            self.sample = dispatched.sample();
             self.stage = Self::begin(&self.limits, dispatched);
         }
         match &mut self.stage {
             Stage::Refused => return Poll::Ready(error_response::busy(&self.limits.app)),
-            Stage::Waiting(_) => {}
+            Stage::Paused(_) | Stage::Waiting(_) => {}
             Stage::Running(dispatched) => {
                 if let Poll::Ready(response) = Pin::new(dispatched).poll(cx) {
                     return Poll::Ready(hand_on(self.permit.take(), response));
@@ -264,7 +401,10 @@ where
         if !late {
             return Poll::Pending;
         }
-        self.limits.timed_out.fetch_add(1, Ordering::Relaxed);
+        self.limits.events.timed_out.fetch_add(1, Ordering::Relaxed);
+        if let Some(sample) = self.sample.take() {
+            sample.answered(true);
+        }
         // What it was doing is dropped before its answer goes out, and with it its permit.
         self.stage = Stage::Waiting(None);
         self.permit = None;
@@ -306,6 +446,33 @@ mod tests {
     #[test]
     fn an_app_without_limits_has_none() {
         assert!(Limits::new(&"shop".parse().unwrap(), &config::App::default()).is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_under_way_counts_for_limits_that_were_changed() {
+        let app = "shop".parse().unwrap();
+        let with = |most: usize, queue| config::App {
+            max_concurrent: most.try_into().ok(),
+            queue,
+            ..config::App::default()
+        };
+        let wide = limits(3, 0);
+        let permits: Vec<_> = (0..3).map(|_| wide.admit()).collect();
+        let narrow = Limits::retuned(Some(&wide), &app, &with(3, 0), &with(1, 1)).unwrap();
+        let Admission::Wait(mut waits) = narrow.admit() else {
+            panic!("three are under way, and one may be")
+        };
+        tokio::task::yield_now().await;
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        for permit in permits {
+            assert!(waits.as_mut().poll(&mut cx).is_pending());
+            drop(permit);
+            tokio::task::yield_now().await;
+        }
+        assert!(waits.as_mut().poll(&mut cx).is_ready());
+        assert_eq!(narrow.counts().waiting, 0);
+        let none = config::App::default();
+        assert!(Limits::retuned(Some(&narrow), &app, &with(1, 1), &none).is_none());
     }
 
     #[tokio::test]

@@ -8,7 +8,10 @@ use handover_api::AppName;
 use http::{HeaderMap, Uri, header::HOST};
 use semver::Version;
 
-use super::{limits::Limits, targets::Targets};
+use super::{
+    limits::Limits,
+    targets::{Choice, Targets, Watched},
+};
 use crate::{
     config::{RoutePrefix, bare_host},
     generation::InFlight,
@@ -25,10 +28,22 @@ pub struct Route {
     pub app: AppName,
     /// What answers.
     pub targets: Targets,
-    /// The version that was chosen to answer and is not up; none while nothing has been deployed.
-    pub down: Option<Version>,
+    /// Why nothing answers, where nothing does.
+    pub down: Down,
     /// What the app may take, if that is limited.
     pub limits: Option<Arc<Limits>>,
+}
+
+/// Why nothing answers.
+#[derive(Clone, Debug, Default)]
+pub enum Down {
+    /// Nothing has been deployed.
+    #[default]
+    Empty,
+    /// The version that was chosen is not up.
+    Version(Version),
+    /// Somebody has stopped the app, with this message for its clients; it may be empty.
+    Stopped(Arc<str>),
 }
 
 /// The routes of all apps.
@@ -55,15 +70,17 @@ struct Table {
 
 /// What the routes say to a request.
 #[derive(Debug)]
-pub enum Chosen {
+pub(super) enum Chosen {
     /// It is counted in on the active generation of its app. The number of bytes of the path is to
     /// be taken off.
     Generation(InFlight, usize),
+    /// The same, with what goes with it as long as it lasts.
+    Watched(Box<(InFlight, usize, Watched)>),
     /// Its app has limits: ask again when they admit it.
     Limited(Arc<Limits>),
     /// An app answers there, but nothing of it has been deployed, or the version that was chosen is
     /// not up. In a box, since every request is given room for it.
-    Empty(Box<(AppName, Option<Version>)>),
+    Empty(Box<(AppName, Down)>),
     /// No app answers there.
     NoApp,
 }
@@ -87,7 +104,7 @@ impl Routes {
     /// Chooses for a request of `client`, and counts it in. `admitted`: the limits of its app were
     /// asked.
     #[inline]
-    pub fn choose(
+    pub(super) fn choose(
         &self,
         uri: &Uri,
         headers: &HeaderMap,
@@ -134,7 +151,18 @@ impl Table {
         else {
             return Some(Chosen::NoApp);
         };
-        let Some(generation) = route.targets.choose(headers, client) else {
+        let chosen = route.targets.choose(uri, headers, client).ok()?;
+        let Some(Choice {
+            generation,
+            watched,
+        }) = chosen
+        else {
+            if let Some(limits) = &route.limits
+                && limits.is_paused()
+                && !admitted
+            {
+                return Some(Chosen::Limited(Arc::clone(limits)));
+            }
             return Some(Chosen::Empty(Box::new((
                 route.app.clone(),
                 route.down.clone(),
@@ -151,11 +179,14 @@ impl Table {
         } else {
             0
         };
-        Some(Chosen::Generation(in_flight, strip))
+        Some(match watched {
+            None => Chosen::Generation(in_flight, strip),
+            Some(watched) => Chosen::Watched(Box::new((in_flight, strip, *watched))),
+        })
     }
 }
 
-fn host_of<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<Cow<'a, str>> {
+pub(super) fn host_of<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<Cow<'a, str>> {
     let host = match uri.host() {
         Some(host) => host,
         None => headers.get(HOST)?.to_str().ok()?,

@@ -3,17 +3,25 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use handover_api::Label;
-use http::{HeaderMap, HeaderName, header::COOKIE};
+use http::{HeaderMap, HeaderName, Uri};
 
-use crate::{config::Labels, generation::Generation};
+use super::{
+    key::{cookie, key_of},
+    mirror::Mirror,
+};
+use crate::{
+    canary::{Sample, Side, Trial},
+    config::{self, Labels, RequestKey},
+    generation::{Generation, TenantPlace},
+};
 
 /// The name of the header, and of the cookie, that asks for a label.
 const NAME: &str = "handover-version";
 
 /// The generations behind a route, of which each request gets one.
 ///
-/// Further ways to choose among several (tenant, weight) will be variants beside [`Targets::One`],
-/// whose path stays what it is: a branch.
+/// Whatever there is to choose among several, the path of [`Targets::One`] stays what it is: a
+/// branch.
 #[derive(Clone, Debug, Default)]
 pub enum Targets {
     /// Nothing is up.
@@ -21,51 +29,217 @@ pub enum Targets {
     None,
     /// All requests go to one.
     One(Arc<Generation>),
-    /// A request may ask for one by its label.
-    Labelled(Arc<ByLabel>),
+    /// A request may ask for one by its label, be given the one that is on trial, or that on which
+    /// its tenant stays.
+    Several(Arc<Several>),
 }
 
-/// A live generation, and others beside it that are chosen by their label.
+/// A live generation, and others beside it.
 #[derive(Debug)]
-pub struct ByLabel {
-    /// What answers where no label is asked for, or none that there is.
+pub struct Several {
+    /// What answers where nothing else does.
     pub live: Option<Arc<Generation>>,
-    /// The others.
+    /// Those with a label.
     pub labelled: Vec<(Label, Arc<Generation>)>,
     /// Who may ask for them.
     pub allow: Arc<Labels>,
+    /// The one that is on trial.
+    pub on_trial: Option<OnTrial>,
+    /// What gets copies of requests.
+    pub(crate) mirror: Option<Arc<Mirror>>,
+    /// How tenants move, each by itself.
+    pub tenants: Option<ByTenant>,
 }
 
-impl Targets {
-    /// Returns the generation that a request of `client` with `headers` goes to; no client is one
-    /// of a unix socket.
-    #[inline]
-    pub(super) fn choose(
-        &self,
-        headers: &HeaderMap,
-        client: &Option<SocketAddr>,
-    ) -> Option<&Generation> {
-        match self {
-            Self::None => None,
-            Self::One(generation) => Some(generation),
-            Self::Labelled(members) => members.choose(headers, client),
+/// The tenants of an app that move to the live generation when they have nothing in flight on the
+/// one before.
+#[derive(Debug)]
+pub struct ByTenant {
+    /// What of a request names its tenant.
+    pub from: RequestKey,
+    /// The generations that were replaced and have tenants still, oldest first.
+    pub staying: Vec<Arc<Generation>>,
+}
+
+/// A generation that is on trial.
+#[derive(Clone, Debug)]
+pub struct OnTrial {
+    /// The generation.
+    pub(crate) generation: Arc<Generation>,
+    /// Its trial.
+    pub(crate) trial: Arc<Trial>,
+    /// How its requests are chosen.
+    pub(crate) settings: Arc<config::Canary>,
+}
+
+/// What a request was given.
+pub(super) struct Choice<'a> {
+    pub(super) generation: &'a Generation,
+    /// What goes with it, of an app that has more than one.
+    pub(super) watched: Option<Box<Watched>>,
+}
+
+/// What goes with a request for as long as it lasts.
+#[derive(Debug, Default)]
+pub(super) struct Watched {
+    /// What is to be told of how it ended, where something is on trial.
+    pub(super) sample: Option<Arc<Sample>>,
+    /// What gets a copy of it.
+    pub(super) mirror: Option<Arc<Mirror>>,
+    /// That its tenant has it, where tenants move each by itself.
+    pub(super) place: Option<Arc<TenantPlace>>,
+}
+
+/// The tenant of a request has moved on since the table was read: there is a newer one.
+#[derive(Debug)]
+pub(super) struct Moved;
+
+impl<'a> Choice<'a> {
+    fn of(generation: &'a Generation) -> Self {
+        Self {
+            generation,
+            watched: None,
         }
     }
 }
 
-impl ByLabel {
+impl Choice<'_> {
+    /// The same, copied to `mirror` where chance has it.
+    fn copied_to(mut self, mirror: Option<&Arc<Mirror>>) -> Self {
+        if let Some(mirror) = mirror.filter(|mirror| mirror.draws()) {
+            self.watched.get_or_insert_default().mirror = Some(Arc::clone(mirror));
+        }
+        self
+    }
+
+    /// The same, of a tenant that has it.
+    fn with(mut self, place: TenantPlace) -> Self {
+        self.watched.get_or_insert_default().place = Some(Arc::new(place));
+        self
+    }
+}
+
+impl Targets {
+    /// Returns the generation that a request of `client` goes to, none where nothing is up; no
+    /// client is one of a unix socket.
+    ///
+    /// # Errors
+    /// When the table has to be read again.
+    #[inline]
+    pub(super) fn choose(
+        &self,
+        uri: &Uri,
+        headers: &HeaderMap,
+        client: &Option<SocketAddr>,
+    ) -> Result<Option<Choice<'_>>, Moved> {
+        match self {
+            Self::None => Ok(None),
+            Self::One(generation) => Ok(Some(Choice::of(generation))),
+            Self::Several(members) => members.choose(uri, headers, client),
+        }
+    }
+}
+
+impl Several {
     #[cold]
-    fn choose(&self, headers: &HeaderMap, client: &Option<SocketAddr>) -> Option<&Generation> {
-        let chosen = label_of(headers)
+    fn choose(
+        &self,
+        uri: &Uri,
+        headers: &HeaderMap,
+        client: &Option<SocketAddr>,
+    ) -> Result<Option<Choice<'_>>, Moved> {
+        let asked_for = label_of(headers)
             .and_then(|label| {
                 let mut all = self.labelled.iter();
                 all.find(|(known, _)| known.as_str() == label)
             })
-            .filter(|_| self.allow.allow.trusts(client.map(|client| client.ip())))
-            .map(|(_, generation)| generation);
-        chosen
-            .or(self.live.as_ref())
-            .map(|generation| &**generation)
+            .filter(|_| self.allow.allow.trusts(client.map(|client| client.ip())));
+        if let Some((_, generation)) = asked_for {
+            return Ok(Some(Choice::of(generation)));
+        }
+        let tenant = self.tenants.as_ref().and_then(|tenants| {
+            let name = key_of(&tenants.from, uri, headers, client)?;
+            Some((tenants, name))
+        });
+        if let Some((tenants, name)) = &tenant {
+            for generation in &tenants.staying {
+                if let Some(place) = generation.tenants().stay(name) {
+                    return Ok(Some(Choice::of(generation).with(place)));
+                }
+            }
+        }
+        let choice = match (&self.live, &self.on_trial) {
+            (Some(live), Some(on_trial)) => on_trial.choose(live, uri, headers, client),
+            (Some(live), None) => Choice::of(live).copied_to(self.mirror.as_ref()),
+            (None, _) => return Ok(None),
+        };
+        match tenant {
+            None => Ok(Some(choice)),
+            Some((_, name)) => {
+                let tenants = choice.generation.tenants();
+                tenants.begin();
+                let place = tenants.enter(&name).ok_or(Moved)?;
+                Ok(Some(choice.with(place)))
+            }
+        }
+    }
+}
+
+impl OnTrial {
+    /// Chooses between this one and `live`.
+    fn choose<'a>(
+        &'a self,
+        live: &'a Generation,
+        uri: &Uri,
+        headers: &HeaderMap,
+        client: &Option<SocketAddr>,
+    ) -> Choice<'a> {
+        let Self {
+            generation,
+            trial,
+            settings,
+        } = self;
+        let find = |key| key_of(key, uri, headers, client);
+        let key = settings.sticky.as_ref().map(find);
+        let number = |key: &str| trial.number(key);
+        let (side, share) = match &key {
+            // Each request for itself.
+            None => {
+                let (side, share) = trial.choose(None);
+                (side, Some(share))
+            }
+            Some(Some(key)) if settings.always.iter().any(|one| one == key) => {
+                let side = match trial.is_condemned() {
+                    true => Side::Live,
+                    false => Side::Canary,
+                };
+                (side, None)
+            }
+            Some(Some(key)) => {
+                let (side, share) = trial.choose(Some(number(key)));
+                (side, Some(share))
+            }
+            // Nothing would bring it back to the same side.
+            Some(None) => (Side::Live, None),
+        };
+        let who = match (&settings.client, key) {
+            (Some(client), _) => find(client),
+            (None, Some(key)) => key,
+            (None, None) => find(&RequestKey::Address),
+        };
+        let sample = trial.sample(side, who.as_deref().map(number), share);
+        let watched = Watched {
+            sample: Some(Arc::new(sample)),
+            mirror: None,
+            place: None,
+        };
+        Choice {
+            generation: match side {
+                Side::Live => live,
+                Side::Canary => generation,
+            },
+            watched: Some(Box::new(watched)),
+        }
     }
 }
 
@@ -75,16 +249,12 @@ fn label_of(headers: &HeaderMap) -> Option<&str> {
     if let Some(value) = headers.get(HEADER) {
         return value.to_str().ok();
     }
-    let lines = headers.get_all(COOKIE).iter();
-    lines
-        .filter_map(|line| line.to_str().ok())
-        .flat_map(|line| line.split(';'))
-        .find_map(|pair| pair.trim().strip_prefix(NAME)?.strip_prefix('='))
+    cookie(headers, NAME)
 }
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
+    use http::{HeaderValue, header::COOKIE};
 
     use super::*;
 

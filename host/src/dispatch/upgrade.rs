@@ -5,6 +5,7 @@
 //! the tunnel of a CONNECT, is just closed.
 
 use std::{
+    future::poll_fn,
     io,
     pin::{Pin, pin},
     sync::{Arc, OnceLock},
@@ -20,8 +21,8 @@ use tokio::{
     sync::OwnedSemaphorePermit,
 };
 
-use super::body::Endable;
-use crate::generation::{InFlight, KeepAlive};
+use super::{asked::Asked, body::Endable};
+use crate::generation::{HolderKind, InFlight, KeepAlive};
 
 /// A close frame from the server: code 1012, no reason.
 const SERVICE_RESTART: [u8; 4] = [0x88, 0x02, 0x03, 0xF4];
@@ -75,7 +76,12 @@ pub(super) fn protocol<B>(request: &Request<B>, may_be_upgraded: bool) -> &str {
 
 /// Joins both ends once hyper has given up the connection, on a task of its own, which is counted
 /// as in flight, and gives its place.
-pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> UpgradePermit {
+pub(super) fn join(
+    upgrade: Upgrade,
+    io: IoStream,
+    in_flight: InFlight,
+    asked: Arc<Asked>,
+) -> UpgradePermit {
     let permit = UpgradePermit::default();
     let held = permit.clone();
     tokio::spawn(async move {
@@ -90,6 +96,7 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Upgra
             Err(_) => return,
         };
         let shared = in_flight.shared();
+        let registration = shared.register(HolderKind::Connection, asked, None);
         let _endable = upgrade.is_websocket.then(|| Endable::new(&in_flight));
         let (mut from_client, mut to_client) = tokio::io::split(client);
         let (mut from_plugin, mut to_plugin) = tokio::io::split(plugin);
@@ -103,8 +110,12 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Upgra
         // How long after the deadline it is closed: a WebSocket when it is its turn.
         let delay = OnceLock::new();
         let time_to_close = async || {
-            expiry(shared).await;
-            if upgrade.is_websocket {
+            poll_fn(|cx| match shared.has_to_end(&registration, cx) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            })
+            .await;
+            if upgrade.is_websocket && !registration.is_cancelled() {
                 tokio::time::sleep(*delay.get_or_init(|| shared.end_after())).await;
             }
         };
@@ -152,16 +163,6 @@ pub(super) fn join(upgrade: Upgrade, io: IoStream, in_flight: InFlight) -> Upgra
         }
     });
     permit
-}
-
-/// Ends when the drain deadline has passed.
-async fn expiry(shared: &crate::generation::shared::Shared) {
-    let notified = shared.expiry().notified();
-    tokio::pin!(notified);
-    notified.as_mut().enable();
-    if !shared.is_expired() {
-        notified.await;
-    }
 }
 
 /// Follows the frames of a WebSocket from the server, only as far as to know where one ends.

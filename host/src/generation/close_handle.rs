@@ -13,8 +13,6 @@ use std::{
     task::Waker,
 };
 
-use parking_lot::Mutex;
-
 /// The switch of one connection.
 #[derive(Debug, Default)]
 pub struct CloseHandle {
@@ -163,33 +161,6 @@ impl Drop for Upload {
         if before == AWAITED {
             handle.awaited.fetch_sub(1, Ordering::Relaxed);
         }
-    }
-}
-
-/// The switches of the connections that stream something of a generation.
-#[derive(Debug, Default)]
-pub(super) struct Streams(Mutex<Vec<Arc<CloseHandle>>>);
-
-impl Streams {
-    pub(super) fn add(&self, handle: &Arc<CloseHandle>) {
-        self.0.lock().push(Arc::clone(handle));
-    }
-
-    /// Takes one entry of `cut` away: a connection may stream several things.
-    pub(super) fn remove(&self, handle: &Arc<CloseHandle>) {
-        let mut streams = self.0.lock();
-        if let Some(at) = streams
-            .iter()
-            .position(|stream| Arc::ptr_eq(stream, handle))
-        {
-            streams.swap_remove(at);
-        }
-    }
-
-    pub(super) fn close_all_now(&self) -> usize {
-        let streams = self.0.lock().clone();
-        streams.iter().for_each(|handle| handle.close_now());
-        streams.len()
     }
 }
 

@@ -4,7 +4,10 @@
 use std::{
     collections::HashMap,
     fmt::Write,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -19,7 +22,14 @@ use handover_plugin::abi::{
 use parking_lot::Mutex;
 use tracing::Level;
 
-use crate::{state::Session, work::WorkSession};
+use super::tenants::{TenantPlace, Tenants};
+use crate::{shown, state::Session, work::WorkSession};
+
+/// The longest place of a panic that is kept whole, in bytes.
+const PLACE: usize = 200;
+
+/// How many places of panics are told apart.
+const PANIC_PLACES: usize = 64;
 
 /// What the host offers to one generation.
 #[derive(Debug)]
@@ -27,6 +37,8 @@ pub(crate) struct GenerationServices {
     app: AppName,
     generation: GenerationId,
     panics: AtomicU64,
+    /// Where they were, and how often there.
+    panic_places: Mutex<HashMap<String, u64>>,
     next: AtomicU64,
     tasks_left: AtomicU64,
     /// None once its app was stopped, or never came to be: nothing is in flight there any more,
@@ -34,6 +46,7 @@ pub(crate) struct GenerationServices {
     work: Mutex<Option<HashMap<u64, Working>>>,
     state: Option<Session>,
     durable: Option<WorkSession>,
+    tenants: Arc<Tenants>,
 }
 
 /// Work that outlives its request.
@@ -47,6 +60,11 @@ pub struct Working {
     pub kind: WorkKind,
     /// When it began.
     pub since: Instant,
+    /// Its number in its generation.
+    pub number: u64,
+    /// That its tenant has it, where tenants move each by itself.
+    #[expect(dead_code, reason = "held for its drop")]
+    place: Option<Arc<TenantPlace>>,
 }
 
 /// What a deploy does with work.
@@ -92,12 +110,19 @@ impl GenerationServices {
             app,
             generation,
             panics: AtomicU64::new(0),
+            panic_places: Mutex::default(),
             next: AtomicU64::new(1),
             tasks_left: AtomicU64::new(0),
             work: Mutex::new(Some(HashMap::new())),
             state,
             durable,
+            tenants: Arc::default(),
         }
+    }
+
+    /// Returns the tenants that have something in flight.
+    pub(crate) fn tenants(&self) -> &Arc<Tenants> {
+        &self.tenants
     }
 
     /// No new requests come: nothing new of the app's work is begun there either.
@@ -132,6 +157,27 @@ impl GenerationServices {
         working
     }
 
+    /// Counts something as in flight as long as the work of that number is cancelled, if it is
+    /// there: its end alone would let the generation go while somebody is inside. Returns the
+    /// number for [`HostServices::work_ended`].
+    pub(crate) fn begin_cancel(&self, number: u64) -> Option<u64> {
+        let mut work = self.work.lock();
+        let work = work.as_mut().filter(|work| work.contains_key(&number))?;
+        let own = self.next.fetch_add(1, Ordering::Relaxed);
+        work.insert(
+            own,
+            Working {
+                name: "cancel".to_owned(),
+                tenant: String::new(),
+                kind: WorkKind::Task,
+                since: Instant::now(),
+                number: own,
+                place: None,
+            },
+        );
+        Some(own)
+    }
+
     /// The end of its app: no work is counted from now on, and nothing of the state is read or
     /// written for it. What its threads log is still told.
     pub(crate) fn end(&self) {
@@ -162,6 +208,15 @@ impl GenerationServices {
     /// Tasks that nobody counted, and that still ran when its app was stopped.
     pub(crate) fn tasks_left(&self) -> u64 {
         self.tasks_left.load(Ordering::Relaxed)
+    }
+
+    /// Where it panicked, and how often there, as far as the plugin's hook told of it.
+    pub(crate) fn panic_places(&self) -> Vec<(String, u64)> {
+        let places = self.panic_places.lock();
+        let places = places.iter();
+        places
+            .map(|(place, count)| (place.clone(), *count))
+            .collect()
     }
 
     /// Panics that the plugin's hook told of.
@@ -204,6 +259,14 @@ fn around(spans: &[Span<'_>]) -> String {
     text
 }
 
+/// Where a panic was, of what a plugin's hook says of it: `MESSAGE (PLACE, thread NAME)`.
+fn place_of(message: &str) -> &str {
+    let place = message
+        .rsplit_once(", thread ")
+        .and_then(|(before, _)| Some(before.rsplit_once(" (")?.1));
+    place.unwrap_or(message)
+}
+
 impl HostServices for GenerationServices {
     fn log_enabled(&self, level: u8) -> bool {
         match level {
@@ -240,6 +303,14 @@ impl HostServices for GenerationServices {
 
     fn panicked(&self, message: &str) {
         self.panics.fetch_add(1, Ordering::Relaxed);
+        let mut places = self.panic_places.lock();
+        let place = shown::truncate(place_of(message).to_owned(), PLACE);
+        if let Some(count) = places.get_mut(&place) {
+            *count += 1;
+        } else if places.len() < PANIC_PLACES {
+            places.insert(place, 1);
+        }
+        drop(places);
         tracing::error!(target: "plugin", app = %self.app, generation = %self.generation, "panicked: {message}");
     }
 
@@ -250,6 +321,11 @@ impl HostServices for GenerationServices {
         };
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (name, tenant) = (work.name.to_string(), work.tenant.to_string());
+        let place = match tenant.as_str() {
+            "" => None,
+            // On the generation that it runs on, also where its tenant has moved on.
+            tenant => self.tenants.enter(tenant).map(Arc::new),
+        };
         counted.insert(
             number,
             Working {
@@ -257,6 +333,8 @@ impl HostServices for GenerationServices {
                 tenant,
                 kind: WorkKind::of(work.kind),
                 since: Instant::now(),
+                number,
+                place,
             },
         );
         number

@@ -6,21 +6,27 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
+    task::Context,
     time::{Duration, Instant},
 };
 
-use handover_plugin::abi::{import::AppHandle, lent::Lent};
-use tokio::sync::Notify;
+use handover_plugin::abi::{
+    import::{AppHandle, HostServices},
+    lent::Lent,
+};
 
 use bytes::Bytes;
 use handover_api::GenerationState;
 
 use super::{
-    close_handle::{CloseHandle, Streams},
+    close_handle::CloseHandle,
     endings::Endings,
+    holders::{Describe, HolderInfo, HolderKind, Holders, Registration},
     in_flight::{Gate, InFlight, Shards},
+    lifecycle,
     services::{GenerationServices, Working},
     spec::Spec,
+    tenants::Tenants,
 };
 use crate::{
     ledger::{self, AccountId, Call},
@@ -29,6 +35,9 @@ use crate::{
 
 /// How long what is streamed has to end after the drain deadline, before its connection is cut.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// How long an app may take to hear that its work is cancelled.
+const CANCEL_WITHIN: Duration = Duration::from_secs(1);
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,6 +52,8 @@ pub struct Counts {
     pub panics: u64,
     /// Calls that held a worker for too long.
     pub stalls: u64,
+    /// Answers with a status of 5xx.
+    pub server_errors: u64,
 }
 
 /// The version and the number of a generation as text, made once: answers may carry them.
@@ -63,12 +74,12 @@ pub struct Shared {
     app: AppHandle<GenerationServices>,
     gate: Gate,
     expired: AtomicBool,
-    expiry: Arc<Notify>,
     aborted: AtomicU64,
-    streams: Streams,
+    holders: Holders,
     endings: Endings,
     panics: AtomicU64,
     stalls: Arc<AtomicU64>,
+    server_errors: AtomicU64,
 }
 
 impl Shared {
@@ -118,23 +129,26 @@ impl Shared {
 
     /// Whether what is still in flight has to end now.
     pub fn is_expired(&self) -> bool {
-        self.expired.load(Ordering::Acquire)
+        self.expired.load(Ordering::SeqCst)
     }
 
-    /// Notified when what is still in flight has to end.
-    pub fn expiry(&self) -> &Arc<Notify> {
-        &self.expiry
+    /// Writes down that something holds the generation, until what is returned is dropped.
+    /// `connection` is the switch of the connection that it is streamed over.
+    pub fn register(
+        &self,
+        kind: HolderKind,
+        what: Arc<dyn Describe>,
+        connection: Option<Arc<CloseHandle>>,
+    ) -> Registration {
+        self.holders.register(kind, what, connection)
     }
 
-    /// Something is streamed over the connection of `cut`, until
-    /// [`streams_no_more`](Self::streams_no_more).
-    pub fn streams(&self, handle: &Arc<CloseHandle>) {
-        self.streams.add(handle);
-    }
-
-    /// The end of one [`streams`](Self::streams).
-    pub fn streams_no_more(&self, handle: &Arc<CloseHandle>) {
-        self.streams.remove(handle);
+    /// Whether what `registration` stands for has to end now; if not, the task of `cx` is woken
+    /// when it may have to.
+    pub fn has_to_end(&self, registration: &Registration, cx: &Context<'_>) -> bool {
+        // Registers first and looks then, so that an end between the two is not missed.
+        registration.wakes(cx);
+        self.is_expired() || registration.is_cancelled()
     }
 
     /// Something is open that can be ended without a loss, until
@@ -182,6 +196,12 @@ impl Shared {
         self.aborted.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// An answer had a status of 5xx.
+    #[cold]
+    pub fn count_server_error(&self) {
+        self.server_errors.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// A panic was caught.
     pub fn count_panic(&self) {
         self.panics.fetch_add(1, Ordering::Relaxed);
@@ -212,12 +232,12 @@ impl Generation {
             app,
             gate: Gate::closed(),
             expired: AtomicBool::new(false),
-            expiry: Arc::default(),
             aborted: AtomicU64::new(0),
-            streams: Streams::default(),
+            holders: Holders::new(),
             endings: Endings::default(),
             panics: AtomicU64::new(0),
             stalls: account.stalls(),
+            server_errors: AtomicU64::new(0),
         });
         Self {
             shards: Shards::new(&shared),
@@ -262,12 +282,84 @@ impl Generation {
                 .load(Ordering::Relaxed)
                 .max(services.panics()),
             stalls: self.shared.stalls.load(Ordering::Relaxed),
+            server_errors: self.shared.server_errors.load(Ordering::Relaxed),
         }
     }
 
     /// The work that it has spawned and that has not ended.
     pub fn working(&self) -> Vec<Working> {
         self.shared.app.services().working()
+    }
+
+    /// Lists the requests, streams and connections that hold it, the oldest first, `most` at the
+    /// most.
+    pub fn holders(&self, most: usize) -> Vec<HolderInfo> {
+        self.shared.holders.list(most)
+    }
+
+    /// Returns the words for what holds it, spawned work as well: one for each.
+    pub fn holder_kinds(&self) -> Vec<&'static str> {
+        let kinds = self.shared.holders.kinds().into_iter();
+        let work = self.working().into_iter();
+        kinds
+            .map(HolderKind::as_str)
+            .chain(work.map(|work| work.kind.as_str()))
+            .collect()
+    }
+
+    /// Ends the request, stream or connection of that number, as its drain deadline would. Returns
+    /// what it is; none when it has ended. To be called within the host's runtime.
+    pub fn cancel(&self, number: u64) -> Option<HolderKind> {
+        let (kind, connection) = self.shared.holders.cancel(number)?;
+        if let Some(connection) = connection
+            && kind == HolderKind::Stream
+        {
+            // A client that does not read does not see the end either.
+            let shared = Arc::clone(&self.shared);
+            tokio::spawn(async move {
+                tokio::time::sleep(GRACE).await;
+                if shared.holders.has(number) {
+                    connection.close_now();
+                }
+            });
+        }
+        Some(kind)
+    }
+
+    /// Returns the tenants that have something in flight on it.
+    pub fn tenants(&self) -> &Arc<Tenants> {
+        self.shared.app.services().tenants()
+    }
+
+    /// Cancels the spawned work of that number: wherever it waits next, it is dropped. Returns
+    /// whether it ran, and could be told; waits for that on a thread of its own, for a second at
+    /// the most.
+    pub async fn cancel_work(&self, number: u64) -> bool {
+        let shared = Arc::clone(&self.shared);
+        let Some(own) = shared.app.services().begin_cancel(number) else {
+            return false;
+        };
+        let inside = Arc::clone(&shared);
+        let thread = lifecycle::begin("cancel", move || {
+            let _acting = ledger::act_for(inside.account());
+            inside.app().cancel_work(number)
+        });
+        let told = tokio::spawn(async move {
+            let ran = match thread {
+                Ok(thread) => thread.within(Duration::MAX).await.unwrap_or(false),
+                Err(_) => false,
+            };
+            // Nobody is inside any more.
+            shared.app.services().work_ended(own);
+            ran
+        });
+        let told = tokio::time::timeout(CANCEL_WITHIN, told).await;
+        told.is_ok_and(|told| told.unwrap_or(false))
+    }
+
+    /// Where it panicked, and how often there.
+    pub fn panic_places(&self) -> Vec<(String, u64)> {
+        self.shared.app.services().panic_places()
     }
 
     /// Tasks that nobody counted, and that still ran when its app was stopped.
@@ -312,12 +404,12 @@ impl Generation {
     pub(super) fn expire(&self) -> (u64, u64) {
         let before = self.shards.in_flight();
         let (ended, span) = self.shared.endings.begin();
-        self.shared.expired.store(true, Ordering::Release);
-        self.shared.expiry.notify_waiters();
+        self.shared.expired.store(true, Ordering::SeqCst);
+        self.shared.holders.wake();
         let shared = Arc::clone(&self.shared);
         tokio::spawn(async move {
             tokio::time::sleep(span + GRACE).await;
-            let left = shared.streams.close_all_now();
+            let left = shared.holders.close_connections();
             if left > 0 {
                 tracing::warn!(
                     app = %shared.spec.app,

@@ -27,6 +27,7 @@ use super::{
 use crate::{
     artifact::Artifact,
     clock::millis,
+    human,
     ledger::{self, AccountId, Leftovers, Look, RetainReason, RetainReasons},
     loader::{self, Layouts, Library, LoadError, Running},
     state::Session,
@@ -51,7 +52,7 @@ const AGAIN: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs
 
 /// Started: its app is built, nobody asks it yet.
 #[derive(Debug)]
-pub(crate) struct Started(Loaded);
+pub(crate) struct Started(Loaded, Mutex<Hooks>);
 /// Active: new requests go to it.
 #[derive(Debug)]
 pub(crate) struct Active(Loaded, Mutex<Hooks>);
@@ -257,10 +258,13 @@ pub(crate) async fn start(mut library: Library, spec: Spec) -> Result<Started, S
     let reason = match started {
         Ok(Ok(app)) => {
             let generation = Arc::new(Generation::new(spec, &library, app));
-            return Ok(Started(Loaded {
-                generation,
-                library,
-            }));
+            return Ok(Started(
+                Loaded {
+                    generation,
+                    library,
+                },
+                Mutex::default(),
+            ));
         }
         Ok(Err(reason)) => reason,
         Err(Unfinished::Late(late)) => {
@@ -499,7 +503,43 @@ impl Started {
     pub(crate) fn activate(self) -> Active {
         self.0.generation.set_state(GenerationState::Active);
         self.0.generation.open_gate();
-        Active(self.0, Mutex::default())
+        Active(self.0, self.1)
+    }
+
+    /// Has the app do what it has to do before its first request, within `deadline`. Returns
+    /// whether there was anything to do.
+    ///
+    /// # Errors
+    /// Why it cannot become live. It is there still: the caller discards it, or lets it serve.
+    pub(crate) async fn on_live(&self, deadline: Duration) -> Result<bool, String> {
+        let reason = Arc::new(Mutex::new(String::new()));
+        let told = Arc::clone(&reason);
+        let hook = Hooks::begin(
+            self.0.generation.shared(),
+            "on_live",
+            move |shared| match shared.app().on_live() {
+                Ok(anything) => 1 + u64::from(anything),
+                Err(why) => {
+                    *told.lock() = why;
+                    0
+                }
+            },
+        );
+        let Some(hook) = hook else {
+            return Err("no thread can be started for it".to_owned());
+        };
+        match hook.within(deadline).await {
+            Ok(done @ 1..) => Ok(done > 1),
+            Ok(_) => Err(std::mem::take(&mut *reason.lock())),
+            Err(Unfinished::Late(late)) => {
+                self.1.lock().0.push(late);
+                Err(format!(
+                    "it did not end within {}",
+                    human::duration(deadline)
+                ))
+            }
+            Err(_) => Err("the host failed in it: its log says more".to_owned()),
+        }
     }
 
     /// Ends it before it served anybody.

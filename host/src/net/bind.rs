@@ -4,7 +4,7 @@ use std::{
     fs, io,
     net::{SocketAddr, TcpListener},
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{
             fs::{FileTypeExt, PermissionsExt},
             net::{UnixListener, UnixStream},
@@ -134,6 +134,18 @@ impl Bound {
             Err(cause) => cause,
         };
         Err(SocketError::Inherited { number, cause })
+    }
+
+    /// Takes over `socket`.
+    ///
+    /// # Errors
+    /// When it is no stream socket of IPv4, IPv6 or unix.
+    pub(super) fn of(socket: OwnedFd) -> io::Result<Self> {
+        match sockopt::socket_domain(&socket)? {
+            AddressFamily::UNIX => Ok(Self::Unix(socket.into())),
+            AddressFamily::INET | AddressFamily::INET6 => Ok(Self::Tcp(socket.into())),
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
     }
 
     /// Where clients reach it.

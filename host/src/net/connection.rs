@@ -101,6 +101,16 @@ enum Http {
 /// The client, and where it connected to.
 type Addresses = (Option<SocketAddr>, Option<SocketAddr>);
 
+impl Settings {
+    /// Those of `[server]`.
+    pub(crate) fn of(server: &config::Server) -> Self {
+        Self {
+            version_header: server.version_header,
+            timeouts: server.timeouts(),
+        }
+    }
+}
+
 impl ListenerSettings {
     /// Whether something comes before HTTP.
     fn is_greeted(&self) -> bool {
@@ -446,7 +456,7 @@ impl Answering {
         if let Some((listener, is_https)) = &self.completed_by
             && let Some(policy) = &listener.policy
         {
-            policy.complete(*is_https, answer.headers_mut());
+            policy.complete(*is_https, &mut answer);
         }
         Poll::Ready(Ok(answer))
     }

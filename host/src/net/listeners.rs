@@ -45,6 +45,9 @@ pub(crate) struct ListenerKey {
 #[error("`{0}` is no key of a listener: --socket is for the host's own use")]
 pub(crate) struct InvalidKey(String);
 
+/// A socket that a listener has: its key, where it has one, what is configured of it, and itself.
+pub(crate) type Claimed = (Option<ListenerKey>, Listen, Bound);
+
 /// Listening sockets by key.
 #[derive(Debug, Default)]
 pub(crate) struct Listeners {
@@ -70,7 +73,7 @@ pub(crate) fn wanted(config: &Config) -> Vec<(ListenerKey, SocketOptions)> {
 }
 
 /// The listeners that serve apps, each with its key, if it has an address.
-fn keyed(config: &Config) -> Vec<(Option<ListenerKey>, Listen)> {
+pub(super) fn keyed(config: &Config) -> Vec<(Option<ListenerKey>, Listen)> {
     let mut keyed: Vec<(Option<ListenerKey>, Listen)> = Vec::new();
     for listen in config.listeners() {
         let key = match &listen.socket {
@@ -197,6 +200,22 @@ impl Listeners {
         Ok(())
     }
 
+    /// Puts `socket` here as that of `key`.
+    ///
+    /// # Errors
+    /// When it is no listening stream socket.
+    pub(crate) fn put(&mut self, key: ListenerKey, socket: OwnedFd) -> io::Result<()> {
+        let bound = Bound::of(socket)?;
+        self.remove(&key);
+        self.keyed.push((key, bound));
+        Ok(())
+    }
+
+    /// Closes the socket of `key` in this process.
+    pub(crate) fn remove(&mut self, key: &ListenerKey) {
+        self.keyed.retain(|(known, _)| known != key);
+    }
+
     /// Takes the socket of `key` out, and binds it where nobody handed it over.
     ///
     /// # Errors
@@ -218,7 +237,7 @@ impl Listeners {
     ///
     /// # Errors
     /// What is in the way, and what to do.
-    pub(crate) fn claim(&mut self, config: &Config) -> Result<Vec<(Listen, Bound)>, SocketError> {
+    pub(crate) fn claim(&mut self, config: &Config) -> Result<Vec<Claimed>, SocketError> {
         let mut claimed = Vec::new();
         let mut one_line = None;
         for (key, listen) in keyed(config) {
@@ -227,11 +246,11 @@ impl Listeners {
                 // The one line: it is looked at when all others have theirs.
                 Some(key) if listen.is_one_line() => one_line = Some((key, listen)),
                 _ if !found.is_empty() => {
-                    claimed.extend(found.into_iter().map(|bound| (listen.clone(), bound)));
+                    claimed.extend(found.into_iter().map(|bound| (None, listen.clone(), bound)));
                 }
                 Some(key) => {
                     let bound = self.take(&key, &listen.options)?;
-                    claimed.push((listen, bound));
+                    claimed.push((Some(key), listen, bound));
                 }
                 None => {
                     return Err(SocketError::NotHandedOver {
@@ -250,11 +269,11 @@ impl Listeners {
             }
             Some((key, listen)) if left.is_empty() => {
                 let bound = self.take(&key, &listen.options)?;
-                claimed.insert(0, (listen, bound));
+                claimed.insert(0, (Some(key), listen, bound));
             }
             Some((_, listen)) => {
                 for (at, (_, bound)) in left.into_iter().enumerate() {
-                    claimed.insert(at, (listen.clone(), bound));
+                    claimed.insert(at, (None, listen.clone(), bound));
                 }
             }
         }
@@ -396,10 +415,10 @@ mod tests {
             }
             listeners
         };
-        let place = |claimed: &[(Listen, Bound)]| -> Vec<String> {
+        let place = |claimed: &[Claimed]| -> Vec<String> {
             claimed
                 .iter()
-                .map(|(listen, _)| listen.place.clone())
+                .map(|(_, listen, _)| listen.place.clone())
                 .collect()
         };
         let any = "[server]\nlisten = \"127.0.0.1:0\"\n";
@@ -430,7 +449,7 @@ mod tests {
         let at = listeners.unkeyed[1].1.local_address().unwrap();
         let named = config(&format!("{any}[[listen]]\naddress = \"{at}\"\n"));
         let claimed = listeners.claim(&named).unwrap();
-        assert_eq!(claimed[1].1.local_address().unwrap(), at);
+        assert_eq!(claimed[1].2.local_address().unwrap(), at);
         assert_eq!(claimed.len(), 2);
     }
 

@@ -1,6 +1,7 @@
 //! Sockets and connections: HTTP/1.1 and HTTP/2 on the same port.
 //!
 //! - [`listeners`]: the listening sockets by key, handed from one process to the next
+//! - [`client_listeners`]: those of clients, as long as they are open
 //! - [`bind`]: one of them, bound here or handed over
 //! - [`accept`]: the accept loop of every kind of listener
 //! - [`serve`]: what the loop does with the connections of clients
@@ -11,6 +12,7 @@
 //! - [`connection`]: one connection, whose requests each find their own generation
 //! - [`activity`]: what a connection is doing
 //! - [`patience`]: how long its client is waited for
+//! - [`preview`]: what a listener of `dev` answers itself, and adds to pages
 //! - [`policy`]: what a listener does with a request before it is dispatched
 //! - [`tls`]: TLS of a listener, and its [`certificates`]
 //! - [`proxy_protocol`]: the header that proxies send before the bytes of their client
@@ -21,12 +23,14 @@ pub(crate) mod accept;
 mod activity;
 pub(crate) mod bind;
 mod certificates;
+pub(crate) mod client_listeners;
 pub(crate) mod connection;
 mod connections;
 mod ended;
 pub(crate) mod listeners;
 mod patience;
 mod policy;
+mod preview;
 mod proxy_protocol;
 mod serve;
 mod stream;
@@ -34,11 +38,11 @@ mod streamed;
 pub(crate) mod tls;
 pub(crate) mod transport;
 
-pub use self::connections::Connections;
 pub(crate) use self::{
     bind::SocketError,
-    connection::{ListenerSettings, Settings},
+    client_listeners::ReadyListeners,
+    connection::Settings,
     listeners::{ListenerKey, Listeners},
     policy::Policy,
-    serve::serve,
 };
+pub use self::{client_listeners::ClientListeners, connections::Connections};

@@ -10,9 +10,11 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header, uri::Authority};
 
+use super::preview;
 use crate::{
     config::{Listen, TrustedProxies},
     dispatch::{ConnectionInfo, Malformed, ResponseBody, bad_request, redirect},
+    preview::Preview,
 };
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -25,11 +27,13 @@ const HTTPS_PORT: u16 = 443;
 /// What a listener does with each request.
 #[derive(Debug)]
 pub(crate) struct Policy {
-    trusted: TrustedProxies,
+    /// None: what proxies say is passed on.
+    trusted: Option<TrustedProxies>,
     /// The port that requests are sent to with `https`, if they are.
     to_https: Option<u16>,
     canonical_host: Option<String>,
     hsts: Option<HeaderValue>,
+    preview: Option<Preview>,
 }
 
 /// What becomes of a request.
@@ -55,9 +59,12 @@ impl Policy {
     /// That of `listen`; none for the one line `server.listen`, which passes everything on as it
     /// comes. `https` is the port of the listener with TLS, if there is one.
     pub(crate) fn new(listen: &Listen, https: Option<u16>) -> Option<Self> {
-        let trusted = listen.trusted_proxies.clone()?;
+        if listen.is_one_line() && listen.preview.is_none() {
+            return None;
+        }
         Some(Self {
-            trusted,
+            trusted: listen.trusted_proxies.clone(),
+            preview: listen.preview.clone(),
             to_https: listen.http_to_https.then_some(https.unwrap_or(HTTPS_PORT)),
             canonical_host: listen.canonical_host.clone(),
             hsts: listen.hsts.map(strict_transport_security),
@@ -71,13 +78,21 @@ impl Policy {
         request: &mut Request<B>,
         connection: &Arc<ConnectionInfo>,
     ) -> Admitted {
+        if let Some(preview) = &self.preview {
+            if let Some(answer) = preview::answer(preview, request) {
+                return Admitted::Answer(Box::new(answer));
+            }
+            preview::ask_plainly(preview, request.headers_mut());
+        }
         let peer = connection.client.map(|address| address.ip());
         let headers = request.headers_mut();
-        let forwarded = if self.trusted.trusts(peer) {
-            Forwarded::by(headers, &self.trusted)
-        } else {
-            distrust(headers);
-            Forwarded::default()
+        let forwarded = match &self.trusted {
+            Some(trusted) if trusted.trusts(peer) => Forwarded::by(headers, trusted),
+            Some(_) => {
+                distrust(headers);
+                Forwarded::default()
+            }
+            None => Forwarded::default(),
         };
         let is_https = connection.is_tls() || forwarded.is_https;
         if connection.is_tls() && !headers.contains_key(&FORWARDED_PROTO) {
@@ -137,7 +152,11 @@ impl Policy {
     }
 
     /// Completes the answer to a request.
-    pub(super) fn complete(&self, IsHttps(is_https): IsHttps, headers: &mut HeaderMap) {
+    pub(super) fn complete(&self, IsHttps(is_https): IsHttps, answer: &mut Response<ResponseBody>) {
+        if let Some(preview) = &self.preview {
+            preview::add_script(preview, answer);
+        }
+        let headers = answer.headers_mut();
         if is_https
             && let Some(hsts) = &self.hsts
             && !headers.contains_key(header::STRICT_TRANSPORT_SECURITY)
@@ -429,15 +448,18 @@ mod tests {
     fn browsers_are_told_to_come_by_https_only_where_they_did() {
         let policy = policy("hsts = \"365days\"\ntrusted_proxies = [\"10.0.0.0/8\"]");
         let told = |https, own: Option<&'static str>| {
-            let mut headers = HeaderMap::new();
+            let mut answer = Response::new(ResponseBody::empty());
             if let Some(own) = own {
-                headers.insert(
+                answer.headers_mut().insert(
                     header::STRICT_TRANSPORT_SECURITY,
                     HeaderValue::from_static(own),
                 );
             }
-            policy.complete(IsHttps(https), &mut headers);
-            let told = headers.get(header::STRICT_TRANSPORT_SECURITY).cloned();
+            policy.complete(IsHttps(https), &mut answer);
+            let told = answer
+                .headers()
+                .get(header::STRICT_TRANSPORT_SECURITY)
+                .cloned();
             told.map(|value| value.to_str().unwrap().to_owned())
         };
         assert_eq!(told(true, None).as_deref(), Some("max-age=31536000"));

@@ -3,41 +3,41 @@
 
 use std::{io, os::fd::AsRawFd, sync::Arc};
 
+use arc_swap::ArcSwap;
+
 use super::{
     accept::{self, Serve},
-    connection::{ListenerSettings, Protocols, Settings},
+    connection::Protocols,
     connections::Connections,
     ended::Refused,
     transport::{Accepted, Listener},
 };
-use crate::dispatch::Routes;
 
 /// What serves clients.
 struct Clients {
-    protocols: Protocols,
+    /// What the next connection is served with.
+    serving: Arc<ArcSwap<Protocols>>,
     connections: Connections,
 }
 
-/// Serves until `stop` ends; then accepts no more, and waits until the open connections have ended
-/// what they have.
-pub(crate) async fn serve(
-    (listener, of_listener): (Listener, ListenerSettings),
-    routes: Arc<Routes>,
-    settings: Settings,
+/// Accepts clients until `stop` ends. Their connections go on.
+pub(super) async fn accept_clients(
+    listener: Listener,
+    serving: Arc<ArcSwap<Protocols>>,
     connections: Connections,
     stop: impl Future<Output = ()> + Send,
 ) {
     let clients = Clients {
-        protocols: Protocols::new(routes, settings, Arc::new(of_listener), connections.clone()),
+        serving,
         connections,
     };
-    let Clients { connections, .. } = accept::accept(listener, clients, stop).await;
-    connections.finish().await;
+    accept::accept(listener, clients, stop).await;
 }
 
 impl Serve<Accepted> for Clients {
     async fn serve(&mut self, accepted: Accepted) -> Result<(), String> {
-        if !self.protocols.welcomes(accepted.peer) {
+        let protocols = self.serving.load_full();
+        if !protocols.welcomes(accepted.peer) {
             self.connections.refused(Refused::UntrustedProxy);
             let peer = accepted
                 .peer
@@ -54,7 +54,7 @@ impl Serve<Accepted> for Clients {
                 why.as_str()
             )
         })?;
-        let serving = self.protocols.serve(accepted, open, place);
+        let serving = protocols.serve(accepted, open, place);
         tokio::spawn(async move {
             if let Err(reason) = serving.await {
                 let peer = client.map(tracing::field::display);

@@ -221,18 +221,14 @@ fn known(stream: &TlsStream<Transport>) -> Tls {
     }
 }
 
-/// Looks at the files of `listeners` for as long as the future lives, and gives what became of
-/// those that have changed to `tell`.
-pub(crate) async fn watch(listeners: Vec<Arc<TlsListener>>, tell: impl Fn(Reloaded)) {
-    if listeners.is_empty() {
-        return;
-    }
+/// Looks at the files of what `listeners` gives for as long as the future lives, and gives what
+/// became of those that have changed to `tell`.
+pub(crate) async fn watch(listeners: impl Fn() -> Vec<Arc<TlsListener>>, tell: impl Fn(Reloaded)) {
     let mut tick = tokio::time::interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        for listener in &listeners {
-            let listener = Arc::clone(listener);
+        for listener in listeners() {
             let reloaded = tokio::task::spawn_blocking(move || listener.reload()).await;
             if let Ok(Some(reloaded)) = reloaded {
                 tell(reloaded);

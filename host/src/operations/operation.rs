@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     convert::Infallible,
+    ops::Deref,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,7 +13,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use handover_api::{OperationResult, Outcome, Progress};
+use handover_api::{OperationResult, Outcome, Progress, StepTook};
 
 /// How many operations are kept, running ones not counted against it.
 const KEPT: usize = 100;
@@ -65,6 +66,48 @@ pub(crate) struct Operations {
     /// How many have not ended.
     running: Arc<watch::Sender<usize>>,
     recent: Mutex<VecDeque<Arc<Record>>>,
+    /// What callers call theirs, the newest last: the id, once it has one.
+    keys: Mutex<VecDeque<(String, Option<String>)>>,
+}
+
+/// What is known of an operation by what its caller calls it.
+#[derive(Debug)]
+pub(crate) enum Keyed {
+    /// Nothing yet: it is to be begun, and told by [`Reserved::is`].
+    New(Reserved),
+    /// Somebody is about to begin it.
+    UnderWay,
+    /// It was begun.
+    Known(Operation),
+}
+
+/// The right to begin the operation of a key. Another one may, when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Reserved {
+    operations: Arc<Operations>,
+    key: Option<String>,
+}
+
+impl Reserved {
+    /// Says which operation it is.
+    pub(crate) fn is(mut self, id: &str) {
+        let Some(key) = self.key.take() else { return };
+        let mut keys = self.operations.keys.lock();
+        if let Some((_, known)) = keys.iter_mut().find(|(known, _)| *known == key) {
+            *known = Some(id.to_owned());
+        }
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            self.operations
+                .keys
+                .lock()
+                .retain(|(known, _)| *known != key);
+        }
+    }
 }
 
 /// The lines of one operation.
@@ -85,7 +128,7 @@ struct Transcript {
 /// gives the listeners one, so that nobody waits for ever.
 #[derive(Debug)]
 pub(crate) struct ProgressSender(
-    Arc<Record>,
+    Voice,
     #[expect(dead_code, reason = "held for its drop")] Running,
 );
 
@@ -117,7 +160,42 @@ impl Operations {
         }
         recent.push_back(Arc::clone(&record));
         self.running.send_modify(|running| *running += 1);
-        ProgressSender(record, Running(Arc::clone(&self.running)))
+        ProgressSender(Voice(record), Running(Arc::clone(&self.running)))
+    }
+
+    /// Looks up the operation of a key, or reserves the key. One that has changed nothing, for a
+    /// reason that may be gone, does not count.
+    pub(crate) fn keyed(self: &Arc<Self>, key: &str) -> Keyed {
+        let mut keys = self.keys.lock();
+        if let Some(at) = keys.iter().position(|(known, _)| known == key) {
+            let Some(id) = &keys[at].1 else {
+                return Keyed::UnderWay;
+            };
+            match self.listen(id) {
+                Some(operation) if !self.may_be_asked_again(id) => return Keyed::Known(operation),
+                _ => drop(keys.remove(at)),
+            }
+        }
+        while keys.len() >= KEPT {
+            keys.pop_front();
+        }
+        keys.push_back((key.to_owned(), None));
+        Keyed::New(Reserved {
+            operations: Arc::clone(self),
+            key: Some(key.to_owned()),
+        })
+    }
+
+    fn may_be_asked_again(&self, id: &str) -> bool {
+        let recent = self.recent.lock();
+        let record = recent.iter().find(|record| record.id == id);
+        record.is_some_and(|record| match record.transcript.lock().lines.last() {
+            Some(Progress::Result(result)) => matches!(
+                result.outcome,
+                Outcome::Failed | Outcome::Conflict | Outcome::Denied
+            ),
+            _ => false,
+        })
     }
 
     /// How many have not ended.
@@ -179,7 +257,11 @@ impl Record {
     }
 }
 
-impl ProgressSender {
+/// A mouth of an operation, which cannot end it. What it says after the end is not heard.
+#[derive(Debug)]
+pub(crate) struct Voice(Arc<Record>);
+
+impl Voice {
     /// The id of the operation.
     pub(crate) fn id(&self) -> &str {
         &self.0.id
@@ -189,20 +271,48 @@ impl ProgressSender {
     pub(crate) fn send(&self, line: Progress) {
         self.0.send(line);
     }
+}
+
+impl Deref for ProgressSender {
+    type Target = Voice;
+
+    fn deref(&self) -> &Voice {
+        &self.0
+    }
+}
+
+impl ProgressSender {
+    /// A mouth for somebody else who has something to say of it.
+    pub(crate) fn voice(&self) -> Voice {
+        Voice(Arc::clone(&self.0.0))
+    }
 
     /// An ear at it.
     pub(crate) fn listen(&self) -> Operation {
-        self.0.listen()
+        self.0.0.listen()
     }
 
     /// Says the last line. What is said after it is not heard.
     pub(crate) fn finish(&self, result: OperationResult) {
-        self.0.send(Progress::Result(result));
+        self.send(Progress::Result(result));
+    }
+
+    /// Returns the steps that were told, and how long each took.
+    pub(crate) fn steps(&self) -> Vec<StepTook> {
+        let transcript = self.0.0.transcript.lock();
+        let steps = transcript.lines.iter().filter_map(|line| match line {
+            Progress::Step { step, took_us, .. } => Some(StepTook {
+                step: step.clone(),
+                took_us: *took_us,
+            }),
+            _ => None,
+        });
+        steps.collect()
     }
 
     /// Whether the last line was said.
     pub(crate) fn finished(&self) -> bool {
-        self.0.transcript.lock().ended
+        self.0.0.transcript.lock().ended
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::{net::UnixStream as StdUnixStream, process::ExitStatusExt},
     },
+    path::PathBuf,
     process::{ExitStatus, Stdio},
     sync::Arc,
     time::Duration,
@@ -18,7 +19,7 @@ use handover_api::AppName;
 use parking_lot::Mutex;
 use rustix::{
     net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
-    process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid},
+    process::{Pid, Signal, WaitId, WaitIdOptions, waitid},
 };
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader, Interest},
@@ -30,7 +31,7 @@ use tokio::{
 };
 
 use super::{
-    CHILD, Passed, Scope, Verdict,
+    Answer, CHILD, Passed, Scope, Verdict,
     report::{LONGEST, Line, Stage, Task},
 };
 use crate::{
@@ -40,7 +41,9 @@ use crate::{
     ledger,
     loader::Companion,
     origin::origin,
-    process, shortage,
+    process,
+    process_group::ProcessGroup,
+    shortage,
 };
 
 /// How many children may run at once: they start whole runtimes, and the host has users to serve.
@@ -66,9 +69,33 @@ pub(crate) async fn check(
     settings: &config::App,
     scope: Scope,
 ) -> io::Result<Verdict> {
-    let _permit = AT_ONCE.acquire().await.map_err(io::Error::other)?;
-    let deadline = settings.check.deadline;
+    let task = task(artifact, app, settings, scope);
+    carry_out(artifact, settings, task).await
+}
+
+/// Starts `artifact` in a child as a restart of the host would, with the backup of its state that
+/// is at `state`, and returns the verdict with what it answers to the smoke requests.
+///
+/// # Errors
+/// When the child cannot do its work for a reason that is not the artifact's.
+pub(crate) async fn boot(
+    artifact: &Artifact,
+    app: &AppName,
+    settings: &config::App,
+    state: Option<PathBuf>,
+) -> io::Result<Verdict> {
     let task = Task {
+        start: true,
+        leave: Leave::Off,
+        answers: true,
+        state,
+        ..task(artifact, app, settings, Scope::All)
+    };
+    carry_out(artifact, settings, task).await
+}
+
+fn task(artifact: &Artifact, app: &AppName, settings: &config::App, scope: Scope) -> Task {
+    Task {
         parent: std::process::id(),
         artifact: artifact.path.clone(),
         sha256: artifact.sha256,
@@ -76,6 +103,7 @@ pub(crate) async fn check(
         config: settings.config.clone(),
         env: settings.readable_env(),
         check_env: settings.check.env.clone(),
+        given_env: settings.given_env.clone(),
         listed: settings.env.clone(),
         arguments: settings.arguments(app),
         runtime_threads: settings.runtime_threads.get(),
@@ -86,7 +114,15 @@ pub(crate) async fn check(
             Scope::Again => Leave::Off,
         },
         scope,
-    };
+        answers: false,
+        state: None,
+    }
+}
+
+async fn carry_out(artifact: &Artifact, settings: &config::App, task: Task) -> io::Result<Verdict> {
+    let _permit = AT_ONCE.acquire().await.map_err(io::Error::other)?;
+    let scope = task.scope;
+    let deadline = settings.check.deadline;
     let lender = artifact.clone();
     let image = background::run("lend", move || lender.lend_image())
         .await?
@@ -127,40 +163,25 @@ fn says_nothing(ended: Ended, status: ExitStatus) -> bool {
 /// A child, and what is needed to end it for certain.
 struct Running {
     child: Child,
-    group: Group,
+    group: ProcessGroup,
     /// Comes when the child has ended, and leaves its exit status and with it its process id.
     ended: oneshot::Receiver<()>,
     socket: UnixStream,
     output: Output,
 }
 
-fn spawn_child(socket: StdUnixStream) -> io::Result<(Child, Option<Pid>)> {
+fn spawn_child(socket: StdUnixStream) -> io::Result<Child> {
     let mut command = process::own_program()?;
     // A plugin that lives here may have changed what this process would pass on.
     origin().pass_on(&mut command);
-    let child = Command::from(command)
+    Command::from(command)
         .arg(CHILD)
         .stdin(OwnedFd::from(socket))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
         .kill_on_drop(true)
-        .spawn()?;
-    let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-    Ok((child, pid))
-}
-
-/// The process group of a child. Dropping it kills all that is in it: the child is not waited for
-/// before, so its number cannot have gone to somebody else.
-struct Group(Option<Pid>);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(group) = self.0.take() {
-            // An error means that all of it has ended already.
-            let _ = kill_process_group(group, Signal::KILL);
-        }
-    }
+        .spawn()
 }
 
 impl Running {
@@ -176,7 +197,8 @@ impl Running {
         background::start("preflight", move || {
             let _runtime = runtime.enter();
             let child = spawn_child(theirs);
-            let pid = child.as_ref().ok().and_then(|(_, pid)| *pid);
+            let pid = child.as_ref().ok().and_then(Child::id);
+            let pid = pid.and_then(|pid| Pid::from_raw(pid.cast_signed()));
             // Dropped when nobody wants it any more, and killed by that.
             let _ = tell.send(child);
             if let Some(pid) = pid {
@@ -188,8 +210,8 @@ impl Running {
             }
             let _ = end.send(()); // nobody waits any more
         })?;
-        let (mut child, pid) = started.await.map_err(io::Error::other)??;
-        let group = Group(pid);
+        let mut child = started.await.map_err(io::Error::other)??;
+        let group = ProcessGroup::of(child.id());
         let mut output = Output::default();
         output.read(child.stdout.take());
         output.read(child.stderr.take());
@@ -267,7 +289,7 @@ impl Running {
 
     /// Ends whatever still runs and takes the exit status of the child.
     async fn end(&mut self) -> io::Result<ExitStatus> {
-        drop(Group(self.group.0.take()));
+        drop(self.group.take());
         let status = self.child.wait().await?;
         self.output.finish().await;
         Ok(status)
@@ -292,6 +314,7 @@ struct ChildReport {
     checked: Vec<String>,
     remarks: Vec<Remark>,
     companions: Vec<Companion>,
+    answers: Vec<Answer>,
     last: Option<Line>,
     /// It said what is no line of ours: code of the plugin wrote to its socket.
     garbled: bool,
@@ -319,6 +342,7 @@ impl ChildReport {
                 Ok(Line::Checked { what }) => self.checked.push(what),
                 Ok(Line::Remarked { remark }) => self.remarks.push(remark),
                 Ok(Line::Beside { companion }) => self.companions.push(companion),
+                Ok(Line::Answered { answer }) => self.answers.push(answer),
                 Ok(last) => self.last = Some(last),
                 Err(_) => {
                     self.garbled = true;
@@ -361,6 +385,7 @@ impl ChildReport {
                 Line::Begins { .. }
                 | Line::Checked { .. }
                 | Line::Remarked { .. }
+                | Line::Answered { .. }
                 | Line::Beside { .. },
             )
             | None => {}
@@ -428,6 +453,7 @@ impl ChildReport {
             checked,
             remarks,
             companions,
+            answers,
             ..
         } = self;
         let retained: Vec<_> = remarks
@@ -445,6 +471,7 @@ impl ChildReport {
             checks: checked,
             remarks,
             companions,
+            answers,
         })
     }
 }

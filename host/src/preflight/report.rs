@@ -7,7 +7,7 @@ use handover_api::AppName;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Scope;
+use super::{Answer, Scope};
 use crate::{
     artifact::{Remark, Sha256},
     config::{Leave, SmokeRequest},
@@ -33,6 +33,8 @@ pub(super) struct Task {
     pub(super) env: Vec<(String, String)>,
     /// Those that are others here than in the host.
     pub(super) check_env: BTreeMap<String, String>,
+    /// Those that it has here and in the host, whatever is listed.
+    pub(super) given_env: BTreeMap<String, String>,
     /// Those that it may read where they are set; none for all.
     pub(super) listed: Vec<String>,
     /// The arguments that it is told of, its name first.
@@ -47,6 +49,10 @@ pub(super) struct Task {
     pub(super) leave: Leave,
     /// How strict to be.
     pub(super) scope: Scope,
+    /// Whether its answers to the smoke requests are told, whatever they are.
+    pub(super) answers: bool,
+    /// A backup of its state, to be begun with; none for an empty one.
+    pub(super) state: Option<PathBuf>,
 }
 
 /// The longest line, in bytes.
@@ -109,6 +115,11 @@ pub(super) enum Line {
     Remarked {
         /// That.
         remark: Remark,
+    },
+    /// What it answered to a smoke request.
+    Answered {
+        /// That.
+        answer: Answer,
     },
     /// A library that is mapped beside it.
     Beside {

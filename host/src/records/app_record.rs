@@ -2,8 +2,7 @@
 //! and synced.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -24,6 +23,7 @@ use crate::{
         order::Order,
         room::Room,
     },
+    replace::replace,
 };
 
 /// How many entries the history keeps.
@@ -53,6 +53,9 @@ pub(crate) struct Record {
     pub(crate) head: Option<Head>,
     /// What waits for `handover reload`.
     pub(crate) staged: Option<Head>,
+    /// What its clients are told, while somebody has stopped it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stopped: Option<String>,
     /// The answer to "where does it serve" that the host gave when the configuration gave none.
     pub(crate) assigned: Option<Assigned>,
     /// Artifacts that failed by their own fault.
@@ -394,9 +397,9 @@ impl Saved {
             return Err(io::Error::other(why.clone()));
         }
         let text = serde_json::to_vec_pretty(&*self.record.lock())?;
-        let written = self
-            .room
-            .write(&self.path, &text, || replace(&self.path, &text));
+        let written = self.room.write(&self.path, &text, || {
+            replace(&self.path, &text, origin().permissions())
+        });
         let written = written.map_err(|cause| {
             io::Error::new(cause.kind(), format!("{}: {cause}", self.path.display()))
         });
@@ -468,25 +471,6 @@ fn set_aside(path: &Path, why: &str) -> String {
     }
 }
 
-/// Replaces the file at `path` so that a crash leaves the old or the new one, whole.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let fresh = path.with_extension("json.new");
-    let written = File::create(&fresh).and_then(|mut file| {
-        file.set_permissions(origin().permissions())?; // whatever mask a plugin has set
-        file.write_all(bytes)?;
-        file.sync_all()
-    });
-    if let Err(cause) = written.and_then(|()| fs::rename(&fresh, path)) {
-        // Half a record takes room that the whole one needs.
-        let _ = fs::remove_file(&fresh);
-        return Err(cause);
-    }
-    match path.parent() {
-        Some(dir) => File::open(dir)?.sync_all(),
-        None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
@@ -530,12 +514,7 @@ mod tests {
             order: Order::default(),
             generation: Some(GenerationId(generation)),
             version: Some("1.0.0".parse().unwrap()),
-            artifact: Sha256([byte; 32]),
-            cause: Cause::Deploy,
-            outcome,
-            reason: None,
-            source: None,
-            warnings: Vec::new(),
+            ..Entry::new(Sha256([byte; 32]), Cause::Deploy, outcome)
         }
     }
 

@@ -21,11 +21,21 @@ pub(crate) struct Events {
     followers: broadcast::Sender<Event>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Ring {
     seq: u64,
     counts: [u64; EventKind::ALL.len()],
     events: VecDeque<Event>,
+}
+
+impl Default for Ring {
+    fn default() -> Self {
+        Self {
+            seq: 0,
+            counts: [0; EventKind::ALL.len()],
+            events: VecDeque::new(),
+        }
+    }
 }
 
 impl Events {
@@ -95,6 +105,10 @@ impl Events {
             | EventKind::WorkingDirectory
             | EventKind::FileMask
             | EventKind::CertificateFailed
+            | EventKind::ConfigFailed
+            | EventKind::CanaryInconclusive
+            | EventKind::CanaryAborted
+            | EventKind::VerifyFailed
             | EventKind::Failed => {
                 tracing::warn!(
                     app = name,
@@ -111,12 +125,19 @@ impl Events {
             | EventKind::Staged
             | EventKind::Labelled
             | EventKind::LabelEnded
+            | EventKind::Canary
+            | EventKind::Verified
+            | EventKind::Tenants
+            | EventKind::Stopped
+            | EventKind::Paused
+            | EventKind::Resumed
             | EventKind::Waiting
             | EventKind::Missed
             | EventKind::Unknown
             | EventKind::Proven
             | EventKind::StallEnded
             | EventKind::CertificateLoaded
+            | EventKind::ConfigLoaded
             | EventKind::Host => {
                 tracing::info!(
                     app = name,

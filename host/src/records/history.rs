@@ -1,13 +1,31 @@
 //! What was deployed to an app, and which of it a rollback goes back to.
 
-use handover_api::{AppName, Cause, GenerationId, HistoryEntry, Outcome};
+use handover_api::{AppName, Cause, GenerationId, HistoryEntry, Outcome, Served, StepTook};
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    artifact::Sha256,
+    artifact::{Artifact, Sha256},
+    human,
     records::{app_record::Head, order::Order},
 };
+
+/// The shortest beginning of a SHA-256 that names an artifact.
+const SHORTEST: usize = 6;
+
+/// Who asked for a deploy, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Attribution {
+    /// Who: what the caller says, else the user of its process. None of what nobody asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) by: Option<String>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) message: Option<String>,
+    /// What the caller calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) key: Option<String>,
+}
 
 /// One deploy that was tried, as it is saved.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -35,9 +53,55 @@ pub(crate) struct Entry {
     /// What preflight warned of, though it was taken.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) warnings: Vec<String>,
+    /// Who asked for it, and why.
+    #[serde(flatten)]
+    pub(crate) attribution: Attribution,
+    /// The commit that it was built from, with `-dirty` where files differed from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) commit: Option<String>,
+    /// Its steps, and how long each took.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) steps: Vec<StepTook>,
+    /// The generation that it replaced, and what that had done by then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) replaced: Option<(GenerationId, Served)>,
 }
 
 impl Entry {
+    /// One that ends now.
+    pub(crate) fn new(artifact: Sha256, cause: Cause, outcome: Outcome) -> Self {
+        Self {
+            at_ms: crate::clock::now_ms(),
+            order: Order::next(),
+            generation: None,
+            version: None,
+            artifact,
+            cause,
+            outcome,
+            reason: None,
+            source: None,
+            warnings: Vec::new(),
+            attribution: Attribution::default(),
+            commit: None,
+            steps: Vec::new(),
+            replaced: None,
+        }
+    }
+
+    /// The same of an artifact whose manifest is known.
+    pub(crate) fn of(artifact: &Artifact, cause: Cause, outcome: Outcome) -> Self {
+        let build = &artifact.manifest.build;
+        let commit = build.commit.as_ref().map(|commit| {
+            let says_so = !build.dirty || commit.ends_with("-dirty");
+            format!("{commit}{}", if says_so { "" } else { "-dirty" })
+        });
+        Self {
+            version: Some(artifact.manifest.version.clone()),
+            commit,
+            ..Self::new(artifact.sha256, cause, outcome)
+        }
+    }
+
     /// Whether it ever answered requests.
     pub(crate) fn was_active(&self) -> bool {
         match self.outcome {
@@ -67,8 +131,23 @@ impl Entry {
         })
     }
 
-    /// As the control socket shows it.
-    pub(crate) fn shown(&self, app: &AppName) -> HistoryEntry {
+    /// Returns how it ended, as a sentence.
+    pub(crate) fn told(&self) -> String {
+        let version = self.version.as_ref().map(|version| format!("{version} "));
+        let what = format!("{}({})", version.unwrap_or_default(), self.artifact.short());
+        let generation = self.generation.map(|id| format!(" as generation {id}"));
+        let reason = self.reason.as_ref().map(|reason| format!(": {reason}"));
+        format!(
+            "{what} is {}{}{}, {}",
+            self.outcome.as_str(),
+            generation.unwrap_or_default(),
+            reason.unwrap_or_default(),
+            human::timestamp(self.at_ms)
+        )
+    }
+
+    /// As the control socket shows it; `served` is what its generation has done.
+    pub(crate) fn shown(&self, app: &AppName, served: Option<Served>) -> HistoryEntry {
         HistoryEntry {
             at_ms: self.at_ms,
             app: app.clone(),
@@ -79,6 +158,11 @@ impl Entry {
             outcome: self.outcome,
             reason: self.reason.clone(),
             warnings: self.warnings.clone(),
+            by: self.attribution.by.clone(),
+            message: self.attribution.message.clone(),
+            commit: self.commit.clone(),
+            steps: self.steps.clone(),
+            served,
         }
     }
 }
@@ -183,6 +267,32 @@ pub(crate) fn rollback_target<'h>(
     found.ok_or_else(|| format!("{app} was never live as {to}; {}", choices(&known)))
 }
 
+/// Returns the entry of the deploy that its caller calls `key`, unless it changed nothing for a
+/// reason that may be gone.
+pub(crate) fn of_key<'h>(history: &'h [Entry], key: &str) -> Option<&'h Entry> {
+    let counts = |entry: &&Entry| {
+        entry.attribution.key.as_deref() == Some(key)
+            && !matches!(
+                entry.outcome,
+                Outcome::Failed | Outcome::Conflict | Outcome::Denied
+            )
+    };
+    history.iter().rev().find(counts)
+}
+
+/// Returns the newest entry that `which` names: the number of its generation, its version, or what
+/// its SHA-256 begins with.
+pub(crate) fn find<'h>(history: &'h [Entry], which: &str) -> Option<&'h Entry> {
+    let version = which.strip_prefix('v').unwrap_or(which).parse::<Version>();
+    let number = which.parse().ok().map(GenerationId);
+    let is_it = |entry: &&Entry| match (number, &version) {
+        (Some(number), _) if entry.generation == Some(number) => true,
+        (_, Ok(version)) => entry.version.as_ref() == Some(version),
+        _ => which.len() >= SHORTEST && entry.artifact.to_string().starts_with(which),
+    };
+    history.iter().rev().find(is_it)
+}
+
 fn choices(known: &[&Entry]) -> String {
     if known.is_empty() {
         return "nothing was ever active, so there is nothing to choose from".to_owned();
@@ -212,12 +322,7 @@ mod tests {
             order: Order::default(),
             generation: Some(GenerationId(generation)),
             version: Some(version.parse().unwrap()),
-            artifact: Sha256([byte; 32]),
-            cause: Cause::Deploy,
-            outcome,
-            reason: None,
-            source: None,
-            warnings: Vec::new(),
+            ..Entry::new(Sha256([byte; 32]), Cause::Deploy, outcome)
         }
     }
 
@@ -302,6 +407,24 @@ mod tests {
         assert_eq!(target(&history, 3, Some("1.0.0")), Ok(2));
         assert_eq!(target(&history, 3, Some("v1.0.0")), Ok(2));
         assert_eq!(target(&history, 3, Some("1")), Ok(1));
+    }
+
+    #[test]
+    fn an_entry_is_found_by_generation_version_or_hash() {
+        let history = [
+            entry(1, "1.0.0", 0x12, Outcome::Done),
+            entry(2, "1.0.0", 0x34, Outcome::Rejected),
+            entry(3, "2.0.0", 0x56, Outcome::Done),
+        ];
+        let number = |which| find(&history, which).map(|entry| entry.generation.unwrap().0);
+        assert_eq!(number("1"), Some(1));
+        assert_eq!(number("1.0.0"), Some(2));
+        assert_eq!(number("v2.0.0"), Some(3));
+        assert_eq!(number("121212"), Some(1), "no generation has this number");
+        assert_eq!(number("5656565656"), Some(3));
+        for none in ["4", "3.0.0", "3434", "zz"] {
+            assert_eq!(number(none), None, "{none}");
+        }
     }
 
     #[test]

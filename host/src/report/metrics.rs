@@ -10,7 +10,8 @@ use std::{
 };
 
 use handover_api::{
-    AppState, AppStatus, EventKind, GenerationId, GenerationStatus, LimitsStatus, Outcome,
+    AppState, AppStatus, CanaryCounts, EventKind, GenerationId, GenerationStatus, LimitsStatus,
+    Outcome,
 };
 
 use crate::{
@@ -22,7 +23,7 @@ use crate::{
     artifact::manifest::HOST_ABI,
     ledger::RetainReasons,
     open_files, process,
-    report::{leaks::Leaks, status::app_status},
+    report::{holders, leaks::Leaks, status::app_status},
     telemetry::exposition::{Exposition, Kind as MetricKind},
 };
 
@@ -33,6 +34,8 @@ struct Seen {
     totals: (u64, u64, u64),
     counters: Counts,
     held: Vec<(GenerationId, RetainReasons)>,
+    /// What holds the generations that were replaced: how many of each kind.
+    holders: BTreeMap<(GenerationId, &'static str), u64>,
 }
 
 /// What the metrics are about.
@@ -50,6 +53,8 @@ impl Metrics<'_> {
         self.write_host(to);
         write_apps(to, &seen);
         write_generations(to, &seen);
+        write_holders(to, &seen);
+        write_canaries(to, &seen);
         write_operations(to, &seen);
         self.write_leaks(to, &seen);
         self.write_jobs(to);
@@ -233,11 +238,18 @@ fn see(app: &App) -> Seen {
         held.extend(failed_starts.map(|one| (one.spec.id, one.held.clone())));
         ((sums.requests, sums.panics, sums.stalls), held)
     });
+    let mut holders = BTreeMap::new();
+    for generation in holders::replaced(app) {
+        for kind in generation.holder_kinds() {
+            *holders.entry((generation.spec().id, kind)).or_insert(0) += 1;
+        }
+    }
     Seen {
         status: app_status(app),
         totals,
         counters: app.counters.counts(),
         held,
+        holders,
     }
 }
 
@@ -342,7 +354,7 @@ fn write_generations(to: &mut Exposition, seen: &[Seen]) {
         );
     }
     type Number = fn(&GenerationStatus) -> u64;
-    let numbers: [(&str, MetricKind, &str, Number); 5] = [
+    let numbers: [(&str, MetricKind, &str, Number); 6] = [
         (
             "handover_generation_in_flight",
             MetricKind::Gauge,
@@ -373,6 +385,12 @@ fn write_generations(to: &mut Exposition, seen: &[Seen]) {
             "Calls into the generation that held a worker for longer than stall_after.",
             |generation| generation.stalls,
         ),
+        (
+            "handover_generation_server_errors_total",
+            MetricKind::Counter,
+            "Answers of the generation with a status of 5xx.",
+            |generation| generation.server_errors,
+        ),
     ];
     for (name, kind, help, number) in numbers {
         let mut family = to.family(name, kind, help);
@@ -382,6 +400,71 @@ fn write_generations(to: &mut Exposition, seen: &[Seen]) {
                 number(generation),
             );
         }
+    }
+}
+
+fn write_holders(to: &mut Exposition, seen: &[Seen]) {
+    let mut family = to.family(
+        "handover_holders",
+        MetricKind::Gauge,
+        "What holds generations that were replaced, by kind.",
+    );
+    for app in seen {
+        for ((generation, kind), number) in &app.holders {
+            family.sample(
+                &[
+                    ("app", &app.status.name),
+                    ("generation", generation),
+                    ("kind", kind),
+                ],
+                number,
+            );
+        }
+    }
+}
+
+fn write_canaries(to: &mut Exposition, seen: &[Seen]) {
+    let all = || {
+        seen.iter()
+            .filter_map(|app| Some((&app.status.name, app.status.canary.as_ref()?)))
+    };
+    let mut family = to.family(
+        "handover_canary_share",
+        MetricKind::Gauge,
+        "The share of the requests that the version on trial gets, between 0 and 1.",
+    );
+    for (app, canary) in all() {
+        family.sample(&[("app", app)], canary.percent / 100.0);
+    }
+    type Number = fn(&CanaryCounts) -> u64;
+    let numbers: [(&str, &str, Number); 2] = [
+        (
+            "handover_canary_requests_total",
+            "Requests that were answered during the trial, by who answered.",
+            |counts| counts.requests,
+        ),
+        (
+            "handover_canary_failures_total",
+            "Clients whose requests failed during the trial, by who answered.",
+            |counts| counts.failed,
+        ),
+    ];
+    for (name, help, number) in numbers {
+        let mut family = to.family(name, MetricKind::Counter, help);
+        for (app, canary) in all() {
+            for (side, counts) in [("canary", &canary.canary), ("live", &canary.live)] {
+                family.sample(&[("app", app), ("side", &side)], number(counts));
+            }
+        }
+    }
+    let mut family = to.family(
+        "handover_canary_evidence",
+        MetricKind::Gauge,
+        "How strongly the figures speak against the version on trial: a likelihood ratio, at 100 it is ended.",
+    );
+    for (app, canary) in all() {
+        family.sample(&[("app", app), ("question", &"failing")], canary.failing);
+        family.sample(&[("app", app), ("question", &"slow")], canary.slow);
     }
 }
 

@@ -10,6 +10,7 @@
 
 pub(crate) mod changed;
 pub(crate) mod growth;
+pub(crate) mod holders;
 pub(crate) mod leaks;
 pub(crate) mod metrics;
 pub(crate) mod panics;

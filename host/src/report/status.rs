@@ -5,9 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use jiff::Timestamp;
+
 use handover_api::{
-    ActiveStatus, AppState, AppStatus, ConnectionsStatus, GenerationState, GenerationStatus,
-    HostStatus, LeakStatus, LimitsStatus, StagedStatus, Status, WorkStatus,
+    ActiveStatus, AppName, AppState, AppStatus, CanaryCounts, CanaryStatus, ConnectionsStatus,
+    GenerationState, GenerationStatus, HostStatus, LeakStatus, LimitsStatus, PausedStatus, Served,
+    ShadowStatus, StagedStatus, Status, WorkStatus,
 };
 
 use crate::{
@@ -15,13 +18,17 @@ use crate::{
         app::{App, FailedStart},
         cutover,
         registry::Registry,
+        serving::Canary,
     },
     artifact::manifest::HOST_ABI,
+    canary::Side,
     clock::millis,
+    config::frozen,
+    dispatch::mirror,
     generation::Generation,
     ledger::{self, RetainReasons},
     open_files, process,
-    report::leaks::Leaks,
+    report::{holders, leaks::Leaks},
     shown,
 };
 
@@ -70,7 +77,7 @@ pub(crate) fn status(registry: &Registry, leaks: &Leaks, up: Duration, surface: 
 
 /// The status of one app, now.
 pub(crate) fn app_status(app: &App) -> AppStatus {
-    let (active, generations, failed_starts, labels) = app.running(|running| {
+    let (active, generations, failed_starts, labels, canary, staying) = app.running(|running| {
         let active = running.serving.generation();
         let labelled = running.serving.labelled().iter();
         let labels: Vec<_> = labelled
@@ -81,6 +88,13 @@ pub(crate) fn app_status(app: &App) -> AppStatus {
             running.generations(),
             running.failed_starts.clone(),
             labels,
+            running.serving.canary().cloned(),
+            running
+                .serving
+                .staying()
+                .iter()
+                .map(|live| live.active.generation().spec().id)
+                .collect::<Vec<_>>(),
         )
     });
     let started = generations
@@ -91,23 +105,28 @@ pub(crate) fn app_status(app: &App) -> AppStatus {
             let labelled = labels.iter().find(|(labelled, ..)| *labelled == id);
             GenerationStatus {
                 label: labelled.map(|(_, label, _)| label.clone()),
+                staying_for: staying
+                    .contains(&id)
+                    .then(|| generation.tenants().in_flight()),
                 ends_in_ms: labelled.and_then(|(.., until)| {
                     Some(millis(
                         until.as_ref()?.saturating_duration_since(Instant::now()),
                     ))
                 }),
-                ..generation_status(generation, held.as_ref())
+                ..generation_status(&app.name, generation, held.as_ref())
             }
         });
     let failed_starts = failed_starts.iter().map(failed_start_status);
     let mut generations: Vec<_> = started.chain(failed_starts).collect();
     generations.sort_by_key(|generation| generation.generation);
     let (operation, queue) = app.queue.seen();
+    let stopped = app.saved.read(|record| record.stopped.clone());
     AppStatus {
         name: app.name.clone(),
         state: match (&operation, &active) {
             (Some(_), _) => AppState::Deploying,
             (None, Some(_)) => AppState::Serving,
+            (None, None) if stopped.is_some() => AppState::Stopped,
             (None, None) => AppState::Empty,
         }
         .to_owned(),
@@ -130,8 +149,8 @@ pub(crate) fn app_status(app: &App) -> AppStatus {
                 artifact: staged.artifact.to_string(),
             }),
         not_durable: app.saved.not_durable(),
-        limits: app.limits.as_ref().map(|limits| {
-            let (counts, settings) = (limits.counts(), &app.settings);
+        limits: app.limits().map(|limits| {
+            let (counts, settings) = (limits.counts(), &app.settings());
             LimitsStatus {
                 max_concurrent: settings.max_concurrent.map(|most| most.get() as u64),
                 queue: settings.queue as u64,
@@ -142,6 +161,14 @@ pub(crate) fn app_status(app: &App) -> AppStatus {
                 timed_out: counts.timed_out,
             }
         }),
+        paused: app.paused().map(|pause| PausedStatus {
+            waiting: pause.waiting() as u64,
+            max_wait_ms: millis(pause.max_wait()),
+        }),
+        stopped,
+        frozen: frozen(&app.settings().freeze, Timestamp::now()),
+        canary: canary.as_ref().map(canary_status),
+        shadow: shadow(app, false),
         generations,
         listening: ledger::listening(&app.name)
             .iter()
@@ -150,7 +177,78 @@ pub(crate) fn app_status(app: &App) -> AppStatus {
     }
 }
 
-fn generation_status(generation: &Generation, held: Option<&RetainReasons>) -> GenerationStatus {
+fn canary_status(canary: &Canary) -> CanaryStatus {
+    let trial = &canary.on_trial.trial;
+    let spec = canary.on_trial.generation.spec();
+    let progress = canary.course.progress();
+    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    let counts = |side| {
+        let counts = trial.counts(side);
+        CanaryCounts {
+            requests: counts.requests,
+            failed: counts.failed,
+            p50_us: counts.p50.map(micros),
+            p99_us: counts.p99.map(micros),
+        }
+    };
+    let own = counts(Side::Canary);
+    let (failing, slow) = trial.evidence();
+    let none_failed = own.requests > 0 && own.failed == 0;
+    CanaryStatus {
+        generation: spec.id,
+        version: spec.version.clone(),
+        percent: trial.share().part() * 100.0,
+        sticky: canary
+            .on_trial
+            .settings
+            .sticky
+            .as_ref()
+            .map(ToString::to_string),
+        step: progress.step as u64,
+        steps: progress.steps as u64,
+        left_ms: millis(progress.left),
+        paused: progress.paused,
+        inconclusive: progress.inconclusive,
+        min_requests: canary.course.min_requests(),
+        canary: own,
+        live: counts(Side::Live),
+        failing,
+        slow,
+        rate_at_most: none_failed.then(|| 3.0 / own.requests as f64),
+        one_client: trial.is_of_one_client(),
+    }
+}
+
+/// The status of the shadow of an app, if it has one; `whole` with the differences.
+pub(crate) fn shadow(app: &App, whole: bool) -> Option<ShadowStatus> {
+    let mirror = app.running(|running| running.serving.mirror().cloned())?;
+    let spec = mirror.generation.spec();
+    let (differ, failed) = (
+        mirror.count(mirror::Outcome::Differs),
+        mirror.count(mirror::Outcome::Failed),
+    );
+    Some(ShadowStatus {
+        app: app.name.clone(),
+        generation: spec.id,
+        version: spec.version.clone(),
+        percent: mirror.share.part() * 100.0,
+        same: mirror.count(mirror::Outcome::Same),
+        differ,
+        failed,
+        skipped: mirror.count(mirror::Outcome::Skipped),
+        differences: if whole {
+            mirror.differences()
+        } else {
+            Vec::new()
+        },
+    })
+}
+
+fn generation_status(
+    app: &AppName,
+    generation: &Generation,
+    held: Option<&RetainReasons>,
+) -> GenerationStatus {
     let spec = generation.spec();
     let counts = generation.counts();
     GenerationStatus {
@@ -160,11 +258,13 @@ fn generation_status(generation: &Generation, held: Option<&RetainReasons>) -> G
         state: generation.state(),
         label: None,
         ends_in_ms: None,
+        staying_for: None,
         in_flight: counts.in_flight,
         jobs: counts.jobs,
         requests: counts.requests,
         panics: counts.panics,
         stalls: counts.stalls,
+        server_errors: counts.server_errors,
         age_ms: millis(generation.loaded_at().elapsed()),
         work: generation
             .working()
@@ -177,7 +277,22 @@ fn generation_status(generation: &Generation, held: Option<&RetainReasons>) -> G
                 age_ms: millis(work.since.elapsed()),
             })
             .collect(),
+        holders: match generation.state() {
+            GenerationState::Draining => holders::requests(app, generation, WORK_SHOWN),
+            _ => Vec::new(),
+        },
         retained_because: held.map(RetainReasons::to_string),
+    }
+}
+
+/// Returns what `generation` has done until now.
+pub(crate) fn served(generation: &Generation) -> Served {
+    let counts = generation.counts();
+    Served {
+        requests: counts.requests,
+        server_errors: counts.server_errors,
+        panics: counts.panics,
+        for_ms: millis(generation.loaded_at().elapsed()),
     }
 }
 
@@ -195,13 +310,16 @@ fn failed_start_status(failed_starts: &FailedStart) -> GenerationStatus {
         state: GenerationState::Retained,
         label: None,
         ends_in_ms: None,
+        staying_for: None,
         in_flight: 0,
         jobs: 0,
         requests: 0,
         panics: 0,
         stalls: 0,
+        server_errors: 0,
         age_ms: millis(loaded_at.elapsed()),
         work: Vec::new(),
+        holders: Vec::new(),
         retained_because: Some(held.to_string()),
     }
 }

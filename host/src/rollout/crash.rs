@@ -275,7 +275,7 @@ fn blame(
             Culprit::Draining | Culprit::Left(_) => false,
         })
         .filter_map(|(app, lived)| {
-            let bake = app.settings.bake?;
+            let bake = app.settings().bake?;
             let proven = app.saved.read(|record| record.is_proven(lived.artifact));
             let reason = format!(
                 "the host crashed ({how}) while {} was on probation{} of {}",
@@ -327,7 +327,7 @@ fn blame(
 
 /// Ends the probation of `spec` when it has served for the app's `bake` without a break.
 pub(crate) fn prove_later(rollout: &Rollout, app: &Arc<App>, spec: &Spec) {
-    let Some(bake) = app.settings.bake else {
+    let Some(bake) = app.settings().bake else {
         return;
     };
     let (id, artifact, version) = (spec.id, spec.artifact, spec.version.clone());

@@ -6,9 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use handover_api::{EventKind, GenerationId, OperationResult, Outcome, Progress};
+use handover_api::{EventKind, GenerationId, Note, OperationResult, Outcome, Progress};
 use tokio::{
     sync::{Notify, watch},
+    task::JoinHandle,
     time::MissedTickBehavior,
 };
 
@@ -80,6 +81,16 @@ impl Leaving {
     }
 }
 
+/// The operation that waits for a drain.
+#[derive(Debug)]
+pub(crate) struct Telling {
+    pub(crate) progress: ProgressSender,
+    /// What it ends with when all goes well.
+    pub(crate) result: OperationResult,
+    /// A program of the operator that runs meanwhile, with what is to be said of it.
+    pub(crate) hook: Option<JoinHandle<Vec<Note>>>,
+}
+
 /// How a drain went.
 #[derive(Debug, Default)]
 struct Drain {
@@ -98,13 +109,24 @@ impl Drain {
     }
 }
 
+/// Has `replaced` drained and put away, for which nobody waits. To be called within the host's
+/// runtime.
+pub(crate) fn begin(rollout: &Rollout, app: &Arc<App>, replaced: Replaced) {
+    let leaving = Leaving::new(&rollout.departures, replaced);
+    let (rollout, app) = (rollout.clone(), Arc::clone(app));
+    tokio::spawn(async move {
+        drain_and_retire(&rollout, &app, leaving, None).await;
+        rollout.collect().await;
+    });
+}
+
 /// Watches a replaced generation until it is quiet, ends it at its deadlines, and puts it away.
-/// `telling` is the operation that waits for it, with the result to end with when all goes well.
+/// `telling` is the operation that waits for it.
 pub(crate) async fn drain_and_retire(
     rollout: &Rollout,
     app: &Arc<App>,
     leaving: Leaving,
-    telling: Option<(ProgressSender, OperationResult)>,
+    telling: Option<Telling>,
 ) {
     let Leaving {
         draining,
@@ -135,8 +157,9 @@ pub(crate) async fn drain_and_retire(
         let mut told = tokio::time::interval(TOLD_EVERY);
         told.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Each passes once.
-        let mut requests_by = app.settings.drain_deadline.map(|deadline| began + deadline);
-        let mut jobs_by = app.settings.job_deadline.map(|deadline| began + deadline);
+        let settings = app.settings();
+        let mut requests_by = settings.drain_deadline.map(|deadline| began + deadline);
+        let mut jobs_by = settings.job_deadline.map(|deadline| began + deadline);
         let mut noticed_by = None;
         loop {
             tokio::select! {
@@ -168,7 +191,7 @@ pub(crate) async fn drain_and_retire(
                 }
                 _ = told.tick() => {
                     let counts = generation.counts();
-                    if let Some((progress, _)) = &telling && counts.in_flight > 0 {
+                    if let Some(Telling { progress, .. }) = &telling && counts.in_flight > 0 {
                         let by = if counts.in_flight > counts.jobs { requests_by } else { jobs_by };
                         progress.send(Progress::Draining {
                             app: app.name.clone(),
@@ -270,13 +293,21 @@ async fn cancel(
 async fn finish(
     app: &App,
     id: GenerationId,
-    telling: &mut Option<(ProgressSender, OperationResult)>,
+    telling: &mut Option<Telling>,
     drain: &Drain,
     took: Duration,
 ) {
-    let Some((progress, mut result)) = telling.take() else {
+    let Some(Telling {
+        progress,
+        mut result,
+        hook,
+    }) = telling.take()
+    else {
         return;
     };
+    if let Some(hook) = hook {
+        result.notes.extend(hook.await.unwrap_or_default());
+    }
     if drain.cancelled > 0 || drain.stuck > 0 {
         let mut reason = format!(
             "generation {id} had to be ended at its drain deadline with {} in flight",

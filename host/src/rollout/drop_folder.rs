@@ -13,13 +13,15 @@ use crate::{
     generation::Spec,
     ownership,
     preflight::Scope,
+    records::history::Attribution,
     rollout::{
         Rollout,
         deploy::{self, Destination, Entrance, Plan},
         reload::Caused,
+        triggers,
     },
     shortage, shown,
-    watch::{DropOutcome, DropTarget, DroppedArtifact},
+    watch::{DropOutcome, DropTarget, DroppedArtifact, Trigger, WatcherHandle},
     writers::name_of_one,
 };
 
@@ -47,6 +49,10 @@ struct Facts<'f> {
     failing: Option<&'f str>,
     /// What the drop folder does.
     watch: Watch,
+    /// Whether it is to be up beside what is live, under a label.
+    labelled: bool,
+    /// Whether it is to be tried with a share of the requests.
+    canary: bool,
 }
 
 /// What becomes of an offer.
@@ -75,6 +81,13 @@ fn decide(facts: &Facts<'_>) -> Decision {
     }
     let go = match facts.watch {
         Watch::Deploy => Decision::Deploy,
+        // Nobody meets it who does not ask for it.
+        Watch::Stage if facts.labelled => Decision::Deploy,
+        Watch::Stage if facts.canary => {
+            return Decision::Refuse(
+                "it is to be a canary, but the drop folder of this app stages (watch = \"stage\"): use `handover deploy --canary`".to_owned(),
+            );
+        }
         Watch::Stage if facts.staged == Some(artifact) => return Decision::Staged,
         Watch::Stage => Decision::Stage,
         Watch::Off => {
@@ -93,7 +106,7 @@ fn decide(facts: &Facts<'_>) -> Decision {
     let Some(live) = facts.live else { return go };
     // Who puts an older file where the live one lay means it.
     let in_place = facts.live_source == Some(facts.path);
-    if version.cmp_precedence(&live.version).is_lt() && !in_place {
+    if version.cmp_precedence(&live.version).is_lt() && !in_place && !facts.labelled {
         return Decision::Refuse(format!(
             "{version} is older than live {}: use `handover rollback --to {version}` or `handover deploy`",
             live.version
@@ -112,7 +125,7 @@ fn decide(facts: &Facts<'_>) -> Decision {
 impl DropTarget for Rollout {
     fn watches(&self, app: &AppName) -> bool {
         let watch = match self.registry.known(app) {
-            Some(app) => app.settings.watch,
+            Some(app) => app.settings().watch,
             None => self.registry.config().app(app).watch,
         };
         watch != Watch::Off
@@ -137,6 +150,14 @@ impl DropTarget for Rollout {
                         .is_some_and(|staged| staged.artifact == sha256)
                 })
         })
+    }
+
+    fn knows(&self, app: &AppName) -> bool {
+        self.registry.known(app).is_some()
+    }
+
+    async fn triggered(&self, trigger: Trigger, watcher: WatcherHandle) -> Result<String, String> {
+        triggers::carry_out(self, trigger, &watcher).await
     }
 
     async fn deploy_dropped(&self, dropped: DroppedArtifact) -> DropOutcome {
@@ -168,9 +189,15 @@ impl DropTarget for Rollout {
                 live_source: live_source.as_deref(),
                 staged: record.staged.as_ref().map(|staged| staged.artifact),
                 failing: record.why_failing(sha256),
-                watch: app.settings.watch,
+                watch: app.settings().watch,
+                labelled: dropped.asked.label.is_some(),
+                canary: dropped.asked.canary.is_some(),
             })
         });
+        let decision = match (decision, deploy::unfit(&dropped.asked)) {
+            (Decision::Deploy, Some(reason)) => Decision::Refuse(reason),
+            (decision, _) => decision,
+        };
         let named = format!("{} {version} ({})", app.name, sha256.short());
         let answer = match decision {
             Decision::Live => {
@@ -258,14 +285,14 @@ impl Rollout {
         stage: bool,
     ) -> DropOutcome {
         let (sha256, again) = (dropped.artifact.sha256, dropped.again);
-        if !stage && app.settings.when_full == WhenFull::Refuse && app.is_full() {
+        if !stage && app.settings().when_full == WhenFull::Refuse && app.is_full() {
             // It will fit when one of those has drained; nobody has to drop it again.
             if app.waits(Some(sha256)) {
                 let message = format!(
                     "{} waits: {} replaced generations still drain and max_old_generations is {}",
                     shown::path(Path::new(&path)),
                     app.draining().len(),
-                    app.settings.max_old_generations
+                    app.settings().max_old_generations
                 );
                 self.registry
                     .record_event(EventKind::Waiting, app, None, message);
@@ -291,11 +318,18 @@ impl Rollout {
             destination: if stage {
                 Destination::Staged
             } else {
-                Destination::Live
+                Destination::asked_for(&app.settings(), &dropped.asked)
             },
             up: None,
             deadline: None,
-            orphan_jobs: false,
+            orphan_jobs: dropped.asked.orphan_jobs,
+            override_freeze: false,
+            anew: false,
+            attribution: Attribution {
+                by: dropped.asked.by,
+                message: dropped.asked.message,
+                key: None,
+            },
         };
         let entrance = if dropped.again {
             Entrance::OfReload
@@ -393,6 +427,8 @@ mod tests {
             staged: None,
             failing: None,
             watch: Watch::Deploy,
+            labelled: false,
+            canary: false,
         };
         change(&mut facts);
         decide(&facts)
@@ -471,6 +507,17 @@ mod tests {
             judge("1.3.0", |facts| facts.watch = Watch::Off),
             "handover deploy",
         );
+    }
+
+    #[test]
+    fn a_label_is_beside_what_is_live_whatever_its_version_and_the_folder() {
+        let labelled = |facts: &mut Facts<'_>| facts.labelled = true;
+        assert_eq!(judge("1.0.0", labelled), Decision::Deploy);
+        let in_a_staging_folder =
+            |facts: &mut Facts<'_>| (facts.labelled, facts.watch) = (true, Watch::Stage);
+        assert_eq!(judge("1.3.0", in_a_staging_folder), Decision::Deploy);
+        let canary = |facts: &mut Facts<'_>| (facts.canary, facts.watch) = (true, Watch::Stage);
+        refused(judge("1.3.0", canary), "deploy --canary");
     }
 
     #[test]

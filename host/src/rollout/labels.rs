@@ -11,33 +11,73 @@ use crate::{
         serving::Labelled,
     },
     operations::operation::Operation,
+    records::history::Attribution,
     rollout::{
-        Rollout,
-        deploy::{self, Asked, Destination, Plan},
-        drain::{self, Leaving},
-        rollback,
+        Rollout, canary,
+        deploy::{self, Destination, Plan},
+        drain, rollback,
     },
 };
 
 /// Begins to make live what is up under a label.
 pub(crate) fn begin_promote(rollout: &Rollout, asked: query::Labelled) -> Operation {
-    let label = asked.label.unwrap_or_else(|| Label::of(Label::NEXT));
     let wait = Wait::from_query(asked.queue, asked.detach);
     rollback::of_app(rollout, asked.app, |app| {
+        let label = asked.label.unwrap_or_else(|| unnamed(&app));
         let (what, of) = (format!("promotion of `{label}`"), Arc::clone(&app));
-        let plan = async move {
-            up_as(&of, Cause::Promote, |labelled| labelled.label == label)
-                .ok_or_else(|| none_such(&of, &label))
+        let attribution = Attribution {
+            by: asked.by,
+            message: asked.message,
+            key: None,
         };
-        begin(rollout, app, what, plan, wait)
+        let plan = async move {
+            let plan = up_as(&of, Cause::Promote, |labelled| labelled.label == label)
+                .ok_or_else(|| none_such(&of, &label))?;
+            Ok(Plan {
+                attribution,
+                override_freeze: asked.override_freeze,
+                ..plan
+            })
+        };
+        deploy::begin_plan(rollout, app, what, plan, wait)
+    })
+}
+
+/// Begins to make live what `is_it`, when what runs for the app has ended.
+pub(super) fn begin_promote_of(
+    rollout: &Rollout,
+    app: Arc<App>,
+    what: String,
+    is_it: impl Fn(&Labelled) -> bool + Send + 'static,
+) -> Operation {
+    let of = Arc::clone(&app);
+    let plan = async move {
+        let plan = up_as(&of, Cause::Promote, is_it);
+        // What was begun before a freeze goes on in it.
+        plan.map(|plan| Plan {
+            override_freeze: true,
+            ..plan
+        })
+        .ok_or_else(|| result(Outcome::Failed, &of, "it is not up any more"))
+    };
+    deploy::begin_plan(rollout, app, what, plan, Wait::Detached)
+}
+
+/// The label that is meant where none is named.
+fn unnamed(app: &App) -> Label {
+    let is_copied = app.running(|running| running.serving.mirror().is_some());
+    Label::of(match canary::of(app) {
+        Some(_) => Label::CANARY,
+        None if is_copied => Label::SHADOW,
+        None => Label::NEXT,
     })
 }
 
 /// Begins to end what is up under a label.
 pub(crate) fn begin_abort(rollout: &Rollout, asked: query::Labelled) -> Operation {
-    let label = asked.label.unwrap_or_else(|| Label::of(Label::NEXT));
     let wait = Wait::from_query(asked.queue, asked.detach);
     rollback::of_app(rollout, asked.app, |app| {
+        let label = asked.label.unwrap_or_else(|| unnamed(&app));
         let what = format!("abort of `{label}`");
         let (ending, of) = (rollout.clone(), Arc::clone(&app));
         // It is all there is to do, so that there is no plan.
@@ -51,23 +91,8 @@ pub(crate) fn begin_abort(rollout: &Rollout, asked: query::Labelled) -> Operatio
             );
             Err(result(Outcome::Done, &of, message))
         };
-        begin(rollout, app, what, plan, wait)
+        deploy::begin_plan(rollout, app, what, plan, wait)
     })
-}
-
-fn begin(
-    rollout: &Rollout,
-    app: Arc<App>,
-    what: String,
-    plan: impl Future<Output = Result<Plan, OperationResult>> + Send + 'static,
-    wait: Wait,
-) -> Operation {
-    let asked = Asked {
-        what,
-        deadline: None,
-        plan,
-    };
-    deploy::begin_deploy_with(rollout, app, asked, wait.into()).operation
 }
 
 /// Returns the plan to make live what `is_it` and is up already; none where nothing is.
@@ -85,6 +110,9 @@ pub(super) fn up_as(app: &App, cause: Cause, is_it: impl Fn(&Labelled) -> bool) 
             up: Some((labelled.label.clone(), labelled.id())),
             deadline: None,
             orphan_jobs: false,
+            override_freeze: false,
+            anew: false,
+            attribution: Attribution::default(),
         })
     })
 }
@@ -105,7 +133,7 @@ fn none_such(app: &App, label: &Label) -> OperationResult {
 
 /// Says how `label` is reached.
 pub(super) fn reached_by(app: &App, label: &Label) -> String {
-    let labels = &app.settings.labels;
+    let labels = &app.settings().labels;
     let mut ways = Vec::new();
     if let Some(host) = labels.host_of(label) {
         ways.push(format!("by the host name {host}"));
@@ -145,7 +173,7 @@ pub(super) fn end_later(
 }
 
 /// Ends what has `label`, if it `is_it`. Returns its number.
-fn end(
+pub(super) fn end(
     rollout: &Rollout,
     app: &Arc<App>,
     label: &Label,
@@ -175,10 +203,5 @@ pub(super) fn leave(
     rollout
         .registry
         .record_event(EventKind::LabelEnded, app, Some(spec.id), message);
-    let leaving = Leaving::new(&rollout.departures, replaced);
-    let (rollout, app) = (rollout.clone(), Arc::clone(app));
-    tokio::spawn(async move {
-        drain::drain_and_retire(&rollout, &app, leaving, None).await;
-        rollout.collect().await;
-    });
+    drain::begin(rollout, app, replaced);
 }

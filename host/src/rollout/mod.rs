@@ -5,18 +5,27 @@
 //! - [`retained`]: its end, and the retry of what stays mapped
 //! - [`rollback`], [`reload`], [`drop_folder`]: the other ways in
 //! - [`labels`]: versions beside the live one
+//! - [`canary`]: one of them that gets a share of the requests
+//! - [`availability`]: whether an app answers: stop, start, restart, pause, resume
+//! - [`tenants`]: generations that stay for the tenants that have something there
+//! - [`triggers`]: commands that are given by a file in the drop folder
+//! - [`hooks`]: the operator's programs at a deploy
 //! - [`rejected`]: uploads that were not taken
+//! - [`verify`]: whether a restart would bring what is live
 //! - [`verdict`]: whose verdict of preflight counts
 //! - [`crash`]: who is to blame when the host crashed, and what is trusted
 //! - [`culprit`]: what the last words of a host say about that
 //! - [`restore`]: what was live is live again after a restart
 //! - [`shutdown`]: the end of all generations
 
+pub(crate) mod availability;
+pub(crate) mod canary;
 pub(crate) mod crash;
 pub(crate) mod culprit;
 pub(crate) mod deploy;
 pub(crate) mod drain;
 pub(crate) mod drop_folder;
+mod hooks;
 pub(crate) mod labels;
 pub(crate) mod rejected;
 pub(crate) mod reload;
@@ -24,7 +33,10 @@ pub(crate) mod restore;
 pub(crate) mod retained;
 pub(crate) mod rollback;
 pub(crate) mod shutdown;
+pub(crate) mod tenants;
+mod triggers;
 pub(crate) mod verdict;
+pub(crate) mod verify;
 
 use std::sync::Arc;
 

@@ -3,11 +3,7 @@
 
 use handover_api::{AppName, Cause, EventKind, OperationResult, Outcome};
 
-use crate::{
-    artifact::StoreError,
-    records::{history::Entry, order::Order},
-    rollout::Rollout,
-};
+use crate::{artifact::StoreError, records::history::Entry, rollout::Rollout};
 
 impl Rollout {
     /// Tells that the upload of `file` was not taken, and remembers it: for `app`, or for the app
@@ -37,16 +33,9 @@ impl Rollout {
             let app = self.registry.app(name);
             app.counters.ended(outcome);
             let entry = Entry {
-                at_ms: crate::clock::now_ms(),
-                order: Order::next(),
-                generation: None,
                 version: manifest.map(|manifest| manifest.version.clone()),
-                artifact,
-                cause: Cause::Deploy,
-                outcome,
                 reason: Some(error.to_string()),
-                source: None,
-                warnings: Vec::new(),
+                ..Entry::new(artifact, Cause::Deploy, outcome)
             };
             let (_, saved) = app.saved.change(|record| record.remember(entry)).await;
             if let Err(cause) = saved {

@@ -19,7 +19,7 @@ use crate::{
         order::Order,
     },
     rollout::{
-        Rollout,
+        Rollout, availability,
         crash::{self, Blame},
         deploy::{self, Asked, Entrance},
     },
@@ -167,16 +167,11 @@ async fn record_end(
         .record_event(kind, &app, tried.generation, message);
     app.counters.ended(outcome);
     let entry = Entry {
-        at_ms: crate::clock::now_ms(),
-        order: Order::next(),
         generation: tried.generation,
         version: Some(tried.version),
-        artifact: tried.artifact,
-        cause: tried.cause,
-        outcome,
         reason: Some(reason.clone()),
         source: tried.source,
-        warnings: Vec::new(),
+        ..Entry::new(tried.artifact, tried.cause, outcome)
     };
     let (_, saved) = app
         .saved
@@ -258,12 +253,9 @@ async fn roll_back(rollout: &Rollout, app: &Arc<App>, blame: Blame) -> bool {
             order,
             generation: Some(generation),
             version: Some(head.version),
-            artifact: head.artifact,
-            cause: Cause::Crash,
-            outcome: Outcome::RolledBack,
             reason: Some(reason.clone()),
             source: head.source,
-            warnings: Vec::new(),
+            ..Entry::new(head.artifact, Cause::Crash, Outcome::RolledBack)
         };
         let (_, saved) = app
             .saved
@@ -294,6 +286,10 @@ async fn roll_back(rollout: &Rollout, app: &Arc<App>, blame: Blame) -> bool {
 
 /// HEAD, unless it is left out, or the newest that was good before it and comes up.
 async fn restore_app(rollout: &Rollout, app: &Arc<App>, left_out: Option<LeftOut>) {
+    if availability::app_is_stopped(app) {
+        tracing::info!(app = %app.name, "it was stopped before this start, and stays so until `handover start`");
+        return;
+    }
     let (head, before) = app.saved.read(|record| {
         let head = record.head.as_ref().map(|head| head.artifact);
         let chosen = head.map_or_else(Vec::new, |head| history::before(&record.history, head));

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use handover_api::{AppName, Cause, Label, OperationResult, Outcome, Wait};
+use handover_api::{AppName, Cause, Label, OperationResult, Outcome, Wait, query};
 
 use crate::{
     apps::{
@@ -11,43 +11,58 @@ use crate::{
         serving::Labelled,
     },
     operations::operation::{Operation, no_app},
-    records::{app_record::Head, history},
+    records::{
+        app_record::Head,
+        history::{self, Attribution},
+    },
     rollout::{
-        Rollout,
-        deploy::{self, Asked},
+        Rollout, canary,
+        deploy::{self, Plan},
         labels,
     },
 };
 
 /// Begins a rollback. What it goes back to is decided when its turn has come.
-pub(crate) fn begin_rollback(
-    rollout: &Rollout,
-    app: Option<AppName>,
-    to: Option<String>,
-    wait: Wait,
-) -> Operation {
+pub(crate) fn begin_rollback(rollout: &Rollout, asked: query::Rollback) -> Operation {
+    let wait = Wait::from_query(asked.queue, asked.detach);
+    let query::Rollback {
+        app,
+        to,
+        by,
+        message,
+        ..
+    } = asked;
     of_app(rollout, app, |app| {
         let (stored, of) = (rollout.clone(), Arc::clone(&app));
-        let asked = Asked {
-            what: to
-                .as_ref()
-                .map_or_else(|| "rollback".to_owned(), |to| format!("rollback to {to}")),
-            deadline: None,
-            plan: async move {
-                let head = target(&of, to.as_deref())
-                    .map_err(|message| result(Outcome::Failed, &of, message))?;
-                // What is warm still needs neither the store nor the loader.
-                let is_warm = |labelled: &Labelled| {
-                    labelled.label.as_str() == Label::PREVIOUS
-                        && labelled.live.artifact.sha256 == head.artifact
-                };
-                match labels::up_as(&of, Cause::Rollback, is_warm) {
-                    Some(plan) => Ok(plan),
-                    None => stored.plan_stored(&of, head, Cause::Rollback).await,
-                }
-            },
+        let what = to
+            .as_ref()
+            .map_or_else(|| "rollback".to_owned(), |to| format!("rollback to {to}"));
+        let plan = async move {
+            if let Some(conflict) = canary::stands_in_the_way(&of) {
+                return Err(conflict);
+            }
+            let head = target(&of, to.as_deref())
+                .map_err(|message| result(Outcome::Failed, &of, message))?;
+            // What is warm still needs neither the store nor the loader.
+            let is_warm = |labelled: &Labelled| {
+                labelled.label.as_str() == Label::PREVIOUS
+                    && labelled.live.artifact.sha256 == head.artifact
+            };
+            let plan = match labels::up_as(&of, Cause::Rollback, is_warm) {
+                Some(plan) => plan,
+                None => stored.plan_stored(&of, head, Cause::Rollback).await?,
+            };
+            let attribution = Attribution {
+                by,
+                message,
+                key: None,
+            };
+            Ok(Plan {
+                attribution,
+                ..plan
+            })
         };
-        deploy::begin_deploy_with(rollout, app, asked, wait.into()).operation
+        deploy::begin_plan(rollout, app, what, plan, wait)
     })
 }
 
@@ -67,6 +82,21 @@ pub(super) fn of_app(
     }
 }
 
+/// Does something about the app of that name, or the only one, that takes no time and waits for
+/// nothing.
+pub(super) fn at_once(
+    rollout: &Rollout,
+    app: Option<AppName>,
+    change: impl FnOnce(&App) -> OperationResult,
+) -> Operation {
+    of_app(rollout, app, |app| {
+        let progress = rollout.operations.begin_operation();
+        let operation = progress.listen();
+        progress.finish(change(&app));
+        operation
+    })
+}
+
 fn target(app: &App, to: Option<&str>) -> Result<Head, String> {
     let live = app.live().map(|live| live.artifact);
     app.saved.read(|record| {
@@ -76,8 +106,14 @@ fn target(app: &App, to: Option<&str>) -> Result<Head, String> {
     })
 }
 
-/// The app of that name, or the only one.
-fn find_app(rollout: &Rollout, app: Option<AppName>) -> Result<Arc<App>, Box<OperationResult>> {
+/// Returns the app of that name, or the only one.
+///
+/// # Errors
+/// The result of what would have been done to it.
+pub(crate) fn find_app(
+    rollout: &Rollout,
+    app: Option<AppName>,
+) -> Result<Arc<App>, Box<OperationResult>> {
     if let Some(name) = app {
         return rollout.registry.known_or_fail(&name);
     }

@@ -6,16 +6,19 @@
 //! is added to it, by this host and by those after it. After a boot it is read again.
 
 use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    fs::{self, Permissions},
+    io,
+    os::unix::fs::PermissionsExt,
     path::Path,
     sync::OnceLock,
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::{self, since_boot_ms};
+use crate::{
+    clock::{self, since_boot_ms},
+    replace::replace,
+};
 
 /// The name of the file beside the stores.
 const FILE: &str = "clock.json";
@@ -80,15 +83,11 @@ fn of_boot(boot: &str, known: Option<&Kept>, wall_ms: u64, since_boot_ms: u64) -
 }
 
 fn keep(path: &Path, kept: &Kept) -> io::Result<()> {
-    let fresh = path.with_extension("new");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&fresh)?;
-    file.write_all(&serde_json::to_vec(kept)?)?;
-    fs::rename(fresh, path)
+    replace(
+        path,
+        &serde_json::to_vec(kept)?,
+        Permissions::from_mode(0o600),
+    )
 }
 
 #[cfg(test)]

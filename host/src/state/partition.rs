@@ -10,7 +10,8 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, RwLock};
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
 use super::{
@@ -21,7 +22,10 @@ use super::{
     place::{Bounds, Namespace, Place, split},
     ticket::{Outcome, Pending, Ticket},
 };
-use crate::wakers::{Parked, wake_all};
+use crate::{
+    values,
+    wakers::{Parked, wake_all},
+};
 
 /// How long the writer waits for as many commits as were made together the last time.
 const GATHER: Duration = Duration::from_millis(2);
@@ -41,9 +45,11 @@ const MOST_ENTRIES: usize = 1000;
 const MOST_PAGE_BYTES: usize = 4 << 20;
 
 /// `[app.NAME.state]`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Bytes of keys and values on the disk, and as many again in memory. Default 1 GiB.
+    #[serde(with = "values::size")]
     pub max_size: u64,
     /// Whether the head of an answer waits until the writes of its request are on the disk. Default
     /// true.
@@ -92,7 +98,7 @@ struct Shared {
     changes: Changes,
     queue: Mutex<Queue>,
     ordered: Condvar,
-    settings: Settings,
+    settings: Arc<RwLock<Settings>>,
     runtime: Handle,
 }
 
@@ -230,7 +236,7 @@ impl Partition {
     pub(super) fn start(
         name: &str,
         open: Box<Open>,
-        settings: Settings,
+        settings: Arc<RwLock<Settings>>,
         runtime: Handle,
     ) -> Result<Self, StateError> {
         let engine = open().map_err(|cause| unavailable(&cause))?;
@@ -564,7 +570,7 @@ impl Writer {
                     };
                     let rules = Rules {
                         now_ms: now_ms(),
-                        quota: shared.settings.max_size,
+                        quota: shared.settings.read().max_size,
                         has_changed: &has_changed,
                     };
                     let applied = apply(commit, transaction, &rules)?;
@@ -669,7 +675,7 @@ impl Writer {
         let Some(engine) = &self.engine else {
             return Err(StateError::Busy);
         };
-        let quota = self.shared.settings.max_size;
+        let quota = self.shared.settings.read().max_size;
         let mut refused = None;
         let mut committed = Committed::default();
         let mut next_expiry = None;
@@ -783,7 +789,13 @@ mod tests {
 
     fn start(settings: Settings) -> Partition {
         let open = || Ok(Box::new(Redb::in_memory()?) as Box<dyn Engine>);
-        Partition::start("test", Box::new(open), settings, Handle::current()).unwrap()
+        Partition::start(
+            "test",
+            Box::new(open),
+            Arc::new(RwLock::new(settings)),
+            Handle::current(),
+        )
+        .unwrap()
     }
 
     fn get(partition: &Partition, key: &str) -> Option<(u64, String)> {
@@ -986,7 +998,7 @@ mod tests {
         let partition = Partition::start(
             "test",
             Box::new(open),
-            Settings::default(),
+            Arc::new(RwLock::new(Settings::default())),
             Handle::current(),
         )
         .unwrap();
@@ -1021,7 +1033,7 @@ mod tests {
         let partition = Partition::start(
             "test",
             Box::new(open),
-            Settings::default(),
+            Arc::new(RwLock::new(Settings::default())),
             Handle::current(),
         )
         .unwrap();

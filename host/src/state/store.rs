@@ -10,7 +10,7 @@ use std::{
 };
 
 use handover_api::{AppName, StateStats};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 
 use super::{
@@ -63,7 +63,7 @@ impl Stores {
             Arc::new(Store {
                 name: app.to_string(),
                 file: Some(self.0.folder.join(format!("{app}.redb"))),
-                settings: (self.0.settings)(app),
+                settings: Arc::new(RwLock::new((self.0.settings)(app))),
                 runtime: self.0.runtime.clone(),
                 disk: Slot::default(),
                 memory: Slot::default(),
@@ -77,6 +77,13 @@ impl Stores {
                 store.close();
                 store
             }
+        }
+    }
+
+    /// Gives each store that was asked for the settings of its app as they are now.
+    pub fn retune(&self) {
+        for (app, store) in self.0.open.lock().iter().flatten() {
+            *store.settings.write() = (self.0.settings)(app);
         }
     }
 
@@ -96,10 +103,10 @@ impl Stores {
         Ok(Store {
             name: format!("{app}-trial"),
             file: Some(folder.path().join("trial.redb")),
-            settings: Settings {
+            settings: Arc::new(RwLock::new(Settings {
                 max_size: u64::MAX,
                 ..Settings::default()
-            },
+            })),
             runtime: self.0.runtime.clone(),
             disk: Slot::default(),
             memory: Slot::default(),
@@ -128,7 +135,7 @@ pub struct Store {
     name: String,
     /// None: all of it is in memory, as for a preflight check.
     file: Option<PathBuf>,
-    settings: Settings,
+    settings: Arc<RwLock<Settings>>,
     runtime: Handle,
     disk: Slot,
     memory: Slot,
@@ -158,7 +165,7 @@ impl Store {
         Self {
             name: name.to_owned(),
             file: None,
-            settings,
+            settings: Arc::new(RwLock::new(settings)),
             runtime: Handle::current(),
             disk: Slot::default(),
             memory: Slot::default(),
@@ -218,7 +225,7 @@ impl Store {
                 };
                 Ok(Box::new(engine) as Box<dyn Engine>)
             }),
-            self.settings,
+            Arc::clone(&self.settings),
             self.runtime.clone(),
         )?;
         slot.open.store(Some(Arc::new(partition)));
@@ -232,7 +239,7 @@ impl Store {
 
     /// `[app.NAME.state]`
     pub fn settings(&self) -> Settings {
-        self.settings
+        *self.settings.read()
     }
 
     /// Gives what is at `place` to `take`, if anything is. Blocks on the disk where the place is
@@ -305,7 +312,7 @@ impl Store {
             engine: "redb".to_owned(),
             keys: disk.keys,
             bytes: disk.bytes,
-            max_bytes: self.settings.max_size,
+            max_bytes: self.settings().max_size,
             file_bytes: file
                 .and_then(|file| file.metadata().ok())
                 .map_or(0, |found| found.len()),

@@ -2,17 +2,23 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, IoSliceMut},
+    mem::MaybeUninit,
     os::{
         fd::{AsFd, OwnedFd},
         unix::{net::UnixDatagram as StdDatagram, process::ExitStatusExt},
     },
+    path::Path,
     process::ExitStatus,
 };
 
-use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
+use rustix::{
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
+    process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal},
+};
 use serde::{Deserialize, Serialize};
 use tokio::{
+    io::Interest,
     net::UnixDatagram,
     process::{Child, Command},
 };
@@ -20,8 +26,11 @@ use tokio::{
 use super::own_pid;
 use crate::{
     ledger::LAST_WORDS,
-    net::listeners::HandedOn,
-    notify::{ENDED, FAILED, Notifier, READY, STOPPING},
+    net::{
+        Listeners,
+        listeners::{HandedOn, ListenerKey},
+    },
+    notify::{ENDED, FAILED, FORGET, KEEP, Notifier, READY, STOPPING},
     process,
     shadow::ShadowFile,
     signals,
@@ -102,6 +111,7 @@ impl Host {
         sockets: &HandedOn,
         shadow: Option<&ShadowFile>,
         crashed: Option<&Crash>,
+        kept_config: &Path,
     ) -> io::Result<Self> {
         let (reports, theirs) = StdDatagram::pair()?;
         reports.set_nonblocking(true)?;
@@ -121,6 +131,11 @@ impl Host {
                     .flat_map(|shadow| ["--shadow".to_owned(), shadow.number().to_string()]),
             )
             .args(crashed.into_iter().flat_map(Crash::arguments))
+            .args(
+                crashed
+                    .into_iter()
+                    .flat_map(|_| ["--kept-config".into(), kept_config.as_os_str().to_owned()]),
+            )
             .args(sockets.arguments())
             .env("LISTEN_FDS", sockets.count().to_string())
             .env("LISTEN_FDS_FIRST_FD", sockets.first().to_string())
@@ -190,18 +205,24 @@ impl Host {
         }
     }
 
-    /// Waits for its end, and passes on what it says until then. May be dropped and called again.
-    pub(super) async fn ended(&mut self, manager: &Notifier) -> io::Result<End> {
+    /// Waits for its end, and passes on what it says until then; listening sockets that it gives
+    /// away are put into `sockets`. May be dropped and called again.
+    pub(super) async fn ended(
+        &mut self,
+        manager: &Notifier,
+        sockets: &mut Listeners,
+    ) -> io::Result<End> {
         loop {
-            let mut message = [0; LONGEST_MESSAGE];
             tokio::select! {
                 biased;
-                Ok(length) = self.reports.recv(&mut message) => self.heard(&message[..length], manager),
+                Ok(report) = self.reports.async_io(Interest::READABLE, || receive(&self.reports)) => {
+                    self.heard(report, manager, sockets);
+                }
                 status = self.child.wait() => {
                     let status = status?;
                     // What it said just before.
-                    while let Ok(length) = self.reports.try_recv(&mut message) {
-                        self.heard(&message[..length], manager);
+                    while let Ok(report) = self.reports.try_io(Interest::READABLE, || receive(&self.reports)) {
+                        self.heard(report, manager, sockets);
                     }
                     return Ok(meaning(status, self.said));
                 }
@@ -209,8 +230,21 @@ impl Host {
         }
     }
 
-    fn heard(&mut self, message: &[u8], manager: &Notifier) {
-        for line in message.split(|byte| *byte == b'\n') {
+    fn heard(&mut self, report: Report, manager: &Notifier, sockets: &mut Listeners) {
+        let Report { text, mut socket } = report;
+        for line in text.split(|byte| *byte == b'\n') {
+            if let Some(key) = line.strip_prefix(KEEP) {
+                if let Some(socket) = socket.take() {
+                    keep(key, socket, sockets);
+                }
+                continue;
+            }
+            if let Some(key) = line.strip_prefix(FORGET) {
+                if let Some(key) = read_key(key) {
+                    sockets.remove(&key);
+                }
+                continue;
+            }
             self.ready |= line == READY;
             self.said.stopping |= line == STOPPING;
             self.said.failed |= line == FAILED;
@@ -225,6 +259,49 @@ impl Host {
                 manager.tell(line);
             }
         }
+    }
+}
+
+/// What a host says: lines, and a socket that comes with them.
+#[derive(Debug)]
+struct Report {
+    text: Vec<u8>,
+    socket: Option<OwnedFd>,
+}
+
+/// Receives what a host says, if it has said anything.
+fn receive(reports: &UnixDatagram) -> io::Result<Report> {
+    let mut text = vec![0; LONGEST_MESSAGE];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(
+        reports,
+        &mut [IoSliceMut::new(&mut text)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    text.truncate(received.bytes);
+    let sockets = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(sockets) => Some(sockets),
+        _ => None,
+    });
+    let socket = sockets.flatten().next();
+    Ok(Report { text, socket })
+}
+
+fn read_key(text: &[u8]) -> Option<ListenerKey> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+/// Keeps `socket` for the next host.
+fn keep(key: &[u8], socket: OwnedFd, sockets: &mut Listeners) {
+    let kept = match read_key(key) {
+        Some(key) => sockets.put(key, socket),
+        None => Err(io::ErrorKind::InvalidInput.into()),
+    };
+    if let Err(error) = kept {
+        let key = String::from_utf8_lossy(key);
+        tracing::warn!(%key, %error, "a listening socket of the host cannot be kept");
     }
 }
 

@@ -43,8 +43,9 @@ use self::{
 };
 use crate::{
     config::Config,
-    net::{self, Listeners, SocketError, listeners::HandedOn},
+    net::{self, Listeners, SocketError},
     notify::Notifier,
+    reconfigure,
     shadow::ShadowFile,
     shortage::{Kills, OUT_OF_MEMORY},
     signals, telemetry,
@@ -80,16 +81,10 @@ pub(crate) enum SupervisorError {
 /// When the first child cannot be started. Whatever happens later is told, and tried again.
 pub(crate) fn run(config: &Config) -> Result<u8, SupervisorError> {
     let listeners = bind(config)?;
-    // The children inherit them. This process runs nothing else.
-    let sockets = listeners.hand_on()?;
-    drop(listeners);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(supervise(
-        &sockets,
-        &config.server.state.join(CRASH_IN_THE_END),
-    ))
+    runtime.block_on(supervise(listeners, &config.server.state))
 }
 
 fn bind(config: &Config) -> Result<Listeners, SocketError> {
@@ -108,7 +103,9 @@ fn bind(config: &Config) -> Result<Listeners, SocketError> {
     Ok(listeners)
 }
 
-async fn supervise(sockets: &HandedOn, left: &Path) -> Result<u8, SupervisorError> {
+async fn supervise(mut listeners: Listeners, state: &Path) -> Result<u8, SupervisorError> {
+    let left = &state.join(CRASH_IN_THE_END);
+    let kept_config = state.join(reconfigure::KEPT);
     let mut signals = Signals::new()?;
     let mut orphans = Orphans::new()?;
     let manager = Notifier::from_env();
@@ -125,7 +122,11 @@ async fn supervise(sockets: &HandedOn, left: &Path) -> Result<u8, SupervisorErro
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let began = Instant::now();
-        let mut host = match Host::start(sockets, shadow.as_ref(), crashed.as_ref()) {
+        // The child inherits them. This process runs nothing else.
+        let started = listeners.hand_on().and_then(|sockets| {
+            Host::start(&sockets, shadow.as_ref(), crashed.as_ref(), &kept_config)
+        });
+        let mut host = match started {
             Ok(host) => host,
             Err(error) if !once_ready => return Err(error.into()),
             Err(error) => {
@@ -140,7 +141,7 @@ async fn supervise(sockets: &HandedOn, left: &Path) -> Result<u8, SupervisorErro
             tokio::select! {
                 signal = signals.next() => host.signal(signal),
                 () = orphans.come() => orphans::reap(host.pid()),
-                end = host.ended(&manager) => break end?,
+                end = host.ended(&manager, &mut listeners) => break end?,
                 // So that the end of a preflight child is not taken for that of the host later on.
                 _ = tick.tick() => {
                     kills.any_more();

@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::trigger;
 use crate::{artifact::Sha256, origin::origin};
 
 /// What was answered about some bytes.
@@ -59,7 +60,9 @@ pub(super) fn subject(name: &OsStr) -> Option<&OsStr> {
 
 /// Whether the file of this name is written by this module.
 pub(super) fn is_ours(name: &OsStr) -> bool {
-    subject(name).is_some() || name.as_bytes().starts_with(TEMP.as_bytes())
+    subject(name).is_some()
+        || trigger::is_answer(name)
+        || name.as_bytes().starts_with(TEMP.as_bytes())
 }
 
 /// What was answered last about the file at `path`, and about which bytes.
@@ -104,6 +107,25 @@ pub(super) fn write(path: &Path, verdict: &Verdict, message: &str, sha256: Sha25
         text.extend([more, "\n"]);
     }
     let file = beside(path, verdict.suffix());
+    match replace(&file, &text) {
+        Ok(()) => {
+            let other = match verdict.suffix() {
+                DEPLOYED => FAILED,
+                _ => DEPLOYED,
+            };
+            remove(&beside(path, other));
+        }
+        Err(error) => {
+            tracing::warn!(
+                file = %file.display(), %error, answer = first,
+                "cannot write the answer to a dropped file: make the drop folder writable"
+            );
+        }
+    }
+}
+
+/// Writes `text` as the file at `path`, whole or not at all. Blocks.
+pub(super) fn replace(path: &Path, text: &str) -> io::Result<()> {
     let mut name = OsString::from(TEMP);
     name.push(hash(path.file_name().unwrap_or_default()));
     let temp = path.with_file_name(name);
@@ -117,23 +139,11 @@ pub(super) fn write(path: &Path, verdict: &Verdict, message: &str, sha256: Sha25
             fresh.set_permissions(origin().permissions())?; // whatever mask a plugin has set
             fresh.write_all(text.as_bytes())
         })
-        .and_then(|()| fs::rename(&temp, &file));
-    match written {
-        Ok(()) => {
-            let other = match verdict.suffix() {
-                DEPLOYED => FAILED,
-                _ => DEPLOYED,
-            };
-            remove(&beside(path, other));
-        }
-        Err(error) => {
-            let _ = fs::remove_file(&temp); // the first error is the one to tell
-            tracing::warn!(
-                file = %file.display(), %error, answer = first,
-                "cannot write the answer to a dropped file: make the drop folder writable"
-            );
-        }
+        .and_then(|()| fs::rename(&temp, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&temp); // the first error is the one to tell
     }
+    written
 }
 
 /// Takes the answers about the file at `path` away: they are about other bytes.
@@ -154,7 +164,7 @@ pub(super) fn clear_orphan(file: &Path) {
     }
 }
 
-fn remove(file: &Path) {
+pub(super) fn remove(file: &Path) {
     match fs::remove_file(file) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!(file = %file.display(), %error, "cannot delete an outdated answer: make the drop folder writable");

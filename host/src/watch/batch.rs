@@ -7,12 +7,14 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use handover_api::query;
 use tokio::{sync::Semaphore, task};
 
 use super::{
     DropOutcome, DropTarget, DroppedArtifact,
     answer::{self, Verdict},
     scan::{Key, Stamp},
+    sidecar,
 };
 use crate::{
     artifact::{Artifact, Sha256, Signature, Store, StoreError, inspect},
@@ -75,6 +77,8 @@ struct Fresh {
     candidate: Candidate,
     artifact: Artifact,
     stored: bool,
+    /// What lies beside it.
+    asked: query::Deploy,
     /// From the event to the begin of reading.
     noticed_in: Duration,
     /// How long reading and storing took.
@@ -144,6 +148,7 @@ pub(super) async fn run<T: DropTarget>(
     let dropped = DroppedArtifact {
         app,
         path: best.candidate.path.clone(),
+        asked: best.asked,
         artifact: best.artifact,
         again: best.candidate.again,
         lay_there: best.candidate.lay_there,
@@ -261,6 +266,7 @@ fn take_in(
                     continue;
                 }
                 fresh.push(Fresh {
+                    asked: query::Deploy::default(),
                     candidate,
                     artifact,
                     stored,
@@ -367,7 +373,19 @@ fn choose(mut fresh: Vec<Fresh>, store: &Store, intake: &mut Intake) {
         let end = End::Answered(one.artifact.sha256, verdict);
         intake.outcomes.push(outcome(&one.candidate, end));
     }
-    answer::clear(&best.candidate.path);
+    let path = &best.candidate.path;
+    match sidecar::read(path) {
+        Ok(asked) => best.asked = asked,
+        Err(reason) => {
+            let sha256 = best.artifact.sha256;
+            answer::write(path, &Verdict::Failed, &reason, sha256);
+            let end = End::Answered(sha256, Verdict::Failed);
+            intake.outcomes.push(outcome(&best.candidate, end));
+            intake.refused.push((best.candidate.path, reason));
+            return;
+        }
+    }
+    answer::clear(path);
     let signature = Signature::beside(&best.candidate.path);
     // One that is still being written is read again when it has changed.
     best.artifact.signature = Signature::read(&signature).unwrap_or_else(|error| {

@@ -18,13 +18,18 @@ use std::{
 };
 
 use handover_api::AppName;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    task,
+};
 
 use super::{
-    DropTarget, Timing,
+    DropTarget, Timing, WatcherHandle,
     answer::{self, Verdict},
     batch::{self, Candidate, End, Report},
     events::{Folders, Hints, is_plugin},
+    sidecar,
+    trigger::{self, TriggerFile},
 };
 use crate::{
     artifact::{
@@ -114,8 +119,8 @@ struct Seen {
     whole: bool,
     /// Found by the first scan, and not touched since.
     lay_there: bool,
-    /// The state of its signature when it was queued last.
-    signature: Option<Stamp>,
+    /// The states of what lay beside it when it was queued last.
+    companions: Companions,
     /// It waits for or is in a batch.
     busy: bool,
     /// Somebody has it open for writing, which was told.
@@ -182,14 +187,25 @@ struct Found {
     folder: PathBuf,
     app: Key,
     facts: Metadata,
-    /// Its signature, if there is one beside it.
-    signature: Option<Stamp>,
+    companions: Companions,
+}
+
+/// What belongs to a file and lies beside it: its signature and its sidecar.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Companions([Option<Stamp>; 2]);
+
+impl Companions {
+    fn of(path: &Path) -> Self {
+        let files = [Signature::beside(path), sidecar::beside(path)];
+        Self(files.map(|file| fs::metadata(file).ok().as_ref().map(Stamp::of)))
+    }
 }
 
 /// What a scan found, and where it could not look.
 #[derive(Default)]
 struct Listing {
     files: Vec<Found>,
+    triggers: Vec<TriggerFile>,
     blind: HashSet<PathBuf>,
 }
 
@@ -373,6 +389,9 @@ impl<T: DropTarget> Scanner<T> {
             for found in &listing.files {
                 keys.extend(self.look_at(found, &hints, reason));
             }
+            for file in listing.triggers {
+                self.pull(file);
+            }
             self.first = false;
         }
         if let Reason::Asked { app, again, waiter } = reason {
@@ -396,6 +415,46 @@ impl<T: DropTarget> Scanner<T> {
         }
     }
 
+    /// Has done what a file stands for, unless somebody still writes it.
+    fn pull(&mut self, file: TriggerFile) {
+        if !self.target.knows(&file.app) {
+            let error = io::Error::other("there is no app of that name, so it commands nothing");
+            return self.complain(&file.path.clone(), &error);
+        }
+        if matches!(writers(&file.path), Ok(Writers::Somebody)) {
+            return; // its closing is told
+        }
+        let refused = if self.first {
+            Some(
+                "it lay there when the host was started, so it may be of long ago: touch it again"
+                    .to_owned(),
+            )
+        } else if !self.target.watches(&file.app) {
+            Some("the drop folder of this app is switched off (watch = \"off\")".to_owned())
+        } else {
+            self.target.admits(&file.path).err()
+        };
+        let path = file.path.clone();
+        let trigger = match file.take() {
+            Ok(trigger) => trigger,
+            Err(error) => return self.complain(&path, &error),
+        };
+        if let Some(reason) = refused {
+            let reason = format!("nothing was done: {reason}");
+            self.target.refused(Some(&trigger.app), &path, &reason);
+            return trigger::answer(&path, &Err(reason));
+        }
+        let target = Arc::clone(&self.target);
+        let watcher = WatcherHandle {
+            messages: self.messages.clone(),
+        };
+        self.runtime.spawn(async move {
+            let ended = target.triggered(trigger, watcher).await;
+            let answering = task::spawn_blocking(move || trigger::answer(&path, &ended));
+            let _ = answering.await; // the runtime ends
+        });
+    }
+
     /// Decides about one file; gives the queue that it was put into.
     fn look_at(&mut self, found: &Found, hints: &Hints, reason: &Reason) -> Option<Key> {
         let now = Instant::now();
@@ -406,7 +465,7 @@ impl<T: DropTarget> Scanner<T> {
             noticed: now,
             whole: false,
             lay_there: self.first,
-            signature: found.signature,
+            companions: found.companions,
             busy: false,
             open: false,
             retry: None,
@@ -420,13 +479,13 @@ impl<T: DropTarget> Scanner<T> {
         if seen.busy {
             return None; // looked at again when its batch ends
         }
-        // Refused for want of it, perhaps.
-        let signed = seen.signature != found.signature
+        // Refused for want of one of them, perhaps.
+        let accompanied = seen.companions != found.companions
             && seen
                 .known
                 .as_ref()
                 .is_some_and(|known| known.stamp == stamp && known.verdict == Verdict::Failed);
-        let again = signed || matches!(reason, Reason::Asked { again: true, .. });
+        let again = accompanied || matches!(reason, Reason::Asked { again: true, .. });
         let retry = seen.retry == Some(stamp);
         let ticked = stamp.age().is_none_or(|age| age >= self.timing.tick);
         let wanted = match &seen.known {
@@ -499,7 +558,7 @@ impl<T: DropTarget> Scanner<T> {
         }
         (seen.busy, seen.whole, seen.open) = (true, false, false);
         seen.noticed = hints.since.unwrap_or(now);
-        seen.signature = found.signature;
+        seen.companions = found.companions;
         let queue = self.queues.entry(key.clone()).or_default();
         queue.pending.insert(found.path.clone(), (stamp, again));
         Some(key)
@@ -614,6 +673,12 @@ impl<T: DropTarget> Scanner<T> {
                 continue;
             }
             let is_plugin = is_plugin(&name);
+            if !is_plugin && trigger::is_one(&name) {
+                let facts = fs::symlink_metadata(&path).ok();
+                let file = facts.and_then(|facts| TriggerFile::at(&path, &facts, app.as_ref()));
+                listing.triggers.extend(file);
+                continue;
+            }
             if !is_plugin && folders.is_none() {
                 continue;
             }
@@ -624,9 +689,8 @@ impl<T: DropTarget> Scanner<T> {
                 continue; // gone, or a link into nowhere
             };
             if facts.is_file() && is_plugin {
-                let signature = fs::metadata(Signature::beside(&path)).ok();
                 listing.files.push(Found {
-                    signature: signature.as_ref().map(Stamp::of),
+                    companions: Companions::of(&path),
                     path,
                     folder: folder.to_owned(),
                     app: app.clone(),

@@ -20,7 +20,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::{DropOutcome, DropTarget, DroppedArtifact, Message, Timing, WatcherHandle, spawn_with};
+use super::{
+    DropOutcome, DropTarget, DroppedArtifact, Message, Timing, Trigger, Verb, WatcherHandle,
+    spawn_with,
+};
 use crate::artifact::{Sha256, Signature, Store, testing::TestElf};
 
 const NEVER: Duration = Duration::from_secs(3600);
@@ -49,6 +52,7 @@ struct Target {
     dropped_artifacts: mpsc::UnboundedSender<DroppedArtifact>,
     refused: mpsc::UnboundedSender<(PathBuf, String)>,
     waiting: mpsc::UnboundedSender<(PathBuf, bool)>,
+    triggers: mpsc::UnboundedSender<Trigger>,
     reply: Box<Reply>,
     store: Store,
     /// Something else than what was offered has been made live since.
@@ -71,6 +75,19 @@ impl DropTarget for Target {
 
     fn has(&self, _app: &AppName, _sha256: Sha256) -> bool {
         !self.changed_since.load(Ordering::Relaxed)
+    }
+
+    fn knows(&self, app: &AppName) -> bool {
+        app.as_str() != "unknown"
+    }
+
+    async fn triggered(&self, trigger: Trigger, _watcher: WatcherHandle) -> Result<String, String> {
+        let ended = match trigger.verb {
+            Verb::Stop => Err("it cannot be stopped".to_owned()),
+            _ => Ok("it is done".to_owned()),
+        };
+        self.triggers.send(trigger).unwrap();
+        ended
     }
 
     async fn deploy_dropped(&self, dropped: DroppedArtifact) -> DropOutcome {
@@ -105,6 +122,7 @@ struct Host {
     dropped_artifacts: mpsc::UnboundedReceiver<DroppedArtifact>,
     refused: mpsc::UnboundedReceiver<(PathBuf, String)>,
     waiting: mpsc::UnboundedReceiver<(PathBuf, bool)>,
+    triggers: mpsc::UnboundedReceiver<Trigger>,
 }
 
 fn fine(dropped: &DroppedArtifact) -> DropOutcome {
@@ -118,10 +136,12 @@ impl Host {
         let (offers_in, dropped_artifacts) = mpsc::unbounded_channel();
         let (refused_in, refused) = mpsc::unbounded_channel();
         let (waiting_in, waiting) = mpsc::unbounded_channel();
+        let (triggers_in, triggers) = mpsc::unbounded_channel();
         let target = Arc::new(Target {
             dropped_artifacts: offers_in,
             refused: refused_in,
             waiting: waiting_in,
+            triggers: triggers_in,
             reply,
             store: store.clone(),
             changed_since: AtomicBool::new(false),
@@ -136,6 +156,7 @@ impl Host {
             dropped_artifacts,
             refused,
             waiting,
+            triggers,
         }
     }
 
@@ -1022,4 +1043,95 @@ fn the_thread_ends_with_the_runtime() {
     drop(runtime);
     let other = tokio::runtime::Runtime::new().unwrap();
     assert_eq!(other.block_on(host.handle.rescan(None, false)), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sidecar_says_how_its_file_is_deployed() {
+    let mut host = Host::without_events(BY_HAND, fine).await;
+    fs::create_dir_all(host.at("shop")).unwrap();
+    fs::write(host.at("shop/a.toml"), "canary = \"5%\"\nmessage = \"why\"").unwrap();
+    shop("1.0.0").write(host.at("shop/a.so"));
+    host.scan().await;
+    let asked = host.next_dropped().await.asked;
+    assert_eq!(asked.canary.unwrap().to_string(), "5%");
+    assert_eq!(asked.message.unwrap(), "why");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_sidecar_refuses_its_file_until_it_is_mended() {
+    let mut host = Host::without_events(BY_HAND, fine).await;
+    fs::create_dir_all(host.at("shop")).unwrap();
+    fs::write(host.at("shop/a.toml"), "lable = \"next\"").unwrap();
+    let path = shop("1.0.0").write(host.at("shop/a.so"));
+    host.scan().await;
+    let text = answer(&path, ".failed").await;
+    assert!(text.contains("a.toml") && text.contains("lable"), "{text}");
+    assert_eq!(host.refused.recv().await.unwrap().0, path);
+    host.scan().await;
+    host.no_offer();
+    fs::write(host.at("shop/a.toml"), "label = \"next\"").unwrap();
+    host.scan().await;
+    assert_eq!(
+        host.next_dropped().await.asked.label.unwrap().as_str(),
+        "next"
+    );
+    answer(&path, ".deployed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_is_taken_once_and_answered() {
+    let mut host = Host::with_events().await;
+    for (name, verb) in [
+        ("shop/shop.rollback", Verb::Rollback),
+        ("shop.promote", Verb::Promote),
+    ] {
+        let path = host.at(name);
+        fs::write(&path, "too slow\nand more").unwrap();
+        let trigger = host.triggers.recv().await.unwrap();
+        assert_eq!((trigger.app.as_str(), trigger.verb), ("shop", verb));
+        assert_eq!(trigger.message.as_deref(), Some("too slow"));
+        assert!(!trigger.by.is_empty());
+        assert_eq!(answer(&path, ".done").await, "it is done\n");
+        assert!(!path.exists());
+    }
+    let path = host.at("shop.stop");
+    fs::write(&path, "").unwrap();
+    assert_eq!(host.triggers.recv().await.unwrap().message, None);
+    assert_eq!(answer(&path, ".failed").await, "it cannot be stopped\n");
+    host.scan().await;
+    assert!(host.triggers.try_recv().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_trigger_is_left_alone() {
+    let mut host = Host::without_events(BY_HAND, fine).await;
+    fs::create_dir_all(host.at("shop")).unwrap();
+    let others = [
+        host.at("unknown.stop"),
+        host.at("shop/other.stop"),
+        host.at("shop.stopped"),
+    ];
+    for path in &others {
+        fs::write(path, "").unwrap();
+    }
+    host.scan().await;
+    assert!(host.triggers.try_recv().is_err());
+    assert!(others.iter().all(|path| path.exists()));
+    // That of an app whose folder is switched off is told so.
+    let path = host.at("off.stop");
+    fs::write(&path, "").unwrap();
+    host.scan().await;
+    assert!(answer(&path, ".failed").await.contains("switched off"));
+    assert_eq!(host.refused.recv().await.unwrap().0, path);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_of_before_the_start_is_not_carried_out() {
+    let host = Host::without_events(BY_HAND, fine).await;
+    let path = host.at("shop.rollback");
+    fs::write(&path, "").unwrap();
+    let mut host = host.restart(BY_HAND).await;
+    host.scan().await;
+    assert!(answer(&path, ".failed").await.contains("touch it again"));
+    assert!(host.triggers.try_recv().is_err());
 }

@@ -19,7 +19,8 @@ use std::{
 
 use bytes::Bytes;
 use handover_api::{AppName, JobState};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
+use serde::{Deserialize, Serialize};
 use tokio::{runtime::Handle, sync::Notify};
 
 pub(crate) use self::list::JobFilter;
@@ -32,6 +33,7 @@ use super::{
 use crate::{
     clock::{millis, now_ms},
     state::{Commit, Mutation, Place, Query, StateError, Store},
+    values::{self, MANY},
     wakers::{Promise, wake_all},
 };
 
@@ -39,13 +41,17 @@ use crate::{
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// `[app.NAME.jobs]`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Jobs of the app that run at a time. Default 32.
+    #[serde(deserialize_with = "values::count::<1, MANY, _, _>")]
     pub max_running: usize,
     /// How long a job that is done, or was cancelled, is remembered. Default 7 days.
+    #[serde(with = "values::span")]
     pub keep_done: Duration,
     /// How long a dead letter is kept. Default 30 days.
+    #[serde(with = "values::span")]
     pub keep_dead: Duration,
 }
 
@@ -81,7 +87,7 @@ pub(crate) struct Jobs(Arc<Inner>);
 struct Inner {
     app: AppName,
     store: Arc<Store>,
-    settings: Settings,
+    settings: RwLock<Settings>,
     runtime: Handle,
     state: Mutex<State>,
     /// Held while the records are read.
@@ -140,6 +146,17 @@ fn own_commit() -> Commit {
 }
 
 impl Jobs {
+    /// What its section of the configuration says.
+    fn settings(&self) -> Settings {
+        *self.0.settings.read()
+    }
+
+    /// Works by `settings` from now on.
+    pub(super) fn retune(&self, settings: Settings) {
+        *self.0.settings.write() = settings;
+        self.0.changed.notify_one();
+    }
+
     pub(super) fn new(
         app: AppName,
         store: Arc<Store>,
@@ -150,7 +167,7 @@ impl Jobs {
         Self(Arc::new(Inner {
             app,
             store,
-            settings,
+            settings: RwLock::new(settings),
             runtime,
             state: Mutex::default(),
             loading: Mutex::default(),

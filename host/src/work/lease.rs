@@ -54,7 +54,7 @@ struct Inner {
     store: Arc<Store>,
     runtime: Handle,
     /// The files that are locked with leases, by their names.
-    mirrors: BTreeMap<String, PathBuf>,
+    mirrors: Mutex<BTreeMap<String, PathBuf>>,
     next: AtomicU64,
     /// The generation that is live: its claims go first.
     live: AtomicU64,
@@ -87,6 +87,11 @@ impl Holding {
 }
 
 impl Leases {
+    /// Locks these files with the leases that are given from now on.
+    pub(super) fn retune(&self, mirrors: BTreeMap<String, PathBuf>) {
+        *self.0.mirrors.lock() = mirrors;
+    }
+
     pub(super) fn new(
         app: AppName,
         store: Arc<Store>,
@@ -97,7 +102,7 @@ impl Leases {
             app,
             store,
             runtime,
-            mirrors,
+            mirrors: Mutex::new(mirrors),
             next: AtomicU64::new(1),
             live: AtomicU64::new(0),
             leases: Mutex::default(),
@@ -230,9 +235,10 @@ impl Leases {
 
     /// The number of the next holder, on the disk, and the file that is locked.
     async fn next_fence(&self, name: &str) -> Result<(u64, Option<File>), String> {
-        let mirror = match self.0.mirrors.get(name) {
+        let mirror = self.0.mirrors.lock().get(name).cloned();
+        let mirror = match mirror {
             Some(path) => Some(
-                lock(path)
+                lock(&path)
                     .map_err(|cause| format!("{} cannot be locked: {cause}", path.display()))?,
             ),
             None => None,

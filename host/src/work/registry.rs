@@ -84,6 +84,15 @@ impl WorkRegistry {
         }))
     }
 
+    /// Has all work that was asked for go by the settings of its app as they are now.
+    pub(crate) fn retune(&self) {
+        for (app, work) in self.0.apps.lock().iter() {
+            let (settings, mirrors) = (self.0.settings)(app);
+            work.jobs.retune(settings);
+            work.leases.retune(mirrors);
+        }
+    }
+
     /// The work of `app`. Nothing is read yet.
     pub(crate) fn of(&self, app: &AppName) -> Arc<AppWork> {
         let mut apps = self.0.apps.lock();

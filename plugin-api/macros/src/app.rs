@@ -7,6 +7,8 @@ use syn::{
     punctuated::Punctuated,
 };
 
+use crate::provenance::Provenance;
+
 #[derive(Default)]
 struct Arguments {
     name: Option<LitStr>,
@@ -148,6 +150,7 @@ fn exported(arguments: &Arguments, start: &TokenStream) -> TokenStream {
         || quote!(::core::env!("CARGO_PKG_NAME")),
         |name| quote!(#name),
     );
+    let provenance = Provenance::of_this_crate().fields();
     let symbol = LitStr::new(
         &abi_stable_shared::mangled_root_module_loader_name(),
         Span::call_site(),
@@ -179,10 +182,7 @@ fn exported(arguments: &Arguments, start: &TokenStream) -> TokenStream {
                 schema: #schema,
                 profile: if ::core::cfg!(debug_assertions) { "debug" } else { "release" },
                 panic: if ::core::cfg!(panic = "abort") { "abort" } else { "unwind" },
-                commit: match ::core::option_env!("HANDOVER_COMMIT") {
-                    ::core::option::Option::Some(commit) => commit,
-                    ::core::option::Option::None => "",
-                },
+                #provenance
             };
 
             ::handover_plugin::__own_heap!();

@@ -2,6 +2,8 @@
 
 mod app;
 mod job;
+mod on_live;
+mod provenance;
 
 use proc_macro::TokenStream;
 
@@ -14,7 +16,8 @@ use proc_macro::TokenStream;
 /// - `schema = N`: the version of its state schema. Default: 0.
 ///
 /// The version is that of the package, or of the environment variable `HANDOVER_VERSION` at build
-/// time; `HANDOVER_COMMIT` may name a commit.
+/// time. An optimised build carries the commit that git names, whether files of the workspace
+/// differ from it, and the hash of `Cargo.lock`; `HANDOVER_COMMIT` at build time goes before that.
 ///
 /// ```ignore
 /// #[handover_plugin::app(name = "shop")]
@@ -101,6 +104,27 @@ pub fn job(attribute: TokenStream, item: TokenStream) -> TokenStream {
 #[proc_macro_attribute]
 pub fn schedule(attribute: TokenStream, item: TokenStream) -> TokenStream {
     tokens(job::expand_schedule(attribute.into(), item.into()))
+}
+
+/// Declares what a version does once, when it has passed all checks and before its first request:
+/// an `async fn` that takes a `Context`, and gives a `Result<(), E>` of any error.
+///
+/// The constructor runs in preflight too, on a version that may be refused yet. This runs in the
+/// host only; an error fails the deploy, and what is live stays live. So it is the place for a
+/// migration. Where a crate has several they run one after the other, in no order that is promised.
+/// It runs again at a restart of the host.
+///
+/// ```ignore
+/// #[handover_plugin::on_live]
+/// async fn migrate(cx: Context) -> Result<(), Error> {
+///     let pool = PgPool::connect(cx.env("DATABASE_URL").unwrap_or_default()).await?;
+///     sqlx::migrate!().run(&pool).await?;
+///     Ok(())
+/// }
+/// ```
+#[proc_macro_attribute]
+pub fn on_live(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    tokens(on_live::expand(attribute.into(), item.into()))
 }
 
 /// What a macro expands to: an error where its author meets it.

@@ -181,12 +181,24 @@ pub trait Plugin: Send + Sync + 'static {
         upgrade: bool,
         first: FirstPoll<'_>,
     ) -> Option<Polled>;
+    /// All checks have passed, and the first request comes next. Returns whether there was anything
+    /// to do. The error is a sentence for the operator.
+    ///
+    /// # Errors
+    /// When the app cannot become live.
+    fn on_live(&self) -> Result<bool, String> {
+        Ok(false)
+    }
     /// New requests come from now on.
     fn activate(&self) {}
     /// No new requests come.
     fn drain(&self);
     /// The drain deadline passed; gives how much spawned work was cancelled.
     fn expire(&self, jobs: bool) -> u64;
+    /// Cancels the spawned work of this number. Returns whether it ran.
+    fn cancel_work(&self, _number: u64) -> bool {
+        false
+    }
     /// The end: everything is dropped, all threads are joined, at most within `deadline`.
     fn stop(self: Box<Self>, deadline: Duration);
 }
@@ -225,6 +237,8 @@ impl<E: Entry> Table<E> {
         expire,
         entry,
         activate,
+        on_live,
+        cancel_work,
     });
 }
 
@@ -376,6 +390,24 @@ unsafe extern "C" fn activate(app: *mut ()) {
     // SAFETY: the host calls between `start` and `stop`.
     let plugin = unsafe { app_of(app) };
     catch_panic(|| plugin.activate());
+}
+
+unsafe extern "C" fn on_live(app: *mut (), sink: &TextSink<'_>) -> u32 {
+    // SAFETY: the host calls between `start` and `stop`.
+    let plugin = unsafe { app_of(app) };
+    match catch_panic(|| plugin.on_live()) {
+        Some(Ok(true)) => return 1,
+        Some(Ok(false)) => return 2,
+        Some(Err(reason)) => sink.put(&reason),
+        None => sink.put("it panicked"),
+    }
+    0
+}
+
+unsafe extern "C" fn cancel_work(app: *mut (), number: u64) -> u32 {
+    // SAFETY: the host calls between `start` and `stop`.
+    let plugin = unsafe { app_of(app) };
+    catch_panic(|| plugin.cancel_work(number)).map_or(0, u32::from)
 }
 
 unsafe extern "C" fn drain(app: *mut ()) {

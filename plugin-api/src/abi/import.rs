@@ -238,6 +238,36 @@ impl<O: HostServices> AppHandle<O> {
         }
     }
 
+    /// Has the app do what it has to do before its first request; blocks as long as that takes.
+    /// Returns whether there was anything to do; one that was built before 1.4 has nothing.
+    ///
+    /// # Errors
+    /// Why it cannot become live: a sentence for the operator.
+    pub fn on_live(&self) -> Result<bool, String> {
+        let Some(on_live) = self.root.on_live() else {
+            return Ok(false);
+        };
+        let mut reason = String::new();
+        // SAFETY: the app was started and not stopped.
+        let done = TextSink::lend(&mut reason, |sink| unsafe { on_live(self.app, sink) });
+        match done {
+            1 => Ok(true),
+            2 => Ok(false),
+            _ => Err(reason),
+        }
+    }
+
+    /// Cancels the spawned work of this number. Returns whether it ran; an app that was built
+    /// before 1.4 cancels none.
+    pub fn cancel_work(&self, number: u64) -> bool {
+        let Some(cancel_work) = self.root.cancel_work() else {
+            return false;
+        };
+        // SAFETY: the app was started and not stopped.
+        let ran = unsafe { cancel_work(self.app, number) };
+        ran == 1
+    }
+
     /// Tells the app that no new requests come.
     pub fn drain(&self) {
         // SAFETY: the app was started and not stopped.

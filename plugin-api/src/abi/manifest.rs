@@ -5,7 +5,7 @@
 //! in UTF-8:
 //!
 //! ```text
-//! {"app","version","abi":[major,minor],"schema","build":{"rustc","target","profile","panic","sdk","commit"}}
+//! {"app","version","abi":[major,minor],"schema","build":{"rustc","target","profile","panic","sdk","commit","dirty","lockfile"}}
 //! ```
 
 use super::version::{ABI, LAYOUT};
@@ -35,6 +35,28 @@ pub struct Facts {
     pub panic: &'static str,
     /// The commit, or empty.
     pub commit: &'static str,
+    /// Whether the sources differ from that commit.
+    pub dirty: bool,
+    /// What git calls the content of `Cargo.lock`, or empty.
+    pub lockfile: &'static str,
+}
+
+/// Returns whether the name of a commit says that the sources differ from it, as that of `git
+/// describe --dirty` does.
+pub const fn says_dirty(commit: &str) -> bool {
+    let (commit, end) = (commit.as_bytes(), b"-dirty");
+    if commit.len() < end.len() {
+        return false;
+    }
+    let (_, last) = commit.split_at(commit.len() - end.len());
+    let mut at = 0;
+    while at < end.len() {
+        if last[at] != end[at] {
+            return false;
+        }
+        at += 1;
+    }
+    true
 }
 
 impl Facts {
@@ -68,6 +90,11 @@ impl Facts {
         writer.raw("\"");
         if !self.commit.is_empty() {
             writer.raw(",\"commit\":\"").text(self.commit);
+            writer.raw("\",\"dirty\":");
+            writer.raw(if self.dirty { "true" } else { "false" });
+        }
+        if !self.lockfile.is_empty() {
+            writer.raw(",\"lockfile\":\"").text(self.lockfile);
             writer.raw("\"");
         }
         writer.raw("}}");
@@ -136,6 +163,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_dirty_commit_is_told_by_its_end() {
+        assert!(says_dirty("v1.2-3-gabc-dirty") && says_dirty("-dirty"));
+        assert!(!says_dirty("abc") && !says_dirty("") && !says_dirty("abc-dirt"));
+    }
+
+    #[test]
     fn the_section_holds_its_own_length_and_plain_json() {
         const FACTS: Facts = Facts {
             app: "a",
@@ -144,6 +177,8 @@ mod tests {
             profile: "debug",
             panic: "unwind",
             commit: "x\"y",
+            dirty: true,
+            lockfile: "1f2e",
         };
         const LENGTH: usize = FACTS.length();
         let section: [u8; LENGTH] = FACTS.section();
@@ -158,7 +193,8 @@ mod tests {
             "{json}"
         );
         assert!(
-            json.contains("\"schema\":10,") && json.ends_with(",\"commit\":\"xy\"}}"),
+            json.contains("\"schema\":10,")
+                && json.ends_with(",\"commit\":\"xy\",\"dirty\":true,\"lockfile\":\"1f2e\"}}"),
             "{json}"
         );
     }

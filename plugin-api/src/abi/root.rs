@@ -62,6 +62,16 @@ pub struct Root {
     /// at the most, never in preflight.
     #[sabi(missing_field(option))]
     pub activate: unsafe extern "C" fn(*mut ()),
+    /// Since 1.4. Does what the app has to do once, before its first request: its checks have
+    /// passed. Blocks as long as that takes, so it is called on a thread of its own, once at the
+    /// most, never in preflight. Gives 1 when it is done, 2 when there was nothing to do; else the
+    /// reason to the sink.
+    #[sabi(missing_field(option))]
+    pub on_live: unsafe extern "C" fn(*mut (), &TextSink<'_>) -> u32,
+    /// Since 1.4. Cancels the spawned work of this number, which the host gave it; gives 1 where it
+    /// ran.
+    #[sabi(missing_field(option))]
+    pub cancel_work: unsafe extern "C" fn(*mut (), u64) -> u32,
 }
 
 impl std::fmt::Debug for RootRef {

@@ -21,7 +21,7 @@ pub struct AbiVersion {
 pub const LAYOUT: u32 = 2;
 
 /// The ABI that this crate was compiled for.
-pub const ABI: AbiVersion = AbiVersion { major: 1, minor: 3 };
+pub const ABI: AbiVersion = AbiVersion { major: 1, minor: 4 };
 
 impl AbiVersion {
     /// Whether a host of this version runs a plugin of version `plugin`.

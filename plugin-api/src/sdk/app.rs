@@ -19,7 +19,7 @@ use super::{
     body::Body,
     context::{self, Context},
     error::Error,
-    log, program,
+    log, on_live, program,
     runtime::{self, AppRuntime},
     state::StateError,
     upgrade::{PendingUpgrade, Upgrading},
@@ -161,6 +161,10 @@ impl<A: App> Plugin for Running<A> {
         })
     }
 
+    fn on_live(&self) -> Result<bool, String> {
+        on_live::run_all(&self.context, self.runtime.handle())
+    }
+
     fn activate(&self) {
         self.context.activate();
     }
@@ -171,6 +175,10 @@ impl<A: App> Plugin for Running<A> {
 
     fn expire(&self, jobs: bool) -> u64 {
         self.context.cancel_work(jobs)
+    }
+
+    fn cancel_work(&self, number: u64) -> bool {
+        self.context.cancel_one(number)
     }
 
     fn stop(self: Box<Self>, deadline: Duration) {

@@ -331,6 +331,10 @@ impl Context {
         self.0.works.host().figure(host::TASKS_LEFT, left);
     }
 
+    pub(super) fn cancel_one(&self, number: u64) -> bool {
+        self.0.works.cancel_one(number)
+    }
+
     pub(super) fn cancel_work(&self, jobs: bool) -> u64 {
         self.0.works.cancel(jobs)
     }

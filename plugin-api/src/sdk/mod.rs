@@ -8,6 +8,7 @@
 //! - [`jobs`], [`lease`]: jobs that outlive the host, and what one generation does at a time
 //! - [`work`]: tasks and jobs that outlive their request
 //! - [`worker`]: work that goes on for as long as a generation is live
+//! - [`on_live`]: what a version does once before its first request
 //! - [`log`]: events, log records and panics on their way to the host
 //! - [`upgrade`]: WebSockets and other upgraded connections
 //! - [`cache`], [`rate_limit`], `sessions`: what is kept in it as a rule
@@ -25,6 +26,7 @@ pub(crate) mod error;
 pub(crate) mod jobs;
 pub(crate) mod lease;
 pub(crate) mod log;
+pub(crate) mod on_live;
 pub(crate) mod program;
 pub(crate) mod rate_limit;
 pub(crate) mod runtime;

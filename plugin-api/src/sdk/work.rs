@@ -91,6 +91,16 @@ impl Works {
         handle
     }
 
+    /// Cancels the work of this number. Returns whether it ran.
+    pub(super) fn cancel_one(&self, number: u64) -> bool {
+        let running = self.running.lock();
+        let abort = running
+            .get(&number)
+            .and_then(|running| running.abort.clone());
+        drop(running);
+        abort.map(|abort| abort.abort()).is_some()
+    }
+
     /// Cancels what runs, jobs only if `jobs`; gives how much that was.
     pub(super) fn cancel(&self, jobs: bool) -> u64 {
         let cancelled: Vec<_> = self

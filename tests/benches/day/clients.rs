@@ -166,9 +166,11 @@ impl Clients {
     }
 
     /// Ends them, each with the answer that it waits for.
-    pub(crate) async fn stop(self) {
+    pub(crate) async fn stop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        self.tasks.join_all().await;
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.expect("no client panics");
+        }
     }
 }
 

@@ -178,7 +178,6 @@ async fn day(
         day.clients.answered(),
         day.clients.acknowledged().len()
     );
-    day.clients.stop().await;
     before
         .is_again(&after)
         .map_err(|why| format!("{why}; its threads: {:?}", threads_of(day.host.pid())))
@@ -393,7 +392,10 @@ impl Day {
         if integrity != "ok" {
             return Err(format!("the database: {integrity}"));
         }
-        // What the last step needed threads for ends some seconds after it; what leaks stays.
+        // A thread of a pool ends when nothing has asked for it for ten seconds, and work that
+        // never ceases asks for all of them in turn: only without clients is a pool told from a
+        // leak.
+        self.clients.stop().await;
         let deadline = Instant::now() + DEADLINE;
         loop {
             let after = self.cost().await?;
@@ -407,8 +409,8 @@ impl Day {
 
 impl Cost {
     /// Whether `after` is what it was. Some are allowed for: the clients connect anew all the time,
-    /// each connection has a descriptor and some memory; the host's pool for blocking work has
-    /// threads while they are needed; and an allocator maps arenas and keeps pieces of what it had
+    /// each connection has a descriptor and some memory; a pool for blocking work has threads while
+    /// they are needed; and an allocator maps arenas and keeps pieces of what it had
     /// at the worst moment of the day.
     fn is_again(&self, after: &Self) -> Result<(), String> {
         let within = after.plugins <= self.plugins

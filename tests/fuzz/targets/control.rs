@@ -17,7 +17,7 @@ use std::{
 };
 
 use handover::testing::{
-    self, Access, Config, Connections, ControlSocket, Gather, Orchestrator, Routes, ShutdownHandle,
+    self, Config, Connections, ControlSocket, Gather, Orchestrator, Routes, ShutdownHandle,
     Store,
 };
 use libfuzzer_sys::{Corpus, fuzz_target};
@@ -67,23 +67,25 @@ impl Host {
             config.server.plugins = folder.path().join("plugins");
             let store = Store::open(&folder.path().join("artifacts")).expect("a store");
             let routes = Arc::new(Routes::default());
-            let connections = Connections::new(&config.server.clients);
+            let connections = Connections::new(&config.server.clients());
             let plugins = config.server.plugins.clone();
+            let listeners = testing::ClientListeners::new(Arc::clone(&routes), connections.clone());
             let apps = Orchestrator::open(config, folder.path(), store.clone(), routes, None);
             let orchestrator = apps.expect("apps");
-            let gathered = orchestrator.clone();
+            let (gathered, reread) = (orchestrator.clone(), orchestrator.clone());
             let gather = Gather::new(move |to| gathered.write_metrics(to));
             let socket = ControlSocket::bind(&path, None).expect("a socket");
             tokio::spawn(testing::serve(
                 socket,
-                Access::default(),
+                Arc::default(),
                 testing::Host {
                     watcher: orchestrator.watch_drop_folders(plugins),
                     orchestrator,
                     store,
                     metrics: gather,
                     connections,
-                    listen: Vec::new(),
+                    reconfigurer: testing::Reconfigurer::without_file(reread, listeners.clone()),
+                    listeners,
                     metrics_at: None,
                 },
                 ShutdownHandle::new(),

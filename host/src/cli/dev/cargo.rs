@@ -5,13 +5,20 @@ use std::{
     collections::{BTreeSet, HashMap},
     ffi::OsString,
     fs,
+    io::Write,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::Arc,
+    time::Duration,
 };
 
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal};
 use serde::Deserialize;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    process::ChildStderr,
+};
 
 use super::advice::Ordinary;
 
@@ -29,32 +36,42 @@ const OF_CARGO_RUN: [&str; 9] = [
     "OUT_DIR",
 ];
 
+/// How long the last words of a cargo that has ended are waited for.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// How much is remembered of what cargo says, in bytes.
+const LONGEST_SAID: usize = 64 * 1024;
+
 /// What to build.
 #[derive(Debug)]
-pub(super) struct Project {
+pub(in crate::cli) struct Project {
     /// Where cargo is called.
-    pub(super) folder: PathBuf,
+    pub(in crate::cli) folder: PathBuf,
     /// With optimisations.
-    pub(super) release: bool,
+    pub(in crate::cli) release: bool,
     /// As cargo takes them.
-    pub(super) features: Vec<String>,
+    pub(in crate::cli) features: Vec<String>,
     /// The package, where the folder has several.
-    pub(super) package: Option<String>,
+    pub(in crate::cli) package: Option<String>,
     /// Whether compile errors are coloured.
-    pub(super) colour: bool,
+    pub(in crate::cli) colour: bool,
+    /// The columns of the terminal, if there is one.
+    pub(in crate::cli) width: Option<usize>,
 }
 
 /// What cargo says of the crate.
 #[derive(Clone, Debug)]
-pub(super) struct Crate {
+pub(in crate::cli) struct Crate {
     /// The package's name.
-    pub(super) name: String,
+    pub(in crate::cli) name: String,
     /// Its folder.
-    pub(super) folder: PathBuf,
+    pub(in crate::cli) folder: PathBuf,
     /// Its folder, and those of the packages in the same workspace that it depends on by path.
-    pub(super) folders: BTreeSet<PathBuf>,
+    pub(in crate::cli) folders: BTreeSet<PathBuf>,
     /// The target folder.
-    pub(super) target: PathBuf,
+    pub(in crate::cli) target: PathBuf,
+    /// Whether one of those packages has a build script, which may read anything.
+    pub(in crate::cli) has_build_script: bool,
     id: String,
     /// What it is as long as it is no plugin.
     ordinary: Option<Ordinary>,
@@ -62,11 +79,11 @@ pub(super) struct Crate {
 
 /// How a build ended.
 #[derive(Debug)]
-pub(super) enum Build {
+pub(in crate::cli) enum Build {
     /// The library.
     Artifact(PathBuf),
-    /// It does not compile; cargo has said why.
-    Failed,
+    /// It does not compile; what cargo has said of it, without colour.
+    Failed(String),
     /// It compiles, to something else than a plugin.
     NoPlugin,
 }
@@ -104,6 +121,10 @@ struct Dependency {
 impl Target {
     fn is_plugin(&self) -> bool {
         self.crate_types.iter().any(|kind| kind == "cdylib")
+    }
+
+    fn is_build_script(&self) -> bool {
+        self.kind.iter().any(|kind| kind == "custom-build")
     }
 
     fn is_program(&self) -> bool {
@@ -164,7 +185,7 @@ enum Message {
 
 impl Project {
     /// Asks cargo what the crate is. Blocks. The error is a sentence that says what to do.
-    pub(super) fn read(&self) -> Result<Crate, String> {
+    pub(in crate::cli) fn read(&self) -> Result<Crate, String> {
         let manifest = self.folder.join("Cargo.toml");
         if !manifest.is_file() {
             return Err(format!(
@@ -200,7 +221,7 @@ impl Project {
     /// rest.
     ///
     /// Cancelling it ends cargo and all its compilers.
-    pub(super) async fn build(&self, krate: &Crate, quiet: bool) -> Result<Build, String> {
+    pub(in crate::cli) async fn build(&self, krate: &Crate, quiet: bool) -> Result<Build, String> {
         let mut command = tokio::process::Command::new(cargo());
         clean(|name| {
             command.env_remove(name);
@@ -210,16 +231,26 @@ impl Project {
             .current_dir(&krate.folder)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .process_group(0);
+        // Its standard error is passed on, so cargo does not see the terminal.
+        if !quiet && let Some(width) = self.width {
+            command
+                .env("CARGO_TERM_PROGRESS_WHEN", "always")
+                .env("CARGO_TERM_PROGRESS_WIDTH", width.to_string());
+        }
         let mut child = command.spawn().map_err(|error| no_cargo(&error))?;
         let mut group = Group(
             child
                 .id()
                 .and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)),
         );
-        let Some(stdout) = child.stdout.take() else {
+        let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
             return Err("cargo has no output".to_owned());
         };
+        // Ends when nobody writes there any more, which a process that a build script left may.
+        let said = Arc::<Mutex<Said>>::default();
+        let passing = tokio::spawn(pass_on(stderr, Arc::clone(&said)));
         let mut lines = BufReader::new(stdout).lines();
         let mut artifact = None;
         while let Some(line) = lines
@@ -234,8 +265,9 @@ impl Project {
             .await
             .map_err(|error| format!("cargo cannot be waited for: {error}"))?;
         group.0 = None;
+        let _ = tokio::time::timeout(LAST_WORDS, passing).await;
         Ok(match artifact {
-            _ if !status.success() => Build::Failed,
+            _ if !status.success() => Build::Failed(said.lock().errors()),
             Some(artifact) => Build::Artifact(artifact),
             None => Build::NoPlugin,
         })
@@ -270,7 +302,7 @@ impl Project {
 
 impl Crate {
     /// Says what to add to a crate that is no plugin.
-    pub(super) fn check_is_plugin(&self) -> Result<(), String> {
+    pub(in crate::cli) fn check_is_plugin(&self) -> Result<(), String> {
         let Some(ordinary) = &self.ordinary else {
             return Ok(());
         };
@@ -331,6 +363,7 @@ fn choose(metadata: &Metadata, folder: &Path, package: Option<&str>) -> Result<C
         .map(|package| (package.folder(), package))
         .collect();
     let mut folders = BTreeSet::new();
+    let mut has_build_script = false;
     let mut to_visit = vec![chosen.folder().to_owned()];
     while let Some(folder) = to_visit.pop() {
         if !folders.insert(folder.clone()) {
@@ -339,6 +372,7 @@ fn choose(metadata: &Metadata, folder: &Path, package: Option<&str>) -> Result<C
         // Of a package outside of the workspace only the folder is known here; the build tells its
         // files.
         if let Some(package) = by_folder.get(folder.as_path()) {
+            has_build_script |= package.targets.iter().any(Target::is_build_script);
             to_visit.extend(
                 package
                     .dependencies
@@ -352,9 +386,62 @@ fn choose(metadata: &Metadata, folder: &Path, package: Option<&str>) -> Result<C
         folder: chosen.folder().to_owned(),
         folders,
         target: metadata.target_directory.clone(),
+        has_build_script,
         id: chosen.id.clone(),
         ordinary: chosen.ordinary(&metadata.packages),
     })
+}
+
+/// What cargo has said on standard error: the end of it, if it is long.
+#[derive(Debug, Default)]
+struct Said(Vec<u8>);
+
+impl Said {
+    fn add(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+        let beyond = self.0.len().saturating_sub(LONGEST_SAID);
+        self.0.drain(..beyond);
+    }
+
+    /// As text without colour and without what was drawn over.
+    fn errors(&self) -> String {
+        let text = String::from_utf8_lossy(&self.0);
+        let lines = text.lines().filter_map(|line| {
+            let left = line
+                .trim_end_matches('\r')
+                .rsplit('\r')
+                .next()
+                .unwrap_or_default();
+            let left = without_escapes(left);
+            let is_status = ["Compiling", "Building", "Blocking", "Checking", "Finished"]
+                .iter()
+                .any(|word| left.trim_start().starts_with(word) && left.starts_with("   "));
+            (!is_status).then_some(left)
+        });
+        lines.collect::<Vec<_>>().join("\n").trim().to_owned()
+    }
+}
+
+/// `text` without the sequences that colour it or move the cursor.
+fn without_escapes(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("\x1b[") {
+        out.push_str(before);
+        let end = after.find(|c: char| c.is_ascii_alphabetic());
+        rest = end.map_or("", |end| &after[end + 1..]);
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Writes what comes to standard error, and remembers it.
+async fn pass_on(mut from: ChildStderr, said: Arc<Mutex<Said>>) {
+    let mut bytes = vec![0; 16 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut bytes).await {
+        let _ = std::io::stderr().write_all(&bytes[..read]);
+        said.lock().add(&bytes[..read]);
+    }
 }
 
 /// The library of `package`, if this line of cargo's output tells of it.
@@ -373,7 +460,7 @@ fn plugin_in(line: &str, package: &str) -> Option<PathBuf> {
 
 /// The files that `artifact` was built from, as cargo's dep-info file beside it says. None when
 /// there is none.
-pub(super) fn sources_of(artifact: &Path) -> Vec<PathBuf> {
+pub(in crate::cli) fn sources_of(artifact: &Path) -> Vec<PathBuf> {
     fs::read_to_string(artifact.with_extension("d"))
         .map(|text| dep_info(&text))
         .unwrap_or_default()
@@ -533,6 +620,7 @@ mod tests {
             features: Vec::new(),
             package: None,
             colour: false,
+            width: None,
         }
     }
 
@@ -552,10 +640,10 @@ mod tests {
         assert_eq!(sources_of(&file), std::slice::from_ref(&source));
 
         fs::write(&source, "fn f() {").unwrap();
-        assert!(matches!(
-            project.build(&krate, true).await.unwrap(),
-            Build::Failed
-        ));
+        let Build::Failed(errors) = project.build(&krate, true).await.unwrap() else {
+            panic!("it was built")
+        };
+        assert!(errors.contains("unclosed delimiter"), "{errors}");
     }
 
     #[tokio::test]
@@ -588,6 +676,13 @@ mod tests {
         started.await.unwrap();
         build.abort();
         reading.await.unwrap();
+    }
+
+    #[test]
+    fn errors_are_told_without_progress_and_colour() {
+        let mut said = Said::default();
+        said.add(b"   \x1b[1m\x1b[92mCompiling\x1b[0m shop v1.0.0\n    Building [=> ] 1/2\r\x1b[K\x1b[1m\x1b[91merror\x1b[0m: no <b>\n  --> src/lib.rs\n");
+        assert_eq!(said.errors(), "error: no <b>\n  --> src/lib.rs");
     }
 
     #[test]

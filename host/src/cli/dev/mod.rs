@@ -1,40 +1,65 @@
 //! `dev`: build a plugin crate, serve it, and swap it on every change of its source.
 //!
+//! - [`beside`]: what lies beside the sources and is none
 //! - [`cargo`]: the crate, and its builds as a child process
 //! - [`certificate`]: a certificate that signs itself
+//! - [`keys`]: what a person presses at the terminal
+//! - [`settings`]: the configuration
 //! - [`sources`]: what is watched
+//! - [`variables`]: the environment that the app is given
 
 mod advice;
-mod cargo;
+mod beside;
+pub(super) mod cargo;
 mod certificate;
+mod keys;
+mod settings;
 mod sources;
+mod variables;
 
 use std::{
     io::{self, IsTerminal},
-    path::PathBuf,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use handover_api::{AppName, Cause, GenerationId, OperationResult, Outcome, Progress, query};
-use tokio::task::JoinHandle;
+use handover_api::{
+    ActiveStatus, AppName, Cause, Event, EventKind, GenerationId, OperationResult, Outcome,
+    Progress, query,
+};
+use tokio::{
+    sync::{
+        Notify,
+        broadcast::{self, error::RecvError},
+    },
+    task::JoinHandle,
+};
 
+pub(super) use self::variables::Variable;
 use self::{
     cargo::{Build, Crate, Project},
-    sources::Sources,
+    keys::{Key, Keys, Terminal},
+    settings::Settings,
+    sources::{Changed, Sources},
 };
 use super::{
     args::{self, Global},
     exit::Failure,
     output::{self, Paint, paint},
+    run,
 };
 use crate::{
     artifact::{Artifact, Sha256, Store, StoreError},
-    config::{self, Config, Listen, TrustedProxies, Watch, WhenFull},
-    control::socket,
-    daemon::{self, Daemon, LAST_MOMENT, StartupHandoff},
+    config::{self, ConfigOrigin, NamedAddress},
+    control::{Shutdown, ShutdownHandle, socket},
+    daemon::{self, Daemon, LAST_MOMENT},
     human, loader,
     orchestrator::Orchestrator,
+    preview::Preview,
     report::status::Surface,
+    shown::harmless,
     telemetry,
 };
 
@@ -45,14 +70,21 @@ const SHUTDOWN: Duration = Duration::from_secs(1);
 /// Old generations that may drain at once; beyond that the oldest is ended.
 const OLD_GENERATIONS: usize = 16;
 
+/// How many of the files that changed are named.
+const MOST_NAMES: usize = 3;
+
+/// When it is said for the first time that a step of a deploy goes on; then after twice as long.
+const SAID_AFTER: Duration = Duration::from_secs(2);
+
 /// `handover dev`
 pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
-    let project = Project {
+    let mut project = Project {
         folder: args.folder,
         release: args.release,
         features: args.features,
         package: args.package,
         colour: output::colour(&io::stderr(), global),
+        width: io::stderr().is_terminal().then(output::width).flatten(),
     };
     let krate = project.read().map_err(Failure::new)?;
     krate.check_is_plugin().map_err(Failure::new)?;
@@ -62,28 +94,57 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
         .map_err(|error: handover_api::InvalidAppName| {
             Failure::new(format!("the crate's name must name an app: {error}"))
         })?;
-    let config = config(&krate, &app, global, args.listen, args.tls)?;
-    telemetry::init(
-        &config.log,
-        output::colour(&io::stderr(), global),
-        telemetry::Role::Host,
-    )
-    .map_err(|error| Failure::new(error.to_string()))?;
-    let runtime = daemon::runtime(&config)
-        .map_err(|error| Failure::new(format!("the host has no runtime: {error}")))?;
-    let control = near(&config.server.control);
+    let settings = Settings::new(&app, &krate, args.config.as_deref(), args.env);
+    let mut config = settings.read().map_err(Failure::new)?;
+    project.release |= config.dev.release;
+    project.features.extend(config.dev.features.clone());
+    let listen = args.listen.or_else(|| config.dev.listen.clone());
+    let listen = listen.unwrap_or_else(NamedAddress::usual);
+    let kept = krate.target.join("handover-dev");
+    let preview = Preview::new(config.dev.reload && !args.no_reload);
+    settings::listen(&mut config, &listen, args.tls, &kept, &preview).map_err(Failure::new)?;
+    let place = Place::new(&krate, &app, global);
+    let listeners = run::prepare(&args.child)?;
+    let supervises = args.child.supervised.is_none() && listeners.is_empty();
+    if args.child.supervised.is_none() {
+        place.empty()?;
+    }
+    config.server.plugins = place.plugins();
+    config.server.state.clone_from(&place.state);
+    config.server.control.clone_from(&place.control);
+    run::begin_log(global, &config, supervises)?;
+    if supervises {
+        let terminal = Terminal::pass_on(&place.state)
+            .inspect_err(|error| tracing::warn!(%error, "keys of the terminal are not read"));
+        let ended = run::supervise(&config);
+        drop(terminal);
+        telemetry::flush(LAST_MOMENT);
+        return ended;
+    }
+    let is_restart = args.child.crashed.is_some();
+    let handoff = run::handoff(args.child, listeners, ConfigOrigin::default())?;
+    let (notifier, is_supervised) = (handoff.notifier.clone(), handoff.is_supervised);
+    let runtime = daemon::runtime(&config).map_err(|error| {
+        notifier.failed();
+        Failure::new(format!("the host has no runtime: {error}"))
+    })?;
+    let control = near(&place.control);
     let ended = runtime.block_on(async {
-        let daemon = Daemon::start(config, StartupHandoff::default())
-            .await
-            .map_err(|error| Failure::new(error.to_string()))?;
+        let daemon = Daemon::start(config, handoff).await.map_err(|error| {
+            notifier.failed();
+            Failure::new(error.to_string())
+        })?;
         let serving: Vec<_> = daemon
             .listen()
             .iter()
             .map(|address| output::url(address))
             .collect();
-        let session = Session {
+        let keys = Keys::of(&place.state);
+        let rebuild = Arc::<Notify>::default();
+        let mut session = Session {
             project,
-            sources: Sources::new(&krate.target).map_err(Failure::new)?,
+            sources: Sources::new(&krate.target, settings.files()).map_err(Failure::new)?,
+            settings,
             krate,
             app,
             orchestrator: daemon.orchestrator().clone(),
@@ -91,99 +152,110 @@ pub(super) fn dev(global: &Global, args: args::Dev) -> Result<(), Failure> {
             serving: serving.join(" "),
             control,
             colour: output::colour(&io::stdout(), global),
+            preview: preview.clone(),
             live: None,
             last: None,
             operation: None,
+            rebuild: Arc::clone(&rebuild),
+            has_keys: keys.are_read(),
         };
+        tokio::spawn(tell_events(
+            daemon.orchestrator().events().1,
+            session.colour,
+        ));
+        session.begin(is_restart);
+        tokio::spawn(
+            Desk {
+                url: session
+                    .serving
+                    .split(' ')
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned(),
+                colour: session.colour,
+                preview: preview.clone(),
+                shutdown: daemon.shutdown_handle(),
+                rebuild,
+            }
+            .heed(keys),
+        );
         let work = tokio::spawn(session.run());
         let stop = work.abort_handle();
         tokio::spawn(async move {
             // The host ends by itself; this ends the compiler at once.
             if tokio::signal::ctrl_c().await.is_ok() {
                 stop.abort();
+                // Pages that wait for news would be waited for.
+                preview.end();
             }
         });
-        daemon.wait().await.done();
+        let over = daemon.wait().await;
         work.abort();
         let _ = work.await;
         if io::stdout().is_terminal() {
             // Over what cargo may have left of its progress.
             output::line("\r\x1b[Kended");
         }
-        Ok(())
+        Ok(over)
     });
     runtime.end();
     telemetry::flush(LAST_MOMENT);
-    ended.map(|()| loader::end_process())
+    ended.map(|over| {
+        over.done();
+        if is_supervised {
+            notifier.ended();
+        }
+        loader::end_process()
+    })
 }
 
-/// A host that forgets: its state lies in the target folder and is emptied at each start.
-fn config(
-    krate: &Crate,
-    app: &AppName,
-    global: &Global,
-    listen: std::net::SocketAddr,
-    tls: bool,
-) -> Result<Config, Failure> {
-    // Of its own for each app: the plugins of a workspace share a target folder.
-    let state = krate.target.join("handover-dev").join(app.as_str());
-    let control = global
-        .control
-        .clone()
-        .unwrap_or_else(|| state.join("control.sock"));
-    let failed = |error: io::Error| {
-        Failure::new(format!(
-            "the state folder {} cannot be emptied: {error}",
-            state.display()
-        ))
-    };
-    if let Some(pid) = socket::answering(&control).map_err(failed)? {
-        return Err(Failure::new(format!(
-            "another host (pid {pid}) is running on {}: stop it first, with Ctrl-C or `handover shutdown --control {0}`",
-            control.display()
-        )));
+/// Where a host that forgets keeps its state: in the target folder, emptied at each start.
+struct Place {
+    state: PathBuf,
+    control: PathBuf,
+}
+
+impl Place {
+    fn new(krate: &Crate, app: &AppName, global: &Global) -> Self {
+        // Of its own for each app: the plugins of a workspace share a target folder.
+        let state = krate.target.join("handover-dev").join(app.as_str());
+        let control = global
+            .control
+            .clone()
+            .unwrap_or_else(|| state.join("control.sock"));
+        Self {
+            state,
+            control: config::absolute(&control),
+        }
     }
-    match std::fs::remove_dir_all(&state) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
+
+    fn plugins(&self) -> PathBuf {
+        self.state.join("plugins")
     }
-    let plugins = state.join("plugins");
-    std::fs::create_dir_all(&plugins).map_err(failed)?;
-    let mut config = Config::without_file();
-    if tls {
-        let files = certificate::in_folder(&krate.target.join("handover-dev"), listen.ip())
-            .map_err(Failure::new)?;
-        config.server.listen = None;
-        config.listen = vec![Listen {
-            place: "--tls".to_owned(),
-            trusted_proxies: Some(TrustedProxies::default()),
-            tls: Some(files),
-            ..Listen::plain(listen)
-        }];
-    } else {
-        config.server.listen = Some(listen);
+
+    fn empty(&self) -> Result<(), Failure> {
+        let failed = |error: io::Error| {
+            Failure::new(format!(
+                "the state folder {} cannot be emptied: {error}",
+                self.state.display()
+            ))
+        };
+        if let Some(pid) = socket::answering(&self.control).map_err(failed)? {
+            return Err(Failure::new(format!(
+                "another host (pid {pid}) is running on {}: stop it first, with Ctrl-C or `handover shutdown --control {0}`",
+                self.control.display()
+            )));
+        }
+        match std::fs::remove_dir_all(&self.state) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        std::fs::create_dir_all(self.plugins()).map_err(failed)
     }
-    config.server.plugins = plugins;
-    config.server.state = state;
-    config.server.control = config::absolute(&control);
-    config.server.version_header = true;
-    // Whoever can write here can write what is built.
-    config.trust.insecure_paths = true;
-    config.server.shutdown_deadline = SHUTDOWN;
-    // What the plugin logs is the author's; of the host, what is wrong. `dev` itself says the rest.
-    config.log.level = "info,handover=warn".to_owned();
-    let mut settings = config.app(app);
-    settings.watch = Watch::Off;
-    settings.drain_deadline = Some(DRAIN);
-    settings.job_deadline = Some(DRAIN);
-    settings.max_old_generations = OLD_GENERATIONS;
-    settings.when_full = WhenFull::EndOldest;
-    config.apps.insert(app.clone(), settings);
-    Ok(config)
 }
 
 /// `path` as seen from here, which is shorter to copy.
-fn near(path: &std::path::Path) -> PathBuf {
+fn near(path: &Path) -> PathBuf {
     let here = std::env::current_dir().unwrap_or_default();
     path.strip_prefix(here).unwrap_or(path).to_owned()
 }
@@ -192,6 +264,7 @@ fn near(path: &std::path::Path) -> PathBuf {
 struct Session {
     project: Project,
     krate: Crate,
+    settings: Settings,
     sources: Sources,
     app: AppName,
     orchestrator: Orchestrator,
@@ -199,12 +272,91 @@ struct Session {
     serving: String,
     control: PathBuf,
     colour: bool,
+    preview: Preview,
     /// The generation that answers.
     live: Option<GenerationId>,
     /// What was deployed last and went live.
     last: Option<Sha256>,
     /// The deploy before, while its old generation drains.
     operation: Option<JoinHandle<()>>,
+    /// Somebody asks for a build.
+    rebuild: Arc<Notify>,
+    /// Whether keys are heeded.
+    has_keys: bool,
+}
+
+/// What keys do.
+struct Desk {
+    /// Where the app answers.
+    url: String,
+    colour: bool,
+    preview: Preview,
+    shutdown: ShutdownHandle,
+    rebuild: Arc<Notify>,
+}
+
+impl Desk {
+    async fn heed(self, mut keys: Keys) {
+        loop {
+            match keys.next().await {
+                // One that comes during a build is done after it.
+                Key::Rebuild => self.rebuild.notify_one(),
+                Key::Open => self.open(),
+                // The screen, what scrolled off it, and back to its corner.
+                Key::Clear => output::line("\x1b[2J\x1b[3J\x1b[H"),
+                Key::Help => output::line(&paint(self.colour, Paint::Dim, keys::HELP)),
+                Key::Quit => {
+                    // Pages that wait for news would be waited for.
+                    self.preview.end();
+                    self.shutdown.request(Shutdown::Drain);
+                }
+            }
+        }
+    }
+
+    /// Shows the app in a browser.
+    fn open(&self) {
+        let url = &self.url;
+        let opened = std::process::Command::new("xdg-open")
+            .arg(url)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        match opened {
+            // It ends when the browser has heard of it.
+            Ok(mut child) => drop(std::thread::spawn(move || child.wait())),
+            Err(error) => output::line(&paint(
+                self.colour,
+                Paint::Yellow,
+                &format!("no browser can be opened (xdg-open: {error}): go to {url}"),
+            )),
+        }
+    }
+}
+
+/// Says what happens to the app and is not said as the end of a deploy.
+async fn tell_events(mut events: broadcast::Receiver<Event>, colour: bool) {
+    loop {
+        let event = match events.recv().await {
+            Ok(event) => event,
+            Err(RecvError::Lagged(_)) => continue,
+            Err(RecvError::Closed) => return,
+        };
+        let how = match event.kind {
+            EventKind::State | EventKind::RolledBack => Paint::Red,
+            EventKind::DeadlinePassed
+            | EventKind::Retained
+            | EventKind::LeakBudget
+            | EventKind::Stalled
+            | EventKind::WorkingDirectory
+            | EventKind::FileMask
+            | EventKind::CertificateFailed
+            | EventKind::ConfigFailed => Paint::Yellow,
+            _ => continue,
+        };
+        output::line(&paint(colour, how, &event.message));
+    }
 }
 
 /// How far a deploy came.
@@ -214,23 +366,59 @@ enum Deployed {
 }
 
 impl Session {
+    /// Says where it serves; after a crash of the host before, what that was.
+    fn begin(&mut self, is_restart: bool) {
+        if !is_restart {
+            return self.say(
+                Paint::Dim,
+                &format!(
+                    "building {} for {}\nto look inside: handover --control {} status -w{}",
+                    self.krate.name,
+                    self.serving,
+                    self.control.display(),
+                    if self.has_keys {
+                        format!("\n{}", keys::HELP)
+                    } else {
+                        String::new()
+                    }
+                ),
+            );
+        }
+        let (events, _) = self.orchestrator.events();
+        for event in events {
+            if event.kind == EventKind::Crash {
+                self.say(Paint::Red, &event.message);
+            }
+        }
+        if let Some(active) = self.active() {
+            self.live = Some(active.generation);
+            self.preview.app();
+            self.last = active.artifact.parse().ok();
+            self.say(
+                Paint::Green,
+                &format!(
+                    "serving {} again (generation {})",
+                    self.serving, active.generation
+                ),
+            );
+        }
+    }
+
     async fn run(mut self) {
-        self.say(
-            Paint::Dim,
-            &format!(
-                "building {} for {}
-to look inside: handover --control {} status -w",
-                self.krate.name,
-                self.serving,
-                self.control.display()
-            ),
-        );
+        // What a crash has interrupted is built again; of what serves there is nothing to say.
+        let mut asked = self.live.is_none();
+        let mut changed = Vec::new();
         loop {
             // Watched before it is read: a change during the build is seen, and causes one more.
             self.sources.cover(&self.krate.folders);
-            self.build_and_swap().await;
-            let changed = self.sources.changed().await;
-            self.say(Paint::Dim, &format!("{}: building", self.list(&changed)));
+            self.build_and_swap(asked, &changed).await;
+            (changed, asked) = self.next().await;
+            if asked && !changed.is_empty() {
+                self.say(Paint::Dim, &format!("{}: building", self.list(&changed)));
+            }
+            if self.sources.any_setting(&changed) {
+                self.set();
+            }
             if changed.iter().any(|path| path.ends_with("Cargo.toml")) {
                 // A manifest that is broken for now is what the build tells of.
                 if let Ok(krate) = self.project.read() {
@@ -240,11 +428,45 @@ to look inside: handover --control {} status -w",
         }
     }
 
-    async fn build_and_swap(&mut self) {
+    /// Waits for the reason of the next build, and gives it as what changed, and whether that is
+    /// sure to change something.
+    async fn next(&mut self) -> (Vec<PathBuf>, bool) {
+        tokio::select! {
+            Changed { paths, is_source } = self.sources.changed() => (paths, is_source),
+            () = self.rebuild.notified() => {
+                self.say(Paint::Dim, "building, as asked");
+                (Vec::new(), true)
+            }
+        }
+    }
+
+    /// Reads the settings again. They hold for the next generation.
+    fn set(&mut self) {
+        match self.settings.read() {
+            Ok(read) => {
+                let mut config = (*self.orchestrator.config()).clone();
+                config.apps = read.apps;
+                self.orchestrator.retune(config);
+                // The same code is started anew with them.
+                self.last = None;
+            }
+            Err(error) => self.say(
+                Paint::Red,
+                &format!("{error}; the settings stay as they were"),
+            ),
+        }
+    }
+
+    /// `asked`: whether it is sure that `changed` changes something, so that somebody waits for
+    /// what becomes of it.
+    async fn build_and_swap(&mut self, asked: bool, changed: &[PathBuf]) {
         let started = Instant::now();
+        self.preview.building();
         let file = match self.project.build(&self.krate, self.live.is_some()).await {
             Ok(Build::Artifact(file)) => file,
-            Ok(Build::Failed) => {
+            Ok(Build::Failed(errors)) => {
+                self.sources.forget_built();
+                self.preview.failed(&errors);
                 return self.say(Paint::Red, &format!("build failed; {}", self.goes_on()));
             }
             Ok(Build::NoPlugin) => {
@@ -253,17 +475,24 @@ to look inside: handover --control {} status -w",
                     .check_is_plugin()
                     .err()
                     .unwrap_or_else(|| "cargo made no cdylib".to_owned());
-                return self.say(Paint::Red, &format!("{advice}\n{}", self.goes_on()));
+                return self.fail(&advice, "\n");
             }
-            Err(error) => return self.say(Paint::Red, &format!("{error}; {}", self.goes_on())),
+            Err(error) => return self.fail(&error, "; "),
         };
         let built = started.elapsed();
-        self.sources.cover_files(&cargo::sources_of(&file));
+        self.sources.built_from(cargo::sources_of(&file));
         let artifact = match self.add(file).await {
             Ok(artifact) => artifact,
-            Err(reason) => return self.say(Paint::Red, &format!("{reason}\n{}", self.goes_on())),
+            Err(reason) => return self.fail(&reason, "\n"),
         };
         if self.last == Some(artifact.sha256) {
+            if !asked {
+                // A build script may read it in the next build.
+                if !self.krate.has_build_script {
+                    self.sources.change_nothing(changed);
+                }
+                return;
+            }
             return self.say(
                 Paint::Dim,
                 &format!(
@@ -271,6 +500,9 @@ to look inside: handover --control {} status -w",
                     human::duration(built)
                 ),
             );
+        }
+        if !asked && !changed.is_empty() {
+            self.say(Paint::Dim, &format!("{}: built", self.list(changed)));
         }
         let stored_in = started.elapsed().saturating_sub(built);
         self.swap(artifact, built, stored_in).await;
@@ -312,6 +544,7 @@ to look inside: handover --control {} status -w",
             Deployed::Ended(result) => match result.outcome {
                 Outcome::Done | Outcome::Unchanged | Outcome::DeadlinePassed => true,
                 _ => {
+                    self.preview.failed(&result.message);
                     self.say(Paint::Red, &result.message);
                     false
                 }
@@ -321,7 +554,7 @@ to look inside: handover --control {} status -w",
             return;
         }
         self.last = Some(sha256);
-        let Some(generation) = self.active() else {
+        let Some(generation) = self.active().map(|active| active.generation) else {
             return;
         };
         let times = format!(
@@ -330,6 +563,7 @@ to look inside: handover --control {} status -w",
             human::duration(started.elapsed())
         );
         let first = self.live.replace(generation).is_none();
+        self.preview.app();
         self.say(
             Paint::Green,
             &if first {
@@ -354,12 +588,30 @@ to look inside: handover --control {} status -w",
                 ..query::Deploy::default()
             },
         );
-        while let Some(line) = operation.lines.recv().await {
+        let began = Instant::now();
+        let mut said_after = SAID_AFTER;
+        let mut step_now = "preflight";
+        loop {
+            let next = tokio::time::timeout_at((began + said_after).into(), operation.lines.recv());
+            let line = match next.await {
+                Ok(Some(line)) => line,
+                Ok(None) => break,
+                Err(_) => {
+                    self.say_waiting(step_now, began.elapsed());
+                    said_after *= 2;
+                    continue;
+                }
+            };
             match line {
                 Progress::Step { step, .. } if step == "cutover" => break,
                 Progress::Draining { .. } => break,
                 Progress::Result(result) => return Deployed::Ended(result),
-                Progress::Step { notes, .. } => {
+                Progress::Step { step, notes, .. } => {
+                    step_now = match step.as_str() {
+                        "preflight" => "load",
+                        "load" => "start",
+                        _ => step_now,
+                    };
                     for note in notes.iter().filter(|note| note.warning) {
                         self.say(Paint::Yellow, &note.to_string());
                     }
@@ -373,14 +625,31 @@ to look inside: handover --control {} status -w",
         Deployed::Live
     }
 
-    fn active(&self) -> Option<GenerationId> {
+    /// Says what a deploy is at, which has gone on for so long.
+    fn say_waiting(&self, step: &str, since: Duration) {
+        let deadline = self.orchestrator.config().app(&self.app).check.deadline;
+        let what = match step {
+            "preflight" => "its constructor and its checks run in the preflight child",
+            "start" => "its constructor runs in the host",
+            _ => "it is loaded",
+        };
+        self.say(
+            Paint::Dim,
+            &format!(
+                "{step}: {what}, {} so far (check.deadline: {})",
+                human::duration(since),
+                humantime::format_duration(deadline)
+            ),
+        );
+    }
+
+    fn active(&self) -> Option<ActiveStatus> {
         let status = self.orchestrator.status(Surface::default());
         status
             .apps
             .into_iter()
             .find(|app| app.name == self.app)?
             .active
-            .map(|active| active.generation)
     }
 
     fn goes_on(&self) -> String {
@@ -390,25 +659,77 @@ to look inside: handover --control {} status -w",
         }
     }
 
-    /// `src/lib.rs changed`, `src/lib.rs and 3 others changed`
     fn list(&self, changed: &[PathBuf]) -> String {
-        // Editors write beside the file and rename: the file itself is the one to name.
-        let there = changed.iter().find(|path| path.exists());
-        let Some(first) = there.or(changed.first()) else {
-            return String::new();
-        };
-        let first = first
-            .strip_prefix(&self.krate.folder)
-            .unwrap_or(first)
-            .display();
-        match changed.len() {
-            1 => format!("{first} changed"),
-            2 => format!("{first} and another changed"),
-            more => format!("{first} and {} others changed", more - 1),
-        }
+        list(&self.krate.folder, changed)
+    }
+
+    /// Says why there is nothing new, and what goes on, behind `then`.
+    fn fail(&self, why: &str, then: &str) {
+        self.preview.failed(why);
+        self.say(Paint::Red, &format!("{why}{then}{}", self.goes_on()));
     }
 
     fn say(&self, how: Paint, text: &str) {
         output::line(&paint(self.colour, how, text));
+    }
+}
+
+/// `src/lib.rs changed`, `a.rs, b.rs, c.rs and 2 more changed`, relative to `folder`.
+fn list(folder: &Path, changed: &[PathBuf]) -> String {
+    // Editors write beside the file and rename: the file itself is the one to name. And a folder
+    // that is new is named by what is in it.
+    let is_named = |path: &&PathBuf| {
+        path.exists()
+            && !changed
+                .iter()
+                .any(|other| other != *path && other.starts_with(path))
+    };
+    let mut named: Vec<_> = changed.iter().filter(is_named).collect();
+    if named.is_empty() {
+        named = changed.iter().collect();
+    }
+    let shown = named.iter().take(MOST_NAMES).map(|path| {
+        let path = path.strip_prefix(folder).unwrap_or(path);
+        harmless(&path.display().to_string())
+    });
+    let shown: Vec<_> = shown.collect();
+    match named.len() - shown.len() {
+        0 => match shown.split_last() {
+            Some((last, [])) => format!("{last} changed"),
+            Some((last, others)) => format!("{} and {last} changed", others.join(", ")),
+            None => String::new(),
+        },
+        more => format!("{} and {more} more changed", shown.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn what_changed_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        fs::create_dir(root.join("src")).unwrap();
+        let paths = ["src", "src/a.rs", "src/b.rs", "c.rs", "d.rs", "e.rs"].map(|name| {
+            let path = root.join(name);
+            if name != "src" {
+                fs::write(&path, "").unwrap();
+            }
+            path
+        });
+        let gone = root.join("gone.rs");
+        let of = |paths: &[PathBuf]| list(root, paths);
+        assert_eq!(of(&paths[1..2]), "src/a.rs changed");
+        assert_eq!(of(&paths[..2]), "src/a.rs changed");
+        assert_eq!(of(&paths[1..3]), "src/a.rs and src/b.rs changed");
+        assert_eq!(of(&[gone.clone(), paths[3].clone()]), "c.rs changed");
+        assert_eq!(of(&[gone]), "gone.rs changed");
+        assert_eq!(of(&paths), "src/a.rs, src/b.rs, c.rs and 2 more changed");
     }
 }

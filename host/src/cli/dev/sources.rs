@@ -1,16 +1,18 @@
 //! What is watched: the folders that a crate is built from, and when they have changed.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     ffi::OsStr,
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
+use super::beside;
 use crate::artifact::{Hasher, Sha256};
 
 /// How long it must be quiet after a change: an editor that saves all files makes one build.
@@ -24,6 +26,8 @@ const IMPATIENCE: Duration = Duration::from_secs(1);
 pub(super) struct Sources {
     watcher: RecommendedWatcher,
     changes: mpsc::UnboundedReceiver<PathBuf>,
+    /// What was touched and has not been told yet.
+    touched: Vec<PathBuf>,
     /// Covered with all that is in them.
     trees: BTreeSet<PathBuf>,
     watched: BTreeSet<PathBuf>,
@@ -31,13 +35,31 @@ pub(super) struct Sources {
     /// read that or something newer.
     told: HashMap<PathBuf, Option<Sha256>>,
     target: PathBuf,
+    /// Files that count whatever their names are.
+    settings: Arc<[PathBuf]>,
+    /// What the last build that ended well read, as cargo says; none before the first one.
+    built_from: Option<BTreeSet<PathBuf>>,
+    /// What is known to change nothing.
+    idle: HashSet<PathBuf>,
+}
+
+/// What has changed.
+#[derive(Debug)]
+pub(super) struct Changed {
+    /// In the order of the changes.
+    pub(super) paths: Vec<PathBuf>,
+    /// Whether a build reads one of them. Otherwise only a build can tell.
+    pub(super) is_source: bool,
 }
 
 impl Sources {
-    /// Watches nothing yet. `target` is cargo's target folder, which is never source.
-    pub(super) fn new(target: &Path) -> Result<Self, String> {
+    /// Watches the files of `settings` only. `target` is cargo's target folder, which is never
+    /// source.
+    pub(super) fn new(target: &Path, settings: Vec<PathBuf>) -> Result<Self, String> {
         let (tx, changes) = mpsc::unbounded_channel();
         let ours = target.to_owned();
+        let settings: Arc<[PathBuf]> = settings.into();
+        let counts = Arc::clone(&settings);
         let watcher =
             notify::recommended_watcher(move |event: notify::Result<Event>| match event {
                 Ok(event) if matches!(event.kind, EventKind::Access(_)) => {}
@@ -45,7 +67,7 @@ impl Sources {
                     for path in event
                         .paths
                         .into_iter()
-                        .filter(|path| is_source(path, &ours))
+                        .filter(|path| is_source(path, &ours) || counts.contains(path))
                     {
                         // Nobody listens any more: the session is over.
                         let _ = tx.send(path);
@@ -56,14 +78,25 @@ impl Sources {
                 }
             })
             .map_err(|error| format!("the source cannot be watched: {error}"))?;
-        Ok(Self {
+        let mut sources = Self {
             watcher,
             changes,
+            touched: Vec::new(),
             trees: BTreeSet::new(),
             watched: BTreeSet::new(),
             told: HashMap::new(),
             target: target.to_owned(),
-        })
+            settings: Arc::clone(&settings),
+            built_from: None,
+            idle: HashSet::new(),
+        };
+        sources.cover_files(&settings);
+        Ok(sources)
+    }
+
+    /// Whether one of `changed` holds settings.
+    pub(super) fn any_setting(&self, changed: &[PathBuf]) -> bool {
+        changed.iter().any(|path| self.settings.contains(path))
     }
 
     /// Watches `folders` with all that is in them.
@@ -85,39 +118,84 @@ impl Sources {
         }
     }
 
-    /// Waits for a change, and for the quiet after it. Gives the paths that changed, in their
-    /// order.
+    /// Notes that a build read `files`, and watches their folders.
+    pub(super) fn built_from(&mut self, files: Vec<PathBuf>) {
+        self.cover_files(&files);
+        self.built_from = Some(files.into_iter().collect());
+    }
+
+    /// Forgets what a build read: anything may be what the next one needs.
+    pub(super) fn forget_built(&mut self) {
+        self.built_from = None;
+        self.idle.clear();
+    }
+
+    /// Notes that a build after the change of `paths` made what there was before: they are of no
+    /// interest any more.
+    pub(super) fn change_nothing(&mut self, paths: &[PathBuf]) {
+        self.idle.extend(paths.iter().cloned());
+    }
+
+    /// Waits for a change, and for the quiet after it.
     ///
     /// Changes since the last call count, so none during a build is missed. What was written anew
     /// with the same content has not changed: else a build script that writes beside its sources
     /// would cause the next build, for ever.
-    pub(super) async fn changed(&mut self) -> Vec<PathBuf> {
+    ///
+    /// What git ignores and what the app writes does not count, unless a build reads it. May be
+    /// dropped and called again.
+    pub(super) async fn changed(&mut self) -> Changed {
         loop {
-            let mut changed = self.touched().await;
+            self.be_touched().await;
+            let mut paths = self.touched.clone();
             self.cover_new();
-            changed.retain(|path| self.is_news(path));
-            if !changed.is_empty() {
-                return changed;
+            paths.retain(|path| self.is_read(path) || !self.idle.contains(path));
+            if paths.iter().any(|path| !self.is_read(path)) {
+                let ignored = beside::ignored_by_git(&paths).await;
+                let written = beside::open_for_writing();
+                paths.retain(|path| {
+                    let is_beside =
+                        ignored.contains(path) || written.contains(path) || beside::is_data(path);
+                    self.is_read(path) || !is_beside
+                });
+            }
+            self.touched.clear();
+            paths.retain(|path| self.is_news(path));
+            if !paths.is_empty() {
+                let is_source =
+                    self.built_from.is_none() || paths.iter().any(|path| self.is_read(path));
+                return Changed { paths, is_source };
             }
         }
     }
 
+    /// Whether it is settings, a manifest, or what the last build read: a file, or all in a folder
+    /// that a build script names.
+    fn is_read(&self, path: &Path) -> bool {
+        let is_built_from = self
+            .built_from
+            .as_ref()
+            .is_some_and(|files| path.ancestors().any(|path| files.contains(path)));
+        is_built_from || self.settings.iter().any(|one| one == path) || path.ends_with("Cargo.toml")
+    }
+
     /// Waits until something is touched, and for the quiet after it.
-    async fn touched(&mut self) -> Vec<PathBuf> {
-        let Some(first) = self.changes.recv().await else {
-            // The watcher is ours and keeps the sender.
-            return std::future::pending().await;
-        };
-        let mut touched = vec![first];
+    async fn be_touched(&mut self) {
+        if self.touched.is_empty() {
+            let Some(first) = self.changes.recv().await else {
+                // The watcher is ours and keeps the sender.
+                return std::future::pending().await;
+            };
+            self.touched.push(first);
+        }
         let quiet = async {
             while let Ok(Some(path)) = tokio::time::timeout(QUIET, self.changes.recv()).await {
-                if !touched.contains(&path) {
-                    touched.push(path);
+                if !self.touched.contains(&path) {
+                    self.touched.push(path);
                 }
             }
         };
         let _ = tokio::time::timeout(IMPATIENCE, quiet).await;
-        touched
     }
 
     /// Whether there is something else at `path` than was told last. Remembers it as told.
@@ -239,7 +317,7 @@ mod tests {
     async fn a_change_is_seen_also_in_a_folder_that_is_new() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().canonicalize().unwrap();
-        let mut sources = Sources::new(&root.join("target")).unwrap();
+        let mut sources = Sources::new(&root.join("target"), Vec::new()).unwrap();
         sources.cover(&[root.clone()].into());
 
         fs::write(root.join("lib.rs~"), "").unwrap();
@@ -256,7 +334,7 @@ mod tests {
     async fn what_is_written_anew_as_it_was_has_not_changed() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().canonicalize().unwrap();
-        let mut sources = Sources::new(&root.join("target")).unwrap();
+        let mut sources = Sources::new(&root.join("target"), Vec::new()).unwrap();
         sources.cover(&[root.clone()].into());
         let (made, other) = (root.join("made.rs"), root.join("other.rs"));
         fs::write(&made, "1").unwrap();
@@ -265,7 +343,7 @@ mod tests {
             fs::write(&made, "1").unwrap();
             fs::write(&other, format!("{n}")).unwrap();
             // It may come in two bursts, and none of them is about the first one.
-            let changed = sources.changed().await;
+            let changed = sources.changed().await.paths;
             assert_eq!(changed, std::slice::from_ref(&other));
         }
         fs::write(&made, "2").unwrap();
@@ -276,9 +354,51 @@ mod tests {
         seen(&mut sources, &made).await;
     }
 
+    #[tokio::test]
+    async fn what_the_app_writes_has_not_changed_unless_a_build_reads_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        let mut sources = Sources::new(&root.join("target"), vec![root.join(".env")]).unwrap();
+        sources.cover(&[root.clone()].into());
+        let path = |name: &str| root.join(name);
+        sources.built_from(vec![path("lib.rs"), path("cities.db"), path("pages")]);
+        fs::create_dir(path("pages")).unwrap();
+        let mut held = fs::File::create(path("held")).unwrap();
+        let mut turn = 0;
+        for (source, is_source) in [
+            ("lib.rs", true),
+            ("cities.db", true),
+            ("pages/a.html", true),
+            (".env", true),
+            ("Cargo.toml", true),
+            ("notes.txt", false),
+        ] {
+            turn += 1;
+            std::io::Write::write_all(&mut held, b"more").unwrap();
+            fs::write(path("shop.db"), [turn]).unwrap();
+            fs::write(path("shop.db-wal"), [turn]).unwrap();
+            fs::write(path(source), [turn]).unwrap();
+            // It may come in two bursts.
+            let changed = loop {
+                let changed = sources.changed().await;
+                let others = changed.paths.iter().filter(|path| !path.ends_with("pages"));
+                if others.count() > 0 {
+                    break changed;
+                }
+            };
+            let of = changed.paths.iter().filter(|path| !path.ends_with("pages"));
+            assert_eq!(of.collect::<Vec<_>>(), [&path(source)]);
+            assert_eq!(changed.is_source, is_source, "{source}");
+        }
+        sources.change_nothing(&[path("notes.txt")]);
+        fs::write(path("notes.txt"), "other").unwrap();
+        fs::write(path("lib.rs"), "other").unwrap();
+        assert_eq!(sources.changed().await.paths, [path("lib.rs")]);
+    }
+
     async fn seen(sources: &mut Sources, path: &Path) {
         loop {
-            let changed = sources.changed().await;
+            let changed = sources.changed().await.paths;
             assert!(changed.iter().all(|path| !path.ends_with("lib.rs~")));
             if changed.iter().any(|changed| changed == path) {
                 return;

@@ -8,7 +8,7 @@ use super::Plan;
 use crate::{
     apps::app::{App, result},
     artifact::Artifact,
-    records::{history::Entry, order::Order},
+    records::history::Entry,
     rollout::Rollout,
 };
 
@@ -64,12 +64,12 @@ impl Failure {
     }
 }
 
+/// Records that `artifact` did not become live: `entry` is what the history says of it otherwise.
 pub(super) async fn record_failure(
     rollout: &Rollout,
     app: &App,
     artifact: &Artifact,
-    cause: Cause,
-    source: Option<String>,
+    entry: Entry,
     failure: Failure,
 ) -> OperationResult {
     let Failure {
@@ -96,14 +96,13 @@ pub(super) async fn record_failure(
     rollout
         .registry
         .record_event(kind, app, generation, message.as_str());
-    let entry = entry(
-        artifact,
-        cause,
-        source,
+    let cause = entry.cause;
+    let entry = Entry {
         outcome,
         generation,
-        Some(reason.clone()),
-    );
+        reason: Some(reason.clone()),
+        ..entry
+    };
     let (_, saved) = app
         .saved
         .change(|record| {
@@ -128,28 +127,6 @@ pub(super) async fn record_failure(
         );
     }
     result(outcome, app, message)
-}
-
-pub(super) fn entry(
-    artifact: &Artifact,
-    cause: Cause,
-    source: Option<String>,
-    outcome: Outcome,
-    generation: Option<GenerationId>,
-    reason: Option<String>,
-) -> Entry {
-    Entry {
-        at_ms: crate::clock::now_ms(),
-        order: Order::next(),
-        generation,
-        version: Some(artifact.manifest.version.clone()),
-        artifact: artifact.sha256,
-        cause,
-        outcome,
-        reason,
-        source,
-        warnings: Vec::new(),
-    }
 }
 
 pub(super) fn late(timeout: Duration, during: &str) -> String {

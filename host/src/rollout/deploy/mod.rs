@@ -10,13 +10,14 @@ mod steps;
 mod tests;
 
 use std::{
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use handover_api::{
     Cause, EventKind, GenerationId, Label, Note, OperationResult, OperationStatus, Outcome,
-    Progress, Wait,
+    Percent, Progress, StepTook, Wait, query,
 };
 use tokio::sync::oneshot;
 
@@ -25,20 +26,27 @@ use self::{
     steps::{Deploy, Machine, ThisMachine},
 };
 use crate::{
-    apps::app::{App, result},
+    apps::{
+        app::{App, result},
+        serving::Canary,
+    },
     artifact::Artifact,
+    canary::Share,
+    config::{self, RequestKey},
     operations::{
-        operation::{self, Operation, ProgressSender, Wanted},
+        operation::{self, Operation, ProgressSender, Voice, Wanted},
         queue::{Closed, OperationLock, Place},
     },
     preflight::Scope,
     records::{
         app_record::Head,
+        history::{Attribution, Entry},
         journal::{Step, Tried, Trying},
     },
     rollout::{
-        Rollout,
-        drain::{self, Leaving},
+        Rollout, canary,
+        drain::{self, Leaving, Telling},
+        hooks::{self, About},
         verdict,
     },
 };
@@ -66,6 +74,12 @@ pub(crate) struct Plan {
     pub(crate) deadline: Option<Deadline>,
     /// Whether jobs may lose their handler.
     pub(crate) orphan_jobs: bool,
+    /// Whether it goes live in a freeze, too.
+    pub(crate) override_freeze: bool,
+    /// Who asked for it, and why.
+    pub(crate) attribution: Attribution,
+    /// Whether a new generation replaces what is live though it is the same artifact.
+    pub(crate) anew: bool,
 }
 
 /// What becomes of an artifact that passed its preflight.
@@ -80,11 +94,93 @@ pub(crate) enum Destination {
         /// For how long; none: until somebody promotes or aborts it.
         ttl: Option<Duration>,
     },
+    /// The same under the label `canary`, with a share of the requests.
+    Canary(canary::Trying),
+    /// The same under the label `shadow`, with copies of a share of the requests.
+    Shadow {
+        /// The share.
+        share: Percent,
+        /// For how long; none: until somebody promotes or aborts it.
+        ttl: Option<Duration>,
+    },
     /// It waits for `handover reload`.
     Staged,
 }
 
+/// Returns why a deploy cannot be as it is asked for; none when it can.
+pub(crate) fn unfit(asked: &query::Deploy) -> Option<String> {
+    let label = asked.label.as_ref().filter(|label| label.is_reserved());
+    let sticky = asked.sticky.as_deref().map(str::parse::<RequestKey>);
+    match (label, sticky) {
+        (Some(label), _) => Some(format!(
+            "the host gives the label `{label}`: choose another one"
+        )),
+        (_, Some(Err(error))) => Some(error.to_string()),
+        _ if asked.label.is_some() && asked.canary.is_some() => {
+            Some("a canary has the label `canary`, and no other".to_owned())
+        }
+        _ if asked.shadow.is_some() && (asked.label.is_some() || asked.canary.is_some()) => {
+            Some("a shadow has the label `shadow`, and no other".to_owned())
+        }
+        _ => None,
+    }
+}
+
+impl Destination {
+    /// Returns what becomes of a deploy of an app with `settings`.
+    pub(crate) fn asked_for(settings: &config::App, asked: &query::Deploy) -> Self {
+        let millis = |millis: Option<u64>| millis.map(Duration::from_millis);
+        if let Some(steps) = &asked.canary {
+            let mut canary = settings.canary.clone();
+            // What cannot be was refused by `unfit`.
+            if let Some(Ok(sticky)) = asked.sticky.as_deref().map(str::parse) {
+                canary.sticky = Some(sticky);
+            }
+            let steps = canary.steps_from(steps).into_iter();
+            return Self::Canary(canary::Trying {
+                steps: steps.map(|step| Share::of(step.part())).collect(),
+                bake: millis(asked.bake_ms).unwrap_or(canary.bake),
+                settings: Arc::new(canary),
+            });
+        }
+        if let Some(share) = asked.shadow {
+            let ttl = millis(asked.ttl_ms).or(settings.labels.ttl);
+            return Self::Shadow { share, ttl };
+        }
+        match asked.label.clone() {
+            None => Self::Live,
+            Some(label) => Self::Label {
+                label,
+                ttl: millis(asked.ttl_ms).or(settings.labels.ttl),
+            },
+        }
+    }
+}
+
 impl Plan {
+    /// How long something may take that may take `longest`: no longer than until the deadline.
+    fn within(&self, longest: Duration) -> Duration {
+        let left = self
+            .deadline
+            .map(|deadline| deadline.by.saturating_duration_since(Instant::now()));
+        left.map_or(longest, |left| left.min(longest))
+    }
+
+    /// Whether it brings what somebody has handed in, and not what was live before.
+    fn brings_new(&self) -> bool {
+        matches!(self.cause, Cause::Deploy | Cause::Drop | Cause::Reload)
+    }
+
+    /// Returns what the history says of it, as long as nothing has become of it.
+    fn entry(&self, steps: Vec<StepTook>) -> Entry {
+        Entry {
+            source: self.source.clone(),
+            attribution: self.attribution.clone(),
+            steps,
+            ..Entry::of(&self.artifact, self.cause, Outcome::Failed)
+        }
+    }
+
     fn tried(&self, step: Step, generation: Option<GenerationId>) -> Tried {
         Tried {
             step,
@@ -161,6 +257,8 @@ pub(crate) struct Begun {
 enum Ended {
     /// It is live.
     Live(OperationResult, Option<Leaving>),
+    /// It is on trial beside what is live.
+    OnTrial(OperationResult, Box<Canary>),
     /// Nothing was replaced.
     Otherwise(OperationResult),
 }
@@ -178,6 +276,26 @@ pub(crate) fn begin_deploy(
         plan: async { Ok(plan) },
     };
     begin_deploy_with(rollout, app, asked, entrance)
+}
+
+/// Begins what `plan` comes to when its turn has come; where that is all there is to do, its error
+/// is the result.
+pub(super) fn begin_plan<F>(
+    rollout: &Rollout,
+    app: Arc<App>,
+    what: String,
+    plan: F,
+    wait: Wait,
+) -> Operation
+where
+    F: Future<Output = Result<Plan, OperationResult>> + Send + 'static,
+{
+    let asked = Asked {
+        what,
+        deadline: None,
+        plan,
+    };
+    begin_deploy_with(rollout, app, asked, wait.into()).operation
 }
 
 /// [`begin_deploy`] with a plan that is made when its turn has come.
@@ -230,11 +348,23 @@ where
                     Ok(lock) => Ok(lock),
                     Err(place) => queued(&app, place, deadline, wanted, &progress).await,
                 };
+                let mut carried_out = None;
                 let (lock, ended) = match lock {
                     Ok(lock) => {
                         let ended = match plan.await {
-                            Ok(plan) => {
-                                carry_out(&rollout, &app, plan, &progress, ThisMachine).await
+                            Ok(mut plan) => {
+                                let prepared =
+                                    pre_deploy(&rollout, &app, &mut plan, &progress).await;
+                                carried_out = Some((plan.artifact.clone(), plan.cause));
+                                match prepared {
+                                    Ok(()) => {
+                                        carry_out(&rollout, &app, plan, &progress, ThisMachine)
+                                            .await
+                                    }
+                                    Err(failure) => {
+                                        failed(&rollout, &app, &plan, &progress, failure).await
+                                    }
+                                }
                             }
                             Err(result) => Ended::Otherwise(result),
                         };
@@ -245,28 +375,53 @@ where
                         (None, Ended::Otherwise(ended))
                     }
                 };
-                let (Ended::Live(result, _) | Ended::Otherwise(result)) = &ended;
+                let (Ended::Live(result, _) | Ended::OnTrial(result, _) | Ended::Otherwise(result)) =
+                    &ended;
                 app.counters.ended(result.outcome);
                 // Given back before anybody hears the result, so that who hears it can begin the
                 // next operation.
                 drop(lock);
                 match ended {
-                    Ended::Otherwise(result) => {
+                    Ended::Otherwise(mut result) => {
                         let _ = tell.send(result.clone());
+                        if let Some((artifact, cause)) = carried_out {
+                            let about = about(&app, &artifact, cause, result.generation);
+                            hooks::afterwards(about, &mut result, &progress.voice()).await;
+                        }
                         progress.finish(result);
                     }
-                    Ended::Live(result, leaving) => {
+                    Ended::OnTrial(result, trial) => {
                         let _ = tell.send(result.clone());
+                        canary::follow(&rollout, &app, *trial, &progress, result).await;
+                    }
+                    Ended::Live(mut result, leaving) => {
+                        let _ = tell.send(result.clone());
+                        let hook = carried_out.map(|(artifact, cause)| {
+                            let (app, voice) = (Arc::clone(&app), progress.voice());
+                            let mut result = result.clone();
+                            // Beside the drain, whose deadlines do not wait for it.
+                            tokio::spawn(async move {
+                                result.notes.clear();
+                                let about = about(&app, &artifact, cause, result.generation);
+                                hooks::afterwards(about, &mut result, &voice).await;
+                                result.notes
+                            })
+                        });
                         match leaving {
-                            None => progress.finish(result),
+                            None => {
+                                if let Some(hook) = hook {
+                                    result.notes.extend(hook.await.unwrap_or_default());
+                                }
+                                progress.finish(result);
+                            }
                             Some(leaving) => {
-                                drain::drain_and_retire(
-                                    &rollout,
-                                    &app,
-                                    leaving,
-                                    Some((progress, result)),
-                                )
-                                .await;
+                                let telling = Telling {
+                                    progress,
+                                    result,
+                                    hook,
+                                };
+                                drain::drain_and_retire(&rollout, &app, leaving, Some(telling))
+                                    .await;
                             }
                         }
                         rollout.collect().await;
@@ -343,18 +498,98 @@ async fn give_up(
     match plan {
         Ok(plan) => {
             let failure = Failure::host(reason);
-            record_failure(
-                rollout,
-                app,
-                &plan.artifact,
-                plan.cause,
-                plan.source,
-                failure,
-            )
-            .await
+            let entry = plan.entry(Vec::new());
+            record_failure(rollout, app, &plan.artifact, entry, failure).await
         }
         Err(result) => result,
     }
+}
+
+fn about<'a>(
+    app: &'a App,
+    artifact: &'a Artifact,
+    cause: Cause,
+    generation: Option<GenerationId>,
+) -> About<'a> {
+    About {
+        app,
+        artifact,
+        cause,
+        generation,
+    }
+}
+
+/// Runs the hook `pre_deploy`, where `plan` brings something that is not live, and takes the
+/// artifact that it names instead.
+async fn pre_deploy(
+    rollout: &Rollout,
+    app: &App,
+    plan: &mut Plan,
+    progress: &ProgressSender,
+) -> Result<(), Failure> {
+    let settings = app.settings();
+    let Some(program) = &settings.hooks.pre_deploy else {
+        return Ok(());
+    };
+    let is_live = app
+        .live()
+        .is_some_and(|live| live.artifact == plan.artifact.sha256);
+    let is_refused = canary::stands_in_the_way_of(plan, app).is_some();
+    if !plan.brings_new() || plan.up.is_some() || is_live || is_refused {
+        return Ok(());
+    }
+    // So that the program finds it.
+    let (store, artifact) = (rollout.store.clone(), plan.artifact.clone());
+    let kept = tokio::task::spawn_blocking(move || store.keep(&artifact)).await;
+    kept.map_err(|broken| Failure::host(broken.to_string()))?
+        .map_err(|error| Failure::host(format!("it cannot be stored: {error}")))?;
+    let about = about(app, &plan.artifact, plan.cause, None);
+    let refused = |reason| Failure {
+        own_fault: false, // another time the hook may say something else
+        ..Failure::own(Outcome::Rejected, reason, None)
+    };
+    let within = plan.within(settings.hooks.deadline);
+    let voice = progress.voice();
+    let finished = hooks::run("pre_deploy", program, about, Vec::new(), within, &voice).await;
+    let finished = finished.map_err(refused)?;
+    let Some(path) = hooks::retarget(&finished).map(PathBuf::from) else {
+        return Ok(());
+    };
+    let (store, file) = (rollout.store.clone(), path.clone());
+    let taken = tokio::task::spawn_blocking(move || store.add_file(&file)).await;
+    let artifact = taken
+        .map_err(|broken| Failure::host(broken.to_string()))?
+        .map_err(|error| {
+            refused(format!(
+                "pre_deploy names {} as the artifact to take, which was not taken: {error}",
+                path.display()
+            ))
+        })?;
+    progress.step(
+        "retarget",
+        app,
+        Duration::ZERO,
+        format!(
+            "{} ({}) is taken instead: {}",
+            artifact.manifest.version,
+            artifact.sha256.short(),
+            path.display()
+        ),
+    );
+    plan.artifact = artifact;
+    Ok(())
+}
+
+/// Records that `plan` has failed.
+async fn failed(
+    rollout: &Rollout,
+    app: &App,
+    plan: &Plan,
+    progress: &ProgressSender,
+    failure: Failure,
+) -> Ended {
+    let entry = plan.entry(progress.steps());
+    Ended::Otherwise(record_failure(rollout, app, &plan.artifact, entry, failure).await)
 }
 
 /// Carries out `plan` and records how it ended.
@@ -365,7 +600,7 @@ async fn carry_out<M: Machine>(
     progress: &ProgressSender,
     machine: M,
 ) -> Ended {
-    let (artifact, cause, source) = (plan.artifact.clone(), plan.cause, plan.source.clone());
+    let (artifact, entry) = (plan.artifact.clone(), plan.entry(Vec::new()));
     // Until its end is written down.
     let deploy = Deploy {
         rollout,
@@ -378,19 +613,42 @@ async fn carry_out<M: Machine>(
     match deploy.run().await {
         Ok(ended) => ended,
         Err(failure) => {
-            Ended::Otherwise(record_failure(rollout, app, &artifact, cause, source, failure).await)
+            let entry = Entry {
+                steps: progress.steps(),
+                ..entry
+            };
+            Ended::Otherwise(record_failure(rollout, app, &artifact, entry, failure).await)
         }
     }
 }
 
-impl ProgressSender {
+/// Notes in the history what became of a version that was up beside the live one.
+pub(super) async fn remember(
+    app: &App,
+    artifact: &Artifact,
+    outcome: Outcome,
+    id: GenerationId,
+    reason: String,
+) {
+    let entry = Entry {
+        generation: Some(id),
+        reason: Some(reason),
+        ..Entry::of(artifact, Cause::Deploy, outcome)
+    };
+    let (_, saved) = app.saved.change(|record| record.remember(entry)).await;
+    if let Err(cause) = saved {
+        tracing::warn!(app = %app.name, "the history does not have it yet: {cause}");
+    }
+}
+
+impl Voice {
     /// Says that a step ended well.
-    fn step(&self, step: &'static str, app: &App, took: Duration, message: String) {
+    pub(super) fn step(&self, step: &'static str, app: &App, took: Duration, message: String) {
         self.found(step, app, took, message, Vec::new());
     }
 
-    /// Says that a step ended well, and what it found that people should know.
-    fn found(
+    /// Says that a step has ended, and what it found that people should know.
+    pub(super) fn found(
         &self,
         step: &'static str,
         app: &App,
@@ -436,6 +694,9 @@ impl Rollout {
                     up: None,
                     deadline: None,
                     orphan_jobs: false,
+                    override_freeze: false,
+                    anew: false,
+                    attribution: Attribution::default(),
                 });
             }
             Ok(Err(error)) => error.to_string(),
@@ -460,7 +721,7 @@ impl Rollout {
             .iter()
             .flat_map(|app| {
                 app.saved
-                    .read(|record| record.wanted(app.settings.keep_artifacts))
+                    .read(|record| record.wanted(app.settings().keep_artifacts))
             })
             .collect();
         let store = self.store.clone();

@@ -6,14 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use jiff::Timestamp;
+
 use handover_api::{
-    AppName, Cause, EventKind, GenerationId, Label, Note, OperationResult, Outcome,
+    AppName, Cause, EventKind, GenerationId, Label, Note, OperationResult, Outcome, Percent,
 };
 
-use super::{
-    Destination, Ended, Plan,
-    failure::{Failure, entry},
-};
+use super::{Destination, Ended, Plan, failure::Failure};
 use crate::{
     apps::{
         app::{App, FailedStart, Live, result},
@@ -22,20 +21,26 @@ use crate::{
     },
     artifact::{Artifact, Remark, Sha256, Topic, manifest::HOST_ABI, trust::Untrusted},
     background,
-    config::{self, WhenFull},
+    config::{self, WhenFull, frozen},
+    dispatch::Mirror,
     generation::{self, Generation, Spec, StartError, Started},
     human,
     ledger::RetainReasons,
     loader::{Companion, Library},
     operations::operation::ProgressSender,
-    origin::origin,
     preflight::{self, Passed, Scope, Verdict},
     records::{
         app_record::{Head, Record},
         history::Entry,
         journal::{Step, Trying},
     },
-    rollout::{Rollout, crash, drain::Leaving, labels, verdict},
+    report::status::served,
+    rollout::{
+        Rollout, availability, canary, crash,
+        drain::Leaving,
+        hooks::{self, About},
+        labels, tenants, verdict, verify,
+    },
     shortage,
     work::check_schedules,
 };
@@ -124,7 +129,14 @@ impl<M: Machine> Deploy<'_, M> {
     }
 
     /// Takes all of them. What failed changed nothing of what is live.
-    pub(super) async fn run(self) -> Result<Ended, Failure> {
+    pub(super) async fn run(mut self) -> Result<Ended, Failure> {
+        if availability::app_is_stopped(self.app) {
+            match self.plan.cause {
+                // It waits for the start.
+                Cause::Deploy | Cause::Drop => self.plan.destination = Destination::Staged,
+                _ => return Ok(Ended::Otherwise(availability::refused(self.app))),
+            }
+        }
         let Self {
             rollout,
             app,
@@ -147,6 +159,7 @@ impl<M: Machine> Deploy<'_, M> {
         }
         if let Some(live) = app.live()
             && live.artifact == plan.artifact.sha256
+            && !plan.anew
         {
             let message = format!(
                 "{} {} ({}) is live already as generation {}",
@@ -156,6 +169,9 @@ impl<M: Machine> Deploy<'_, M> {
                 live.id
             );
             return Ok(Ended::Otherwise(result(Outcome::Unchanged, app, message)));
+        }
+        if let Some(conflict) = canary::stands_in_the_way_of(plan, app) {
+            return Ok(Ended::Otherwise(conflict));
         }
         // Before anything is ended to make room for it.
         self.admit().await?;
@@ -187,9 +203,30 @@ impl<M: Machine> Deploy<'_, M> {
             return self.stage(checked).await.map(Ended::Otherwise);
         };
         let started = self.load_and_start(&mut checked, id).await?;
+        if let Err(reason) = self.before_first_request(&started).await {
+            return Err(self.discard(started, reason).await);
+        }
         match self.plan.destination.clone() {
-            Destination::Label { label, ttl } => self.bring_up(checked, started, label, ttl).await,
-            Destination::Live | Destination::Staged => self.go_live(checked, started).await,
+            Destination::Label { label, ttl } => {
+                self.bring_up(checked, started, label, ttl, Beyond::Nothing)
+                    .await
+            }
+            // Where nothing is live there is nothing to copy.
+            Destination::Shadow { share, ttl } if app.live().is_some() => {
+                let label = Label::of(Label::SHADOW);
+                self.bring_up(checked, started, label, ttl, Beyond::Copies(share))
+                    .await
+            }
+            // Where nothing is live there is nothing to try it beside.
+            Destination::Canary(trying) if app.live().is_some() => {
+                let label = Label::of(Label::CANARY);
+                self.bring_up(checked, started, label, None, Beyond::Trial(trying))
+                    .await
+            }
+            Destination::Canary(_)
+            | Destination::Shadow { .. }
+            | Destination::Live
+            | Destination::Staged => self.go_live(checked, started).await,
         }
     }
 
@@ -199,7 +236,7 @@ impl<M: Machine> Deploy<'_, M> {
         let Self {
             rollout, app, plan, ..
         } = self;
-        if !matches!(plan.cause, Cause::Deploy | Cause::Drop | Cause::Reload) {
+        if !plan.brings_new() {
             return Ok(());
         }
         let declared = &plan.artifact.declared;
@@ -253,7 +290,31 @@ impl<M: Machine> Deploy<'_, M> {
         }
         .map_err(refused)?;
         self.admit_declared().await?;
-        if let Some(reason) = app.settings.too_old(&plan.artifact.manifest.version) {
+        let settings = app.settings();
+        let goes_live = match plan.destination {
+            Destination::Live => plan.brings_new() || plan.cause == Cause::Promote,
+            Destination::Canary(_) => true,
+            Destination::Label { .. } | Destination::Shadow { .. } | Destination::Staged => false,
+        };
+        if goes_live
+            && !plan.override_freeze
+            && let Some(reason) = frozen(&settings.freeze, Timestamp::now())
+        {
+            let reason = format!(
+                "{reason}; a rollback is possible all the same, and `deploy` and `promote` take --override-freeze"
+            );
+            return Err(Failure {
+                own_fault: false,
+                ..Failure::own(Outcome::Denied, reason, None)
+            });
+        }
+        if settings.require_clean
+            && plan.brings_new()
+            && let Some(reason) = plan.artifact.manifest.build.unclean()
+        {
+            return Err(refused(format!("{reason} (require_clean)")));
+        }
+        if let Some(reason) = app.settings().too_old(&plan.artifact.manifest.version) {
             // A restart takes nobody back: what was live stays, and what is older than that does
             // not come.
             let sha256 = plan.artifact.sha256;
@@ -317,12 +378,19 @@ impl<M: Machine> Deploy<'_, M> {
             return Ok(());
         }
         let draining = app.draining();
-        let most = app.settings.max_old_generations;
+        let most = app.settings().max_old_generations;
         let Some(oldest) = draining.first() else {
-            return Ok(());
+            if app.settings().when_full == WhenFull::EndOldest {
+                tenants::release_oldest(app);
+                return Ok(());
+            }
+            return Err(Failure::host(format!(
+                "as many replaced generations as max_old_generations allows, {most}, stay for their tenants: wait until they have moved \
+                 (`handover tenants`), or set when_full = \"end-oldest\" or a move_deadline"
+            )));
         };
         let (id, counts) = (oldest.generation.spec().id, oldest.generation.counts());
-        match app.settings.when_full {
+        match app.settings().when_full {
             WhenFull::Refuse => Err(Failure::host(format!(
                 "{} replaced generations still drain and max_old_generations is {most}: wait until generation {id} ends \
                  ({} in flight, {} of them jobs), or set when_full = \"end-oldest\" or a drain deadline",
@@ -392,9 +460,10 @@ impl<M: Machine> Deploy<'_, M> {
             return Ok(Checked::default());
         };
         let began = Instant::now();
+        let settings = app.settings();
         let checked = self
             .machine
-            .preflight(&plan.artifact, &app.name, &app.settings, scope);
+            .preflight(&plan.artifact, &app.name, &settings, scope);
         let verdict = match self.deadline() {
             None => checked.await,
             Some(deadline) => tokio::time::timeout_at(deadline.into(), checked)
@@ -409,6 +478,7 @@ impl<M: Machine> Deploy<'_, M> {
                     checks,
                     remarks,
                     companions,
+                    ..
                 })),
                 _,
             ) => {
@@ -471,7 +541,7 @@ impl<M: Machine> Deploy<'_, M> {
             version: version.clone(),
             source: plan.source.clone(),
         };
-        let entry = checked.entry(plan, Outcome::Staged, None);
+        let entry = checked.entry(plan, self.progress, Outcome::Staged, None);
         let (_, saved) = app
             .saved
             .change(|record| {
@@ -480,8 +550,12 @@ impl<M: Machine> Deploy<'_, M> {
             })
             .await;
         saved.map_err(|cause| Failure::host(format!("it could not be staged: {cause}")))?;
+        let command = match availability::app_is_stopped(app) {
+            true => "start",
+            false => "reload",
+        };
         let message = format!(
-            "{} {version} ({}) passed its preflight and is staged: `handover reload {0}` makes it live",
+            "{} {version} ({}) passed its preflight and is staged: `handover {command} {0}` makes it live",
             app.name,
             sha256.short()
         );
@@ -530,7 +604,8 @@ impl<M: Machine> Deploy<'_, M> {
             .await;
         let began = Instant::now();
         let artifact = plan.artifact.clone();
-        let longest = app.settings.check.deadline;
+        let settings = app.settings();
+        let longest = settings.check.deadline;
         let deadline = self.deadline();
         let left = |within: Duration| {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -541,11 +616,11 @@ impl<M: Machine> Deploy<'_, M> {
             id,
             version: plan.artifact.manifest.version.clone(),
             artifact: plan.artifact.sha256,
-            config: app.settings.config.clone(),
-            env: app.settings.readable_env(),
-            arguments: app.settings.arguments(&app.name),
-            environment: origin().for_app(&app.settings.env),
-            runtime_threads: app.settings.runtime_threads.get(),
+            config: settings.config.clone(),
+            env: settings.readable_env(),
+            arguments: settings.arguments(&app.name),
+            environment: settings.environment(),
+            runtime_threads: settings.runtime_threads.get(),
             start_deadline: longest,
             preflight: false,
             state: Some(rollout.registry.stores().of(&app.name)),
@@ -650,6 +725,66 @@ impl<M: Machine> Deploy<'_, M> {
         Ok(started)
     }
 
+    /// Does what is to be done once before the first request of what was started: the hook
+    /// `migrate`, and what the app declares.
+    ///
+    /// # Errors
+    /// Why it cannot become live.
+    async fn before_first_request(&self, started: &Started) -> Result<(), String> {
+        let Self {
+            rollout,
+            app,
+            plan,
+            progress,
+            ..
+        } = self;
+        let id = started.generation().spec().id;
+        let settings = app.settings();
+        let within = plan.within(settings.hooks.deadline);
+        if let Some(program) = settings.hooks.migrate.as_ref()
+            && plan.brings_new()
+        {
+            let about = About {
+                app,
+                artifact: &plan.artifact,
+                cause: plan.cause,
+                generation: Some(id),
+            };
+            let voice = progress.voice();
+            hooks::run("migrate", program, about, Vec::new(), within, &voice).await?;
+        }
+        let began = Instant::now();
+        let within = plan.within(settings.hooks.deadline);
+        match started.on_live(within).await {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                let message = "it did what it has to before its first request".to_owned();
+                progress.step("on_live", app, began.elapsed(), message);
+                Ok(())
+            }
+            // What was live before serves, whatever has moved on outside since.
+            Err(reason) if matches!(plan.cause, Cause::Start | Cause::Crash | Cause::Rollback) => {
+                let message = format!(
+                    "{} {} serves though its on_live failed: {reason}",
+                    app.name, plan.artifact.manifest.version
+                );
+                rollout
+                    .registry
+                    .record_event(EventKind::Warning, app, Some(id), message);
+                Ok(())
+            }
+            Err(reason) => Err(format!("its on_live failed: {reason}")),
+        }
+    }
+
+    /// Puts away what was started and serves nobody, for `reason`.
+    async fn discard(&self, started: Started, reason: impl Into<String>) -> Failure {
+        let id = started.generation().spec().id;
+        let ended = started.discard().await;
+        self.rollout.retire(self.app, id, ended);
+        Failure::host(reason).of(id)
+    }
+
     /// Cutover, HEAD, and the beginning of the drain.
     async fn go_live(self, checked: Checked, started: Started) -> Result<Ended, Failure> {
         let began = Instant::now();
@@ -659,14 +794,9 @@ impl<M: Machine> Deploy<'_, M> {
 
     /// Lets requests into what was started. The caller publishes it right after.
     async fn activate(&self, started: Started, beside: Beside) -> Result<Live, Failure> {
-        let Self {
-            rollout, app, plan, ..
-        } = self;
-        let id = started.generation().spec().id;
+        let Self { rollout, plan, .. } = self;
         if rollout.is_closing() {
-            let ended = started.discard().await;
-            rollout.retire(app, id, ended);
-            return Err(Failure::host("the host is shutting down").of(id));
+            return Err(self.discard(started, "the host is shutting down").await);
         }
         let heap = started.heap_bytes();
         // Before the first request can crash it.
@@ -686,6 +816,7 @@ impl<M: Machine> Deploy<'_, M> {
         started: Started,
         label: Label,
         ttl: Option<Duration>,
+        beyond: Beyond,
     ) -> Result<Ended, Failure> {
         let began = Instant::now();
         let live = self.activate(started, Beside::Live).await?;
@@ -697,14 +828,27 @@ impl<M: Machine> Deploy<'_, M> {
             ..
         } = self;
         let spec = live.active.generation().spec().clone();
-        let before = app.running(|running| {
+        let generation = Arc::clone(live.active.generation());
+        let (before, on_trial) = app.running(|running| {
             let before = running.unlabel(&label, |_| true);
             running.serving.add(Labelled {
                 label: label.clone(),
                 live,
                 until: ttl.map(|ttl| Instant::now() + ttl),
             });
-            before
+            let on_trial = match (&beyond, running.serving.generation()) {
+                (Beyond::Trial(trying), Some(live)) => Some(trying.begin(&generation, live)),
+                _ => None,
+            };
+            if let Some(canary) = &on_trial {
+                running.serving.put_on_trial(canary.clone());
+            }
+            if let Beyond::Copies(share) = beyond {
+                let settings = Arc::clone(&app.settings().shadow);
+                let mirror = Mirror::new(&generation, share, settings);
+                running.serving.copy_to(mirror);
+            }
+            (before, on_trial)
         });
         rollout.registry.publish();
         if let Some(ttl) = ttl {
@@ -722,22 +866,34 @@ impl<M: Machine> Deploy<'_, M> {
         let until = ttl.map_or_else(String::new, |ttl| {
             format!(" for {}", humantime::format_duration(ttl))
         });
+        let (kind, how) = match &on_trial {
+            None if let Beyond::Copies(share) = beyond => (
+                EventKind::Labelled,
+                format!(
+                    "it gets copies of {share} of the requests, and `handover shadow` shows how its answers differ"
+                ),
+            ),
+            None => (EventKind::Labelled, labels::reached_by(app, &label)),
+            Some(canary) => (
+                EventKind::Canary,
+                format!("it gets {} of the requests", canary.on_trial.trial.share()),
+            ),
+        };
         let message = format!(
-            "{} {} ({}) is up beside what is live as generation {}, under the label `{label}`{until}: {}",
+            "{} {} ({}) is up beside what is live as generation {}, under the label `{label}`{until}: {how}",
             app.name,
             spec.version,
             spec.artifact.short(),
             spec.id,
-            labels::reached_by(app, &label)
         );
         rollout
             .registry
-            .record_event(EventKind::Labelled, app, Some(spec.id), message.as_str());
+            .record_event(kind, app, Some(spec.id), message.as_str());
         checked.record_remarks(rollout, app, &plan, Some(spec.id));
         if let Some(before) = before {
             labels::leave(rollout, app, &label, before, "another version took it");
         }
-        let entry = checked.entry(&plan, Outcome::Staged, Some(spec.id));
+        let entry = checked.entry(&plan, progress, Outcome::Staged, Some(spec.id));
         let (_, saved) = app
             .saved
             .change(|record| {
@@ -747,13 +903,17 @@ impl<M: Machine> Deploy<'_, M> {
         if let Err(cause) = saved {
             tracing::warn!(app = %app.name, "the history does not have it yet: {cause}");
         }
-        Ok(Ended::Otherwise(OperationResult {
+        let result = OperationResult {
             notes: checked.notes(),
             generation: Some(spec.id),
             version: Some(spec.version),
             artifact: Some(spec.artifact.to_string()),
             ..result(Outcome::Staged, app, message)
-        }))
+        };
+        Ok(match on_trial {
+            Some(canary) => Ended::OnTrial(result, Box::new(canary)),
+            None => Ended::Otherwise(result),
+        })
     }
 
     /// Makes live what is up under a label.
@@ -798,13 +958,18 @@ impl<M: Machine> Deploy<'_, M> {
         } = self;
         let spec = live.active.generation().spec().clone();
         let old = app.live();
+        let figures = app.running(|running| {
+            let generation = running.serving.primary()?.active.generation();
+            Some((generation.spec().id, served(generation)))
+        });
         // Who turned away from a version does not keep it.
         let goes_back = matches!(plan.cause, Cause::Rollback | Cause::Crash);
-        let warm = app.settings.keep_warm.filter(|_| !goes_back);
+        let warm = app.settings().keep_warm.filter(|_| !goes_back);
         let CutOver {
             replaced,
             previous,
             warm: kept,
+            staying,
         } = rollout.registry.cut_over(
             app,
             live,
@@ -842,6 +1007,10 @@ impl<M: Machine> Deploy<'_, M> {
                 "another version was replaced",
             );
         }
+        let stays = staying.as_ref().map(|generation| generation.spec().id);
+        if let Some(generation) = staying {
+            tenants::watch_later(rollout, app, generation);
+        }
         if let (Some(id), Some(warm)) = (kept, warm) {
             labels::end_later(rollout, app, Label::of(Label::PREVIOUS), id, warm);
         }
@@ -857,6 +1026,9 @@ impl<M: Machine> Deploy<'_, M> {
             let warm = humantime::format_duration(warm);
             message = format!("{message}; generation {id} stays warm for {warm}");
         }
+        if let Some(id) = stays {
+            message = format!("{message}; generation {id} stays for its tenants");
+        }
         rollout.registry.record_event(
             EventKind::Active,
             app,
@@ -865,7 +1037,8 @@ impl<M: Machine> Deploy<'_, M> {
         );
         checked.record_remarks(rollout, app, &plan, Some(spec.id));
 
-        let entry = checked.entry(&plan, Outcome::Done, Some(spec.id));
+        let mut entry = checked.entry(&plan, progress, Outcome::Done, Some(spec.id));
+        entry.replaced = figures;
         crash::prove_later(rollout, app, &spec);
         let head = Head {
             artifact: spec.artifact,
@@ -900,6 +1073,9 @@ impl<M: Machine> Deploy<'_, M> {
             message = format!("{message}; but {trouble}");
         }
 
+        if plan.cause != Cause::Start && plan.cause != Cause::Crash {
+            verify::after_deploy(rollout, app);
+        }
         let leaving = replaced.map(|replaced| Leaving::new(&rollout.departures, replaced));
         let result = OperationResult {
             notes: checked.notes(),
@@ -924,6 +1100,17 @@ async fn write_journal(
     if let Err(broken) = written.await {
         tracing::warn!(%broken, "the crash journal was not written");
     }
+}
+
+/// What a version under a label gets beyond what asks for it.
+#[derive(Clone, Debug)]
+enum Beyond {
+    /// Nothing.
+    Nothing,
+    /// A share of the requests.
+    Trial(canary::Trying),
+    /// Copies of a share of them.
+    Copies(Percent),
 }
 
 /// Beside what a generation serves.
@@ -972,18 +1159,18 @@ impl Checked {
     }
 
     /// Returns the line of the history about what was taken.
-    fn entry(&self, plan: &Plan, outcome: Outcome, generation: Option<GenerationId>) -> Entry {
-        let source = plan.source.clone();
+    fn entry(
+        &self,
+        plan: &Plan,
+        progress: &ProgressSender,
+        outcome: Outcome,
+        generation: Option<GenerationId>,
+    ) -> Entry {
         Entry {
             warnings: self.warnings(),
-            ..entry(
-                &plan.artifact,
-                plan.cause,
-                source,
-                outcome,
-                generation,
-                None,
-            )
+            outcome,
+            generation,
+            ..plan.entry(progress.steps())
         }
     }
 

@@ -20,7 +20,7 @@ use crate::{
     dispatch::Routes,
     generation::{Spec, StartError, Started},
     preflight::{Passed, Scope, Verdict},
-    records::{journal::Journal, room::Room},
+    records::{history::Attribution, journal::Journal, room::Room},
     rollout::Rollout,
 };
 
@@ -122,6 +122,9 @@ impl Host {
             up: None,
             deadline: None,
             orphan_jobs: false,
+            override_freeze: false,
+            anew: false,
+            attribution: Attribution::default(),
         }
     }
 
@@ -129,7 +132,7 @@ impl Host {
         let progress = self.rollout.operations.begin_operation();
         match carry_out(&self.rollout, &self.app, plan, &progress, machine).await {
             Ended::Otherwise(result) => result,
-            Ended::Live(..) => panic!("nothing here can become live"),
+            Ended::Live(..) | Ended::OnTrial(..) => panic!("nothing here can become live"),
         }
     }
 

@@ -59,7 +59,7 @@ impl Destination {
         if let Some(path) = &log.file {
             return Self::File(Box::new(LogFile {
                 path: path.clone(),
-                rotation: log.rotation.clone(),
+                rotation: log.rotation(),
                 rotates: role == Role::Host,
                 open: None,
                 failed_at: None,
@@ -284,7 +284,9 @@ mod tests {
     fn log(folder: &Path, rotation: LogRotation, role: Role) -> Destination {
         let log = Log {
             file: Some(folder.join("host.log")),
-            rotation,
+            max_size: rotation.max_size,
+            max_age: rotation.max_age,
+            keep: rotation.keep,
             ..Log::default()
         };
         Destination::new(&log, role)
@@ -324,7 +326,7 @@ mod tests {
     #[test]
     fn a_file_that_somebody_renamed_is_made_anew() {
         let folder = tempfile::tempdir().unwrap();
-        let mut host = log(folder.path(), LogRotation::default(), Role::Host);
+        let mut host = log(folder.path(), Log::default().rotation(), Role::Host);
         host.write(&[b"one\n".to_vec()]);
         fs::rename(folder.path().join("host.log"), folder.path().join("old")).unwrap();
         host.write(&[b"two\n".to_vec()]);

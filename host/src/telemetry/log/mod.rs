@@ -18,10 +18,11 @@ mod writer;
 
 use std::{
     panic::{self, PanicHookInfo},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use tracing_subscriber::{filter::Targets, util::SubscriberInitExt};
 
 use self::{destination::Destination, line::Style, subscriber::LogSubscriber, writer::Writer};
@@ -32,7 +33,7 @@ use crate::config::{Log, LogFormat};
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// The log of this process.
-static LOG: OnceLock<Writer> = OnceLock::new();
+static LOG: OnceLock<(Writer, Arc<ArcSwap<Targets>>)> = OnceLock::new();
 
 /// A log that could not be set up, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -72,10 +73,7 @@ pub(crate) enum Role {
 /// When the level is no filter, or the process has a log already. A file that cannot be opened is
 /// no error: lines go to standard error meanwhile, and it is tried again.
 pub(crate) fn init(log: &Log, colour: bool, role: Role) -> Result<(), LogError> {
-    let filter: Targets = log.level.parse().map_err(|source| LogError::Level {
-        level: log.level.clone(),
-        source,
-    })?;
+    let filter = Arc::new(ArcSwap::from_pointee(read(&log.level)?));
     let destination = Destination::new(log, role);
     let style = match log.format {
         LogFormat::Json => Style::Json,
@@ -85,13 +83,33 @@ pub(crate) fn init(log: &Log, colour: bool, role: Role) -> Result<(), LogError> 
         },
     };
     let writer = Writer::start(destination, style).map_err(LogError::Thread)?;
-    if LOG.set(writer.clone()).is_err() {
+    if LOG.set((writer.clone(), Arc::clone(&filter))).is_err() {
         return Err(LogError::Twice);
     }
     LogSubscriber::new(filter, style, writer)
         .try_init()
         .map_err(|_| LogError::Twice)?;
     panic::set_hook(Box::new(panicked));
+    Ok(())
+}
+
+fn read(level: &str) -> Result<Targets, LogError> {
+    level.parse().map_err(|source| LogError::Level {
+        level: level.to_owned(),
+        source,
+    })
+}
+
+/// Logs by `level` from now on.
+///
+/// # Errors
+/// When it is no filter. Nothing has changed then.
+pub(crate) fn set_level(level: &str) -> Result<(), LogError> {
+    let filter = read(level)?;
+    if let Some((_, current)) = LOG.get() {
+        current.store(Arc::new(filter));
+        tracing::callsite::rebuild_interest_cache();
+    }
     Ok(())
 }
 
@@ -110,14 +128,14 @@ fn panicked(info: &PanicHookInfo<'_>) {
 
 /// Waits until what has been logged so far is written, for `deadline` at the longest. Blocks.
 pub(crate) fn flush(deadline: Duration) {
-    if let Some(log) = LOG.get() {
+    if let Some((log, _)) = LOG.get() {
         log.flush(deadline);
     }
 }
 
 /// Opens the file of the log again: it was renamed, and lines are to go to a new one.
 pub(crate) fn reopen() {
-    if let Some(log) = LOG.get() {
+    if let Some((log, _)) = LOG.get() {
         log.reopen();
     }
 }

@@ -1,5 +1,8 @@
 //! From an event of `tracing` to a line.
 
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 use tracing::{
     Event, Metadata, Subscriber,
     level_filters::LevelFilter,
@@ -20,13 +23,13 @@ const SPAN: u64 = 1;
 /// lines carry all they say.
 #[derive(Debug)]
 pub(super) struct LogSubscriber {
-    filter: Targets,
+    filter: Arc<ArcSwap<Targets>>,
     style: Style,
     writer: Writer,
 }
 
 impl LogSubscriber {
-    pub(super) fn new(filter: Targets, style: Style, writer: Writer) -> Self {
+    pub(super) fn new(filter: Arc<ArcSwap<Targets>>, style: Style, writer: Writer) -> Self {
         Self {
             filter,
             style,
@@ -53,14 +56,16 @@ impl Subscriber for LogSubscriber {
         !metadata.is_span()
             && self
                 .filter
+                .load()
                 .would_enable(metadata.target(), metadata.level())
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        self.filter
+        let filter = self.filter.load();
+        filter
             .iter()
             .map(|(_, level)| level)
-            .chain(self.filter.default_level())
+            .chain(filter.default_level())
             .max()
     }
 

@@ -176,7 +176,7 @@ impl Jobs {
                 };
                 let mut batch = Vec::new();
                 while batch.len() < CLAIM_AT_ONCE {
-                    let most = self.0.settings.max_running;
+                    let most = self.settings().max_running;
                     let Next::Job(id) = state.queue.next(now_ms(), &listener.handlers, most) else {
                         break;
                     };
@@ -372,7 +372,7 @@ impl Jobs {
             let due = state.listener().and_then(|listener| {
                 match state
                     .queue
-                    .next(now_ms(), &listener.handlers, self.0.settings.max_running)
+                    .next(now_ms(), &listener.handlers, self.settings().max_running)
                 {
                     Next::At(due_ms) => due_ms,
                     Next::Job(_) => Some(0),

@@ -81,7 +81,7 @@ impl Jobs {
             keep_done,
             keep_dead,
             ..
-        } = self.0.settings;
+        } = self.settings();
         let ttl = Some(if end == JobState::Dead {
             keep_dead
         } else {

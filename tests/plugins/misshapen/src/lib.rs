@@ -46,6 +46,8 @@ const FACTS: Facts = Facts {
     profile: "debug",
     panic: "unwind",
     commit: "",
+    dirty: false,
+    lockfile: "",
 };
 
 /// What it says of itself.

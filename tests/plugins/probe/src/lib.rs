@@ -1,6 +1,14 @@
 //! One route for each thing that a plugin can do with a request.
 
-use std::{convert::Infallible, net::SocketAddr, path::PathBuf, task::Poll, time::Duration};
+use std::{
+    convert::Infallible,
+    hash::{BuildHasher, RandomState},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::atomic::{AtomicU64, Ordering},
+    task::Poll,
+    time::Duration,
+};
 
 use axum::{
     Extension, Json, Router,
@@ -61,6 +69,8 @@ async fn app(cx: Context) -> Result<Router, Error> {
         .route("/about", get(about))
         .route("/env", get(env))
         .route("/fields", get(fields))
+        .route("/fails", get(fails))
+        .route("/chance", get(chance))
         .route("/panic", get(panics))
         .route("/panic-with-panic", get(panics_with_panic))
         .route("/panic-in-body", get(panics_in_body))
@@ -89,12 +99,40 @@ async fn app(cx: Context) -> Result<Router, Error> {
         .with_state(cx))
 }
 
+/// What is done before the first request.
+#[handover_plugin::on_live]
+async fn becomes_live(cx: Context) -> Result<(), Error> {
+    let config = cx.config::<Config>()?;
+    if let Some(gate) = config.live_gate.filter(|gate| gate.exists()) {
+        let said = std::fs::read_to_string(&gate)?;
+        match said.trim() {
+            "panic" => panic!("it is told to"),
+            "hang" => std::future::pending::<()>().await,
+            _ => {}
+        }
+        return Err(Error::msg(format_args!("{} is closed", gate.display())));
+    }
+    if let Some(path) = config.live {
+        use std::io::Write;
+        let mut file = std::fs::File::options()
+            .append(true)
+            .create(true)
+            .open(path)?;
+        writeln!(file, "{VERSION}")?;
+    }
+    Ok(())
+}
+
 /// What the operator may set.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Config {
     /// While this file is there, nothing starts.
     gate: Option<PathBuf>,
+    /// Where it is written down that a version becomes live.
+    live: Option<PathBuf>,
+    /// While this file is there, no version becomes live.
+    live_gate: Option<PathBuf>,
 }
 
 /// What the routes may be told.
@@ -111,6 +149,10 @@ struct Told {
     bytes: u64,
     /// A name.
     name: String,
+    /// The version that is meant.
+    version: String,
+    /// Whose it is.
+    tenant: String,
 }
 
 impl Default for Told {
@@ -121,6 +163,8 @@ impl Default for Told {
             every_ms: 0,
             bytes: 0,
             name: "work".to_owned(),
+            version: VERSION.to_owned(),
+            tenant: String::new(),
         }
     }
 }
@@ -129,6 +173,44 @@ impl Default for Told {
 async fn slow(Query(told): Query<Told>) -> &'static str {
     tokio::time::sleep(Duration::from_millis(told.ms)).await;
     VERSION
+}
+
+/// Answers 500 each `n`th time, and at the beginning, where this is the `version`.
+async fn fails(Query(told): Query<Told>) -> (StatusCode, &'static str) {
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    let fails =
+        told.version == VERSION && CALLS.fetch_add(1, Ordering::Relaxed).is_multiple_of(told.n);
+    let status = if fails {
+        StatusCode::INTERNAL_SERVER_ERROR
+    } else {
+        StatusCode::OK
+    };
+    (status, VERSION)
+}
+
+/// Answers 500 by chance: in as many of a million requests as `n` says for version 2.0.0, and
+/// `bytes` for the others.
+async fn chance(Query(told): Query<Told>) -> (StatusCode, &'static str) {
+    static STATE: AtomicU64 = AtomicU64::new(0);
+    if STATE.load(Ordering::Relaxed) == 0 {
+        STATE.store(RandomState::new().hash_one(0), Ordering::Relaxed);
+    }
+    // One step of splitmix64.
+    let mut mixed = STATE.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^= mixed >> 31;
+    let rate = if VERSION == "2.0.0" {
+        told.n
+    } else {
+        told.bytes
+    };
+    let status = if mixed % 1_000_000 < rate {
+        StatusCode::INTERNAL_SERVER_ERROR
+    } else {
+        StatusCode::OK
+    };
+    (status, VERSION)
 }
 
 /// Answers when it was polled `n` times more, which it wakes itself for.
@@ -455,7 +537,7 @@ async fn spawn(State(cx): State<Context>, Query(told): Query<Told>) -> &'static 
 
 /// The same as a job.
 async fn job(State(cx): State<Context>, Query(told): Query<Told>) -> &'static str {
-    cx.jobs().spawn(&told.name, "", async move {
+    cx.jobs().spawn(&told.name, &told.tenant, async move {
         tokio::time::sleep(Duration::from_millis(told.ms)).await
     });
     VERSION

@@ -235,6 +235,7 @@ const VERSION: &str = match ABI.minor {
     1 => "1.1.0",
     2 => "1.2.0",
     3 => "1.3.0",
+    4 => "1.4.0",
     _ => panic!("name the minor here"),
 };
 
@@ -245,6 +246,8 @@ const FACTS: Facts = Facts {
     profile: "release",
     panic: "unwind",
     commit: "",
+    dirty: false,
+    lockfile: "",
 };
 
 /// What it says of itself.
