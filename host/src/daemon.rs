@@ -39,8 +39,8 @@ use crate::{
     ownership,
     reconfigure::Reconfigurer,
     records::journal::Crashed,
-    shadow::Shadow,
     signals,
+    spill::Spill,
     telemetry::{
         self, Gather,
         exposition::{Exposition, Kind},
@@ -82,7 +82,7 @@ pub(crate) struct StartupHandoff {
     /// How the host before it crashed.
     pub crashed: Option<Crashed>,
     /// What the host before it could not write.
-    pub shadow: Option<Shadow>,
+    pub spill: Option<Spill>,
     /// Where its configuration is read again.
     pub origin: ConfigOrigin,
 }
@@ -192,7 +192,7 @@ impl Daemon {
             notifier,
             is_supervised,
             crashed,
-            shadow,
+            spill,
             origin,
         } = handoff;
         open_files::raise();
@@ -216,13 +216,13 @@ impl Daemon {
         let routes = Arc::new(Routes::default());
         let listening = config.clone();
         let (kept_in, served_by) = (store.clone(), Arc::clone(&routes));
-        let orchestrator = Orchestrator::open(config, &settings.state, kept_in, served_by, shadow)
+        let orchestrator = Orchestrator::open(config, &settings.state, kept_in, served_by, spill)
             .map_err(|cause| {
-                fail(
-                    &format!("{} cannot be read", settings.state.display()),
-                    &cause,
-                )
-            })?;
+            fail(
+                &format!("{} cannot be read", settings.state.display()),
+                &cause,
+            )
+        })?;
 
         // Bound before anything is loaded, so that a taken port is found out at once; accepting
         // comes last.

@@ -13,7 +13,7 @@ use std::{
 
 use handover_api::{
     AppName, ArtifactReport, Cause, Event, EventKind, GenerationId, HistoryEntry, HolderStatus,
-    Label, OperationResult, Status, TenantStatus, Wait, query,
+    Label, OperationResult, ShadowStatus, Status, TenantStatus, Wait, query,
 };
 use parking_lot::Mutex;
 use tokio::{sync::broadcast, task::JoinSet};
@@ -43,7 +43,7 @@ use crate::{
         deploy::{self, Deadline, Destination, Plan},
         labels, reload, restore, rollback, shutdown, tenants, verify,
     },
-    shadow::Shadow,
+    spill::Spill,
     state::{self, Stores},
     telemetry::exposition::Exposition,
     watch::{self, WatcherHandle},
@@ -75,7 +75,7 @@ impl Orchestrator {
     /// Opens the apps of `config` and those that `state` remembers, none of them serving yet: see
     /// [`Orchestrator::restore`].
     ///
-    /// `shadow` has what the host before could not write. Blocks on the disk. Must be called within
+    /// `spill` has what the host before could not write. Blocks on the disk. Must be called within
     /// the host's runtime.
     ///
     /// # Errors
@@ -85,9 +85,9 @@ impl Orchestrator {
         state: &Path,
         store: Store,
         routes: Arc<Routes>,
-        shadow: Option<Shadow>,
+        spill: Option<Spill>,
     ) -> io::Result<Self> {
-        let room = Arc::new(Room::in_state(state, shadow));
+        let room = Arc::new(Room::in_state(state, spill));
         room.take();
         let journal = Journal::new(state, Arc::clone(&room));
         let registry = Registry::open(config, state, room, routes)?;
@@ -371,6 +371,15 @@ impl Orchestrator {
         let apps = self.registry().shown().into_iter();
         let chosen = apps.filter(|known| app.is_none_or(|name| known.name == *name));
         chosen.flat_map(|app| tenants::list(&app)).collect()
+    }
+
+    /// The shadows of one app, or of all, with the differences that were found.
+    pub fn shadows(&self, app: Option<&AppName>) -> Vec<ShadowStatus> {
+        let apps = self.registry().shown().into_iter();
+        let chosen = apps.filter(|known| app.is_none_or(|name| known.name == *name));
+        chosen
+            .filter_map(|app| status::shadow(&app, true))
+            .collect()
     }
 
     /// Moves a tenant to what is live.

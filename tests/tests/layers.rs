@@ -23,7 +23,7 @@ const LAYERS: &[&str] = &[
     "open_files",
     "preview",
     "replace",
-    "shadow",
+    "spill",
     "shortage",
     "shown",
     "signals",

@@ -215,7 +215,8 @@ Examples:
   handover deploy libshop.so --detach
   handover deploy libshop.so --stage --ttl 1h && handover promote shop
   handover deploy libshop.so --label fix-12 --ttl 2d
-  handover deploy libshop.so --canary 5% --steps 5%,25%,100% --bake 10m --sticky cookie:session")]
+  handover deploy libshop.so --canary 5% --steps 5%,25%,100% --bake 10m --sticky cookie:session
+  handover deploy libshop.so --shadow 10% --ttl 1h && handover shadow shop")]
     Deploy(Deploy),
     /// Activate what is staged, and scan the drop folder again
     #[command(after_help = "\
@@ -291,7 +292,7 @@ Examples:
         #[arg(value_name = "ID")]
         id: String,
     },
-    /// Make live what `deploy --stage`, `--label` or `--canary` has brought up
+    /// Make live what `deploy --stage`, `--label`, `--canary` or `--shadow` has brought up
     #[command(after_help = "\
 Nothing is loaded: new requests go to it from one instant to the next.
 
@@ -311,7 +312,15 @@ Examples:
         #[command(subcommand)]
         command: CanaryCommand,
     },
-    /// End what `deploy --stage`, `--label` or `--canary` has brought up
+    /// Show how a shadow's answers differ from those that clients were given
+    #[command(after_help = "\
+Volatile header fields are left out (date, set-cookie, x-request-id, …), and what [app.NAME.shadow] names.
+
+Examples:
+  handover deploy libshop.so --shadow 10%
+  handover shadow shop")]
+    Shadow(OfApp),
+    /// End what `deploy --stage`, `--label`, `--canary` or `--shadow` has brought up
     #[command(after_help = "\
 What is live is not touched, and what the other has in flight it finishes.
 
@@ -494,7 +503,7 @@ pub(super) struct Child {
     pub(super) supervised: Option<u32>,
     /// The number of the file of that supervisor which keeps what the disk has no room for.
     #[arg(long, hide = true, requires = "supervised")]
-    pub(super) shadow: Option<i32>,
+    pub(super) spill: Option<i32>,
     /// How the host before this one crashed.
     #[arg(long, value_name = "HOW", hide = true)]
     pub(super) crashed: Option<String>,
@@ -644,7 +653,7 @@ pub(super) struct Diff {
 
 /// `handover deploy`
 #[derive(Debug, clap::Args)]
-#[command(group(clap::ArgGroup::new("beside").args(["stage", "label"])))]
+#[command(group(clap::ArgGroup::new("beside").args(["stage", "label", "shadow"])))]
 pub(super) struct Deploy {
     /// The plugin file
     #[arg(value_name = "FILE.so")]
@@ -669,8 +678,12 @@ pub(super) struct Deploy {
     pub(super) ttl: Option<Duration>,
     /// Give it this share of the requests, e.g. 5%, and promote it when its figures are as good as
     /// those of what is live; end it with 6 when they are not
-    #[arg(long, value_name = "PERCENT", conflicts_with = "beside")]
+    #[arg(long, value_name = "PERCENT", conflicts_with_all = ["stage", "label"])]
     pub(super) canary: Option<Percent>,
+    /// Give it copies of this share of the reading requests, and compare what it answers: clients
+    /// get nothing of it; the label is `shadow`
+    #[arg(long, value_name = "PERCENT", conflicts_with_all = ["stage", "label", "canary"])]
+    pub(super) shadow: Option<Percent>,
     /// The shares it gets one after the other, e.g. 5%,25%,100% [default: --canary, and what
     /// app.NAME.canary has beyond it]
     #[arg(long, value_name = "PERCENT,…", requires = "canary")]
@@ -722,7 +735,7 @@ pub(super) struct Labelled {
     /// The app; needed when the host has several
     #[arg(value_name = "APP")]
     pub(super) app: Option<AppName>,
-    /// The label [default: canary while there is one, else next]
+    /// The label [default: canary or shadow while there is one, else next]
     #[arg(long, value_name = "LABEL")]
     pub(super) label: Option<Label>,
     #[command(flatten)]
@@ -1058,6 +1071,8 @@ mod tests {
             "handover pause --max-wait 5s",
             "handover resume shop blog",
             "handover canary pause",
+            "handover deploy a.so --shadow 10% --ttl 1h",
+            "handover shadow shop",
             "handover drain shop 17 --wait",
             "handover tenants",
             "handover move shop acme --now",
@@ -1103,6 +1118,8 @@ mod tests {
             "handover deploy a.so --stage --label a",
             "handover deploy a.so --stage --canary 5%",
             "handover deploy a.so --canary 0",
+            "handover deploy a.so --shadow 5% --canary 5%",
+            "handover deploy a.so --shadow 5% --stage",
             "handover stop shop --all",
             "handover stop shop --message a --page b",
             "handover deploy a.so --canary 5 --steps 25,5",

@@ -40,8 +40,9 @@ pub(super) async fn deploy(global: &Global, args: Deploy) -> Result<(), Failure>
     let asked = query::Deploy {
         app: args.app,
         timeout_ms: args.timeout.map(millis),
-        ttl_ms: args.ttl.filter(|_| label.is_some()).map(millis),
+        ttl_ms: args.ttl.map(millis),
         label,
+        shadow: args.shadow,
         canary: match args.canary {
             Some(first) => Some(
                 Steps::beginning_with(first, args.steps)

@@ -25,6 +25,7 @@ mod operation;
 mod output;
 mod remote;
 mod run;
+mod shadow;
 mod shutdown;
 mod state;
 mod status;
@@ -61,6 +62,7 @@ pub fn main() -> ExitCode {
         Command::Promote(args) => client(deploy::promote(&global, args)),
         Command::Abort(args) => client(deploy::abort(&global, args)),
         Command::Canary { command } => client(deploy::canary(&global, command)),
+        Command::Shadow(args) => client(shadow::shadow(&global, args)),
         Command::Stop(args) => client(availability::stop(&global, args)),
         Command::Start(args) => client(availability::start(&global, args)),
         Command::Restart(args) => client(availability::restart(&global, args)),

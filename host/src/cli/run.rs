@@ -16,8 +16,9 @@ use crate::{
     notify::Notifier,
     origin, process,
     records::journal::Crashed,
-    shadow::Shadow,
-    signals, supervisor, telemetry,
+    signals,
+    spill::Spill,
+    supervisor, telemetry,
 };
 
 /// `handover run`
@@ -104,8 +105,8 @@ pub(super) fn handoff(
         None => Ok(Notifier::from_env()),
     }
     .map_err(|error| Failure::new(format!("nobody can be told how the host is: {error}")))?;
-    let shadow = child.supervised.and_then(|supervisor| {
-        let opened = Shadow::of(supervisor, child.shadow?);
+    let spill = child.supervised.and_then(|supervisor| {
+        let opened = Spill::of(supervisor, child.spill?);
         opened
             .inspect_err(|error| tracing::warn!(%error, "what a full disk has no room for ends with this process"))
             .ok()
@@ -120,7 +121,7 @@ pub(super) fn handoff(
         listeners,
         notifier,
         is_supervised: child.supervised.is_some(),
-        shadow,
+        spill,
         crashed: child.crashed.map(|how| Crashed {
             how,
             pid: child.crashed_pid,

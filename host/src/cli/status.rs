@@ -285,6 +285,18 @@ fn notes(app: &AppStatus, say: &mut dyn FnMut(String, Paint)) {
     if let Some(canary) = &app.canary {
         self::canary(canary, say);
     }
+    if let Some(shadow) = &app.shadow {
+        let text = format!(
+            "shadow {} (generation {}) gets copies of {}% of the requests: {} of its answers differ, {} are the same",
+            shadow.version, shadow.generation, shadow.percent, shadow.differ, shadow.same
+        );
+        let paint = if shadow.differ > 0 {
+            Paint::Yellow
+        } else {
+            Paint::Dim
+        };
+        say(text, paint);
+    }
     if let Some((text, paint)) = app.limits.as_ref().and_then(limits) {
         say(text, paint);
     }

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use handover_api::{
     AppName, ChannelBody, ConfigPlan, Done, Event, EventKind, History, HolderList, OperationResult,
-    Outcome, Problem, Progress, SIGNATURE, ShuttingDown, TenantList, Wait, query,
+    Outcome, Problem, Progress, SIGNATURE, ShadowList, ShuttingDown, TenantList, Wait, query,
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Either, Full};
@@ -241,6 +241,13 @@ impl<B: Backend> Call<B> {
                 let mut query: query::Labelled = read_query(&request)?;
                 asked.name(&mut query.by).await;
                 Ok(progress(backend.abort(query)))
+            })
+        }),
+        Self::get(query::SHADOW, |request, backend, _| {
+            Box::pin(async move {
+                let query::OfApp { app } = read_query(&request)?;
+                let shadows = backend.shadows(app.as_ref());
+                Ok(json(&ShadowList { shadows }))
             })
         }),
         Self::post(query::VERIFY, |request, backend, _| {

@@ -17,7 +17,7 @@ use std::{
 use arc_swap::ArcSwap;
 use handover_api::{
     AppName, ArtifactReport, Cause, ConfigPlan, Event, HistoryEntry, HolderStatus, OperationResult,
-    Status, TenantStatus, Wait, query,
+    ShadowStatus, Status, TenantStatus, Wait, query,
 };
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -113,6 +113,8 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
     fn move_tenant(&self, asked: &query::Move) -> Result<String, String>;
     /// For `GET /v1/holders`.
     fn holders(&self, asked: &query::Holders) -> Vec<HolderStatus>;
+    /// For `GET /v1/shadow`.
+    fn shadows(&self, app: Option<&AppName>) -> Vec<ShadowStatus>;
     /// For `POST /v1/verify`.
     fn verify(&self, app: Option<AppName>) -> Operation;
     /// For `POST /v1/deploy` with a key: what is known of it.
@@ -279,6 +281,10 @@ impl Backend for Host {
 
     fn holders(&self, asked: &query::Holders) -> Vec<HolderStatus> {
         self.orchestrator.holders(asked)
+    }
+
+    fn shadows(&self, app: Option<&AppName>) -> Vec<ShadowStatus> {
+        self.orchestrator.shadows(app)
     }
 
     fn verify(&self, app: Option<AppName>) -> Operation {
@@ -814,6 +820,11 @@ mod tests {
         fn move_tenant(&self, asked: &query::Move) -> Result<String, String> {
             self.call(format!("move {asked:?}"));
             Ok("moved".to_owned())
+        }
+
+        fn shadows(&self, app: Option<&AppName>) -> Vec<ShadowStatus> {
+            self.call(format!("shadows {app:?}"));
+            Vec::new()
         }
 
         fn verify(&self, app: Option<AppName>) -> Operation {

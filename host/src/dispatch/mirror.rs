@@ -1,5 +1,5 @@
-//! A version that gets copies of requests: what it answers is compared with what clients were given,
-//! and thrown away.
+//! A version that gets copies of requests: what it answers is compared with what clients were
+//! given, and thrown away.
 //!
 //! Only what is safe by the words of HTTP is copied: GET and HEAD without a body.
 
@@ -168,14 +168,16 @@ impl Mirror {
             .map_or("*", |target| target.as_str());
         let asked = format!("{} {target}", request.method());
         let dispatched = Dispatched::copied(copy, strip, in_flight, connection.quiet());
+        let is_head = request.method() == Method::HEAD;
         let answer = tokio::spawn(async move {
-            tokio::time::timeout(WITHIN, captured(dispatched))
+            tokio::time::timeout(WITHIN, captured(dispatched, is_head))
                 .await
                 .ok()
         });
         Some(Copy {
             slot,
             asked: shown::truncate(asked, TARGET),
+            is_head,
             answer,
         })
     }
@@ -187,6 +189,7 @@ impl Mirror {
                 slot,
                 asked,
                 answer,
+                ..
             } = copy;
             let mirror = &slot.0;
             let found = match answer.await {
@@ -230,6 +233,7 @@ pub(super) struct Copy {
     slot: Slot,
     /// For people: `GET /a?b=c`.
     asked: String,
+    is_head: bool,
     answer: JoinHandle<Option<Option<Captured>>>,
 }
 
@@ -243,10 +247,11 @@ struct Captured {
 }
 
 /// The answer to a copy; none when it breaks off.
-async fn captured(dispatched: Dispatched<Empty<Bytes>>) -> Option<Captured> {
+async fn captured(dispatched: Dispatched<Empty<Bytes>>, is_head: bool) -> Option<Captured> {
     let (head, mut body) = dispatched.await.into_parts();
+    let has_body = !is_head && may_have_body(head.status);
     let mut bytes = BytesMut::new();
-    while let Some(frame) = body.frame().await {
+    while has_body && let Some(frame) = body.frame().await {
         if let Ok(data) = frame.ok()?.into_data() {
             if bytes.len() + data.len() > LONGEST {
                 return Some(Captured {
@@ -263,6 +268,11 @@ async fn captured(dispatched: Dispatched<Empty<Bytes>>) -> Option<Captured> {
         headers: head.headers,
         body: Some(bytes.freeze()),
     })
+}
+
+/// Whether a body is sent with this status, where there is one.
+fn may_have_body(status: StatusCode) -> bool {
+    !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
 /// A request whose answer is compared with that to its copy. One that is dropped is not.
@@ -294,12 +304,16 @@ where
             body: None,
         };
         let (head, body) = response.into_parts();
+        // No body is asked for where none is sent, nor beyond what was said to come.
+        let is_empty = copy.is_head || !may_have_body(head.status);
+        let length = head.headers.get(header::CONTENT_LENGTH);
         let mut capturing = Capturing {
             body,
             bytes: BytesMut::new(),
+            length: length.and_then(|length| length.to_str().ok()?.parse().ok()),
             given: Some((copy, captured)),
         };
-        let body = if capturing.body.is_end_stream() {
+        let body = if is_empty || capturing.body.is_end_stream() {
             capturing.end();
             capturing.body
         } else {
@@ -314,6 +328,8 @@ where
 struct Capturing {
     body: ResponseBody,
     bytes: BytesMut,
+    /// How many come, where that was said.
+    length: Option<usize>,
     /// None once there is nothing to compare any more.
     given: Option<(Copy, Captured)>,
 }
@@ -350,7 +366,7 @@ impl Body for Capturing {
                         Mirror::compare(copy, given);
                     }
                 }
-                if this.body.is_end_stream() {
+                if this.length == Some(this.bytes.len()) || this.body.is_end_stream() {
                     this.end();
                 }
             }

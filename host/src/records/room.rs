@@ -2,7 +2,7 @@
 //!
 //! A disk is full just when things go wrong. What the host writes then is small: who is live, what
 //! crashed. So room for it is taken in advance, and taken again when there is some. What does not
-//! fit all the same is kept for the next host in memory of the supervisor's ([`Shadow`]).
+//! fit all the same is kept for the next host in memory of the supervisor's ([`Spill`]).
 
 use std::{
     fs::{self, OpenOptions},
@@ -13,7 +13,7 @@ use std::{
 
 use rustix::fs::FallocateFlags;
 
-use crate::shadow::Shadow;
+use crate::spill::Spill;
 
 /// How many bytes are kept free: some records of all apps of a large host.
 const SIZE: u64 = 1 << 20;
@@ -22,15 +22,15 @@ const SIZE: u64 = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Room {
     path: PathBuf,
-    shadow: Option<Shadow>,
+    spill: Option<Spill>,
 }
 
 impl Room {
     /// In the state directory. [`Room::take`] takes it.
-    pub(crate) fn in_state(state: &Path, shadow: Option<Shadow>) -> Self {
+    pub(crate) fn in_state(state: &Path, spill: Option<Spill>) -> Self {
         Self {
             path: state.join("reserve"),
-            shadow,
+            spill,
         }
     }
 
@@ -74,21 +74,21 @@ impl Room {
             Err(error) if is_full(&error) && fs::remove_file(&self.path).is_ok() => write(),
             written => written,
         };
-        if let Some(shadow) = &self.shadow {
-            shadow.keep(path, written.is_err().then_some(text));
+        if let Some(spill) = &self.spill {
+            spill.keep(path, written.is_err().then_some(text));
         }
         written
     }
 
     /// What the host before could not write to `path`.
     pub(crate) fn kept(&self, path: &Path) -> Option<String> {
-        self.shadow.as_ref()?.text(path)
+        self.spill.as_ref()?.text(path)
     }
 
     /// Nothing is kept of the file at `path` any more.
     pub(crate) fn forget(&self, path: &Path) {
-        if let Some(shadow) = &self.shadow {
-            shadow.keep(path, None);
+        if let Some(spill) = &self.spill {
+            spill.keep(path, None);
         }
     }
 }

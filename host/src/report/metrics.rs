@@ -55,6 +55,7 @@ impl Metrics<'_> {
         write_generations(to, &seen);
         write_holders(to, &seen);
         write_canaries(to, &seen);
+        write_shadows(to, &seen);
         write_operations(to, &seen);
         self.write_leaks(to, &seen);
         self.write_jobs(to);
@@ -465,6 +466,28 @@ fn write_canaries(to: &mut Exposition, seen: &[Seen]) {
     for (app, canary) in all() {
         family.sample(&[("app", app), ("question", &"failing")], canary.failing);
         family.sample(&[("app", app), ("question", &"slow")], canary.slow);
+    }
+}
+
+fn write_shadows(to: &mut Exposition, seen: &[Seen]) {
+    let mut family = to.family(
+        "handover_shadow_requests_total",
+        MetricKind::Counter,
+        "Copies of requests that the shadow got, by how its answer compares with what the client was given.",
+    );
+    for app in seen {
+        let Some(shadow) = &app.status.shadow else {
+            continue;
+        };
+        let results = [
+            ("same", shadow.same),
+            ("differs", shadow.differ - shadow.failed),
+            ("failed", shadow.failed),
+            ("skipped", shadow.skipped),
+        ];
+        for (result, number) in results {
+            family.sample(&[("app", &app.status.name), ("result", &result)], number);
+        }
     }
 }
 

@@ -31,9 +31,8 @@ use crate::{
         listeners::{HandedOn, ListenerKey},
     },
     notify::{ENDED, FAILED, FORGET, KEEP, Notifier, READY, STOPPING},
-    process,
-    shadow::ShadowFile,
-    signals,
+    process, signals,
+    spill::SpillFile,
 };
 
 /// The longest message of a host.
@@ -109,7 +108,7 @@ impl Host {
     /// crashed.
     pub(super) fn start(
         sockets: &HandedOn,
-        shadow: Option<&ShadowFile>,
+        spill: Option<&SpillFile>,
         crashed: Option<&Crash>,
         kept_config: &Path,
     ) -> io::Result<Self> {
@@ -126,9 +125,9 @@ impl Host {
             .args(std::env::args_os().skip(1))
             .args(["--supervised", &own_pid()])
             .args(
-                shadow
+                spill
                     .into_iter()
-                    .flat_map(|shadow| ["--shadow".to_owned(), shadow.number().to_string()]),
+                    .flat_map(|spill| ["--spill".to_owned(), spill.number().to_string()]),
             )
             .args(crashed.into_iter().flat_map(Crash::arguments))
             .args(

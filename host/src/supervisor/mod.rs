@@ -46,9 +46,10 @@ use crate::{
     net::{self, Listeners, SocketError},
     notify::Notifier,
     reconfigure,
-    shadow::ShadowFile,
     shortage::{Kills, OUT_OF_MEMORY},
-    signals, telemetry,
+    signals,
+    spill::SpillFile,
+    telemetry,
 };
 
 /// How long an address may still be in use: a host that was killed is gone, but the kernel may not
@@ -110,7 +111,7 @@ async fn supervise(mut listeners: Listeners, state: &Path) -> Result<u8, Supervi
     let mut orphans = Orphans::new()?;
     let manager = Notifier::from_env();
     let mut backoff = Backoff::default();
-    let shadow = ShadowFile::create()
+    let spill = SpillFile::create()
         .inspect_err(
             |error| tracing::warn!(%error, "what a full disk has no room for ends with the host"),
         )
@@ -124,7 +125,7 @@ async fn supervise(mut listeners: Listeners, state: &Path) -> Result<u8, Supervi
         let began = Instant::now();
         // The child inherits them. This process runs nothing else.
         let started = listeners.hand_on().and_then(|sockets| {
-            Host::start(&sockets, shadow.as_ref(), crashed.as_ref(), &kept_config)
+            Host::start(&sockets, spill.as_ref(), crashed.as_ref(), &kept_config)
         });
         let mut host = match started {
             Ok(host) => host,

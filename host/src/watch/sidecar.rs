@@ -24,6 +24,7 @@ struct Sidecar {
     #[serde(with = "values::limit")]
     ttl: Option<Duration>,
     canary: Option<Percent>,
+    shadow: Option<Percent>,
     steps: Option<Steps>,
     #[serde(with = "values::limit")]
     bake: Option<Duration>,
@@ -56,6 +57,7 @@ pub(super) fn read(path: &Path) -> Result<query::Deploy, String> {
         label,
         ttl,
         canary,
+        shadow,
         steps,
         bake,
         sticky,
@@ -72,13 +74,16 @@ pub(super) fn read(path: &Path) -> Result<query::Deploy, String> {
         }
         None => None,
     };
-    if ttl.is_some() && label.is_none() {
-        return Err(wrong(&"ttl is of a label: add e.g. label = \"next\""));
+    if ttl.is_some() && label.is_none() && shadow.is_none() {
+        return Err(wrong(
+            &"ttl is of a label or a shadow: add e.g. label = \"next\"",
+        ));
     }
     Ok(query::Deploy {
         label,
         ttl_ms: ttl.map(millis),
         canary,
+        shadow,
         bake_ms: bake.map(millis),
         sticky,
         orphan_jobs,

@@ -23,11 +23,11 @@ const HEAD: u64 = 16;
 
 /// The file of a supervisor.
 #[derive(Debug)]
-pub(crate) struct ShadowFile(OwnedFd);
+pub(crate) struct SpillFile(OwnedFd);
 
 /// The texts in it, as a host sees them: one for each file that is behind.
 #[derive(Debug)]
-pub struct Shadow {
+pub struct Spill {
     file: File,
     state: Mutex<State>,
 }
@@ -39,13 +39,13 @@ struct State {
     place: (u64, u64),
 }
 
-impl ShadowFile {
+impl SpillFile {
     /// An empty one. No process that is started inherits it.
     ///
     /// # Errors
     /// When the system has no files in memory.
     pub(crate) fn create() -> io::Result<Self> {
-        Ok(Self(memfd_create("handover-shadow", MemfdFlags::CLOEXEC)?))
+        Ok(Self(memfd_create("handover-spill", MemfdFlags::CLOEXEC)?))
     }
 
     /// The number by which a host finds it.
@@ -54,7 +54,7 @@ impl ShadowFile {
     }
 }
 
-impl Shadow {
+impl Spill {
     /// The one with this number in the process `supervisor`.
     ///
     /// # Errors
@@ -136,36 +136,36 @@ mod tests {
 
     #[test]
     fn the_next_host_finds_what_the_one_before_kept() {
-        let file = ShadowFile::create().unwrap();
-        let open = || Shadow::of(std::process::id(), file.number()).unwrap();
+        let file = SpillFile::create().unwrap();
+        let open = || Spill::of(std::process::id(), file.number()).unwrap();
         let (one, other) = (Path::new("/state/one"), Path::new("/state/other"));
         assert_eq!(open().text(one), None);
         for round in 0..20 {
             let text = "x".repeat(round * round);
-            let shadow = open();
-            shadow.keep(one, Some(text.as_bytes()));
-            shadow.keep(other, Some(b"other"));
+            let spill = open();
+            spill.keep(one, Some(text.as_bytes()));
+            spill.keep(other, Some(b"other"));
             assert_eq!(open().text(one).as_deref(), Some(&*text));
             assert_eq!(open().text(other).as_deref(), Some("other"));
         }
-        let shadow = open();
-        shadow.keep(one, None);
-        assert_eq!((open().text(one), shadow.text(one)), (None, None));
+        let spill = open();
+        spill.keep(one, None);
+        assert_eq!((open().text(one), spill.text(one)), (None, None));
         assert_eq!(open().text(other).as_deref(), Some("other"));
         // It does not grow with each change.
-        assert!(shadow.file.metadata().unwrap().len() < 2000);
+        assert!(spill.file.metadata().unwrap().len() < 2000);
     }
 
     #[test]
     fn what_was_cut_off_leaves_what_was_there_before() {
-        let file = ShadowFile::create().unwrap();
-        let open = || Shadow::of(std::process::id(), file.number()).unwrap();
+        let file = SpillFile::create().unwrap();
+        let open = || Spill::of(std::process::id(), file.number()).unwrap();
         let path = Path::new("/state/one");
         open().keep(path, Some(b"whole"));
         let (offset, length) = open().state.lock().place;
         // The texts of the next change, without their head.
-        let shadow = open();
-        shadow
+        let spill = open();
+        spill
             .file
             .write_all_at(b"{\"half", offset + length)
             .unwrap();
