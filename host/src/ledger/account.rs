@@ -334,7 +334,7 @@ impl Account {
     /// What holds the library now. Empty when it is quiet.
     ///
     /// Blocks for some milliseconds while there are threads that nobody can account for, which may
-    /// be about to end.
+    /// be about to end, and for a second at the most while one of them has had no processor yet.
     pub fn retain_reasons(&self) -> RetainReasons {
         let strangers = strangers::lasting(self.0.look());
         self.held_for(None, strangers)

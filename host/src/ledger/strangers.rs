@@ -19,7 +19,7 @@ use std::{
     io,
     os::fd::RawFd,
     sync::{Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -51,6 +51,13 @@ pub(super) struct Library {
     /// It may be called on threads of libc's that have not come to the ledger yet.
     pub(super) is_called_back: bool,
 }
+
+/// How many times, a millisecond apart, those are looked at that may be about to end.
+const TRIES: u32 = 20;
+
+/// How long a thread is given for its first act, which enters it, on a machine whose processors
+/// have other work.
+const FIRST_ACT: Duration = Duration::from_secs(1);
 
 /// The helpers of libc that were recognised: number and beginning. Each lives as long as the
 /// process.
@@ -97,10 +104,17 @@ pub(super) fn of(library: Library) -> io::Result<Vec<Stranger>> {
 pub(super) fn lasting(library: Library) -> io::Result<Vec<Stranger>> {
     // A thread that runs now may have been seen to wait, which says more about it.
     let mut waiting = HashMap::new();
-    for _ in 0..20 {
+    let begin = Instant::now();
+    for tries in 0_u32.. {
         let strangers = of(library)?;
         if strangers.is_empty() {
             return Ok(strangers);
+        }
+        let is_about_to_enter = strangers
+            .iter()
+            .any(|stranger| stranger.running && tasks::has_hardly_run(stranger.tid));
+        if tries >= TRIES && (!is_about_to_enter || begin.elapsed() > FIRST_ACT) {
+            break;
         }
         let seen = strangers.into_iter().filter(|stranger| !stranger.running);
         waiting.extend(seen.map(|stranger| (stranger.tid, stranger)));

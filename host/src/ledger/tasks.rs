@@ -105,6 +105,17 @@ impl Task {
     }
 }
 
+/// Whether a task had a processor for less than a millisecond, which is more than a thread's first
+/// act takes: it may not have come to it.
+pub(super) fn has_hardly_run(tid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/self/task/{tid}/schedstat"));
+    let ran = |stat: String| stat.split_ascii_whitespace().next()?.parse::<u64>().ok();
+    // Without the statistics of the scheduler nothing is known of it.
+    stat.ok()
+        .and_then(ran)
+        .is_some_and(|nanoseconds| nanoseconds < 1_000_000)
+}
+
 /// The time since the machine was started, in the unit in which the kernel tells when a task began:
 /// hundredths of a second.
 pub(super) fn now() -> u64 {
@@ -163,6 +174,14 @@ mod tests {
         assert_eq!((task.began, task.flags), (4711, 4_194_368));
         assert!(!task.is_of_kernel());
         assert_eq!(Task::parse("7 (a"), None);
+    }
+
+    #[test]
+    fn a_thread_that_has_had_a_processor_has_not_hardly_run() {
+        let begin = std::time::Instant::now();
+        while begin.elapsed() < std::time::Duration::from_secs(60) && has_hardly_run(own_tid()) {}
+        assert!(!has_hardly_run(own_tid()));
+        assert!(!has_hardly_run(i32::MAX)); // there is no such task
     }
 
     #[test]
