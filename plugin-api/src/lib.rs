@@ -16,7 +16,7 @@ pub mod abi;
 mod sdk;
 
 #[cfg(feature = "sdk")]
-pub use handover_plugin_macros::{app, job, main, on_live, schedule};
+pub use handover_plugin_macros::{app, db_revision, job, main, on_live, schedule};
 #[cfg(feature = "sessions")]
 pub use sdk::sessions::Sessions;
 #[cfg(feature = "sdk")]
@@ -75,6 +75,7 @@ pub mod __private {
         },
         sdk::{
             app::start,
+            db_revision::{DbRevision, RevisionFuture, run_db_revision},
             jobs::{JobHandler, run_job, run_scheduled},
             on_live::{LiveFuture, OnLive, run_on_live},
             program::{Flavor, run, start as start_main},

@@ -92,6 +92,13 @@ const APART: &[(&str, &[Build])] = &[
         ],
     ),
     (
+        "database",
+        &[
+            build(&["database"], "1.0.0", &[]),
+            build(&["database"], "2.0.0", &["second"]),
+        ],
+    ),
+    (
         "jobs",
         &[
             build(&["jobs"], "1.0.0", &[]),

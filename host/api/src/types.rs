@@ -536,6 +536,9 @@ pub struct ArtifactReport {
     pub abi: String,
     /// The version of its state schema.
     pub schema: u32,
+    /// The revisions of its database that it runs with, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub db: Option<String>,
     /// The commit, where the build said so.
     pub commit: Option<String>,
     /// Whether the sources differed from it.

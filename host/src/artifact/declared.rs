@@ -1,7 +1,7 @@
 //! What the functions of an artifact declare, read from its own ELF section without loading it: the
-//! handlers of jobs, and when those of schedules are due.
+//! handlers of jobs, when those of schedules are due, and the database revisions it runs with.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use handover_plugin::abi::declared::SECTION;
 use serde::{Deserialize, Serialize};
@@ -59,6 +59,52 @@ pub enum Missed {
     All,
 }
 
+/// The revisions of a database that a version runs with, both included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DbRevisions {
+    /// The lowest.
+    pub min: u64,
+    /// The highest.
+    pub max: u64,
+}
+
+impl DbRevisions {
+    /// Whether it runs with `revision`.
+    pub(crate) fn contains(self, revision: u64) -> bool {
+        (self.min..=self.max).contains(&revision)
+    }
+
+    /// Whether there is a revision that both run with.
+    pub(crate) fn overlaps(self, other: Self) -> bool {
+        self.min <= other.max && other.min <= self.max
+    }
+}
+
+impl fmt::Display for DbRevisions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self { min, max } if min == max => write!(f, "revision {min}"),
+            Self { min, max: u64::MAX } => write!(f, "revisions from {min} on"),
+            Self { min, max } => write!(f, "revisions {min} to {max}"),
+        }
+    }
+}
+
+/// A line about the database.
+#[derive(Debug, Deserialize)]
+struct DbLine {
+    db: DbRevisions,
+}
+
+/// All that the functions of an artifact declare.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Declarations {
+    /// The handlers of jobs.
+    pub(crate) handlers: Declared,
+    /// The database revisions that it runs with, where it says so.
+    pub(crate) db: Option<DbRevisions>,
+}
+
 /// Why a section is none of declarations.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DeclaredError {
@@ -70,6 +116,9 @@ pub(crate) enum DeclaredError {
     /// The same name is there twice.
     #[error("it declares the job `{0}` twice: give one of them another name")]
     Twice(String),
+    /// There are two functions for the revision of the database.
+    #[error("it has two functions with `#[db_revision]`: leave one")]
+    TwoDbRevisions,
     /// There are too many.
     #[error("it declares more than {MOST_HANDLERS} jobs")]
     Many,
@@ -95,10 +144,17 @@ impl JobHandler {
 ///
 /// # Errors
 /// What is wrong with the section and what to do.
-pub(crate) fn from_section(section: &[u8]) -> Result<Declared, DeclaredError> {
+pub(crate) fn from_section(section: &[u8]) -> Result<Declarations, DeclaredError> {
     let mut declared = Declared::new();
+    let mut db = None;
     let lines = section.split(|byte| matches!(byte, b'\n' | b'\0'));
     for line in lines.filter(|line| !line.is_empty()) {
+        if let Ok(DbLine { db: revisions }) = serde_json::from_slice(line) {
+            if db.replace(revisions).is_some() {
+                return Err(DeclaredError::TwoDbRevisions);
+            }
+            continue;
+        }
         let handler: JobHandler =
             serde_json::from_slice(line).map_err(|error| DeclaredError::Line(error.to_string()))?;
         let name = handler.job.clone();
@@ -109,7 +165,10 @@ pub(crate) fn from_section(section: &[u8]) -> Result<Declared, DeclaredError> {
             return Err(DeclaredError::Many);
         }
     }
-    Ok(declared)
+    Ok(Declarations {
+        handlers: declared,
+        db,
+    })
 }
 
 #[cfg(test)]
@@ -123,12 +182,13 @@ mod tests {
         let declared = from_section(
             b"{\"job\":\"a\",\"new\":1}\n\0\0{\"job\":\"b\",\"schedule\":\"0 3 * * *\",\"missed\":\"all\"}\n",
         )
-        .unwrap();
+        .unwrap()
+        .handlers;
         assert_eq!(declared.len(), 2);
         assert_eq!(declared["a"].concurrency(), usize::MAX);
         assert_eq!(declared["b"].concurrency(), 1);
         assert_eq!(declared["b"].missed, Missed::All);
-        assert!(from_section(b"").unwrap().is_empty());
+        assert!(from_section(b"").unwrap().handlers.is_empty());
         assert!(
             from_section(b"{}")
                 .unwrap_err()
@@ -137,6 +197,13 @@ mod tests {
         );
         let twice = from_section(b"{\"job\":\"a\"}\n{\"job\":\"a\"}\n").unwrap_err();
         assert!(twice.to_string().contains("`a` twice"));
+        let line = br#"{"db":{"min":3,"max":5}}"#;
+        let db = from_section(line).unwrap().db.unwrap();
+        assert_eq!(db, DbRevisions { min: 3, max: 5 });
+        assert!(db.contains(3) && db.contains(5) && !db.contains(6));
+        assert_eq!(db.to_string(), "revisions 3 to 5");
+        let twice = [&line[..], b"\n", line].concat();
+        assert!(from_section(&twice).is_err());
         for byte in 0..=u8::MAX {
             let _ = from_section(&[b'{', byte, b'\n']);
         }

@@ -31,6 +31,7 @@ pub(crate) mod trust;
 
 use std::path::PathBuf;
 
+pub(crate) use self::declared::DbRevisions;
 pub(crate) use self::initialisers::Initialisers;
 pub(crate) use self::{
     bundled::{Bundled, bundled},
@@ -63,6 +64,8 @@ pub struct Artifact {
     pub manifest: Manifest,
     /// What its functions declare.
     pub declared: Declared,
+    /// The database revisions that it runs with, where it says so.
+    pub(crate) db: Option<DbRevisions>,
     /// What its ELF header says.
     pub elf: ElfFacts,
     /// What came with it as its signature: verified by [`Keys::verify`] only.

@@ -64,6 +64,7 @@ impl Artifact {
             size: self.size,
             abi: self.manifest.abi_named(),
             schema: self.manifest.schema,
+            db: self.db.map(|db| db.to_string()),
             commit: build.commit.clone(),
             dirty: build.dirty,
             lockfile: build.lockfile.clone(),

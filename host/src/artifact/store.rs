@@ -479,12 +479,14 @@ fn describe(
 ) -> Result<Artifact, Undescribed> {
     let elf = elf::read(file)?;
     let section = elf.manifest.ok_or(ManifestError::Missing)?;
+    let declarations = declared::from_section(&elf.declared.unwrap_or_default())?;
     Ok(Artifact {
         sha256,
         size,
         path,
         manifest: Manifest::from_section(&section)?,
-        declared: declared::from_section(&elf.declared.unwrap_or_default())?,
+        declared: declarations.handlers,
+        db: declarations.db,
         elf: elf.facts,
         signature: None,
         lease: Lease::default(),

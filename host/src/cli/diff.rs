@@ -112,6 +112,7 @@ fn facts(report: &ArtifactReport) -> Facts {
         ("size", one(&human::file_size(report.size))),
         ("abi", one(&report.abi)),
         ("state schema", one(&report.schema.to_string())),
+        ("database", some(&report.db)),
         ("commit", some(&commit)),
         ("Cargo.lock", some(&report.lockfile)),
         ("rustc", one(&report.rustc)),

@@ -11,7 +11,7 @@ use super::{
     output::{self, Cell, Paint, Row},
 };
 use crate::{
-    artifact::{self, Artifact, BuildFacts, Bundled, StoreError, manifest::HOST_ABI},
+    artifact::{self, Artifact, BuildFacts, Bundled, DbRevisions, StoreError, manifest::HOST_ABI},
     human,
 };
 
@@ -32,6 +32,9 @@ struct Report<'a> {
     reason: Option<String>,
     /// The version of its state schema.
     schema: u32,
+    /// The revisions of its database that it runs with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    db: Option<DbRevisions>,
     /// How it was built.
     build: &'a BuildFacts,
     /// The GNU build id, in hexadecimal.
@@ -85,6 +88,7 @@ fn report(artifact: &Artifact) -> Report<'_> {
         accepted: reason.is_none(),
         reason,
         schema: manifest.schema,
+        db: artifact.db,
         build: &manifest.build,
         build_id: artifact
             .elf
@@ -112,7 +116,7 @@ fn text(report: &Report<'_>, colour: bool) -> String {
     };
     let build = report.build;
     let unknown = || "unknown".to_owned();
-    let facts: [(&str, Cell); 15] = [
+    let mut facts: Vec<(&str, Cell)> = vec![
         ("app", Cell::painted(report.app.as_str(), Paint::Bold)),
         (
             "version",
@@ -147,6 +151,10 @@ fn text(report: &Report<'_>, colour: bool) -> String {
         ("needs", needed(report.needed).into()),
         ("verdict", verdict),
     ];
+    if let Some(db) = report.db {
+        let after_schema = 4;
+        facts.insert(after_schema, ("database", db.to_string().into()));
+    }
     let rows: Vec<_> = facts
         .into_iter()
         .map(|(name, value)| Row::Cells(vec![Cell::painted(name, Paint::Dim), value]))

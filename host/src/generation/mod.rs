@@ -30,6 +30,6 @@ pub(crate) use self::{
     in_flight::{InFlight, KeepAlive},
     shared::{Counts, Generation},
     spec::{Spec, StartError},
-    states::{Active, Draining, Ended, Retained, Started, load, start},
+    states::{Active, Draining, Ended, Retained, Started, answered, load, start},
     tenants::TenantPlace,
 };

@@ -15,6 +15,7 @@ use handover_plugin::abi::{
 };
 
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use handover_api::GenerationState;
 
@@ -475,6 +476,18 @@ impl Hooks {
             .ok()
     }
 
+    /// Begins to ask the app which revision its database is at.
+    fn ask_db_revision(&mut self, shared: &Arc<Shared>) -> DbRevisionAnswer {
+        let (answer, answered) = oneshot::channel();
+        self.0
+            .extend(Self::begin(shared, "db_revision", move |shared| {
+                // Nobody may wait any more.
+                let _ = answer.send(shared.app().db_revision());
+                0
+            }));
+        answered
+    }
+
     /// Those that have not returned by `by`.
     async fn left(self, by: Instant) -> Self {
         let mut left = Vec::new();
@@ -485,6 +498,27 @@ impl Hooks {
             }
         }
         Self(left)
+    }
+}
+
+/// What an app says of its database; closed when no thread could ask it.
+pub(crate) type DbRevisionAnswer = oneshot::Receiver<Result<Option<u64>, String>>;
+
+/// Waits for `answer`.
+///
+/// # Errors
+/// Why the revision is not known.
+pub(crate) async fn answered(
+    answer: DbRevisionAnswer,
+    deadline: Duration,
+) -> Result<Option<u64>, String> {
+    match tokio::time::timeout(deadline, answer).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_)) => Err("no thread can be started to ask it".to_owned()),
+        Err(_) => Err(format!(
+            "it did not answer within {}",
+            human::duration(deadline)
+        )),
     }
 }
 
@@ -542,6 +576,15 @@ impl Started {
         }
     }
 
+    /// Asks the app which revision its database is at.
+    ///
+    /// # Errors
+    /// Why that is not known.
+    pub(crate) async fn db_revision(&self, deadline: Duration) -> Result<Option<u64>, String> {
+        let asked = self.1.lock().ask_db_revision(self.0.generation.shared());
+        answered(asked, deadline).await
+    }
+
     /// Ends it before it served anybody.
     pub(crate) async fn discard(self) -> Ended {
         self.activate().drain().retire().await
@@ -567,6 +610,11 @@ impl Active {
             0
         });
         self.1.lock().0.extend(told);
+    }
+
+    /// Begins to ask the app which revision its database is at.
+    pub(crate) fn ask_db_revision(&self) -> DbRevisionAnswer {
+        self.1.lock().ask_db_revision(self.0.generation.shared())
     }
 
     /// Closes it for new requests and tells the app, on a thread of its own: that no more come, and

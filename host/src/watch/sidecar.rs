@@ -48,7 +48,13 @@ pub(super) fn read(path: &Path) -> Result<query::Deploy, String> {
     let wrong = |why: &dyn std::fmt::Display| format!("its {}: {why}", shown::path(&file));
     let text = match text(&file) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        // A name of which there can be no file is that of none.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename
+            ) =>
+        {
             return Ok(query::Deploy::default());
         }
         Err(error) => return Err(wrong(&error)),

@@ -252,7 +252,7 @@ mod tests {
     use crate::artifact::declared;
 
     fn handlers(lines: &str) -> Declared {
-        declared::from_section(lines.as_bytes()).unwrap()
+        declared::from_section(lines.as_bytes()).unwrap().handlers
     }
 
     fn take(queue: &mut Queue<()>, now_ms: u64, handlers: &Declared) -> Option<u64> {

@@ -1,6 +1,7 @@
 //! The attribute macros of handover-plugin.
 
 mod app;
+mod db_revision;
 mod job;
 mod on_live;
 mod provenance;
@@ -125,6 +126,28 @@ pub fn schedule(attribute: TokenStream, item: TokenStream) -> TokenStream {
 #[proc_macro_attribute]
 pub fn on_live(attribute: TokenStream, item: TokenStream) -> TokenStream {
     tokens(on_live::expand(attribute.into(), item.into()))
+}
+
+/// Declares which revisions of its database a version runs with, by a function that says which one
+/// the database is at: an `async fn` that takes a `Context`, and gives a `Result` of a number.
+///
+/// The attribute has the range: `3..=5`, `3..` or `3`. The host asks before the version goes live
+/// and once more after its migrations. A database that is further than the version knows fails a
+/// deploy, a promotion or a rollback before anything was done; one that the migrations have not
+/// brought into the range fails it before the first request. At a restart of the host what was live
+/// serves, with a warning.
+///
+/// ```ignore
+/// #[handover_plugin::db_revision(20260101..=20260315)]
+/// async fn revision(cx: Context) -> Result<i64, Error> {
+///     let pool = PgPool::connect(cx.env("DATABASE_URL").unwrap_or_default()).await?;
+///     let newest = "SELECT coalesce(max(version), 0) FROM _sqlx_migrations WHERE success";
+///     Ok(sqlx::query_scalar(newest).fetch_one(&pool).await?)
+/// }
+/// ```
+#[proc_macro_attribute]
+pub fn db_revision(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    tokens(db_revision::expand(attribute.into(), item.into()))
 }
 
 /// What a macro expands to: an error where its author meets it.

@@ -189,6 +189,14 @@ pub trait Plugin: Send + Sync + 'static {
     fn on_live(&self) -> Result<bool, String> {
         Ok(false)
     }
+    /// Which revision the database is at; none when nothing is said of that. The error is a
+    /// sentence for the operator.
+    ///
+    /// # Errors
+    /// When it is not known.
+    fn db_revision(&self) -> Result<Option<u64>, String> {
+        Ok(None)
+    }
     /// New requests come from now on.
     fn activate(&self) {}
     /// No new requests come.
@@ -238,6 +246,7 @@ impl<E: Entry> Table<E> {
         entry,
         activate,
         on_live,
+        db_revision,
         cancel_work,
     });
 }
@@ -398,6 +407,21 @@ unsafe extern "C" fn on_live(app: *mut (), sink: &TextSink<'_>) -> u32 {
     match catch_panic(|| plugin.on_live()) {
         Some(Ok(true)) => return 1,
         Some(Ok(false)) => return 2,
+        Some(Err(reason)) => sink.put(&reason),
+        None => sink.put("it panicked"),
+    }
+    0
+}
+
+unsafe extern "C" fn db_revision(app: *mut (), sink: &TextSink<'_>) -> u32 {
+    // SAFETY: the host calls between `start` and `stop`.
+    let plugin = unsafe { app_of(app) };
+    match catch_panic(|| plugin.db_revision()) {
+        Some(Ok(Some(revision))) => {
+            sink.put(&revision.to_string());
+            return 1;
+        }
+        Some(Ok(None)) => return 2,
         Some(Err(reason)) => sink.put(&reason),
         None => sink.put("it panicked"),
     }

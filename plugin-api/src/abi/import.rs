@@ -257,6 +257,28 @@ impl<O: HostServices> AppHandle<O> {
         }
     }
 
+    /// Asks which revision the database of the app is at; blocks as long as that takes. None when
+    /// it says nothing of it, as one that was built before 1.4 does.
+    ///
+    /// # Errors
+    /// Why that is not known: a sentence for the operator.
+    pub fn db_revision(&self) -> Result<Option<u64>, String> {
+        let Some(db_revision) = self.root.db_revision() else {
+            return Ok(None);
+        };
+        let mut text = String::new();
+        // SAFETY: the app was started and not stopped.
+        let done = TextSink::lend(&mut text, |sink| unsafe { db_revision(self.app, sink) });
+        match done {
+            1 => match text.parse() {
+                Ok(revision) => Ok(Some(revision)),
+                Err(_) => Err(format!("{text:?} is no number")),
+            },
+            2 => Ok(None),
+            _ => Err(text),
+        }
+    }
+
     /// Cancels the spawned work of this number. Returns whether it ran; an app that was built
     /// before 1.4 cancels none.
     pub fn cancel_work(&self, number: u64) -> bool {

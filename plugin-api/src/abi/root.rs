@@ -68,6 +68,11 @@ pub struct Root {
     /// reason to the sink.
     #[sabi(missing_field(option))]
     pub on_live: unsafe extern "C" fn(*mut (), &TextSink<'_>) -> u32,
+    /// Since 1.4. Asks which revision the database of the app is at. Blocks as long as that takes,
+    /// so it is called on a thread of its own, never in preflight. Gives 1 and puts the number to
+    /// the sink, 2 when the app says nothing of it; else 0, and the reason goes to the sink.
+    #[sabi(missing_field(option))]
+    pub db_revision: unsafe extern "C" fn(*mut (), &TextSink<'_>) -> u32,
     /// Since 1.4. Cancels the spawned work of this number, which the host gave it; gives 1 where it
     /// ran.
     #[sabi(missing_field(option))]

@@ -18,6 +18,7 @@ use tower_service::Service;
 use super::{
     body::Body,
     context::{self, Context},
+    db_revision,
     error::Error,
     log, on_live, program,
     runtime::{self, AppRuntime},
@@ -163,6 +164,10 @@ impl<A: App> Plugin for Running<A> {
 
     fn on_live(&self) -> Result<bool, String> {
         on_live::run_all(&self.context, self.runtime.handle())
+    }
+
+    fn db_revision(&self) -> Result<Option<u64>, String> {
+        db_revision::ask(&self.context, self.runtime.handle())
     }
 
     fn activate(&self) {

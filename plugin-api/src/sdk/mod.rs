@@ -9,6 +9,7 @@
 //! - [`work`]: tasks and jobs that outlive their request
 //! - [`worker`]: work that goes on for as long as a generation is live
 //! - [`on_live`]: what a version does once before its first request
+//! - [`db_revision`]: which revision the database of the app is at
 //! - [`log`]: events, log records and panics on their way to the host
 //! - [`upgrade`]: WebSockets and other upgraded connections
 //! - [`cache`], [`rate_limit`], `sessions`: what is kept in it as a rule
@@ -22,6 +23,7 @@ pub(crate) mod body;
 pub(crate) mod cache;
 pub(crate) mod connection;
 pub(crate) mod context;
+pub(crate) mod db_revision;
 pub(crate) mod error;
 pub(crate) mod jobs;
 pub(crate) mod lease;

@@ -4,6 +4,7 @@
 //! - [`steps`]: the steps, in their order
 //! - [`failure`]: why one failed, and how that is recorded
 
+mod db;
 mod failure;
 mod steps;
 #[cfg(test)]

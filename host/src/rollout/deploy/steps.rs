@@ -739,6 +739,7 @@ impl<M: Machine> Deploy<'_, M> {
             ..
         } = self;
         let id = started.generation().spec().id;
+        let found = self.db_before(started).await?;
         let settings = app.settings();
         let within = plan.within(settings.hooks.deadline);
         if let Some(program) = settings.hooks.migrate.as_ref()
@@ -756,11 +757,10 @@ impl<M: Machine> Deploy<'_, M> {
         let began = Instant::now();
         let within = plan.within(settings.hooks.deadline);
         match started.on_live(within).await {
-            Ok(false) => Ok(()),
+            Ok(false) => {}
             Ok(true) => {
                 let message = "it did what it has to before its first request".to_owned();
                 progress.step("on_live", app, began.elapsed(), message);
-                Ok(())
             }
             // What was live before serves, whatever has moved on outside since.
             Err(reason) if matches!(plan.cause, Cause::Start | Cause::Crash | Cause::Rollback) => {
@@ -771,10 +771,10 @@ impl<M: Machine> Deploy<'_, M> {
                 rollout
                     .registry
                     .record_event(EventKind::Warning, app, Some(id), message);
-                Ok(())
             }
-            Err(reason) => Err(format!("its on_live failed: {reason}")),
+            Err(reason) => return Err(format!("its on_live failed: {reason}")),
         }
+        self.db_after(started, found).await
     }
 
     /// Puts away what was started and serves nobody, for `reason`.
@@ -921,6 +921,9 @@ impl<M: Machine> Deploy<'_, M> {
         let Self { rollout, app, .. } = self;
         if rollout.is_closing() {
             return Err(Failure::host("the host is shutting down").of(id));
+        }
+        if let Err(reason) = self.db_of_labelled(label, id).await {
+            return Err(Failure::host(reason).of(id));
         }
         let began = Instant::now();
         let taken = app.running(|running| {

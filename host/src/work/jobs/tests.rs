@@ -46,7 +46,7 @@ impl App {
     }
 
     fn live(&self, generation: u64) -> Arc<Listener> {
-        let handlers = declared::from_section(br#"{"job":"a"}"#).unwrap();
+        let handlers = declared::from_section(br#"{"job":"a"}"#).unwrap().handlers;
         let listener = self.jobs.listen(handlers, generation);
         self.jobs.set_live(generation);
         listener

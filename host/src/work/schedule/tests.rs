@@ -10,7 +10,7 @@ use crate::{
 };
 
 fn declared(lines: &str) -> Declared {
-    declared::from_section(lines.as_bytes()).unwrap()
+    declared::from_section(lines.as_bytes()).unwrap().handlers
 }
 
 fn at(text: &str) -> u64 {
