@@ -61,8 +61,8 @@ pub mod testing {
     pub use crate::{
         access::Access,
         artifact::{
-            AbiVersion, Artifact, BuildFacts, Declared, ElfFacts, JobHandler, Key, Manifest,
-            Missed, Sha256, Signature, Store, StoreError, inspect,
+            AbiVersion, Artifact, BuildFacts, DbRevisions, Declared, ElfFacts, JobHandler, Key,
+            Manifest, Missed, Sha256, Signature, Store, StoreError, inspect,
         },
         config::{Config, RoutePrefix},
         control::{ControlSocket, Host, ShutdownHandle, serve},

@@ -58,6 +58,7 @@ fn artifact(path: PathBuf) -> Artifact {
         size: bytes.len() as u64,
         path,
         declared: Default::default(),
+        db: None,
         manifest: Manifest {
             app: "fixture".parse().unwrap(),
             version: semver::Version::new(1, 0, 0),

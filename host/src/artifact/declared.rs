@@ -61,7 +61,7 @@ pub enum Missed {
 
 /// The revisions of a database that a version runs with, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct DbRevisions {
+pub struct DbRevisions {
     /// The lowest.
     pub min: u64,
     /// The highest.

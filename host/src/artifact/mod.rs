@@ -31,7 +31,6 @@ pub(crate) mod trust;
 
 use std::path::PathBuf;
 
-pub(crate) use self::declared::DbRevisions;
 pub(crate) use self::initialisers::Initialisers;
 pub(crate) use self::{
     bundled::{Bundled, bundled},
@@ -43,7 +42,7 @@ pub(crate) use self::{
     trust::Keys,
 };
 pub use self::{
-    declared::{Declared, JobHandler, Missed},
+    declared::{DbRevisions, Declared, JobHandler, Missed},
     digest::Sha256,
     elf::ElfFacts,
     manifest::{AbiVersion, BuildFacts, Manifest},
@@ -65,7 +64,7 @@ pub struct Artifact {
     /// What its functions declare.
     pub declared: Declared,
     /// The database revisions that it runs with, where it says so.
-    pub(crate) db: Option<DbRevisions>,
+    pub db: Option<DbRevisions>,
     /// What its ELF header says.
     pub elf: ElfFacts,
     /// What came with it as its signature: verified by [`Keys::verify`] only.

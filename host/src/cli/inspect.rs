@@ -206,6 +206,7 @@ mod tests {
             accepted: reason.is_none(),
             reason: reason.map(str::to_owned),
             schema: 3,
+            db: None,
             build: &build,
             build_id: None,
             machine: "x86_64",
