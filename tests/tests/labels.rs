@@ -245,19 +245,76 @@ async fn a_rollback_while_the_version_before_is_warm_loads_nothing() {
     assert_eq!(answers(&host, "previous").await[..2], ["1.0.0", "2.0.0"]);
 }
 
+/// Waits until `label` is reached again.
+async fn comes_back(host: &Host, label: &str, version: &str) {
+    host.until("the label", async || {
+        (answers(host, label).await[1] == version).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
-async fn a_restart_brings_what_is_live_and_the_end_of_the_host_ends_labels_in_order() {
+async fn labels_outlive_a_restart_and_a_kill_but_not_their_time() {
+    let mut host = Setup::new().config(LABELS).start().await;
+    host.deploy(&fixture("probe", "1.0.0")).await.expect_code(0);
+    for (label, more) in [("next", &["--ttl", "1h"][..]), ("fix-12", &[])] {
+        let mut line = vec!["--label", label];
+        line.extend(more);
+        deploy(&host, &fixture("probe", "2.0.0"), &line)
+            .await
+            .expect_code(0);
+    }
+    deploy(
+        &host,
+        &fixture("probe", "2.0.0"),
+        &["--label", "short", "--ttl", "500ms"],
+    )
+    .await
+    .expect_code(0);
+    host.cli(["shutdown"]).await.expect_code(0);
+    assert_eq!(host.ended().await, Some(0));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    host.again().await;
+    host.live("probe", "1.0.0").await;
+    comes_back(&host, "next", "2.0.0").await;
+    comes_back(&host, "fix-12", "2.0.0").await;
+    assert_eq!(answers(&host, "short").await[1], "1.0.0");
+    let app = host.app("probe").await;
+    let left: Vec<_> = app.generations.iter().map(|one| one.ends_in_ms).collect();
+    assert!(
+        left.iter().flatten().all(|left| *left <= 3_600_000),
+        "{left:?}"
+    );
+    assert_eq!(left.iter().flatten().count(), 1);
+
+    host.cli(["abort", "probe", "--label", "next"])
+        .await
+        .expect_code(0);
+    host.crash(|_| ()).await;
+    host.live("probe", "1.0.0").await;
+    comes_back(&host, "fix-12", "2.0.0").await;
+    assert_eq!(answers(&host, "next").await[1], "1.0.0");
+}
+
+#[tokio::test]
+async fn a_version_with_a_label_that_crashes_the_host_does_it_once() {
     let mut host = Setup::new().config(LABELS).start().await;
     host.deploy(&fixture("probe", "1.0.0")).await.expect_code(0);
     deploy(&host, &fixture("probe", "2.0.0"), &["--stage"])
         .await
         .expect_code(0);
-    host.cli(["shutdown"]).await.expect_code(0);
-    assert_eq!(host.ended().await, Some(0));
-    host.again().await;
+    let mut http = Http1::connect(host.address).await.unwrap();
+    let headers = [("handover-version", "next")];
+    http.request("GET", "/segfault", &headers, None)
+        .await
+        .unwrap_err();
+    host.came_back().await;
     host.live("probe", "1.0.0").await;
+    host.event("the end of the label", |event| {
+        event.kind == "label_ended" && event.message.contains("the host crashed")
+    })
+    .await;
     assert_eq!(answers(&host, "next").await[1], "1.0.0");
-    assert_eq!(host.app("probe").await.generations.len(), 1);
 }
 
 /// Waits for the answer file `name` in the drop folder.

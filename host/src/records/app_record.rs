@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use handover_api::{AppName, Cause, GenerationId};
+use handover_api::{AppName, Cause, GenerationId, Label};
 use parking_lot::Mutex;
 use semver::Version;
 use serde::{Deserialize, Serialize};
@@ -53,6 +53,9 @@ pub(crate) struct Record {
     pub(crate) head: Option<Head>,
     /// What waits for `handover reload`.
     pub(crate) staged: Option<Head>,
+    /// What is up beside what is live, under labels of the operator's.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) labels: Vec<LabelledHead>,
     /// What its clients are told, while somebody has stopped it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stopped: Option<String>,
@@ -81,6 +84,19 @@ pub(crate) struct Head {
     pub(crate) version: Version,
     /// The file of the drop folder that it came from.
     pub(crate) source: Option<String>,
+}
+
+/// An artifact that is up under a label.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LabelledHead {
+    /// The label.
+    pub(crate) label: Label,
+    /// The artifact.
+    #[serde(flatten)]
+    pub(crate) head: Head,
+    /// When its time is over, in milliseconds since 1970; none: when somebody promotes or aborts
+    /// it.
+    pub(crate) until_ms: Option<u64>,
 }
 
 /// Where an app without configured routes answers.
@@ -252,12 +268,14 @@ impl Record {
     pub(crate) fn wanted(&self, keep: usize) -> Vec<Sha256> {
         let head = self.head.as_ref().map(|head| head.artifact);
         let staged = self.staged.as_ref().map(|head| head.artifact);
+        let labelled = self.labels.iter().map(|labelled| labelled.head.artifact);
         let active = history::once_active(&self.history);
         let active = active.into_iter().map(|entry| entry.artifact);
         let before = head.map_or_else(Vec::new, |head| history::before(&self.history, head));
         let before = before.into_iter().map(|entry| entry.artifact);
         head.into_iter()
             .chain(staged)
+            .chain(labelled)
             .chain(active.filter(|artifact| Some(*artifact) != head).take(keep))
             .chain(before.take(keep))
             .collect()

@@ -16,7 +16,7 @@ use crate::{
     rollout::{
         Rollout,
         deploy::{self, Plan},
-        drain, rollback,
+        drain, labels, rollback,
     },
 };
 
@@ -124,6 +124,7 @@ async fn stop(rollout: &Rollout, app: &Arc<App>, message: String) -> OperationRe
     }
     let all = app.running(Running::end_all);
     rollout.registry.publish();
+    labels::write_down(app);
     if all.is_empty() {
         let message = format!("{} is stopped, and served nothing", app.name);
         return result(Outcome::Unchanged, app, message);

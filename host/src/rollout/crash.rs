@@ -50,6 +50,8 @@ pub(crate) struct Findings {
     pub(crate) failed: Vec<(AppName, Tried, String)>,
     /// What was under way when the host ended for another reason, and that reason.
     pub(crate) interrupted: Vec<(AppName, Tried, String)>,
+    /// Whether the host crashed, and nobody ended it.
+    pub(crate) is_crash: bool,
     /// Artifacts that are never unmapped again, and why.
     pub(crate) staying: Vec<(AppName, Lived, String)>,
 }
@@ -141,6 +143,7 @@ pub(crate) fn take_findings(rollout: &Rollout, crashed: Option<Crashed>) -> Find
             ..Findings::default()
         },
     };
+    findings.is_crash = is_own_fault;
     if matches!(culprit, Culprit::Left(_)) || !is_own_fault {
         // It says nothing of what is live.
         rollout

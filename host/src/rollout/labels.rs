@@ -1,7 +1,10 @@
 //! Versions beside the live one: each is up under a label until it is promoted, aborted, or its
 //! time is over.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use handover_api::{Cause, EventKind, GenerationId, Label, OperationResult, Outcome, Wait, query};
 
@@ -10,8 +13,12 @@ use crate::{
         app::{App, Replaced, result},
         serving::Labelled,
     },
+    clock::{millis, now_ms},
     operations::operation::Operation,
-    records::history::Attribution,
+    records::{
+        app_record::{Head, LabelledHead},
+        history::Attribution,
+    },
     rollout::{
         Rollout, canary,
         deploy::{self, Destination, Plan},
@@ -152,6 +159,79 @@ pub(super) fn reached_by(app: &App, label: &Label) -> String {
     }
 }
 
+/// Has the record say what is up under labels of the operator's, for the next start. Blocks on no
+/// disk.
+pub(super) fn note(app: &App) -> bool {
+    let labels: Vec<_> = app.running(|running| {
+        let all = running.serving.labelled().iter();
+        all.filter(|labelled| !labelled.label.is_reserved())
+            .map(|labelled| LabelledHead {
+                label: labelled.label.clone(),
+                head: Head {
+                    artifact: labelled.live.artifact.sha256,
+                    version: labelled.live.artifact.manifest.version.clone(),
+                    source: labelled.live.source.clone(),
+                },
+                until_ms: labelled.until.map(|until| {
+                    let left = until.saturating_duration_since(Instant::now());
+                    now_ms().saturating_add(millis(left))
+                }),
+            })
+            .collect()
+    });
+    app.saved.edit(|record| {
+        let is_new = record.labels != labels;
+        record.labels = labels;
+        is_new
+    })
+}
+
+/// The same, and writes it when there is time for that.
+pub(super) fn write_down(app: &Arc<App>) {
+    if note(app) {
+        let app = Arc::clone(app);
+        // What cannot be written is tried again by who watches over the record.
+        tokio::spawn(async move { app.saved.change(|_| ()).await.1 });
+    }
+}
+
+/// Brings up what was up under labels when the host before ended, unless that was a crash, which it
+/// may have been to blame for.
+pub(super) fn bring_back(rollout: &Rollout, app: &Arc<App>, is_crash: bool) {
+    let labels = app.saved.edit(|record| std::mem::take(&mut record.labels));
+    for LabelledHead {
+        label,
+        head,
+        until_ms,
+    } in labels
+    {
+        let left = until_ms.map(|until| until.saturating_sub(now_ms()));
+        let why_not = match left {
+            _ if is_crash => Some("the host crashed, and it may have been the reason"),
+            Some(0) => Some("its time was over while the host was down"),
+            _ => None,
+        };
+        if let Some(why_not) = why_not {
+            let message = format!("{} answers to `{label}` no more: {why_not}", head.version);
+            rollout
+                .registry
+                .record_event(EventKind::LabelEnded, app, None, message);
+            continue;
+        }
+        let (of, stored) = (Arc::clone(app), rollout.clone());
+        let what = format!("start of {} under `{label}`", head.version);
+        let plan = async move {
+            let plan = stored.plan_stored(&of, head, Cause::Start).await?;
+            let ttl = left.map(Duration::from_millis);
+            Ok(Plan {
+                destination: Destination::Label { label, ttl },
+                ..plan
+            })
+        };
+        deploy::begin_plan(rollout, Arc::clone(app), what, plan, Wait::Detached);
+    }
+}
+
 /// Ends generation `id` after `ttl`, if it has its label still.
 pub(super) fn end_later(
     rollout: &Rollout,
@@ -183,6 +263,7 @@ pub(super) fn end(
     let replaced = app.running(|running| running.unlabel(label, is_it))?;
     let id = replaced.active.generation().spec().id;
     rollout.registry.publish();
+    write_down(app);
     leave(rollout, app, label, replaced, why);
     Some(id)
 }

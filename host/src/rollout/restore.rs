@@ -22,6 +22,7 @@ use crate::{
         Rollout, availability,
         crash::{self, Blame},
         deploy::{self, Asked, Entrance},
+        labels,
     },
 };
 
@@ -49,6 +50,7 @@ pub(crate) async fn restore(rollout: &Rollout, crashed: Option<Crashed>) {
     for (app, tried, reason) in std::mem::take(&mut findings.interrupted) {
         record_end(rollout, &app, tried, Outcome::Failed, reason).await;
     }
+    let is_crash = findings.is_crash;
     for (app, lived, reason) in std::mem::take(&mut findings.staying) {
         stay(rollout, &app, &lived, reason).await;
     }
@@ -61,12 +63,17 @@ pub(crate) async fn restore(rollout: &Rollout, crashed: Option<Crashed>) {
     for app in others {
         let blame = findings.blamed.remove(&app.name);
         let left_out = findings.left_out.remove(&app.name);
-        starting.spawn(bring_back(rollout.clone(), app, blame, left_out));
+        let rollout = rollout.clone();
+        starting.spawn(async move {
+            bring_back(&rollout, &app, blame, left_out).await;
+            labels::bring_back(&rollout, &app, is_crash);
+        });
     }
     while starting.join_next().await.is_some() {}
     for app in suspects {
         let left_out = findings.left_out.remove(&app.name);
-        bring_back(rollout.clone(), app, None, left_out).await;
+        bring_back(rollout, &app, None, left_out).await;
+        labels::bring_back(rollout, &app, is_crash);
     }
 }
 
@@ -120,17 +127,17 @@ async fn catch_up(rollout: &Rollout) {
 }
 
 async fn bring_back(
-    rollout: Rollout,
-    app: Arc<App>,
+    rollout: &Rollout,
+    app: &Arc<App>,
     blame: Option<Blame>,
     left_out: Option<LeftOut>,
 ) {
     let rolled_back = match blame {
-        Some(blame) => roll_back(&rollout, &app, blame).await,
+        Some(blame) => roll_back(rollout, app, blame).await,
         None => false,
     };
     if !rolled_back {
-        restore_app(&rollout, &app, left_out).await;
+        restore_app(rollout, app, left_out).await;
     }
 }
 

@@ -894,6 +894,7 @@ impl<M: Machine> Deploy<'_, M> {
             labels::leave(rollout, app, &label, before, "another version took it");
         }
         let entry = checked.entry(&plan, progress, Outcome::Staged, Some(spec.id));
+        labels::note(app);
         let (_, saved) = app
             .saved
             .change(|record| {
@@ -1042,6 +1043,10 @@ impl<M: Machine> Deploy<'_, M> {
 
         let mut entry = checked.entry(&plan, progress, Outcome::Done, Some(spec.id));
         entry.replaced = figures;
+        // At a restart those that are noted have yet to come up.
+        if !is_restart {
+            labels::note(app);
+        }
         crash::prove_later(rollout, app, &spec);
         let head = Head {
             artifact: spec.artifact,
