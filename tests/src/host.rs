@@ -91,6 +91,8 @@ pub struct AppStatus {
     pub staged: Option<Value>,
     #[serde(default)]
     pub canary: Option<Value>,
+    #[serde(default)]
+    pub queue: Vec<Value>,
     pub generations: Vec<Generation>,
 }
 
