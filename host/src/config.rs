@@ -41,7 +41,7 @@ use serde::{Deserialize, Serialize};
 pub use self::route::RoutePrefix;
 pub(crate) use self::{
     access::{Control, Metrics, Trust},
-    app::{App, Execution, Leave, SmokeRequest, Verify, Watch, WhenFull, environment},
+    app::{App, Cutover, Execution, Leave, SmokeRequest, Verify, Watch, WhenFull, environment},
     canary::Canary,
     dev::{Dev, NamedAddress},
     freeze::frozen,

@@ -87,6 +87,9 @@ pub struct AppStatus {
     /// What waits, while somebody has paused it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused: Option<PausedStatus>,
+    /// What is held, while one version hands the app to the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<PausedStatus>,
     /// The version that gets copies of requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shadow: Option<ShadowStatus>,

@@ -39,6 +39,8 @@ pub(crate) struct App {
     running: Mutex<Running>,
     /// What holds its requests back, while it is paused.
     pause: Mutex<Option<Arc<Pause>>>,
+    /// What holds its requests back during a handoff.
+    hold: Mutex<Option<Arc<Pause>>>,
     /// The dropped artifact that waits because too many generations drain, so that it is said once.
     waiting: Mutex<Option<Sha256>>,
     /// The dropped artifact that the machine was too short for, until when it waits for that, and
@@ -213,6 +215,7 @@ impl App {
             queue: OperationQueue::new(),
             running: Mutex::default(),
             pause: Mutex::default(),
+            hold: Mutex::default(),
             waiting: Mutex::default(),
             short: Mutex::default(),
         }
@@ -226,7 +229,7 @@ impl App {
     /// What it may take, if that is limited, or if its requests wait because it is paused.
     pub(crate) fn limits(&self) -> Option<Arc<Limits>> {
         let limits = self.tuning.lock().1.clone();
-        match self.paused() {
+        match self.paused().or_else(|| self.held()) {
             None => limits,
             Some(pause) => Some(Limits::paused(limits.as_ref(), &self.name, pause)),
         }
@@ -235,6 +238,17 @@ impl App {
     /// Returns what holds its requests back.
     pub(crate) fn paused(&self) -> Option<Arc<Pause>> {
         self.pause.lock().clone()
+    }
+
+    /// Returns what holds its requests back during a handoff.
+    pub(crate) fn held(&self) -> Option<Arc<Pause>> {
+        self.hold.lock().clone()
+    }
+
+    /// Has its requests held back during a handoff, or not any more. The caller publishes the
+    /// routes, and releases what held them before.
+    pub(crate) fn hold(&self, hold: Option<Arc<Pause>>) {
+        *self.hold.lock() = hold;
     }
 
     /// Has its requests held back, or not any more. The caller publishes the routes, and releases

@@ -17,14 +17,6 @@ use crate::{
     records::app_record::{Assigned, Record},
 };
 
-/// How new requests come to the new generation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum CutoverStrategy {
-    /// At once: the old one drains beside it.
-    #[default]
-    Overlap,
-}
-
 /// Who is no longer live after a cutover.
 #[derive(Debug, Default)]
 pub(crate) struct CutOver {
@@ -44,14 +36,7 @@ impl Registry {
     ///
     /// The one that is replaced still takes requests until it is drained, so those that chose it
     /// before the routes changed are answered.
-    pub(crate) fn cut_over(
-        &self,
-        app: &App,
-        live: Live,
-        strategy: CutoverStrategy,
-        warm_until: Option<Instant>,
-    ) -> CutOver {
-        let CutoverStrategy::Overlap = strategy;
+    pub(crate) fn cut_over(&self, app: &App, live: Live, warm_until: Option<Instant>) -> CutOver {
         let label = Label::of(Label::PREVIOUS);
         let tenants_move = app.settings().tenant.when_idle().is_some();
         let cut_over = app.running(|running| {

@@ -282,6 +282,14 @@ fn notes(app: &AppStatus, say: &mut dyn FnMut(String, Paint)) {
         );
         say(text, Paint::Yellow);
     }
+    if let Some(held) = &app.held {
+        let text = format!(
+            "one version hands over to the next: {} held, for {} at the longest",
+            human::pluralize(held.waiting, "request"),
+            human::duration(Duration::from_millis(held.max_wait_ms))
+        );
+        say(text, Paint::Yellow);
+    }
     if let Some(canary) = &app.canary {
         self::canary(canary, say);
     }

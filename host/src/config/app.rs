@@ -38,6 +38,11 @@ pub struct App {
     pub require_clean: bool,
     /// When nothing new goes live, whoever brings it. Default never.
     pub freeze: Vec<FreezeWindow>,
+    /// How new requests come to a new version. Default `overlap`.
+    pub cutover: Cutover,
+    /// How long requests may be held during a handoff. Default 10 s.
+    #[serde(with = "values::span")]
+    pub max_hold: Duration,
     /// How long requests on a replaced generation may go on; none = for ever. Default 30 s.
     #[serde(with = "values::limit")]
     pub drain_deadline: Option<Duration>,
@@ -243,6 +248,17 @@ pub struct Check {
     pub leave: Leave,
 }
 
+/// `cutover` of `[app.NAME]`: how new requests come to a new version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cutover {
+    /// At once: the old one drains beside it.
+    #[default]
+    Overlap,
+    /// When the old one is gone: they are held as long.
+    Handoff,
+}
+
 /// `verify` of `[app.NAME.check]`: when what is live is compared with a boot from nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -319,6 +335,8 @@ impl Default for App {
             keep_artifacts: 5,
             config: serde_json::Value::Object(serde_json::Map::new()),
             keep_warm: None,
+            cutover: Cutover::Overlap,
+            max_hold: Duration::from_secs(10),
             labels: Arc::default(),
             canary: Canary::default(),
             shadow: Arc::default(),

@@ -31,6 +31,11 @@ impl Endings {
         self.open.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// Returns how many there are.
+    pub(super) fn open(&self) -> u64 {
+        self.open.load(Ordering::Relaxed)
+    }
+
     /// The deadline passed. Returns how many there are to end, and how long that takes.
     pub(super) fn begin(&self) -> (u64, Duration) {
         let open = self.open.load(Ordering::Relaxed);

@@ -399,6 +399,12 @@ impl Generation {
         self.shared.gate.close();
     }
 
+    /// Returns how many requests and streams are in flight that cannot be ended without a loss.
+    pub(crate) fn unanswered(&self) -> u64 {
+        let in_flight = self.shards.in_flight();
+        in_flight.saturating_sub(self.shared.endings.open())
+    }
+
     /// Ends what is in flight but spawned work, which only the app can; gives how much that was,
     /// without the streams that can be ended without a loss, and how many those were.
     pub(super) fn expire(&self) -> (u64, u64) {

@@ -24,7 +24,7 @@ use crate::{
     canary::Side,
     clock::millis,
     config::frozen,
-    dispatch::mirror,
+    dispatch::{Pause, mirror},
     generation::Generation,
     ledger::{self, RetainReasons},
     open_files, process,
@@ -161,10 +161,8 @@ pub(crate) fn app_status(app: &App) -> AppStatus {
                 timed_out: counts.timed_out,
             }
         }),
-        paused: app.paused().map(|pause| PausedStatus {
-            waiting: pause.waiting() as u64,
-            max_wait_ms: millis(pause.max_wait()),
-        }),
+        paused: app.paused().as_deref().map(paused),
+        held: app.held().as_deref().map(paused),
         stopped,
         frozen: frozen(&app.settings().freeze, Timestamp::now()),
         canary: canary.as_ref().map(canary_status),
@@ -174,6 +172,13 @@ pub(crate) fn app_status(app: &App) -> AppStatus {
             .iter()
             .map(ToString::to_string)
             .collect(),
+    }
+}
+
+fn paused(pause: &Pause) -> PausedStatus {
+    PausedStatus {
+        waiting: pause.waiting() as u64,
+        max_wait_ms: millis(pause.max_wait()),
     }
 }
 

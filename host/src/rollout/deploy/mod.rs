@@ -6,6 +6,7 @@
 
 mod db;
 mod failure;
+mod handoff;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -594,7 +595,7 @@ async fn failed(
 }
 
 /// Carries out `plan` and records how it ended.
-async fn carry_out<M: Machine>(
+async fn carry_out<M: Machine + Clone>(
     rollout: &Rollout,
     app: &Arc<App>,
     plan: Plan,

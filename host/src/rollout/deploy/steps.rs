@@ -12,11 +12,11 @@ use handover_api::{
     AppName, Cause, EventKind, GenerationId, Label, Note, OperationResult, Outcome, Percent,
 };
 
-use super::{Destination, Ended, Plan, failure::Failure};
+use super::{Destination, Ended, Plan, failure::Failure, handoff};
 use crate::{
     apps::{
         app::{App, FailedStart, Live, result},
-        cutover::{CutOver, CutoverStrategy},
+        cutover::CutOver,
         serving::Labelled,
     },
     artifact::{Artifact, Remark, Sha256, Topic, manifest::HOST_ABI, trust::Untrusted},
@@ -122,7 +122,7 @@ pub(super) struct Deploy<'a, M> {
     pub(super) machine: M,
 }
 
-impl<M: Machine> Deploy<'_, M> {
+impl<M: Machine + Clone> Deploy<'_, M> {
     /// When preflight and start must have ended.
     fn deadline(&self) -> Option<Instant> {
         self.plan.deadline.map(|deadline| deadline.by)
@@ -173,6 +173,9 @@ impl<M: Machine> Deploy<'_, M> {
         if let Some(conflict) = canary::stands_in_the_way_of(plan, app) {
             return Ok(Ended::Otherwise(conflict));
         }
+        if let Some(reason) = handoff::refusal(app, &self.plan) {
+            return Err(Failure::host(reason));
+        }
         // Before anything is ended to make room for it.
         self.admit().await?;
         if let Some((label, id)) = plan.up.clone() {
@@ -190,7 +193,7 @@ impl<M: Machine> Deploy<'_, M> {
                 .journal
                 .trying(&app.name, plan.tried(Step::Checked, None)),
         );
-        let mut checked = match checked.and_then(|checked| kept.map(|()| checked)) {
+        let checked = match checked.and_then(|checked| kept.map(|()| checked)) {
             Ok(checked) => checked,
             Err(failure) => {
                 if let Ok(Some(id)) = id {
@@ -202,6 +205,19 @@ impl<M: Machine> Deploy<'_, M> {
         let Some(id) = id? else {
             return self.stage(checked).await.map(Ended::Otherwise);
         };
+        if self.hands_off() {
+            return self.hand_off(checked, id).await;
+        }
+        self.start_and_go_live(checked, id).await
+    }
+
+    /// Loads and starts what was checked, and has it take requests.
+    pub(super) async fn start_and_go_live(
+        self,
+        mut checked: Checked,
+        id: GenerationId,
+    ) -> Result<Ended, Failure> {
+        let app = self.app;
         let started = self.load_and_start(&mut checked, id).await?;
         if let Err(reason) = self.before_first_request(&started).await {
             return Err(self.discard(started, reason).await);
@@ -447,6 +463,18 @@ impl<M: Machine> Deploy<'_, M> {
         }
     }
 
+    /// The settings that preflight goes by. What may be there once only is not constructed beside
+    /// what is live, unless the child is given something else in its place.
+    fn settings_of_check(&self) -> Arc<config::App> {
+        let settings = self.app.settings();
+        if !self.hands_off() || !settings.check.env.is_empty() || !settings.check.start {
+            return settings;
+        }
+        let mut settings = (*settings).clone();
+        settings.check.start = false;
+        Arc::new(settings)
+    }
+
     /// Preflight, where it is wanted.
     async fn check(&self) -> Result<Checked, Failure> {
         let Self {
@@ -460,7 +488,7 @@ impl<M: Machine> Deploy<'_, M> {
             return Ok(Checked::default());
         };
         let began = Instant::now();
-        let settings = app.settings();
+        let settings = self.settings_of_check();
         let checked = self
             .machine
             .preflight(&plan.artifact, &app.name, &settings, scope);
@@ -974,12 +1002,9 @@ impl<M: Machine> Deploy<'_, M> {
             previous,
             warm: kept,
             staying,
-        } = rollout.registry.cut_over(
-            app,
-            live,
-            CutoverStrategy::default(),
-            warm.map(|warm| Instant::now() + warm),
-        );
+        } = rollout
+            .registry
+            .cut_over(app, live, warm.map(|warm| Instant::now() + warm));
         // Before it is told that it is live: from then on it asks for jobs.
         let is_restart = matches!(plan.cause, Cause::Start | Cause::Crash);
         let work = rollout.registry.work().of(&app.name);
@@ -1132,7 +1157,7 @@ enum Beside {
 
 /// What preflight came to.
 #[derive(Debug, Default)]
-struct Checked {
+pub(super) struct Checked {
     /// What it found that people should know.
     remarks: Vec<Remark>,
     /// Whether this host gave a verdict just now.

@@ -30,7 +30,8 @@ const APP: &str = "shop";
 /// A machine whose preflight says what it is told, and which never starts anything: a version
 /// `1.0.0-unmappable` cannot be mapped, and `start` of the app's configuration is why its
 /// constructor fails. Without it the constructor goes on for ever.
-struct Told(Option<io::Result<Verdict>>);
+#[derive(Clone)]
+struct Told(Option<Result<Verdict, io::ErrorKind>>);
 
 impl Machine for Told {
     type Library = ();
@@ -45,7 +46,7 @@ impl Machine for Told {
         match &self.0 {
             None => pending().await,
             Some(Ok(verdict)) => Ok(verdict.clone()),
-            Some(Err(error)) => Err(error.kind().into()),
+            Some(Err(kind)) => Err((*kind).into()),
         }
     }
 
@@ -198,7 +199,7 @@ async fn failed_smoke_requests_are_unhealthy() {
 async fn a_preflight_that_cannot_be_run_is_no_fault_of_the_artifact() {
     let host = Host::new(|_| {});
     let (outcome, reason, is_held) = host
-        .fails(Told(Some(Err(io::ErrorKind::OutOfMemory.into()))))
+        .fails(Told(Some(Err(io::ErrorKind::OutOfMemory))))
         .await;
     assert_eq!((outcome, is_held), (Outcome::Failed, false));
     assert!(
@@ -215,7 +216,7 @@ async fn what_was_live_is_loaded_unchecked_when_its_preflight_cannot_be_run() {
         preflight: Some(Scope::Again),
         ..host.plan("1.0.0-unmappable")
     };
-    let machine = Told(Some(Err(io::ErrorKind::OutOfMemory.into())));
+    let machine = Told(Some(Err(io::ErrorKind::OutOfMemory)));
     let (outcome, reason, _) = host.fails_with(plan, machine).await;
     assert_eq!(outcome, Outcome::Failed);
     assert!(reason.contains("it has no segments"), "{reason}");
