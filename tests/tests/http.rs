@@ -572,8 +572,7 @@ async fn events_come_as_they_happen() {
 
 #[tokio::test]
 async fn routes_are_by_host_and_by_whole_segments() {
-    let config =
-        "[app.probe]\nroutes = [\"/head\", \"shop.example/\"]\n[app.hello]\nroutes = [\"/\"]\n";
+    let config = "[app.probe]\nroutes = [\"/head\", \"shop.example/\"]\nstrip_prefix = false\n[app.hello]\nroutes = [\"/\"]\n";
     let host = Setup::new().config(config).start().await;
     host.deploy(&fixture("probe", "2.0.0")).await.expect_code(0);
     host.deploy(&fixture("hello", "1.0.0")).await.expect_code(0);

@@ -300,7 +300,7 @@ async fn the_answer_to_head_over_http_2_is_a_head() {
 
 #[tokio::test]
 async fn the_answer_to_head_over_http_2_is_a_head_where_an_app_fails() {
-    let config = "[app.probe]\nrequest_timeout = \"300ms\"\n[app.service]\nroutes = [\"/fail\"]\n";
+    let config = "[app.probe]\nrequest_timeout = \"300ms\"\n[app.service]\nroutes = [\"/fail\"]\nstrip_prefix = false\n";
     let host = Setup::new().config(config).start().await;
     host.deploy(&fixture("probe", "1.0.0")).await.expect_code(0);
     host.deploy(&fixture("service", "1.0.0"))

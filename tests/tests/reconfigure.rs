@@ -25,7 +25,11 @@ async fn reload(host: &Host, toml: &str) -> Output {
 async fn a_changed_file_takes_effect_and_a_broken_one_changes_nothing() {
     let host = Setup::new().config("").start().await;
     host.deploy(&fixture("probe", "1.0.0")).await.expect_code(0);
-    let said = reload(&host, "[app.probe]\nroutes = [\"/version\"]\n").await;
+    let said = reload(
+        &host,
+        "[app.probe]\nroutes = [\"/version\"]\nstrip_prefix = false\n",
+    )
+    .await;
     said.expect_code(0).expect_words(&["app.probe"]);
     assert_eq!(host.get("/version").await.status, 200);
     let broken = "[app.probe]\nroutes = [\"/other\"]\nroute = 1\n";

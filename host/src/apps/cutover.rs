@@ -99,6 +99,24 @@ impl Registry {
         self.routes().publish(routes);
     }
 
+    /// Returns what is taken off the paths of the requests of `app`, also where it serves for the
+    /// first time; of several routes what is taken off the first.
+    pub(crate) fn base_path(&self, app: &App) -> String {
+        let settings = app.settings();
+        let first = match settings.routes.first() {
+            Some(first) => first.clone(),
+            None => {
+                let known = app.saved.read(|record| record.assigned);
+                assigned(&app.name, known.unwrap_or_else(|| self.assign(app)))
+            }
+        };
+        if settings.strip_prefix && !is_bare(&first) {
+            first.path
+        } else {
+            String::new()
+        }
+    }
+
     /// Where an app that is about to serve for the first time answers, if the configuration leaves
     /// it to the host: the first such app at `/`, others at `/NAME`.
     fn assign(&self, app: &App) -> Assigned {
@@ -123,19 +141,18 @@ impl Registry {
 /// The prefixes of `app`, and whether each is taken off the path.
 pub(crate) fn prefixes(app: &App) -> Vec<(RoutePrefix, bool)> {
     let settings = app.settings();
-    if settings.routes.is_empty() {
-        app.saved
-            .read(|record| record.assigned)
-            .map(|at| assigned(&app.name, at))
-            .into_iter()
-            .collect()
+    let prefixes = if settings.routes.is_empty() {
+        let at = app.saved.read(|record| record.assigned);
+        at.map(|at| assigned(&app.name, at)).into_iter().collect()
     } else {
-        settings
-            .routes
-            .iter()
-            .map(|prefix| (prefix.clone(), false))
-            .collect()
-    }
+        settings.routes.clone()
+    };
+    let all = prefixes.into_iter();
+    all.map(|prefix| {
+        let strip = settings.strip_prefix && !is_bare(&prefix);
+        (prefix, strip)
+    })
+    .collect()
 }
 
 /// Adds the routes of `app`: where it answers, and there again under the host name of each label.
@@ -179,14 +196,19 @@ fn routes_of(app: &App, serving: &Serving, routes: &mut Vec<Route>) {
     }
 }
 
-fn assigned(name: &AppName, at: Assigned) -> (RoutePrefix, bool) {
+fn assigned(name: &AppName, at: Assigned) -> RoutePrefix {
     // Not its name as well for the app at the root: that would hide the paths of its own that begin
     // with it.
-    let (path, strip) = match at {
-        Assigned::Root => ("/".to_owned(), false),
-        Assigned::Name => (format!("/{name}"), true),
+    let path = match at {
+        Assigned::Root => "/".to_owned(),
+        Assigned::Name => format!("/{name}"),
     };
-    (RoutePrefix { host: None, path }, strip)
+    RoutePrefix { host: None, path }
+}
+
+/// Whether `prefix` is all of a host.
+fn is_bare(prefix: &RoutePrefix) -> bool {
+    prefix.path.len() <= 1
 }
 
 fn is_root(prefix: &RoutePrefix) -> bool {
@@ -202,11 +224,7 @@ mod tests {
     #[test]
     fn the_first_app_has_the_root_and_others_their_name() {
         let name: AppName = "shop".parse().unwrap();
-        let path = |at| {
-            let (prefix, strip) = assigned(&name, at);
-            (prefix.path, strip)
-        };
-        assert_eq!(path(Assigned::Root), ("/".to_owned(), false));
-        assert_eq!(path(Assigned::Name), ("/shop".to_owned(), true));
+        assert_eq!(assigned(&name, Assigned::Root).path, "/");
+        assert_eq!(assigned(&name, Assigned::Name).path, "/shop");
     }
 }

@@ -34,6 +34,8 @@ struct Inner {
     config: Arc<ArcSwap<Config>>,
     /// `<state>/apps`.
     records: PathBuf,
+    /// `<state>/data`, absolute; none where it has no such name.
+    data: Option<PathBuf>,
     room: Arc<Room>,
     events: Events,
     routes: Arc<Routes>,
@@ -75,6 +77,7 @@ impl Registry {
         });
         let registry = Self(Arc::new(Inner {
             records,
+            data: std::path::absolute(state.join("data")).ok(),
             room,
             events: Events::new(),
             routes,
@@ -132,6 +135,11 @@ impl Registry {
     /// Returns the room that is kept on the disk for records.
     pub(crate) fn room(&self) -> &Room {
         &self.0.room
+    }
+
+    /// Returns the folder for the files of the app of that name. Nobody has made it yet.
+    pub(crate) fn data_dir(&self, app: &AppName) -> Option<PathBuf> {
+        Some(self.0.data.as_ref()?.join(app.as_str()))
     }
 
     pub(super) fn routes(&self) -> &Routes {

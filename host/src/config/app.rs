@@ -29,6 +29,8 @@ pub struct App {
     /// Where it answers: `HOST/PATH`, `/PATH`. Empty, the default: the host chooses (`/` for the
     /// first app, `/NAME` for others).
     pub routes: Vec<RoutePrefix>,
+    /// Whether the path of its route is taken off the paths that the app sees. Default true.
+    pub strip_prefix: bool,
     /// What the drop folder does. Default `deploy`.
     pub watch: Watch,
     /// Older versions than this are refused, whoever brings them. Default none.
@@ -334,6 +336,7 @@ impl Default for App {
             args: Vec::new(),
             keep_artifacts: 5,
             config: serde_json::Value::Object(serde_json::Map::new()),
+            strip_prefix: true,
             keep_warm: None,
             cutover: Cutover::Overlap,
             max_hold: Duration::from_secs(10),

@@ -1,6 +1,6 @@
 //! Who a generation is and what it is started with.
 
-use std::{ffi::OsString, sync::Arc, time::Duration};
+use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 
 use handover_api::{AppName, GenerationId};
 use semver::Version;
@@ -30,6 +30,10 @@ pub struct Spec {
     pub env: Vec<(String, String)>,
     /// The arguments of a program that it is told of, the name of the app first.
     pub arguments: Vec<String>,
+    /// What is taken off the paths of its requests.
+    pub base_path: String,
+    /// The folder for its files.
+    pub data_dir: Option<PathBuf>,
     /// Its environment.
     pub environment: Vec<(OsString, OsString)>,
     /// Threads of its runtime.

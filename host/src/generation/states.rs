@@ -2,6 +2,7 @@
 //! takes the old one by value.
 
 use std::{
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -250,7 +251,10 @@ pub(crate) async fn start(mut library: Library, spec: Spec) -> Result<Started, S
             runtime_threads: u32::try_from(spec.runtime_threads).unwrap_or(u32::MAX),
             preflight: spec.preflight,
         };
-        loader::start(root, given, &settings)
+        let data_dir = spec.data_dir.as_deref().and_then(Path::to_str);
+        settings.lend(&spec.base_path, data_dir.unwrap_or_default(), |settings| {
+            loader::start(root, given, settings)
+        })
     })
     .await;
     if !matches!(started, Ok(Ok(_))) {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use handover_plugin::abi::{
     import::{AppHandle, HostServices},
+    lent::Lent,
     root::{RootRef, Settings},
 };
 
@@ -16,7 +17,7 @@ use crate::shown;
 pub(crate) fn start<O: HostServices>(
     root: RootRef,
     services: Arc<O>,
-    settings: &Settings<'_>,
+    settings: Lent<'_, Settings<'_>>,
 ) -> Result<AppHandle<O>, String> {
     // SAFETY: the layout was compared by preflight (`Layouts`). `generation`, the only caller,
     // counts in everything that comes out of the handle (`InFlight` goes with calls, bodies,

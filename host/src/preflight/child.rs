@@ -249,6 +249,8 @@ async fn start_and_ask(
         config: task.config,
         env,
         arguments: task.arguments,
+        base_path: String::new(),
+        data_dir: task.data_dir,
         environment,
         runtime_threads: task.runtime_threads,
         // The parent ends this process at the deadline, and says what it was at.

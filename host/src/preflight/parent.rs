@@ -116,6 +116,7 @@ fn task(artifact: &Artifact, app: &AppName, settings: &config::App, scope: Scope
         scope,
         answers: false,
         state: None,
+        data_dir: None,
     }
 }
 
@@ -127,6 +128,15 @@ async fn carry_out(artifact: &Artifact, settings: &config::App, task: Task) -> i
     let image = background::run("lend", move || lender.lend_image())
         .await?
         .map_err(io::Error::other)?;
+    // Deleted with what the child has put there.
+    let data = tempfile::Builder::new()
+        .prefix("handover-check-")
+        .tempdir()
+        .ok();
+    let task = Task {
+        data_dir: data.as_ref().map(|data| data.path().to_owned()),
+        ..task
+    };
     let mut running = Running::spawn().await?;
     running.hand_over(image).await?;
     let mut child_report = ChildReport::default();

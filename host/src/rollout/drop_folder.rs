@@ -403,6 +403,8 @@ mod tests {
             config: serde_json::Value::Null,
             env: Vec::new(),
             arguments: Vec::new(),
+            base_path: String::new(),
+            data_dir: None,
             environment: Vec::new(),
             runtime_threads: 1,
             start_deadline: Duration::ZERO,

@@ -167,20 +167,13 @@ impl<O: HostServices> AppHandle<O> {
     pub unsafe fn start(
         root: RootRef,
         services: Arc<O>,
-        settings: &Settings<'_>,
+        settings: Lent<'_, Settings<'_>>,
     ) -> Result<Self, String> {
         let table = HostRef(PrefixRef::from_ref(Table::<O>::HOST));
         let mut reason = String::new();
         let app = TextSink::lend(&mut reason, |failed| {
             // SAFETY: the caller vouches for `root`, and keeps the offer.
-            unsafe {
-                root.start()(
-                    table,
-                    Arc::as_ptr(&services).cast(),
-                    Lent::of(settings),
-                    failed,
-                )
-            }
+            unsafe { root.start()(table, Arc::as_ptr(&services).cast(), settings, failed) }
         });
         if app.is_null() {
             Err(reason)

@@ -122,6 +122,57 @@ pub struct Settings<'a> {
 // SAFETY: `repr(C)`, and the size is first.
 unsafe impl Grows for Settings<'_> {}
 
+/// The same since 1.4.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Settings1<'a> {
+    pub(super) settings: Settings<'a>,
+    /// What is taken off the paths of its requests: `/blog`; empty where that is nothing.
+    pub(super) base_path: RStr<'a>,
+    /// The folder for its files, absolute; empty where there is none.
+    pub(super) data_dir: RStr<'a>,
+}
+
+impl Settings<'_> {
+    /// Lends these settings to `f`, with the places of the app, in the shape that crosses.
+    pub fn lend<R>(
+        &self,
+        base_path: &str,
+        data_dir: &str,
+        f: impl FnOnce(Lent<'_, Settings<'_>>) -> R,
+    ) -> R {
+        let longer = Settings1 {
+            settings: Settings {
+                size: Size::of::<Settings1<'_>>(),
+                ..*self
+            },
+            base_path: base_path.into(),
+            data_dir: data_dir.into(),
+        };
+        // SAFETY: it begins with `Settings`, and the size is its own.
+        f(unsafe { Lent::longer(&longer) })
+    }
+}
+
+impl<'a> Lent<'a, Settings<'a>> {
+    /// What is taken off the paths of its requests; empty where that is nothing, or not known.
+    pub fn base_path(self) -> &'a str {
+        // SAFETY: since 1.4 there is a text at this offset.
+        let path: Option<RStr<'a>> =
+            unsafe { self.later(std::mem::offset_of!(Settings1<'_>, base_path)) };
+        path.map_or("", |path| path.as_str())
+    }
+
+    /// The folder for the files of the app; none from a host that is older than 1.4.
+    pub fn data_dir(self) -> Option<&'a str> {
+        // SAFETY: since 1.4 there is a text at this offset.
+        let path: Option<RStr<'a>> =
+            unsafe { self.later(std::mem::offset_of!(Settings1<'_>, data_dir)) };
+        path.map(|path| path.as_str())
+            .filter(|path| !path.is_empty())
+    }
+}
+
 /// Where a text is put. It does not grow.
 #[repr(C)]
 #[derive(Debug, StableAbi)]

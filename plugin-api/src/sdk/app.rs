@@ -84,7 +84,7 @@ pub fn start<A: App, E: Into<Error>, F>(
 where
     F: Future<Output = Result<A, E>>,
 {
-    let (runtime, context) = prepare(host, &settings)?;
+    let (runtime, context) = prepare(host, settings)?;
     let made = runtime.block_on(log::constructing(async { make(context.clone()).await }));
     log::settle();
     match made {
@@ -108,7 +108,7 @@ where
 /// When its runtime cannot be made.
 pub(super) fn prepare(
     host: HostHandle,
-    settings: &Settings<'_>,
+    settings: Lent<'_, Settings<'_>>,
 ) -> Result<(AppRuntime, Context), String> {
     log::forward_to(host);
     let threads = settings.runtime_threads as usize;

@@ -3,8 +3,11 @@
 use std::{
     collections::HashMap,
     fmt,
+    fs::DirBuilder,
     future::Future,
     net::SocketAddr,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
 
@@ -39,6 +42,8 @@ struct Inner {
     config: String,
     env: HashMap<String, String>,
     preflight: bool,
+    base_path: String,
+    data_dir: Option<PathBuf>,
     runtime: Handle,
     works: Arc<Works>,
     workers: Workers,
@@ -92,7 +97,7 @@ impl Context {
         *CURRENT.lock() = Some(self.clone());
     }
 
-    pub(super) fn new(settings: &Settings<'_>, runtime: Handle, host: HostHandle) -> Self {
+    pub(super) fn new(settings: Lent<'_, Settings<'_>>, runtime: Handle, host: HostHandle) -> Self {
         let env = settings
             .env
             .iter()
@@ -105,6 +110,8 @@ impl Context {
             config: settings.config.into(),
             env,
             preflight: settings.preflight,
+            base_path: settings.base_path().to_owned(),
+            data_dir: settings.data_dir().map(PathBuf::from),
             runtime,
             works: Arc::new(Works::new(host)),
             workers: Workers::default(),
@@ -147,6 +154,35 @@ impl Context {
     /// An environment variable of the host that `[app.NAME] env` allows this app to read.
     pub fn env(&self, name: &str) -> Option<&str> {
         self.0.env.get(name).map(String::as_str)
+    }
+
+    /// The path that the app answers under, without a slash at its end: `/blog`, or nothing at the
+    /// root. The host takes it off the path of each request, so that routes are written without it;
+    /// links and redirects that the app makes begin with it. Of several routes it is the first.
+    pub fn base_path(&self) -> &str {
+        &self.0.base_path
+    }
+
+    /// The folder for the files of the app, absolute, which nobody else may read. All versions of
+    /// the app have the same one, and it outlives the host. In a preflight check it is another one,
+    /// which is empty and thrown away.
+    ///
+    /// # Errors
+    /// When the folder cannot be made, or the host is older than ABI 1.4 and has none.
+    pub fn data_dir(&self) -> Result<&Path, Error> {
+        let Some(path) = &self.0.data_dir else {
+            return Err(Error::msg(
+                "this host gives an app no folder: it takes one with ABI 1.4, in a state directory whose path is UTF-8",
+            ));
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|error| {
+                Error::msg(format_args!("{} cannot be made: {error}", path.display()))
+            })?;
+        Ok(path)
     }
 
     /// Whether this is the trial start of a preflight check: it will be dropped again, and no user

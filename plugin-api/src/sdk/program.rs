@@ -93,7 +93,7 @@ pub fn start<F>(
 where
     F: Future<Output: Returned> + 'static,
 {
-    let (runtime, context) = super::app::prepare(host, &settings)?;
+    let (runtime, context) = super::app::prepare(host, settings)?;
     let handle = runtime.handle().clone();
     let (begun, begins) = mpsc::channel();
     let (ended, end) = mpsc::channel();

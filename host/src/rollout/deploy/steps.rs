@@ -647,6 +647,8 @@ impl<M: Machine + Clone> Deploy<'_, M> {
             config: settings.config.clone(),
             env: settings.readable_env(),
             arguments: settings.arguments(&app.name),
+            base_path: rollout.registry.base_path(app),
+            data_dir: rollout.registry.data_dir(&app.name),
             environment: settings.environment(),
             runtime_threads: settings.runtime_threads.get(),
             start_deadline: longest,

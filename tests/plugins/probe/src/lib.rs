@@ -67,6 +67,7 @@ async fn app(cx: Context) -> Result<Router, Error> {
         .route("/head", any(head))
         .route("/trailers", get(trailers))
         .route("/about", get(about))
+        .route("/keep", get(keep))
         .route("/env", get(env))
         .route("/fields", get(fields))
         .route("/fails", get(fails))
@@ -404,7 +405,25 @@ async fn about(State(cx): State<Context>) -> Json<serde_json::Value> {
         "draining": cx.is_draining(),
         "preflight": cx.is_preflight(),
         "compiled": VERSION,
+        "base_path": cx.base_path(),
     }))
+}
+
+/// Adds its version to a file of the app, and gives what is in it.
+async fn keep(State(cx): State<Context>) -> Result<String, String> {
+    use std::io::Write;
+    let path = cx
+        .data_dir()
+        .map_err(|error| error.to_string())?
+        .join("kept");
+    let mut options = std::fs::File::options();
+    let mut file = options
+        .append(true)
+        .create(true)
+        .open(&path)
+        .map_err(|error| error.to_string())?;
+    writeln!(file, "{VERSION}").map_err(|error| error.to_string())?;
+    std::fs::read_to_string(path).map_err(|error| error.to_string())
 }
 
 /// The variable `name` as the plugin may read it.
