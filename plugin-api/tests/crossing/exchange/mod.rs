@@ -273,7 +273,7 @@ fn app() -> Stopped {
     };
     // SAFETY: the table is of the same source, its code is part of this program, and the offer is
     // never dropped.
-    let handle = unsafe { AppHandle::start(app::root(), Arc::clone(&OFFER), &settings) };
+    let handle = unsafe { AppHandle::start(app::root(), Arc::clone(&OFFER), Lent::of(&settings)) };
     Stopped(handle.expect("it starts"))
 }
 
