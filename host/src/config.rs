@@ -14,6 +14,7 @@ mod freeze;
 mod hooks;
 mod key;
 mod labels;
+mod limit;
 mod listen;
 mod log;
 mod route;
@@ -48,6 +49,7 @@ pub(crate) use self::{
     hooks::{Hooks, Program},
     key::RequestKey,
     labels::Labels,
+    limit::{Limit, LimitedBy},
     listen::{Listen, ListenAddress, ListenSocket, Protocols, SocketOptions, TrustedProxies},
     log::{Log, LogFormat, LogRotation},
     route::bare_host,
@@ -179,6 +181,7 @@ impl Config {
             }
         }
         config.check_routes(&from)?;
+        config.check_limits(&from)?;
         config.sources = sources.into();
         Ok(config)
     }
@@ -259,6 +262,31 @@ impl Config {
                 return Err(match from.get(name) {
                     Some(source) => source.error(&steps, &what),
                     None => ConfigError(what),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_limits(&self, from: &BTreeMap<AppName, &Source>) -> Result<(), ConfigError> {
+        for (name, app) in &self.apps {
+            for (at, limit) in app.limit.iter().enumerate() {
+                let what = if limit.requests.is_none() && limit.concurrent.is_none() {
+                    "a limit has `requests` or `concurrent`, or both"
+                } else if limit.by == LimitedBy::Tenant && app.tenant.from.is_none() {
+                    "the app has no tenants: set its `tenant.from`, or another `by`"
+                } else {
+                    continue;
+                };
+                let steps = [
+                    Step::Key("app"),
+                    Step::Key(name.as_str()),
+                    Step::Key("limit"),
+                    Step::At(at),
+                ];
+                return Err(match from.get(name) {
+                    Some(source) => source.error(&steps, what),
+                    None => ConfigError(what.to_owned()),
                 });
             }
         }

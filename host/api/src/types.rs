@@ -209,6 +209,9 @@ pub struct LimitsStatus {
     pub waiting: u64,
     /// Requests that were refused with 503 since the host started.
     pub refused: u64,
+    /// Requests that were refused with 429.
+    #[serde(default)]
+    pub too_many: u64,
     /// Requests that were ended with 504 since the host started.
     pub timed_out: u64,
 }

@@ -467,6 +467,9 @@ fn limits(limits: &LimitsStatus) -> Option<(String, Paint)> {
         }
         parts.push(format!("{} refused (503)", limits.refused));
     }
+    if limits.too_many > 0 {
+        parts.push(format!("{} too many of one (429)", limits.too_many));
+    }
     if let Some(timeout) = limits.request_timeout_ms {
         parts.push(format!(
             "{} over {} (504)",
@@ -474,7 +477,7 @@ fn limits(limits: &LimitsStatus) -> Option<(String, Paint)> {
             humantime::format_duration(Duration::from_millis(timeout))
         ));
     }
-    let paint = match limits.refused + limits.timed_out {
+    let paint = match limits.refused + limits.too_many + limits.timed_out {
         0 => Paint::Dim,
         _ => Paint::Yellow,
     };

@@ -14,7 +14,7 @@ use handover_api::AppName;
 use http::{HeaderName, HeaderValue};
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
-use super::{Canary, Hooks, Labels, RoutePrefix, Shadow, Tenant, freeze::FreezeWindow};
+use super::{Canary, Hooks, Labels, Limit, RoutePrefix, Shadow, Tenant, freeze::FreezeWindow};
 use crate::{
     origin::origin,
     state,
@@ -63,6 +63,8 @@ pub struct App {
     /// number.
     #[serde(deserialize_with = "values::count::<1, MANY, _, _>")]
     pub max_concurrent: Option<NonZeroUsize>,
+    /// `[[app.NAME.limit]]`: how many requests there may be, by whose they are. Default none.
+    pub limit: Vec<Limit>,
     /// How many more may wait for their turn; those beyond get 503. Default 0.
     #[serde(deserialize_with = "values::count::<0, MANY, _, _>")]
     pub queue: usize,
@@ -337,6 +339,7 @@ impl Default for App {
             keep_artifacts: 5,
             config: serde_json::Value::Object(serde_json::Map::new()),
             strip_prefix: true,
+            limit: Vec::new(),
             keep_warm: None,
             cutover: Cutover::Overlap,
             max_hold: Duration::from_secs(10),

@@ -17,12 +17,9 @@ use http::{HeaderMap, HeaderValue, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use parking_lot::Mutex;
-use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc},
-    time::Sleep,
-};
+use tokio::{sync::mpsc, time::Sleep};
 
-use super::asked::Asked;
+use super::{asked::Asked, limits::RequestPermit};
 use crate::generation::{CloseHandle, HolderKind, InFlight, KeepAlive, Registration, Upload};
 
 /// The body of an answer.
@@ -68,7 +65,7 @@ impl Pumped {
 #[derive(Debug)]
 struct Permitted {
     body: ResponseBody,
-    _permit: OwnedSemaphorePermit,
+    _permit: RequestPermit,
 }
 
 /// Counts a stream as one that can be ended without a loss.
@@ -221,7 +218,7 @@ impl ResponseBody {
     }
 
     /// The same, holding `permit` until it has ended.
-    pub(super) fn with_permit(self, permit: Option<OwnedSemaphorePermit>) -> Self {
+    pub(super) fn with_permit(self, permit: Option<RequestPermit>) -> Self {
         match permit {
             Some(permit) if !self.is_end_stream() => Self(Kind::Limited(Box::new(Permitted {
                 body: self,

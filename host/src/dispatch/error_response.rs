@@ -1,6 +1,8 @@
 //! The answers of the host itself: plain text that says what is the matter and which app it is
 //! about.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use handover_api::AppName;
 use http::{HeaderValue, Response, StatusCode, Version, header};
@@ -79,6 +81,20 @@ fn stopped(message: &str) -> Response<ResponseBody> {
             HeaderValue::from_static("text/html; charset=utf-8"),
         );
     }
+    response
+}
+
+/// 429: of whoever asks there are too many requests; after `wait` it may be tried again.
+pub(super) fn too_many(app: &AppName, wait: Duration) -> Response<ResponseBody> {
+    let mut response = plain(
+        StatusCode::TOO_MANY_REQUESTS,
+        format!("too many requests for the app {app}: try again later"),
+    );
+    // Whole seconds, never too early.
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    response
+        .headers_mut()
+        .insert(header::RETRY_AFTER, seconds.max(1).into());
     response
 }
 

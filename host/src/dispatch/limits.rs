@@ -7,6 +7,7 @@
 
 use std::{
     fmt,
+    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -18,7 +19,7 @@ use std::{
 
 use bytes::Bytes;
 use handover_api::AppName;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response, Uri};
 use http_body::Body;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -32,6 +33,7 @@ use super::{
     error_response,
     execution::{OffloadedCall, Threads},
     pause::{Pause, Released, Wait},
+    rates::{Admitted, Rates, TooMany},
     route::Routes,
     upgrade::UpgradePermit,
 };
@@ -43,6 +45,7 @@ pub struct Limits {
     app: AppName,
     timeout: Option<Duration>,
     slots: Option<Arc<Slots>>,
+    rates: Option<Arc<Rates>>,
     /// Where its requests run, if not on the workers of the host.
     threads: Option<Arc<Threads>>,
     events: Arc<Events>,
@@ -64,6 +67,7 @@ struct Slots {
 #[derive(Debug, Default)]
 struct Events {
     refused: AtomicU64,
+    too_many: AtomicU64,
     timed_out: AtomicU64,
 }
 
@@ -76,6 +80,8 @@ pub struct Counts {
     pub waiting: u64,
     /// Requests that were refused with 503.
     pub refused: u64,
+    /// Requests that were refused with 429.
+    pub too_many: u64,
     /// Requests that were ended with 504.
     pub timed_out: u64,
 }
@@ -116,12 +122,18 @@ impl Limits {
             slots.resize(most, settings.queue);
             slots
         });
-        let any = slots.is_some() || threads.is_some() || settings.request_timeout.is_some();
+        let known = before.and_then(|before| before.rates.as_ref());
+        let rates = Rates::new(&settings.limit, settings.tenant.from.as_ref(), known);
+        let any = slots.is_some()
+            || rates.is_some()
+            || threads.is_some()
+            || settings.request_timeout.is_some();
         any.then(|| {
             Arc::new(Self {
                 app: app.clone(),
                 timeout: settings.request_timeout,
                 slots,
+                rates,
                 threads,
                 events: before.map_or_else(Arc::default, |before| Arc::clone(&before.events)),
                 pause: None,
@@ -139,6 +151,7 @@ impl Limits {
             app: app.clone(),
             timeout: before.and_then(|before| before.timeout),
             slots: before.and_then(|before| before.slots.clone()),
+            rates: before.and_then(|before| before.rates.clone()),
             threads: before.and_then(|before| before.threads.clone()),
             events: before.map_or_else(Arc::default, |before| Arc::clone(&before.events)),
             pause: Some(pause),
@@ -168,7 +181,26 @@ impl Limits {
             }),
             waiting: slots.map_or(0, |slots| slots.waiting.load(Ordering::Relaxed) as u64),
             refused: self.events.refused.load(Ordering::Relaxed),
+            too_many: self.events.too_many.load(Ordering::Relaxed),
             timed_out: self.events.timed_out.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Counts a request among those of whose it is. Returns what counts it as under way, where that
+    /// is limited.
+    fn count(
+        &self,
+        (uri, headers, client): (&Uri, &HeaderMap, &Option<SocketAddr>),
+    ) -> Result<Option<Admitted>, TooMany> {
+        let Some(rates) = &self.rates else {
+            return Ok(None);
+        };
+        match rates.admit(uri, headers, client) {
+            Ok(admitted) => Ok(admitted.is_under_way().then_some(admitted)),
+            Err(too_many) => {
+                self.events.too_many.fetch_add(1, Ordering::Relaxed);
+                Err(too_many)
+            }
         }
     }
 
@@ -254,7 +286,7 @@ pub(super) struct Limited<B> {
     limits: Arc<Limits>,
     stage: Stage<B>,
     deadline: Option<Pin<Box<Sleep>>>,
-    permit: Option<OwnedSemaphorePermit>,
+    permit: Option<RequestPermit>,
     /// Who is to be told that its time is over, while a version of its app is on trial.
     sample: Option<Arc<Sample>>,
 }
@@ -266,6 +298,23 @@ enum Stage<B> {
     Running(Dispatched<B>),
     OffloadedCall(OffloadedCall),
     Refused,
+    TooMany(TooMany),
+}
+
+/// What a request has of its limits, until its answer has ended.
+#[derive(Debug, Default)]
+pub(super) struct RequestPermit {
+    _slot: Option<OwnedSemaphorePermit>,
+    admitted: Option<Admitted>,
+}
+
+impl RequestPermit {
+    fn of(slot: Option<OwnedSemaphorePermit>, admitted: Option<Admitted>) -> Option<Self> {
+        (slot.is_some() || admitted.is_some()).then_some(Self {
+            _slot: slot,
+            admitted,
+        })
+    }
 }
 
 /// What is needed when the app is resumed.
@@ -328,11 +377,24 @@ where
             };
         }
         let mut sample = None;
-        let (stage, permit) = match limits.admit() {
-            Admission::Now(permit) => {
+        let asked = (request.uri(), request.headers(), &connection.client);
+        let admitted = match limits.count(asked) {
+            Ok(admitted) => admitted,
+            Err(too_many) => {
+                return Self {
+                    stage: Stage::TooMany(too_many),
+                    limits,
+                    deadline,
+                    permit: None,
+                    sample,
+                };
+            }
+        };
+        let (stage, slot) = match limits.admit() {
+            Admission::Now(slot) => {
                 let dispatched = Dispatched::admitted(routes, request, connection);
                 sample = dispatched.sample();
-                (Self::begin(&limits, dispatched), permit)
+                (Self::begin(&limits, dispatched), slot)
             }
             Admission::Wait(acquire) => {
                 let waiting = Waiting {
@@ -349,7 +411,7 @@ where
             limits,
             stage,
             deadline,
-            permit,
+            permit: RequestPermit::of(slot, admitted),
             sample,
         }
     }
@@ -369,10 +431,11 @@ where
         }
         if let Stage::Waiting(waiting) = &mut self.stage
             && let Some(acquire) = waiting.as_mut().map(|waiting| waiting.acquire.as_mut())
-            && let Poll::Ready(permit) = acquire.poll(cx)
+            && let Poll::Ready(slot) = acquire.poll(cx)
             && let Some(waiting) = waiting.take()
         {
-            self.permit = permit;
+            let admitted = self.permit.take().and_then(|permit| permit.admitted);
+            self.permit = RequestPermit::of(slot, admitted);
             let dispatched =
                 Dispatched::admitted(&waiting.routes, waiting.request, &waiting.connection);
             self.sample = dispatched.sample();
@@ -380,6 +443,9 @@ where
         }
         match &mut self.stage {
             Stage::Refused => return Poll::Ready(error_response::busy(&self.limits.app)),
+            Stage::TooMany(TooMany(wait)) => {
+                return Poll::Ready(error_response::too_many(&self.limits.app, *wait));
+            }
             Stage::Paused(_) | Stage::Waiting(_) => {}
             Stage::Running(dispatched) => {
                 if let Poll::Ready(response) = Pin::new(dispatched).poll(cx) {
@@ -415,7 +481,7 @@ where
 /// Gives the permit to what goes on after the head of the answer: the upgraded connection, or the
 /// body.
 fn hand_on(
-    permit: Option<OwnedSemaphorePermit>,
+    permit: Option<RequestPermit>,
     mut response: Response<ResponseBody>,
 ) -> Response<ResponseBody> {
     let Some(permit) = permit else {

@@ -12,6 +12,7 @@
 //! - [`mirror`]: copies of requests to a version whose answers are compared and thrown away
 //! - [`sampled`]: the request of an app with a version on trial
 //! - [`limits`]: what an app may take: requests at a time, waiting ones, time
+//! - [`rates`]: limits of requests by whose they are
 //! - [`pause`]: requests of an app that is paused
 //! - [`malformed`]: requests that no app is given
 //! - [`error_response`]: the answers of the host itself
@@ -27,6 +28,7 @@ pub(crate) mod limits;
 mod malformed;
 pub(crate) mod mirror;
 mod pause;
+mod rates;
 pub(crate) mod route;
 mod sampled;
 pub(crate) mod targets;

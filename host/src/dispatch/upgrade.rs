@@ -16,12 +16,9 @@ use handover_plugin::abi::upgrade::{IoStream, PollIo};
 use http::{Request, header};
 use hyper::{ext::Protocol, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
-    sync::OwnedSemaphorePermit,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-use super::{asked::Asked, body::Endable};
+use super::{asked::Asked, body::Endable, limits::RequestPermit};
 use crate::generation::{HolderKind, InFlight, KeepAlive};
 
 /// A close frame from the server: code 1012, no reason.
@@ -31,11 +28,11 @@ const SERVICE_RESTART: [u8; 4] = [0x88, 0x02, 0x03, 0xF4];
 /// travels on the response, since the connection is joined before the limits hear of the answer,
 /// and lies there until the connection has ended.
 #[derive(Clone, Debug, Default)]
-pub(super) struct UpgradePermit(Arc<OnceLock<OwnedSemaphorePermit>>);
+pub(super) struct UpgradePermit(Arc<OnceLock<RequestPermit>>);
 
 impl UpgradePermit {
     /// Takes the place.
-    pub(super) fn take(&self, permit: OwnedSemaphorePermit) {
+    pub(super) fn take(&self, permit: RequestPermit) {
         // Taken once: a response has one request.
         let _ = self.0.set(permit);
     }

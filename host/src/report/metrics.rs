@@ -301,9 +301,10 @@ fn write_apps(to: &mut Exposition, seen: &[Seen]) {
     let mut family = to.family(
         "handover_requests_rejected_total",
         MetricKind::Counter,
-        "Requests that the limits of the app answered: 503 beyond max_concurrent and queue, 504 past request_timeout.",
+        "Requests that the limits of the app answered: 429 beyond a limit of whose they are, 503 beyond max_concurrent and queue, 504 past request_timeout.",
     );
     for (status, limits) in limited(seen) {
+        family.sample(&[("app", &status.name), ("code", &429)], limits.too_many);
         family.sample(&[("app", &status.name), ("code", &503)], limits.refused);
         family.sample(&[("app", &status.name), ("code", &504)], limits.timed_out);
     }

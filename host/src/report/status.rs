@@ -158,6 +158,7 @@ pub(crate) fn app_status(app: &App) -> AppStatus {
                 running: counts.running,
                 waiting: counts.waiting,
                 refused: counts.refused,
+                too_many: counts.too_many,
                 timed_out: counts.timed_out,
             }
         }),
