@@ -62,12 +62,16 @@ const USUAL_BEGINNINGS: [&str; 3] = ["LC_", "RUST_", "TOKIO_"];
 
 /// What a service manager, or the supervisor, says to the host alone: an app that read it would
 /// take the host's descriptors for its own, or speak for the host.
-const OF_THE_HOST: [&str; 7] = [
+const OF_THE_HOST: [&str; 11] = [
+    "CACHE_DIRECTORY",
+    "CONFIGURATION_DIRECTORY",
     "LISTEN_FDNAMES",
     "LISTEN_FDS",
     "LISTEN_FDS_FIRST_FD",
     "LISTEN_PID",
     "NOTIFY_SOCKET",
+    "RUNTIME_DIRECTORY",
+    "STATE_DIRECTORY",
     "WATCHDOG_PID",
     "WATCHDOG_USEC",
 ];

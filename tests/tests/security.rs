@@ -114,11 +114,11 @@ async fn observers_see_operators_act_and_strangers_do_neither() {
         run(OBSERVER, changing)
             .await
             .expect_code(9)
-            .expect_words(&["user 65534 may observe", "control.operate"]);
+            .expect_words(&["may observe this host", "control.operate"]);
         run(STRANGER, changing)
             .await
             .expect_code(9)
-            .expect_words(&["user 65531 may not command"]);
+            .expect_words(&["user 65531 may not command a host of root"]);
     }
     run(STRANGER, &[word("status")]).await.expect_code(9);
     // Those who cannot even open it learn the same.

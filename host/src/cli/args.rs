@@ -1,6 +1,10 @@
 //! The words of the command line.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Parser, Subcommand};
 
@@ -54,7 +58,8 @@ pub(super) struct Args {
 /// What every command takes.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Global {
-    /// The control socket of the host [default: ./.handover/control.sock]
+    /// The control socket of the host [default: ./.handover/control.sock, else
+    /// /run/handover/control.sock]
     #[arg(
         long,
         global = true,
@@ -82,11 +87,15 @@ pub(super) struct Global {
 }
 
 impl Global {
-    /// Where the host is called.
+    /// Where the host is called: where it was said, else in this folder, else that of the system.
     pub(super) fn control(&self) -> PathBuf {
-        self.control
-            .clone()
-            .unwrap_or_else(|| PathBuf::from("./.handover/control.sock"))
+        const HERE: &str = "./.handover/control.sock";
+        const OF_SYSTEM: &str = "/run/handover/control.sock";
+        let usual = || {
+            let is_of_system = !Path::new(HERE).exists() && Path::new(OF_SYSTEM).exists();
+            PathBuf::from(if is_of_system { OF_SYSTEM } else { HERE })
+        };
+        self.control.clone().unwrap_or_else(usual)
     }
 }
 

@@ -10,7 +10,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::absolute;
-use crate::values::{self, MANY, THREADS};
+use crate::{
+    origin::origin,
+    values::{self, MANY, THREADS},
+};
 
 const MAX_CRASHES: NonZeroUsize = NonZeroUsize::new(3).unwrap();
 
@@ -31,11 +34,12 @@ pub struct Server {
     /// at. Default 1 s.
     #[serde(with = "values::limit")]
     pub stall_after: Option<Duration>,
-    /// The drop folder. Default `./plugins`.
+    /// The drop folder. Default `./plugins`, under systemd that in `StateDirectory=`.
     pub plugins: PathBuf,
-    /// The state directory. Default `./.handover`.
+    /// The state directory. Default `./.handover`, under systemd `StateDirectory=`.
     pub state: PathBuf,
-    /// The control socket. Default `<state>/control.sock`, which [`Server::resolve`] fills in.
+    /// The control socket. Default `<state>/control.sock`, under systemd that in
+    /// `RuntimeDirectory=`; [`Server::resolve`] fills it in.
     pub control: PathBuf,
     /// Whether answers carry `handover-version` and `handover-generation`. Default: without a
     /// configuration file only.
@@ -148,6 +152,32 @@ pub(crate) struct Overrides {
     pub(crate) control: Option<PathBuf>,
 }
 
+/// The names of the folders and the socket where nothing else is said.
+const PLUGINS: &str = "plugins";
+const STATE: &str = ".handover";
+const CONTROL: &str = "control.sock";
+
+/// The folders that a service manager has made for the host: `StateDirectory=` and
+/// `RuntimeDirectory=` of a unit.
+struct ServiceFolders {
+    state: Option<PathBuf>,
+    runtime: Option<PathBuf>,
+}
+
+impl ServiceFolders {
+    fn given() -> Self {
+        let folder = |name: &str| {
+            let list = origin().text(name)?;
+            let first = PathBuf::from(list.split(':').next()?);
+            first.is_absolute().then_some(first)
+        };
+        Self {
+            state: folder("STATE_DIRECTORY"),
+            runtime: folder("RUNTIME_DIRECTORY"),
+        }
+    }
+}
+
 impl Default for Server {
     fn default() -> Self {
         let seconds = |seconds| Some(Duration::from_secs(seconds));
@@ -156,8 +186,8 @@ impl Default for Server {
             workers: None,
             spare_workers: 2,
             stall_after: seconds(1),
-            plugins: "plugins".into(),
-            state: ".handover".into(),
+            plugins: PLUGINS.into(),
+            state: STATE.into(),
             control: PathBuf::new(),
             version_header: false,
             shutdown_deadline: Duration::from_secs(30),
@@ -215,12 +245,20 @@ impl Server {
         if self.listen.is_none() && !other_listeners {
             self.listen = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
         }
-        self.plugins = folder.join(&self.plugins);
-        self.state = folder.join(&self.state);
-        self.control = if self.control == Path::new("") {
-            self.state.join("control.sock")
-        } else {
-            folder.join(&self.control)
+        let service = ServiceFolders::given();
+        let is_default = self.state == Path::new(STATE);
+        self.plugins = match &service.state {
+            Some(state) if self.plugins == Path::new(PLUGINS) => state.join(PLUGINS),
+            _ => folder.join(&self.plugins),
+        };
+        self.state = match &service.state {
+            Some(state) if is_default => state.clone(),
+            _ => folder.join(&self.state),
+        };
+        self.control = match &service.runtime {
+            _ if self.control != Path::new("") => folder.join(&self.control),
+            Some(runtime) if is_default => runtime.join(CONTROL),
+            _ => self.state.join(CONTROL),
         };
     }
 
@@ -241,7 +279,7 @@ impl Server {
         }
         if let Some(state) = state {
             self.state = absolute(&state);
-            self.control = self.state.join("control.sock");
+            self.control = self.state.join(CONTROL);
         }
         if let Some(control) = control {
             self.control = absolute(&control);

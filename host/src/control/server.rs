@@ -45,6 +45,7 @@ use crate::{
     open_files,
     operations::operation::{Keyed, Operation},
     orchestrator::Orchestrator,
+    ownership,
     reconfigure::{ReconfigureError, Reconfigurer},
     report::holders::HolderId,
     report::status::Surface,
@@ -529,18 +530,27 @@ impl Caller {
         })
     }
 
+    /// Returns the names of the caller and of the host's user, for who is denied something; none
+    /// for who is not.
+    async fn names(self) -> [String; 2] {
+        if self.role == Role::Operate {
+            return Default::default();
+        }
+        let uids = [self.uid, rustix::process::geteuid().as_raw()];
+        let named = tokio::task::spawn_blocking(move || uids.map(ownership::user_name)).await;
+        named.unwrap_or_else(|_| uids.map(|uid| format!("user {uid}")))
+    }
+
     /// Whether the caller may make a call that needs the role `needed`.
-    fn may(self, needed: Role) -> Result<(), Refusal> {
-        let own = rustix::process::geteuid().as_raw();
-        let uid = self.uid;
+    fn may(self, needed: Role, [caller, own]: &[String; 2]) -> Result<(), Refusal> {
         match (self.role, needed) {
             (Role::Operate, _) | (Role::Observe, Role::Observe) => Ok(()),
             (Role::Observe, _) => Err(Refusal::denied(format!(
-                "user {uid} may observe this host (status, history, events, metrics) and not operate it: run as user {own} or root, or have \
+                "{caller} may observe this host (status, history, events, metrics) and not operate it: run as {own} or root, or have \
                  control.operate name you"
             ))),
             (Role::None, _) => Err(Refusal::denied(format!(
-                "user {uid} may not command a host of user {own}: run as that user or as root, or have control.operate or \
+                "{caller} may not command a host of {own}: run as that user or as root, or have control.operate or \
                  control.observe name you"
             ))),
         }
@@ -559,10 +569,15 @@ async fn connection<B: Backend>(
         handle: shutdown.clone(),
         uid: caller.as_ref().map_or(u32::MAX, |caller| caller.uid),
     });
+    let names = match &caller {
+        Ok(caller) => caller.names().await,
+        Err(_) => Default::default(),
+    };
+    let names = &names;
     let service = service_fn(|request| {
         let (backend, caller, asked) = (backend.clone(), caller.clone(), Arc::clone(&asked));
         async move {
-            let may = |needed| caller.map_err(Refusal::denied)?.may(needed);
+            let may = |needed| caller.map_err(Refusal::denied)?.may(needed, names);
             let answer = calls::answer(request, backend, may, &asked).await;
             Ok::<_, Infallible>(answer.unwrap_or_else(Refusal::into_response))
         }
@@ -1187,8 +1202,9 @@ mod tests {
     #[test]
     fn observers_see_and_change_nothing() {
         let caller = |role| Caller { uid: 7, role };
+        let names = ["ann".to_owned(), "bob".to_owned()];
         for call in Call::<Fake>::ALL {
-            let observes = caller(Role::Observe).may(call.role);
+            let observes = caller(Role::Observe).may(call.role, &names);
             assert_eq!(
                 observes.is_ok(),
                 // One job has its payload, and the configuration what apps read: both are the
@@ -1198,15 +1214,17 @@ mod tests {
                 "{}",
                 call.path
             );
-            assert!(caller(Role::Operate).may(call.role).is_ok());
-            let refusal = caller(Role::None).may(call.role).unwrap_err();
+            assert!(caller(Role::Operate).may(call.role, &names).is_ok());
+            let refusal = caller(Role::None).may(call.role, &names).unwrap_err();
             assert_eq!(
                 (refusal.status, refusal.problem.exit_code),
                 (StatusCode::FORBIDDEN, 9)
             );
         }
-        let refusal = caller(Role::Observe).may(Role::Operate).unwrap_err();
-        assert!(refusal.problem.error.contains("may observe"));
+        let refusal = caller(Role::Observe)
+            .may(Role::Operate, &names)
+            .unwrap_err();
+        assert!(refusal.problem.error.contains("ann may observe"));
     }
 
     #[tokio::test]
