@@ -455,3 +455,50 @@ async fn new_makes_a_crate_that_builds_serves_and_passes_its_test() {
         .expect_code(0);
     assert_eq!(host.get("/").await.status, 200);
 }
+
+#[tokio::test]
+async fn shells_and_man_know_every_command() {
+    let help = handover(["--help"]).await.expect_code(0).stdout;
+    let commands: Vec<_> = help
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next())
+        .filter(|name| help.contains(&format!("\n  {name} ")))
+        .collect();
+    assert!(
+        commands.contains(&"deploy") && commands.len() > 30,
+        "{commands:?}"
+    );
+
+    let folder = tempfile::tempdir().unwrap();
+    let pages = folder.path().join("man1");
+    handover(["man", pages.to_str().unwrap()])
+        .await
+        .expect_code(0);
+    let main = fs::read_to_string(pages.join("handover.1")).unwrap();
+    let script = handover(["completions", "bash"])
+        .await
+        .expect_code(0)
+        .stdout;
+    for command in &commands {
+        let page = pages.join(format!("handover-{command}.1"));
+        assert!(page.exists(), "{}", page.display());
+        assert!(
+            main.contains(&format!("handover\\-{}", command.replace('-', "\\-"))),
+            "{command}"
+        );
+        assert!(
+            script.contains(&format!("handover,{command})")),
+            "{command}"
+        );
+    }
+    let file = folder.path().join("completions");
+    fs::write(&file, script).unwrap();
+    let parsed = std::process::Command::new("bash")
+        .arg("-n")
+        .arg(&file)
+        .status();
+    assert!(parsed.unwrap().success());
+}

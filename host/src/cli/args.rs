@@ -472,6 +472,27 @@ Examples:
   handover shutdown
   handover shutdown --now")]
     Shutdown(Shutdown),
+    /// Print the completions of a shell
+    #[command(after_help = "\
+Examples:
+  handover completions bash > /etc/bash_completion.d/handover
+  handover completions zsh > ~/.zfunc/_handover
+  handover completions fish > ~/.config/fish/completions/handover.fish")]
+    Completions {
+        /// The shell
+        #[arg(value_name = "SHELL")]
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write that of each command into a folder
+    #[command(after_help = "\
+Examples:
+  handover man | man -l -
+  handover man /usr/local/share/man/man1")]
+    Man {
+        /// The folder
+        #[arg(value_name = "DIR")]
+        folder: Option<PathBuf>,
+    },
     /// The other side of preflight.
     #[command(name = crate::preflight::CHILD, hide = true)]
     PreflightChild,
@@ -1109,6 +1130,9 @@ mod tests {
             "handover state restore shop f",
             "handover state verify shop",
             "handover state stats shop",
+            "handover completions bash",
+            "handover man",
+            "handover man pages",
             "handover shutdown --now",
             "handover --control s status",
         ] {

@@ -20,6 +20,7 @@ mod events;
 mod exit;
 mod history;
 mod inspect;
+mod manual;
 mod new;
 mod operation;
 mod output;
@@ -89,6 +90,8 @@ pub fn main() -> ExitCode {
         Command::Cancel { id } => client(work::cancel(&global, &id)),
         Command::Config(command) => client(config::config(&global, command)),
         Command::Shutdown(args) => client(shutdown::shutdown(&global, args)),
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Man { folder } => manual::man(folder.as_deref()),
         Command::PreflightChild => return crate::preflight::child::main(),
     };
     match done {
