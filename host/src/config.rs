@@ -9,6 +9,7 @@
 mod access;
 mod app;
 mod canary;
+mod dashboard;
 mod dev;
 mod freeze;
 mod hooks;
@@ -44,6 +45,7 @@ pub(crate) use self::{
     access::{Control, Metrics, Trust},
     app::{App, Cutover, Execution, Leave, SmokeRequest, Verify, Watch, WhenFull, environment},
     canary::Canary,
+    dashboard::Dashboard,
     dev::{Dev, NamedAddress},
     freeze::frozen,
     hooks::{Hooks, Program},
@@ -81,6 +83,8 @@ pub struct Config {
     pub control: Control,
     /// `[metrics]`
     pub metrics: Metrics,
+    /// `[dashboard]`
+    pub(crate) dashboard: Dashboard,
     /// `[trust]`
     pub trust: Trust,
     /// `[log]`
@@ -103,6 +107,7 @@ struct MainFile {
     listen: Vec<ListenTable>,
     control: Control,
     metrics: Metrics,
+    dashboard: Dashboard,
     trust: Trust,
     log: Log,
     dev: Dev,
@@ -228,6 +233,7 @@ impl Config {
             listen,
             control: file.control,
             metrics: file.metrics,
+            dashboard: file.dashboard,
             trust: file.trust,
             log: file.log,
             dev: file.dev,
@@ -394,6 +400,7 @@ impl Config {
         server.max_connections_per_address = old.max_connections_per_address;
         self.control.group.clone_from(&running.control.group);
         self.metrics = running.metrics;
+        self.dashboard = running.dashboard;
         let level = std::mem::take(&mut self.log.level);
         self.log = Log {
             level,

@@ -26,7 +26,8 @@ use crate::{
     access::{self, Access},
     artifact::Store,
     config::{self, Config, ConfigOrigin, ListenAddress, Server, SocketOptions},
-    control::{self, ControlSocket, Shutdown, ShutdownHandle, metrics_endpoint},
+    control::{self, ControlSocket, DashboardDoor, Shutdown, ShutdownHandle, metrics_endpoint},
+    dashboard::{self, Page},
     dispatch::Routes,
     memory,
     net::{
@@ -98,6 +99,7 @@ pub(crate) struct Daemon {
     /// Its socket's file goes with it.
     control: JoinHandle<()>,
     metrics: Option<JoinHandle<()>>,
+    dashboard: JoinHandle<()>,
     signals: JoinHandle<()>,
     notifier: Notifier,
     alive: JoinHandle<()>,
@@ -232,6 +234,10 @@ impl Daemon {
             .map(|key| given_listeners.take(&key, &SocketOptions::default()))
             .transpose()
             .map_err(no_socket)?;
+        let dashboard = listeners::dashboard(&listening)
+            .map(|key| given_listeners.take(&key, &SocketOptions::default()))
+            .transpose()
+            .map_err(no_socket)?;
         let metrics_at = metrics
             .as_ref()
             .and_then(|bound| match bound.local_address() {
@@ -317,18 +323,22 @@ impl Daemon {
             Arc::clone(&access),
         );
         reconfigurer.keep();
+        let (door, links) = DashboardDoor::new();
+        let host = control::Host {
+            orchestrator: orchestrator.clone(),
+            store: store.clone(),
+            metrics: gather.clone(),
+            watcher: watcher.clone(),
+            connections,
+            reconfigurer: reconfigurer.clone(),
+            listeners: listeners.clone(),
+            metrics_at,
+            dashboard: door,
+        };
+        let page = Page::new(host.clone(), Arc::clone(&access), shutdown.clone());
+        let dashboard = tokio::spawn(dashboard::serve(dashboard, links, page));
         let control = {
             let (path, shutdown) = (settings.control.clone(), shutdown.clone());
-            let host = control::Host {
-                orchestrator: orchestrator.clone(),
-                store: store.clone(),
-                metrics: gather.clone(),
-                watcher: watcher.clone(),
-                connections,
-                reconfigurer: reconfigurer.clone(),
-                listeners: listeners.clone(),
-                metrics_at,
-            };
             tokio::spawn(async move {
                 let bound = match control {
                     Some(bound) => bound,
@@ -362,6 +372,7 @@ impl Daemon {
             shutdown,
             control,
             metrics,
+            dashboard,
             signals,
             notifier,
             alive,
@@ -401,6 +412,7 @@ impl Daemon {
             listeners,
             mut control,
             metrics,
+            dashboard,
             signals,
             notifier,
             alive,
@@ -446,6 +458,7 @@ impl Daemon {
         serving.abort();
         control.abort();
         metrics.inspect(JoinHandle::abort);
+        dashboard.abort();
         signals.abort();
         alive.abort();
         memory.abort();

@@ -11,6 +11,7 @@ mod clock;
 mod config;
 mod control;
 mod daemon;
+mod dashboard;
 mod dispatch;
 mod embed;
 mod generation;
@@ -65,7 +66,7 @@ pub mod testing {
             Manifest, Missed, Sha256, Signature, Store, StoreError, inspect,
         },
         config::{Config, RoutePrefix},
-        control::{ControlSocket, Host, ShutdownHandle, serve},
+        control::{ControlSocket, DashboardDoor, Host, ShutdownHandle, serve},
         dispatch::Routes,
         loader::{Layouts, Library, LoadError},
         net::{ClientListeners, Connections},

@@ -60,6 +60,7 @@ const LAYERS: &[&str] = &[
     "reconfigure",
     // The program.
     "control",
+    "dashboard",
     "supervisor",
     "daemon",
     "embed",

@@ -22,9 +22,10 @@ use tokio::{
 };
 
 use crate::{
-    AppName, ArtifactReport, ChannelBody, ConfigPlan, Done, Event, History, HolderList, JobDetails,
-    JobList, Label, LeaseList, Problem, Progress, SIGNATURE, ScheduleList, ShadowList,
-    ShuttingDown, StateDone, StateKeyLine, StateStats, Status, TenantList, Wait, query, socket,
+    AppName, ArtifactReport, ChannelBody, ConfigPlan, DashboardLink, Done, Event, History,
+    HolderList, JobDetails, JobList, Label, LeaseList, Problem, Progress, SIGNATURE, ScheduleList,
+    ShadowList, ShuttingDown, StateDone, StateKeyLine, StateStats, Status, TenantList, Wait, query,
+    socket,
 };
 
 /// How much of an artifact travels at once.
@@ -419,6 +420,17 @@ impl Client {
     pub async fn operation(&self, id: &str) -> Result<Lines<Progress>, ClientError> {
         self.lines(Method::GET, &format!("{}{id}", query::OPERATIONS))
             .await
+    }
+
+    /// `POST /v1/dashboard`: a link for one browser, with the rights of who asks.
+    pub async fn dashboard(&self) -> Result<DashboardLink, ClientError> {
+        let call = self.call(
+            Method::POST,
+            query::DASHBOARD,
+            Either::Left(Empty::new()),
+            None,
+        );
+        parse(call.await?).await
     }
 
     /// `POST /v1/shutdown`

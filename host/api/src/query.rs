@@ -64,6 +64,8 @@ pub const CONFIG: &str = "/v1/config";
 pub const CONFIG_PLAN: &str = "/v1/config/plan";
 /// The path of `POST /v1/config/reload`.
 pub const CONFIG_RELOAD: &str = "/v1/config/reload";
+/// The path of `POST /v1/dashboard`.
+pub const DASHBOARD: &str = "/v1/dashboard";
 /// The path of `POST /v1/shutdown`.
 pub const SHUTDOWN: &str = "/v1/shutdown";
 /// The path of `GET /metrics`.

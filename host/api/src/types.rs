@@ -21,6 +21,7 @@
 //! | `POST /v1/move?app=A&tenant=T&now=true` | [`crate::Done`] |
 //! | `GET /v1/operations/ID` | the [`Progress`] lines of that operation, from its beginning |
 //! | `GET /metrics` | the metrics, as the text that Prometheus reads |
+//! | `POST /v1/dashboard` | [`DashboardLink`] |
 //! | `POST /v1/shutdown?now=true` | [`ShuttingDown`], then the host ends |
 //!
 //! While another operation of the app is under way, those that change something end as a
@@ -774,6 +775,13 @@ impl Outcome {
             Self::Denied => 9,
         }
     }
+}
+
+/// The answer to `POST /v1/dashboard`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DashboardLink {
+    /// What a browser opens. Good for one of them, once.
+    pub url: String,
 }
 
 /// The answer to `POST /v1/shutdown`.

@@ -389,6 +389,15 @@ Examples:
   handover status shop -w
   handover status --json | jq '.apps[].active.version'")]
     Status(Status),
+    /// Print a link to the page that shows the same in a browser
+    #[command(after_help = "\
+The link is good once, for five minutes, and the page has your rights. It is at dashboard.listen, else at a free port
+of 127.0.0.1. From another machine: ssh -L PORT:127.0.0.1:PORT HOST.
+
+Examples:
+  handover dashboard
+  handover dashboard --open")]
+    Dashboard(Dashboard),
     /// Show what was deployed, and how it ended
     #[command(after_help = "\
 Example:
@@ -913,6 +922,14 @@ pub(super) struct Status {
     /// Stay, and show it anew twice a second
     #[arg(short, long, conflicts_with = "json")]
     pub(super) watch: bool,
+}
+
+/// `handover dashboard`
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(super) struct Dashboard {
+    /// Open it in the browser as well, with xdg-open
+    #[arg(long)]
+    pub(super) open: bool,
 }
 
 /// `handover history`

@@ -12,6 +12,7 @@ mod availability;
 mod build;
 mod check;
 mod config;
+mod dashboard;
 mod deploy;
 mod dev;
 mod diff;
@@ -71,6 +72,7 @@ pub fn main() -> ExitCode {
         Command::Resume(apps) => client(availability::resume(&global, apps)),
         Command::Rollback(args) => client(deploy::rollback(&global, args)),
         Command::Status(args) => client(status::status(&global, args)),
+        Command::Dashboard(args) => client(dashboard::dashboard(&global, args)),
         Command::Wait(args) => client(wait::wait(&global, args)),
         Command::Up(args) => client(up::up(&global, args)),
         Command::Dial => remote::dial(&global),

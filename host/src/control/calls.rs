@@ -10,8 +10,9 @@ use std::{
 
 use bytes::Bytes;
 use handover_api::{
-    AppName, ChannelBody, ConfigPlan, Done, Event, EventKind, History, HolderList, OperationResult,
-    Outcome, Problem, Progress, SIGNATURE, ShadowList, ShuttingDown, TenantList, Wait, query,
+    AppName, ChannelBody, ConfigPlan, DashboardLink, Done, Event, EventKind, History, HolderList,
+    OperationResult, Outcome, Problem, Progress, SIGNATURE, ShadowList, ShuttingDown, TenantList,
+    Wait, query,
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Either, Full};
@@ -25,7 +26,7 @@ use super::{
     state, work,
 };
 use crate::{
-    access::Role,
+    access::{Peer, Role},
     artifact::{Signature, StoreError},
     background,
     operations::operation::{Keyed, Operation, Reserved},
@@ -42,17 +43,17 @@ const WAITING: usize = 32;
 /// How long the bytes of a caller that is refused are read.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-pub(super) type ControlResponse = Response<Either<Full<Bytes>, ChannelBody<Infallible>>>;
+pub(crate) type ControlResponse = Response<Either<Full<Bytes>, ChannelBody<Infallible>>>;
 
 /// A call that is not taken.
-pub(super) struct Refusal {
-    pub(super) status: StatusCode,
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
     allow: Option<HeaderValue>,
-    pub(super) problem: Problem,
+    pub(crate) problem: Problem,
 }
 
 impl Refusal {
-    pub(super) fn new(status: StatusCode, exit_code: u8, error: impl fmt::Display) -> Self {
+    pub(crate) fn new(status: StatusCode, exit_code: u8, error: impl fmt::Display) -> Self {
         Self {
             status,
             allow: None,
@@ -63,11 +64,11 @@ impl Refusal {
         }
     }
 
-    pub(super) fn denied(error: String) -> Self {
+    pub(crate) fn denied(error: String) -> Self {
         Self::new(StatusCode::FORBIDDEN, Outcome::Denied.exit_code(), error)
     }
 
-    pub(super) fn into_response(self) -> ControlResponse {
+    pub(crate) fn into_response(self) -> ControlResponse {
         let mut response = json(&self.problem);
         *response.status_mut() = self.status;
         if let Some(allow) = self.allow {
@@ -124,20 +125,29 @@ pub(super) struct Call<B> {
 }
 
 /// What a connection asks of the host as a whole.
-pub(super) struct Asked {
+pub(crate) struct Asked {
     /// To be asked for when the connection has ended.
     pub(super) shutdown: OnceLock<Shutdown>,
     /// How the host ends.
     pub(super) handle: ShutdownHandle,
     /// The user of the process that calls.
-    pub(super) uid: u32,
+    pub(super) peer: Peer,
 }
 
 impl Asked {
+    /// Those of a connection of `peer`.
+    pub(crate) fn by(peer: Peer, handle: ShutdownHandle) -> Self {
+        Self {
+            shutdown: OnceLock::new(),
+            handle,
+            peer,
+        }
+    }
+
     /// Has `by` name who calls, where the caller has not.
     async fn name(&self, by: &mut Option<String>) {
         if by.is_none() {
-            let uid = self.uid;
+            let uid = self.peer.uid;
             *by = tokio::task::spawn_blocking(move || ownership::user_name(uid))
                 .await
                 .ok();
@@ -353,6 +363,21 @@ impl<B: Backend> Call<B> {
                 reconfigured(move || backend.reload_config()).await
             })
         }),
+        // Who only observes has a page that only observes.
+        Self::new(
+            Method::POST,
+            query::DASHBOARD,
+            Role::Observe,
+            |request, backend, asked| {
+                Box::pin(async move {
+                    let query::None {} = read_query(&request)?;
+                    match backend.dashboard(asked.peer).await {
+                        Ok(url) => Ok(json(&DashboardLink { url })),
+                        Err(why) => Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, 1, why)),
+                    }
+                })
+            },
+        ),
         Self::post(query::SHUTDOWN, |request, _, asked| {
             Box::pin(async move {
                 let query::Shutdown { now } = read_query(&request)?;
@@ -462,7 +487,7 @@ impl<B: Backend> Call<B> {
 }
 
 /// Answers a call of somebody whose role `may` tells. What a refused caller still sends is read.
-pub(super) async fn answer<B: Backend>(
+pub(crate) async fn answer<B: Backend>(
     request: Request<Incoming>,
     backend: B,
     may: impl FnOnce(Role) -> Result<(), Refusal>,
@@ -567,7 +592,7 @@ async fn metrics(gather: Gather) -> Result<ControlResponse, Refusal> {
     Ok(response)
 }
 
-pub(super) fn lines(lines: mpsc::Receiver<Result<Bytes, Infallible>>) -> ControlResponse {
+pub(crate) fn lines(lines: mpsc::Receiver<Result<Bytes, Infallible>>) -> ControlResponse {
     let mut response = Response::new(Either::Right(ChannelBody(lines)));
     response.headers_mut().insert(
         header::CONTENT_TYPE,
@@ -638,7 +663,7 @@ fn events(
 }
 
 /// Stands for the events that a slow reader missed. It has the number of the last of them.
-fn missed_events(last: u64, missed: u64) -> Event {
+pub(crate) fn missed_events(last: u64, missed: u64) -> Event {
     Event {
         seq: last.saturating_add(missed),
         at_ms: crate::clock::now_ms(),

@@ -1,12 +1,14 @@
 //! The control socket: how an operator, a script or `curl` talks to a running host.
 //!
 //! - [`calls`]: the table of calls, and what each answers
+//! - [`dashboard_door`]: how a call asks the dashboard for a link
 //! - [`metrics_endpoint`]: `GET /metrics` over TCP
 //! - [`server`]: the host's side, HTTP/1.1 over a unix socket
 //! - [`socket`]: the file that both meet at
 //! - [`shutdown`]: how a call ends the host
 
 mod calls;
+pub(crate) mod dashboard_door;
 pub(crate) mod metrics_endpoint;
 pub(crate) mod server;
 pub(crate) mod shutdown;
@@ -14,8 +16,13 @@ pub(crate) mod socket;
 mod state;
 mod work;
 
-pub(crate) use self::shutdown::Shutdown;
+pub(crate) use self::{
+    calls::{Asked, ControlResponse, Refusal, answer, lines, missed_events},
+    server::{Backend, Caller},
+    shutdown::Shutdown,
+};
 pub use self::{
+    dashboard_door::DashboardDoor,
     server::{Host, serve},
     shutdown::ShutdownHandle,
     socket::ControlSocket,

@@ -5,13 +5,7 @@
 //! it had not finished is dropped.
 
 use std::{
-    convert::Infallible,
-    fs::File,
-    io,
-    net::SocketAddr,
-    os::fd::OwnedFd,
-    sync::{Arc, OnceLock},
-    time::Duration,
+    convert::Infallible, fs::File, io, net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -31,6 +25,7 @@ use tokio::{
 
 use super::{
     calls::{self, Asked, Refusal},
+    dashboard_door::DashboardDoor,
     shutdown::{Shutdown, ShutdownHandle},
     socket::ControlSocket,
 };
@@ -122,6 +117,8 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
     fn keyed(&self, key: &str) -> Keyed;
     /// For `GET /v1/artifact`; an error says what there is instead. Blocks.
     fn artifact(&self, asked: &query::Artifact) -> Result<ArtifactReport, String>;
+    /// For `POST /v1/dashboard`: a link for a browser of `peer`; an error says why there is none.
+    fn dashboard(&self, peer: Peer) -> impl Future<Output = Result<String, String>> + Send;
     /// For `POST /v1/cancel`: what was done; none when there is no such holder.
     fn cancel_holder(&self, id: &HolderId) -> impl Future<Output = Option<String>> + Send;
     /// For `GET /v1/operations/ID`.
@@ -185,6 +182,8 @@ pub struct Host {
     pub listeners: ClientListeners,
     /// Where it tells its metrics over TCP.
     pub metrics_at: Option<SocketAddr>,
+    /// What makes links to the dashboard.
+    pub dashboard: DashboardDoor,
 }
 
 impl Backend for Host {
@@ -298,6 +297,10 @@ impl Backend for Host {
 
     fn artifact(&self, asked: &query::Artifact) -> Result<ArtifactReport, String> {
         self.orchestrator.artifact(asked)
+    }
+
+    async fn dashboard(&self, peer: Peer) -> Result<String, String> {
+        self.dashboard.link(peer).await
     }
 
     async fn cancel_holder(&self, id: &HolderId) -> Option<String> {
@@ -505,13 +508,15 @@ impl<B: Backend> Serve<UnixStream> for Calls<B> {
 }
 
 /// Who is calling: its role, and the sentence about it.
-#[derive(Clone, Copy)]
-struct Caller {
-    uid: u32,
-    role: Role,
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Caller {
+    peer: Peer,
+    /// What it may do.
+    pub(crate) role: Role,
 }
 
 impl Caller {
+    /// That of a connection whose other end the kernel knows.
     async fn of(stream: &UnixStream, access: Arc<Access>) -> Result<Self, String> {
         let peer = stream.peer_cred().map_err(|error| {
             format!("the host cannot see who is calling ({error}), so it takes no command")
@@ -520,29 +525,36 @@ impl Caller {
             uid: peer.uid(),
             gid: peer.gid(),
         };
+        Ok(Self::admitted(peer, access).await)
+    }
+
+    /// `peer`, with the role that it has now.
+    pub(crate) async fn admitted(peer: Peer, access: Arc<Access>) -> Self {
         // The system's list of users may be a server far away.
         let role = tokio::task::spawn_blocking(move || access.role(peer))
             .await
             .unwrap_or(Role::None);
-        Ok(Self {
-            uid: peer.uid,
-            role,
-        })
+        Self { peer, role }
+    }
+
+    /// Whether the caller may see what the host does.
+    pub(crate) fn observes(self) -> bool {
+        self.role != Role::None
     }
 
     /// Returns the names of the caller and of the host's user, for who is denied something; none
     /// for who is not.
-    async fn names(self) -> [String; 2] {
+    pub(crate) async fn names(self) -> [String; 2] {
         if self.role == Role::Operate {
             return Default::default();
         }
-        let uids = [self.uid, rustix::process::geteuid().as_raw()];
+        let uids = [self.peer.uid, rustix::process::geteuid().as_raw()];
         let named = tokio::task::spawn_blocking(move || uids.map(ownership::user_name)).await;
         named.unwrap_or_else(|_| uids.map(|uid| format!("user {uid}")))
     }
 
     /// Whether the caller may make a call that needs the role `needed`.
-    fn may(self, needed: Role, [caller, own]: &[String; 2]) -> Result<(), Refusal> {
+    pub(crate) fn may(self, needed: Role, [caller, own]: &[String; 2]) -> Result<(), Refusal> {
         match (self.role, needed) {
             (Role::Operate, _) | (Role::Observe, Role::Observe) => Ok(()),
             (Role::Observe, _) => Err(Refusal::denied(format!(
@@ -564,11 +576,12 @@ async fn connection<B: Backend>(
     shutdown: ShutdownHandle,
 ) {
     let caller = Caller::of(&stream, access).await;
-    let asked = Arc::new(Asked {
-        shutdown: OnceLock::new(),
-        handle: shutdown.clone(),
-        uid: caller.as_ref().map_or(u32::MAX, |caller| caller.uid),
-    });
+    let nobody = Peer {
+        uid: u32::MAX,
+        gid: u32::MAX,
+    };
+    let peer = caller.as_ref().map_or(nobody, |caller| caller.peer);
+    let asked = Arc::new(Asked::by(peer, shutdown.clone()));
     let names = match &caller {
         Ok(caller) => caller.names().await,
         Err(_) => Default::default(),
@@ -860,6 +873,11 @@ mod tests {
         fn holders(&self, asked: &query::Holders) -> Vec<HolderStatus> {
             self.call(format!("holders {asked:?}"));
             Vec::new()
+        }
+
+        async fn dashboard(&self, peer: Peer) -> Result<String, String> {
+            self.call(format!("dashboard of {}", peer.uid));
+            Ok("http://127.0.0.1:9/?token=x".to_owned())
         }
 
         async fn cancel_holder(&self, id: &HolderId) -> Option<String> {

@@ -46,9 +46,11 @@ pub(crate) enum SocketError {
         /// The cause.
         cause: io::Error,
     },
-    /// The one of the metrics cannot be bound.
-    #[error("metrics.listen: {address} cannot be listened at: {cause}; {}", metrics_advice(.cause))]
-    Metrics {
+    /// One of the host's own, which a key names, cannot be bound.
+    #[error("{key}: {address} cannot be listened at: {cause}; {}", own_advice(.cause))]
+    Own {
+        /// The key.
+        key: &'static str,
         /// The address.
         address: ListenAddress,
         /// The cause.
@@ -116,7 +118,7 @@ pub(crate) enum Bound {
 impl SocketError {
     /// Whether somebody else has the address.
     pub(crate) fn is_in_use(&self) -> bool {
-        matches!(self, Self::Bind { cause, .. } | Self::Metrics { cause, .. } if cause.kind() == io::ErrorKind::AddrInUse)
+        matches!(self, Self::Bind { cause, .. } | Self::Own { cause, .. } if cause.kind() == io::ErrorKind::AddrInUse)
     }
 }
 
@@ -201,7 +203,13 @@ pub(super) fn bind(key: &ListenerKey, options: &SocketOptions) -> Result<Bound, 
             bind_tcp(*address, options)
                 .map(Bound::Tcp)
                 .map_err(|cause| match key.kind {
-                    ListenerKind::Metrics => SocketError::Metrics {
+                    ListenerKind::Metrics => SocketError::Own {
+                        key: "metrics.listen",
+                        address: key.address.clone(),
+                        cause,
+                    },
+                    ListenerKind::Dashboard => SocketError::Own {
+                        key: "dashboard.listen",
                         address: key.address.clone(),
                         cause,
                     },
@@ -290,7 +298,7 @@ fn name_of(socket: &ListenSocket) -> String {
     }
 }
 
-fn metrics_advice(cause: &io::Error) -> &'static str {
+fn own_advice(cause: &io::Error) -> &'static str {
     match cause.kind() {
         io::ErrorKind::AddrInUse => "another process has it: choose another address",
         io::ErrorKind::AddrNotAvailable => "it is no address of this machine",

@@ -27,6 +27,8 @@ pub(crate) enum ListenerKind {
     /// The control socket. Its file belongs to the state directory, so the host that has locked
     /// that binds it; nobody hands it on yet.
     Control,
+    /// The page for browsers.
+    Dashboard,
 }
 
 /// What tells one listener from another, in this process and the next.
@@ -69,7 +71,8 @@ pub(crate) fn wanted(config: &Config) -> Vec<(ListenerKey, SocketOptions)> {
     let http = keyed(config).into_iter();
     let http = http.filter_map(|(key, listen)| Some((key?, listen.options)));
     let metrics = metrics(config).map(|key| (key, SocketOptions::default()));
-    http.chain(metrics).collect()
+    let dashboard = dashboard(config).map(|key| (key, SocketOptions::default()));
+    http.chain(metrics).chain(dashboard).collect()
 }
 
 /// The listeners that serve apps, each with its key, if it has an address.
@@ -109,14 +112,25 @@ pub(crate) fn metrics(config: &Config) -> Option<ListenerKey> {
     })
 }
 
+/// The key of the listener of the dashboard, if there is to be one from the beginning.
+pub(crate) fn dashboard(config: &Config) -> Option<ListenerKey> {
+    let address = config.dashboard.listen?;
+    Some(ListenerKey {
+        kind: ListenerKind::Dashboard,
+        name: String::new(),
+        address: address.get().into(),
+    })
+}
+
 impl ListenerKind {
-    const ALL: [Self; 3] = [Self::Http, Self::Metrics, Self::Control];
+    const ALL: [Self; 4] = [Self::Http, Self::Metrics, Self::Control, Self::Dashboard];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",
             Self::Metrics => "metrics",
             Self::Control => "control",
+            Self::Dashboard => "dashboard",
         }
     }
 }
@@ -369,6 +383,7 @@ mod tests {
             "http,,127.0.0.1:8080",
             "http,web,[::]:443",
             "metrics,,127.0.0.1:0",
+            "dashboard,,[::1]:9000",
             "control,a b,unix:/run/a,b/c.sock",
         ] {
             let key: ListenerKey = text.parse().unwrap();

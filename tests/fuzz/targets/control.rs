@@ -84,6 +84,7 @@ impl Host {
                     store,
                     metrics: gather,
                     connections,
+                    dashboard: testing::DashboardDoor::default(),
                     reconfigurer: testing::Reconfigurer::without_file(reread, listeners.clone()),
                     listeners,
                     metrics_at: None,
