@@ -178,7 +178,7 @@ fn begin<B>(
         StatusCode::OK,
         format!(
             "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta http-equiv=\"refresh\" content=\"0; url={path}\">\
-             <title>handover</title><p><a href=\"{path}\">To the dashboard</a></p></html>\n"
+             <link rel=\"icon\" href=\"data:,\"><title>handover</title><p><a href=\"{path}\">To the dashboard</a></p></html>\n"
         ),
     );
     let cookie = format!(

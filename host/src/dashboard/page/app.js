@@ -46,6 +46,8 @@ const SVG = 'http://www.w3.org/2000/svg';
 
 /** Makes the children of `parent` those of `kids`. What is the same stays, and with it the focus. */
 function patch(parent, kids) {
+  // What stands in the file makes room.
+  if (!parent.shown) parent.replaceChildren();
   const old = [...(parent.shown ?? [])];
   const next = [];
   for (const kid of kids) {
@@ -145,7 +147,7 @@ function listen() {
     if (known.events.some((one) => one.seq === event.seq)) return;
     known.events.push(event);
     known.events.splice(0, known.events.length - EVENTS);
-    if (Date.now() - event.at_ms < 10000) announce(event);
+    if (Date.now() - event.at_ms < 10000) speak(`${event.app ?? 'host'}: ${event.message}`);
     if (event.app === known.shown || !event.app) { clearTimeout(listen.soon); listen.soon = setTimeout(refresh, 300); }
     later();
   });
@@ -166,9 +168,10 @@ async function again() {
   listen();
 }
 
-function announce(event) {
+/** Says something to who listens to the page. */
+function speak(text) {
   const line = document.createElement('p');
-  line.textContent = plain(`${event.app ?? 'host'}: ${event.message}`);
+  line.textContent = plain(text);
   $('said').append(line);
   while ($('said').childElementCount > 20) $('said').firstElementChild.remove();
 }
@@ -202,7 +205,7 @@ const time = (ms) => h('time', { datetime: new Date(ms).toISOString() }, clock(m
 
 /** A table. Columns: title, classes, cell of a row. The first one names the row. */
 function table(caption, columns, rows, key) {
-  return h('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': caption },
+  return h('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': `${caption}, table` },
     h('table', {},
       h('caption', { class: 'unseen' }, caption),
       h('thead', {}, h('tr', {}, columns.map(([title, style]) => h('th', { scope: 'col', class: style ?? '' }, title || h('span', { class: 'unseen' }, 'Action'))))),
@@ -311,9 +314,9 @@ function generations(app) {
     ['In flight', 'n', flight],
     ['Jobs', 'n wide', (one) => grouped(one.jobs)],
     ['Requests', 'n', (one) => grouped(one.requests)],
-    ['5xx', 'n', (one) => grouped(one.server_errors)],
+    ['5xx', 'n wide', (one) => grouped(one.server_errors)],
     ['Panics', 'n wide', (one) => grouped(one.panics)],
-    ['Age', 'n', (one) => age(one.age_ms)],
+    ['Age', 'n wide', (one) => age(one.age_ms)],
   ], rows, (one) => one.generation));
 }
 
@@ -326,7 +329,7 @@ function holders(app) {
   return card('What holds generations, oldest first', table('Holders', [
     ['Age', 'n', (one) => age(one.age_ms)],
     ['Gen', 'n', (one) => String(one.generation)],
-    ['Kind', '', (one) => one.kind],
+    ['Kind', 'wide', (one) => one.kind],
     ['What', 'l', (one) => h('span', { class: 'code' }, one.name)],
     ['Client', 's wide', (one) => one.client ?? ''],
     ['Tenant', 'wide', (one) => one.tenant ?? ''],
@@ -368,8 +371,9 @@ function shadow(app) {
 }
 
 function jobs() {
-  const rows = known.lists.jobs ?? [];
-  if (!rows.length) return null;
+  const all = known.lists.jobs ?? [], open = all.filter((one) => ['waiting', 'running'].includes(one.state));
+  if (!all.length) return null;
+  const rows = [...open, ...all.filter((one) => !open.includes(one)).slice(0, 20)];
   const act = (one) => ['waiting', 'running'].includes(one.state) ? button('Cancel', () => askCancel(one.id, `job ${one.name}`), 'small', `job ${one.name} ${one.id}`)
     : ['dead', 'cancelled'].includes(one.state) ? button('Retry', () => askCancel(one.id, `job ${one.name}`, 'retry'), 'small', `job ${one.name} ${one.id}`) : null;
   return card('Jobs', table('Jobs', [
@@ -422,12 +426,12 @@ function history() {
   return card('History', table('History', [
     ['At', 's', (one) => time(one.at_ms)],
     ['Version', '', (one) => one.version ?? ''],
-    ['Gen', 'n', (one) => one.generation ?? ''],
-    ['Cause', '', (one) => one.cause],
+    ['Gen', 'n wide', (one) => one.generation ?? ''],
+    ['Cause', 'wide', (one) => one.cause],
     ['Outcome', 's', (one) => badge(one.outcome)],
     ['Took', 'n wide', (one) => sum(one) ? duration(sum(one) / 1000) : ''],
-    ['By', '', (one) => one.by ?? ''],
-    ['Why', 'l', (one) => [one.message, one.reason, ...(one.warnings ?? [])].filter(Boolean).join('\n')],
+    ['By', 'wide', (one) => one.by ?? ''],
+    ['Why', 'l', (one) => [one.by && h('span', { class: 'narrow' }, `${one.by}. `), [one.message, one.reason, ...(one.warnings ?? [])].filter(Boolean).join('\n')]],
     ['Served', 'n wide', (one) => one.served ? `${grouped(one.served.requests)} in ${age(one.served.for_ms)}` : ''],
   ], rows, (one) => `${one.at_ms} ${one.artifact}`));
 }
@@ -436,8 +440,8 @@ function events(rows, title) {
   const last = [...rows].reverse().slice(0, 40);
   return last.length ? card(title, table(title, [
     ['At', 's', (one) => time(one.at_ms)],
-    ['Kind', 's', (one) => one.kind.replaceAll('_', ' ')],
-    ['Gen', 'n', (one) => one.generation ?? ''],
+    ['Kind', 's wide', (one) => one.kind.replaceAll('_', ' ')],
+    ['Gen', 'n wide', (one) => one.generation ?? ''],
     ['What', 'l', (one) => one.message],
   ], last, (one) => one.seq)) : null;
 }
@@ -497,13 +501,13 @@ function around(app) {
   if (!rows.length) return null;
   const versions = new Map((known.lists.history ?? []).map((one) => [one.generation, one.version]));
   const each = (value) => value === null ? 'not seen' : grouped(value);
-  return card('Around each swap, a second over 30 s', table('Around each swap', [
+  return card('Around each swap', h('p', { class: 'quiet' }, 'What was counted a second, in the 30 s before it and after it.'), table('Requests and errors around each swap', [
     ['At', 's', ({ event }) => time(event.at_ms)],
     ['Version', '', ({ event }) => versions.get(event.generation) ?? `generation ${event.generation}`],
-    ['Requests before', 'n', ({ of }) => each(of('requests')[0])],
-    ['after', 'n', ({ of }) => each(of('requests')[1])],
-    ['Errors before', 'n', ({ of }) => each(of('errors')[0])],
-    ['after', 'n', ({ of }) => each(of('errors')[1])],
+    ['Requests before', 'n w', ({ of }) => each(of('requests')[0])],
+    ['Requests after', 'n w', ({ of }) => each(of('requests')[1])],
+    ['Errors before', 'n w', ({ of }) => each(of('errors')[0])],
+    ['Errors after', 'n w', ({ of }) => each(of('errors')[1])],
   ], rows, ({ event }) => event.seq));
 }
 
@@ -594,26 +598,31 @@ const query = (given) => new URLSearchParams(Object.entries(given).filter(([, va
 /** Asks once, says who, and shows what becomes of it. */
 function dialog({ title, text, go, signed, fields, send }) {
   const box = $('ask'), before = document.activeElement;
-  const state = { lines: [], outcome: null, tone: '', busy: false, done: false };
+  const state = { lines: [], outcome: null, tone: '', busy: false, done: false, hidden: false };
   const all = signed ? [...fields, { name: 'by', label: 'Who', value: known.who.user, hint: 'stands in the history' }, { name: 'message', label: 'Why', hint: 'may be empty' }] : fields;
   const field = (one) => h('label', { key: one.name }, one.label, one.hint && h('span', { class: 'hint' }, ` ${one.hint}`),
     one.options ? h('select', { name: one.name, disabled: state.busy || state.done }, one.options.map(([value, label]) => h('option', { value }, label)))
       : h('input', { name: one.name, type: one.type ?? 'text', accept: one.accept ?? null, required: one.required ?? false, value: one.value ?? null, autocomplete: 'off', disabled: state.busy || state.done }));
-  const show = () => patch(box, [h('form', { key: title, onsubmit: submit },
+  // What goes on behind a dialog that was hidden shows in the page.
+  const show = () => state.hidden || patch(box, [h('form', { key: title, onsubmit: submit },
     h('h2', { id: 'ask-title' }, title), h('p', { class: 'quiet' }, text),
     !signed && h('p', { class: 'quiet' }, `As ${known.who.user}.`),
     all.map(field),
     state.lines.length > 0 && h('ol', { class: 'lines', role: 'log', tabindex: '0', 'aria-label': 'Progress' }, state.lines.map(([key, line, took]) => h('li', { key }, h('span', {}, line), took && h('span', { class: 'took' }, took)))),
     h('p', { class: `outcome ${state.tone}`, role: 'status' }, state.outcome ?? ''),
     h('div', { class: 'actions' },
-      h('button', { type: 'button', key: 'close', onclick: () => box.close() }, state.done ? 'Close' : state.busy ? 'Hide' : 'Leave it'),
+      h('button', { type: 'button', key: 'close', onclick: () => box.close() }, state.busy ? 'Hide' : 'Close'),
       !state.done && h('button', { type: 'submit', key: 'go', class: 'main', disabled: state.busy }, state.busy ? 'Under way' : go)))]);
   const line = (key, said, took) => {
     const there = state.lines.find((one) => one[0] === key);
     if (there) there[1] = said; else state.lines.push([key, said, took]);
     show();
   };
-  const end = (tone, outcome) => { Object.assign(state, { tone, outcome, busy: false, done: true }); show(); box.querySelector('button')?.focus(); refresh(); };
+  const end = (tone, outcome) => {
+    Object.assign(state, { tone, outcome, busy: false, done: true });
+    if (state.hidden) speak(outcome); else { show(); box.querySelector('button')?.focus(); }
+    refresh();
+  };
   const submit = async (event) => {
     event.preventDefault();
     const given = Object.fromEntries([...new FormData(event.target)].map(([name, value]) => [name, value instanceof File ? value : value.trim()]));
@@ -625,7 +634,7 @@ function dialog({ title, text, go, signed, fields, send }) {
       end('bad', `The host could not be asked: ${error.message}`);
     }
   };
-  box.onclose = () => { patch(box, []); before?.focus?.(); };
+  box.onclose = () => { state.hidden = true; patch(box, []); before?.focus?.(); };
   show();
   box.showModal();
 }
@@ -689,7 +698,7 @@ function hostView() {
       h('div', { class: 'actions' }, button('Deploy', () => askDeploy(''), 'main')),
       !apps.length && h('p', { class: 'notes' }, 'Nothing has been deployed: put a plugin file into the drop folder, deploy one here, or `handover deploy FILE.so`.'),
       held ? h('ul', { class: 'notes' }, h('li', { class: over ? 'bad' : 'way' }, `Replaced generations hold ${is.retained === 1 ? '1 library' : `${is.retained} libraries`} (of ${may.retained}), ${count(is.descriptors, 'descriptor')} (of ${may.descriptors}) and ${is.estimated ? 'about ' : ''}${memory(is.bytes)} of heap (of ${memory(may.bytes)})${over ? ': more than the leak budget; the events say whose, a restart gives it back' : ''}`)) : null),
-    apps.length > 0 && card('Apps', table('Apps', [
+    apps.length > 0 && card('All apps', table('All apps', [
       ['App', '', (app) => h('a', { href: hashOf(app.name) }, h('bdi', {}, app.name))],
       ['State', 's', (app) => badge(app.state)],
       ['Version', '', (app) => app.active?.version ?? ''],
