@@ -95,6 +95,9 @@ const WINDOW = 5 * 60 * 1000, BUCKET = 2000, EVENTS = 400;
 const samples = new Map();
 /** By app and generation: the most that was in flight since it began to drain. */
 const peaks = new Map();
+/** By app and generation: the version, which events do not name. */
+const versions = new Map();
+const versionOf = (app, generation) => versions.get(`${app} ${generation}`);
 
 function sample(status) {
   const now = Date.now(), bucket = Math.floor(now / BUCKET);
@@ -109,6 +112,7 @@ function sample(status) {
       counted.errors += Math.max(0, one.server_errors - was.server_errors);
       kept.before.set(one.generation, { requests: one.requests, server_errors: one.server_errors });
       const place = `${app.name} ${one.generation}`;
+      versions.set(place, one.version);
       if (one.state === 'draining') peaks.set(place, Math.max(peaks.get(place) ?? 0, one.in_flight));
     }
     kept.buckets.set(bucket, counted);
@@ -133,13 +137,15 @@ const swapsOf = (app) => eventsOf(app).filter((event) => event.kind === 'active'
 
 // ---- The host --------------------------------------------------------------------------------
 
-let stream = null;
+let stream = null, heard = 0;
+const QUIET = 15000;
 
 function listen() {
   stream?.close();
   stream = new EventSource('events');
-  stream.addEventListener('who', (message) => { known.who = JSON.parse(message.data); known.link = 'live'; later(); });
-  stream.addEventListener('status', (message) => { known.status = JSON.parse(message.data); known.link = 'live'; sample(known.status); later(); });
+  heard = Date.now();
+  stream.addEventListener('who', (message) => { known.who = JSON.parse(message.data); known.link = 'live'; heard = Date.now(); later(); });
+  stream.addEventListener('status', (message) => { known.status = JSON.parse(message.data); known.link = 'live'; heard = Date.now(); sample(known.status); later(); });
   stream.addEventListener('event', (message) => {
     const run = message.lastEventId.slice(0, message.lastEventId.lastIndexOf('-'));
     const event = JSON.parse(message.data);
@@ -159,12 +165,20 @@ function listen() {
   };
 }
 
+/** The host says something every few seconds: a connection that is silent for longer is none. */
+function watch() {
+  if (known.link !== 'live' || Date.now() - heard < QUIET) return;
+  known.link = 'lost';
+  stream.close();
+  again();
+}
+
 /** Whether the host is there, and still knows this page. */
 async function again() {
   try {
-    const answer = await fetch('v1/status');
+    const answer = await fetch('v1/status', { signal: AbortSignal.timeout(QUIET) });
     if (answer.status === 401 || answer.status === 403) { known.link = answer.status === 401 ? 'ended' : 'denied'; later(); return; }
-  } catch { /* not there yet */ }
+  } catch { setTimeout(again, 2000); return; }
   listen();
 }
 
@@ -190,6 +204,7 @@ async function refresh() {
   if (app !== known.shown) return;
   const lists = { app };
   for (const one of answers) if (one.status === 'fulfilled') lists[one.value[0]] = one.value[1];
+  for (const one of lists.history ?? []) if (one.generation && one.version) versions.set(`${app} ${one.generation}`, one.version);
   known.lists = { ...(known.lists.app === app ? known.lists : {}), ...lists };
   later();
 }
@@ -213,7 +228,7 @@ function table(caption, columns, rows, key) {
         columns.map(([, style, cell], column) => h(column === 0 ? 'th' : 'td', { class: style ?? '', ...(column === 0 ? { scope: 'row' } : {}) }, cell(row))))))));
 }
 const button = (label, onclick, style, about) => known.who?.operates
-  ? h('button', { type: 'button', class: style ?? '', onclick, ...(about ? { 'aria-label': `${label} ${about}` } : {}) }, label) : null;
+  ? h('button', { key: label, type: 'button', class: style ?? '', onclick, ...(about ? { 'aria-label': `${label} ${about}` } : {}) }, label) : null;
 
 function top() {
   const { status, who } = known;
@@ -472,22 +487,21 @@ function chart(app, what, title) {
   const area = values.length ? `${line}L${x(values.at(-1)[0] + .5).toFixed(1)} ${base}L${x(values[0][0] + .5).toFixed(1)} ${base}Z` : '';
   const swaps = swapsOf(app.name).filter((event) => event.at_ms > Date.now() - WINDOW).slice(-8);
   const current = values.at(-1)?.[1] ?? 0;
-  const versions = new Map((known.lists.history ?? []).map((one) => [one.generation, one.version]));
   let taken = Infinity;
   const marks = [...swaps].reverse().map((event) => {
-    const at = x(event.at_ms / BUCKET), label = versions.get(event.generation) ?? `gen ${event.generation}`;
+    const at = x(event.at_ms / BUCKET), label = versionOf(app.name, event.generation) ?? `gen ${event.generation}`;
     const flips = at > width - 70, edge = flips ? at - 4 - label.length * 7 : at + 4;
     const fits = (flips ? at : at + 4 + label.length * 7) < taken && edge >= left;
     if (fits) taken = Math.min(edge, at);
-    return h('g', { key: event.seq }, h('line', { class: 'mark', x1: at, x2: at, y1: roof - 12, y2: base }),
-      fits && h('text', { class: 'label', x: flips ? at - 4 : at + 4, y: roof - 4, 'text-anchor': flips ? 'end' : 'start' }, label));
+    return [h('line', { key: event.seq, class: 'mark', x1: at, x2: at, y1: roof - 12, y2: base }),
+      fits && h('text', { key: event.seq, class: 'label', x: flips ? at - 4 : at + 4, y: roof - 4, 'text-anchor': flips ? 'end' : 'start' }, label)];
   });
   return h('section', { class: 'card', key: title, 'aria-label': title }, h('figure', { class: what },
     h('figcaption', {}, h('strong', {}, title), h('span', { class: 'quiet' }, `${grouped(current)} a second now`)),
     h('svg', { viewBox: `0 0 ${width} ${height}`, height, role: 'img', 'aria-label': `${title}: ${grouped(current)} now, ${grouped(Math.max(0, ...values.map(([, value]) => value)))} at the most in the last 5 minutes, ${count(swaps.length, 'swap')}` },
       [0, .5, 1].map((part) => [h('line', { class: 'grid', x1: left, x2: width - 4, y1: y(part * most), y2: y(part * most) }),
         (part !== .5 || most >= 2) && h('text', { x: left - 6, y: y(part * most) + 4, 'text-anchor': 'end' }, grouped(part * most))]),
-      h('path', { class: 'area', d: area }), h('path', { class: 'curve', d: line }), marks,
+      h('path', { class: 'area', d: area }), h('path', { class: 'curve', d: line }), marks.map(([mark]) => mark), marks.map(([, label]) => label),
       [5, 4, 3, 2, 1].map((minutes) => h('text', { x: x(now - minutes * 60000 / BUCKET), y: height - 4, 'text-anchor': minutes === 5 ? 'start' : 'middle' }, `-${minutes}m`)),
       h('text', { x: width - 4, y: height - 4, 'text-anchor': 'end' }, 'now'))));
 }
@@ -499,11 +513,10 @@ function around(app) {
     of: (what) => [rate(app.name, event.at_ms - span, event.at_ms, what), rate(app.name, event.at_ms, Math.min(Date.now(), event.at_ms + span), what)] }))
     .filter(({ of }) => of('requests').some((value) => value !== null));
   if (!rows.length) return null;
-  const versions = new Map((known.lists.history ?? []).map((one) => [one.generation, one.version]));
   const each = (value) => value === null ? 'not seen' : grouped(value);
   return card('Around each swap', h('p', { class: 'quiet' }, 'What was counted a second, in the 30 s before it and after it.'), table('Requests and errors around each swap', [
     ['At', 's', ({ event }) => time(event.at_ms)],
-    ['Version', '', ({ event }) => versions.get(event.generation) ?? `generation ${event.generation}`],
+    ['Version', '', ({ event }) => versionOf(app.name, event.generation) ?? `generation ${event.generation}`],
     ['Requests before', 'n w', ({ of }) => each(of('requests')[0])],
     ['Requests after', 'n w', ({ of }) => each(of('requests')[1])],
     ['Errors before', 'n w', ({ of }) => each(of('errors')[0])],
@@ -515,14 +528,15 @@ function around(app) {
 function timeline(app) {
   const spans = new Map(), now = Date.now();
   const of = (id) => { if (!spans.has(id)) spans.set(id, { id }); return spans.get(id); };
-  for (const one of known.lists.history ?? []) if (one.generation && one.served) Object.assign(of(one.generation), { version: one.version, from: one.at_ms });
+  for (const one of known.lists.history ?? []) if (one.generation && one.served) of(one.generation).from = one.at_ms;
   for (const event of eventsOf(app.name)) {
     if (!event.generation) continue;
     const names = { active: 'from', labelled: 'up', draining: 'replaced', drained: 'left', unloaded: 'gone', retained: 'kept' };
     if (names[event.kind]) of(event.generation)[names[event.kind]] = event.at_ms;
   }
-  for (const one of app.generations) Object.assign(of(one.generation), { version: one.version, state: one.state, flight: one.in_flight, up: of(one.generation).up ?? now - one.age_ms });
+  for (const one of app.generations) Object.assign(of(one.generation), { state: one.state, flight: one.in_flight, up: of(one.generation).up ?? now - one.age_ms });
   const rows = [...spans.values()].filter((one) => one.from || one.up).sort((a, b) => a.id - b.id);
+  for (const one of rows) one.version = versionOf(app.name, one.id);
   rows.forEach((one, at) => {
     const next = rows.slice(at + 1).find((other) => other.from);
     if (one.from && !one.replaced && one.state !== 'active' && next) one.replaced = next.from;
@@ -542,7 +556,7 @@ function timeline(app) {
         return h('g', { key: one.id },
           h('line', { class: 'grid', x1: left, x2: width - 70, y1: y + row, y2: y + row }),
           h('text', { class: 'label', x: 0, y: y + 18 }, `${String(one.version ?? '').slice(0, 11)} #${one.id}`),
-          one.up && one.up < (one.from ?? now) && bar('beside', one.up, one.from ?? now, y),
+          one.up && one.up < (one.from ?? now) && bar('beside', one.up, one.from ?? one.replaced ?? one.left ?? one.gone ?? now, y),
           one.from && bar('live', one.from, end, y),
           one.from && one.replaced && bar(one.state === 'retained' || one.kept ? 'mapped' : 'leaving', one.replaced, one.state === 'draining' || one.state === 'retained' ? now : one.left ?? one.gone ?? one.replaced, y),
           h('text', { x: width, y: y + 18, 'text-anchor': 'end' }, one.state === 'draining' ? `${one.flight} left` : one.state ?? 'gone'));
@@ -585,7 +599,7 @@ function askDeploy(app) {
     fields: [
       { name: 'file', label: 'Plugin file', type: 'file', accept: '.so', required: true },
       { name: 'how', label: 'How', options: [['', 'make it live'], ['stage', 'bring it up beside what is live, as `next`'], ['canary', 'canary: give it a share of the requests'], ['shadow', 'shadow: give it copies of requests']] },
-      { name: 'share', label: 'Share', hint: 'of a canary (5%, or 5%,25%,100%) or a shadow', value: '5%' },
+      { name: 'share', label: 'Share', hint: 'of the requests: 5%, or one after the other 5%,25%,100%', value: '5%', when: ['canary', 'shadow'] },
     ],
     send: ({ file, how, share, ...given }) => {
       const shares = how === 'canary' || how === 'shadow' ? { [how]: share } : how === 'stage' ? { label: 'next' } : {};
@@ -598,16 +612,16 @@ const query = (given) => new URLSearchParams(Object.entries(given).filter(([, va
 /** Asks once, says who, and shows what becomes of it. */
 function dialog({ title, text, go, signed, fields, send }) {
   const box = $('ask'), before = document.activeElement;
-  const state = { lines: [], outcome: null, tone: '', busy: false, done: false, hidden: false };
+  const state = { lines: [], outcome: null, tone: '', how: '', busy: false, done: false, hidden: false };
   const all = signed ? [...fields, { name: 'by', label: 'Who', value: known.who.user, hint: 'stands in the history' }, { name: 'message', label: 'Why', hint: 'may be empty' }] : fields;
   const field = (one) => h('label', { key: one.name }, one.label, one.hint && h('span', { class: 'hint' }, ` ${one.hint}`),
-    one.options ? h('select', { name: one.name, disabled: state.busy || state.done }, one.options.map(([value, label]) => h('option', { value }, label)))
+    one.options ? h('select', { name: one.name, onchange: (event) => { state.how = event.target.value; show(); }, disabled: state.busy || state.done }, one.options.map(([value, label]) => h('option', { value }, label)))
       : h('input', { name: one.name, type: one.type ?? 'text', accept: one.accept ?? null, required: one.required ?? false, value: one.value ?? null, autocomplete: 'off', disabled: state.busy || state.done }));
   // What goes on behind a dialog that was hidden shows in the page.
   const show = () => state.hidden || patch(box, [h('form', { key: title, onsubmit: submit },
     h('h2', { id: 'ask-title' }, title), h('p', { class: 'quiet' }, text),
     !signed && h('p', { class: 'quiet' }, `As ${known.who.user}.`),
-    all.map(field),
+    all.filter((one) => !one.when || one.when.includes(state.how)).map(field),
     state.lines.length > 0 && h('ol', { class: 'lines', role: 'log', tabindex: '0', 'aria-label': 'Progress' }, state.lines.map(([key, line, took]) => h('li', { key }, h('span', {}, line), took && h('span', { class: 'took' }, took)))),
     h('p', { class: `outcome ${state.tone}`, role: 'status' }, state.outcome ?? ''),
     h('div', { class: 'actions' },
@@ -634,7 +648,7 @@ function dialog({ title, text, go, signed, fields, send }) {
       end('bad', `The host could not be asked: ${error.message}`);
     }
   };
-  box.onclose = () => { state.hidden = true; patch(box, []); before?.focus?.(); };
+  box.onclose = () => { state.hidden = true; patch(box, []); (before?.isConnected ? before : $('main')).focus(); };
   show();
   box.showModal();
 }
@@ -752,6 +766,6 @@ addEventListener('hashchange', () => { choose(); $('main').focus({ preventScroll
 addEventListener('resize', later);
 document.addEventListener('visibilitychange', refresh);
 setInterval(refresh, 5000);
-setInterval(later, 1000);
+setInterval(() => { watch(); later(); }, 1000);
 choose();
 listen();
