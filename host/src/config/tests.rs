@@ -390,7 +390,9 @@ fn an_unknown_key_gets_the_nearest_name() {
     assert!(text.contains("did you mean `stage`?"), "{text}");
     let text = error("[zzz]\n");
     assert!(
-        text.contains("use one of server, listen, control, metrics, trust, log, dev, app"),
+        text.contains(
+            "use one of server, listen, control, metrics, dashboard, trust, log, dev, app"
+        ),
         "{text}"
     );
 }

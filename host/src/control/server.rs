@@ -1219,16 +1219,20 @@ mod tests {
 
     #[test]
     fn observers_see_and_change_nothing() {
-        let caller = |role| Caller { uid: 7, role };
+        let caller = |role| Caller {
+            peer: Peer { uid: 7, gid: 7 },
+            role,
+        };
         let names = ["ann".to_owned(), "bob".to_owned()];
         for call in Call::<Fake>::ALL {
             let observes = caller(Role::Observe).may(call.role, &names);
             assert_eq!(
                 observes.is_ok(),
                 // One job has its payload, and the configuration what apps read: both are the
-                // apps'.
-                call.method == Method::GET
-                    && ![query::JOB, query::CONFIG, query::CONFIG_PLAN].contains(&call.path),
+                // apps'. A link to the dashboard leads to what the same observer sees there.
+                call.path == query::DASHBOARD
+                    || call.method == Method::GET
+                        && ![query::JOB, query::CONFIG, query::CONFIG_PLAN].contains(&call.path),
                 "{}",
                 call.path
             );
@@ -1243,6 +1247,15 @@ mod tests {
             .may(Role::Operate, &names)
             .unwrap_err();
         assert!(refusal.problem.error.contains("ann may observe"));
+    }
+
+    #[tokio::test]
+    async fn a_link_to_the_dashboard_is_made_for_who_calls() {
+        let host = Running::start();
+        let link = host.client().dashboard().await.unwrap();
+        assert_eq!(link.url, "http://127.0.0.1:9/?token=x");
+        let own = format!("dashboard of {}", nix::unistd::Uid::effective());
+        host.fake.wait_for(&own).await;
     }
 
     #[tokio::test]

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// The name of the cookie.
-const COOKIE: &str = "handover_dashboard";
+const COOKIE: &str = "handover-session";
 
 /// Calls of the control socket that the page may make. Others are not answered: it needs neither
 /// what apps keep, nor the end of the host, nor links for further browsers.
