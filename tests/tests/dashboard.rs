@@ -1,16 +1,20 @@
-//! The page for browsers: who gets in, what keeps other sites out, what it streams, and that what it
-//! asks for is done and remembered.
+//! The page for browsers: who gets in, what keeps other sites out, what it streams, and that what
+//! it asks for is done and remembered.
 #![allow(
     clippy::unwrap_used,
     reason = "a test has nobody to return an error to"
 )]
 
-use std::{fs, net::SocketAddr};
+use std::{
+    fs,
+    net::SocketAddr,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+};
 
 use handover_tests::{
     client::{Answer, Http1},
     host::{Host, Setup, handover},
-    plugins::fixture,
+    plugins::{self, fixture},
 };
 use serde_json::Value;
 
@@ -54,8 +58,11 @@ async fn ask(
 
 impl Browser {
     async fn of(host: &Host) -> Self {
-        let url = new_link(host).await;
-        let (address, token) = link(&url);
+        Self::opening(&new_link(host).await).await
+    }
+
+    async fn opening(url: &str) -> Self {
+        let (address, token) = link(url);
         let answer = ask(address, "GET", &format!("/?token={token}"), &[], None).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
         let set = answer.header("set-cookie").unwrap();
@@ -460,4 +467,51 @@ async fn a_host_without_the_key_listens_when_somebody_asks() {
         .expect_code(0)
         .json();
     assert!(json["url"].as_str().unwrap().contains("/?token="));
+}
+
+#[tokio::test]
+async fn an_observer_has_a_page_that_changes_nothing() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can call as other users");
+        return;
+    }
+    const OBSERVER: (u32, u32) = (65534, 65530);
+    let config = "[control]\nobserve = [\"65534\"]\ngroup = \"65530\"\n";
+    let host = Setup::new()
+        .config(config)
+        .argument("--control")
+        .argument("HOME/run/control.sock")
+        .start()
+        .await;
+    host.deploy(&fixture("probe", "1.0.0")).await.expect_code(0);
+    fs::set_permissions(host.home(), fs::Permissions::from_mode(0o711)).unwrap();
+    let binary = host.scratch("handover");
+    fs::copy(plugins::handover(), &binary).unwrap();
+    let mut command = std::process::Command::new(&binary);
+    command
+        .arg("dashboard")
+        .env("HANDOVER_CONTROL", host.control())
+        .current_dir("/")
+        .uid(OBSERVER.0)
+        .gid(OBSERVER.1);
+    let output = tokio::process::Command::from(command).output().await;
+    let url = String::from_utf8(output.unwrap().stdout).unwrap();
+    let browser = Browser::opening(&url).await;
+
+    let who = browser.stream(None).await.next().await.unwrap();
+    assert_eq!(who.data["operates"], false);
+    assert_eq!(browser.get("v1/status").await.status, 200);
+    for path in ["v1/stop?app=probe", "v1/deploy", "v1/cancel?id=x"] {
+        let answer = browser.post(path, b"").await;
+        assert_eq!(answer.status, 403, "{path}");
+        assert!(answer.text().contains("may observe"));
+    }
+    assert_eq!(host.get("/version").await.text(), "1.0.0");
+
+    // Who is named no more sees no more, with the session that is there.
+    let file = host.home().join("handover.toml");
+    let without = fs::read_to_string(&file).unwrap().replace("\"65534\"", "");
+    fs::write(&file, without).unwrap();
+    host.cli(["reload-config"]).await.expect_code(0);
+    assert_eq!(browser.get("v1/status").await.status, 403);
 }

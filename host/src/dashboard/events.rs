@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{answer::Who, listen::Page};
 use crate::{
-    access::{Peer, Role},
+    access::Peer,
     control::{self, Backend, Caller, ControlResponse, Shutdown},
 };
 

@@ -516,7 +516,7 @@ function around(app) {
   const each = (value) => value === null ? 'not seen' : grouped(value);
   return card('Around each swap', h('p', { class: 'quiet' }, 'What was counted a second, in the 30 s before it and after it.'), table('Requests and errors around each swap', [
     ['At', 's', ({ event }) => time(event.at_ms)],
-    ['Version', '', ({ event }) => versionOf(app.name, event.generation) ?? `generation ${event.generation}`],
+    ['Version', 'wide', ({ event }) => versionOf(app.name, event.generation) ?? `generation ${event.generation}`],
     ['Requests before', 'n w', ({ of }) => each(of('requests')[0])],
     ['Requests after', 'n w', ({ of }) => each(of('requests')[1])],
     ['Errors before', 'n w', ({ of }) => each(of('errors')[0])],
