@@ -243,7 +243,7 @@ function top() {
       who && h('span', { class: 'quiet' }, who.operates ? who.user : `${who.user}, who may look and not operate`),
       who && h('button', { type: 'button', class: 'small', onclick: endSession }, 'End session')),
   ].filter(Boolean));
-  const banner = { lost: 'The connection to the host is lost. What is shown is what was last known. The page tries again.',
+  const banner = { lost: 'The connection to the host is lost. What is shown is what was last known. The page tries again; if the host was started anew, `handover dashboard` prints a new link.',
     ended: 'The session has ended, or the host was started again. `handover dashboard` prints a new link.',
     denied: 'You may not look at this host any more: [control] does not name you.' }[known.link];
   patch($('banner'), banner ? [banner] : []);
