@@ -267,6 +267,7 @@ function notes(app) {
   if (app.not_durable) say(`not on the disk yet: ${app.not_durable}`, 'bad');
   if (app.stopped !== undefined && app.stopped !== null) say(`stopped${app.stopped ? `, and clients are told: ${app.stopped}` : ''}`, 'way');
   if (app.frozen) say(app.frozen, 'way');
+  if (app.held) say(`one version hands over to the next: ${count(app.held.waiting, 'request')} held, for ${duration(app.held.max_wait_ms)} at the longest`, 'way');
   if (app.paused) say(`paused: ${count(app.paused.waiting, 'request')} wait, for ${duration(app.paused.max_wait_ms)} at the longest`, 'way');
   const limits = app.limits;
   if (limits) {
