@@ -16,7 +16,7 @@ use tokio::{
     net::UnixListener,
     runtime::{Handle, Runtime},
     signal::unix::{Signal, SignalKind, signal},
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
 };
 
 use arc_swap::ArcSwap;
@@ -29,6 +29,7 @@ use crate::{
     control::{self, ControlSocket, DashboardDoor, Shutdown, ShutdownHandle, metrics_endpoint},
     dashboard::{self, Page},
     dispatch::Routes,
+    health::Health,
     memory,
     net::{
         self, ClientListeners, Connections, Listeners, ReadyListeners, SocketError, bind::Bound,
@@ -95,11 +96,13 @@ pub(crate) struct Daemon {
     orchestrator: Orchestrator,
     store: Store,
     listeners: ClientListeners,
+    health: Health,
     shutdown: ShutdownHandle,
     /// Its socket's file goes with it.
     control: JoinHandle<()>,
-    metrics: Option<JoinHandle<()>>,
     dashboard: JoinHandle<()>,
+    /// Ends when it is dropped.
+    metrics_endpoint: JoinSet<()>,
     signals: JoinHandle<()>,
     notifier: Notifier,
     alive: JoinHandle<()>,
@@ -275,14 +278,31 @@ impl Daemon {
             orchestrator.look_for_stalls(workers.saturating_sub(spare).max(1), stall_after);
         }
         let connections = Connections::new(&settings.clients());
+        let health = {
+            let apps = orchestrator.clone();
+            Health::new(move || apps.not_up())
+        };
         let gather = {
             let (apps, connections) = (orchestrator.clone(), connections.clone());
+            let health = health.clone();
             Gather::new(move |to| {
                 apps.write_metrics(to);
                 connections.write_metrics(to);
                 write_workers(to, workers);
+                to.one(
+                    "handover_ready",
+                    Kind::Gauge,
+                    "1 while /readyz says that traffic may come, else 0.",
+                    u8::from(health.not_ready().is_none()),
+                );
             })
         };
+        // Before anything is up, so that whoever asks is told so. It ends with what fails here.
+        let mut metrics_endpoint = JoinSet::new();
+        if let Some(listener) = metrics {
+            let (gather, health) = (gather.clone(), health.clone());
+            metrics_endpoint.spawn(metrics_endpoint::serve(listener, gather, health));
+        }
         // The words of the host before it are read by now.
         let said_before = orchestrator.hear_last_words(if is_supervised {
             notifier.listener().ok().flatten()
@@ -292,7 +312,8 @@ impl Daemon {
         restore(&orchestrator, crashed.or(said_before)).await;
 
         let keeper = is_supervised.then(|| notifier.clone());
-        let listeners = ClientListeners::kept_by(keeper, routes, connections.clone());
+        let listeners =
+            ClientListeners::kept_by(keeper, routes, connections.clone(), health.clone());
         listeners
             .open(claimed, net::Settings::of(&settings))
             .map_err(unusable)?;
@@ -332,6 +353,7 @@ impl Daemon {
             connections,
             reconfigurer: reconfigurer.clone(),
             listeners: listeners.clone(),
+            health: health.clone(),
             metrics_at,
             dashboard: door,
         };
@@ -347,8 +369,6 @@ impl Daemon {
                 control::serve(bound, access, host, shutdown).await;
             })
         };
-        let metrics =
-            metrics.map(|listener| tokio::spawn(metrics_endpoint::serve(listener, gather)));
         let signals = tokio::spawn(signals.handle(
             orchestrator.clone(),
             reconfigurer,
@@ -369,10 +389,11 @@ impl Daemon {
             orchestrator,
             store,
             listeners,
+            health,
             shutdown,
             control,
-            metrics,
             dashboard,
+            metrics_endpoint,
             signals,
             notifier,
             alive,
@@ -410,9 +431,10 @@ impl Daemon {
             orchestrator,
             shutdown,
             listeners,
+            health,
             mut control,
-            metrics,
             dashboard,
+            metrics_endpoint,
             signals,
             notifier,
             alive,
@@ -423,6 +445,7 @@ impl Daemon {
         } = self;
         shutdown.requested(Shutdown::Drain).await;
         notifier.stopping();
+        health.end();
         tracing::info!(
             deadline = %humantime::format_duration(settings.shutdown_deadline),
             "the host ends when what is in flight has ended"
@@ -457,8 +480,8 @@ impl Daemon {
         let _ = tokio::time::timeout(ANSWERED_WITHIN, &mut control).await;
         serving.abort();
         control.abort();
-        metrics.inspect(JoinHandle::abort);
         dashboard.abort();
+        drop(metrics_endpoint);
         signals.abort();
         alive.abort();
         memory.abort();

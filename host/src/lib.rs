@@ -15,6 +15,7 @@ mod dashboard;
 mod dispatch;
 mod embed;
 mod generation;
+mod health;
 mod hooks;
 mod human;
 mod ledger;
@@ -68,6 +69,7 @@ pub mod testing {
         config::{Config, RoutePrefix},
         control::{ControlSocket, DashboardDoor, Host, ShutdownHandle, serve},
         dispatch::Routes,
+        health::Health,
         loader::{Layouts, Library, LoadError},
         net::{ClientListeners, Connections},
         orchestrator::Orchestrator,

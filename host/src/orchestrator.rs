@@ -447,6 +447,43 @@ impl Orchestrator {
         self.registry().all().iter().any(|app| app.live().is_some())
     }
 
+    /// Returns what should be up and is not, as the beginning of a sentence: what was live when the
+    /// host ended and has not come up again.
+    pub(crate) fn not_up(&self) -> Option<String> {
+        let apps = self.registry().all().into_iter();
+        let down: Vec<String> = apps
+            .filter(|app| app.live().is_none())
+            .filter_map(|app| {
+                app.saved
+                    .read(|record| match (&record.stopped, &record.head) {
+                        (None, Some(head)) => Some(format!("{} {}", app.name, head.version)),
+                        _ => None,
+                    })
+            })
+            .collect();
+        match down.as_slice() {
+            [] => None,
+            [one] => Some(format!("{one} has not come up")),
+            many => Some(format!("{} have not come up", many.join(", "))),
+        }
+    }
+
+    /// Returns how many requests, streams and upgraded connections are under way, and how many
+    /// requests apps were ever given.
+    pub(crate) fn traffic(&self) -> (u64, u64) {
+        let apps = self.registry().all().into_iter();
+        apps.fold((0, 0), |(in_flight, requests), app| {
+            let (more, given) = app.running(|running| {
+                let generations = running.generations().into_iter();
+                generations.fold((0, running.retired.requests), |(more, given), (one, _)| {
+                    let counts = one.counts();
+                    (more + one.requests_in_flight(), given + counts.requests)
+                })
+            });
+            (in_flight + more, requests + given)
+        })
+    }
+
     /// Makes live again what was live when the host ended, or what was before it where that crashed
     /// the host, which `crashed` says. Ends when every app serves, or was found unable to.
     pub async fn restore(&self, crashed: Option<Crashed>) {

@@ -14,6 +14,7 @@ const LAYERS: &[&str] = &[
     "background",
     "canary",
     "clock",
+    "health",
     "human",
     "notify",
     "origin",
@@ -71,6 +72,7 @@ const LAYERS: &[&str] = &[
 const ALONE: &[&str] = &[
     "canary",
     "clock",
+    "health",
     "human",
     "ledger",
     "notify",

@@ -23,9 +23,9 @@ use tokio::{
 
 use crate::{
     AppName, ArtifactReport, ChannelBody, ConfigPlan, DashboardLink, Done, Event, History,
-    HolderList, JobDetails, JobList, Label, LeaseList, Problem, Progress, SIGNATURE, ScheduleList,
-    ShadowList, ShuttingDown, StateDone, StateKeyLine, StateStats, Status, TenantList, Wait, query,
-    socket,
+    HolderList, JobDetails, JobList, Label, LeaseList, NodeDrain, Problem, Progress, SIGNATURE,
+    ScheduleList, ShadowList, ShuttingDown, StateDone, StateKeyLine, StateStats, Status,
+    TenantList, Wait, query, socket,
 };
 
 /// How much of an artifact travels at once.
@@ -431,6 +431,16 @@ impl Client {
             None,
         );
         parse(call.await?).await
+    }
+
+    /// `POST /v1/drain-node`
+    pub async fn drain_node(&self, query: &query::DrainNode) -> Result<NodeDrain, ClientError> {
+        let path = query::uri(query::DRAIN_NODE, query);
+        parse(
+            self.call(Method::POST, &path, Either::Left(Empty::new()), None)
+                .await?,
+        )
+        .await
     }
 
     /// `POST /v1/shutdown`

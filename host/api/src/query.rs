@@ -66,6 +66,8 @@ pub const CONFIG_PLAN: &str = "/v1/config/plan";
 pub const CONFIG_RELOAD: &str = "/v1/config/reload";
 /// The path of `POST /v1/dashboard`.
 pub const DASHBOARD: &str = "/v1/dashboard";
+/// The path of `POST /v1/drain-node`.
+pub const DRAIN_NODE: &str = "/v1/drain-node";
 /// The path of `POST /v1/shutdown`.
 pub const SHUTDOWN: &str = "/v1/shutdown";
 /// The path of `GET /metrics`.
@@ -371,6 +373,19 @@ pub struct Pause {
     /// Milliseconds that a request waits at the longest; none is 30 seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_wait_ms: Option<u64>,
+}
+
+/// The query of `/v1/drain-node`.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainNode {
+    /// Whether the node is no longer to be drained.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub undo: bool,
+    /// Milliseconds that the answer may wait until nothing is under way and nothing comes; none:
+    /// it comes at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_ms: Option<u64>,
 }
 
 /// The query of `/v1/shutdown`.

@@ -22,6 +22,7 @@
 //! | `GET /v1/operations/ID` | the [`Progress`] lines of that operation, from its beginning |
 //! | `GET /metrics` | the metrics, as the text that Prometheus reads |
 //! | `POST /v1/dashboard` | [`DashboardLink`] |
+//! | `POST /v1/drain-node?undo=true&wait_ms=N` | [`NodeDrain`] |
 //! | `POST /v1/shutdown?now=true` | [`ShuttingDown`], then the host ends |
 //!
 //! While another operation of the app is under way, those that change something end as a
@@ -409,6 +410,12 @@ pub struct HostStatus {
     /// The connections of clients.
     #[serde(default)]
     pub connections: ConnectionsStatus,
+    /// Whether an operator has drained the node.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drained: bool,
+    /// Why `/readyz` says that no more traffic should come, while it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_ready: Option<String>,
     /// Where it tells its metrics over TCP, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<String>,
@@ -420,6 +427,22 @@ pub struct HostStatus {
     /// How much of that is tolerated: `server.leak_budget`.
     #[serde(default)]
     pub leak_budget: LeakStatus,
+}
+
+/// The answer to `POST /v1/drain-node`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeDrain {
+    /// Whether the node is drained.
+    pub drained: bool,
+    /// Requests, streams and upgraded connections that are under way.
+    pub in_flight: u64,
+    /// Connections on which a request is under way or has begun to come.
+    pub busy_connections: u64,
+    /// Whether the traffic has gone; none where nobody waited for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub is_quiet: Option<bool>,
+    /// What was done and what is left, as a sentence.
+    pub message: String,
 }
 
 /// The connections of clients.

@@ -203,6 +203,10 @@ words! {
         CertificateLoaded = "certificate_loaded",
         /// They have changed and cannot be used: those before go on.
         CertificateFailed = "certificate_failed",
+        /// The node is drained: `/readyz` says that no more traffic should come.
+        NodeDrained = "node_drained",
+        /// It is not any more.
+        NodeResumed = "node_resumed",
         /// Something is wrong with the host's own records.
         State = "state",
         /// The host began or ends.

@@ -475,6 +475,16 @@ Examples:
   handover config show"
     )]
     Config(ConfigCommand),
+    /// Tell balancers to send nothing more here, while what comes is still served
+    #[command(after_help = "\
+/readyz answers 503 until --undo, or until the host is started again; nothing is closed or refused.
+With --wait it ends when nothing is under way and nothing has come for two seconds, or with 1 when the time
+is over. Give balancers more than their own interval: they notice when they ask the next time.
+
+Examples:
+  handover drain-node --wait 60s && handover shutdown
+  handover drain-node --undo")]
+    DrainNode(DrainNode),
     /// End the host once what is in flight is done
     #[command(after_help = "\
 Examples:
@@ -946,6 +956,17 @@ pub(super) struct Events {
     /// Stay, and show each as it happens
     #[arg(short, long)]
     pub(super) follow: bool,
+}
+
+/// `handover drain-node`
+#[derive(Debug, clap::Args)]
+pub(super) struct DrainNode {
+    /// Let traffic come again
+    #[arg(long, conflicts_with = "wait")]
+    pub(super) undo: bool,
+    /// Wait until the traffic has gone, for so long at the most
+    #[arg(long, value_name = "TIME", value_parser = crate::values::duration)]
+    pub(super) wait: Option<Duration>,
 }
 
 /// `handover shutdown`

@@ -23,6 +23,7 @@ mod history;
 mod inspect;
 mod manual;
 mod new;
+mod node;
 mod operation;
 mod output;
 mod remote;
@@ -91,6 +92,7 @@ pub fn main() -> ExitCode {
         Command::Move(args) => client(tenants::move_on(&global, args)),
         Command::Cancel { id } => client(work::cancel(&global, &id)),
         Command::Config(command) => client(config::config(&global, command)),
+        Command::DrainNode(args) => client(node::drain_node(&global, &args)),
         Command::Shutdown(args) => client(shutdown::shutdown(&global, args)),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { folder } => manual::man(folder.as_deref()),

@@ -145,14 +145,19 @@ fn host(host: &HostStatus, colour: bool) -> String {
         .iter()
         .map(|address| output::url(address))
         .collect();
-    format!(
+    let mut text = format!(
         "{} pid {}, up {}, {}, {}",
         paint(colour, Paint::Bold, &format!("handover {}", host.version)),
         host.pid,
         human::age(Duration::from_millis(host.uptime_ms)),
         human::file_size(host.rss_bytes),
         listen.join(" ")
-    )
+    );
+    if let Some(why) = &host.not_ready {
+        let told = format!("\nnot ready for traffic: {why}");
+        text.push_str(&paint(colour, Paint::Yellow, &shown::harmless(&told)));
+    }
+    text
 }
 
 /// What replaced generations hold, if they hold anything, each beside what is tolerated of it.

@@ -44,6 +44,9 @@ pub struct Server {
     /// Whether answers carry `handover-version` and `handover-generation`. Default: without a
     /// configuration file only.
     pub version_header: bool,
+    /// Whether the host answers `/livez` and `/readyz` at every listener before any app is asked.
+    /// Default no.
+    pub health_routes: bool,
     /// How long `shutdown` waits for what is in flight. Default 30 s.
     #[serde(with = "values::span")]
     pub shutdown_deadline: Duration,
@@ -190,6 +193,7 @@ impl Default for Server {
             state: STATE.into(),
             control: PathBuf::new(),
             version_header: false,
+            health_routes: false,
             shutdown_deadline: Duration::from_secs(30),
             max_crashes: MAX_CRASHES,
             crash_window: Duration::from_secs(60),

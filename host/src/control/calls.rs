@@ -394,6 +394,12 @@ impl<B: Backend> Call<B> {
                 Ok(response)
             })
         }),
+        Self::post(query::DRAIN_NODE, |request, backend, _| {
+            Box::pin(async move {
+                let asked = read_query(&request)?;
+                Ok(json(&backend.drain_node(asked).await))
+            })
+        }),
         Self::get(query::METRICS, |request, backend, _| {
             Box::pin(async move {
                 let query::None {} = read_query(&request)?;

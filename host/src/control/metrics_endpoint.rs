@@ -1,5 +1,5 @@
-//! `GET /metrics` over TCP, for a Prometheus that cannot reach the control socket. It knows this
-//! one path and takes no command.
+//! `GET /metrics` over TCP, for a Prometheus that cannot reach the control socket, and `/livez` and
+//! `/readyz` for balancers. It knows these paths and takes no command.
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
@@ -11,6 +11,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
+    health::Health,
     net::{
         accept::{Serve, accept},
         transport::{Accepted, Listener, Transport},
@@ -27,15 +28,17 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// Answers scrapes.
 struct Scrapes {
     gather: Gather,
+    health: Health,
     places: Arc<Semaphore>,
     /// The place of the next connection.
     place: Option<OwnedSemaphorePermit>,
 }
 
 /// Answers for as long as the future lives.
-pub(crate) async fn serve(listener: Listener, gather: Gather) {
+pub(crate) async fn serve(listener: Listener, gather: Gather, health: Health) {
     let scrapes = Scrapes {
         gather,
+        health,
         places: Arc::new(Semaphore::new(CONNECTIONS)),
         place: None,
     };
@@ -51,9 +54,10 @@ impl Serve<Accepted> for Scrapes {
     }
 
     async fn serve(&mut self, accepted: Accepted) -> Result<(), String> {
-        let (gather, place) = (self.gather.clone(), self.place.take());
+        let (gather, health) = (self.gather.clone(), self.health.clone());
+        let place = self.place.take();
         tokio::spawn(async move {
-            connection(accepted.transport, gather).await;
+            connection(accepted.transport, gather, health).await;
             drop(place);
         });
         Ok(())
@@ -64,10 +68,10 @@ impl Serve<Accepted> for Scrapes {
     }
 }
 
-async fn connection(stream: Transport, gather: Gather) {
+async fn connection(stream: Transport, gather: Gather, health: Health) {
     let service = service_fn(|request| {
-        let gather = gather.clone();
-        async move { Ok::<_, Infallible>(answer(&request, &gather).await) }
+        let (gather, health) = (gather.clone(), health.clone());
+        async move { Ok::<_, Infallible>(answer(&request, &gather, &health).await) }
     });
     // A client that leaves is its own affair.
     let _: Result<(), hyper::Error> = hyper::server::conn::http1::Builder::new()
@@ -78,7 +82,14 @@ async fn connection(stream: Transport, gather: Gather) {
         .await;
 }
 
-async fn answer<B>(request: &Request<B>, gather: &Gather) -> Response<Full<Bytes>> {
+async fn answer<B>(
+    request: &Request<B>,
+    gather: &Gather,
+    health: &Health,
+) -> Response<Full<Bytes>> {
+    if let Some(answer) = health.answer(request.method(), request.uri().path()) {
+        return answer.map(Full::new);
+    }
     let refused = |status, text: &'static str| {
         let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
         *response.status_mut() = status;
@@ -87,7 +98,7 @@ async fn answer<B>(request: &Request<B>, gather: &Gather) -> Response<Full<Bytes
     if request.uri().path() != "/metrics" {
         return refused(
             StatusCode::NOT_FOUND,
-            "there is /metrics here, and nothing else\n",
+            "there are /metrics, /livez and /readyz here, and nothing else\n",
         );
     }
     // hyper leaves the body out for HEAD.

@@ -2,7 +2,8 @@
 //!
 //! - [`calls`]: the table of calls, and what each answers
 //! - [`dashboard_door`]: how a call asks the dashboard for a link
-//! - [`metrics_endpoint`]: `GET /metrics` over TCP
+//! - [`metrics_endpoint`]: `GET /metrics` and the health of the node over TCP
+//! - [`node`]: the node drained
 //! - [`server`]: the host's side, HTTP/1.1 over a unix socket
 //! - [`socket`]: the file that both meet at
 //! - [`shutdown`]: how a call ends the host
@@ -10,6 +11,7 @@
 mod calls;
 pub(crate) mod dashboard_door;
 pub(crate) mod metrics_endpoint;
+mod node;
 pub(crate) mod server;
 pub(crate) mod shutdown;
 pub(crate) mod socket;

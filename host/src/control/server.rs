@@ -10,8 +10,8 @@ use std::{
 
 use arc_swap::ArcSwap;
 use handover_api::{
-    AppName, ArtifactReport, Cause, ConfigPlan, Event, HistoryEntry, HolderStatus, OperationResult,
-    ShadowStatus, Status, TenantStatus, Wait, query,
+    AppName, ArtifactReport, Cause, ConfigPlan, Event, HistoryEntry, HolderStatus, NodeDrain,
+    OperationResult, ShadowStatus, Status, TenantStatus, Wait, query,
 };
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -26,6 +26,7 @@ use tokio::{
 use super::{
     calls::{self, Asked, Refusal},
     dashboard_door::DashboardDoor,
+    node,
     shutdown::{Shutdown, ShutdownHandle},
     socket::ControlSocket,
 };
@@ -33,6 +34,7 @@ use crate::{
     access::{Access, Peer, Role},
     artifact::{Artifact, Signature, Store, StoreError, store::Writer},
     config::Config,
+    health::Health,
     net::{
         ClientListeners, Connections,
         accept::{Accept, Serve, accept},
@@ -129,6 +131,8 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
     fn config_plan(&self) -> Result<ConfigPlan, ReconfigureError>;
     /// For `POST /v1/config/reload`. Blocks.
     fn reload_config(&self) -> Result<ConfigPlan, ReconfigureError>;
+    /// For `POST /v1/drain-node`. May wait.
+    fn drain_node(&self, asked: query::DrainNode) -> impl Future<Output = NodeDrain> + Send;
     /// For `GET /metrics`.
     fn metrics(&self) -> Gather;
     /// For `/v1/state/APP/…`: the store of an app that this host knows.
@@ -180,6 +184,8 @@ pub struct Host {
     pub reconfigurer: Reconfigurer,
     /// Where it serves.
     pub listeners: ClientListeners,
+    /// Whether it is to be given traffic.
+    pub health: Health,
     /// Where it tells its metrics over TCP.
     pub metrics_at: Option<SocketAddr>,
     /// What makes links to the dashboard.
@@ -195,6 +201,8 @@ impl Backend for Host {
             listen: self.listeners.addresses(),
             metrics: self.metrics_at,
             connections: self.connections.status(),
+            drained: self.health.is_drained(),
+            not_ready: self.health.not_ready(),
         })
     }
 
@@ -321,6 +329,10 @@ impl Backend for Host {
 
     fn reload_config(&self) -> Result<ConfigPlan, ReconfigureError> {
         self.reconfigurer.reload()
+    }
+
+    async fn drain_node(&self, asked: query::DrainNode) -> NodeDrain {
+        node::drain(self, asked).await
     }
 
     fn metrics(&self) -> Gather {
@@ -727,6 +739,8 @@ mod tests {
                     max_open_files: None,
                     listen: Vec::new(),
                     connections: Default::default(),
+                    drained: false,
+                    not_ready: None,
                     metrics: None,
                     abi: "1.1".into(),
                     leaks: Default::default(),
@@ -887,6 +901,17 @@ mod tests {
 
         fn operation(&self, id: &str) -> Option<Operation> {
             (id == "op-1").then(|| self.operation())
+        }
+
+        async fn drain_node(&self, asked: query::DrainNode) -> NodeDrain {
+            self.call(format!("drain_node {asked:?}"));
+            NodeDrain {
+                drained: !asked.undo,
+                in_flight: 0,
+                busy_connections: 0,
+                is_quiet: None,
+                message: String::new(),
+            }
         }
 
         fn config(&self) -> Arc<Config> {

@@ -286,6 +286,11 @@ impl Generation {
         }
     }
 
+    /// Requests, streams and upgraded connections on it, without its work.
+    pub fn requests_in_flight(&self) -> u64 {
+        self.shards.in_flight()
+    }
+
     /// The work that it has spawned and that has not ended.
     pub fn working(&self) -> Vec<Working> {
         self.shared.app.services().working()

@@ -15,6 +15,7 @@ use super::{
     bind::{Bound, SocketError, bind},
     connection::{ListenerSettings, Protocols, Settings},
     listeners::{Claimed, ListenerKey, keyed},
+    middleware::Middleware,
     serve::accept_clients,
     tls::TlsListener,
     transport::Listener,
@@ -22,6 +23,7 @@ use super::{
 use crate::{
     config::{Config, Listen, ListenAddress},
     dispatch::Routes,
+    health::Health,
     notify::Notifier,
 };
 
@@ -32,6 +34,7 @@ pub struct ClientListeners(Arc<Inner>);
 struct Inner {
     routes: Arc<Routes>,
     connections: Connections,
+    health: Health,
     /// Who keeps the sockets for the next host.
     keeper: Option<Notifier>,
     /// None once the host ends.
@@ -120,8 +123,8 @@ fn open_tls(listen: &Listen) -> Result<Option<Arc<TlsListener>>, ListenError> {
 
 impl ClientListeners {
     /// None yet.
-    pub fn new(routes: Arc<Routes>, connections: Connections) -> Self {
-        Self::kept_by(None, routes, connections)
+    pub fn new(routes: Arc<Routes>, connections: Connections, health: Health) -> Self {
+        Self::kept_by(None, routes, connections, health)
     }
 
     /// None yet. The sockets of those that are opened are handed to `keeper`, if there is one.
@@ -129,10 +132,12 @@ impl ClientListeners {
         keeper: Option<Notifier>,
         routes: Arc<Routes>,
         connections: Connections,
+        health: Health,
     ) -> Self {
         Self(Arc::new(Inner {
             routes,
             connections,
+            health,
             keeper,
             open: Mutex::new(Some(Vec::new())),
         }))
@@ -223,6 +228,10 @@ impl ClientListeners {
                 });
         let mut failed = None;
         for (one, local) in ready.0.into_iter().zip(locals) {
+            let middleware = Middleware::new(
+                Policy::new(&one.listen, https),
+                settings.health_routes.then(|| self.0.health.clone()),
+            );
             let of_listener = ListenerSettings {
                 protocols: one.listen.protocols,
                 proxies: one
@@ -231,7 +240,7 @@ impl ClientListeners {
                     .clone()
                     .filter(|_| one.listen.proxy_protocol),
                 tls: one.tls.clone(),
-                policy: Policy::new(&one.listen, https),
+                middleware,
             };
             let protocols = Protocols::new(
                 Arc::clone(&self.0.routes),

@@ -20,8 +20,9 @@ use super::{
     activity::{Activity, StreamTasks},
     connections::{Connections, OpenConnection, Place},
     ended::Ended,
+    middleware::Middleware,
     patience::{HeadTimer, Patience, Verdict},
-    policy::{Admitted, IsHttps, Policy},
+    policy::{Admitted, IsHttps},
     proxy_protocol,
     stream::{PollCycle, Stream, Version},
     streamed::{StreamAnswering, StreamBody},
@@ -41,6 +42,8 @@ use crate::{
 pub(crate) struct Settings {
     /// Whether answers carry `handover-version` and `handover-generation`.
     pub version_header: bool,
+    /// Whether the host answers for its health.
+    pub health_routes: bool,
     /// How long clients are waited for.
     pub timeouts: config::Timeouts,
 }
@@ -64,8 +67,8 @@ pub(crate) struct ListenerSettings {
     pub(crate) proxies: Option<TrustedProxies>,
     /// Its TLS, if it has any.
     pub(crate) tls: Option<Arc<TlsListener>>,
-    /// What is done with each request. None: nothing.
-    pub(crate) policy: Option<Policy>,
+    /// What is done with each request beside giving it to its app. None: nothing.
+    pub(crate) middleware: Option<Middleware>,
 }
 
 /// A connection that is served. In this order: who waits for it to be gone waits for its
@@ -106,6 +109,7 @@ impl Settings {
     pub(crate) fn of(server: &config::Server) -> Self {
         Self {
             version_header: server.version_header,
+            health_routes: server.health_routes,
             timeouts: server.timeouts(),
         }
     }
@@ -386,8 +390,8 @@ impl Requests {
                 completed_by: None,
             };
         }
-        if self.listener.policy.is_some() {
-            return self.answer_by_policy(request);
+        if let Some(middleware) = &self.listener.middleware {
+            return self.answer_within(middleware, request);
         }
         Answering {
             dispatched: dispatch(&self.routes, request, &self.connection),
@@ -395,12 +399,9 @@ impl Requests {
         }
     }
 
-    fn answer_by_policy(&self, mut request: Request<Incoming>) -> Answering {
-        let admitted = match &self.listener.policy {
-            Some(policy) => policy.admit(&mut request, &self.connection),
-            None => Admitted::Dispatch(Arc::clone(&self.connection), IsHttps::default()),
-        };
-        match admitted {
+    /// Answers where more is to be done than to give the request to its app.
+    fn answer_within(&self, middleware: &Middleware, mut request: Request<Incoming>) -> Answering {
+        match middleware.admit(&mut request, &self.connection) {
             Admitted::Dispatch(connection, is_https) => Answering {
                 dispatched: dispatch(&self.routes, request, &connection),
                 completed_by: Some((Arc::clone(&self.listener), is_https)),
@@ -429,7 +430,7 @@ impl Service<Request<Incoming>> for Requests {
 #[derive(Debug)]
 pub(super) struct Answering {
     dispatched: Dispatched<Incoming>,
-    /// The policy that completes the answer.
+    /// What completes the answer.
     completed_by: Option<(Arc<ListenerSettings>, IsHttps)>,
 }
 
@@ -454,9 +455,9 @@ impl Answering {
     ) -> Poll<Result<Response<ResponseBody>, Infallible>> {
         let mut answer = ready!(answer);
         if let Some((listener, is_https)) = &self.completed_by
-            && let Some(policy) = &listener.policy
+            && let Some(middleware) = &listener.middleware
         {
-            policy.complete(*is_https, &mut answer);
+            middleware.complete(*is_https, &mut answer);
         }
         Poll::Ready(Ok(answer))
     }

@@ -133,6 +133,16 @@ impl Connections {
         }
     }
 
+    /// Returns how many have a request under way, or the beginning of one.
+    pub(crate) fn busy(&self) -> u64 {
+        let state = self.0.state.lock();
+        let busy = |entry: &&Entry| {
+            let activity = &entry.activity;
+            activity.is_busy() || matches!(activity.doing(), Doing::NewHead | Doing::Head)
+        };
+        state.connections.values().filter(busy).count() as u64
+    }
+
     /// Writes the metrics.
     pub(crate) fn write_metrics(&self, to: &mut Exposition) {
         let state = self.0.state.lock();

@@ -131,6 +131,8 @@ impl Events {
             | EventKind::Stopped
             | EventKind::Paused
             | EventKind::Resumed
+            | EventKind::NodeDrained
+            | EventKind::NodeResumed
             | EventKind::Waiting
             | EventKind::Missed
             | EventKind::Unknown

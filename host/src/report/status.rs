@@ -47,6 +47,10 @@ pub struct Surface {
     pub metrics: Option<SocketAddr>,
     /// The connections of clients.
     pub connections: ConnectionsStatus,
+    /// Whether the node is drained.
+    pub drained: bool,
+    /// Why it is not ready for traffic.
+    pub not_ready: Option<String>,
 }
 
 /// Returns the status of everything, now.
@@ -62,6 +66,8 @@ pub(crate) fn status(registry: &Registry, leaks: &Leaks, up: Duration, surface: 
             max_open_files: open_files::limit(),
             listen: surface.listen.clone(),
             connections: surface.connections,
+            drained: surface.drained,
+            not_ready: surface.not_ready,
             metrics: surface.metrics.map(|at| at.to_string()),
             abi: HOST_ABI.to_string(),
             leaks: leaks.status(),

@@ -69,7 +69,11 @@ impl Host {
             let routes = Arc::new(Routes::default());
             let connections = Connections::new(&config.server.clients());
             let plugins = config.server.plugins.clone();
-            let listeners = testing::ClientListeners::new(Arc::clone(&routes), connections.clone());
+            let listeners = testing::ClientListeners::new(
+                Arc::clone(&routes),
+                connections.clone(),
+                testing::Health::new(|| None),
+            );
             let apps = Orchestrator::open(config, folder.path(), store.clone(), routes, None);
             let orchestrator = apps.expect("apps");
             let (gathered, reread) = (orchestrator.clone(), orchestrator.clone());
@@ -87,6 +91,7 @@ impl Host {
                     dashboard: testing::DashboardDoor::default(),
                     reconfigurer: testing::Reconfigurer::without_file(reread, listeners.clone()),
                     listeners,
+                    health: testing::Health::new(|| None),
                     metrics_at: None,
                 },
                 ShutdownHandle::new(),
