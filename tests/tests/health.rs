@@ -98,13 +98,16 @@ async fn the_drain_waits_until_the_traffic_has_gone() {
 
 #[tokio::test]
 async fn without_the_key_the_paths_are_those_of_apps() {
-    let mut host = Setup::new().config("[app.probe]\n").start().await;
+    let host = Setup::new().config("[app.probe]\n").start().await;
     host.deploy(&fixture("probe", "1.0.0")).await.expect_code(0);
     assert_eq!(host.get("/readyz").await.status, 404);
     let of_app = host.get("/livez").await;
     assert_ne!(of_app.header("cache-control"), Some("no-store"));
     // Turned on while the host runs, for the connections that come.
-    host.reconfigure(&format!("{ROUTES}[app.probe]\n"));
+    let file = host.home().join("handover.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains("[app.probe]"), "{text}");
+    std::fs::write(&file, format!("{ROUTES}[app.probe]\n")).unwrap();
     host.cli(["reload-config"]).await.expect_code(0);
     let answer = host.get("/readyz").await;
     assert_eq!(
