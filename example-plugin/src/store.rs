@@ -244,3 +244,28 @@ impl Store {
         self.changed.subscribe()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use handover_plugin::testing::context;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_slug_is_taken_until_its_link_is_removed() -> Result<(), StateError> {
+        let store = Store::open(context().state()).await?;
+        assert_eq!(store.list().await?.len(), FIRST_LINKS.len());
+        let (Ok(slug), Ok(url)) = (Slug::parse("mine"), Target::parse("https://example.org/"))
+        else {
+            panic!("both keep the rules");
+        };
+        let add = || store.add(url.clone(), Some(slug.clone()));
+        assert!(add().await.is_ok());
+        assert_eq!(add().await, Err(Refusal::Taken));
+        assert_eq!(store.follow(&slug).await?.as_ref(), Some(&url));
+        assert_eq!(store.list().await?[0].hits, 1);
+        assert!(store.remove(&slug).await?);
+        assert_eq!(add().await.map(|link| link.hits), Ok(0));
+        Ok(())
+    }
+}

@@ -19,6 +19,8 @@ mod sdk;
 pub use handover_plugin_macros::{app, db_revision, job, main, on_live, schedule};
 #[cfg(feature = "sessions")]
 pub use sdk::sessions::Sessions;
+#[cfg(feature = "testing")]
+pub use sdk::testing;
 #[cfg(feature = "sdk")]
 pub use sdk::{
     app::App,

@@ -12,6 +12,9 @@ use super::{
 };
 use handover_api::AppName;
 
+/// The version of the SDK that a new crate depends on, without a checkout.
+const SDK_VERSION: &str = "1.4";
+
 /// Names that cargo or rustc has taken: of Rust itself, and of the crates that the new one depends
 /// on.
 const TAKEN: [&str; 60] = [
@@ -95,7 +98,9 @@ pub(super) fn new(global: &Global, args: &New) -> Result<(), Failure> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(&error)),
     }
-    fs::create_dir_all(args.path.join("src")).map_err(|error| failed(&error))?;
+    for folder in ["src", "tests"] {
+        fs::create_dir_all(args.path.join(folder)).map_err(|error| failed(&error))?;
+    }
     for (file, text) in files(&name, sdk().as_deref()) {
         fs::write(args.path.join(file), text).map_err(|error| failed(&error))?;
     }
@@ -143,30 +148,36 @@ fn sdk() -> Option<PathBuf> {
 pub(super) fn dependency_line() -> String {
     match sdk() {
         Some(folder) => format!("path = {:?}", folder.to_string_lossy()),
-        None => format!("version = {}", dependency_on(None)),
+        None => format!("version = {:?}", SDK_VERSION),
     }
 }
 
-/// The value of the dependency on the SDK in a `Cargo.toml`.
-fn dependency_on(sdk: Option<&Path>) -> String {
-    match sdk {
+/// The value of the dependency on the SDK in a `Cargo.toml`, with these features more.
+fn dependency_on(sdk: Option<&Path>, features: &[&str]) -> String {
+    let source = match sdk {
         // A basic TOML string takes the same escapes as this debug form, for what a path can hold.
-        Some(folder) => format!("{{ path = {:?} }}", folder.to_string_lossy()),
-        None => "\"1.2\"".to_owned(),
+        Some(folder) => format!("path = {:?}", folder.to_string_lossy()),
+        None if features.is_empty() => return format!("{SDK_VERSION:?}"),
+        None => format!("version = {SDK_VERSION:?}"),
+    };
+    match features {
+        [] => format!("{{ {source} }}"),
+        features => format!("{{ {source}, features = {features:?} }}"),
     }
 }
 
-fn files(name: &AppName, sdk: Option<&Path>) -> [(&'static str, String); 4] {
+fn files(name: &AppName, sdk: Option<&Path>) -> [(&'static str, String); 5] {
     let fill = |template: &str| {
-        let dependency = dependency_on(sdk);
         template
             .replace("{{name}}", name.as_str())
             .replace("{{library}}", &name.as_str().replace('-', "_"))
-            .replace("{{sdk}}", &dependency)
+            .replace("{{sdk}}", &dependency_on(sdk, &[]))
+            .replace("{{sdk_for_tests}}", &dependency_on(sdk, &["testing"]))
     };
     [
         ("Cargo.toml", fill(include_str!("template/Cargo.toml.in"))),
         ("src/lib.rs", fill(include_str!("template/lib.rs.in"))),
+        ("tests/swap.rs", fill(include_str!("template/swap.rs.in"))),
         ("README.md", fill(include_str!("template/README.md.in"))),
         (".gitignore", "/target\n".to_owned()),
     ]
@@ -177,7 +188,7 @@ fn next_steps(name: &AppName, path: &Path) -> String {
         "made the plugin crate {name} in {path}
 
   handover dev {path}      serve it at http://127.0.0.1:8080, swap on each change
-  cd {path} && cargo test  its test",
+  cd {path} && cargo test  its tests",
         path = path.display()
     )
 }
@@ -238,8 +249,10 @@ mod tests {
             let dependency = &manifest["dependencies"]["handover-plugin"];
             match sdk {
                 Some(path) => assert_eq!(dependency["path"].as_str(), path.to_str()),
-                None => assert_eq!(dependency.as_str(), Some("1.2")),
+                None => assert_eq!(dependency.as_str(), Some(SDK_VERSION)),
             }
+            let for_tests = &manifest["dev-dependencies"]["handover-plugin"];
+            assert_eq!(for_tests["features"][0].as_str(), Some("testing"));
             assert!(!source.contains("{{"), "{source}");
         }
     }

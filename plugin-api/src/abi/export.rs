@@ -49,6 +49,13 @@ impl std::fmt::Debug for HostHandle {
 }
 
 impl HostHandle {
+    /// # Safety
+    /// `data` is what the functions of `table` take, as long as this code is mapped.
+    #[cfg(feature = "testing")]
+    pub(super) unsafe fn new(table: HostRef, data: *const ()) -> Self {
+        Self { table, data }
+    }
+
     /// Whether anybody wants events of this level (see [`Event::level`]).
     pub fn log_enabled(&self, level: u8) -> bool {
         // SAFETY: table and data came together, and live as long as this code is mapped.

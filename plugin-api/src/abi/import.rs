@@ -7,6 +7,8 @@ use abi_stable::{
     std_types::{ROption, RStr},
 };
 
+#[cfg(feature = "testing")]
+use super::export::HostHandle;
 use super::{
     body::BodyStream,
     call::{ReceiveResponse, UPGRADE, lend_responder},
@@ -136,6 +138,14 @@ impl<O: HostServices> ServesWork for Table<O> {
         let services = unsafe { &*data.cast::<O>() };
         catch_panic(|| services.durable_work()).flatten()
     }
+}
+
+/// What `services` offers to code in this very program: for tests of a plugin, without a boundary.
+#[cfg(feature = "testing")]
+pub fn offer<O: HostServices>(services: &'static O) -> HostHandle {
+    let table = HostRef(PrefixRef::from_ref(Table::<O>::HOST));
+    // SAFETY: the table is that of `O`, whose services live for ever.
+    unsafe { HostHandle::new(table, std::ptr::from_ref(services).cast()) }
 }
 
 /// A started app.

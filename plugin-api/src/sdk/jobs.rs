@@ -416,6 +416,13 @@ pub struct JobInfo {
 }
 
 impl JobInfo {
+    /// What the host says of a job, and its result.
+    pub(super) fn read(text: &str, result: Vec<u8>) -> Result<Self, StateError> {
+        let info: Self =
+            serde_json::from_str(text).map_err(|error| StateError::Decode(error.to_string()))?;
+        Ok(Self { result, ..info })
+    }
+
     /// What the handler gave, once the job is done.
     ///
     /// # Errors
@@ -474,11 +481,7 @@ impl Jobs<'_> {
         let text = serde_json::json!({ "id": id }).to_string();
         let work = self.0.durable_work().ok_or_else(no_host)?;
         match ended(work.begin(FIND, &text, &[], None)).await {
-            Ok((text, result)) => {
-                let info: JobInfo = serde_json::from_str(&text)
-                    .map_err(|error| StateError::Decode(error.to_string()))?;
-                Ok(Some(JobInfo { result, ..info }))
-            }
+            Ok((text, result)) => JobInfo::read(&text, result).map(Some),
             Err(WorkError::Unknown) => Ok(None),
             Err(error) => Err(error.into()),
         }

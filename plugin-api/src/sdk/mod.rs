@@ -15,6 +15,7 @@
 //! - [`cache`], [`rate_limit`], `sessions`: what is kept in it as a rule
 //! - [`state`]: what the app keeps in the host
 //! - [`writes`]: answers that wait for their writes
+//! - `testing`: a host for the tests of a plugin, in memory or real
 //! - [`serve`], [`program`]: a crate that is a program as well, whose `main` is the constructor
 //! - [`error`]: why an app does not start
 
@@ -36,6 +37,8 @@ pub(crate) mod serve;
 #[cfg(feature = "sessions")]
 pub(crate) mod sessions;
 pub(crate) mod state;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub(crate) mod upgrade;
 pub(crate) mod work;
 pub(crate) mod worker;
