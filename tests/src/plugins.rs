@@ -244,6 +244,7 @@ pub async fn cargo_in(dir: &Path, arguments: &[&str]) -> String {
         .args(arguments)
         .current_dir(dir)
         .env("CARGO_TARGET_DIR", target_dir())
+        .env("HANDOVER", handover())
         .env_remove("HANDOVER_VERSION");
     let output = command.output().await.expect("cargo can be run");
     let text = format!(

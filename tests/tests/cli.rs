@@ -427,7 +427,7 @@ async fn a_wrong_config_is_refused_with_its_place() {
 }
 
 #[tokio::test]
-async fn new_makes_a_crate_that_builds_serves_and_passes_its_test() {
+async fn new_makes_a_crate_that_builds_serves_and_passes_its_tests() {
     let dir = tempfile::tempdir().unwrap();
     let crate_dir = dir.path().join("shop");
     handover(["new", crate_dir.to_str().unwrap()])
@@ -448,7 +448,9 @@ async fn new_makes_a_crate_that_builds_serves_and_passes_its_test() {
     .unwrap();
     plugins::cargo_in(&crate_dir, &["build", "--lib", "--tests"]).await;
     let tested = plugins::cargo_in(&crate_dir, &["test"]).await;
-    assert!(tested.contains("test result: ok. 1 passed"), "{tested}");
+    let passed = tested.matches("test result: ok. 1 passed").count();
+    assert_eq!(passed, 2, "alone, and on a host: {tested}");
+    assert!(!tested.contains("not tested"), "{tested}");
     let host = Host::start().await;
     host.deploy(&plugins::target_dir().join("debug/libshop.so"))
         .await

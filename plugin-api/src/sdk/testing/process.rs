@@ -40,9 +40,19 @@ pub struct Setup {
     env: BTreeMap<String, String>,
     cargo_arguments: Vec<String>,
     folder: Option<PathBuf>,
+    program: Option<PathBuf>,
 }
 
 impl Setup {
+    /// Runs this program, and not the one that `HANDOVER` names or PATH has.
+    #[must_use]
+    pub fn program(self, program: impl Into<PathBuf>) -> Self {
+        Self {
+            program: Some(program.into()),
+            ..self
+        }
+    }
+
     /// Runs the host with this configuration file, as `handover run --config` reads it: `[app.NAME]`
     /// and whatever else the test is about.
     #[must_use]
@@ -85,7 +95,7 @@ impl Setup {
     /// # Errors
     /// When there is no program `handover`, the plugin does not compile, or the host refuses it.
     pub async fn start(self) -> Result<TestHost, Error> {
-        let program = program()?;
+        let program = self.program.clone().map_or_else(program, Ok)?;
         let folder = self.folder.clone().or_else(|| {
             let folder = std::env::var_os("CARGO_MANIFEST_DIR")?;
             Some(folder.into())
