@@ -70,9 +70,9 @@ pub(super) fn library(folder: &Path, arguments: &[String]) -> Result<PathBuf, Er
             && message.manifest_path == manifest
             && message.target.crate_types.iter().any(|it| it == "cdylib")
     });
-    let files = made.flat_map(|message| message.filenames);
+    let mut files = made.flat_map(|message| message.filenames);
     let is_library = |file: &PathBuf| file.extension().is_some_and(|it| it == "so");
-    files.filter(is_library).last().ok_or_else(|| {
+    files.rfind(is_library).ok_or_else(|| {
         Error::msg(format_args!(
             "{} has no library that a host could load: add `crate-type = [\"cdylib\"]` to [lib]",
             manifest.display()

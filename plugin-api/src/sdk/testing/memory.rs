@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     future::poll_fn,
+    path::PathBuf,
     sync::{
         LazyLock,
         atomic::{AtomicU64, Ordering},
@@ -58,6 +59,28 @@ pub struct MemoryHost {
     generations: AtomicU64,
     state: MemoryState,
     work: MemoryWork,
+    data: DataFolder,
+}
+
+/// The folder for the files of the app, which a context makes when it is asked for; deleted with
+/// the host.
+#[derive(Debug)]
+struct DataFolder(PathBuf);
+
+impl DataFolder {
+    fn new() -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("handover-test-{}-{number}", std::process::id());
+        Self(std::env::temp_dir().join(name))
+    }
+}
+
+impl Drop for DataFolder {
+    fn drop(&mut self) {
+        // Most tests never make it.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 impl Default for MemoryHost {
@@ -81,6 +104,7 @@ impl MemoryHost {
             generations: AtomicU64::new(0),
             work: MemoryWork::new(state.clone()),
             state,
+            data: DataFolder::new(),
         }
     }
 
@@ -149,7 +173,10 @@ impl MemoryHost {
             },
             works: AtomicU64::new(0),
         }));
-        Context::new(&settings, runtime, offer(services))
+        let data = self.data.0.to_str().unwrap_or_default();
+        settings.lend("", data, |settings| {
+            Context::new(settings, runtime, offer(services))
+        })
     }
 
     /// Has the generation of `context` be live: its workers begin, and jobs run that functions with
