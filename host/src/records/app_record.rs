@@ -56,6 +56,9 @@ pub(crate) struct Record {
     /// What is up beside what is live, under labels of the operator's.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) labels: Vec<LabelledHead>,
+    /// Those of them that were up under the host before, and are not yet again.
+    #[serde(skip)]
+    pub(crate) returning: Vec<LabelledHead>,
     /// What its clients are told, while somebody has stopped it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stopped: Option<String>,

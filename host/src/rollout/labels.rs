@@ -92,6 +92,8 @@ pub(crate) fn begin_abort(rollout: &Rollout, asked: query::Labelled) -> Operatio
             let Some(id) = end(&ending, &of, &label, |_| true, "it was aborted") else {
                 return Err(none_such(&of, &label));
             };
+            // A restart right after does not bring it back. What cannot be written is tried again.
+            let _ = of.saved.change(|_| ()).await.1;
             let message = format!(
                 "generation {id} of {} answers to `{label}` no more, and drains",
                 of.name
@@ -162,7 +164,7 @@ pub(super) fn reached_by(app: &App, label: &Label) -> String {
 /// Has the record say what is up under labels of the operator's, for the next start. Blocks on no
 /// disk.
 pub(super) fn note(app: &App) -> bool {
-    let labels: Vec<_> = app.running(|running| {
+    let mut labels: Vec<_> = app.running(|running| {
         let all = running.serving.labelled().iter();
         all.filter(|labelled| !labelled.label.is_reserved())
             .map(|labelled| LabelledHead {
@@ -180,6 +182,9 @@ pub(super) fn note(app: &App) -> bool {
             .collect()
     });
     app.saved.edit(|record| {
+        let is_up = |one: &LabelledHead| labels.iter().any(|up| up.label == one.label);
+        record.returning.retain(|one| !is_up(one));
+        labels.extend(record.returning.iter().cloned());
         let is_new = record.labels != labels;
         record.labels = labels;
         is_new
@@ -198,14 +203,18 @@ pub(super) fn write_down(app: &Arc<App>) {
 /// Brings up what was up under labels when the host before ended, unless that was a crash, which it
 /// may have been to blame for.
 pub(super) fn bring_back(rollout: &Rollout, app: &Arc<App>, is_crash: bool) {
-    let labels = app.saved.edit(|record| std::mem::take(&mut record.labels));
-    for LabelledHead {
-        label,
-        head,
-        until_ms,
-    } in labels
-    {
-        let left = until_ms.map(|until| until.saturating_sub(now_ms()));
+    let before = app.saved.read(|record| record.labels.clone());
+    let left_of = |one: &LabelledHead| one.until_ms.map(|until| until.saturating_sub(now_ms()));
+    app.saved.edit(|record| {
+        record
+            .labels
+            .retain(|one| !is_crash && left_of(one) != Some(0));
+        // Their artifacts are kept until they are up.
+        record.returning.clone_from(&record.labels);
+    });
+    for one in before {
+        let left = left_of(&one);
+        let LabelledHead { label, head, .. } = one;
         let why_not = match left {
             _ if is_crash => Some("the host crashed, and it may have been the reason"),
             Some(0) => Some("its time was over while the host was down"),

@@ -53,8 +53,8 @@ impl Setup {
         }
     }
 
-    /// Runs the host with this configuration file, as `handover run --config` reads it: `[app.NAME]`
-    /// and whatever else the test is about.
+    /// Runs the host with this configuration file, as `handover run --config` reads it:
+    /// `[app.NAME]` and whatever else the test is about.
     #[must_use]
     pub fn config(self, toml: impl Into<String>) -> Self {
         Self {
