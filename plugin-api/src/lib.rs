@@ -35,6 +35,7 @@ pub use sdk::{
     rate_limit::{Decision, RateLimiter},
     serve::{ForEach, IncomingConnection, IntoApp, Itself, Listener, Serve, serve},
     state::{Change, Changes, Scan, State, StateError, Transaction, Watch, Write},
+    trace::request_span,
     worker::{Stop, worker},
 };
 

@@ -47,6 +47,8 @@ pub struct Server {
     /// Whether the host answers `/livez` and `/readyz` at every listener before any app is asked.
     /// Default no.
     pub health_routes: bool,
+    /// Whether requests get an id, and a context of a trace that is none is replaced. Default no.
+    pub request_id: bool,
     /// How long `shutdown` waits for what is in flight. Default 30 s.
     #[serde(with = "values::span")]
     pub shutdown_deadline: Duration,
@@ -194,6 +196,7 @@ impl Default for Server {
             control: PathBuf::new(),
             version_header: false,
             health_routes: false,
+            request_id: false,
             shutdown_deadline: Duration::from_secs(30),
             max_crashes: MAX_CRASHES,
             crash_window: Duration::from_secs(60),

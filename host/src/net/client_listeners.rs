@@ -228,10 +228,11 @@ impl ClientListeners {
                 });
         let mut failed = None;
         for (one, local) in ready.0.into_iter().zip(locals) {
-            let middleware = Middleware::new(
-                Policy::new(&one.listen, https),
-                settings.health_routes.then(|| self.0.health.clone()),
-            );
+            let middleware = Middleware {
+                policy: Policy::new(&one.listen, https),
+                health: settings.health_routes.then(|| self.0.health.clone()),
+                identifies: settings.request_id,
+            };
             let of_listener = ListenerSettings {
                 protocols: one.listen.protocols,
                 proxies: one
@@ -240,7 +241,7 @@ impl ClientListeners {
                     .clone()
                     .filter(|_| one.listen.proxy_protocol),
                 tls: one.tls.clone(),
-                middleware,
+                middleware: middleware.if_any(),
             };
             let protocols = Protocols::new(
                 Arc::clone(&self.0.routes),

@@ -20,9 +20,8 @@ use super::{
     activity::{Activity, StreamTasks},
     connections::{Connections, OpenConnection, Place},
     ended::Ended,
-    middleware::Middleware,
-    patience::{HeadTimer, Patience, Verdict},
-    policy::{Admitted, IsHttps},
+    middleware::{Middleware, Pending, Verdict},
+    patience::{self, HeadTimer, Patience},
     proxy_protocol,
     stream::{PollCycle, Stream, Version},
     streamed::{StreamAnswering, StreamBody},
@@ -44,6 +43,8 @@ pub(crate) struct Settings {
     pub version_header: bool,
     /// Whether the host answers for its health.
     pub health_routes: bool,
+    /// Whether requests have an id.
+    pub request_id: bool,
     /// How long clients are waited for.
     pub timeouts: config::Timeouts,
 }
@@ -110,6 +111,7 @@ impl Settings {
         Self {
             version_header: server.version_header,
             health_routes: server.health_routes,
+            request_id: server.request_id,
             timeouts: server.timeouts(),
         }
     }
@@ -274,12 +276,12 @@ impl Future for Serving {
                 }));
             }
             match ready!(this.patience.poll(cx)) {
-                Verdict::Leave(why) => {
+                patience::Verdict::Leave(why) => {
                     this.connections.ended(why);
                     this.http.as_mut().finish();
                     this.patience.leaves();
                 }
-                Verdict::End(why) => {
+                patience::Verdict::End(why) => {
                     if let Some(why) = why {
                         this.connections.ended(why);
                     }
@@ -383,15 +385,15 @@ struct Requests {
 impl Requests {
     #[inline]
     fn answer(&self, request: Request<Incoming>) -> Answering {
+        if let Some(middleware) = &self.listener.middleware {
+            return self.answer_within(middleware, request);
+        }
         if let Some(why) = malformed(&request) {
             let answer = bad_request(request.version(), why);
             return Answering {
                 dispatched: Dispatched::answered(answer),
                 completed_by: None,
             };
-        }
-        if let Some(middleware) = &self.listener.middleware {
-            return self.answer_within(middleware, request);
         }
         Answering {
             dispatched: dispatch(&self.routes, request, &self.connection),
@@ -402,13 +404,13 @@ impl Requests {
     /// Answers where more is to be done than to give the request to its app.
     fn answer_within(&self, middleware: &Middleware, mut request: Request<Incoming>) -> Answering {
         match middleware.admit(&mut request, &self.connection) {
-            Admitted::Dispatch(connection, is_https) => Answering {
+            Verdict::Dispatch(connection, pending) => Answering {
                 dispatched: dispatch(&self.routes, request, &connection),
-                completed_by: Some((Arc::clone(&self.listener), is_https)),
+                completed_by: Some((Arc::clone(&self.listener), pending)),
             },
-            Admitted::Answer(answer) => Answering {
+            Verdict::Answer(answer, pending) => Answering {
                 dispatched: Dispatched::answered(*answer),
-                completed_by: None,
+                completed_by: Some((Arc::clone(&self.listener), pending)),
             },
         }
     }
@@ -431,7 +433,7 @@ impl Service<Request<Incoming>> for Requests {
 pub(super) struct Answering {
     dispatched: Dispatched<Incoming>,
     /// What completes the answer.
-    completed_by: Option<(Arc<ListenerSettings>, IsHttps)>,
+    completed_by: Option<(Arc<ListenerSettings>, Pending)>,
 }
 
 impl Future for Answering {
@@ -450,14 +452,14 @@ impl Future for Answering {
 impl Answering {
     #[cold]
     fn complete(
-        &self,
+        &mut self,
         answer: Poll<Response<ResponseBody>>,
     ) -> Poll<Result<Response<ResponseBody>, Infallible>> {
         let mut answer = ready!(answer);
-        if let Some((listener, is_https)) = &self.completed_by
+        if let Some((listener, pending)) = self.completed_by.take()
             && let Some(middleware) = &listener.middleware
         {
-            middleware.complete(*is_https, &mut answer);
+            middleware.complete(pending, &mut answer);
         }
         Poll::Ready(Ok(answer))
     }

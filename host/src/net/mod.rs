@@ -14,6 +14,7 @@
 //! - [`patience`]: how long its client is waited for
 //! - [`preview`]: what a listener of `dev` answers itself, and adds to pages
 //! - [`middleware`]: what is done with requests beside giving them to apps
+//! - [`identity`]: ids of requests, and the context of traces
 //! - [`policy`]: what a listener does with a request before it is dispatched
 //! - [`tls`]: TLS of a listener, and its [`certificates`]
 //! - [`proxy_protocol`]: the header that proxies send before the bytes of their client
@@ -28,6 +29,7 @@ pub(crate) mod client_listeners;
 pub(crate) mod connection;
 mod connections;
 mod ended;
+mod identity;
 pub(crate) mod listeners;
 mod middleware;
 mod patience;

@@ -71,6 +71,13 @@ impl Policy {
         })
     }
 
+    /// Whether what the peer of `connection` says of requests is believed.
+    pub(super) fn trusts(&self, connection: &ConnectionInfo) -> bool {
+        let peer = connection.client.map(|address| address.ip());
+        let trusted = self.trusted.as_ref();
+        trusted.is_some_and(|trusted| trusted.trusts(peer))
+    }
+
     /// Looks at `request`, which came over `connection`, and takes out of it what nobody vouches
     /// for.
     pub(super) fn admit<B>(

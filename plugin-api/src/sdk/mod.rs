@@ -11,6 +11,7 @@
 //! - [`on_live`]: what a version does once before its first request
 //! - [`db_revision`]: which revision the database of the app is at
 //! - [`log`]: events, log records and panics on their way to the host
+//! - [`trace`]: a span for a request
 //! - [`upgrade`]: WebSockets and other upgraded connections
 //! - [`cache`], [`rate_limit`], `sessions`: what is kept in it as a rule
 //! - [`state`]: what the app keeps in the host
@@ -39,6 +40,7 @@ pub(crate) mod sessions;
 pub(crate) mod state;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub(crate) mod trace;
 pub(crate) mod upgrade;
 pub(crate) mod work;
 pub(crate) mod worker;

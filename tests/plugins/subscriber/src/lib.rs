@@ -59,7 +59,8 @@ async fn app(cx: Context) -> Result<Router, Error> {
     let trace = TraceLayer::new_for_http()
         .make_span_with(|request: &axum::http::Request<_>| {
             let (method, path) = (request.method(), request.uri().path());
-            tracing::info_span!("request", %method, path, late = tracing::field::Empty)
+            let parent = handover_plugin::request_span(request);
+            tracing::info_span!(parent: &parent, "request", %method, path, late = tracing::field::Empty)
         })
         .on_request(|_: &axum::http::Request<_>, span: &Span| {
             span.record("late", 7);
