@@ -7,6 +7,7 @@
 //! `apps.d/*.toml` beside the file hold sections `[app.NAME]` of their own.
 
 mod access;
+mod access_log;
 mod app;
 mod canary;
 mod dashboard;
@@ -43,6 +44,7 @@ use serde::{Deserialize, Serialize};
 pub use self::route::RoutePrefix;
 pub(crate) use self::{
     access::{Control, Metrics, Trust},
+    access_log::{AccessLog, AccessLogFile, AccessLogFormat},
     app::{App, Cutover, Execution, Leave, SmokeRequest, Verify, Watch, WhenFull, environment},
     canary::Canary,
     dashboard::Dashboard,
@@ -89,6 +91,8 @@ pub struct Config {
     pub trust: Trust,
     /// `[log]`
     pub log: Log,
+    /// `[access_log]`
+    pub(crate) access_log: AccessLog,
     /// `[dev]`
     pub(crate) dev: Dev,
     /// `[app.NAME]`
@@ -110,6 +114,7 @@ struct MainFile {
     dashboard: Dashboard,
     trust: Trust,
     log: Log,
+    access_log: AccessLog,
     dev: Dev,
     app: BTreeMap<AppName, App>,
 }
@@ -236,12 +241,14 @@ impl Config {
             dashboard: file.dashboard,
             trust: file.trust,
             log: file.log,
+            access_log: file.access_log,
             dev: file.dev,
             apps: file.app,
             sources: Arc::default(),
         };
         config.server.resolve(folder, !config.listen.is_empty());
         config.log.resolve(folder);
+        config.access_log.resolve(folder);
         for app in config.apps.values_mut() {
             app.resolve(folder);
         }
@@ -401,6 +408,7 @@ impl Config {
         self.control.group.clone_from(&running.control.group);
         self.metrics = running.metrics;
         self.dashboard = running.dashboard;
+        self.access_log.clone_from(&running.access_log);
         let level = std::mem::take(&mut self.log.level);
         self.log = Log {
             level,

@@ -32,8 +32,8 @@ use crate::{
     health::Health,
     memory,
     net::{
-        self, ClientListeners, Connections, Listeners, ReadyListeners, SocketError, bind::Bound,
-        listeners, tls,
+        self, ClientListeners, Connections, Facilities, Listeners, ReadyListeners, SocketError,
+        bind::Bound, listeners, tls,
     },
     notify::Notifier,
     open_files,
@@ -44,7 +44,7 @@ use crate::{
     signals,
     spill::Spill,
     telemetry::{
-        self, Gather,
+        self, AccessLog, Gather,
         exposition::{Exposition, Kind},
     },
     watch::WatcherHandle,
@@ -64,6 +64,9 @@ const SIDE_BY_SIDE: Duration = Duration::from_secs(2);
 
 /// How long tasks have to notice that the host has ended.
 pub(crate) const LAST_MOMENT: Duration = Duration::from_secs(1);
+
+/// How often the log tells how many requests the access log has no line of.
+const TELL_UNWRITTEN_EVERY: Duration = Duration::from_secs(1);
 
 /// How often a control socket that cannot be made is tried again.
 const BIND_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -97,12 +100,13 @@ pub(crate) struct Daemon {
     store: Store,
     listeners: ClientListeners,
     health: Health,
+    access_log: Option<AccessLog>,
     shutdown: ShutdownHandle,
     /// Its socket's file goes with it.
     control: JoinHandle<()>,
     dashboard: JoinHandle<()>,
-    /// Ends when it is dropped.
-    metrics_endpoint: JoinSet<()>,
+    /// What ends when it is dropped: the metrics over TCP, and what tells of the access log.
+    tasks: JoinSet<()>,
     signals: JoinHandle<()>,
     notifier: Notifier,
     alive: JoinHandle<()>,
@@ -204,6 +208,7 @@ impl Daemon {
         let settings = config.server.clone();
         let no_socket = |cause: SocketError| DaemonError(cause.to_string());
         let metrics_key = listeners::metrics(&config);
+        let measures = config.metrics.request_durations;
         let (access, group) = admit(&config.control, &settings)?;
         let access = Arc::new(ArcSwap::from_pointee(access));
         let lock = take_state(&settings.state, STILL_ENDING)?;
@@ -278,16 +283,21 @@ impl Daemon {
             orchestrator.look_for_stalls(workers.saturating_sub(spare).max(1), stall_after);
         }
         let connections = Connections::new(&settings.clients());
+        let access_log = AccessLog::open(&listening.access_log)
+            .map_err(|cause| fail("the access log cannot be opened (access_log.file)", &cause))?;
         let health = {
             let apps = orchestrator.clone();
             Health::new(move || apps.not_up())
         };
         let gather = {
             let (apps, connections) = (orchestrator.clone(), connections.clone());
-            let health = health.clone();
+            let (health, access_log) = (health.clone(), access_log.clone());
             Gather::new(move |to| {
                 apps.write_metrics(to);
                 connections.write_metrics(to);
+                if let Some(log) = &access_log {
+                    log.write_metrics(to);
+                }
                 write_workers(to, workers);
                 to.one(
                     "handover_ready",
@@ -298,10 +308,10 @@ impl Daemon {
             })
         };
         // Before anything is up, so that whoever asks is told so. It ends with what fails here.
-        let mut metrics_endpoint = JoinSet::new();
+        let mut tasks = JoinSet::new();
         if let Some(listener) = metrics {
             let (gather, health) = (gather.clone(), health.clone());
-            metrics_endpoint.spawn(metrics_endpoint::serve(listener, gather, health));
+            tasks.spawn(metrics_endpoint::serve(listener, gather, health));
         }
         // The words of the host before it are read by now.
         let said_before = orchestrator.hear_last_words(if is_supervised {
@@ -312,8 +322,12 @@ impl Daemon {
         restore(&orchestrator, crashed.or(said_before)).await;
 
         let keeper = is_supervised.then(|| notifier.clone());
-        let listeners =
-            ClientListeners::kept_by(keeper, routes, connections.clone(), health.clone());
+        let facilities = Facilities {
+            health: health.clone(),
+            access_log: access_log.clone(),
+            measures,
+        };
+        let listeners = ClientListeners::kept_by(keeper, routes, connections.clone(), facilities);
         listeners
             .open(claimed, net::Settings::of(&settings))
             .map_err(unusable)?;
@@ -374,7 +388,11 @@ impl Daemon {
             reconfigurer,
             watcher,
             shutdown.clone(),
+            access_log.clone(),
         ));
+        if let Some(log) = access_log.clone() {
+            tasks.spawn(log.tell_unwritten(TELL_UNWRITTEN_EVERY));
+        }
         let alive = tokio::spawn(notifier.clone().keep_alive());
         let memory = tokio::spawn(memory::give_back_what_is_free());
         let certificates = {
@@ -390,10 +408,11 @@ impl Daemon {
             store,
             listeners,
             health,
+            access_log,
             shutdown,
             control,
             dashboard,
-            metrics_endpoint,
+            tasks,
             signals,
             notifier,
             alive,
@@ -432,9 +451,10 @@ impl Daemon {
             shutdown,
             listeners,
             health,
+            access_log,
             mut control,
             dashboard,
-            metrics_endpoint,
+            tasks,
             signals,
             notifier,
             alive,
@@ -481,7 +501,7 @@ impl Daemon {
         serving.abort();
         control.abort();
         dashboard.abort();
-        drop(metrics_endpoint);
+        drop(tasks);
         signals.abort();
         alive.abort();
         memory.abort();
@@ -493,7 +513,13 @@ impl Daemon {
         // What was handed over is on the disk, and every file closed, before another host may open
         // them.
         let stores = orchestrator.stores().clone();
-        let _ = tokio::task::spawn_blocking(move || stores.close()).await;
+        let close = move || {
+            stores.close();
+            if let Some(log) = access_log {
+                log.flush(LAST_MOMENT);
+            }
+        };
+        let _ = tokio::task::spawn_blocking(close).await;
         tracing::info!("the host has ended");
         Over {
             orchestrator,
@@ -675,6 +701,7 @@ impl Signals {
         reconfigurer: Reconfigurer,
         watcher: WatcherHandle,
         shutdown: ShutdownHandle,
+        access_log: Option<AccessLog>,
     ) {
         loop {
             tokio::select! {
@@ -691,6 +718,9 @@ impl Signals {
                 }
                 Some(()) = self.renamed.recv() => {
                     telemetry::reopen();
+                    if let Some(log) = &access_log {
+                        log.reopen();
+                    }
                     continue;
                 }
                 Some(()) = self.interrupt.recv() => {}

@@ -267,3 +267,55 @@ async fn readers_are_not_noticed_by_requests() {
     let answered = report.ok as f64;
     assert_eq!(total, Some(answered), "every request is counted once");
 }
+
+#[tokio::test]
+async fn durations_are_counted_by_app_method_status_and_role_over_swaps() {
+    let config = "[metrics]\nrequest_durations = true\n[app.probe]\nroutes = [\"/\"]\n\
+                  [app.probe.labels]\nallow = [\"127.0.0.1\"]\n";
+    let host = Setup::new().config(config).start().await;
+    let name = "http_server_request_duration_seconds_count";
+    assert_eq!(host.get("/version").await.status, 503);
+    host.deploy(&fixture("probe", "1.0.0")).await.expect_code(0);
+    for _ in 0..3 {
+        host.get("/version").await;
+    }
+    assert_eq!(host.get("/not-modified").await.status, 304);
+    assert_eq!(host.get("/panic").await.status, 500);
+    let mut http = Http1::connect(host.address).await.unwrap();
+    http.request("BREW", "/version", &[], None).await.unwrap();
+    let file = fixture("probe", "2.0.0");
+    host.cli(["deploy", "--stage", file.to_str().unwrap()])
+        .await
+        .expect_code(0);
+    let next = [("handover-version", "next")];
+    let answer = http.request("GET", "/version", &next, None).await.unwrap();
+    assert_eq!(answer.text(), "2.0.0");
+    host.cli(["promote", "probe"]).await.expect_code(0);
+    host.get("/version").await;
+    let metrics = scrape(&host).await;
+    let count = |method, code, role| {
+        let labels = [
+            ("app", "probe"),
+            ("http_request_method", method),
+            ("http_response_status_code", code),
+            ("role", role),
+        ];
+        metrics.get(name, &labels)
+    };
+    assert_eq!(count("GET", "200", "live"), Some(4.0));
+    assert_eq!(count("GET", "200", "label"), Some(1.0));
+    assert_eq!(count("GET", "304", "live"), Some(1.0));
+    assert_eq!(count("GET", "500", "live"), Some(1.0));
+    assert_eq!(count("GET", "503", "host"), Some(1.0));
+    assert_eq!(count("_OTHER", "405", "live"), Some(1.0));
+    let all = metrics.all(name, &[]);
+    assert_eq!(all.iter().map(|one| one.1).sum::<f64>(), 9.0, "{all:?}");
+    let bucket = "http_server_request_duration_seconds_bucket";
+    let of_get = [
+        ("http_request_method", "GET"),
+        ("http_response_status_code", "200"),
+        ("role", "live"),
+        ("le", "+Inf"),
+    ];
+    assert_eq!(metrics.get(bucket, &of_get), Some(4.0));
+}

@@ -16,7 +16,7 @@ use crate::{
     },
     artifact::{Artifact, Sha256},
     config,
-    dispatch::{Limits, Pause},
+    dispatch::{Durations, Limits, Pause},
     generation::{Active, Counts, Generation, Spec},
     ledger::RetainReasons,
     operations::queue::OperationQueue,
@@ -34,6 +34,8 @@ pub(crate) struct App {
     pub(crate) saved: Arc<Saved>,
     /// What is counted of it for the metrics.
     pub(crate) counters: Counters,
+    /// How long its requests took, where that is counted.
+    pub(crate) durations: Arc<Durations>,
     /// Which operation may change what is live.
     pub(crate) queue: Arc<OperationQueue>,
     running: Mutex<Running>,
@@ -208,6 +210,7 @@ impl App {
     pub(crate) fn new(name: AppName, settings: config::App, saved: Arc<Saved>) -> Self {
         let limits = Limits::new(&name, &settings);
         Self {
+            durations: Arc::new(Durations::new(Some(name.clone()))),
             name,
             tuning: Mutex::new((Arc::new(settings), limits)),
             saved,

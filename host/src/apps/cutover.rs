@@ -167,6 +167,7 @@ fn routes_of(app: &App, serving: &Serving, routes: &mut Vec<Route>) {
         None => app.saved.read(why),
     };
     let (settings, limits) = (app.settings(), app.limits());
+    serving.assign_roles();
     let (labels, targets) = (&settings.labels, serving.targets(&settings));
     for (prefix, strip) in prefixes(app) {
         for labelled in serving.labelled() {
@@ -183,6 +184,7 @@ fn routes_of(app: &App, serving: &Serving, routes: &mut Vec<Route>) {
                 targets: Targets::One(Arc::clone(labelled.live.active.generation())),
                 down: Down::Empty,
                 limits: limits.clone(),
+                durations: Arc::clone(&app.durations),
             });
         }
         routes.push(Route {
@@ -192,6 +194,7 @@ fn routes_of(app: &App, serving: &Serving, routes: &mut Vec<Route>) {
             targets: targets.clone(),
             down: down.clone(),
             limits: limits.clone(),
+            durations: Arc::clone(&app.durations),
         });
     }
 }

@@ -142,7 +142,7 @@ impl Registry {
         Some(self.0.data.as_ref()?.join(app.as_str()))
     }
 
-    pub(super) fn routes(&self) -> &Routes {
+    pub(crate) fn routes(&self) -> &Routes {
         &self.0.routes
     }
 

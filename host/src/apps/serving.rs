@@ -10,7 +10,7 @@ use crate::{
     canary::Course,
     config,
     dispatch::{ByTenant, Mirror, OnTrial, Several, Targets},
-    generation::Generation,
+    generation::{Generation, Role},
 };
 
 /// What answers new requests of an app.
@@ -148,6 +148,20 @@ impl Serving {
         self.mirror
             .take_if(|mirror| mirror.generation.spec().id == taken.id());
         Some(taken)
+    }
+
+    /// Tells each member what it is to the requests that come.
+    pub(crate) fn assign_roles(&self) {
+        for live in self.staying.iter().chain(&self.member) {
+            live.active.generation().set_role(Role::Live);
+        }
+        for labelled in &self.labelled {
+            let is_canary = self
+                .canary()
+                .is_some_and(|canary| canary.id() == labelled.id());
+            let role = if is_canary { Role::Canary } else { Role::Label };
+            labelled.live.active.generation().set_role(role);
+        }
     }
 
     /// Returns where a route of an app with `settings` sends requests.

@@ -27,6 +27,8 @@ pub struct Metrics {
     /// Where `GET /metrics` is answered over TCP, to whoever reaches it. Default nowhere: on the
     /// control socket only.
     pub listen: Option<SocketAddr>,
+    /// Whether it is counted how long requests take. Default no.
+    pub request_durations: bool,
 }
 
 /// `[trust]`: what may become code of the host.

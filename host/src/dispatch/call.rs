@@ -207,10 +207,10 @@ impl AnswerContext<'_> {
         {
             self.in_flight.shared().count_server_error();
         }
-        if self.connection.name_version
+        if self.connection.is_marked
             && let Some(response) = response
         {
-            self.name_version(response);
+            self.mark(response);
         }
     }
 
@@ -223,6 +223,17 @@ impl AnswerContext<'_> {
             error_response::panicked(shared.spec())
         } else {
             error_response::no_answer(shared.spec())
+        }
+    }
+
+    /// Says which generation has answered, to the client or to the connection.
+    fn mark(self, response: &mut Response<ResponseBody>) {
+        if self.connection.tells_generation {
+            let answered_by = self.in_flight.shared().answered_by();
+            response.extensions_mut().insert(answered_by);
+        }
+        if self.connection.name_version {
+            self.name_version(response);
         }
     }
 

@@ -19,6 +19,10 @@ pub(crate) struct ConnectionInfo {
     tls: Option<Tls>,
     /// Whether answers name the version that they are from.
     pub(super) name_version: bool,
+    /// Whether answers carry [`AnsweredBy`](crate::generation::AnsweredBy) to the connection.
+    pub(super) tells_generation: bool,
+    /// Whether either is so: a request that has neither costs one look.
+    pub(super) is_marked: bool,
     /// The close handle of the connection, for what is streamed over it.
     pub(super) close_handle: Option<Arc<CloseHandle>>,
 }
@@ -49,7 +53,19 @@ impl ConnectionInfo {
             local: local.into(),
             tls,
             name_version,
+            tells_generation: false,
+            is_marked: name_version,
             close_handle,
+        }
+    }
+
+    /// The same with answers that say which generation they are from.
+    #[must_use]
+    pub(crate) fn telling_generation(self) -> Self {
+        Self {
+            tells_generation: true,
+            is_marked: true,
+            ..self
         }
     }
 
@@ -67,6 +83,8 @@ impl ConnectionInfo {
     pub(super) fn quiet(&self) -> Arc<Self> {
         Arc::new(Self {
             name_version: false,
+            tells_generation: false,
+            is_marked: false,
             close_handle: None,
             ..self.clone()
         })
@@ -75,6 +93,15 @@ impl ConnectionInfo {
     /// Whether the client speaks TLS to the host.
     pub(crate) fn is_tls(&self) -> bool {
         self.tls.is_some()
+    }
+
+    /// The version of TLS that the client speaks to the host, if it does.
+    pub(crate) fn tls_version(&self) -> Option<&'static str> {
+        match self.tls.as_ref()?.version {
+            0x0303 => Some("TLSv1.2"),
+            0x0304 => Some("TLSv1.3"),
+            _ => Some("TLS"),
+        }
     }
 
     /// What of it crosses beside the address of the client.

@@ -10,6 +10,7 @@
 //! - [`execution`]: requests of an app that has threads of its own
 //! - [`key`]: what of a request tells whose it is
 //! - [`mirror`]: copies of requests to a version whose answers are compared and thrown away
+//! - [`durations`]: how long requests took
 //! - [`sampled`]: the request of an app with a version on trial
 //! - [`limits`]: what an app may take: requests at a time, waiting ones, time
 //! - [`rates`]: limits of requests by whose they are
@@ -21,6 +22,7 @@ mod asked;
 pub(crate) mod body;
 pub(crate) mod call;
 mod connection;
+mod durations;
 mod error_response;
 mod execution;
 mod key;
@@ -39,6 +41,7 @@ pub(crate) use self::{
     body::{ResponseBody, ResponseBodyError},
     call::{Dispatched, dispatch, smoke},
     connection::{ConnectionInfo, Tls},
+    durations::{BOUNDS, Durations, RequestKind},
     error_response::{bad_request, redirect},
     limits::Limits,
     malformed::{Malformed, malformed},

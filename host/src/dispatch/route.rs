@@ -9,6 +9,7 @@ use http::{HeaderMap, Uri, header::HOST};
 use semver::Version;
 
 use super::{
+    durations::Durations,
     limits::Limits,
     targets::{Choice, Targets, Watched},
 };
@@ -32,6 +33,8 @@ pub struct Route {
     pub down: Down,
     /// What the app may take, if that is limited.
     pub limits: Option<Arc<Limits>>,
+    /// How long its requests took.
+    pub(crate) durations: Arc<Durations>,
 }
 
 /// Why nothing answers.
@@ -47,8 +50,12 @@ pub enum Down {
 }
 
 /// The routes of all apps.
-#[derive(Debug, Default)]
-pub struct Routes(Arc<ArcSwap<Table>>);
+#[derive(Debug)]
+pub struct Routes {
+    table: Arc<ArcSwap<Table>>,
+    /// How long requests took that are for no app.
+    unrouted: Arc<Durations>,
+}
 
 type Seen = Cache<Arc<ArcSwap<Table>>, Arc<Table>>;
 
@@ -98,7 +105,19 @@ impl Routes {
             std::cmp::Reverse((prefix.host.is_some(), prefix.path.len()))
         });
         let by_host = routes.iter().any(|route| route.prefix.host.is_some());
-        self.0.store(Arc::new(Table { routes, by_host }));
+        self.table.store(Arc::new(Table { routes, by_host }));
+    }
+
+    /// Returns where the duration of a request is counted: at its app, or with those for no app.
+    pub(crate) fn durations(&self, uri: &Uri, headers: &HeaderMap) -> Arc<Durations> {
+        let table = self.table.load();
+        let route = table.route(uri, headers);
+        Arc::clone(route.map_or(&self.unrouted, |route| &route.durations))
+    }
+
+    /// Returns how long requests took that are for no app.
+    pub(crate) fn unrouted(&self) -> &Durations {
+        &self.unrouted
     }
 
     /// Chooses for a request of `client`, and counts it in. `admitted`: the limits of its app were
@@ -113,8 +132,8 @@ impl Routes {
     ) -> Chosen {
         SEEN.with_borrow_mut(|seen| {
             let cache = match &mut **seen {
-                Some(cache) if ptr::eq(cache.arc_swap(), &*self.0) => cache,
-                other => other.insert(Cache::new(Arc::clone(&self.0))),
+                Some(cache) if ptr::eq(cache.arc_swap(), &*self.table) => cache,
+                other => other.insert(Cache::new(Arc::clone(&self.table))),
             };
             loop {
                 if let Some(chosen) = cache.load().choose(uri, headers, client, admitted) {
@@ -128,7 +147,30 @@ impl Routes {
     }
 }
 
+impl Default for Routes {
+    fn default() -> Self {
+        Self {
+            table: Arc::default(),
+            unrouted: Arc::new(Durations::new(None)),
+        }
+    }
+}
+
 impl Table {
+    /// The route of a request, if an app answers there.
+    #[inline]
+    fn route(&self, uri: &Uri, headers: &HeaderMap) -> Option<&Route> {
+        let host = if self.by_host {
+            host_of(uri, headers)
+        } else {
+            None
+        };
+        let path = uri.path();
+        self.routes
+            .iter()
+            .find(|route| route.prefix.matches(host.as_deref(), path))
+    }
+
     /// None when what it names is no longer active.
     #[inline]
     fn choose(
@@ -138,17 +180,7 @@ impl Table {
         client: &Option<SocketAddr>,
         admitted: bool,
     ) -> Option<Chosen> {
-        let host = if self.by_host {
-            host_of(uri, headers)
-        } else {
-            None
-        };
-        let path = uri.path();
-        let Some(route) = self
-            .routes
-            .iter()
-            .find(|route| route.prefix.matches(host.as_deref(), path))
-        else {
+        let Some(route) = self.route(uri, headers) else {
             return Some(Chosen::NoApp);
         };
         let chosen = route.targets.choose(uri, headers, client).ok()?;

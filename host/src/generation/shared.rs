@@ -24,6 +24,7 @@ use super::{
     holders::{Describe, HolderInfo, HolderKind, Holders, Registration},
     in_flight::{Gate, InFlight, Shards},
     lifecycle,
+    role::{AnsweredBy, CurrentRole, Role},
     services::{GenerationServices, Working},
     spec::Spec,
     tenants::Tenants,
@@ -69,7 +70,8 @@ pub struct Label {
 #[derive(Debug)]
 pub struct Shared {
     spec: Spec,
-    label: Label,
+    label: Arc<Label>,
+    role: CurrentRole,
     account: AccountId,
     app: AppHandle<GenerationServices>,
     gate: Gate,
@@ -99,6 +101,14 @@ impl Shared {
     /// Returns its version and number as text.
     pub fn label(&self) -> &Label {
         &self.label
+    }
+
+    /// Returns which generation an answer of it is from.
+    pub(crate) fn answered_by(&self) -> AnsweredBy {
+        AnsweredBy {
+            label: Arc::clone(&self.label),
+            role: self.role.get(),
+        }
     }
 
     /// The account of its library.
@@ -221,13 +231,14 @@ pub struct Generation {
 impl Generation {
     pub(super) fn new(spec: Spec, library: &Library, app: AppHandle<GenerationServices>) -> Self {
         let account = library.account();
-        let label = Label {
+        let label = Arc::new(Label {
             version: spec.version.to_string().into(),
             number: spec.id.to_string().into(),
-        };
+        });
         let shared = Arc::new(Shared {
             spec,
             label,
+            role: CurrentRole::default(),
             account: account.id(),
             app,
             gate: Gate::closed(),
@@ -370,6 +381,11 @@ impl Generation {
     /// Tasks that nobody counted, and that still ran when its app was stopped.
     pub fn tasks_left(&self) -> u64 {
         self.shared.app.services().tasks_left()
+    }
+
+    /// Has it be `role` to the requests that come from now on.
+    pub(crate) fn set_role(&self, role: Role) {
+        self.shared.role.set(role);
     }
 
     /// When it was loaded.

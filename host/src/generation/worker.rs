@@ -13,13 +13,13 @@ thread_local! {
 }
 
 /// How many shards a generation has: a power of two.
-pub(super) fn shards() -> usize {
+pub(crate) fn shards() -> usize {
     let workers = std::thread::available_parallelism().map_or(4, usize::from);
     (workers * 2).next_power_of_two().min(MOST)
 }
 
 /// The number of this thread, in every generation; the shard is its remainder.
-pub(super) fn number() -> usize {
+pub(crate) fn number() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let own = NUMBER.get();
     if own != usize::MAX {

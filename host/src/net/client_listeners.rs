@@ -16,6 +16,7 @@ use super::{
     connection::{ListenerSettings, Protocols, Settings},
     listeners::{Claimed, ListenerKey, keyed},
     middleware::Middleware,
+    observe::Observer,
     serve::accept_clients,
     tls::TlsListener,
     transport::Listener,
@@ -25,6 +26,7 @@ use crate::{
     dispatch::Routes,
     health::Health,
     notify::Notifier,
+    telemetry::AccessLog,
 };
 
 /// The listeners of clients. Cheap to clone.
@@ -34,11 +36,22 @@ pub struct ClientListeners(Arc<Inner>);
 struct Inner {
     routes: Arc<Routes>,
     connections: Connections,
-    health: Health,
+    facilities: Facilities,
     /// Who keeps the sockets for the next host.
     keeper: Option<Notifier>,
     /// None once the host ends.
     open: Mutex<Option<Vec<Open>>>,
+}
+
+/// What of the host takes part in requests.
+#[derive(Clone, Debug)]
+pub(crate) struct Facilities {
+    /// Whether the node is to be given traffic.
+    pub(crate) health: Health,
+    /// Where requests are logged, if they are.
+    pub(crate) access_log: Option<AccessLog>,
+    /// Whether it is counted how long they take.
+    pub(crate) measures: bool,
 }
 
 /// One that accepts connections.
@@ -124,7 +137,12 @@ fn open_tls(listen: &Listen) -> Result<Option<Arc<TlsListener>>, ListenError> {
 impl ClientListeners {
     /// None yet.
     pub fn new(routes: Arc<Routes>, connections: Connections, health: Health) -> Self {
-        Self::kept_by(None, routes, connections, health)
+        let facilities = Facilities {
+            health,
+            access_log: None,
+            measures: false,
+        };
+        Self::kept_by(None, routes, connections, facilities)
     }
 
     /// None yet. The sockets of those that are opened are handed to `keeper`, if there is one.
@@ -132,12 +150,12 @@ impl ClientListeners {
         keeper: Option<Notifier>,
         routes: Arc<Routes>,
         connections: Connections,
-        health: Health,
+        facilities: Facilities,
     ) -> Self {
         Self(Arc::new(Inner {
             routes,
             connections,
-            health,
+            facilities,
             keeper,
             open: Mutex::new(Some(Vec::new())),
         }))
@@ -228,10 +246,17 @@ impl ClientListeners {
                 });
         let mut failed = None;
         for (one, local) in ready.0.into_iter().zip(locals) {
+            let facilities = &self.0.facilities;
+            let observer = Observer {
+                routes: Arc::clone(&self.0.routes),
+                log: facilities.access_log.clone(),
+                measures: facilities.measures,
+            };
             let middleware = Middleware {
                 policy: Policy::new(&one.listen, https),
-                health: settings.health_routes.then(|| self.0.health.clone()),
+                health: settings.health_routes.then(|| facilities.health.clone()),
                 identifies: settings.request_id,
+                observer: observer.if_any(),
             };
             let of_listener = ListenerSettings {
                 protocols: one.listen.protocols,

@@ -192,8 +192,15 @@ impl Protocols {
             self.settings.version_header,
             Arc::clone(open.close_handle()),
         );
+        let middleware = self.listener.middleware.as_ref();
+        let is_observed = middleware.is_some_and(|middleware| middleware.observer.is_some());
         let info = move |peer, local, tls| {
-            ConnectionInfo::new(peer, local, tls, name_version, Some(close_handle))
+            let info = ConnectionInfo::new(peer, local, tls, name_version, Some(close_handle));
+            if is_observed {
+                info.telling_generation()
+            } else {
+                info
+            }
         };
         let cycle = PollCycle::default();
         let stream = {

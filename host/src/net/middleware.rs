@@ -8,6 +8,7 @@ use http_body::Body;
 
 use super::{
     identity,
+    observe::{Observed, Observer},
     policy::{Admitted, IsHttps, Policy},
 };
 use crate::{
@@ -23,6 +24,8 @@ pub(crate) struct Middleware {
     pub(crate) health: Option<Health>,
     /// Whether each request has an id.
     pub(crate) identifies: bool,
+    /// What is told of requests when they have ended.
+    pub(crate) observer: Option<Observer>,
 }
 
 /// What is left to be done with the answer.
@@ -30,13 +33,14 @@ pub(crate) struct Middleware {
 pub(super) struct Pending {
     /// None: the policy has nothing to do with it.
     is_https: Option<IsHttps>,
-    identified: Option<Box<Identified>>,
+    told: Option<Box<Told>>,
 }
 
-/// A request that has an id.
+/// A request that has an id, or is told of.
 #[derive(Debug)]
-struct Identified {
-    id: HeaderValue,
+struct Told {
+    id: Option<HeaderValue>,
+    observed: Option<Observed>,
 }
 
 /// Where a request goes on: to its app, or back with an answer of the host.
@@ -50,8 +54,8 @@ pub(super) enum Verdict {
 impl Middleware {
     /// Returns it, if it does anything.
     pub(crate) fn if_any(self) -> Option<Self> {
-        let is_any = self.policy.is_some() || self.health.is_some() || self.identifies;
-        is_any.then_some(self)
+        let changes = self.policy.is_some() || self.health.is_some() || self.identifies;
+        (changes || self.observer.is_some()).then_some(self)
     }
 
     /// Looks at `request`, which came over `connection`, and changes what its app is to see of it.
@@ -79,11 +83,14 @@ impl Middleware {
             (None, Some(policy)) => policy.admit(request, connection),
             (None, None) => Admitted::Dispatch(Arc::clone(connection), IsHttps::default()),
         };
-        let identified = id.map(|id| Box::new(Identified { id }));
-        let pending = |is_https| Pending {
-            is_https,
-            identified,
+        let client = match &admitted {
+            Admitted::Dispatch(of_client, _) => of_client,
+            Admitted::Answer(_) => connection,
         };
+        let observer = self.observer.as_ref();
+        let observed = observer.map(|observer| observer.begin(request, client, id.as_ref()));
+        let told = (id.is_some() || observed.is_some()).then(|| Box::new(Told { id, observed }));
+        let pending = |is_https| Pending { is_https, told };
         match admitted {
             Admitted::Dispatch(connection, is_https) => {
                 Verdict::Dispatch(connection, pending(Some(is_https)))
@@ -97,8 +104,12 @@ impl Middleware {
         if let (Some(policy), Some(is_https)) = (&self.policy, pending.is_https) {
             policy.complete(is_https, answer);
         }
-        if let Some(identified) = pending.identified {
-            identity::tell(identified.id, answer.headers_mut());
+        let Some(told) = pending.told else { return };
+        if let Some(id) = told.id {
+            identity::tell(id, answer.headers_mut());
+        }
+        if let Some(observed) = told.observed {
+            observed.answered(answer);
         }
     }
 }

@@ -15,6 +15,7 @@
 //! - [`preview`]: what a listener of `dev` answers itself, and adds to pages
 //! - [`middleware`]: what is done with requests beside giving them to apps
 //! - [`identity`]: ids of requests, and the context of traces
+//! - [`observe`]: what is told of requests when they have ended
 //! - [`policy`]: what a listener does with a request before it is dispatched
 //! - [`tls`]: TLS of a listener, and its [`certificates`]
 //! - [`proxy_protocol`]: the header that proxies send before the bytes of their client
@@ -32,6 +33,7 @@ mod ended;
 mod identity;
 pub(crate) mod listeners;
 mod middleware;
+mod observe;
 mod patience;
 mod policy;
 mod preview;
@@ -44,7 +46,7 @@ pub(crate) mod transport;
 
 pub(crate) use self::{
     bind::SocketError,
-    client_listeners::ReadyListeners,
+    client_listeners::{Facilities, ReadyListeners},
     connection::Settings,
     listeners::{ListenerKey, Listeners},
     policy::Policy,

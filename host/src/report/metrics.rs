@@ -21,10 +21,11 @@ use crate::{
         registry::Registry,
     },
     artifact::manifest::HOST_ABI,
+    dispatch,
     ledger::RetainReasons,
     open_files, process,
     report::{holders, leaks::Leaks, status::app_status},
-    telemetry::exposition::{Exposition, Kind as MetricKind},
+    telemetry::exposition::{Exposition, Kind as MetricKind, Label},
 };
 
 /// One app as it is while the text is written.
@@ -56,6 +57,7 @@ impl Metrics<'_> {
         write_holders(to, &seen);
         write_canaries(to, &seen);
         write_shadows(to, &seen);
+        self.write_durations(to);
         write_operations(to, &seen);
         self.write_leaks(to, &seen);
         self.write_jobs(to);
@@ -131,6 +133,30 @@ impl Metrics<'_> {
         // What a reader missed is told to that reader alone.
         for (kind, number) in counts.filter(|(kind, _)| **kind != EventKind::Missed) {
             family.sample(&[("kind", &kind.as_str())], number);
+        }
+    }
+
+    fn write_durations(&self, to: &mut Exposition) {
+        let apps = self.registry.shown();
+        let mut family = to.family(
+            "http_server_request_duration_seconds",
+            MetricKind::Histogram,
+            "How long requests took until their answers had ended.",
+        );
+        let of_apps = apps.iter().map(|app| &*app.durations);
+        for durations in of_apps.chain([self.registry.routes().unrouted()]) {
+            for (kind, counted) in durations.counted() {
+                let (method, code, role) = (kind.method(), kind.code(), kind.role());
+                let labels: [Label<'_>; 3] = [
+                    ("http_request_method", &method),
+                    ("http_response_status_code", &code),
+                    ("role", &role),
+                ];
+                let app: Option<Label<'_>> = durations.app.as_ref().map(|app| ("app", app as _));
+                let labels: Vec<_> = app.into_iter().chain(labels).collect();
+                let (count, sum) = (counted.count, counted.sum.as_secs_f64());
+                family.histogram(&labels, &dispatch::BOUNDS, &counted.within, count, sum);
+            }
         }
     }
 

@@ -17,7 +17,7 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Role;
-use crate::config::{Log, LogRotation};
+use crate::config::{AccessLog, AccessLogFile, Log, LogRotation};
 
 /// Where systemd's journal takes entries.
 const JOURNAL: &str = "/run/systemd/journal/socket";
@@ -49,6 +49,10 @@ pub(super) struct LogFile {
     rotation: LogRotation,
     /// Whether this process rotates it: the other one that writes it follows.
     rotates: bool,
+    /// The section of the configuration that names it.
+    section: &'static str,
+    /// Whether lines go to standard error as long as it cannot be opened. Else they are lost.
+    or_stderr: bool,
     open: Option<File>,
     failed_at: Option<Instant>,
 }
@@ -61,6 +65,8 @@ impl Destination {
                 path: path.clone(),
                 rotation: log.rotation(),
                 rotates: role == Role::Host,
+                section: "log",
+                or_stderr: true,
                 open: None,
                 failed_at: None,
             }));
@@ -69,6 +75,25 @@ impl Destination {
             Ok(stderr) => journal(&stderr).map_or_else(|| Self::of(stderr), Self::Journal),
             Err(_) => Self::Nowhere,
         }
+    }
+
+    /// Where requests are told of.
+    ///
+    /// # Errors
+    /// When standard output is closed.
+    pub(super) fn of_requests(log: &AccessLog, to: &AccessLogFile) -> io::Result<Self> {
+        Ok(match to {
+            AccessLogFile::Stdout => Self::of(io::stdout().as_fd().try_clone_to_owned()?),
+            AccessLogFile::Path(path) => Self::File(Box::new(LogFile {
+                path: path.clone(),
+                rotation: log.rotation(),
+                rotates: true,
+                section: "access_log",
+                or_stderr: false,
+                open: None,
+                failed_at: None,
+            })),
+        })
     }
 
     /// A descriptor.
@@ -182,6 +207,9 @@ impl LogFile {
     fn write(&mut self, lines: &[Vec<u8>]) -> u64 {
         self.follow();
         let Some(file) = &mut self.open else {
+            if !self.or_stderr {
+                return lines.len() as u64;
+            }
             let stderr = io::stderr().as_fd().try_clone_to_owned();
             return stderr.map_or(lines.len() as u64, |stderr| {
                 write_to(&mut stderr.into(), lines)
@@ -221,9 +249,14 @@ impl LogFile {
             }
             Err(error) => {
                 if self.failed_at.is_none() {
+                    let meanwhile = match self.or_stderr {
+                        true => "go to standard error",
+                        false => "are lost",
+                    };
                     tracing::warn!(
                         file = %self.path.display(),
-                        "the log file cannot be opened: {error}; lines go to standard error until it can (log.file)"
+                        "the log file cannot be opened: {error}; lines {meanwhile} until it can ({}.file)",
+                        self.section
                     );
                 }
                 self.failed_at = Some(Instant::now());

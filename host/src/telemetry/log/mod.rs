@@ -8,9 +8,11 @@
 //!
 //! - [`subscriber`]: from an event of `tracing` to a line
 //! - [`line`]: how a line looks, as text, JSON, or a journal entry
+//! - [`access`]: the log of requests, by the same means
 //! - [`writer`]: the queue and the thread that writes
 //! - [`destination`]: standard error, a file that is rotated, or the journal
 
+mod access;
 mod destination;
 mod line;
 mod subscriber;
@@ -25,7 +27,13 @@ use std::{
 use arc_swap::ArcSwap;
 use tracing_subscriber::{filter::Targets, util::SubscriberInitExt};
 
-use self::{destination::Destination, line::Style, subscriber::LogSubscriber, writer::Writer};
+pub(crate) use self::access::{AccessEntry, AccessLog};
+use self::{
+    destination::Destination,
+    line::Style,
+    subscriber::LogSubscriber,
+    writer::{Losses, Writer},
+};
 use crate::config::{Log, LogFormat};
 
 /// How long a thread that panics waits for its message to be written: it may be the last one of the
@@ -82,7 +90,8 @@ pub(crate) fn init(log: &Log, colour: bool, role: Role) -> Result<(), LogError> 
             colour: colour && log.file.is_none(),
         },
     };
-    let writer = Writer::start(destination, style).map_err(LogError::Thread)?;
+    let losses = Losses::InLine(style);
+    let writer = Writer::start("log", destination, losses).map_err(LogError::Thread)?;
     if LOG.set((writer.clone(), Arc::clone(&filter))).is_err() {
         return Err(LogError::Twice);
     }

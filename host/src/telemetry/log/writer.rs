@@ -3,7 +3,10 @@
 use std::{
     collections::VecDeque,
     io,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -26,6 +29,15 @@ const BATCH_BYTES: usize = 64 << 10;
 #[derive(Clone, Debug)]
 pub(super) struct Writer(Arc<Shared>);
 
+/// How it is told that lines were lost.
+#[derive(Clone, Debug)]
+pub(super) enum Losses {
+    /// In a line of this look among the others, as soon as one goes through.
+    InLine(Style),
+    /// By somebody else, who reads this count.
+    Counted(Arc<AtomicU64>),
+}
+
 #[derive(Debug, Default)]
 struct Shared {
     queue: Mutex<Queue>,
@@ -47,16 +59,16 @@ struct Queue {
 }
 
 impl Writer {
-    /// Starts the thread that writes to `destination`.
+    /// Starts the thread `name` that writes to `destination`.
     ///
     /// # Errors
     /// When there is no thread to be had.
-    pub(super) fn start(destination: Destination, style: Style) -> io::Result<Self> {
+    pub(super) fn start(name: &str, destination: Destination, losses: Losses) -> io::Result<Self> {
         let shared = Arc::<Shared>::default();
         let writer = Self(Arc::clone(&shared));
         thread::Builder::new()
-            .name("log".to_owned())
-            .spawn(move || shared.write_all(destination, style))?;
+            .name(name.to_owned())
+            .spawn(move || shared.write_all(destination, &losses))?;
         Ok(writer)
     }
 
@@ -91,8 +103,31 @@ impl Writer {
     }
 }
 
+impl Losses {
+    /// Tells that `lost` lines are lost; returns how many of them are still to be told of.
+    fn tell(&self, lost: u64, destination: &mut Destination) -> u64 {
+        match self {
+            Self::Counted(count) => {
+                count.fetch_add(lost, Ordering::Relaxed);
+                0
+            }
+            Self::InLine(style) => {
+                let lines = if lost == 1 { "line" } else { "lines" };
+                let told = line::of_log(
+                    &format!("{lost} {lines} of this log could not be written, and are lost"),
+                    *style,
+                );
+                match destination.write(&[told]) {
+                    0 => 0,
+                    _ => lost,
+                }
+            }
+        }
+    }
+}
+
 impl Shared {
-    fn write_all(&self, mut destination: Destination, style: Style) {
+    fn write_all(&self, mut destination: Destination, losses: &Losses) {
         let mut lost = 0;
         loop {
             let (batch, reopen, dropped) = self.next();
@@ -105,14 +140,7 @@ impl Shared {
                 lost += destination.write(&batch);
             }
             if lost > 0 {
-                let lines = if lost == 1 { "line" } else { "lines" };
-                let told = line::of_log(
-                    &format!("{lost} {lines} of this log could not be written, and are lost"),
-                    style,
-                );
-                if destination.write(&[told]) == 0 {
-                    lost = 0;
-                }
+                lost = losses.tell(lost, &mut destination);
             }
             let mut queue = self.queue.lock();
             queue.writing = false;
@@ -167,7 +195,8 @@ mod tests {
     fn pipe() -> (PipeReader, Writer) {
         let (reader, writer) = io::pipe().unwrap();
         let destination = Destination::of(OwnedFd::from(writer));
-        (reader, Writer::start(destination, STYLE).unwrap())
+        let losses = Losses::InLine(STYLE);
+        (reader, Writer::start("log", destination, losses).unwrap())
     }
 
     #[test]
