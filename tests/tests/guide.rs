@@ -130,7 +130,9 @@ fn the_guide_has_every_metric() {
     let sources: String = rust_files("host/src").iter().map(read).collect();
     let literals = sources.split('"').map(str::to_owned);
     let metrics = literals.filter(|text| {
-        (text.starts_with("handover_") || text.starts_with("process_"))
+        ["handover_", "process_", "http_server_"]
+            .iter()
+            .any(|start| text.starts_with(start))
             && text.bytes().all(|b| b == b'_' || b.is_ascii_lowercase())
             && text != "handover_api"
             && text != "handover_plugin"
