@@ -105,33 +105,6 @@ fn cases() -> Vec<Case> {
                 Lengths(1000, 4000),
             )
         },
-        Case {
-            settings: "request_id = true",
-            ..case(
-                "identified",
-                "`GET /` of a host that gives requests an id",
-                Ask::get("/").answered_with(11),
-                Lengths(1000, 4000),
-            )
-        },
-        Case {
-            settings: "[metrics]\nrequest_durations = true",
-            ..case(
-                "timed",
-                "`GET /` of a host that counts how long requests take",
-                Ask::get("/").answered_with(11),
-                Lengths(1000, 4000),
-            )
-        },
-        Case {
-            settings: "[access_log]\nfile = \"/dev/null\"",
-            ..case(
-                "logged",
-                "`GET /` of a host with an access log",
-                Ask::get("/").answered_with(11),
-                Lengths(1000, 4000),
-            )
-        },
         case(
             "headers",
             "`GET /` with 20 headers beside Host",
