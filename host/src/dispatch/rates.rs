@@ -132,9 +132,16 @@ impl Rates {
             rates: Arc::clone(self),
             of: Vec::new(),
         };
+        let mut counted: Vec<(&Rate, u64)> = Vec::with_capacity(self.limits.len());
         for (number, limit) in self.limits.iter().enumerate() {
             let key = limit.key(self.tenant.as_ref(), uri, headers, client);
-            limit.count(key, now)?;
+            if let Err(too_many) = limit.count(key, now) {
+                for (limit, key) in counted {
+                    limit.forgive(key);
+                }
+                return Err(too_many);
+            }
+            counted.push((limit, key));
             if limit.settings.concurrent.is_some() {
                 admitted.of.push((number, key));
             }
@@ -223,6 +230,16 @@ impl Rate {
         Ok(())
     }
 
+    /// Takes back that a request was counted in time, which another limit refuses.
+    fn forgive(&self, key: u64) {
+        if let Some(interval) = self.interval()
+            && let Some(known) = self.part(key).lock().known.get_mut(&key)
+            && let Some(due) = known.due.checked_sub(interval)
+        {
+            known.due = due;
+        }
+    }
+
     fn ended(&self, key: u64) {
         let mut part = self.part(key).lock();
         let Some(known) = part.known.get_mut(&key) else {
@@ -275,6 +292,30 @@ mod tests {
         rate.count(7, now + wait).unwrap_err();
         // A refused request is not held against it.
         rate.count(7, now + wait * 2).unwrap();
+    }
+
+    #[test]
+    fn what_one_limit_refuses_no_other_counts() {
+        let per_client = |requests| Limit {
+            per: Duration::from_secs(3600),
+            ..limit(requests, 0, 0)
+        };
+        let tight = Limit {
+            by: LimitedBy::Key("header:x-key".parse().unwrap()),
+            ..per_client(1)
+        };
+        let rates = Rates::new(&[per_client(3), tight], None, None).unwrap();
+        let ask = |key: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-key", http::HeaderValue::from_static(key));
+            rates.admit(&Uri::from_static("/"), &headers, &None).is_ok()
+        };
+        assert!(ask("a"));
+        for _ in 0..5 {
+            assert!(!ask("a"));
+        }
+        assert!(ask("b") && ask("c"));
+        assert!(!ask("d"));
     }
 
     #[test]
