@@ -153,7 +153,7 @@ impl Mirror {
             self.ended(Outcome::Skipped);
             return None;
         }
-        let slot = Slot(Arc::clone(self));
+        let slot = Arc::new(Slot(Arc::clone(self)));
         let in_flight = self.generation.enter()?;
         let mut copy = Request::new(Empty::<Bytes>::new());
         *copy.method_mut() = request.method().clone();
@@ -169,7 +169,10 @@ impl Mirror {
         let asked = format!("{} {target}", request.method());
         let dispatched = Dispatched::copied(copy, strip, in_flight, connection.quiet());
         let is_head = request.method() == Method::HEAD;
+        let of_answer = Arc::clone(&slot);
         let answer = tokio::spawn(async move {
+            // It goes on when the client has left, and what waits to be compared is kept as well.
+            let _under_way = of_answer;
             tokio::time::timeout(WITHIN, captured(dispatched, is_head))
                 .await
                 .ok()
@@ -230,7 +233,7 @@ impl Drop for Slot {
 /// A request that was copied.
 #[derive(Debug)]
 pub(super) struct Copy {
-    slot: Slot,
+    slot: Arc<Slot>,
     /// For people: `GET /a?b=c`.
     asked: String,
     is_head: bool,
