@@ -173,11 +173,12 @@ async fn quiet(old: &Generation, awaited: Awaited, longest: Duration) -> Result<
         }
         if Instant::now() >= by {
             return Err(format!(
-                "generation {} has {} and {} yet after {}, as long as max_hold lets requests be held; `handover drain APP {}` lists them",
+                "generation {} has {} and {} yet after {}, as long as max_hold lets requests be held; `handover drain {} {}` lists them",
                 old.spec().id,
                 human::pluralize(unanswered, "request"),
                 human::pluralize(counts.jobs, "job"),
                 human::duration(longest),
+                old.spec().app,
                 old.spec().id,
             ));
         }
