@@ -64,7 +64,8 @@ pub mod testing {
         access::Access,
         artifact::{
             AbiVersion, Artifact, BuildFacts, DbRevisions, Declared, ElfFacts, JobHandler, Key,
-            Manifest, Missed, Sha256, Signature, Store, StoreError, inspect,
+            Manifest, MigrationPath, Migrations, Missed, Sha256, Signature, Store, StoreError,
+            inspect,
         },
         config::{Config, RoutePrefix},
         control::{ControlSocket, DashboardDoor, Host, ShutdownHandle, serve},

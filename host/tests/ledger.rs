@@ -59,6 +59,7 @@ fn artifact(path: PathBuf) -> Artifact {
         path,
         declared: Default::default(),
         db: None,
+        migrations: Default::default(),
         manifest: Manifest {
             app: "fixture".parse().unwrap(),
             version: semver::Version::new(1, 0, 0),

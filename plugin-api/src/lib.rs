@@ -16,7 +16,7 @@ pub mod abi;
 mod sdk;
 
 #[cfg(feature = "sdk")]
-pub use handover_plugin_macros::{app, db_revision, job, main, on_live, schedule};
+pub use handover_plugin_macros::{app, db_revision, job, main, migration, on_live, schedule};
 #[cfg(feature = "sessions")]
 pub use sdk::sessions::Sessions;
 #[cfg(feature = "testing")]
@@ -34,7 +34,10 @@ pub use sdk::{
     log::layer,
     rate_limit::{Decision, RateLimiter},
     serve::{ForEach, IncomingConnection, IntoApp, Itself, Listener, Serve, serve},
-    state::{Change, Changes, Scan, State, StateError, Transaction, Watch, Write},
+    state::{
+        Batch, BatchNamespace, Change, Changes, Scan, Snapshot, State, StateError, Transaction,
+        Watch, Write,
+    },
     trace::request_span,
     worker::{Stop, worker},
 };
@@ -80,6 +83,7 @@ pub mod __private {
             app::start,
             db_revision::{DbRevision, RevisionFuture, run_db_revision},
             jobs::{JobHandler, run_job, run_scheduled},
+            migration::{Migration, MigrationFuture, run_migration},
             on_live::{LiveFuture, OnLive, run_on_live},
             program::{Flavor, run, start as start_main},
         },

@@ -99,6 +99,14 @@ const APART: &[(&str, &[Build])] = &[
         ],
     ),
     (
+        "schema",
+        &[
+            build(&["schema"], "1.0.0", &[]),
+            build(&["schema"], "2.0.0", &["second"]),
+            build(&["schema"], "3.0.0", &["third"]),
+        ],
+    ),
+    (
         "jobs",
         &[
             build(&["jobs"], "1.0.0", &[]),

@@ -1,7 +1,10 @@
 //! What the functions of an artifact declare, read from its own ELF section without loading it: the
 //! handlers of jobs, when those of schedules are due, and the database revisions it runs with.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fmt,
+};
 
 use handover_plugin::abi::declared::SECTION;
 use serde::{Deserialize, Serialize};
@@ -96,6 +99,60 @@ struct DbLine {
     db: DbRevisions,
 }
 
+/// A migration of the state: the schema that it begins with, and the one that it ends with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationPath {
+    /// The first.
+    pub from: u32,
+    /// The last.
+    pub to: u32,
+}
+
+/// What a version says of the schema of its state beyond its number.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Migrations {
+    /// The migrations that it has.
+    pub paths: Vec<MigrationPath>,
+    /// The lowest schema whose versions run with its state as well.
+    pub compatible_with: Option<u32>,
+}
+
+impl Migrations {
+    /// Returns the shortest way from one schema to another, each step a migration.
+    pub(crate) fn way(&self, from: u32, to: u32) -> Option<Vec<MigrationPath>> {
+        let mut ways = VecDeque::from([(from, Vec::new())]);
+        let mut seen = BTreeSet::from([from]);
+        while let Some((at, way)) = ways.pop_front() {
+            if at == to {
+                return Some(way);
+            }
+            for path in self.paths.iter().filter(|path| path.from == at) {
+                if seen.insert(path.to) {
+                    ways.push_back((path.to, [&way[..], &[*path]].concat()));
+                }
+            }
+        }
+        None
+    }
+}
+
+/// A line about a migration.
+#[derive(Debug, Deserialize)]
+struct MigrationLine {
+    migration: MigrationPath,
+}
+
+/// A line about the schema.
+#[derive(Debug, Deserialize)]
+struct SchemaLine {
+    schema: Compatible,
+}
+
+#[derive(Debug, Deserialize)]
+struct Compatible {
+    compatible_with: u32,
+}
+
 /// All that the functions of an artifact declare.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Declarations {
@@ -103,6 +160,8 @@ pub(crate) struct Declarations {
     pub(crate) handlers: Declared,
     /// The database revisions that it runs with, where it says so.
     pub(crate) db: Option<DbRevisions>,
+    /// The migrations of its state.
+    pub(crate) migrations: Migrations,
 }
 
 /// Why a section is none of declarations.
@@ -119,6 +178,9 @@ pub(crate) enum DeclaredError {
     /// There are two functions for the revision of the database.
     #[error("it has two functions with `#[db_revision]`: leave one")]
     TwoDbRevisions,
+    /// There are two migrations between the same schemas.
+    #[error("it has two migrations from schema {from} to {to}: leave one", from = .0.from, to = .0.to)]
+    TwoMigrations(MigrationPath),
     /// There are too many.
     #[error("it declares more than {MOST_HANDLERS} jobs")]
     Many,
@@ -147,12 +209,24 @@ impl JobHandler {
 pub(crate) fn from_section(section: &[u8]) -> Result<Declarations, DeclaredError> {
     let mut declared = Declared::new();
     let mut db = None;
+    let mut migrations = Migrations::default();
     let lines = section.split(|byte| matches!(byte, b'\n' | b'\0'));
     for line in lines.filter(|line| !line.is_empty()) {
         if let Ok(DbLine { db: revisions }) = serde_json::from_slice(line) {
             if db.replace(revisions).is_some() {
                 return Err(DeclaredError::TwoDbRevisions);
             }
+            continue;
+        }
+        if let Ok(MigrationLine { migration }) = serde_json::from_slice(line) {
+            if migrations.paths.contains(&migration) {
+                return Err(DeclaredError::TwoMigrations(migration));
+            }
+            migrations.paths.push(migration);
+            continue;
+        }
+        if let Ok(SchemaLine { schema }) = serde_json::from_slice(line) {
+            migrations.compatible_with = Some(schema.compatible_with);
             continue;
         }
         let handler: JobHandler =
@@ -168,6 +242,7 @@ pub(crate) fn from_section(section: &[u8]) -> Result<Declarations, DeclaredError
     Ok(Declarations {
         handlers: declared,
         db,
+        migrations,
     })
 }
 
@@ -207,5 +282,28 @@ mod tests {
         for byte in 0..=u8::MAX {
             let _ = from_section(&[b'{', byte, b'\n']);
         }
+    }
+
+    #[test]
+    fn the_way_between_two_schemas_is_the_shortest() {
+        let lines = [
+            r#"{"migration":{"from":1,"to":2}}"#,
+            r#"{"migration":{"from":2,"to":3}}"#,
+            r#"{"migration":{"from":1,"to":3}}"#,
+            r#"{"migration":{"from":3,"to":2}}"#,
+            r#"{"schema":{"compatible_with":2}}"#,
+        ];
+        let migrations = from_section(lines.join("\n").as_bytes())
+            .unwrap()
+            .migrations;
+        let steps = |from, to| migrations.way(from, to).map(|way| way.len());
+        assert_eq!(steps(1, 3), Some(1));
+        assert_eq!(steps(1, 2), Some(1));
+        assert_eq!(steps(3, 2), Some(1));
+        assert_eq!(steps(3, 1), None);
+        assert_eq!(steps(2, 2), Some(0));
+        assert_eq!(migrations.compatible_with, Some(2));
+        let twice = [lines[0], lines[0]].join("\n");
+        assert!(from_section(twice.as_bytes()).is_err());
     }
 }

@@ -321,6 +321,25 @@ impl Artifact {
             .map_err(ImageError::Memory)
     }
 
+    /// The same artifact with an image of its own, so that it can be mapped beside this one. Blocks.
+    ///
+    /// # Errors
+    /// As for [`Artifact::take_image`].
+    pub(crate) fn duplicate(&self) -> Result<Self, ImageError> {
+        let image = match self.image.reader().map_err(ImageError::Memory)? {
+            Some(mut reader) => {
+                let mut draft = Draft::new(&self.manifest)?;
+                io::copy(&mut reader, &mut draft.file).map_err(ImageError::Memory)?;
+                draft.seal()?
+            }
+            None => self.make_image()?,
+        };
+        Ok(Self {
+            image: Shelf::with(image),
+            ..self.clone()
+        })
+    }
+
     fn make_image(&self) -> Result<Image, ImageError> {
         let file = File::open(&self.path).map_err(|source| ImageError::Read {
             path: self.path.display().to_string(),

@@ -42,7 +42,7 @@ pub(crate) use self::{
     trust::Keys,
 };
 pub use self::{
-    declared::{DbRevisions, Declared, JobHandler, Missed},
+    declared::{DbRevisions, Declared, JobHandler, MigrationPath, Migrations, Missed},
     digest::Sha256,
     elf::ElfFacts,
     manifest::{AbiVersion, BuildFacts, Manifest},
@@ -65,6 +65,8 @@ pub struct Artifact {
     pub declared: Declared,
     /// The database revisions that it runs with, where it says so.
     pub db: Option<DbRevisions>,
+    /// The migrations of its state.
+    pub migrations: Migrations,
     /// What its ELF header says.
     pub elf: ElfFacts,
     /// What came with it as its signature: verified by [`Keys::verify`] only.

@@ -487,6 +487,7 @@ fn describe(
         manifest: Manifest::from_section(&section)?,
         declared: declarations.handlers,
         db: declarations.db,
+        migrations: declarations.migrations,
         elf: elf.facts,
         signature: None,
         lease: Lease::default(),

@@ -636,6 +636,9 @@ pub(super) struct Check {
     /// Its signature, made with minisign [default: FILE.so.minisig, if there is one]
     #[arg(long, value_name = "FILE")]
     pub(super) signature: Option<PathBuf>,
+    /// A backup of the state (`handover state backup`): its migrations are tried on that
+    #[arg(long, value_name = "BACKUP")]
+    pub(super) migrate: Option<PathBuf>,
 }
 
 /// `handover inspect`

@@ -157,6 +157,7 @@ fn verdict(args: &args::Check, config: &Config) -> Result<Checked, Failure> {
             &app,
             &config.app(&app),
             Scope::All,
+            args.migrate.as_deref(),
         ))
         .map_err(|error| failed(&error))?;
     if let (Verdict::Passed(passed), Ok(Some(key))) = (&mut verdict, trusted) {

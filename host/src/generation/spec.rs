@@ -46,6 +46,9 @@ pub struct Spec {
     pub state: Option<Arc<Store>>,
     /// The work of its app that outlives it; none where it has none.
     pub(crate) work: Option<Arc<AppWork>>,
+    /// The migration that is run in place of its constructor: from which schema of the state to
+    /// which.
+    pub migration: Option<(u32, u32)>,
     /// Why its library is never unmapped, if it is not.
     pub stays: Option<String>,
 }

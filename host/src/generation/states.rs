@@ -11,7 +11,7 @@ use handover_plugin::abi::{
     host::Pair,
     import::AppHandle,
     lent::Size,
-    root::{RootRef, Settings},
+    root::{MoreSettings, RootRef, Settings},
     version::ABI,
 };
 
@@ -213,6 +213,10 @@ pub(crate) async fn load(artifact: Artifact, deadline: Duration) -> Result<Libra
 /// The reason, as the operator should read it.
 pub(crate) async fn start(mut library: Library, spec: Spec) -> Result<Started, StartError> {
     let deadline = spec.start_deadline;
+    let what = match spec.migration {
+        Some(_) => "its migration",
+        None => "its constructor",
+    };
     let constructing = spec.clone();
     let state = spec.state.clone().map(Session::new);
     let work = spec.work.clone();
@@ -252,9 +256,12 @@ pub(crate) async fn start(mut library: Library, spec: Spec) -> Result<Started, S
             preflight: spec.preflight,
         };
         let data_dir = spec.data_dir.as_deref().and_then(Path::to_str);
-        settings.lend(&spec.base_path, data_dir.unwrap_or_default(), |settings| {
-            loader::start(root, given, settings)
-        })
+        let more = MoreSettings {
+            base_path: &spec.base_path,
+            data_dir: data_dir.unwrap_or_default(),
+            migration: spec.migration,
+        };
+        settings.lend(&more, |settings| loader::start(root, given, settings))
     })
     .await;
     if !matches!(started, Ok(Ok(_))) {
@@ -276,10 +283,10 @@ pub(crate) async fn start(mut library: Library, spec: Spec) -> Result<Started, S
             let deadline = humantime::format_duration(deadline);
             let (sentence, reason) = match stage.running() {
                 Running::Mapped | Running::Initialisers => {
-                    let what = library.what();
+                    let named = library.what();
                     (
                         format!(
-                            "the static constructors (ELF initialisers) of {what} did not end within {deadline}, and go on"
+                            "the static constructors (ELF initialisers) of {named} did not end within {deadline}, and go on"
                         ),
                         format!(
                             "its static constructors (ELF initialisers) did not end within {deadline}, and are left running: its library stays mapped"
@@ -287,9 +294,9 @@ pub(crate) async fn start(mut library: Library, spec: Spec) -> Result<Started, S
                     )
                 }
                 _ => (
-                    format!("its constructor did not end within {deadline}, and goes on"),
+                    format!("{what} did not end within {deadline}, and goes on"),
                     format!(
-                        "the constructor did not end within {deadline}, and is left running: its library stays mapped"
+                        "{what} did not end within {deadline}, and is left running: its library stays mapped"
                     ),
                 ),
             };
@@ -304,7 +311,7 @@ pub(crate) async fn start(mut library: Library, spec: Spec) -> Result<Started, S
             });
         }
         Err(Unfinished::NoThread(error)) => {
-            format!("no thread could be started for the constructor: {error}")
+            format!("no thread could be started for {what}: {error}")
         }
         Err(Unfinished::Panicked) => {
             "the host panicked while it started the app: this is a fault of handover".to_owned()

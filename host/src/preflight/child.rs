@@ -6,6 +6,7 @@
 
 use std::{
     ffi::OsString,
+    fmt::Write as _,
     fs::File,
     io::{self, BufRead, BufReader, IoSliceMut, Read, Write},
     mem::MaybeUninit,
@@ -33,10 +34,11 @@ use super::{
     report::{Line, Stage, Task},
 };
 use crate::{
-    artifact::{Artifact, Bundled, Image, Remark, Topic, store::describe_image},
+    artifact::{Artifact, Bundled, Image, MigrationPath, Remark, Topic, store::describe_image},
     config::{self, Leave, SmokeRequest},
     dispatch,
     generation::{self, Active, Ended, Generation, Spec},
+    human,
     ledger::{self, RetainReason},
     loader::{Companion, Layouts, Library},
     state::{Settings as StateSettings, Store, restore_entries},
@@ -173,6 +175,11 @@ fn check(report: &ReportWriter, image: Image, task: Task) -> Result<Line, Line> 
         artifact.manifest.abi_named()
     ));
 
+    // Its migrations are run in loads of their own.
+    let spare = match task.state {
+        Some(_) => Some(artifact.duplicate().map_err(broken)?),
+        None => None,
+    };
     report.begin(Stage::Mapping);
     let library = Library::map(&artifact, Layouts::Check).map_err(Line::rejected)?;
     ledger::bind_nothing_known();
@@ -185,16 +192,15 @@ fn check(report: &ReportWriter, image: Image, task: Task) -> Result<Line, Line> 
     for companion in Companion::all() {
         report.write_line(&Line::Beside { companion });
     }
-    if !task.start {
+    if !task.start && task.state.is_none() {
         return Ok(Line::Passed);
     }
 
-    report.begin(Stage::Starting);
     let runtime = workers::runtime(Some(WORKERS.try_into().map_err(broken)?)).map_err(broken)?;
     runtime.block_on(async {
         // On a worker, as in the host.
         let report = report.clone();
-        tokio::spawn(async move { start_and_ask(&report, task, &artifact, library).await })
+        tokio::spawn(async move { start_and_ask(&report, task, &artifact, spare, library).await })
             .await
             .map_err(broken)?
     })
@@ -227,9 +233,9 @@ async fn start_and_ask(
     report: &ReportWriter,
     task: Task,
     artifact: &Artifact,
+    spare: Option<Artifact>,
     library: Library,
 ) -> Result<Line, Line> {
-    let began = Instant::now();
     let task_app = task.app.clone();
     let environment = environment(&task);
     let mut env = task.env;
@@ -258,8 +264,17 @@ async fn start_and_ask(
         preflight: true,
         state: Some(state),
         work: None,
+        migration: None,
         stays: None,
     };
+    if let Some(spare) = spare {
+        rehearse(report, &spare, &spec).await?;
+    }
+    if !task.start {
+        return Ok(Line::Passed);
+    }
+    report.begin(Stage::Starting);
+    let began = Instant::now();
     let started = generation::start(library, spec)
         .await
         .map_err(|error| Line::Rejected {
@@ -281,6 +296,72 @@ async fn start_and_ask(
         leave(report, artifact, active).await;
     }
     Ok(Line::Passed)
+}
+
+/// Brings the copy of the state that `spec` has to the schema of the version, and back where there
+/// is a way back: then once more, as the app is to meet what it will meet.
+async fn rehearse(report: &ReportWriter, artifact: &Artifact, spec: &Spec) -> Result<(), Line> {
+    let Some(state) = &spec.state else {
+        return Ok(());
+    };
+    let wanted = artifact.manifest.schema;
+    let found = state.schema().map_err(broken)?;
+    let Some(found) = found.filter(|found| !found.suits(wanted)) else {
+        return Ok(());
+    };
+    let migrations = &artifact.migrations;
+    let Some(way) = migrations.way(found.schema, wanted) else {
+        return Err(Line::rejected(format!(
+            "the state has schema {}, and it has no way from there to its schema {wanted}",
+            found.schema
+        )));
+    };
+    let stats = state.stats().map_err(broken)?;
+    let up = migrate(report, artifact, spec, &way).await?;
+    let mut told = format!(
+        "{} ({}) of its state migrated from schema {} to {wanted} in {} ms",
+        human::pluralize(stats.keys, "key"),
+        human::file_size(stats.bytes),
+        found.schema,
+        up.as_millis()
+    );
+    if let Some(back) = migrations.way(wanted, found.schema) {
+        let down = migrate(report, artifact, spec, &back).await?;
+        migrate(report, artifact, spec, &way).await?;
+        // Writing to a String does not fail.
+        let _ = write!(told, ", and back in {} ms", down.as_millis());
+    }
+    report.checked(told);
+    Ok(())
+}
+
+/// Runs migrations, each in a load of its own, as the host would. Returns how long that took.
+async fn migrate(
+    report: &ReportWriter,
+    artifact: &Artifact,
+    spec: &Spec,
+    way: &[MigrationPath],
+) -> Result<Duration, Line> {
+    let began = Instant::now();
+    for path in way {
+        report.begin(Stage::Migrating { path: *path });
+        let artifact = artifact.duplicate().map_err(broken)?;
+        let library = generation::load(artifact, Duration::MAX)
+            .await
+            .map_err(Line::rejected)?;
+        let spec = Spec {
+            migration: Some((path.from, path.to)),
+            ..spec.clone()
+        };
+        let migrated = generation::start(library, spec).await.map_err(|error| {
+            Line::rejected(format!(
+                "its migration of the state from schema {} to {} failed: {error}",
+                path.from, path.to
+            ))
+        })?;
+        drop(migrated.discard().await);
+    }
+    Ok(began.elapsed())
 }
 
 /// Returns what it has as its state, of which nothing stays: an empty one, or what is in the backup

@@ -9,7 +9,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::{net::UnixStream as StdUnixStream, process::ExitStatusExt},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::Arc,
     time::Duration,
@@ -56,7 +56,9 @@ const TAIL: usize = 4 * 1024;
 /// can use it up.
 const AFTERWARDS: Duration = Duration::from_millis(500);
 
-/// Checks `artifact` in a child process as `app` with its settings.
+/// Checks `artifact` in a child process as `app` with its settings, and with the backup
+/// of its state that is at `state` or an empty one; its migrations are run on that where it has
+/// another schema.
 ///
 /// The child and everything it started is gone when this returns, or when its future is dropped.
 ///
@@ -68,8 +70,12 @@ pub(crate) async fn check(
     app: &AppName,
     settings: &config::App,
     scope: Scope,
+    state: Option<&Path>,
 ) -> io::Result<Verdict> {
-    let task = task(artifact, app, settings, scope);
+    let task = Task {
+        state: state.map(Path::to_owned),
+        ..task(artifact, app, settings, scope)
+    };
     carry_out(artifact, settings, task).await
 }
 
@@ -417,9 +423,11 @@ impl ChildReport {
             }
             return Ok(match self.stage {
                 Stage::Smoke { .. } => Verdict::Unhealthy(with_output(reason)),
-                Stage::Preparing | Stage::Reading | Stage::Mapping | Stage::Starting => {
-                    Verdict::Rejected(with_output(reason))
-                }
+                Stage::Preparing
+                | Stage::Reading
+                | Stage::Mapping
+                | Stage::Migrating { .. }
+                | Stage::Starting => Verdict::Rejected(with_output(reason)),
                 // Everything was right until then.
                 Stage::Leaving => {
                     self.remarks.push(Remark::warning(
@@ -448,7 +456,7 @@ impl ChildReport {
             // None of its code had run.
             Stage::Preparing | Stage::Reading => Err(io::Error::other(with_output(what))),
             _ if shortage::is_named(printed) => Err(io::Error::other(with_output(what))),
-            Stage::Mapping | Stage::Starting | Stage::Smoke { .. } => {
+            Stage::Mapping | Stage::Migrating { .. } | Stage::Starting | Stage::Smoke { .. } => {
                 Ok(Verdict::Rejected(with_output(what)))
             }
             Stage::Leaving => Ok(Verdict::Rejected(with_output(format!(

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{Answer, Scope};
 use crate::{
-    artifact::{Remark, Sha256},
+    artifact::{MigrationPath, Remark, Sha256},
     config::{Leave, SmokeRequest},
     ledger::RefusedLock,
     loader::Companion,
@@ -161,6 +161,11 @@ pub(super) enum Stage {
     Reading,
     /// The library is mapped, its ELF constructors run, its layouts are compared.
     Mapping,
+    /// A migration runs on a copy of the state.
+    Migrating {
+        /// From which schema to which.
+        path: MigrationPath,
+    },
     /// The constructor of the app runs.
     Starting,
     /// A smoke request is answered.
@@ -179,6 +184,10 @@ impl Stage {
             Self::Preparing => "before anything of it was touched".to_owned(),
             Self::Reading => "while its file was read".to_owned(),
             Self::Mapping => "while its library was loaded (ELF constructors run there)".to_owned(),
+            Self::Migrating { path } => format!(
+                "in its migration of the state from schema {} to {}",
+                path.from, path.to
+            ),
             Self::Starting => "in the constructor of the app".to_owned(),
             Self::Smoke { path } => format!("while it answered GET {path}"),
             Self::Leaving => "while its end was rehearsed (drained, stopped, unloaded)".to_owned(),

@@ -411,6 +411,7 @@ mod tests {
             preflight: false,
             state: None,
             work: None,
+            migration: None,
             stays: None,
         }
     }

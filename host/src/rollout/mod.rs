@@ -11,6 +11,7 @@
 //! - [`triggers`]: commands that are given by a file in the drop folder
 //! - [`hooks`]: the operator's programs at a deploy
 //! - [`rejected`]: uploads that were not taken
+//! - [`copy`]: copies of the state of an app, for what is tried in a child process
 //! - [`verify`]: whether a restart would bring what is live
 //! - [`verdict`]: whose verdict of preflight counts
 //! - [`crash`]: who is to blame when the host crashed, and what is trusted
@@ -20,6 +21,7 @@
 
 pub(crate) mod availability;
 pub(crate) mod canary;
+mod copy;
 pub(crate) mod crash;
 pub(crate) mod culprit;
 pub(crate) mod deploy;

@@ -2,15 +2,9 @@
 //! nothing in a child process, with a copy of its state and the settings that it would get, and
 //! answers the smoke requests beside the live version.
 
-use std::{
-    fs::File,
-    io::{self, BufWriter, Write},
-    sync::Arc,
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use handover_api::{AppName, EventKind, OperationResult, Outcome};
-use tempfile::NamedTempFile;
 
 use crate::{
     apps::app::{App, result},
@@ -19,12 +13,12 @@ use crate::{
     human,
     operations::operation::{Operation, ProgressSender},
     preflight::{self, Answer, Passed, Verdict},
-    rollout::{Rollout, rollback},
-    state::{Bounds, Store, write_dump},
+    rollout::{
+        Rollout,
+        copy::{self, Copy},
+        rollback,
+    },
 };
-
-/// The largest state that is copied for it, in bytes.
-const LARGEST_STATE: u64 = 256 << 20;
 
 /// Begins to compare what is live of an app with a boot from nothing. It changes nothing, so it
 /// waits for nobody.
@@ -113,34 +107,34 @@ async fn compare(
     let prepared = tokio::task::spawn_blocking(move || {
         // Its bytes are hashed again: what is booted is what lies there.
         let artifact = store.get(sha256).map_err(|error| error.to_string())?;
-        let copy =
-            copy(&state, &name).map_err(|error| format!("its state cannot be copied: {error}"))?;
-        Ok((artifact, copy))
+        let copied = copy::of(&state, &name)
+            .map_err(|error| format!("its state cannot be copied: {error}"))?;
+        Ok((artifact, copied))
     });
     let prepared = prepared
         .await
         .unwrap_or_else(|broken| Err(broken.to_string()));
-    let (artifact, copy) = prepared.map_err(failed)?;
-    let told = match &copy {
+    let (artifact, copied) = prepared.map_err(failed)?;
+    let told = match &copied {
         Copy::Empty => "it keeps no state".to_owned(),
         Copy::Whole(_, size) => format!("{} of state copied", human::file_size(*size)),
         Copy::TooLarge(size) => format!(
             "its state has {}, and more than {} is not copied: it is booted with an empty one",
             human::file_size(*size),
-            human::file_size(LARGEST_STATE)
+            human::file_size(copy::LARGEST)
         ),
     };
     tell("snapshot", began, told);
 
     let began = Instant::now();
-    let path = match &copy {
+    let path = match &copied {
         Copy::Whole(file, _) => Some(file.path().to_owned()),
         Copy::Empty | Copy::TooLarge(_) => None,
     };
     let verdict = preflight::boot(&artifact, &app.name, &settings, path)
         .await
         .map_err(|error| failed(error.to_string()))?;
-    drop(copy);
+    drop(copied);
     let Passed {
         checks, answers, ..
     } = match verdict {
@@ -217,44 +211,4 @@ fn settings_differ(live: &Spec, now: &config::App, app: &AppName) -> Vec<String>
         found.push("its arguments (`args`) are others since it was started".to_owned());
     }
     found
-}
-
-/// A copy of the state of an app.
-#[derive(Debug)]
-enum Copy {
-    /// There is none.
-    Empty,
-    /// A backup, and its size in bytes.
-    Whole(NamedTempFile, u64),
-    /// There is more than is copied: how many bytes.
-    TooLarge(u64),
-}
-
-/// Copies what is on the disk: what is in memory does not come over a restart. Blocks.
-fn copy(store: &Store, app: &AppName) -> io::Result<Copy> {
-    if !store.exists() {
-        return Ok(Copy::Empty);
-    }
-    let size = store.stats().map_err(io::Error::other)?.bytes;
-    if size > LARGEST_STATE {
-        return Ok(Copy::TooLarge(size));
-    }
-    let file = NamedTempFile::new()?;
-    let mut to = BufWriter::new(File::options().write(true).open(file.path())?);
-    let snapshot = store.snapshot(false).map_err(io::Error::other)?;
-    let mut written = Ok(0);
-    let take = |lines: Vec<u8>| {
-        if let Ok(size) = &mut written {
-            *size += lines.len() as u64;
-            if let Err(error) = to.write_all(&lines) {
-                written = Err(error);
-            }
-        }
-        written.is_ok()
-    };
-    write_dump(&snapshot, false, Bounds::all(), Some(app.as_str()), take)
-        .map_err(io::Error::other)?;
-    let size = written?;
-    to.flush()?;
-    Ok(Copy::Whole(file, size))
 }

@@ -45,6 +45,8 @@ conform! {
     a_large_value_and_a_long_key_come_back_as_they_were
     what_a_transaction_did_it_sees
     clear_leaves_the_totals
+    what_is_marked_is_returned_to_under_a_newer_version
+    what_is_forgotten_is_not_returned_to
 }
 
 /// Runs `open` in a folder of its own.
@@ -254,6 +256,58 @@ fn clear_leaves_the_totals(open: Open) {
         };
         assert_eq!(view.totals(), expected);
     });
+}
+
+fn what_is_marked_is_returned_to_under_a_newer_version(open: Open) {
+    with(open, |engine| {
+        assert!(!engine.return_to_mark().unwrap(), "nothing was marked");
+        put(engine, &[("a", "1"), ("b", "1")]);
+        engine.mark().unwrap();
+        put(engine, &[("a", "2")]);
+        put(engine, &[("c", "3")]);
+        let before = engine.view().unwrap().totals();
+        assert!(engine.return_to_mark().unwrap());
+        let view = engine.view().unwrap();
+        assert_eq!(scan(&*view, "", None, false, 10), "a b");
+        assert_eq!(get(&*view, "a").unwrap().1, "1");
+        let after = view.totals();
+        assert!(after.version > before.version);
+        assert_eq!(after.keys, 2);
+        assert!(!engine.return_to_mark().unwrap(), "once is all");
+    });
+}
+
+fn what_is_forgotten_is_not_returned_to(open: Open) {
+    with(open, |engine| {
+        put(engine, &[("a", "1")]);
+        engine.mark().unwrap();
+        put(engine, &[("a", "2")]);
+        engine.forget_mark().unwrap();
+        assert!(!engine.return_to_mark().unwrap());
+        let view = engine.view().unwrap();
+        assert_eq!(get(&*view, "a").unwrap().1, "2");
+        // A mark moves on.
+        engine.mark().unwrap();
+        put(engine, &[("a", "3")]);
+        engine.mark().unwrap();
+        put(engine, &[("a", "4")]);
+        assert!(engine.return_to_mark().unwrap());
+        let view = engine.view().unwrap();
+        assert_eq!(get(&*view, "a").unwrap().1, "3");
+    });
+}
+
+#[test]
+fn a_mark_outlives_the_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = on_disk(folder.path());
+    put(&*engine, &[("a", "1")]);
+    engine.mark().unwrap();
+    put(&*engine, &[("a", "2")]);
+    drop(engine);
+    let engine = on_disk(folder.path());
+    assert!(engine.return_to_mark().unwrap());
+    assert_eq!(get(&*engine.view().unwrap(), "a").unwrap().1, "1");
 }
 
 #[test]

@@ -98,6 +98,26 @@ pub(super) trait Engine: Send + Sync {
         &self,
         work: &mut dyn FnMut(&mut dyn Transaction) -> Result<Verdict, EngineError>,
     ) -> Result<(), EngineError>;
+
+    /// Keeps what is committed now, to be returned to, over the end of the process as well. Blocks
+    /// until that is durable. What was kept before is forgotten.
+    ///
+    /// # Errors
+    /// As those of [`write`](Self::write).
+    fn mark(&self) -> Result<(), EngineError>;
+
+    /// Makes what was kept what is committed, under a version of its own, and forgets it. Blocks
+    /// until that is durable. Returns whether anything was kept.
+    ///
+    /// # Errors
+    /// As those of [`write`](Self::write).
+    fn return_to_mark(&self) -> Result<bool, EngineError>;
+
+    /// Forgets what was kept, if anything was. Blocks until that is durable.
+    ///
+    /// # Errors
+    /// As those of [`write`](Self::write).
+    fn forget_mark(&self) -> Result<(), EngineError>;
 }
 
 /// A snapshot.

@@ -10,6 +10,7 @@
 //! - [`ticket`]: a commit on its way, and who waits for it
 //! - [`store`]: the state of one app, and the stores of all apps
 //! - [`session`]: a store as one generation sees it, over the ABI
+//! - [`schema`]: which version of its schema it has
 //! - [`dump`]: entries as JSON lines, for export, import, backup and restore
 //!
 //! Data flow: a reader takes the snapshot that was published last and reads on its own thread,
@@ -27,6 +28,7 @@ mod engine;
 mod partition;
 mod place;
 mod redb;
+mod schema;
 mod session;
 mod store;
 mod ticket;
@@ -36,8 +38,9 @@ pub(crate) use self::{
     dump::{
         DumpError, Footer, read_dump, restore_entries, text_or_base64, verify_dump, write_dump,
     },
-    partition::{Query, Settings},
+    partition::{Marking, Query, Settings},
     place::{Bounds, Namespace, Place},
+    schema::Schema,
     session::{Session, owned_commit},
     store::{Store, Stores},
 };

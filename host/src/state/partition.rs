@@ -81,6 +81,19 @@ enum Order {
     Commit(Commit, Arc<Ticket>),
     /// Everything is replaced by this.
     Replace(Box<Entries>, Arc<Ticket>),
+    /// Something is done with what is kept to be returned to.
+    Mark(Marking, Arc<Ticket>),
+}
+
+/// What is done with what a migration may return to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Marking {
+    /// What is committed now is kept.
+    Keep,
+    /// What was kept is what is committed.
+    Return,
+    /// What was kept is forgotten.
+    Forget,
 }
 
 /// Places, values and when they expire; an error ends it, and nothing is changed.
@@ -194,7 +207,8 @@ impl Snapshot {
 }
 
 impl Snapshot {
-    /// The names of the namespaces that have anything, one look for each.
+    /// The names of the namespaces that have anything, those of the host's own included, one look
+    /// for each.
     pub(super) fn namespaces(&self, memory: bool) -> Result<Vec<String>, StateError> {
         let mut names = Vec::new();
         let mut bounds = Bounds::all();
@@ -214,7 +228,7 @@ impl Snapshot {
             } else {
                 name
             };
-            let Ok(namespace) = named.parse::<Namespace>() else {
+            let Ok(namespace) = Namespace::of_backup(&named) else {
                 return Err(unavailable(&EngineError::Corrupted(format!(
                     "it has a namespace `{named}`"
                 ))));
@@ -241,6 +255,15 @@ impl Partition {
     ) -> Result<Self, StateError> {
         let engine = open().map_err(|cause| unavailable(&cause))?;
         engine.prepare().map_err(|cause| unavailable(&cause))?;
+        let is_undone = engine
+            .return_to_mark()
+            .map_err(|cause| unavailable(&cause))?;
+        if is_undone {
+            tracing::warn!(
+                store = name,
+                "a migration had not ended when the host did: the state is what it was before it"
+            );
+        }
         let view = engine.view().map_err(|cause| unavailable(&cause))?;
         let shared = Arc::new(Shared {
             changes: Changes::since(view.totals().version),
@@ -310,6 +333,11 @@ impl Partition {
         self.order(0, |ticket| Order::Replace(entries, ticket))
     }
 
+    /// Keeps what is committed now, returns to it, or forgets it.
+    pub(super) fn mark(&self, marking: Marking) -> Pending {
+        self.order(0, |ticket| Order::Mark(marking, ticket))
+    }
+
     fn order(&self, bytes: usize, order: impl FnOnce(Arc<Ticket>) -> Order) -> Pending {
         let ticket = Arc::new(Ticket::default());
         let mut queue = self.shared.queue.lock();
@@ -358,6 +386,7 @@ struct Writer {
 enum Work {
     Commits(Vec<(Commit, Arc<Ticket>)>),
     Replace(Box<Entries>, Arc<Ticket>),
+    Mark(Marking, Arc<Ticket>),
     Sweep,
     Reopen,
     End,
@@ -369,6 +398,7 @@ impl Writer {
             match self.next() {
                 Work::Commits(commits) => self.commit(commits),
                 Work::Replace(entries, ticket) => self.replace(entries, &ticket),
+                Work::Mark(marking, ticket) => self.mark(marking, &ticket),
                 Work::Sweep => self.sweep(),
                 Work::Reopen => self.reopen(),
                 Work::End => return,
@@ -421,8 +451,11 @@ impl Writer {
                 Order::Replace(entries, ticket) if commits.is_empty() => {
                     return Work::Replace(entries, ticket);
                 }
-                replace @ Order::Replace(..) => {
-                    queue.orders.push_front(replace);
+                Order::Mark(marking, ticket) if commits.is_empty() => {
+                    return Work::Mark(marking, ticket);
+                }
+                alone @ (Order::Replace(..) | Order::Mark(..)) => {
+                    queue.orders.push_front(alone);
                     break;
                 }
             }
@@ -669,6 +702,48 @@ impl Writer {
             .and_then(|()| self.replace_by(entries));
         let parked = ticket.end(outcome).into_iter().collect();
         wake_all(parked, &self.shared.runtime);
+    }
+
+    fn mark(&mut self, marking: Marking, ticket: &Ticket) {
+        let outcome = self.check_writable().and_then(|()| self.marked(marking));
+        let parked = ticket.end(outcome).into_iter().collect();
+        wake_all(parked, &self.shared.runtime);
+    }
+
+    fn marked(&mut self, marking: Marking) -> Outcome {
+        let Some(engine) = &self.engine else {
+            return Err(StateError::Busy);
+        };
+        let done = guarded(|| {
+            match marking {
+                Marking::Keep => engine.mark()?,
+                Marking::Return => {
+                    engine.return_to_mark()?;
+                }
+                Marking::Forget => engine.forget_mark()?,
+            }
+            engine.view()
+        });
+        match done {
+            Ok(view) => {
+                let version = view.totals().version;
+                if marking == Marking::Return {
+                    let woken = self.shared.changes.reset(version);
+                    self.publish(view, Vec::new(), None);
+                    self.sweep_at = Some(Instant::now());
+                    wake_all(woken, &self.shared.runtime);
+                }
+                Ok(Committed {
+                    version,
+                    sums: Vec::new(),
+                })
+            }
+            Err(cause) => {
+                let error = unavailable(&cause);
+                self.fail(&cause);
+                Err(error)
+            }
+        }
     }
 
     fn replace_by(&mut self, mut entries: Box<Entries>) -> Outcome {
@@ -978,6 +1053,18 @@ mod tests {
                 }
                 Ok(verdict)
             })
+        }
+
+        fn mark(&self) -> Result<(), EngineError> {
+            self.0.mark()
+        }
+
+        fn return_to_mark(&self) -> Result<bool, EngineError> {
+            self.0.return_to_mark()
+        }
+
+        fn forget_mark(&self) -> Result<(), EngineError> {
+            self.0.forget_mark()
         }
     }
 

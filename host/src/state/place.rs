@@ -42,6 +42,11 @@ impl Namespace {
         self.memory
     }
 
+    /// Whether `name`, as a backup has it, is that of a namespace of the host's own.
+    pub(super) fn is_own(name: &str) -> bool {
+        name.starts_with(OWN)
+    }
+
     /// A namespace of the host's own, on the disk.
     pub(crate) fn own(name: &str) -> Self {
         Self {

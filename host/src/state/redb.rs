@@ -14,6 +14,7 @@ use std::{
 
 use redb::{
     Database, ReadOnlyTable, ReadableDatabase, ReadableTable, Table, TableDefinition,
+    WriteTransaction,
     backends::{FileBackend, InMemoryBackend},
 };
 
@@ -147,8 +148,7 @@ impl Engine for Redb {
         &self,
         work: &mut dyn FnMut(&mut dyn Transaction) -> Result<Verdict, EngineError>,
     ) -> Result<(), EngineError> {
-        let mut transaction = self.database.begin_write().map_err(error)?;
-        transaction.set_quick_repair(self.file.is_some());
+        let transaction = self.begin()?;
         let verdict = {
             let totals = transaction.open_table(TOTALS).map_err(error)?;
             let format = totals.get("format").map_err(error)?.map(|it| it.value());
@@ -187,6 +187,72 @@ impl Engine for Redb {
             Verdict::Abort => transaction.abort().map_err(error),
         }
     }
+
+    fn mark(&self) -> Result<(), EngineError> {
+        self.forget_mark()?;
+        let transaction = self.begin()?;
+        transaction
+            .persistent_savepoint()
+            .map_err(|cause| savepoint_error(&cause))?;
+        transaction.commit().map_err(error)
+    }
+
+    fn return_to_mark(&self) -> Result<bool, EngineError> {
+        let mut transaction = self.begin()?;
+        let kept = transaction
+            .list_persistent_savepoints()
+            .map_err(error)?
+            .max();
+        let Some(kept) = kept else {
+            transaction.abort().map_err(error)?;
+            return Ok(false);
+        };
+        let now = read_totals(&transaction.open_table(TOTALS).map_err(error)?)?;
+        let kept = transaction
+            .get_persistent_savepoint(kept)
+            .map_err(|cause| savepoint_error(&cause))?;
+        transaction
+            .restore_savepoint(&kept)
+            .map_err(|cause| savepoint_error(&cause))?;
+        drop(kept);
+        // Versions only grow, whatever becomes of what they were given to.
+        transaction
+            .open_table(TOTALS)
+            .map_err(error)?
+            .insert("version", now.version + 1)
+            .map_err(error)?;
+        Self::delete_marks(&transaction)?;
+        transaction.commit().map_err(error)?;
+        Ok(true)
+    }
+
+    fn forget_mark(&self) -> Result<(), EngineError> {
+        let transaction = self.begin()?;
+        Self::delete_marks(&transaction)?;
+        transaction.commit().map_err(error)
+    }
+}
+
+impl Redb {
+    fn begin(&self) -> Result<WriteTransaction, EngineError> {
+        let mut transaction = self.database.begin_write().map_err(error)?;
+        transaction.set_quick_repair(self.file.is_some());
+        Ok(transaction)
+    }
+
+    fn delete_marks(transaction: &WriteTransaction) -> Result<(), EngineError> {
+        for kept in transaction.list_persistent_savepoints().map_err(error)? {
+            transaction
+                .delete_persistent_savepoint(kept)
+                .map_err(|cause| EngineError::Other(cause.to_string()))?;
+        }
+        Ok(())
+    }
+}
+
+/// What redb says of a savepoint.
+fn savepoint_error(cause: &redb::SavepointError) -> EngineError {
+    EngineError::Other(cause.to_string())
 }
 
 fn read_totals(table: &impl ReadableTable<&'static str, u64>) -> Result<Totals, EngineError> {

@@ -15,11 +15,11 @@ use tokio::runtime::Handle;
 
 use super::{
     clock::{self, now_ms},
-    commit::{Commit, StateError},
+    commit::{Commit, Committed, StateError},
     dump::entries_of,
     engine::{Engine, Record},
-    partition::{Entries, Partition, Settings, Snapshot},
-    place::Place,
+    partition::{Entries, Marking, Partition, Settings, Snapshot},
+    place::{Namespace, Place},
     redb::Redb,
     ticket::{Pending, Ticket},
 };
@@ -290,6 +290,24 @@ impl Store {
             .unwrap_or_else(|error| Pending::new(Ticket::ended(Err(error))))
     }
 
+    /// Keeps what is on the disk now, returns to it, or forgets it, in one step that is durable when
+    /// this has ended. What is kept in memory is emptied by a return: it is of what did not come to
+    /// be.
+    pub(crate) fn mark(&self, marking: Marking) -> Pending {
+        self.with(false, |partition| partition.mark(marking))
+            .unwrap_or_else(|error| Pending::new(Ticket::ended(Err(error))))
+    }
+
+    /// Empties what is kept in memory only.
+    pub(crate) fn forget_memory(&self) -> Pending {
+        if self.memory.open.load().is_none() {
+            return Pending::new(Ticket::ended(Ok(Committed::default())));
+        }
+        let none: Box<Entries> = Box::new(std::iter::empty());
+        self.with(true, |partition| partition.replace(none))
+            .unwrap_or_else(|error| Pending::new(Ticket::ended(Err(error))))
+    }
+
     /// What there is of it.
     ///
     /// # Errors
@@ -298,6 +316,7 @@ impl Store {
         let snapshot = self.snapshot(false)?;
         let disk = snapshot.totals();
         let mut namespaces = snapshot.namespaces(false)?;
+        namespaces.retain(|name| !Namespace::is_own(name));
         let memory = match &*self.memory.open.load() {
             Some(open) => {
                 let snapshot = open.snapshot()?;

@@ -13,6 +13,7 @@ use crate::provenance::Provenance;
 struct Arguments {
     name: Option<LitStr>,
     schema: u32,
+    compatible_with: Option<u32>,
     current_thread: bool,
     worker_threads: usize,
 }
@@ -42,6 +43,9 @@ fn arguments(tokens: TokenStream, is_main: bool) -> Result<Arguments> {
                 arguments.name = Some(name.clone());
             }
             (Some("schema"), Lit::Int(schema)) => arguments.schema = schema.base10_parse()?,
+            (Some("compatible_with"), Lit::Int(lowest)) => {
+                arguments.compatible_with = Some(lowest.base10_parse()?);
+            }
             (Some("flavor"), Lit::Str(flavor)) if is_main => {
                 arguments.current_thread = match flavor.value().as_str() {
                     "multi_thread" => false,
@@ -57,13 +61,19 @@ fn arguments(tokens: TokenStream, is_main: bool) -> Result<Arguments> {
             }
             _ => {
                 let message = if is_main {
-                    "expected `name = \"…\"`, `schema = N`, `flavor = \"…\"` or `worker_threads = N`"
+                    "expected `name = \"…\"`, `schema = N`, `compatible_with = N`, `flavor = \"…\"` or `worker_threads = N`"
                 } else {
-                    "expected `name = \"…\"` or `schema = N`"
+                    "expected `name = \"…\"`, `schema = N` or `compatible_with = N`"
                 };
                 return Err(Error::new_spanned(&pair, message));
             }
         }
+    }
+    if let Some(lowest) = arguments.compatible_with
+        && lowest >= arguments.schema
+    {
+        let message = "`compatible_with` is an older schema than `schema`: a version of that one runs with the state of this one";
+        return Err(Error::new(Span::call_site(), message));
     }
     Ok(arguments)
 }
@@ -146,6 +156,16 @@ pub(crate) fn expand_main(attribute: TokenStream, item: TokenStream) -> Result<T
 /// manifest.
 fn exported(arguments: &Arguments, start: &TokenStream) -> TokenStream {
     let Arguments { name, schema, .. } = arguments;
+    let compatible_with = arguments.compatible_with.map(|lowest| {
+        let line = format!("{{\"schema\":{{\"compatible_with\":{lowest}}}}}");
+        let length = line.len() + 1;
+        quote! {
+            #[used]
+            #[unsafe(no_mangle)]
+            #[unsafe(link_section = ".handover.declared")]
+            static __HANDOVER_SCHEMA_LINE: [u8; #length] = handover::line(#line);
+        }
+    });
     let name = name.as_ref().map_or_else(
         || quote!(::core::env!("CARGO_PKG_NAME")),
         |name| quote!(#name),
@@ -186,6 +206,8 @@ fn exported(arguments: &Arguments, start: &TokenStream) -> TokenStream {
             };
 
             ::handover_plugin::__own_heap!();
+
+            #compatible_with
 
             #[used]
             #[unsafe(no_mangle)]

@@ -3,6 +3,7 @@
 mod app;
 mod db_revision;
 mod job;
+mod migration;
 mod on_live;
 mod provenance;
 
@@ -148,6 +149,31 @@ pub fn on_live(attribute: TokenStream, item: TokenStream) -> TokenStream {
 #[proc_macro_attribute]
 pub fn db_revision(attribute: TokenStream, item: TokenStream) -> TokenStream {
     tokens(db_revision::expand(attribute.into(), item.into()))
+}
+
+/// Declares a migration of the state of the app, from one version of its schema
+/// (`#[app(schema = 3)]`) to another: an `async fn` that takes a `Snapshot` of the state as it is
+/// and a `&mut Batch` for what is to change, and gives a `Result<(), E>` of any error.
+///
+/// The host runs it when a version with another schema than that of the state is to go live: first
+/// on a copy, in preflight; then at the cutover, when what was live has ended what it had, with new
+/// requests held. Several are run in the order of their schemas, and all of them happen, or none:
+/// when one fails, panics or takes too long, the state is what it was, and the version that was live
+/// goes on. One that goes down (`from = 3, to = 2`) lets `handover rollback` go back.
+///
+/// ```ignore
+/// #[handover_plugin::migration(from = 2, to = 3)]
+/// async fn with_hits(old: Snapshot, new: &mut Batch) -> Result<(), Error> {
+///     let mut links = old.scan::<String>("link/");
+///     while let Some((key, target)) = links.next().await? {
+///         new.put(key, &Link { target, hits: 0 }).await?;
+///     }
+///     Ok(())
+/// }
+/// ```
+#[proc_macro_attribute]
+pub fn migration(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    tokens(migration::expand(attribute.into(), item.into()))
 }
 
 /// What a macro expands to: an error where its author meets it.

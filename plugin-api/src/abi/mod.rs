@@ -40,7 +40,7 @@ pub mod import;
 mod layout;
 pub mod lent;
 pub mod manifest;
-mod panics;
+pub(crate) mod panics;
 pub mod poll;
 pub mod pool;
 pub mod root;

@@ -20,7 +20,7 @@ pub(super) fn catch_panic<R>(f: impl FnOnce() -> R) -> Option<R> {
 /// Drops what somebody panicked with: a destructor of theirs, which may panic as well, with
 /// something that has another one. Who never ends with that is leaked in the end.
 #[cold]
-pub(super) fn drop_payload(mut payload: Box<dyn Any + Send>) {
+pub(crate) fn drop_payload(mut payload: Box<dyn Any + Send>) {
     for _ in 0..8 {
         match catch_unwind(AssertUnwindSafe(|| drop(payload))) {
             Ok(()) => return,

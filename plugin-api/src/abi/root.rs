@@ -131,14 +131,28 @@ pub struct Settings1<'a> {
     pub(super) base_path: RStr<'a>,
     /// The folder for its files, absolute; empty where there is none.
     pub(super) data_dir: RStr<'a>,
+    /// Whether a migration is to be run in place of the constructor, from which schema of the state
+    /// to which.
+    pub(super) migration: [u32; 3],
+}
+
+/// What has been added to [`Settings`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MoreSettings<'a> {
+    /// What is taken off the paths of its requests: `/blog`; empty where that is nothing.
+    pub base_path: &'a str,
+    /// The folder for its files, absolute; empty where there is none.
+    pub data_dir: &'a str,
+    /// The migration that is to be run in place of the constructor: from which schema of the state
+    /// to which.
+    pub migration: Option<(u32, u32)>,
 }
 
 impl Settings<'_> {
-    /// Lends these settings to `f`, with the places of the app, in the shape that crosses.
+    /// Lends these settings and `more` to `f`, in the shape that crosses.
     pub fn lend<R>(
         &self,
-        base_path: &str,
-        data_dir: &str,
+        more: &MoreSettings<'_>,
         f: impl FnOnce(Lent<'_, Settings<'_>>) -> R,
     ) -> R {
         let longer = Settings1 {
@@ -146,8 +160,12 @@ impl Settings<'_> {
                 size: Size::of::<Settings1<'_>>(),
                 ..*self
             },
-            base_path: base_path.into(),
-            data_dir: data_dir.into(),
+            base_path: more.base_path.into(),
+            data_dir: more.data_dir.into(),
+            migration: match more.migration {
+                Some((from, to)) => [1, from, to],
+                None => [0; 3],
+            },
         };
         // SAFETY: it begins with `Settings`, and the size is its own.
         f(unsafe { Lent::longer(&longer) })
@@ -170,6 +188,17 @@ impl<'a> Lent<'a, Settings<'a>> {
             unsafe { self.later(std::mem::offset_of!(Settings1<'_>, data_dir)) };
         path.map(|path| path.as_str())
             .filter(|path| !path.is_empty())
+    }
+
+    /// The migration that is to be run in place of the constructor: from which schema of the state
+    /// to which. A host that is older than 1.4 asks for none.
+    pub fn migration(self) -> Option<(u32, u32)> {
+        // SAFETY: since 1.4 there are three numbers at this offset.
+        let migration: Option<[u32; 3]> =
+            unsafe { self.later(std::mem::offset_of!(Settings1<'_>, migration)) };
+        migration
+            .filter(|[is_wanted, ..]| *is_wanted == 1)
+            .map(|[_, from, to]| (from, to))
     }
 }
 

@@ -20,7 +20,7 @@ use super::{
     context::{self, Context},
     db_revision,
     error::Error,
-    log, on_live, program,
+    log, migration, on_live, program,
     runtime::{self, AppRuntime},
     state::StateError,
     upgrade::{PendingUpgrade, Upgrading},
@@ -84,6 +84,9 @@ pub fn start<A: App, E: Into<Error>, F>(
 where
     F: Future<Output = Result<A, E>>,
 {
+    if let Some(migrated) = migration::asked_for(host, settings) {
+        return migrated;
+    }
     let (runtime, context) = prepare(host, settings)?;
     let made = runtime.block_on(log::constructing(async { make(context.clone()).await }));
     log::settle();
@@ -118,6 +121,44 @@ pub(super) fn prepare(
     let context = Context::new(settings, runtime.handle().clone(), host);
     context.make_current();
     Ok((runtime, context))
+}
+
+/// The runtime and the context of a load that was to do something else than answer requests.
+pub(super) struct Only {
+    pub(super) context: Context,
+    pub(super) runtime: AppRuntime,
+}
+
+impl Plugin for Only {
+    fn enter(&self) {
+        runtime::enter(self.runtime.handle());
+    }
+
+    fn call(
+        &self,
+        _: Lent<'_, RequestHead<'_>>,
+        _: Option<BodyStream>,
+        _: bool,
+        _: FirstPoll<'_>,
+    ) -> Option<Polled> {
+        None
+    }
+
+    fn drain(&self) {
+        self.context.start_draining();
+    }
+
+    fn expire(&self, jobs: bool) -> u64 {
+        self.context.cancel_work(jobs)
+    }
+
+    fn stop(self: Box<Self>, deadline: Duration) {
+        let Self { context, runtime } = *self;
+        runtime.tell_tasks_left(&context);
+        runtime.stop(deadline);
+        context::forget_current();
+        drop(context);
+    }
 }
 
 /// An app that answers.

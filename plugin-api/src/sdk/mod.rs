@@ -10,6 +10,7 @@
 //! - [`worker`]: work that goes on for as long as a generation is live
 //! - [`on_live`]: what a version does once before its first request
 //! - [`db_revision`]: which revision the database of the app is at
+//! - [`migration`]: from one version of the schema of the state to another
 //! - [`log`]: events, log records and panics on their way to the host
 //! - [`trace`]: a span for a request
 //! - [`upgrade`]: WebSockets and other upgraded connections
@@ -30,6 +31,7 @@ pub(crate) mod error;
 pub(crate) mod jobs;
 pub(crate) mod lease;
 pub(crate) mod log;
+pub(crate) mod migration;
 pub(crate) mod on_live;
 pub(crate) mod program;
 pub(crate) mod rate_limit;

@@ -93,6 +93,9 @@ pub fn start<F>(
 where
     F: Future<Output: Returned> + 'static,
 {
+    if let Some(migrated) = super::migration::asked_for(host, settings) {
+        return migrated;
+    }
     let (runtime, context) = super::app::prepare(host, settings)?;
     let handle = runtime.handle().clone();
     let (begun, begins) = mpsc::channel();

@@ -382,6 +382,226 @@ impl State {
     }
 }
 
+/// The state of an app as it was at one time, to be read only: what a migration begins with.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    handle: Option<StateHandle>,
+    snapshot: Option<Arc<StateSnapshot>>,
+    namespace: Arc<str>,
+}
+
+impl Snapshot {
+    pub(super) fn of(state: &State) -> Self {
+        let snapshot = state.handle.and_then(|handle| handle.snapshot());
+        Self {
+            handle: state.handle,
+            snapshot: snapshot.map(Arc::new),
+            namespace: Arc::clone(&state.namespace),
+        }
+    }
+
+    /// The namespace `name` at the same time.
+    #[must_use]
+    pub fn namespace(&self, name: &str) -> Self {
+        Self {
+            namespace: name.into(),
+            ..self.clone()
+        }
+    }
+
+    /// Reads `key`; none when it was not there.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is of another type.
+    #[allow(clippy::unused_async, reason = "as in `State::get`")]
+    pub async fn get<T: DeserializeOwned>(
+        &self,
+        key: impl AsRef<[u8]>,
+    ) -> Result<Option<T>, StateError> {
+        let snapshot = self.snapshot.as_deref();
+        let read = read(self.handle, snapshot, &self.namespace, key.as_ref(), decode)?;
+        read.map(|(value, _)| value).transpose()
+    }
+
+    /// Reads the bytes at `key`; none when it was not there.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    #[allow(clippy::unused_async, reason = "as in `State::get`")]
+    pub async fn get_bytes(&self, key: impl AsRef<[u8]>) -> Result<Option<Bytes>, StateError> {
+        let (snapshot, copy) = (self.snapshot.as_deref(), Bytes::copy_from_slice);
+        let read = read(self.handle, snapshot, &self.namespace, key.as_ref(), copy)?;
+        Ok(read.map(|(value, _)| value))
+    }
+
+    /// The entries whose keys begin with `prefix`, in the order of their keys.
+    pub fn scan<T: DeserializeOwned>(&self, prefix: impl AsRef<[u8]>) -> Scan<T> {
+        Scan::of(
+            self.handle,
+            self.snapshot.clone(),
+            Arc::clone(&self.namespace),
+            Range::prefix(prefix.as_ref()),
+        )
+    }
+}
+
+/// The changes of a migration, in the namespace `default` unless another one is named. What it
+/// does not name stays as it is.
+///
+/// It is written a part at a time, so it may be larger than memory; nobody sees any of it before
+/// all migrations of a deploy have ended well, and nothing of it is left when one has not.
+#[derive(Debug)]
+pub struct Batch {
+    handle: Option<StateHandle>,
+    written: Vec<Buffered>,
+    bytes: usize,
+}
+
+/// The changes of a migration in one namespace: see [`Batch::namespace`].
+#[derive(Debug)]
+pub struct BatchNamespace<'a> {
+    batch: &'a mut Batch,
+    namespace: Arc<str>,
+}
+
+impl Batch {
+    /// How many bytes are written at a time, about.
+    const PART: usize = 8 << 20;
+    /// How many changes are written at a time.
+    const MOST: usize = 50_000;
+
+    pub(super) fn of(state: &State) -> Self {
+        Self {
+            handle: state.handle,
+            written: Vec::new(),
+            bytes: 0,
+        }
+    }
+
+    /// The same changes in the namespace `name`, which is on the disk: what is in memory is empty
+    /// after a migration.
+    pub fn namespace(&mut self, name: &str) -> BatchNamespace<'_> {
+        BatchNamespace {
+            namespace: name.into(),
+            batch: self,
+        }
+    }
+
+    /// Puts `value` at `key`.
+    ///
+    /// # Errors
+    /// When it cannot be encoded, or what came before cannot be written.
+    pub async fn put<T: Serialize + ?Sized>(
+        &mut self,
+        key: impl AsRef<[u8]>,
+        value: &T,
+    ) -> Result<(), StateError> {
+        self.namespace(DEFAULT).put(key, value).await
+    }
+
+    /// Removes `key`, if it is there.
+    ///
+    /// # Errors
+    /// When what came before cannot be written.
+    pub async fn delete(&mut self, key: impl AsRef<[u8]>) -> Result<(), StateError> {
+        self.namespace(DEFAULT).delete(key).await
+    }
+
+    async fn add(&mut self, write: Buffered) -> Result<(), StateError> {
+        self.bytes += write.key.len() + write.value.as_ref().map_or(0, Vec::len);
+        self.written.push(write);
+        if self.bytes < Self::PART && self.written.len() < Self::MOST {
+            return Ok(());
+        }
+        self.write().await
+    }
+
+    /// Writes what has been gathered.
+    pub(super) async fn write(&mut self) -> Result<(), StateError> {
+        let written = std::mem::take(&mut self.written);
+        self.bytes = 0;
+        if written.is_empty() {
+            return Ok(());
+        }
+        let handle = self.handle.ok_or_else(StateError::none)?;
+        let commit = {
+            let mutations: Vec<_> = written.iter().map(Buffered::mutation).collect();
+            Write::<()>::begun(handle.commit(&abi::Commit {
+                size: Size::of::<abi::Commit<'_>>(),
+                checks: (&[][..]).into(),
+                ranges: (&[][..]).into(),
+                mutations: mutations[..].into(),
+            }))
+        };
+        commit.await
+    }
+}
+
+impl BatchNamespace<'_> {
+    /// Puts `value` at `key`.
+    ///
+    /// # Errors
+    /// When it cannot be encoded, or what came before cannot be written.
+    pub async fn put<T: Serialize + ?Sized>(
+        &mut self,
+        key: impl AsRef<[u8]>,
+        value: &T,
+    ) -> Result<(), StateError> {
+        let value = encode(value)?;
+        self.change(key.as_ref(), Some(value), 0).await
+    }
+
+    /// As [`put`](Self::put); it is gone after `ttl`.
+    ///
+    /// # Errors
+    /// As for [`put`](Self::put).
+    pub async fn put_ttl<T: Serialize + ?Sized>(
+        &mut self,
+        key: impl AsRef<[u8]>,
+        value: &T,
+        ttl: Duration,
+    ) -> Result<(), StateError> {
+        let value = encode(value)?;
+        self.change(key.as_ref(), Some(value), milliseconds(ttl))
+            .await
+    }
+
+    /// As [`put`](Self::put), with the bytes as they are.
+    ///
+    /// # Errors
+    /// As for [`put`](Self::put).
+    pub async fn put_bytes(
+        &mut self,
+        key: impl AsRef<[u8]>,
+        value: impl Into<Vec<u8>>,
+    ) -> Result<(), StateError> {
+        self.change(key.as_ref(), Some(value.into()), 0).await
+    }
+
+    /// Removes `key`, if it is there.
+    ///
+    /// # Errors
+    /// When what came before cannot be written.
+    pub async fn delete(&mut self, key: impl AsRef<[u8]>) -> Result<(), StateError> {
+        self.change(key.as_ref(), None, 0).await
+    }
+
+    async fn change(
+        &mut self,
+        key: &[u8],
+        value: Option<Vec<u8>>,
+        ttl_ms: u64,
+    ) -> Result<(), StateError> {
+        let write = Buffered {
+            namespace: Arc::clone(&self.namespace),
+            key: key.to_vec(),
+            value,
+            ttl_ms,
+        };
+        self.batch.add(write).await
+    }
+}
+
 fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, StateError> {
     serde_json::to_vec(value).map_err(|error| StateError::Encode(error.to_string()))
 }
@@ -627,7 +847,7 @@ fn read_page(
 #[derive(Debug)]
 pub struct Scan<T> {
     handle: Option<StateHandle>,
-    snapshot: Option<StateSnapshot>,
+    snapshot: Option<Arc<StateSnapshot>>,
     namespace: Arc<str>,
     range: Range,
     reverse: bool,
@@ -639,8 +859,18 @@ pub struct Scan<T> {
 
 impl<T: DeserializeOwned> Scan<T> {
     fn new(handle: Option<StateHandle>, namespace: Arc<str>, range: Range) -> Self {
+        let snapshot = handle.and_then(|handle| handle.snapshot());
+        Self::of(handle, snapshot.map(Arc::new), namespace, range)
+    }
+
+    fn of(
+        handle: Option<StateHandle>,
+        snapshot: Option<Arc<StateSnapshot>>,
+        namespace: Arc<str>,
+        range: Range,
+    ) -> Self {
         Self {
-            snapshot: handle.and_then(|handle| handle.snapshot()),
+            snapshot,
             handle,
             namespace,
             range,
@@ -685,7 +915,7 @@ impl<T: DeserializeOwned> Scan<T> {
             }
             let page = read_page(
                 self.handle.ok_or_else(StateError::none)?,
-                self.snapshot.as_ref(),
+                self.snapshot.as_deref(),
                 &self.namespace,
                 &self.range,
                 self.after.as_deref(),
@@ -760,6 +990,20 @@ struct Buffered {
     key: Vec<u8>,
     value: Option<Vec<u8>>,
     ttl_ms: u64,
+}
+
+impl Buffered {
+    /// It as it crosses.
+    fn mutation(&self) -> abi::Mutation<'_> {
+        abi::Mutation {
+            namespace: (&*self.namespace).into(),
+            key: self.key[..].into(),
+            value: self.value.as_deref().unwrap_or_default().into(),
+            ttl_ms: self.ttl_ms,
+            delta: 0,
+            kind: if self.value.is_some() { PUT } else { DELETE },
+        }
+    }
 }
 
 impl Transaction {
@@ -1006,18 +1250,7 @@ impl Transaction {
                 flags: range.flags(),
             })
             .collect();
-        let mutations: Vec<_> = inner
-            .written
-            .iter()
-            .map(|write| abi::Mutation {
-                namespace: (&*write.namespace).into(),
-                key: write.key[..].into(),
-                value: write.value.as_deref().unwrap_or_default().into(),
-                ttl_ms: write.ttl_ms,
-                delta: 0,
-                kind: if write.value.is_some() { PUT } else { DELETE },
-            })
-            .collect();
+        let mutations: Vec<_> = inner.written.iter().map(Buffered::mutation).collect();
         let commit = abi::Commit {
             size: Size::of::<abi::Commit<'_>>(),
             checks: checks[..].into(),

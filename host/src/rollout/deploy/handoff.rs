@@ -2,7 +2,8 @@
 //!
 //! New requests are held; what the live version has in flight ends; it is dropped, with all that it
 //! has open; the new version starts, and the held requests go to it. When the new one cannot become
-//! live, what was live is started again, and the held requests go to that.
+//! live, what was live is started again, and the held requests go to that. A state whose schema
+//! changes is migrated in between.
 
 use std::{
     sync::Arc,
@@ -80,11 +81,16 @@ pub(super) fn refusal(app: &App, plan: &Plan) -> Option<String> {
 }
 
 impl<M: Machine + Clone> Deploy<'_, M> {
-    /// Whether what is live leaves before this comes up.
-    pub(super) fn hands_off(&self) -> bool {
+    /// Whether no two versions may be up at the same time, by the settings.
+    pub(super) fn is_exclusive(&self) -> bool {
         self.app.settings().cutover == Cutover::Handoff
             && self.plan.destination == Destination::Live
             && self.app.live().is_some()
+    }
+
+    /// Whether what is live leaves before this comes up.
+    pub(super) fn hands_off(&self) -> bool {
+        self.is_exclusive() || (self.migration.is_some() && self.app.live().is_some())
     }
 
     /// Has what is live leave, and starts the new version in its place.
@@ -98,7 +104,7 @@ impl<M: Machine + Clone> Deploy<'_, M> {
             let live = running.serving.primary()?;
             Some((head_of(live), Arc::clone(live.active.generation())))
         }) else {
-            return Box::pin(self.start_and_go_live(checked, id)).await;
+            return Box::pin(self.migrate_and_go_live(checked, id)).await;
         };
         let hold = HeldRequests::begin(rollout, app);
         if let Err(reason) = quiet(&old, Awaited::Requests, hold.left()).await {
@@ -113,7 +119,7 @@ impl<M: Machine + Clone> Deploy<'_, M> {
             format!("generation {} has left", old.spec().id),
         );
         let machine = self.machine.clone();
-        let gone = Box::pin(self.start_and_go_live(checked, id)).await;
+        let gone = Box::pin(self.migrate_and_go_live(checked, id)).await;
         let gone = match gone {
             Ok(ended) => Ok(ended),
             Err(failure) => {
@@ -227,6 +233,7 @@ async fn bring_back<M: Machine + Clone>(
         progress,
         trying: Arc::new(Trying::of(&rollout.journal, &app.name)),
         machine,
+        migration: None,
     };
     match Box::pin(deploy.run()).await {
         Ok(Ended::Live(..)) => Ok(()),

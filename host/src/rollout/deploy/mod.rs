@@ -2,11 +2,15 @@
 //! when a step fails.
 //!
 //! - [`steps`]: the steps, in their order
+//! - [`handoff`]: the cutover at which never two versions are up
+//! - [`schema`]: whether the state fits, and what brings it there
+//! - [`db`]: whether the database of the app fits
 //! - [`failure`]: why one failed, and how that is recorded
 
 mod db;
 mod failure;
 mod handoff;
+mod schema;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -611,6 +615,7 @@ async fn carry_out<M: Machine + Clone>(
         progress,
         trying: Arc::new(Trying::of(&rollout.journal, &app.name)),
         machine,
+        migration: None,
     };
     match deploy.run().await {
         Ok(ended) => ended,

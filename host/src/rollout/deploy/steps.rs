@@ -2,17 +2,19 @@
 
 use std::{
     io,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
+use tempfile::NamedTempFile;
 
 use handover_api::{
     AppName, Cause, EventKind, GenerationId, Label, Note, OperationResult, Outcome, Percent,
 };
 
-use super::{Destination, Ended, Plan, failure::Failure, handoff};
+use super::{Destination, Ended, Plan, failure::Failure, handoff, schema::Way};
 use crate::{
     apps::{
         app::{App, FailedStart, Live, result},
@@ -50,13 +52,14 @@ pub(super) trait Machine: Sync {
     /// A library that was mapped.
     type Library: Send + 'static;
 
-    /// Checks `artifact` in a child process.
+    /// Checks `artifact` in a child process, with the backup of its state that is at `state`.
     fn preflight(
         &self,
         artifact: &Artifact,
         app: &AppName,
         settings: &config::App,
         scope: Scope,
+        state: Option<&Path>,
     ) -> impl Future<Output = io::Result<Verdict>> + Send;
 
     /// Maps the library of `artifact`.
@@ -88,8 +91,9 @@ impl Machine for ThisMachine {
         app: &AppName,
         settings: &config::App,
         scope: Scope,
+        state: Option<&Path>,
     ) -> io::Result<Verdict> {
-        preflight::check(artifact, app, settings, scope).await
+        preflight::check(artifact, app, settings, scope, state).await
     }
 
     fn load(
@@ -120,6 +124,9 @@ pub(super) struct Deploy<'a, M> {
     /// What the journal says of it goes with this.
     pub(super) trying: Arc<Trying>,
     pub(super) machine: M,
+    /// What the state has to go through before it runs; none where it fits, and before that is
+    /// known.
+    pub(super) migration: Option<Way>,
 }
 
 impl<M: Machine + Clone> Deploy<'_, M> {
@@ -178,12 +185,15 @@ impl<M: Machine + Clone> Deploy<'_, M> {
         }
         // Before anything is ended to make room for it.
         self.admit().await?;
+        let way = self.way_of_state().await?;
         if let Some((label, id)) = plan.up.clone() {
             return self.take_label(&label, id).await;
         }
         if plan.destination == Destination::Live {
             self.make_room()?;
         }
+        self.migration = way;
+        let (rollout, app) = (self.rollout, self.app);
         // What has to be on disk before it is used gets there while the artifact is checked.
         let (checked, kept, id, ()) = tokio::join!(
             self.unless_closing("its preflight", self.check()),
@@ -191,7 +201,7 @@ impl<M: Machine + Clone> Deploy<'_, M> {
             self.reserve(),
             rollout
                 .journal
-                .trying(&app.name, plan.tried(Step::Checked, None)),
+                .trying(&app.name, self.plan.tried(Step::Checked, None)),
         );
         let checked = match checked.and_then(|checked| kept.map(|()| checked)) {
             Ok(checked) => checked,
@@ -208,7 +218,7 @@ impl<M: Machine + Clone> Deploy<'_, M> {
         if self.hands_off() {
             return self.hand_off(checked, id).await;
         }
-        self.start_and_go_live(checked, id).await
+        self.migrate_and_go_live(checked, id).await
     }
 
     /// Loads and starts what was checked, and has it take requests.
@@ -467,7 +477,7 @@ impl<M: Machine + Clone> Deploy<'_, M> {
     /// what is live, unless the child is given something else in its place.
     fn settings_of_check(&self) -> Arc<config::App> {
         let settings = self.app.settings();
-        if !self.hands_off() || !settings.check.env.is_empty() || !settings.check.start {
+        if !self.is_exclusive() || !settings.check.env.is_empty() || !settings.check.start {
             return settings;
         }
         let mut settings = (*settings).clone();
@@ -489,9 +499,17 @@ impl<M: Machine + Clone> Deploy<'_, M> {
         };
         let began = Instant::now();
         let settings = self.settings_of_check();
-        let checked = self
-            .machine
-            .preflight(&plan.artifact, &app.name, &settings, scope);
+        let state = match scope {
+            Scope::All => self.state_to_rehearse().await?,
+            Scope::Again => None,
+        };
+        let checked = self.machine.preflight(
+            &plan.artifact,
+            &app.name,
+            &settings,
+            scope,
+            state.as_ref().map(NamedTempFile::path),
+        );
         let verdict = match self.deadline() {
             None => checked.await,
             Some(deadline) => tokio::time::timeout_at(deadline.into(), checked)
@@ -655,6 +673,7 @@ impl<M: Machine + Clone> Deploy<'_, M> {
             preflight: false,
             state: Some(rollout.registry.stores().of(&app.name)),
             work: Some(rollout.registry.work().of(&app.name)),
+            migration: None,
             stays: app.saved.read(|record| {
                 let reason = record.why_staying(plan.artifact.sha256);
                 reason.map(str::to_owned)

@@ -5,6 +5,7 @@
 use std::{
     future::pending,
     io::{self, Write as _},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -42,6 +43,7 @@ impl Machine for Told {
         _app: &AppName,
         _settings: &config::App,
         _scope: Scope,
+        _state: Option<&Path>,
     ) -> io::Result<Verdict> {
         match &self.0 {
             None => pending().await,

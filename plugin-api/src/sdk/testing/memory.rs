@@ -23,7 +23,7 @@ use crate::{
         host::{Event, Pair, Work},
         import::{HostServices, offer},
         lent::{Lent, Size},
-        root::Settings,
+        root::{MoreSettings, Settings},
         state::StateService,
         version::ABI,
         work::WorkService,
@@ -174,7 +174,11 @@ impl MemoryHost {
             works: AtomicU64::new(0),
         }));
         let data = self.data.0.to_str().unwrap_or_default();
-        settings.lend("", data, |settings| {
+        let more = MoreSettings {
+            data_dir: data,
+            ..MoreSettings::default()
+        };
+        settings.lend(&more, |settings| {
             Context::new(settings, runtime, offer(services))
         })
     }

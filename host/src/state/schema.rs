@@ -1,0 +1,81 @@
+//! Which version of its schema the state of an app has.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    commit::{Commit, Mutation, StateError},
+    place::Namespace,
+    store::Store,
+};
+
+/// The key of the record, in a namespace of the host's own of the same name.
+const SCHEMA: &str = "schema";
+
+/// The schema of a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Schema {
+    /// Its number.
+    pub(crate) schema: u32,
+    /// The lowest number whose versions run with it as well.
+    pub(crate) runs_with: u32,
+}
+
+impl Schema {
+    /// Whether a version of this schema runs with the state.
+    pub(crate) fn suits(self, schema: u32) -> bool {
+        (self.runs_with..=self.schema).contains(&schema)
+    }
+}
+
+impl Store {
+    /// Returns the schema of what is on the disk: 0 where no version has said any. None where
+    /// nothing is there but what is the host's own. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn schema(&self) -> Result<Option<Schema>, StateError> {
+        if !self.exists() {
+            return Ok(None);
+        }
+        let place = Namespace::own(SCHEMA).place(SCHEMA.as_bytes())?;
+        let mut found = None;
+        self.get(false, &place, |record| {
+            found = Some(serde_json::from_slice(record.value));
+        })?;
+        match found {
+            Some(Ok(schema)) => Ok(Some(schema)),
+            Some(Err(error)) => Err(StateError::Unavailable(format!(
+                "what it says of its schema cannot be read: {error}"
+            ))),
+            None if self.is_untouched()? => Ok(None),
+            None => Ok(Some(Schema {
+                schema: 0,
+                runs_with: 0,
+            })),
+        }
+    }
+
+    /// Whether no namespace of the app has anything.
+    fn is_untouched(&self) -> Result<bool, StateError> {
+        let names = self.snapshot(false)?.namespaces(false)?;
+        Ok(names.iter().all(|name| Namespace::is_own(name)))
+    }
+
+    /// Says which schema it has, durably.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) async fn set_schema(&self, schema: Schema) -> Result<(), StateError> {
+        let value = serde_json::to_vec(&schema)
+            .map_err(|error| StateError::Unavailable(error.to_string()))?;
+        let commit = Commit {
+            is_own: true,
+            ..Commit::of(Mutation::Put {
+                place: Namespace::own(SCHEMA).place(SCHEMA.as_bytes())?,
+                value: value.into(),
+                ttl_ms: None,
+            })
+        };
+        self.commit(false, commit).await.map(|_| ())
+    }
+}
