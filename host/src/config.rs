@@ -45,7 +45,10 @@ pub use self::route::RoutePrefix;
 pub(crate) use self::{
     access::{Control, Metrics, Trust},
     access_log::{AccessLog, AccessLogFile, AccessLogFormat},
-    app::{App, Cutover, Execution, Leave, SmokeRequest, Verify, Watch, WhenFull, environment},
+    app::{
+        App, Cutover, Execution, Handover, Leave, SmokeRequest, Verify, Watch, WhenFull,
+        environment,
+    },
     canary::Canary,
     dashboard::Dashboard,
     dev::{Dev, NamedAddress},

@@ -45,6 +45,8 @@ pub struct App {
     /// How long requests may be held during a handoff. Default 10 s.
     #[serde(with = "values::span")]
     pub max_hold: Duration,
+    /// `[app.NAME.handover]`
+    pub handover: Handover,
     /// How long requests on a replaced generation may go on; none = for ever. Default 30 s.
     #[serde(with = "values::limit")]
     pub drain_deadline: Option<Duration>,
@@ -343,6 +345,7 @@ impl Default for App {
             keep_warm: None,
             cutover: Cutover::Overlap,
             max_hold: Duration::from_secs(10),
+            handover: Handover::default(),
             labels: Arc::default(),
             canary: Canary::default(),
             shadow: Arc::default(),
@@ -353,6 +356,27 @@ impl Default for App {
             leases: BTreeMap::new(),
             check: Check::default(),
             given_env: BTreeMap::new(),
+        }
+    }
+}
+
+/// `[app.NAME.handover]`: what a version hands over to the next one in memory.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Handover {
+    /// How long it may take to give it. Default 5 s.
+    #[serde(with = "values::span")]
+    pub deadline: Duration,
+    /// How much it may be. Default 64 MiB.
+    #[serde(with = "values::size")]
+    pub max_size: u64,
+}
+
+impl Default for Handover {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::from_secs(5),
+            max_size: 64 << 20,
         }
     }
 }

@@ -49,6 +49,8 @@ pub struct Spec {
     /// The migration that is run in place of its constructor: from which schema of the state to
     /// which.
     pub migration: Option<(u32, u32)>,
+    /// What the version before hands over, as JSON.
+    pub handed_over: Option<Arc<str>>,
     /// Why its library is never unmapped, if it is not.
     pub stays: Option<String>,
 }

@@ -260,6 +260,7 @@ pub(crate) async fn start(mut library: Library, spec: Spec) -> Result<Started, S
             base_path: &spec.base_path,
             data_dir: data_dir.unwrap_or_default(),
             migration: spec.migration,
+            handed_over: spec.handed_over.as_deref(),
         };
         settings.lend(&more, |settings| loader::start(root, given, settings))
     })
@@ -499,6 +500,18 @@ impl Hooks {
         answered
     }
 
+    /// Begins to ask the app for what the next version begins with.
+    fn ask_hand_over(&mut self, shared: &Arc<Shared>) -> HandOverAnswer {
+        let (answer, answered) = oneshot::channel();
+        self.0
+            .extend(Self::begin(shared, "hand_over", move |shared| {
+                // Nobody may wait any more.
+                let _ = answer.send(shared.app().hand_over());
+                0
+            }));
+        answered
+    }
+
     /// Those that have not returned by `by`.
     async fn left(self, by: Instant) -> Self {
         let mut left = Vec::new();
@@ -515,14 +528,17 @@ impl Hooks {
 /// What an app says of its database; closed when no thread could ask it.
 pub(crate) type DbRevisionAnswer = oneshot::Receiver<Result<Option<u64>, String>>;
 
+/// What an app gives to the next version, as JSON; closed when no thread could ask it.
+pub(crate) type HandOverAnswer = oneshot::Receiver<Result<Option<String>, String>>;
+
 /// Waits for `answer`.
 ///
 /// # Errors
-/// Why the revision is not known.
-pub(crate) async fn answered(
-    answer: DbRevisionAnswer,
+/// Why there is none.
+pub(crate) async fn answered<T>(
+    answer: oneshot::Receiver<Result<T, String>>,
     deadline: Duration,
-) -> Result<Option<u64>, String> {
+) -> Result<T, String> {
     match tokio::time::timeout(deadline, answer).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(_)) => Err("no thread can be started to ask it".to_owned()),
@@ -626,6 +642,11 @@ impl Active {
     /// Begins to ask the app which revision its database is at.
     pub(crate) fn ask_db_revision(&self) -> DbRevisionAnswer {
         self.1.lock().ask_db_revision(self.0.generation.shared())
+    }
+
+    /// Begins to ask the app for what the next version begins with.
+    pub(crate) fn ask_hand_over(&self) -> HandOverAnswer {
+        self.1.lock().ask_hand_over(self.0.generation.shared())
     }
 
     /// Closes it for new requests and tells the app, on a thread of its own: that no more come, and

@@ -265,6 +265,7 @@ async fn start_and_ask(
         state: Some(state),
         work: None,
         migration: None,
+        handed_over: None,
         stays: None,
     };
     if let Some(spare) = spare {

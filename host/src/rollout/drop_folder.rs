@@ -412,6 +412,7 @@ mod tests {
             state: None,
             work: None,
             migration: None,
+            handed_over: None,
             stays: None,
         }
     }

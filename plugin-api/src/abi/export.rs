@@ -204,6 +204,14 @@ pub trait Plugin: Send + Sync + 'static {
     fn db_revision(&self) -> Result<Option<u64>, String> {
         Ok(None)
     }
+    /// What the next version begins with, as JSON; none when there is nothing. The error is a
+    /// sentence for the operator.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    fn hand_over(&self) -> Result<Option<String>, String> {
+        Ok(None)
+    }
     /// New requests come from now on.
     fn activate(&self) {}
     /// No new requests come.
@@ -255,6 +263,7 @@ impl<E: Entry> Table<E> {
         on_live,
         db_revision,
         cancel_work,
+        hand_over,
     });
 }
 
@@ -426,6 +435,21 @@ unsafe extern "C" fn db_revision(app: *mut (), sink: &TextSink<'_>) -> u32 {
     match catch_panic(|| plugin.db_revision()) {
         Some(Ok(Some(revision))) => {
             sink.put(&revision.to_string());
+            return 1;
+        }
+        Some(Ok(None)) => return 2,
+        Some(Err(reason)) => sink.put(&reason),
+        None => sink.put("it panicked"),
+    }
+    0
+}
+
+unsafe extern "C" fn hand_over(app: *mut (), sink: &TextSink<'_>) -> u32 {
+    // SAFETY: the host calls between `start` and `stop`.
+    let plugin = unsafe { app_of(app) };
+    match catch_panic(|| plugin.hand_over()) {
+        Some(Ok(Some(text))) => {
+            sink.put(&text);
             return 1;
         }
         Some(Ok(None)) => return 2,

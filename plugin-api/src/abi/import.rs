@@ -282,6 +282,25 @@ impl<O: HostServices> AppHandle<O> {
         }
     }
 
+    /// Asks for what the next version begins with, as JSON; blocks as long as that takes. None when
+    /// there is nothing, as in an app that was built before 1.4.
+    ///
+    /// # Errors
+    /// Why it cannot be had: a sentence for the operator.
+    pub fn hand_over(&self) -> Result<Option<String>, String> {
+        let Some(hand_over) = self.root.hand_over() else {
+            return Ok(None);
+        };
+        let mut text = String::new();
+        // SAFETY: the app was started and not stopped.
+        let done = TextSink::lend(&mut text, |sink| unsafe { hand_over(self.app, sink) });
+        match done {
+            1 => Ok(Some(text)),
+            2 => Ok(None),
+            _ => Err(text),
+        }
+    }
+
     /// Cancels the spawned work of this number. Returns whether it ran; an app that was built
     /// before 1.4 cancels none.
     pub fn cancel_work(&self, number: u64) -> bool {

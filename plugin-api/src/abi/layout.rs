@@ -70,7 +70,8 @@ fn every_field_lies_where_it_was_released() {
     // What later minors added to them.
     lies!(RequestHead1<'_>, 128, 8, head 0, protocol 112);
     lies!(RequestHead2<'_>, 136, 8, head 0, connection 128);
-    lies!(Settings1<'_>, 144, 8, settings 0, base_path 96, data_dir 112, migration 128);
+    lies!(Settings1<'_>, 160, 8, settings 0, base_path 96, data_dir 112, migration 128,
+            handed_over 144);
     // What 1.2 added: what is known of a connection, and the table of the state.
     lies!(Connection<'_>, 64, 8, size 0, local 4, tls_version 24, server_name 32, client_certificate 48);
     lies!(StateTable, 80, 8, size 0, settings 8, get 16, scan 24, snapshot 32, drop_snapshot 40, commit 48, watch 56, poll 64, drop 72);

@@ -77,6 +77,11 @@ pub struct Root {
     /// ran.
     #[sabi(missing_field(option))]
     pub cancel_work: unsafe extern "C" fn(*mut (), u64) -> u32,
+    /// Since 1.4. Asks for what the next version begins with. Blocks as long as that takes, so it
+    /// is called on a thread of its own, never in preflight. Gives 1 and puts it to the sink as
+    /// JSON, 2 when there is nothing; else 0, and the reason goes to the sink.
+    #[sabi(missing_field(option))]
+    pub hand_over: unsafe extern "C" fn(*mut (), &TextSink<'_>) -> u32,
 }
 
 impl std::fmt::Debug for RootRef {
@@ -134,6 +139,8 @@ pub struct Settings1<'a> {
     /// Whether a migration is to be run in place of the constructor, from which schema of the state
     /// to which.
     pub(super) migration: [u32; 3],
+    /// What the version before hands over, as JSON; empty where that is nothing.
+    pub(super) handed_over: RStr<'a>,
 }
 
 /// What has been added to [`Settings`].
@@ -146,6 +153,8 @@ pub struct MoreSettings<'a> {
     /// The migration that is to be run in place of the constructor: from which schema of the state
     /// to which.
     pub migration: Option<(u32, u32)>,
+    /// What the version before hands over, as JSON.
+    pub handed_over: Option<&'a str>,
 }
 
 impl Settings<'_> {
@@ -166,6 +175,7 @@ impl Settings<'_> {
                 Some((from, to)) => [1, from, to],
                 None => [0; 3],
             },
+            handed_over: more.handed_over.unwrap_or_default().into(),
         };
         // SAFETY: it begins with `Settings`, and the size is its own.
         f(unsafe { Lent::longer(&longer) })
@@ -188,6 +198,15 @@ impl<'a> Lent<'a, Settings<'a>> {
             unsafe { self.later(std::mem::offset_of!(Settings1<'_>, data_dir)) };
         path.map(|path| path.as_str())
             .filter(|path| !path.is_empty())
+    }
+
+    /// What the version before hands over, as JSON; none from a host that is older than 1.4.
+    pub fn handed_over(self) -> Option<&'a str> {
+        // SAFETY: since 1.4 there is a text at this offset.
+        let text: Option<RStr<'a>> =
+            unsafe { self.later(std::mem::offset_of!(Settings1<'_>, handed_over)) };
+        text.map(|text| text.as_str())
+            .filter(|text| !text.is_empty())
     }
 
     /// The migration that is to be run in place of the constructor: from which schema of the state

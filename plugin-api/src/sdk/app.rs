@@ -211,6 +211,10 @@ impl<A: App> Plugin for Running<A> {
         db_revision::ask(&self.context, self.runtime.handle())
     }
 
+    fn hand_over(&self) -> Result<Option<String>, String> {
+        self.context.hand_over()
+    }
+
     fn activate(&self) {
         self.context.activate();
     }
@@ -235,6 +239,7 @@ impl<A: App> Plugin for Running<A> {
         } = *self;
         {
             let _entered = runtime.handle().enter();
+            context.forget_hand_over();
             drop(app);
         }
         let left = program::finish(deadline);

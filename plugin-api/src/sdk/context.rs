@@ -8,12 +8,13 @@ use std::{
     net::SocketAddr,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    pin::Pin,
     sync::{Arc, OnceLock},
 };
 
 use http::{Extensions, Request};
 use parking_lot::Mutex;
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 
 use super::{
@@ -44,6 +45,8 @@ struct Inner {
     preflight: bool,
     base_path: String,
     data_dir: Option<PathBuf>,
+    handed_over: Option<String>,
+    hand_over: Mutex<Option<HandOver>>,
     runtime: Handle,
     works: Arc<Works>,
     workers: Workers,
@@ -52,6 +55,17 @@ struct Inner {
     state: OnceLock<State>,
     client: OnceLock<TellClient>,
     connection: OnceLock<TellConnection>,
+}
+
+/// Gives what the next version begins with, as JSON.
+struct HandOver(Box<dyn Fn() -> HandOverFuture + Send + Sync>);
+
+type HandOverFuture = Pin<Box<dyn Future<Output = Result<String, Error>> + Send>>;
+
+impl fmt::Debug for HandOver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HandOver")
+    }
 }
 
 /// Puts the address of a client into the extensions of its request.
@@ -112,6 +126,8 @@ impl Context {
             preflight: settings.preflight,
             base_path: settings.base_path().to_owned(),
             data_dir: settings.data_dir().map(PathBuf::from),
+            handed_over: settings.handed_over().map(str::to_owned),
+            hand_over: Mutex::new(None),
             runtime,
             works: Arc::new(Works::new(host)),
             workers: Workers::default(),
@@ -183,6 +199,66 @@ impl Context {
                 Error::msg(format_args!("{} cannot be made: {error}", path.display()))
             })?;
         Ok(path)
+    }
+
+    /// Has `give` say what the next version begins with: a warm cache, say. It is called when
+    /// another version of the app, or this one anew, is about to be constructed beside this one,
+    /// which answers requests meanwhile; what it gives crosses as JSON. A second call replaces the
+    /// first.
+    ///
+    /// ```ignore
+    /// let cache = Arc::new(Cache::with(cx.handed_over()?.unwrap_or_default()));
+    /// let given = Arc::clone(&cache);
+    /// cx.on_handover(move || {
+    ///     let cache = Arc::clone(&given);
+    ///     async move { cache.entries() }
+    /// });
+    /// ```
+    pub fn on_handover<F, W, T>(&self, give: F)
+    where
+        F: Fn() -> W + Send + Sync + 'static,
+        W: Future<Output = T> + Send + 'static,
+        T: Serialize,
+    {
+        let give = move || -> HandOverFuture {
+            let given = give();
+            Box::pin(async move { Ok(serde_json::to_string(&given.await)?) })
+        };
+        *self.0.hand_over.lock() = Some(HandOver(Box::new(give)));
+    }
+
+    /// What the version before hands over by [`on_handover`](Self::on_handover). None when it hands
+    /// nothing over: at a start of the host, in a preflight check, or when it was too slow or it
+    /// was too much. So an app does without.
+    ///
+    /// # Errors
+    /// When it is of another type: what the version before gives is none of this version.
+    pub fn handed_over<T: DeserializeOwned>(&self) -> Result<Option<T>, Error> {
+        let Some(text) = &self.0.handed_over else {
+            return Ok(None);
+        };
+        serde_json::from_str(text).map(Some).map_err(|error| {
+            Error::msg(format_args!(
+                "what the version before hands over is of another type: {error}"
+            ))
+        })
+    }
+
+    /// Asks for what the next version begins with.
+    pub(super) fn hand_over(&self) -> Result<Option<String>, String> {
+        let given = self.0.hand_over.lock().as_ref().map(|give| (give.0)());
+        let Some(given) = given else {
+            return Ok(None);
+        };
+        let given = self.0.runtime.block_on(given);
+        given.map(Some).map_err(|error| error.to_string())
+    }
+
+    /// Drops what it was given by [`on_handover`](Self::on_handover), which may have this context
+    /// itself.
+    pub(super) fn forget_hand_over(&self) {
+        let given = self.0.hand_over.lock().take();
+        drop(given);
     }
 
     /// Whether this is the trial start of a preflight check: it will be dropped again, and no user

@@ -95,7 +95,7 @@ impl<M: Machine + Clone> Deploy<'_, M> {
 
     /// Has what is live leave, and starts the new version in its place.
     pub(super) async fn hand_off(
-        self,
+        mut self,
         checked: Checked,
         id: GenerationId,
     ) -> Result<Ended, Failure> {
@@ -110,6 +110,7 @@ impl<M: Machine + Clone> Deploy<'_, M> {
         if let Err(reason) = quiet(&old, Awaited::Requests, hold.left()).await {
             return Err(Failure::host(reason).of(id));
         }
+        self.ask_hand_over().await;
         let began = Instant::now();
         leave(rollout, app, &old, &hold).await;
         progress.step(
@@ -234,6 +235,7 @@ async fn bring_back<M: Machine + Clone>(
         trying: Arc::new(Trying::of(&rollout.journal, &app.name)),
         machine,
         migration: None,
+        handed_over: None,
     };
     match Box::pin(deploy.run()).await {
         Ok(Ended::Live(..)) => Ok(()),

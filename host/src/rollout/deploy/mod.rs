@@ -616,6 +616,7 @@ async fn carry_out<M: Machine + Clone>(
         trying: Arc::new(Trying::of(&rollout.journal, &app.name)),
         machine,
         migration: None,
+        handed_over: None,
     };
     match deploy.run().await {
         Ok(ended) => ended,

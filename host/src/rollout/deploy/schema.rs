@@ -326,6 +326,7 @@ impl<M: Machine + Clone> Deploy<'_, M> {
             state: Some(Arc::clone(store)),
             work: None,
             migration: Some((path.from, path.to)),
+            handed_over: None,
             stays: None,
         };
         let loaded_at = Instant::now();

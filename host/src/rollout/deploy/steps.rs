@@ -127,6 +127,8 @@ pub(super) struct Deploy<'a, M> {
     /// What the state has to go through before it runs; none where it fits, and before that is
     /// known.
     pub(super) migration: Option<Way>,
+    /// What the version that it replaces hands over.
+    pub(super) handed_over: Option<Arc<str>>,
 }
 
 impl<M: Machine + Clone> Deploy<'_, M> {
@@ -218,7 +220,43 @@ impl<M: Machine + Clone> Deploy<'_, M> {
         if self.hands_off() {
             return self.hand_off(checked, id).await;
         }
+        self.ask_hand_over().await;
         self.migrate_and_go_live(checked, id).await
+    }
+
+    /// Asks what is live for what this version begins with. That it gives nothing is no failure.
+    pub(super) async fn ask_hand_over(&mut self) {
+        let Some((asked, id)) = self.app.running(|running| {
+            let active = &running.serving.primary()?.active;
+            Some((active.ask_hand_over(), active.generation().spec().id))
+        }) else {
+            return;
+        };
+        let began = Instant::now();
+        let settings = self.app.settings();
+        let config::Handover { deadline, max_size } = settings.handover;
+        let given = generation::answered(asked, self.plan.within(deadline)).await;
+        let reason = match given {
+            Ok(None) => return,
+            Ok(Some(text)) if text.len() as u64 <= max_size => {
+                let size = human::file_size(text.len() as u64);
+                let message = format!("generation {id} handed over {size}");
+                self.progress
+                    .step("hand-over", self.app, began.elapsed(), message);
+                self.handed_over = Some(text.into());
+                return;
+            }
+            Ok(Some(text)) => format!(
+                "it has {}, and handover.max_size is {}",
+                human::file_size(text.len() as u64),
+                human::file_size(max_size)
+            ),
+            Err(reason) => reason,
+        };
+        let message = format!("what generation {id} hands over is left out: {reason}");
+        self.rollout
+            .registry
+            .record_event(EventKind::Warning, self.app, Some(id), message);
     }
 
     /// Loads and starts what was checked, and has it take requests.
@@ -674,6 +712,7 @@ impl<M: Machine + Clone> Deploy<'_, M> {
             state: Some(rollout.registry.stores().of(&app.name)),
             work: Some(rollout.registry.work().of(&app.name)),
             migration: None,
+            handed_over: self.handed_over.clone(),
             stays: app.saved.read(|record| {
                 let reason = record.why_staying(plan.artifact.sha256);
                 reason.map(str::to_owned)

@@ -1,8 +1,16 @@
 //! An app that keeps links in the state, as each of its versions has them: their targets, then with
-//! how often each was followed, then in a namespace of their own. A file says what its migrations
-//! and its constructor do instead of going well.
+//! how often each was followed, then in a namespace of their own; and that counts in memory. A file
+//! says what its migrations and its constructor do instead of going well.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -137,8 +145,26 @@ async fn app(cx: Context) -> Result<Router, Error> {
         trouble("start").await?;
     }
     let version = cx.version().to_owned();
+    let warm = Arc::new(AtomicU64::new(cx.handed_over()?.unwrap_or(0)));
+    let given = Arc::clone(&warm);
+    cx.on_handover(move || {
+        let given = given.load(Ordering::Relaxed);
+        async move {
+            // What goes wrong here is not told by an error.
+            let _ = trouble("hand-over").await;
+            match how("hand-over").as_deref() {
+                Some("much") => Value::from("x".repeat(1 << 20)),
+                Some("another") => Value::from("no number"),
+                _ => Value::from(given),
+            }
+        }
+    });
     Ok(Router::new()
         .route("/version", get(move || async move { version }))
+        .route(
+            "/warm",
+            get(move || async move { (warm.fetch_add(1, Ordering::Relaxed) + 1).to_string() }),
+        )
         .route("/all", get(all))
         .route("/put/{key}/{target}", get(put_link))
         .route(
