@@ -561,3 +561,39 @@ fn the_page_on_troubleshooting_has_the_sentences_of_the_program() {
     assert!(missing.is_empty(), "nothing prints\n{}", missing.join("\n"));
     assert!(number > 80, "{number} sentences were found");
 }
+
+#[test]
+fn every_test_that_a_promise_or_a_fault_names_exists() {
+    let folders = ["host", "plugin-api", "tests", "example-plugin"];
+    let sources: String = folders.into_iter().flat_map(rust_files).map(read).collect();
+    let functions: BTreeSet<&str> = sources
+        .split("fn ")
+        .skip(1)
+        .filter_map(|behind| behind.split(['(', '<']).next())
+        .collect();
+    let mut missing = Vec::new();
+    let mut number = 0;
+    for document in ["README.md", "docs/faults.md"] {
+        for line in read(document).lines().filter(|line| line.starts_with("| ")) {
+            // Names of tests are sentences; some are cut with `…`.
+            for name in line.split('`').skip(1).step_by(2) {
+                let part = name.trim_matches('…');
+                let is_name = |c: char| c == '_' || c.is_ascii_lowercase() || c.is_ascii_digit();
+                if part.matches('_').count() < 3 || !part.chars().all(is_name) {
+                    continue;
+                }
+                number += 1;
+                let is_there = match (name.starts_with('…'), name.ends_with('…')) {
+                    (false, false) => functions.contains(name),
+                    (false, true) => functions.iter().any(|one| one.starts_with(part)),
+                    (true, _) => functions.iter().any(|one| one.contains(part)),
+                };
+                if !is_there {
+                    missing.push(format!("{document}: {name}"));
+                }
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+    assert!(number > 100, "{number} tests were found");
+}
