@@ -137,7 +137,8 @@ impl RefusedLock {
         format!(
             "{who} has {path} locked ({how}). A file that may be open only once cannot be open in two generations, and a deploy has both \
              for a moment. Let the old one close it after `Context::draining()`, and the new one open it outside of its constructor, \
-             trying again until the old one has closed it; this host has no cutover yet that does so for you"
+             trying again until the old one has closed it; or write `cutover = \"handoff\"` into the section of the app, and the host ends \
+             the old one first"
         )
     }
 }
