@@ -64,7 +64,7 @@ async fn what_cannot_be_had_is_left_out_and_told() {
     for (how, reason) in [
         ("hand-over panic", "it panicked"),
         ("hand-over much", "handover.max_size is 10.2 kB"),
-        ("hand-over hang", "it did not answer within 1s"),
+        ("hand-over hang", "it did not answer within 1.0 s"),
     ] {
         fs::write(&warm.how, how).unwrap();
         warm.host.cli(["restart", "schema"]).await.expect_code(0);
@@ -76,6 +76,8 @@ async fn what_cannot_be_had_is_left_out_and_told() {
         };
         warm.host.event(reason, told).await;
     }
+    // What hung ended when its generation was replaced.
+    warm.host.settled("schema").await;
 }
 
 #[tokio::test]

@@ -4,12 +4,13 @@ use std::{
     collections::HashMap,
     fmt,
     fs::DirBuilder,
-    future::Future,
+    future::{Future, poll_fn},
     net::SocketAddr,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, OnceLock},
+    task::Poll,
 };
 
 use http::{Extensions, Request};
@@ -247,11 +248,18 @@ impl Context {
     /// Asks for what the next version begins with.
     pub(super) fn hand_over(&self) -> Result<Option<String>, String> {
         let given = self.0.hand_over.lock().as_ref().map(|give| (give.0)());
-        let Some(given) = given else {
+        let Some(mut given) = given else {
             return Ok(None);
         };
-        let given = self.0.runtime.block_on(given);
-        given.map(Some).map_err(|error| error.to_string())
+        // Nobody waits for it any more once this generation is replaced.
+        let mut draining = pin!(self.draining());
+        let given = self.0.runtime.block_on(poll_fn(|cx| {
+            if draining.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(None));
+            }
+            given.as_mut().poll(cx).map_ok(Some)
+        }));
+        given.map_err(|error| error.to_string())
     }
 
     /// Drops what it was given by [`on_handover`](Self::on_handover), which may have this context
