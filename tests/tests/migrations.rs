@@ -124,6 +124,19 @@ async fn several_migrations_are_one_and_without_a_way_back_there_is_no_rollback(
 }
 
 #[tokio::test]
+async fn a_version_that_is_compatible_with_an_older_schema_needs_no_way_back() {
+    let links = Links::open("").await;
+    links.deploy("2.0.0").await.expect_code(0);
+    links.deploy("3.0.0").await.expect_code(0);
+    links.host.cli(["rollback"]).await.expect_code(0);
+    links.expect_live("2.0.0").await;
+    let none = json!({});
+    assert_eq!(links.all().await, none, "the state is as 3.0.0 has left it");
+    links.deploy("3.0.0").await.expect_code(0);
+    assert_eq!(links.all().await, later());
+}
+
+#[tokio::test]
 async fn a_migration_that_fails_in_preflight_has_touched_nothing() {
     let links = Links::open("").await;
     for (how, words) in [

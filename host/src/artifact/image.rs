@@ -321,7 +321,8 @@ impl Artifact {
             .map_err(ImageError::Memory)
     }
 
-    /// The same artifact with an image of its own, so that it can be mapped beside this one. Blocks.
+    /// The same artifact with an image of its own, so that it can be mapped beside this one.
+    /// Blocks.
     ///
     /// # Errors
     /// As for [`Artifact::take_image`].

@@ -213,9 +213,9 @@ pub(crate) async fn load(artifact: Artifact, deadline: Duration) -> Result<Libra
 /// The reason, as the operator should read it.
 pub(crate) async fn start(mut library: Library, spec: Spec) -> Result<Started, StartError> {
     let deadline = spec.start_deadline;
-    let what = match spec.migration {
-        Some(_) => "its migration",
-        None => "its constructor",
+    let late_one = match spec.migration {
+        Some(_) => "its migration did not end within",
+        None => "its constructor did not end within",
     };
     let constructing = spec.clone();
     let state = spec.state.clone().map(Session::new);
@@ -295,10 +295,8 @@ pub(crate) async fn start(mut library: Library, spec: Spec) -> Result<Started, S
                     )
                 }
                 _ => (
-                    format!("{what} did not end within {deadline}, and goes on"),
-                    format!(
-                        "{what} did not end within {deadline}, and is left running: its library stays mapped"
-                    ),
+                    format!("{late_one} {deadline}, and goes on"),
+                    format!("{late_one} {deadline}, and is left running: its library stays mapped"),
                 ),
             };
             return Err(StartError {
@@ -312,7 +310,7 @@ pub(crate) async fn start(mut library: Library, spec: Spec) -> Result<Started, S
             });
         }
         Err(Unfinished::NoThread(error)) => {
-            format!("no thread could be started for {what}: {error}")
+            format!("no thread could be started for it: {error}")
         }
         Err(Unfinished::Panicked) => {
             "the host panicked while it started the app: this is a fault of handover".to_owned()

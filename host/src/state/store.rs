@@ -290,9 +290,8 @@ impl Store {
             .unwrap_or_else(|error| Pending::new(Ticket::ended(Err(error))))
     }
 
-    /// Keeps what is on the disk now, returns to it, or forgets it, in one step that is durable when
-    /// this has ended. What is kept in memory is emptied by a return: it is of what did not come to
-    /// be.
+    /// Keeps what is on the disk now, returns to it, or forgets it, in one step that is durable
+    /// when this has ended.
     pub(crate) fn mark(&self, marking: Marking) -> Pending {
         self.with(false, |partition| partition.mark(marking))
             .unwrap_or_else(|error| Pending::new(Ticket::ended(Err(error))))

@@ -158,8 +158,8 @@ pub fn db_revision(attribute: TokenStream, item: TokenStream) -> TokenStream {
 /// The host runs it when a version with another schema than that of the state is to go live: first
 /// on a copy, in preflight; then at the cutover, when what was live has ended what it had, with new
 /// requests held. Several are run in the order of their schemas, and all of them happen, or none:
-/// when one fails, panics or takes too long, the state is what it was, and the version that was live
-/// goes on. One that goes down (`from = 3, to = 2`) lets `handover rollback` go back.
+/// when one fails, panics or takes too long, the state is what it was, and the version that was
+/// live goes on. One that goes down (`from = 3, to = 2`) lets `handover rollback` go back.
 ///
 /// ```ignore
 /// #[handover_plugin::migration(from = 2, to = 3)]

@@ -139,7 +139,10 @@ async fn put_link(
     all(feature = "second", not(feature = "third")),
     handover_plugin::app(schema = 2)
 )]
-#[cfg_attr(feature = "third", handover_plugin::app(schema = 3))]
+#[cfg_attr(
+    feature = "third",
+    handover_plugin::app(schema = 3, compatible_with = 2)
+)]
 async fn app(cx: Context) -> Result<Router, Error> {
     if cfg!(feature = "second") {
         trouble("start").await?;
