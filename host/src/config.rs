@@ -9,6 +9,7 @@
 mod access;
 mod access_log;
 mod app;
+mod audit;
 mod canary;
 mod dashboard;
 mod dev;
@@ -46,6 +47,7 @@ pub(crate) use self::{
     access::{Control, Metrics, Trust},
     access_log::{AccessLog, AccessLogFile, AccessLogFormat},
     app::{App, Cutover, Execution, Leave, SmokeRequest, Verify, Watch, WhenFull, environment},
+    audit::Audit,
     canary::Canary,
     dashboard::Dashboard,
     dev::{Dev, NamedAddress},
@@ -93,6 +95,8 @@ pub struct Config {
     pub log: Log,
     /// `[access_log]`
     pub(crate) access_log: AccessLog,
+    /// `[audit]`
+    pub(crate) audit: Audit,
     /// `[dev]`
     pub(crate) dev: Dev,
     /// `[app.NAME]`
@@ -115,6 +119,7 @@ struct MainFile {
     trust: Trust,
     log: Log,
     access_log: AccessLog,
+    audit: Audit,
     dev: Dev,
     app: BTreeMap<AppName, App>,
 }
@@ -242,6 +247,7 @@ impl Config {
             trust: file.trust,
             log: file.log,
             access_log: file.access_log,
+            audit: file.audit,
             dev: file.dev,
             apps: file.app,
             sources: Arc::default(),
@@ -249,6 +255,7 @@ impl Config {
         config.server.resolve(folder, !config.listen.is_empty());
         config.log.resolve(folder);
         config.access_log.resolve(folder);
+        config.audit.resolve(folder);
         for app in config.apps.values_mut() {
             app.resolve(folder);
         }
@@ -409,6 +416,7 @@ impl Config {
         self.metrics = running.metrics;
         self.dashboard = running.dashboard;
         self.access_log.clone_from(&running.access_log);
+        self.audit.clone_from(&running.audit);
         let level = std::mem::take(&mut self.log.level);
         self.log = Log {
             level,

@@ -27,6 +27,7 @@ use crate::{
     operations::operation::{Keyed, Operation},
     preflight::Scope,
     records::{
+        audit::Audit,
         history::{self, Attribution},
         journal::{Crashed, Journal},
         room::Room,
@@ -90,8 +91,9 @@ impl Orchestrator {
         let room = Arc::new(Room::in_state(state, spill));
         room.take();
         let journal = Journal::new(state, Arc::clone(&room));
+        let audit = Audit::open(&config.audit, state, Arc::clone(&room))?;
         let registry = Registry::open(config, state, room, routes)?;
-        let rollout = Rollout::new(registry, store, journal);
+        let rollout = Rollout::new(registry, store, journal, audit);
         let mut background = JoinSet::new();
         background.spawn(look(rollout.registry.clone()));
         background.spawn(restore::catch_up_always(rollout.clone()));
@@ -106,6 +108,11 @@ impl Orchestrator {
 
     fn registry(&self) -> &Registry {
         &self.0.rollout.registry
+    }
+
+    /// Returns the audit log.
+    pub(crate) fn audit(&self) -> Audit {
+        self.0.rollout.audit.clone()
     }
 
     /// Records an event about no app.

@@ -22,9 +22,9 @@ use tokio::{
 };
 
 use crate::{
-    AppName, ArtifactReport, ChannelBody, ConfigPlan, DashboardLink, Done, Event, History,
-    HolderList, JobDetails, JobList, Label, LeaseList, NodeDrain, Problem, Progress, SIGNATURE,
-    ScheduleList, ShadowList, ShuttingDown, StateDone, StateKeyLine, StateStats, Status,
+    AppName, ArtifactReport, AuditList, ChannelBody, ConfigPlan, DashboardLink, Done, Event,
+    History, HolderList, JobDetails, JobList, Label, LeaseList, NodeDrain, Problem, Progress,
+    SIGNATURE, ScheduleList, ShadowList, ShuttingDown, StateDone, StateKeyLine, StateStats, Status,
     TenantList, Wait, query, socket,
 };
 
@@ -176,6 +176,11 @@ impl Client {
     pub async fn history(&self, app: Option<&AppName>) -> Result<History, ClientError> {
         let query = query::History { app: app.cloned() };
         self.get(&query::uri(query::HISTORY, &query)).await
+    }
+
+    /// `GET /v1/audit`
+    pub async fn audit(&self, query: &query::Audit) -> Result<AuditList, ClientError> {
+        self.get(&query::uri(query::AUDIT, query)).await
     }
 
     /// `GET /v1/jobs`

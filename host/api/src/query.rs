@@ -10,6 +10,8 @@ pub const STATUS: &str = "/v1/status";
 pub const HISTORY: &str = "/v1/history";
 /// The path of `GET /v1/artifact`.
 pub const ARTIFACT: &str = "/v1/artifact";
+/// The path of `GET /v1/audit`.
+pub const AUDIT: &str = "/v1/audit";
 /// The path of `GET /v1/events`.
 pub const EVENTS: &str = "/v1/events";
 /// The path of `POST /v1/deploy`.
@@ -121,6 +123,21 @@ pub struct History {
     /// Only this app.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app: Option<AppName>,
+}
+
+/// The query of `/v1/audit`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Audit {
+    /// Only what was about this app.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+    /// Only what was asked for since then, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_ms: Option<u64>,
+    /// The newest so many; none is 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
 }
 
 /// The query of `/v1/artifact`.

@@ -403,6 +403,16 @@ Examples:
 Example:
   handover history shop")]
     History(History),
+    /// Show who asked the host for which change, and how it ended
+    #[command(after_help = "\
+What came over the control socket and the dashboard, by files in the drop folders, and by signals; over restarts of the
+host, too. Values and artifacts are not in it.
+
+Examples:
+  handover audit
+  handover audit --app shop --since 2h
+  handover audit --since 2026-11-28T08:00:00Z -n 1000 --json")]
+    Audit(Audit),
     /// Compare what is live with a boot from nothing
     #[command(after_help = "\
 The child has the settings that a restart would give, and a copy of the app's state. Its answers to
@@ -948,6 +958,20 @@ pub(super) struct History {
     /// The app [default: all]
     #[arg(value_name = "APP")]
     pub(super) app: Option<AppName>,
+}
+
+/// `handover audit`
+#[derive(Debug, clap::Args)]
+pub(super) struct Audit {
+    /// Only what was about this app
+    #[arg(long, value_name = "APP")]
+    pub(super) app: Option<AppName>,
+    /// Only what was asked for since then: a time as 2026-11-28T08:00:00Z, or how long ago, as 2h
+    #[arg(long, value_name = "T", value_parser = super::audit::since)]
+    pub(super) since: Option<u64>,
+    /// The newest so many
+    #[arg(short, value_name = "N", default_value_t = 100)]
+    pub(super) number: usize,
 }
 
 /// `handover events`

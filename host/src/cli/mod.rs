@@ -8,6 +8,7 @@
 //! - one file for each family of commands
 
 mod args;
+mod audit;
 mod availability;
 mod build;
 mod check;
@@ -80,6 +81,7 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => client(deploy::verify(&global, args)),
         Command::Diff(args) => client(diff::diff(&global, args)),
         Command::History(args) => client(history::history(&global, args)),
+        Command::Audit(args) => client(audit::audit(&global, args)),
         Command::Events(args) => client(events::events(&global, args)),
         Command::State(args) => client(state::state(&global, args.command)),
         Command::Plan => client(config::plan(&global)),

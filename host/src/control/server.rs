@@ -10,8 +10,8 @@ use std::{
 
 use arc_swap::ArcSwap;
 use handover_api::{
-    AppName, ArtifactReport, Cause, ConfigPlan, Event, HistoryEntry, HolderStatus, NodeDrain,
-    OperationResult, ShadowStatus, Status, TenantStatus, Wait, query,
+    AppName, ArtifactReport, AuditSource, Cause, ConfigPlan, Event, HistoryEntry, HolderStatus,
+    NodeDrain, OperationResult, ShadowStatus, Status, TenantStatus, Wait, query,
 };
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -44,6 +44,7 @@ use crate::{
     orchestrator::Orchestrator,
     ownership,
     reconfigure::{ReconfigureError, Reconfigurer},
+    records::audit::Audit,
     report::holders::HolderId,
     report::status::Surface,
     telemetry::Gather,
@@ -65,6 +66,8 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
     fn status(&self) -> Status;
     /// For `GET /v1/history`.
     fn history(&self, app: Option<&AppName>) -> Vec<HistoryEntry>;
+    /// For `GET /v1/audit`, and where calls that change something are taken down.
+    fn audit(&self) -> Audit;
     /// For `GET /v1/events`: those so far, and those to come.
     fn events(&self) -> (Vec<Event>, broadcast::Receiver<Event>);
     /// Begins an upload. Blocks on the file system.
@@ -208,6 +211,10 @@ impl Backend for Host {
 
     fn history(&self, app: Option<&AppName>) -> Vec<HistoryEntry> {
         self.orchestrator.history(app)
+    }
+
+    fn audit(&self) -> Audit {
+        self.orchestrator.audit()
     }
 
     fn events(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
@@ -588,12 +595,13 @@ async fn connection<B: Backend>(
     shutdown: ShutdownHandle,
 ) {
     let caller = Caller::of(&stream, access).await;
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
     let nobody = Peer {
         uid: u32::MAX,
         gid: u32::MAX,
     };
     let peer = caller.as_ref().map_or(nobody, |caller| caller.peer);
-    let asked = Arc::new(Asked::by(peer, shutdown.clone()));
+    let asked = Arc::new(Asked::by(peer, pid, AuditSource::Control, shutdown.clone()));
     let names = match &caller {
         Ok(caller) => caller.names().await,
         Err(_) => Default::default(),
@@ -752,6 +760,10 @@ mod tests {
         fn history(&self, app: Option<&AppName>) -> Vec<HistoryEntry> {
             self.call(format!("history {app:?}"));
             Vec::new()
+        }
+
+        fn audit(&self) -> Audit {
+            Audit::default()
         }
 
         fn events(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
@@ -1257,7 +1269,8 @@ mod tests {
                 // apps'. A link to the dashboard leads to what the same observer sees there.
                 call.path == query::DASHBOARD
                     || call.method == Method::GET
-                        && ![query::JOB, query::CONFIG, query::CONFIG_PLAN].contains(&call.path),
+                        && ![query::JOB, query::AUDIT, query::CONFIG, query::CONFIG_PLAN]
+                            .contains(&call.path),
                 "{}",
                 call.path
             );

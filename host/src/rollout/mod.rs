@@ -44,8 +44,11 @@ use tokio::sync::watch;
 
 use self::{drain::Departures, reload::Reloads, retained::RetainedLibraries};
 use crate::{
-    apps::registry::Registry, artifact::Store, operations::operation::Operations,
-    records::journal::Journal, report::leaks::Leaks,
+    apps::registry::Registry,
+    artifact::Store,
+    operations::operation::Operations,
+    records::{audit::Audit, journal::Journal},
+    report::leaks::Leaks,
 };
 
 /// What the steps of a rollout work on. Cheap to clone.
@@ -55,6 +58,7 @@ pub(crate) struct Rollout {
     pub(crate) store: Store,
     pub(crate) operations: Arc<Operations>,
     pub(crate) journal: Journal,
+    pub(crate) audit: Audit,
     pub(crate) leaks: Arc<Leaks>,
     pub(crate) retained: RetainedLibraries,
     pub(crate) reloads: Arc<Reloads>,
@@ -65,11 +69,12 @@ pub(crate) struct Rollout {
 
 impl Rollout {
     /// Creates the rollout of the apps of `registry`.
-    pub(crate) fn new(registry: Registry, store: Store, journal: Journal) -> Self {
+    pub(crate) fn new(registry: Registry, store: Store, journal: Journal, audit: Audit) -> Self {
         Self {
             registry,
             store,
             journal,
+            audit,
             operations: Arc::default(),
             leaks: Arc::default(),
             retained: RetainedLibraries::default(),
