@@ -293,6 +293,8 @@ impl Config {
             for (at, limit) in app.limit.iter().enumerate() {
                 let what = if limit.requests.is_none() && limit.concurrent.is_none() {
                     "a limit has `requests` or `concurrent`, or both"
+                } else if limit.queue > 0 && limit.concurrent.is_none() {
+                    "nothing waits where any number may be under way: set `concurrent` beside `queue`"
                 } else if limit.by == LimitedBy::Tenant && app.tenant.from.is_none() {
                     "the app has no tenants: set its `tenant.from`, or another `by`"
                 } else {
