@@ -34,6 +34,7 @@ pub use sdk::{
     log::layer,
     rate_limit::{Decision, RateLimiter},
     serve::{ForEach, IncomingConnection, IntoApp, Itself, Listener, Serve, serve},
+    settings::{Message, Setting, Settings, SettingsChanges},
     state::{Change, Changes, Scan, State, StateError, Transaction, Watch, Write},
     trace::request_span,
     worker::{Stop, worker},

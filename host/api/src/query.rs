@@ -66,6 +66,12 @@ pub const CONFIG: &str = "/v1/config";
 pub const CONFIG_PLAN: &str = "/v1/config/plan";
 /// The path of `POST /v1/config/reload`.
 pub const CONFIG_RELOAD: &str = "/v1/config/reload";
+/// The path of `GET /v1/settings`.
+pub const SETTINGS: &str = "/v1/settings";
+/// The path of `POST /v1/set`.
+pub const SET: &str = "/v1/set";
+/// The path of `POST /v1/send`.
+pub const SEND: &str = "/v1/send";
 /// The path of `POST /v1/dashboard`.
 pub const DASHBOARD: &str = "/v1/dashboard";
 /// The path of `POST /v1/drain-node`.
@@ -360,6 +366,38 @@ pub struct Move {
     /// Whether what it has in flight on the version before is ended.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub now: bool,
+}
+
+/// The query of `/v1/set`, whose body is the value as JSON.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Set {
+    /// The app, where there is more than one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+    /// The key.
+    pub key: String,
+    /// Whether the setting is taken away; there is no body then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unset: bool,
+    /// Who changes it, for the history; else the user of the process that calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+}
+
+/// The query of `/v1/send`, whose body is the message.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Send {
+    /// The app, where there is more than one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+    /// Milliseconds that an answer is waited for; none is 30 seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Who sends it, for the audit log; else the user of the process that calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
 }
 
 /// The query of `/v1/stop`.

@@ -21,6 +21,9 @@
 //! | `GET /v1/tenants?app=A` | [`TenantList`] |
 //! | `POST /v1/move?app=A&tenant=T&now=true` | [`crate::Done`] |
 //! | `GET /v1/operations/ID` | the [`Progress`] lines of that operation, from its beginning |
+//! | `GET /v1/settings?app=A` | [`crate::SettingsList`] |
+//! | `POST /v1/set?app=A&key=K&unset=true&by=WHO`, body = the value as JSON | [`crate::Done`] |
+//! | `POST /v1/send?app=A&timeout_ms=N&by=WHO`, body = the message | [`crate::MessageAnswers`] |
 //! | `GET /metrics` | the metrics, as the text that Prometheus reads |
 //! | `POST /v1/dashboard` | [`DashboardLink`] |
 //! | `POST /v1/drain-node?undo=true&wait_ms=N` | [`NodeDrain`] |

@@ -29,6 +29,7 @@ mod operation;
 mod output;
 mod remote;
 mod run;
+mod settings;
 mod shadow;
 mod shutdown;
 mod state;
@@ -91,6 +92,9 @@ pub fn main() -> ExitCode {
         Command::Leases(args) => client(work::leases(&global, args)),
         Command::Drain(args) => client(drain::drain(&global, args)),
         Command::Tenants(args) => client(tenants::tenants(&global, args)),
+        Command::Set(args) => client(settings::set(&global, args)),
+        Command::Settings(args) => client(settings::settings(&global, args)),
+        Command::Send(args) => client(settings::send(&global, args)),
         Command::Move(args) => client(tenants::move_on(&global, args)),
         Command::Cancel { id } => client(work::cancel(&global, &id)),
         Command::Config(command) => client(config::config(&global, command)),

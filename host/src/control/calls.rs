@@ -15,7 +15,7 @@ use handover_api::{
     ShadowList, ShuttingDown, TenantList, Wait, query,
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Either, Full};
+use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::Incoming;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{broadcast, mpsc};
@@ -34,12 +34,15 @@ use crate::{
     ownership,
     reconfigure::ReconfigureError,
     report::holders::HolderId,
-    rollout,
+    rollout::{self, settings::SettingsError},
     telemetry::{Gather, exposition},
 };
 
 /// How many lines or pieces may wait for a slow other side.
 const WAITING: usize = 32;
+
+/// How long the text of a setting or a message is at most.
+const LONGEST_TEXT: usize = 1 << 20;
 
 /// How long the bytes of a caller that is refused are read.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -335,6 +338,35 @@ impl<B: Backend> Call<B> {
                     Ok(message) => Ok(json(&Done { message })),
                     Err(why) => Err(Refusal::new(StatusCode::NOT_FOUND, 1, why)),
                 }
+            })
+        }),
+        Self::read(query::SETTINGS, |request, backend, _| {
+            Box::pin(async move {
+                let list = backend.settings(read_query(&request)?);
+                Ok(json(&list.map_err(not_set)?))
+            })
+        }),
+        Self::post(query::SET, |request, backend, asked| {
+            Box::pin(async move {
+                let mut query: query::Set = read_query(&request)?;
+                asked.name(&mut query.by).await;
+                let text = text(request.into_body()).await?;
+                let value = match query.unset {
+                    true => None,
+                    false => Some(serde_json::from_str(&text).map_err(|error| {
+                        let why = format_args!("the value is no JSON: {error}");
+                        Refusal::new(StatusCode::BAD_REQUEST, 2, why)
+                    })?),
+                };
+                let message = backend.set(query, value).await.map_err(not_set)?;
+                Ok(json(&Done { message }))
+            })
+        }),
+        Self::post(query::SEND, |request, backend, _| {
+            Box::pin(async move {
+                let query = read_query(&request)?;
+                let text = text(request.into_body()).await?;
+                Ok(json(&backend.send(query, text).await.map_err(not_set)?))
             })
         }),
         Self::get(query::HOLDERS, |request, backend, _| {
@@ -741,6 +773,31 @@ pub(crate) fn missed_events(last: u64, missed: u64) -> Event {
         leaked_bytes: None,
         leaked_descriptors: None,
     }
+}
+
+/// The body of a call that takes a text.
+async fn text(body: Incoming) -> Result<String, Refusal> {
+    let limited = Limited::new(body, LONGEST_TEXT).collect().await;
+    let bytes = limited.map_err(|error| {
+        Refusal::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            1,
+            format_args!("the text was not taken, at most 1 MiB are: {error}"),
+        )
+    })?;
+    String::from_utf8(bytes.to_bytes().into()).map_err(|error| {
+        let why = format_args!("the text is no UTF-8: {error}");
+        Refusal::new(StatusCode::BAD_REQUEST, 2, why)
+    })
+}
+
+fn not_set(error: SettingsError) -> Refusal {
+    let (status, code, why) = match error {
+        SettingsError::NoApp(why) => (StatusCode::NOT_FOUND, 1, why),
+        SettingsError::Invalid(why) => (StatusCode::BAD_REQUEST, 2, why),
+        SettingsError::Refused(why) => (StatusCode::CONFLICT, 1, why),
+    };
+    Refusal::new(status, code, why)
 }
 
 async fn cancel_holder<B: Backend>(

@@ -11,7 +11,8 @@ use std::{
 use arc_swap::ArcSwap;
 use handover_api::{
     AppName, ArtifactReport, AuditSource, Cause, ConfigPlan, Event, HistoryEntry, HolderStatus,
-    NodeDrain, OperationResult, ShadowStatus, Status, TenantStatus, Wait, query,
+    MessageAnswers, NodeDrain, OperationResult, SettingsList, ShadowStatus, Status, TenantStatus,
+    Wait, query,
 };
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -47,6 +48,7 @@ use crate::{
     records::audit::Audit,
     report::holders::HolderId,
     report::status::Surface,
+    rollout::settings::SettingsError,
     telemetry::Gather,
     watch::WatcherHandle,
     work::AppWork,
@@ -112,6 +114,20 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
     fn tenants(&self, app: Option<&AppName>) -> Vec<TenantStatus>;
     /// For `POST /v1/move`.
     fn move_tenant(&self, asked: &query::Move) -> Result<String, String>;
+    /// For `GET /v1/settings`.
+    fn settings(&self, asked: query::OfApp) -> Result<SettingsList, SettingsError>;
+    /// For `POST /v1/set`, with the value; none: it is taken away. May wait for the app.
+    fn set(
+        &self,
+        asked: query::Set,
+        value: Option<serde_json::Value>,
+    ) -> impl Future<Output = Result<String, SettingsError>> + Send;
+    /// For `POST /v1/send`. May wait for the app.
+    fn send(
+        &self,
+        asked: query::Send,
+        text: String,
+    ) -> impl Future<Output = Result<MessageAnswers, SettingsError>> + Send;
     /// For `GET /v1/holders`.
     fn holders(&self, asked: &query::Holders) -> Vec<HolderStatus>;
     /// For `GET /v1/shadow`.
@@ -292,6 +308,26 @@ impl Backend for Host {
 
     fn move_tenant(&self, asked: &query::Move) -> Result<String, String> {
         self.orchestrator.move_tenant(asked)
+    }
+
+    fn settings(&self, asked: query::OfApp) -> Result<SettingsList, SettingsError> {
+        self.orchestrator.settings(asked)
+    }
+
+    async fn set(
+        &self,
+        asked: query::Set,
+        value: Option<serde_json::Value>,
+    ) -> Result<String, SettingsError> {
+        self.orchestrator.set(asked, value).await
+    }
+
+    async fn send(
+        &self,
+        asked: query::Send,
+        text: String,
+    ) -> Result<MessageAnswers, SettingsError> {
+        self.orchestrator.send(asked, text).await
     }
 
     fn holders(&self, asked: &query::Holders) -> Vec<HolderStatus> {
@@ -896,6 +932,28 @@ mod tests {
             Err("there is none".to_owned())
         }
 
+        fn settings(&self, _asked: query::OfApp) -> Result<SettingsList, SettingsError> {
+            Err(SettingsError::NoApp("there is no app".to_owned()))
+        }
+
+        async fn set(
+            &self,
+            asked: query::Set,
+            value: Option<serde_json::Value>,
+        ) -> Result<String, SettingsError> {
+            self.call(format!("set {} {value:?}", asked.key));
+            Ok("it is set".to_owned())
+        }
+
+        async fn send(
+            &self,
+            _asked: query::Send,
+            text: String,
+        ) -> Result<MessageAnswers, SettingsError> {
+            self.call(format!("send {text}"));
+            Err(SettingsError::Refused("nothing runs".to_owned()))
+        }
+
         fn holders(&self, asked: &query::Holders) -> Vec<HolderStatus> {
             self.call(format!("holders {asked:?}"));
             Vec::new()
@@ -1269,8 +1327,14 @@ mod tests {
                 // apps'. A link to the dashboard leads to what the same observer sees there.
                 call.path == query::DASHBOARD
                     || call.method == Method::GET
-                        && ![query::JOB, query::AUDIT, query::CONFIG, query::CONFIG_PLAN]
-                            .contains(&call.path),
+                        && ![
+                            query::JOB,
+                            query::AUDIT,
+                            query::SETTINGS,
+                            query::CONFIG,
+                            query::CONFIG_PLAN
+                        ]
+                        .contains(&call.path),
                 "{}",
                 call.path
             );

@@ -6,6 +6,7 @@
 //! - [`events`]: what happened, for those who follow it
 //! - [`journal`]: what runs, for the host after this one
 //! - [`room`]: room on the disk for records, taken in advance
+//! - [`settings`]: the live settings of an app
 //! - [`order`]: the order of what happened
 
 pub(crate) mod app_record;
@@ -15,3 +16,4 @@ pub(crate) mod history;
 pub(crate) mod journal;
 pub(crate) mod order;
 pub(crate) mod room;
+pub(crate) mod settings;

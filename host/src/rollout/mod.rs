@@ -8,6 +8,7 @@
 //! - [`canary`]: one of them that gets a share of the requests
 //! - [`availability`]: whether an app answers: stop, start, restart, pause, resume
 //! - [`tenants`]: generations that stay for the tenants that have something there
+//! - [`settings`]: what an operator changes and asks while an app runs
 //! - [`triggers`]: commands that are given by a file in the drop folder
 //! - [`hooks`]: the operator's programs at a deploy
 //! - [`rejected`]: uploads that were not taken
@@ -32,6 +33,7 @@ pub(crate) mod reload;
 pub(crate) mod restore;
 pub(crate) mod retained;
 pub(crate) mod rollback;
+pub(crate) mod settings;
 pub(crate) mod shutdown;
 pub(crate) mod tenants;
 mod triggers;

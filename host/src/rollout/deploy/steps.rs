@@ -39,7 +39,7 @@ use crate::{
         Rollout, availability, canary, crash,
         drain::Leaving,
         hooks::{self, About},
-        labels, tenants, verdict, verify,
+        labels, settings, tenants, verdict, verify,
     },
     shortage,
     work::check_schedules,
@@ -654,7 +654,7 @@ impl<M: Machine + Clone> Deploy<'_, M> {
             start_deadline: longest,
             preflight: false,
             state: Some(rollout.registry.stores().of(&app.name)),
-            work: Some(rollout.registry.work().of(&app.name)),
+            work: Some(settings::work_of(rollout, app)),
             stays: app.saved.read(|record| {
                 let reason = record.why_staying(plan.artifact.sha256);
                 reason.map(str::to_owned)

@@ -22,8 +22,8 @@ use crate::abi::{
     poll::PollState,
     state::codes,
     work::{
-        ATTEMPT, CANCEL, ENQUEUE, FIND, FINISH, LEASE, LISTEN, NEW_ID, PROGRESS, SUPERSEDED,
-        UNKNOWN_JOB, WorkFuture, WorkRequest, WorkService, WorkSink,
+        ATTEMPT, CANCEL, ENQUEUE, FIND, FINISH, INBOX, LEASE, LISTEN, NEW_ID, PROGRESS, REPLY,
+        SETTINGS, SUPERSEDED, UNKNOWN_JOB, WorkFuture, WorkRequest, WorkService, WorkSink,
     },
 };
 
@@ -409,6 +409,8 @@ impl Session {
             FIND => work.find(request),
             CANCEL => work.cancel(request),
             NEW_ID => work.new_id(request),
+            SETTINGS | REPLY => Ok((serde_json::json!({}), Vec::new())),
+            INBOX => return Ok(Box::new(Silent)),
             LISTEN => {
                 let Listen { jobs } = read(request)?;
                 return Ok(Box::new(Listening {
@@ -480,6 +482,15 @@ impl WorkFuture for Known {
                 PollState::Failed
             }
         }
+    }
+}
+
+/// Nobody asks anything.
+struct Silent;
+
+impl WorkFuture for Silent {
+    fn poll(&mut self, _waker: &Waker, _sink: &WorkSink<'_>) -> PollState {
+        PollState::Pending
     }
 }
 
