@@ -322,6 +322,9 @@ pub struct Labelled {
     /// Whether it goes live in a freeze, too; for `promote` only.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub override_freeze: bool,
+    /// Whether jobs may lose their handler; for `promote` only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub orphan_jobs: bool,
 }
 
 /// The query of `/v1/canary/pause`, `/v1/canary/resume`, `/v1/start`, `/v1/restart` and

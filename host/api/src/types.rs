@@ -10,7 +10,7 @@
 //! | `POST /v1/deploy?name=FILE&app=A&timeout_ms=N&label=L&ttl_ms=N&canary=5%25,25%25&bake_ms=N&sticky=KEY&shadow=10%25&orphan_jobs=true&override_freeze=true&idempotency_key=K&queue=true&detach=true`, body = the artifact's bytes | one [`Progress`] a line |
 //! | `POST /v1/reload?app=A&queue=true` | one [`Progress`] a line |
 //! | `POST /v1/rollback?app=A&to=VERSION-OR-GENERATION&queue=true` | one [`Progress`] a line |
-//! | `POST /v1/promote?app=A&label=L&queue=true` | one [`Progress`] a line |
+//! | `POST /v1/promote?app=A&label=L&orphan_jobs=true&queue=true` | one [`Progress`] a line |
 //! | `POST /v1/abort?app=A&label=L&queue=true` | one [`Progress`] a line |
 //! | `GET /v1/shadow?app=A` | [`ShadowList`] |
 //! | `POST /v1/verify?app=A` | one [`Progress`] a line |

@@ -837,6 +837,9 @@ pub(super) struct Promote {
     /// Let it go live in a freeze too
     #[arg(long)]
     pub(super) override_freeze: bool,
+    /// Promote it though it has no handler for jobs that wait: they wait for a version that has one
+    #[arg(long)]
+    pub(super) orphan_jobs: bool,
 }
 
 /// What is about some apps.

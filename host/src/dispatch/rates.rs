@@ -389,15 +389,15 @@ impl Rate {
 
     /// Counts a request in time.
     fn count(&self, key: u64, now: Instant) -> Result<(), TooMany> {
+        let Some(interval) = self.interval() else {
+            return Ok(());
+        };
         let mut part = self.part(key).lock();
         if part.known.len() >= part.sweep_at {
             part.known
                 .retain(|_, known| known.running > 0 || known.due > now);
             part.sweep_at = (part.known.len() * 2).max(FIRST_SWEEP);
         }
-        let Some(interval) = self.interval() else {
-            return Ok(());
-        };
         let fresh = Known {
             due: now,
             running: 0,

@@ -53,6 +53,7 @@ pub(super) async fn carry_out(
         queue,
         detach,
         override_freeze: false,
+        orphan_jobs: false,
     };
     let plain = query::Operation {
         app: Some(app.clone()),

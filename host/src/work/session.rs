@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use handover_api::LeaseInfo;
 use handover_plugin::abi::{
     lent::Lent,
     poll::PollState,
@@ -162,6 +163,13 @@ impl WorkSession {
         self.work.jobs.abandon_all(self.generation);
         self.work.leases.ask_back(self.generation);
         self.work.leases.end(self.generation);
+    }
+
+    /// Returns the leases that the generation has.
+    pub(crate) fn leases(&self) -> Vec<LeaseInfo> {
+        let mut leases = self.work.leases.list();
+        leases.retain(|lease| lease.generation == Some(self.generation));
+        leases
     }
 
     /// Waits until the host has no waker of the generation any more, for `deadline` at the longest;
