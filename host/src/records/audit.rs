@@ -66,6 +66,14 @@ struct Inner {
     files: Mutex<()>,
 }
 
+/// The entries at one instant.
+struct Snapshot {
+    /// The files, the oldest first, each with how much of it counts.
+    files: Vec<(File, u64)>,
+    /// What is in none of them.
+    unwritten: Vec<AuditEntry>,
+}
+
 #[derive(Debug, Default)]
 struct State {
     last: u64,
@@ -223,7 +231,7 @@ impl Audit {
             return Ok(Vec::new());
         };
         inner.settle(READ_WITHIN);
-        let (files, unwritten) = inner.snapshot()?;
+        let Snapshot { files, unwritten } = inner.snapshot()?;
         let limit = asked.limit.unwrap_or(LINES);
         let mut found = VecDeque::new();
         let mut take = |entry: AuditEntry| {
@@ -480,8 +488,8 @@ impl Inner {
         while !state.is_settled() && !self.idle.wait_until(&mut state, by).timed_out() {}
     }
 
-    /// The files, the oldest first, each with how much of it counts, and what is in none of them.
-    fn snapshot(&self) -> io::Result<(Vec<(File, u64)>, Vec<AuditEntry>)> {
+    /// What there is now.
+    fn snapshot(&self) -> io::Result<Snapshot> {
         let _files = self.files.lock();
         let old = (1..=self.keep).rev();
         let paths = old.map(|number| telemetry::rotated(&self.path, number));
@@ -498,7 +506,10 @@ impl Inner {
         }
         let state = self.state.lock();
         let unwritten = state.waiting.iter().chain(state.begun.values());
-        Ok((files, unwritten.cloned().collect()))
+        Ok(Snapshot {
+            files,
+            unwritten: unwritten.cloned().collect(),
+        })
     }
 }
 

@@ -234,9 +234,14 @@ impl Context {
     /// of this generation.
     ///
     /// ```ignore
-    /// cx.on_message(async |message| match message.text() {
-    ///     "flush" => Ok(cache.flush().await),
-    ///     other => Err(Error::msg(format_args!("there is no command `{other}`"))),
+    /// cx.on_message(move |message| {
+    ///     let cache = cache.clone();
+    ///     async move {
+    ///         match message.text() {
+    ///             "flush" => Ok(cache.flush().await),
+    ///             other => Err(Error::msg(format_args!("there is no command `{other}`"))),
+    ///         }
+    ///     }
     /// });
     /// ```
     pub fn on_message<F, W, R, E>(&self, handler: F)

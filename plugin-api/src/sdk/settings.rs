@@ -26,6 +26,9 @@ use crate::abi::{
     work::{INBOX, REPLY, SETTINGS, WorkCall, WorkHandle},
 };
 
+/// Why a message is not answered.
+const NO_MESSAGES: &str = "this version takes no messages (on_message)";
+
 type Values = BTreeMap<String, Value>;
 
 /// What refuses a setting.
@@ -146,9 +149,9 @@ impl Settings {
             // Before the values are read: no change between both is missed.
             let inbox = work.begin(INBOX, "{}", &[], None);
             let mut read = work.begin(SETTINGS, "{}", &[], None);
-            let mut cx = task::Context::from_waker(Waker::noop());
+            let cx = task::Context::from_waker(Waker::noop());
             // A host in memory has none.
-            if let Poll::Ready(Ok((text, _))) = poll_work(&mut read, &mut cx)
+            if let Poll::Ready(Ok((text, _))) = poll_work(&mut read, &cx)
                 && let Ok(Question { settings, .. }) = serde_json::from_str(&text)
             {
                 inner.values.send_replace(Arc::new(settings));
@@ -227,6 +230,26 @@ impl Settings {
             })?;
         }
         Ok(())
+    }
+
+    /// Changes a setting as the host does it.
+    #[cfg(feature = "testing")]
+    pub(super) fn set(&self, key: &str, value: Value) -> Result<(), Error> {
+        self.0.check(key, Some(&value)).map_err(Error::msg)?;
+        let mut values = Values::clone(&self.0.values.borrow());
+        values.insert(key.to_owned(), value);
+        self.0.values.send_replace(Arc::new(values));
+        Ok(())
+    }
+
+    /// Answers a message as for the host.
+    #[cfg(feature = "testing")]
+    pub(super) async fn answer(&self, text: String) -> Result<Value, Error> {
+        let handler = self.0.on_message.lock().clone();
+        match handler {
+            Some(handler) => handler(Message(text)).await,
+            None => Err(Error::msg(NO_MESSAGES)),
+        }
     }
 
     /// Has `handler` answer messages.
@@ -326,7 +349,7 @@ impl Inner {
                 "message" => {
                     let handler = self.on_message.lock().clone();
                     let Some(handler) = handler else {
-                        reply.give(Err("this version takes no messages (on_message)".to_owned()));
+                        reply.give(Err(NO_MESSAGES.to_owned()));
                         continue;
                     };
                     let message = Message(question.text);

@@ -45,6 +45,8 @@ struct Inner {
     last: u64,
     jobs: BTreeMap<String, Job>,
     leases: BTreeMap<String, Lease>,
+    /// The live settings.
+    settings: BTreeMap<String, serde_json::Value>,
     /// Generations that begin nothing new.
     draining: BTreeSet<u64>,
     parked: Vec<Waker>,
@@ -274,6 +276,11 @@ fn due(due_ms: Option<u64>) -> Instant {
 }
 
 impl MemoryWork {
+    /// Has generations of now on begin with this setting.
+    pub(super) fn set(&self, key: &str, value: serde_json::Value) {
+        self.inner.lock().settings.insert(key.to_owned(), value);
+    }
+
     pub(super) fn new(state: MemoryState) -> Self {
         Self {
             state,
@@ -409,7 +416,11 @@ impl Session {
             FIND => work.find(request),
             CANCEL => work.cancel(request),
             NEW_ID => work.new_id(request),
-            SETTINGS | REPLY => Ok((serde_json::json!({}), Vec::new())),
+            SETTINGS => {
+                let settings = &work.inner.lock().settings;
+                Ok((serde_json::json!({ "settings": settings }), Vec::new()))
+            }
+            REPLY => Ok((serde_json::json!({}), Vec::new())),
             INBOX => return Ok(Box::new(Silent)),
             LISTEN => {
                 let Listen { jobs } = read(request)?;
