@@ -9,6 +9,7 @@
 mod access;
 mod access_log;
 mod app;
+mod audit;
 mod canary;
 mod dashboard;
 mod dev;
@@ -49,6 +50,7 @@ pub(crate) use self::{
         App, Cutover, Execution, Handover, Leave, SmokeRequest, Verify, Watch, WhenFull,
         environment,
     },
+    audit::Audit,
     canary::Canary,
     dashboard::Dashboard,
     dev::{Dev, NamedAddress},
@@ -96,6 +98,8 @@ pub struct Config {
     pub log: Log,
     /// `[access_log]`
     pub(crate) access_log: AccessLog,
+    /// `[audit]`
+    pub(crate) audit: Audit,
     /// `[dev]`
     pub(crate) dev: Dev,
     /// `[app.NAME]`
@@ -118,6 +122,7 @@ struct MainFile {
     trust: Trust,
     log: Log,
     access_log: AccessLog,
+    audit: Audit,
     dev: Dev,
     app: BTreeMap<AppName, App>,
 }
@@ -245,6 +250,7 @@ impl Config {
             trust: file.trust,
             log: file.log,
             access_log: file.access_log,
+            audit: file.audit,
             dev: file.dev,
             apps: file.app,
             sources: Arc::default(),
@@ -252,6 +258,7 @@ impl Config {
         config.server.resolve(folder, !config.listen.is_empty());
         config.log.resolve(folder);
         config.access_log.resolve(folder);
+        config.audit.resolve(folder);
         for app in config.apps.values_mut() {
             app.resolve(folder);
         }
@@ -289,6 +296,8 @@ impl Config {
             for (at, limit) in app.limit.iter().enumerate() {
                 let what = if limit.requests.is_none() && limit.concurrent.is_none() {
                     "a limit has `requests` or `concurrent`, or both"
+                } else if limit.queue > 0 && limit.concurrent.is_none() {
+                    "nothing waits where any number may be under way: set `concurrent` beside `queue`"
                 } else if limit.by == LimitedBy::Tenant && app.tenant.from.is_none() {
                     "the app has no tenants: set its `tenant.from`, or another `by`"
                 } else {
@@ -412,6 +421,7 @@ impl Config {
         self.metrics = running.metrics;
         self.dashboard = running.dashboard;
         self.access_log.clone_from(&running.access_log);
+        self.audit.clone_from(&running.audit);
         let level = std::mem::take(&mut self.log.level);
         self.log = Log {
             level,

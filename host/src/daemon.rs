@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use arc_swap::ArcSwap;
-use handover_api::Wait;
+use handover_api::{AuditSource, Wait};
 
 use crate::{
     access::{self, Access},
@@ -40,7 +40,7 @@ use crate::{
     orchestrator::Orchestrator,
     ownership,
     reconfigure::Reconfigurer,
-    records::journal::Crashed,
+    records::{audit, journal::Crashed},
     signals,
     spill::Spill,
     telemetry::{
@@ -512,9 +512,10 @@ impl Daemon {
         }
         // What was handed over is on the disk, and every file closed, before another host may open
         // them.
-        let stores = orchestrator.stores().clone();
+        let (stores, audit) = (orchestrator.stores().clone(), orchestrator.audit());
         let close = move || {
             stores.close();
+            audit.close();
             if let Some(log) = access_log {
                 log.flush(LAST_MOMENT);
             }
@@ -704,9 +705,11 @@ impl Signals {
         access_log: Option<AccessLog>,
     ) {
         loop {
-            tokio::select! {
+            let signal = tokio::select! {
                 Some(()) = self.hangup.recv() => {
                     tracing::info!("SIGHUP: the configuration is read again, and all apps reload");
+                    let audit = orchestrator.audit();
+                    audit.record(audit::asked(AuditSource::Signal, "SIGHUP"));
                     if reconfigurer.has_file() {
                         let reconfigurer = reconfigurer.clone();
                         // What became of it is an event.
@@ -723,14 +726,16 @@ impl Signals {
                     }
                     continue;
                 }
-                Some(()) = self.interrupt.recv() => {}
-                Some(()) = self.terminate.recv() => {}
+                Some(()) = self.interrupt.recv() => "SIGINT",
+                Some(()) = self.terminate.recv() => "SIGTERM",
                 Some(()) = next(&mut self.at_once) => {
                     shutdown.request(Shutdown::Now);
                     continue;
                 }
                 else => return,
-            }
+            };
+            let audit = orchestrator.audit();
+            audit.record(audit::asked(AuditSource::Signal, signal));
             shutdown.request(match shutdown.current() {
                 Shutdown::Drain if self.at_once.is_some() => Shutdown::Drain,
                 Shutdown::Running => Shutdown::Drain,

@@ -13,7 +13,8 @@ use std::{
 
 use handover_api::{
     AppName, ArtifactReport, Cause, Event, EventKind, GenerationId, HistoryEntry, HolderStatus,
-    Label, OperationResult, ShadowStatus, Status, TenantStatus, Wait, query,
+    Label, MessageAnswers, OperationResult, SettingsList, ShadowStatus, Status, TenantStatus, Wait,
+    query,
 };
 use parking_lot::Mutex;
 use tokio::{sync::broadcast, task::JoinSet};
@@ -27,6 +28,7 @@ use crate::{
     operations::operation::{Keyed, Operation},
     preflight::Scope,
     records::{
+        audit::Audit,
         history::{self, Attribution},
         journal::{Crashed, Journal},
         room::Room,
@@ -41,7 +43,9 @@ use crate::{
     rollout::{
         Rollout, availability, canary,
         deploy::{self, Deadline, Destination, Plan},
-        labels, reload, restore, rollback, shutdown, tenants, verify,
+        labels, reload, restore, rollback,
+        settings::{self, SettingsError},
+        shutdown, tenants, verify,
     },
     spill::Spill,
     state::{self, Stores},
@@ -90,8 +94,9 @@ impl Orchestrator {
         let room = Arc::new(Room::in_state(state, spill));
         room.take();
         let journal = Journal::new(state, Arc::clone(&room));
+        let audit = Audit::open(&config.audit, state, Arc::clone(&room))?;
         let registry = Registry::open(config, state, room, routes)?;
-        let rollout = Rollout::new(registry, store, journal);
+        let rollout = Rollout::new(registry, store, journal, audit);
         let mut background = JoinSet::new();
         background.spawn(look(rollout.registry.clone()));
         background.spawn(restore::catch_up_always(rollout.clone()));
@@ -106,6 +111,43 @@ impl Orchestrator {
 
     fn registry(&self) -> &Registry {
         &self.0.rollout.registry
+    }
+
+    /// Returns the audit log.
+    pub(crate) fn audit(&self) -> Audit {
+        self.0.rollout.audit.clone()
+    }
+
+    /// Lists the live settings of an app.
+    ///
+    /// # Errors
+    /// When there is no such app.
+    pub(crate) fn settings(&self, asked: query::OfApp) -> Result<SettingsList, SettingsError> {
+        settings::list(&self.0.rollout, asked)
+    }
+
+    /// Changes a live setting of an app, or takes it away.
+    ///
+    /// # Errors
+    /// When it is refused: nothing is changed then.
+    pub(crate) async fn set(
+        &self,
+        asked: query::Set,
+        value: Option<serde_json::Value>,
+    ) -> Result<String, SettingsError> {
+        settings::set(&self.0.rollout, asked, value).await
+    }
+
+    /// Sends a message to every version of an app that there is.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) async fn send(
+        &self,
+        asked: query::Send,
+        text: String,
+    ) -> Result<MessageAnswers, SettingsError> {
+        settings::send(&self.0.rollout, asked, text).await
     }
 
     /// Records an event about no app.

@@ -34,6 +34,7 @@ pub use sdk::{
     log::layer,
     rate_limit::{Decision, RateLimiter},
     serve::{ForEach, IncomingConnection, IntoApp, Itself, Listener, Serve, serve},
+    settings::{Message, Setting, Settings, SettingsChanges},
     state::{
         Batch, BatchNamespace, Change, Changes, Scan, Snapshot, State, StateError, Transaction,
         Watch, Write,

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use handover_plugin::{
-    JobContext, JobError, StateError,
+    Error, JobContext, JobError, StateError,
     testing::{MemoryHost, context},
 };
 use serde::Deserialize;
@@ -216,4 +216,50 @@ async fn a_newer_generation_takes_over_workers_and_leases() {
     let fence = lease.fence();
     drop(lease);
     assert!(waiting.await.unwrap() > fence);
+}
+
+#[tokio::test]
+async fn settings_are_checked_seen_at_once_and_the_same_for_later_generations() {
+    let host = MemoryHost::new().setting("rate", 5);
+    let cx = host.context();
+    let settings = cx.settings();
+    assert_eq!(settings.get::<u32>("rate").unwrap(), Some(5));
+    assert_eq!(settings.get::<String>("theme").unwrap(), None);
+    let wrong = settings.get::<String>("rate").unwrap_err().to_string();
+    assert!(wrong.contains("the setting `rate` does not fit"), "{wrong}");
+    settings
+        .validate(|setting| match setting.key() {
+            "rate" => setting.value::<u32>().map(drop),
+            key => Err(Error::msg(format_args!("there is no setting `{key}`"))),
+        })
+        .unwrap();
+    let mut changes = settings.subscribe();
+    host.set(&cx, "rate", 7).unwrap();
+    changes.changed().await;
+    assert_eq!(settings.get::<u32>("rate").unwrap(), Some(7));
+    let refused = host.set(&cx, "theme", "dark").unwrap_err().to_string();
+    assert_eq!(refused, "there is no setting `theme`");
+    host.set(&cx, "rate", "many").unwrap_err();
+    assert_eq!(settings.keys(), ["rate"]);
+
+    let next = host.context().settings();
+    assert_eq!(next.get::<u32>("rate").unwrap(), Some(7));
+    // A version that cannot run with what is set says so.
+    let never = next.validate(|_| Err::<(), _>(Error::msg("not with me")));
+    assert_eq!(never.unwrap_err().to_string(), "not with me");
+}
+
+#[tokio::test]
+async fn a_message_is_answered_by_what_the_constructor_declared() {
+    let host = MemoryHost::new();
+    let cx = host.context();
+    let silent = host.send::<String>(&cx, "flush").await.unwrap_err();
+    assert!(silent.to_string().contains("takes no messages"));
+    cx.on_message(async |message| match message.text() {
+        "flush" => Ok(3),
+        other => Err(Error::msg(format_args!("there is no command `{other}`"))),
+    });
+    assert_eq!(host.send::<u32>(&cx, "flush").await.unwrap(), 3);
+    let refused = host.send::<u32>(&cx, "dance").await.unwrap_err();
+    assert_eq!(refused.to_string(), "there is no command `dance`");
 }

@@ -419,6 +419,13 @@ async fn what_the_page_asks_for_is_done_and_remembered_with_who_asked() {
     let stopped = browser.post("v1/stop?app=probe", b"").await;
     assert!(stopped.text().contains("\"done\""), "{}", stopped.text());
     assert_eq!(host.get("/version").await.status, 503);
+    let asked = host.cli(["audit", "--json"]).await.json();
+    let stop = asked["entries"].as_array().unwrap().last().unwrap();
+    assert_eq!(
+        (&stop["call"], &stop["source"]),
+        (&"POST /v1/stop".into(), &"dashboard".into())
+    );
+    assert!(stop["uid"].is_u64() && stop["pid"].is_null(), "{stop}");
     browser.post("v1/start?app=probe", b"").await;
     assert_eq!(host.get("/version").await.text(), "1.0.0");
     // What cannot be done is said as the control socket says it.

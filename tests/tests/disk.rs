@@ -133,6 +133,14 @@ async fn on_a_full_disk_what_was_live_is_served_and_a_rollback_goes_through() {
     // There is room again: it is used, and the next start knows what was done meanwhile.
     fs::remove_file(state(&host).join("filler")).unwrap();
     durable(&host).await;
+    // Who did it is written as well.
+    host.until("the audit log", async || {
+        let text = fs::read_to_string(state(&host).join("audit.jsonl")).ok()?;
+        let mut lines = text.lines();
+        lines.find(|line| line.contains("/v1/rollback") && line.contains("\"done\""))?;
+        Some(())
+    })
+    .await;
     host.signal_inner(Signal::KILL);
     host.came_back().await;
     assert_eq!(host.get("/").await.text(), "hello 1.0.0");

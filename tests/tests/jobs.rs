@@ -212,6 +212,34 @@ async fn a_deploy_that_drops_the_handler_of_waiting_jobs_is_refused_unless_asked
 }
 
 #[tokio::test]
+async fn a_promotion_and_a_canary_that_drop_the_handler_are_refused_as_well() {
+    let host = started().await;
+    let file = fixture("hello", "1.0.0");
+    let file = file.to_str().unwrap();
+    host.cli(["deploy", "--app", "jobs", "--stage", file])
+        .await
+        .expect_code(0);
+    // What is enqueued after it was staged counts.
+    enqueue(&host, "effect?delay_ms=600000", json!({ "key": "a" })).await;
+    host.cli(["promote", "jobs"])
+        .await
+        .expect_code(4)
+        .expect_words(&["1 of `effect`", "promote with --orphan-jobs"]);
+    assert_eq!(host.active("jobs").await.version, "1.0.0");
+    assert_eq!(host.active("jobs").await.generation, 1);
+    let other = fixture("hello", "2.0.0");
+    let other = other.to_str().unwrap();
+    host.cli(["deploy", "--app", "jobs", "--canary", "5%", other])
+        .await
+        .expect_code(4)
+        .expect_words(&["deploy with --orphan-jobs"]);
+    host.cli(["promote", "jobs", "--orphan-jobs"])
+        .await
+        .expect_code(0);
+    assert_eq!(host.active("jobs").await.generation, 2);
+}
+
+#[tokio::test]
 async fn limits_of_a_name_and_of_a_tenant_hold() {
     let host = started().await;
     for n in 0..12 {
@@ -345,6 +373,16 @@ async fn a_lease_has_one_holder_over_swaps_and_is_taken_away_by_the_operator() {
         swap(&host, n).await;
     }
     let lease = held_by_live(&host).await;
+    // It is among what its generation has.
+    let generation = lease["generation"].to_string();
+    let line = ["drain", "jobs", &generation, "--json"];
+    let listed = host.cli(line).await.expect_code(0).json();
+    let listed = listed["holders"].as_array().unwrap();
+    let held = listed.iter().find(|one| one["kind"] == "lease").unwrap();
+    assert_eq!(
+        (&held["name"], &held["id"]),
+        (&"poller".into(), &lease["id"])
+    );
     host.cli(["cancel", lease["id"].as_str().unwrap()])
         .await
         .expect_code(0);

@@ -22,10 +22,10 @@ use tokio::{
 };
 
 use crate::{
-    AppName, ArtifactReport, ChannelBody, ConfigPlan, DashboardLink, Done, Event, History,
-    HolderList, JobDetails, JobList, Label, LeaseList, NodeDrain, Problem, Progress, SIGNATURE,
-    ScheduleList, ShadowList, ShuttingDown, StateDone, StateKeyLine, StateStats, Status,
-    TenantList, Wait, query, socket,
+    AppName, ArtifactReport, AuditList, ChannelBody, ConfigPlan, DashboardLink, Done, Event,
+    History, HolderList, JobDetails, JobList, Label, LeaseList, MessageAnswers, NodeDrain, Problem,
+    Progress, SIGNATURE, ScheduleList, SettingsList, ShadowList, ShuttingDown, StateDone,
+    StateKeyLine, StateStats, Status, TenantList, Wait, query, socket,
 };
 
 /// How much of an artifact travels at once.
@@ -178,6 +178,11 @@ impl Client {
         self.get(&query::uri(query::HISTORY, &query)).await
     }
 
+    /// `GET /v1/audit`
+    pub async fn audit(&self, query: &query::Audit) -> Result<AuditList, ClientError> {
+        self.get(&query::uri(query::AUDIT, query)).await
+    }
+
     /// `GET /v1/jobs`
     pub async fn jobs(&self, query: &query::Jobs) -> Result<JobList, ClientError> {
         self.get(&query::uri(query::JOBS, query)).await
@@ -229,6 +234,44 @@ impl Client {
     /// `POST /v1/retry` of a job.
     pub async fn retry(&self, id: &str) -> Result<Done, ClientError> {
         self.post(query::RETRY, id).await
+    }
+
+    /// `GET /v1/settings`
+    pub async fn settings(&self, query: &query::OfApp) -> Result<SettingsList, ClientError> {
+        self.get(&query::uri(query::SETTINGS, query)).await
+    }
+
+    /// `POST /v1/set`, with the value; none where `query` takes the setting away.
+    pub async fn set(
+        &self,
+        query: &query::Set,
+        value: Option<&serde_json::Value>,
+    ) -> Result<Done, ClientError> {
+        let body = value.map_or_else(String::new, ToString::to_string);
+        self.post_text(&query::uri(query::SET, query), body).await
+    }
+
+    /// `POST /v1/send`
+    pub async fn send(
+        &self,
+        query: &query::Send,
+        message: String,
+    ) -> Result<MessageAnswers, ClientError> {
+        let uri = query::uri(query::SEND, query);
+        self.post_text(&uri, message).await
+    }
+
+    async fn post_text<T: DeserializeOwned>(
+        &self,
+        uri: &str,
+        text: String,
+    ) -> Result<T, ClientError> {
+        let (tx, rx) = mpsc::channel(1);
+        // There is room for one.
+        let _ = tx.try_send(Ok(Bytes::from(text)));
+        drop(tx);
+        let body = Either::Right(ChannelBody(rx));
+        parse(self.call(Method::POST, uri, body, None).await?).await
     }
 
     /// `GET /v1/schedules`

@@ -10,6 +10,8 @@ pub const STATUS: &str = "/v1/status";
 pub const HISTORY: &str = "/v1/history";
 /// The path of `GET /v1/artifact`.
 pub const ARTIFACT: &str = "/v1/artifact";
+/// The path of `GET /v1/audit`.
+pub const AUDIT: &str = "/v1/audit";
 /// The path of `GET /v1/events`.
 pub const EVENTS: &str = "/v1/events";
 /// The path of `POST /v1/deploy`.
@@ -64,6 +66,12 @@ pub const CONFIG: &str = "/v1/config";
 pub const CONFIG_PLAN: &str = "/v1/config/plan";
 /// The path of `POST /v1/config/reload`.
 pub const CONFIG_RELOAD: &str = "/v1/config/reload";
+/// The path of `GET /v1/settings`.
+pub const SETTINGS: &str = "/v1/settings";
+/// The path of `POST /v1/set`.
+pub const SET: &str = "/v1/set";
+/// The path of `POST /v1/send`.
+pub const SEND: &str = "/v1/send";
 /// The path of `POST /v1/dashboard`.
 pub const DASHBOARD: &str = "/v1/dashboard";
 /// The path of `POST /v1/drain-node`.
@@ -121,6 +129,21 @@ pub struct History {
     /// Only this app.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app: Option<AppName>,
+}
+
+/// The query of `/v1/audit`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Audit {
+    /// Only what was about this app.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+    /// Only what was asked for since then, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_ms: Option<u64>,
+    /// The newest so many; none is 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
 }
 
 /// The query of `/v1/artifact`.
@@ -299,6 +322,9 @@ pub struct Labelled {
     /// Whether it goes live in a freeze, too; for `promote` only.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub override_freeze: bool,
+    /// Whether jobs may lose their handler; for `promote` only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub orphan_jobs: bool,
 }
 
 /// The query of `/v1/canary/pause`, `/v1/canary/resume`, `/v1/start`, `/v1/restart` and
@@ -343,6 +369,38 @@ pub struct Move {
     /// Whether what it has in flight on the version before is ended.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub now: bool,
+}
+
+/// The query of `/v1/set`, whose body is the value as JSON.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Set {
+    /// The app, where there is more than one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+    /// The key.
+    pub key: String,
+    /// Whether the setting is taken away; there is no body then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unset: bool,
+    /// Who changes it, for the history; else the user of the process that calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+}
+
+/// The query of `/v1/send`, whose body is the message.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Send {
+    /// The app, where there is more than one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+    /// Milliseconds that an answer is waited for; none is 30 seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Who sends it, for the audit log; else the user of the process that calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
 }
 
 /// The query of `/v1/stop`.

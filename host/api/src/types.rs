@@ -4,12 +4,13 @@
 //! | --- | --- |
 //! | `GET /v1/status` | [`Status`] |
 //! | `GET /v1/history?app=A` | [`History`] |
+//! | `GET /v1/audit?app=A&since_ms=N&limit=N` | [`AuditList`] |
 //! | `GET /v1/artifact?app=A&which=W` | [`ArtifactReport`] |
 //! | `GET /v1/events?follow=true` | one [`Event`] a line; with `follow` it never ends |
 //! | `POST /v1/deploy?name=FILE&app=A&timeout_ms=N&label=L&ttl_ms=N&canary=5%25,25%25&bake_ms=N&sticky=KEY&shadow=10%25&orphan_jobs=true&override_freeze=true&idempotency_key=K&queue=true&detach=true`, body = the artifact's bytes | one [`Progress`] a line |
 //! | `POST /v1/reload?app=A&queue=true` | one [`Progress`] a line |
 //! | `POST /v1/rollback?app=A&to=VERSION-OR-GENERATION&queue=true` | one [`Progress`] a line |
-//! | `POST /v1/promote?app=A&label=L&queue=true` | one [`Progress`] a line |
+//! | `POST /v1/promote?app=A&label=L&orphan_jobs=true&queue=true` | one [`Progress`] a line |
 //! | `POST /v1/abort?app=A&label=L&queue=true` | one [`Progress`] a line |
 //! | `GET /v1/shadow?app=A` | [`ShadowList`] |
 //! | `POST /v1/verify?app=A` | one [`Progress`] a line |
@@ -20,6 +21,9 @@
 //! | `GET /v1/tenants?app=A` | [`TenantList`] |
 //! | `POST /v1/move?app=A&tenant=T&now=true` | [`crate::Done`] |
 //! | `GET /v1/operations/ID` | the [`Progress`] lines of that operation, from its beginning |
+//! | `GET /v1/settings?app=A` | [`crate::SettingsList`] |
+//! | `POST /v1/set?app=A&key=K&unset=true&by=WHO`, body = the value as JSON | [`crate::Done`] |
+//! | `POST /v1/send?app=A&timeout_ms=N&by=WHO`, body = the message | [`crate::MessageAnswers`] |
 //! | `GET /metrics` | the metrics, as the text that Prometheus reads |
 //! | `POST /v1/dashboard` | [`DashboardLink`] |
 //! | `POST /v1/drain-node?undo=true&wait_ms=N` | [`NodeDrain`] |
@@ -39,7 +43,9 @@ use std::collections::BTreeMap;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use crate::{AppName, AppState, Cause, EventKind, GenerationId, GenerationState, Label};
+use crate::{
+    AppName, AppState, AuditSource, Cause, EventKind, GenerationId, GenerationState, Label,
+};
 
 /// The header of a deploy that holds the signature of the artifact: the base64 of the text that
 /// minisign writes.
@@ -705,6 +711,58 @@ pub struct OperationResult {
 
 fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+/// The answer to `GET /v1/audit`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AuditList {
+    /// The changes, newest last.
+    pub entries: Vec<AuditEntry>,
+}
+
+/// Something that was asked of the host and changes something: a line of the audit log.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AuditEntry {
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// Where.
+    pub source: AuditSource,
+    /// What: the method and the path of the call, or of the call that does the same; or the name of
+    /// the signal.
+    pub call: String,
+    /// The app, where it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+    /// What was said with it. Values of settings and of the state, and artifacts, are not here.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub arguments: BTreeMap<String, String>,
+    /// Who, as the caller says (`--by`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// The user of the process that called, or who owns the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The number of that user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// The process that called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    /// The status of the answer to a call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// The operation that it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<String>,
+    /// How it ended; none while it is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+    /// The artifact that it was about, by its SHA-256.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<String>,
+    /// Why, when it did not end well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// Something to know of an artifact that is taken all the same.

@@ -43,6 +43,22 @@ macro_rules! words {
 }
 
 words! {
+    /// Where a change was asked for.
+    AuditSource {
+        /// A call of the control socket.
+        Control = "control",
+        /// A button of the dashboard.
+        Dashboard = "dashboard",
+        /// A file in a drop folder.
+        DropFolder = "drop-folder",
+        /// A signal to the host.
+        Signal = "signal",
+        /// The host, about the log itself.
+        Host = "host",
+    }
+}
+
+words! {
     /// What an app does.
     AppState {
         /// A generation answers its requests.

@@ -1,8 +1,13 @@
-//! Work that outlives code, as the control socket shows it: jobs, schedules, leases.
+//! Work that outlives code, as the control socket shows it: jobs, schedules, leases, settings,
+//! messages.
 
+use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use crate::{names::AppName, words::JobState};
+use crate::{
+    names::{AppName, GenerationId},
+    words::JobState,
+};
 
 /// A durable job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -131,4 +136,69 @@ pub struct LeaseList {
 pub struct Done {
     /// What was done, as a sentence.
     pub message: String,
+}
+
+/// A live setting of an app.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SettingInfo {
+    /// Its key.
+    pub key: String,
+    /// Its value.
+    pub value: serde_json::Value,
+    /// When it was changed last, in milliseconds since 1970, where that is remembered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_ms: Option<u64>,
+    /// Who changed it, where that is remembered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+}
+
+/// A change of a live setting.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SettingChange {
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// Its key.
+    pub key: String,
+    /// Its value since then; none where it was taken away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<serde_json::Value>,
+    /// Who.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+}
+
+/// The answer of `GET /v1/settings`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SettingsList {
+    /// The app.
+    pub app: AppName,
+    /// What is set, by key.
+    pub settings: Vec<SettingInfo>,
+    /// The last changes, newest last.
+    pub history: Vec<SettingChange>,
+}
+
+/// The answer of `POST /v1/send`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MessageAnswers {
+    /// The app.
+    pub app: AppName,
+    /// What each of its versions answered, the oldest first.
+    pub answers: Vec<MessageAnswer>,
+}
+
+/// What a version answered to a message.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MessageAnswer {
+    /// The generation.
+    pub generation: GenerationId,
+    /// Its version.
+    pub version: Version,
+    /// The answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<serde_json::Value>,
+    /// Why there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }

@@ -291,6 +291,31 @@ What it has there goes on, or with --now is ended as the drain deadline would.
 Example:
   handover move shop acme --now")]
     Move(Move),
+    /// Change a setting of an app while it runs, or take it away
+    #[command(after_help = "\
+VALUE is JSON, and else a text. The live version checks it first: what it refuses is not changed. All versions have it
+at once, and it outlives deploys and restarts.
+
+Examples:
+  handover set shop theme dark
+  handover set shop rate 250
+  handover set shop countries '[\"de\",\"fr\"]' --by ann
+  handover set shop theme --unset")]
+    Set(Set),
+    /// Show the settings of an app, and who changed them
+    #[command(after_help = "\
+Examples:
+  handover settings shop
+  handover settings shop --history")]
+    Settings(Settings),
+    /// Send a message to every version of an app that runs, and print what each answers
+    #[command(after_help = "\
+What a message means is the app's own affair (`on_message`). It ends with 1 when a version did not answer.
+
+Examples:
+  handover send shop flush
+  handover send shop '{\"log\": \"debug\"}' --timeout 5s")]
+    Send(Send),
     /// Cancel a job, a request or a stream, or take a lease away
     #[command(after_help = "\
 Examples:
@@ -403,6 +428,16 @@ Examples:
 Example:
   handover history shop")]
     History(History),
+    /// Show who asked the host for which change, and how it ended
+    #[command(after_help = "\
+What came over the control socket and the dashboard, by files in the drop folders, and by signals; over restarts of the
+host, too. Values and artifacts are not in it.
+
+Examples:
+  handover audit
+  handover audit --app shop --since 2h
+  handover audit --since 2026-11-28T08:00:00Z -n 1000 --json")]
+    Audit(Audit),
     /// Compare what is live with a boot from nothing
     #[command(after_help = "\
 The child has the settings that a restart would give, and a copy of the app's state. Its answers to
@@ -805,6 +840,9 @@ pub(super) struct Promote {
     /// Let it go live in a freeze too
     #[arg(long)]
     pub(super) override_freeze: bool,
+    /// Promote it though it has no handler for jobs that wait: they wait for a version that has one
+    #[arg(long)]
+    pub(super) orphan_jobs: bool,
 }
 
 /// What is about some apps.
@@ -951,6 +989,73 @@ pub(super) struct History {
     /// The app [default: all]
     #[arg(value_name = "APP")]
     pub(super) app: Option<AppName>,
+}
+
+/// `handover set`
+#[derive(Debug, clap::Args)]
+pub(super) struct Set {
+    /// The app
+    #[arg(value_name = "APP")]
+    pub(super) app: AppName,
+    /// The key
+    #[arg(value_name = "KEY")]
+    pub(super) key: String,
+    /// The value
+    #[arg(
+        value_name = "VALUE",
+        required_unless_present = "unset",
+        conflicts_with = "unset",
+        allow_hyphen_values = true
+    )]
+    pub(super) value: Option<String>,
+    /// Take the setting away
+    #[arg(long)]
+    pub(super) unset: bool,
+    /// Who changes it, for the history [default: the user]
+    #[arg(long, value_name = "WHO")]
+    pub(super) by: Option<String>,
+}
+
+/// `handover settings`
+#[derive(Debug, clap::Args)]
+pub(super) struct Settings {
+    /// The app [default: the only one]
+    #[arg(value_name = "APP")]
+    pub(super) app: Option<AppName>,
+    /// Show the last changes instead
+    #[arg(long)]
+    pub(super) history: bool,
+}
+
+/// `handover send`
+#[derive(Debug, clap::Args)]
+pub(super) struct Send {
+    /// The app
+    #[arg(value_name = "APP")]
+    pub(super) app: AppName,
+    /// The message: a text, or JSON
+    #[arg(value_name = "TEXT", allow_hyphen_values = true)]
+    pub(super) text: String,
+    /// How long to wait for the answers
+    #[arg(long, value_name = "T", default_value = "30s", value_parser = crate::values::duration)]
+    pub(super) timeout: Duration,
+    /// Who sends it, for the audit log [default: the user]
+    #[arg(long, value_name = "WHO")]
+    pub(super) by: Option<String>,
+}
+
+/// `handover audit`
+#[derive(Debug, clap::Args)]
+pub(super) struct Audit {
+    /// Only what was about this app
+    #[arg(long, value_name = "APP")]
+    pub(super) app: Option<AppName>,
+    /// Only what was asked for since then: a time as 2026-11-28T08:00:00Z, or how long ago, as 2h
+    #[arg(long, value_name = "T", value_parser = super::audit::since)]
+    pub(super) since: Option<u64>,
+    /// The newest so many
+    #[arg(short, value_name = "N", default_value_t = 100)]
+    pub(super) number: usize,
 }
 
 /// `handover events`

@@ -156,19 +156,20 @@ const ONE: How = How {
 
 /// `handover promote`
 pub(super) async fn promote(global: &Global, args: Promote) -> Result<(), Failure> {
-    labelled(global, query::PROMOTE, args.what, args.override_freeze).await
+    let granted = (args.override_freeze, args.orphan_jobs);
+    labelled(global, query::PROMOTE, args.what, granted).await
 }
 
 /// `handover abort`
 pub(super) async fn abort(global: &Global, args: Labelled) -> Result<(), Failure> {
-    labelled(global, query::ABORT, args, false).await
+    labelled(global, query::ABORT, args, (false, false)).await
 }
 
 async fn labelled(
     global: &Global,
     path: &str,
     args: Labelled,
-    override_freeze: bool,
+    (override_freeze, orphan_jobs): (bool, bool),
 ) -> Result<(), Failure> {
     let client = global.client();
     let query = query::Labelled {
@@ -179,6 +180,7 @@ async fn labelled(
         queue: args.queue,
         detach: false,
         override_freeze,
+        orphan_jobs,
     };
     show(global, ONE, client.operate(path, &query)).await
 }

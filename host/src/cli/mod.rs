@@ -8,6 +8,7 @@
 //! - one file for each family of commands
 
 mod args;
+mod audit;
 mod availability;
 mod build;
 mod check;
@@ -28,6 +29,7 @@ mod operation;
 mod output;
 mod remote;
 mod run;
+mod settings;
 mod shadow;
 mod shutdown;
 mod state;
@@ -80,6 +82,7 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => client(deploy::verify(&global, args)),
         Command::Diff(args) => client(diff::diff(&global, args)),
         Command::History(args) => client(history::history(&global, args)),
+        Command::Audit(args) => client(audit::audit(&global, args)),
         Command::Events(args) => client(events::events(&global, args)),
         Command::State(args) => client(state::state(&global, args.command)),
         Command::Plan => client(config::plan(&global)),
@@ -89,6 +92,9 @@ pub fn main() -> ExitCode {
         Command::Leases(args) => client(work::leases(&global, args)),
         Command::Drain(args) => client(drain::drain(&global, args)),
         Command::Tenants(args) => client(tenants::tenants(&global, args)),
+        Command::Set(args) => client(settings::set(&global, args)),
+        Command::Settings(args) => client(settings::settings(&global, args)),
+        Command::Send(args) => client(settings::send(&global, args)),
         Command::Move(args) => client(tenants::move_on(&global, args)),
         Command::Cancel { id } => client(work::cancel(&global, &id)),
         Command::Config(command) => client(config::config(&global, command)),

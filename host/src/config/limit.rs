@@ -5,7 +5,7 @@ use std::{fmt, num::NonZeroU32, str::FromStr, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::RequestKey;
-use crate::values;
+use crate::values::{self, MANY};
 
 /// `[[app.NAME.limit]]`
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -22,6 +22,12 @@ pub struct Limit {
     pub burst: Option<NonZeroU32>,
     /// How many there may be at a time, until their answers have ended. Default: any number.
     pub concurrent: Option<NonZeroU32>,
+    /// How many of those beyond `concurrent` may wait for their turn. Default 0.
+    #[serde(deserialize_with = "values::count::<0, MANY, _, _>")]
+    pub queue: usize,
+    /// How long each of them waits at the longest. Default 1 s.
+    #[serde(with = "values::span")]
+    pub queue_wait: Duration,
 }
 
 /// Whose requests count together.
@@ -46,6 +52,8 @@ impl Default for Limit {
             per: Duration::from_secs(1),
             burst: None,
             concurrent: None,
+            queue: 0,
+            queue_wait: Duration::from_secs(1),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    fmt,
+    fmt, io,
     pin::Pin,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
@@ -10,17 +10,18 @@ use std::{
 
 use bytes::Bytes;
 use handover_api::{
-    AppName, ChannelBody, ConfigPlan, DashboardLink, Done, Event, EventKind, History, HolderList,
-    OperationResult, Outcome, Problem, Progress, SIGNATURE, ShadowList, ShuttingDown, TenantList,
-    Wait, query,
+    AppName, AuditList, AuditSource, ChannelBody, ConfigPlan, DashboardLink, Done, Event,
+    EventKind, History, HolderList, OperationResult, Outcome, Problem, Progress, SIGNATURE,
+    ShadowList, ShuttingDown, TenantList, Wait, query,
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Either, Full};
+use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::Incoming;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{broadcast, mpsc};
 
 use super::{
+    audit,
     server::{Backend, Upload},
     shutdown::{Shutdown, ShutdownHandle},
     state, work,
@@ -33,12 +34,15 @@ use crate::{
     ownership,
     reconfigure::ReconfigureError,
     report::holders::HolderId,
-    rollout,
+    rollout::{self, settings::SettingsError},
     telemetry::{Gather, exposition},
 };
 
 /// How many lines or pieces may wait for a slow other side.
 const WAITING: usize = 32;
+
+/// How long the text of a setting or a message is at most.
+const LONGEST_TEXT: usize = 1 << 20;
 
 /// How long the bytes of a caller that is refused are read.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -132,15 +136,26 @@ pub(crate) struct Asked {
     pub(super) handle: ShutdownHandle,
     /// The user of the process that calls.
     pub(super) peer: Peer,
+    /// The process, where the kernel says which.
+    pub(super) pid: Option<i32>,
+    /// Where it calls.
+    pub(super) source: AuditSource,
 }
 
 impl Asked {
     /// Those of a connection of `peer`.
-    pub(crate) fn by(peer: Peer, handle: ShutdownHandle) -> Self {
+    pub(crate) fn by(
+        peer: Peer,
+        pid: Option<i32>,
+        source: AuditSource,
+        handle: ShutdownHandle,
+    ) -> Self {
         Self {
             shutdown: OnceLock::new(),
             handle,
             peer,
+            pid,
+            source,
         }
     }
 
@@ -180,6 +195,23 @@ impl<B: Backend> Call<B> {
                 found
                     .map(|report| json(&report))
                     .map_err(|why| Refusal::new(StatusCode::NOT_FOUND, 1, why))
+            })
+        }),
+        Self::read(query::AUDIT, |request, backend, _| {
+            Box::pin(async move {
+                let asked = read_query(&request)?;
+                let log = backend.audit();
+                let read = tokio::task::spawn_blocking(move || log.read(&asked)).await;
+                // An error means that the host ends.
+                let read = read.unwrap_or_else(|_| Err(io::Error::other("the host ends")));
+                match read {
+                    Ok(entries) => Ok(json(&AuditList { entries })),
+                    Err(error) => Err(Refusal::new(
+                        StatusCode::INTERNAL_SERVER_ERROR,
+                        1,
+                        format_args!("the audit log cannot be read: {error}"),
+                    )),
+                }
             })
         }),
         Self::get(query::EVENTS, |request, backend, asked| {
@@ -306,6 +338,35 @@ impl<B: Backend> Call<B> {
                     Ok(message) => Ok(json(&Done { message })),
                     Err(why) => Err(Refusal::new(StatusCode::NOT_FOUND, 1, why)),
                 }
+            })
+        }),
+        Self::read(query::SETTINGS, |request, backend, _| {
+            Box::pin(async move {
+                let list = backend.settings(read_query(&request)?);
+                Ok(json(&list.map_err(not_set)?))
+            })
+        }),
+        Self::post(query::SET, |request, backend, asked| {
+            Box::pin(async move {
+                let mut query: query::Set = read_query(&request)?;
+                asked.name(&mut query.by).await;
+                let text = text(request.into_body()).await?;
+                let value = match query.unset {
+                    true => None,
+                    false => Some(serde_json::from_str(&text).map_err(|error| {
+                        let why = format_args!("the value is no JSON: {error}");
+                        Refusal::new(StatusCode::BAD_REQUEST, 2, why)
+                    })?),
+                };
+                let message = backend.set(query, value).await.map_err(not_set)?;
+                Ok(json(&Done { message }))
+            })
+        }),
+        Self::post(query::SEND, |request, backend, _| {
+            Box::pin(async move {
+                let query = read_query(&request)?;
+                let text = text(request.into_body()).await?;
+                Ok(json(&backend.send(query, text).await.map_err(not_set)?))
             })
         }),
         Self::get(query::HOLDERS, |request, backend, _| {
@@ -499,23 +560,53 @@ pub(crate) async fn answer<B: Backend>(
     may: impl FnOnce(Role) -> Result<(), Refusal>,
     asked: &Arc<Asked>,
 ) -> Result<ControlResponse, Refusal> {
-    if let Some((app, what)) = state::parts(request.uri().path()) {
-        let (app, what) = (app.to_owned(), what.to_owned());
+    let of_state = state::parts(request.uri().path());
+    let of_state = of_state.map(|(app, what)| (app.to_owned(), what.to_owned()));
+    let call = match of_state {
         // What apps keep is for those who operate.
-        if let Err(refusal) = may(Role::Operate) {
-            discard(request.into_body()).await;
-            return Err(refusal);
-        }
-        return app_state(request, &app, &what, backend).await;
-    }
-    let call = Call::<B>::find(&request);
+        Some(_) => Ok((Role::Operate, None)),
+        None => Call::<B>::find(&request).map(|call| (call.role, Some(call))),
+    };
+    // What is no call changes nothing.
+    let entry = call
+        .as_ref()
+        .ok()
+        .and_then(|_| audit::entry(&request, asked));
     // Who may not even observe is not told which calls there are.
-    let needed = call.as_ref().map_or(Role::Observe, |call| call.role);
+    let needed = call.as_ref().map_or(Role::Observe, |(role, _)| *role);
     if let Err(refusal) = may(needed) {
+        let refused = Err(refusal);
+        if let Some(entry) = entry {
+            audit::answered(backend.audit().begin(entry), &refused, &backend);
+        }
         discard(request.into_body()).await;
-        return Err(refusal);
+        return refused;
     }
-    (call?.handler)(request, backend, Arc::clone(asked)).await
+    let handling = match (call?.1, of_state) {
+        (Some(call), _) => (call.handler)(request, backend.clone(), Arc::clone(asked)),
+        (None, of_state) => {
+            let (app, what) = of_state.unwrap_or_default();
+            let backend = backend.clone();
+            Box::pin(async move { app_state(request, &app, &what, backend).await })
+        }
+    };
+    let Some(entry) = entry else {
+        return handling.await;
+    };
+    let begun = backend.audit().begin(entry);
+    // On a task of its own: what has begun goes on when the caller leaves, and is taken down.
+    let answered = tokio::spawn(async move {
+        let answer = handling.await;
+        audit::answered(begun, &answer, &backend);
+        answer
+    });
+    answered.await.unwrap_or_else(|_| {
+        Err(Refusal::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            1,
+            "the call broke off inside the host: its log says more",
+        ))
+    })
 }
 
 /// Answers a call for the state of an app.
@@ -611,9 +702,9 @@ pub(crate) fn lines(lines: mpsc::Receiver<Result<Bytes, Infallible>>) -> Control
 /// reading them: with the task its interest is dropped.
 fn progress(operation: Operation) -> ControlResponse {
     let Operation {
+        id,
         lines: mut said,
         interest,
-        ..
     } = operation;
     let (tx, rx) = mpsc::channel(WAITING);
     tokio::spawn(async move {
@@ -628,7 +719,9 @@ fn progress(operation: Operation) -> ControlResponse {
             }
         }
     });
-    lines(rx)
+    let mut response = lines(rx);
+    response.extensions_mut().insert(audit::OperationId(id));
+    response
 }
 
 /// The events so far, and those to come until `following` is at its end.
@@ -680,6 +773,31 @@ pub(crate) fn missed_events(last: u64, missed: u64) -> Event {
         leaked_bytes: None,
         leaked_descriptors: None,
     }
+}
+
+/// The body of a call that takes a text.
+async fn text(body: Incoming) -> Result<String, Refusal> {
+    let limited = Limited::new(body, LONGEST_TEXT).collect().await;
+    let bytes = limited.map_err(|error| {
+        Refusal::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            1,
+            format_args!("the text was not taken, at most 1 MiB are: {error}"),
+        )
+    })?;
+    String::from_utf8(bytes.to_bytes().into()).map_err(|error| {
+        let why = format_args!("the text is no UTF-8: {error}");
+        Refusal::new(StatusCode::BAD_REQUEST, 2, why)
+    })
+}
+
+fn not_set(error: SettingsError) -> Refusal {
+    let (status, code, why) = match error {
+        SettingsError::NoApp(why) => (StatusCode::NOT_FOUND, 1, why),
+        SettingsError::Invalid(why) => (StatusCode::BAD_REQUEST, 2, why),
+        SettingsError::Refused(why) => (StatusCode::CONFLICT, 1, why),
+    };
+    Refusal::new(status, code, why)
 }
 
 async fn cancel_holder<B: Backend>(
@@ -757,7 +875,9 @@ async fn discard(mut body: Incoming) {
 
 /// An operation that ended before it had an id.
 fn ended(result: OperationResult) -> ControlResponse {
-    let mut response = Response::new(Either::Left(Full::new(line(&Progress::Result(result)))));
+    let text = line(&Progress::Result(result.clone()));
+    let mut response = Response::new(Either::Left(Full::new(text)));
+    response.extensions_mut().insert(result);
     response.headers_mut().insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/x-ndjson"),
@@ -805,7 +925,7 @@ async fn receive<B: Backend>(mut body: Incoming, backend: B) -> Result<B::Artifa
         Ok(Ok(Err(error))) => Err(ReceiveError::Store(error)),
         Ok(Ok(Ok(None)) | Err(_)) | Err(_) => Err(ReceiveError::Store(StoreError::Io {
             path: "the upload".into(),
-            source: std::io::Error::other("the writer of the store failed"),
+            source: io::Error::other("the writer of the store failed"),
         })),
     }
 }

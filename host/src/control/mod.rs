@@ -1,5 +1,6 @@
 //! The control socket: how an operator, a script or `curl` talks to a running host.
 //!
+//! - [`audit`]: what the audit log says of a call
 //! - [`calls`]: the table of calls, and what each answers
 //! - [`dashboard_door`]: how a call asks the dashboard for a link
 //! - [`metrics_endpoint`]: `GET /metrics` and the health of the node over TCP
@@ -8,6 +9,7 @@
 //! - [`socket`]: the file that both meet at
 //! - [`shutdown`]: how a call ends the host
 
+mod audit;
 mod calls;
 pub(crate) mod dashboard_door;
 pub(crate) mod metrics_endpoint;

@@ -10,8 +10,9 @@ use std::{
 
 use arc_swap::ArcSwap;
 use handover_api::{
-    AppName, ArtifactReport, Cause, ConfigPlan, Event, HistoryEntry, HolderStatus, NodeDrain,
-    OperationResult, ShadowStatus, Status, TenantStatus, Wait, query,
+    AppName, ArtifactReport, AuditSource, Cause, ConfigPlan, Event, HistoryEntry, HolderStatus,
+    MessageAnswers, NodeDrain, OperationResult, SettingsList, ShadowStatus, Status, TenantStatus,
+    Wait, query,
 };
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -44,8 +45,10 @@ use crate::{
     orchestrator::Orchestrator,
     ownership,
     reconfigure::{ReconfigureError, Reconfigurer},
+    records::audit::Audit,
     report::holders::HolderId,
     report::status::Surface,
+    rollout::settings::SettingsError,
     telemetry::Gather,
     watch::WatcherHandle,
     work::AppWork,
@@ -65,6 +68,8 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
     fn status(&self) -> Status;
     /// For `GET /v1/history`.
     fn history(&self, app: Option<&AppName>) -> Vec<HistoryEntry>;
+    /// For `GET /v1/audit`, and where calls that change something are taken down.
+    fn audit(&self) -> Audit;
     /// For `GET /v1/events`: those so far, and those to come.
     fn events(&self) -> (Vec<Event>, broadcast::Receiver<Event>);
     /// Begins an upload. Blocks on the file system.
@@ -109,6 +114,20 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
     fn tenants(&self, app: Option<&AppName>) -> Vec<TenantStatus>;
     /// For `POST /v1/move`.
     fn move_tenant(&self, asked: &query::Move) -> Result<String, String>;
+    /// For `GET /v1/settings`.
+    fn settings(&self, asked: query::OfApp) -> Result<SettingsList, SettingsError>;
+    /// For `POST /v1/set`, with the value; none: it is taken away. May wait for the app.
+    fn set(
+        &self,
+        asked: query::Set,
+        value: Option<serde_json::Value>,
+    ) -> impl Future<Output = Result<String, SettingsError>> + Send;
+    /// For `POST /v1/send`. May wait for the app.
+    fn send(
+        &self,
+        asked: query::Send,
+        text: String,
+    ) -> impl Future<Output = Result<MessageAnswers, SettingsError>> + Send;
     /// For `GET /v1/holders`.
     fn holders(&self, asked: &query::Holders) -> Vec<HolderStatus>;
     /// For `GET /v1/shadow`.
@@ -210,6 +229,10 @@ impl Backend for Host {
         self.orchestrator.history(app)
     }
 
+    fn audit(&self) -> Audit {
+        self.orchestrator.audit()
+    }
+
     fn events(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
         self.orchestrator.events()
     }
@@ -285,6 +308,26 @@ impl Backend for Host {
 
     fn move_tenant(&self, asked: &query::Move) -> Result<String, String> {
         self.orchestrator.move_tenant(asked)
+    }
+
+    fn settings(&self, asked: query::OfApp) -> Result<SettingsList, SettingsError> {
+        self.orchestrator.settings(asked)
+    }
+
+    async fn set(
+        &self,
+        asked: query::Set,
+        value: Option<serde_json::Value>,
+    ) -> Result<String, SettingsError> {
+        self.orchestrator.set(asked, value).await
+    }
+
+    async fn send(
+        &self,
+        asked: query::Send,
+        text: String,
+    ) -> Result<MessageAnswers, SettingsError> {
+        self.orchestrator.send(asked, text).await
     }
 
     fn holders(&self, asked: &query::Holders) -> Vec<HolderStatus> {
@@ -588,12 +631,13 @@ async fn connection<B: Backend>(
     shutdown: ShutdownHandle,
 ) {
     let caller = Caller::of(&stream, access).await;
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
     let nobody = Peer {
         uid: u32::MAX,
         gid: u32::MAX,
     };
     let peer = caller.as_ref().map_or(nobody, |caller| caller.peer);
-    let asked = Arc::new(Asked::by(peer, shutdown.clone()));
+    let asked = Arc::new(Asked::by(peer, pid, AuditSource::Control, shutdown.clone()));
     let names = match &caller {
         Ok(caller) => caller.names().await,
         Err(_) => Default::default(),
@@ -754,6 +798,10 @@ mod tests {
             Vec::new()
         }
 
+        fn audit(&self) -> Audit {
+            Audit::default()
+        }
+
         fn events(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
             (self.0.past.lock().clone(), self.0.events.subscribe())
         }
@@ -882,6 +930,28 @@ mod tests {
         fn artifact(&self, asked: &query::Artifact) -> Result<ArtifactReport, String> {
             self.call(format!("artifact {asked:?}"));
             Err("there is none".to_owned())
+        }
+
+        fn settings(&self, _asked: query::OfApp) -> Result<SettingsList, SettingsError> {
+            Err(SettingsError::NoApp("there is no app".to_owned()))
+        }
+
+        async fn set(
+            &self,
+            asked: query::Set,
+            value: Option<serde_json::Value>,
+        ) -> Result<String, SettingsError> {
+            self.call(format!("set {} {value:?}", asked.key));
+            Ok("it is set".to_owned())
+        }
+
+        async fn send(
+            &self,
+            _asked: query::Send,
+            text: String,
+        ) -> Result<MessageAnswers, SettingsError> {
+            self.call(format!("send {text}"));
+            Err(SettingsError::Refused("nothing runs".to_owned()))
         }
 
         fn holders(&self, asked: &query::Holders) -> Vec<HolderStatus> {
@@ -1257,7 +1327,14 @@ mod tests {
                 // apps'. A link to the dashboard leads to what the same observer sees there.
                 call.path == query::DASHBOARD
                     || call.method == Method::GET
-                        && ![query::JOB, query::CONFIG, query::CONFIG_PLAN].contains(&call.path),
+                        && ![
+                            query::JOB,
+                            query::AUDIT,
+                            query::SETTINGS,
+                            query::CONFIG,
+                            query::CONFIG_PLAN
+                        ]
+                        .contains(&call.path),
                 "{}",
                 call.path
             );

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use handover_api::query;
+use handover_api::{AuditSource, query};
 use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
@@ -142,7 +142,7 @@ async fn bridge<B: Backend>(
         return Err((StatusCode::NOT_FOUND, "there is nothing here\n".to_owned()));
     };
     *request.uri_mut() = uri;
-    let asked = Arc::new(Asked::by(peer, page.shutdown));
+    let asked = Arc::new(Asked::by(peer, None, AuditSource::Dashboard, page.shutdown));
     let names = caller.names().await;
     let may = |needed| caller.may(needed, &names);
     let answered = control::answer(request, page.backend, may, &asked).await;

@@ -33,7 +33,7 @@ use super::{
     error_response,
     execution::{OffloadedCall, Threads},
     pause::{Pause, Released, Wait},
-    rates::{Admitted, Rates, TooMany},
+    rates::{Admitted, AwaitPlace, RateAdmission, Rates, TooMany},
     route::Routes,
     upgrade::UpgradePermit,
 };
@@ -179,29 +179,32 @@ impl Limits {
                 let all = slots.all.load(Ordering::Relaxed);
                 all.saturating_sub(slots.free.available_permits()) as u64
             }),
-            waiting: slots.map_or(0, |slots| slots.waiting.load(Ordering::Relaxed) as u64),
+            waiting: slots.map_or(0, |slots| slots.waiting.load(Ordering::Relaxed) as u64)
+                + self
+                    .rates
+                    .as_ref()
+                    .map_or(0, |rates| rates.waiting() as u64),
             refused: self.events.refused.load(Ordering::Relaxed),
             too_many: self.events.too_many.load(Ordering::Relaxed),
             timed_out: self.events.timed_out.load(Ordering::Relaxed),
         }
     }
 
-    /// Counts a request among those of whose it is. Returns what counts it as under way, where that
-    /// is limited.
+    /// Counts a request among those of whose it is.
     fn count(
         &self,
         (uri, headers, client): (&Uri, &HeaderMap, &Option<SocketAddr>),
-    ) -> Result<Option<Admitted>, TooMany> {
+    ) -> Result<Option<RateAdmission>, TooMany> {
         let Some(rates) = &self.rates else {
             return Ok(None);
         };
-        match rates.admit(uri, headers, client) {
-            Ok(admitted) => Ok(admitted.is_under_way().then_some(admitted)),
-            Err(too_many) => {
-                self.events.too_many.fetch_add(1, Ordering::Relaxed);
-                Err(too_many)
-            }
-        }
+        let counted = rates.admit(uri, headers, client);
+        counted.map(Some).inspect_err(|_| self.refused_one())
+    }
+
+    /// There was one request too many of somebody.
+    fn refused_one(&self) {
+        self.events.too_many.fetch_add(1, Ordering::Relaxed);
     }
 
     fn admit(&self) -> Admission {
@@ -294,6 +297,8 @@ pub(super) struct Limited<B> {
 enum Stage<B> {
     /// Its app is paused.
     Paused(Option<Paused<B>>),
+    /// It waits for those of the same client or tenant.
+    Queued(Option<Queued<B>>),
     Waiting(Option<Waiting<B>>),
     Running(Dispatched<B>),
     OffloadedCall(OffloadedCall),
@@ -320,6 +325,14 @@ impl RequestPermit {
 /// What is needed when the app is resumed.
 struct Paused<B> {
     wait: Wait,
+    request: Request<B>,
+    routes: Arc<Routes>,
+    connection: Arc<ConnectionInfo>,
+}
+
+/// What is needed when the turn comes among those of the same client or tenant.
+struct Queued<B> {
+    turn: AwaitPlace,
     request: Request<B>,
     routes: Arc<Routes>,
     connection: Arc<ConnectionInfo>,
@@ -376,25 +389,47 @@ where
                 sample: None,
             };
         }
-        let mut sample = None;
         let asked = (request.uri(), request.headers(), &connection.client);
-        let admitted = match limits.count(asked) {
-            Ok(admitted) => admitted,
-            Err(too_many) => {
-                return Self {
-                    stage: Stage::TooMany(too_many),
-                    limits,
-                    deadline,
-                    permit: None,
-                    sample,
-                };
-            }
+        let turn = limits.count(asked);
+        let mut this = Self {
+            stage: Stage::Refused,
+            limits,
+            deadline,
+            permit: None,
+            sample: None,
         };
-        let (stage, slot) = match limits.admit() {
+        match turn {
+            Err(too_many) => this.stage = Stage::TooMany(too_many),
+            Ok(None) => this.enter(None, routes, request, connection),
+            Ok(Some(RateAdmission::Now(admitted))) => {
+                this.enter(Some(admitted), routes, request, connection);
+            }
+            Ok(Some(RateAdmission::Later(turn))) => {
+                this.stage = Stage::Queued(Some(Queued {
+                    turn,
+                    request,
+                    routes: Arc::clone(routes),
+                    connection: Arc::clone(connection),
+                }));
+            }
+        }
+        this
+    }
+
+    /// Goes on with a request that is `admitted` among those of whose it is.
+    fn enter(
+        &mut self,
+        admitted: Option<Admitted>,
+        routes: &Arc<Routes>,
+        request: Request<B>,
+        connection: &Arc<ConnectionInfo>,
+    ) {
+        let admitted = admitted.filter(Admitted::is_under_way);
+        let (stage, slot) = match self.limits.admit() {
             Admission::Now(slot) => {
                 let dispatched = Dispatched::admitted(routes, request, connection);
-                sample = dispatched.sample();
-                (Self::begin(&limits, dispatched), slot)
+                self.sample = dispatched.sample();
+                (Self::begin(&self.limits, dispatched), slot)
             }
             Admission::Wait(acquire) => {
                 let waiting = Waiting {
@@ -407,13 +442,8 @@ where
             }
             Admission::Full => (Stage::Refused, None),
         };
-        Self {
-            limits,
-            stage,
-            deadline,
-            permit: RequestPermit::of(slot, admitted),
-            sample,
-        }
+        self.stage = stage;
+        self.permit = RequestPermit::of(slot, admitted);
     }
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Response<ResponseBody>> {
@@ -428,6 +458,24 @@ where
             // By the limits and the routes that there are now.
             self.stage =
                 Stage::Running(dispatch(&paused.routes, paused.request, &paused.connection));
+        }
+        if let Stage::Queued(queued) = &mut self.stage
+            && let Some(turn) = queued.as_mut().map(|queued| queued.turn.as_mut())
+            && let Poll::Ready(turn) = turn.poll(cx)
+            && let Some(queued) = queued.take()
+        {
+            match turn {
+                Ok(admitted) => self.enter(
+                    Some(admitted),
+                    &queued.routes,
+                    queued.request,
+                    &queued.connection,
+                ),
+                Err(too_many) => {
+                    self.limits.refused_one();
+                    self.stage = Stage::TooMany(too_many);
+                }
+            }
         }
         if let Stage::Waiting(waiting) = &mut self.stage
             && let Some(acquire) = waiting.as_mut().map(|waiting| waiting.acquire.as_mut())
@@ -446,7 +494,7 @@ where
             Stage::TooMany(TooMany(wait)) => {
                 return Poll::Ready(error_response::too_many(&self.limits.app, *wait));
             }
-            Stage::Paused(_) | Stage::Waiting(_) => {}
+            Stage::Paused(_) | Stage::Queued(_) | Stage::Waiting(_) => {}
             Stage::Running(dispatched) => {
                 if let Poll::Ready(response) = Pin::new(dispatched).poll(cx) {
                     return Poll::Ready(hand_on(self.permit.take(), response));

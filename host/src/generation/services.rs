@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use handover_api::{AppName, GenerationId};
+use handover_api::{AppName, GenerationId, LeaseInfo};
 use handover_plugin::abi::{
     host::{Event, Span, TASK, TASKS_LEFT, WORKER, Work},
     import::HostServices,
@@ -155,6 +155,13 @@ impl GenerationServices {
             .collect();
         working.sort_by_key(|work| work.since);
         working
+    }
+
+    /// The leases that it has.
+    pub(crate) fn leases(&self) -> Vec<LeaseInfo> {
+        self.durable
+            .as_ref()
+            .map_or_else(Vec::new, WorkSession::leases)
     }
 
     /// Counts something as in flight as long as the work of that number is cancelled, if it is

@@ -16,7 +16,7 @@ use handover_plugin::abi::{
 };
 
 use bytes::Bytes;
-use handover_api::GenerationState;
+use handover_api::{GenerationState, LeaseInfo};
 
 use super::{
     close_handle::CloseHandle,
@@ -307,19 +307,25 @@ impl Generation {
         self.shared.app.services().working()
     }
 
+    /// The leases that it has.
+    pub fn leases(&self) -> Vec<LeaseInfo> {
+        self.shared.app.services().leases()
+    }
+
     /// Lists the requests, streams and connections that hold it, the oldest first, `most` at the
     /// most.
     pub fn holders(&self, most: usize) -> Vec<HolderInfo> {
         self.shared.holders.list(most)
     }
 
-    /// Returns the words for what holds it, spawned work as well: one for each.
+    /// Returns the words for what holds it, spawned work and leases as well: one for each.
     pub fn holder_kinds(&self) -> Vec<&'static str> {
         let kinds = self.shared.holders.kinds().into_iter();
         let work = self.working().into_iter();
         kinds
             .map(HolderKind::as_str)
             .chain(work.map(|work| work.kind.as_str()))
+            .chain(self.leases().iter().map(|_| "lease"))
             .collect()
     }
 

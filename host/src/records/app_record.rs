@@ -22,6 +22,7 @@ use crate::{
         history::{self, Entry},
         order::Order,
         room::Room,
+        settings::AppSettings,
     },
     replace::replace,
 };
@@ -76,6 +77,9 @@ pub(crate) struct Record {
     pub(crate) answered: Vec<Answered>,
     /// What was deployed, newest last.
     pub(crate) history: Vec<Entry>,
+    /// What an operator has set.
+    #[serde(skip_serializing_if = "AppSettings::is_empty")]
+    pub(crate) settings: AppSettings,
 }
 
 /// An artifact that was chosen.

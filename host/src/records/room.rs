@@ -85,6 +85,13 @@ impl Room {
         self.spill.as_ref()?.text(path)
     }
 
+    /// Has the next host find `text` for the file at `path`, or nothing.
+    pub(crate) fn keep(&self, path: &Path, text: Option<&[u8]>) {
+        if let Some(spill) = &self.spill {
+            spill.keep(path, text);
+        }
+    }
+
     /// Nothing is kept of the file at `path` any more.
     pub(crate) fn forget(&self, path: &Path) {
         if let Some(spill) = &self.spill {

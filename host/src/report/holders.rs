@@ -1,4 +1,5 @@
-//! Who holds a generation: requests, streams, connections, and the work that it has spawned.
+//! Who holds a generation: requests, streams, connections, the work that it has spawned, and the
+//! leases that it has.
 
 use std::{str::FromStr, sync::Arc};
 
@@ -83,8 +84,8 @@ pub(crate) fn replaced(app: &App) -> Vec<Arc<Generation>> {
     all.into_iter().map(|(generation, _)| generation).collect()
 }
 
-/// Lists who holds `generation`: of requests, streams and connections `most` at the most, and its
-/// work.
+/// Lists who holds `generation`: of requests, streams and connections `most` at the most, its work,
+/// and its leases.
 pub(crate) fn holders(app: &AppName, generation: &Generation, most: usize) -> Vec<HolderStatus> {
     let id = generation.spec().id;
     let mut holders = requests(app, generation, most);
@@ -99,7 +100,24 @@ pub(crate) fn holders(app: &AppName, generation: &Generation, most: usize) -> Ve
         age_ms: millis(work.since.elapsed()),
     });
     holders.extend(work);
+    holders.extend(leases(app, generation));
     holders
+}
+
+/// Lists the leases among those. What takes one away is the call for leases.
+pub(crate) fn leases(app: &AppName, generation: &Generation) -> impl Iterator<Item = HolderStatus> {
+    let id = generation.spec().id;
+    let leases = generation.leases().into_iter();
+    leases.map(move |lease| HolderStatus {
+        id: Some(lease.id),
+        app: app.clone(),
+        generation: id,
+        kind: "lease".to_owned(),
+        name: lease.name,
+        client: None,
+        tenant: String::new(),
+        age_ms: lease.held_ms.unwrap_or_default(),
+    })
 }
 
 /// Lists the requests, streams and connections among those, the oldest first, `most` at the most.

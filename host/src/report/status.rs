@@ -290,7 +290,10 @@ fn generation_status(
             })
             .collect(),
         holders: match generation.state() {
-            GenerationState::Draining => holders::requests(app, generation, WORK_SHOWN),
+            GenerationState::Draining => {
+                let requests = holders::requests(app, generation, WORK_SHOWN).into_iter();
+                requests.chain(holders::leases(app, generation)).collect()
+            }
             _ => Vec::new(),
         },
         retained_because: held.map(RetainReasons::to_string),

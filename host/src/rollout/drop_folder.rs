@@ -1,10 +1,13 @@
 //! What the drop folder brings: whether it is deployed, staged or refused, and what its answer file
 //! says.
 
-use std::path::Path;
+use std::{os::unix::fs::MetadataExt, path::Path};
 
-use handover_api::{AppName, Cause, EventKind, OperationResult, Outcome};
+use handover_api::{
+    AppName, AuditEntry, AuditSource, Cause, EventKind, OperationResult, Outcome, query,
+};
 use semver::Version;
+use tokio::task::spawn_blocking;
 
 use crate::{
     apps::app::{App, result},
@@ -13,7 +16,7 @@ use crate::{
     generation::Spec,
     ownership,
     preflight::Scope,
-    records::history::Attribution,
+    records::{audit, history::Attribution},
     rollout::{
         Rollout,
         deploy::{self, Destination, Entrance, Plan},
@@ -122,6 +125,22 @@ fn decide(facts: &Facts<'_>) -> Decision {
     go
 }
 
+/// What the audit log says of a file that was put into a drop folder: who owns it asked.
+async fn change(dropped: &DroppedArtifact) -> AuditEntry {
+    let mut entry = audit::asked(AuditSource::DropFolder, format!("POST {}", query::DEPLOY));
+    let said = query::uri("", &dropped.asked);
+    audit::read_arguments(&mut entry, said.trim_start_matches('?'));
+    entry.app = Some(dropped.app.clone());
+    let file = dropped.path.to_string_lossy().into_owned();
+    entry.arguments.insert("name".to_owned(), file);
+    entry.artifact = Some(dropped.artifact.sha256.to_string());
+    let path = dropped.path.clone();
+    let owner = spawn_blocking(move || std::fs::metadata(path).map(|facts| facts.uid()));
+    // It may be gone by now.
+    entry.uid = owner.await.ok().and_then(Result::ok);
+    entry
+}
+
 impl DropTarget for Rollout {
     fn watches(&self, app: &AppName) -> bool {
         let watch = match self.registry.known(app) {
@@ -217,6 +236,13 @@ impl DropTarget for Rollout {
             Decision::Refuse(reason) => {
                 let message = format!("{named} was not taken: {reason}");
                 self.said(&app, &dropped, &message);
+                if !dropped.again && !dropped.lay_there {
+                    let begun = self.audit.begin(change(&dropped).await);
+                    begun.ended(|entry| {
+                        entry.outcome = Some(Outcome::Rejected);
+                        entry.error = Some(message.clone());
+                    });
+                }
                 self.registry.record_event(
                     EventKind::Rejected,
                     &app,
@@ -304,6 +330,11 @@ impl Rollout {
             return DropOutcome::Later;
         }
         app.waits(None);
+        // A reload was taken down where it was asked for.
+        let asked = match again {
+            true => None,
+            false => Some(self.audit.begin(change(&dropped).await)),
+        };
         let plan = Plan {
             artifact: dropped.artifact,
             cause: if dropped.again {
@@ -340,18 +371,25 @@ impl Rollout {
         if dropped.again {
             self.caused(app, Caused::Operation(begun.operation.id.clone()));
         }
+        let id = begun.operation.id.clone();
         // An error means that the operation broke off, which was logged.
-        let Ok(OperationResult {
-            outcome,
-            message,
-            notes,
-            ..
-        }) = begun.at_cutover.await
-        else {
+        let Ok(result) = begun.at_cutover.await else {
             return DropOutcome::Failed(
                 "the deploy broke off inside the host: its log says more".to_owned(),
             );
         };
+        if let Some(asked) = asked {
+            asked.ended(|entry| {
+                entry.operation = Some(id);
+                audit::ended_as(entry, &result);
+            });
+        }
+        let OperationResult {
+            outcome,
+            message,
+            notes,
+            ..
+        } = result;
         match outcome {
             Outcome::Done | Outcome::Unchanged | Outcome::Staged | Outcome::DeadlinePassed => {
                 let notes = notes.iter().map(|note| format!("\n{note}"));

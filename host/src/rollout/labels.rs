@@ -43,6 +43,7 @@ pub(crate) fn begin_promote(rollout: &Rollout, asked: query::Labelled) -> Operat
             Ok(Plan {
                 attribution,
                 override_freeze: asked.override_freeze,
+                orphan_jobs: asked.orphan_jobs,
                 ..plan
             })
         };
@@ -60,9 +61,11 @@ pub(super) fn begin_promote_of(
     let of = Arc::clone(&app);
     let plan = async move {
         let plan = up_as(&of, Cause::Promote, is_it);
-        // What was begun before a freeze goes on in it.
+        // What was begun before a freeze goes on in it, and jobs were looked at when it was
+        // deployed.
         plan.map(|plan| Plan {
             override_freeze: true,
+            orphan_jobs: true,
             ..plan
         })
         .ok_or_else(|| result(Outcome::Failed, &of, "it is not up any more"))

@@ -8,6 +8,7 @@
 //! - [`canary`]: one of them that gets a share of the requests
 //! - [`availability`]: whether an app answers: stop, start, restart, pause, resume
 //! - [`tenants`]: generations that stay for the tenants that have something there
+//! - [`settings`]: what an operator changes and asks while an app runs
 //! - [`triggers`]: commands that are given by a file in the drop folder
 //! - [`hooks`]: the operator's programs at a deploy
 //! - [`rejected`]: uploads that were not taken
@@ -34,6 +35,7 @@ pub(crate) mod reload;
 pub(crate) mod restore;
 pub(crate) mod retained;
 pub(crate) mod rollback;
+pub(crate) mod settings;
 pub(crate) mod shutdown;
 pub(crate) mod tenants;
 mod triggers;
@@ -46,8 +48,11 @@ use tokio::sync::watch;
 
 use self::{drain::Departures, reload::Reloads, retained::RetainedLibraries};
 use crate::{
-    apps::registry::Registry, artifact::Store, operations::operation::Operations,
-    records::journal::Journal, report::leaks::Leaks,
+    apps::registry::Registry,
+    artifact::Store,
+    operations::operation::Operations,
+    records::{audit::Audit, journal::Journal},
+    report::leaks::Leaks,
 };
 
 /// What the steps of a rollout work on. Cheap to clone.
@@ -57,6 +62,7 @@ pub(crate) struct Rollout {
     pub(crate) store: Store,
     pub(crate) operations: Arc<Operations>,
     pub(crate) journal: Journal,
+    pub(crate) audit: Audit,
     pub(crate) leaks: Arc<Leaks>,
     pub(crate) retained: RetainedLibraries,
     pub(crate) reloads: Arc<Reloads>,
@@ -67,11 +73,12 @@ pub(crate) struct Rollout {
 
 impl Rollout {
     /// Creates the rollout of the apps of `registry`.
-    pub(crate) fn new(registry: Registry, store: Store, journal: Journal) -> Self {
+    pub(crate) fn new(registry: Registry, store: Store, journal: Journal, audit: Audit) -> Self {
         Self {
             registry,
             store,
             journal,
+            audit,
             operations: Arc::default(),
             leaks: Arc::default(),
             retained: RetainedLibraries::default(),

@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use handover_api::{GenerationId, OperationResult, Outcome, Progress, Wait, query};
+use handover_api::{AuditSource, GenerationId, OperationResult, Outcome, Progress, Wait, query};
 
 use crate::{
     operations::operation::Operation,
+    records::audit,
     rollout::{Rollout, availability, labels, reload, rollback},
     watch::{Trigger, Verb, WatcherHandle},
 };
@@ -29,6 +30,14 @@ pub(super) async fn carry_out(
         by,
         message,
     } = trigger;
+    let begun = call(verb).map(|path| {
+        let mut entry = audit::asked(AuditSource::DropFolder, format!("POST {path}"));
+        entry.app = Some(app.clone());
+        entry.user = Some(by.clone());
+        let reason = message.clone().map(|text| ("message".to_owned(), text));
+        entry.arguments.extend(reason);
+        rollout.audit.begin(entry)
+    });
     tracing::info!(
         app = app.as_str(),
         ?verb,
@@ -44,6 +53,7 @@ pub(super) async fn carry_out(
         queue,
         detach,
         override_freeze: false,
+        orphan_jobs: false,
     };
     let plain = query::Operation {
         app: Some(app.clone()),
@@ -90,7 +100,29 @@ pub(super) async fn carry_out(
             return Ok(format!("nothing of {app} that was replaced is left"));
         }
     };
-    said(result_of(operation).await)
+    let id = operation.id.clone();
+    let result = result_of(operation).await;
+    if let Some(begun) = begun {
+        begun.ended(|entry| {
+            entry.operation = Some(id);
+            audit::ended_as(entry, &result);
+        });
+    }
+    said(result)
+}
+
+/// The call that does the same; none where nothing is changed.
+fn call(verb: Verb) -> Option<&'static str> {
+    Some(match verb {
+        Verb::Reload => query::RELOAD,
+        Verb::Rollback => query::ROLLBACK,
+        Verb::Promote => query::PROMOTE,
+        Verb::Abort => query::ABORT,
+        Verb::Stop => query::STOP,
+        Verb::Start => query::START,
+        Verb::Restart => query::RESTART,
+        Verb::Drain => return None,
+    })
 }
 
 async fn result_of(mut operation: Operation) -> OperationResult {

@@ -6,6 +6,8 @@
 //! - [`jobs`]: the jobs of one app: enqueued, claimed, finished
 //! - [`schedule`]: when a handler is due, and the jobs that are made then
 //! - [`lease`]: what one holder has at a time
+//! - [`settings`]: the live settings of an app, as its generations have them
+//! - [`inbox`]: what the host asks a generation
 //! - [`answer`]: what is answered over the ABI
 //! - [`session`]: all of it as one generation sees it, over the ABI
 //! - [`registry`]: the work of all apps
@@ -16,6 +18,7 @@
 //! any more. What is in memory only says which job is next, and is made anew from the records.
 
 mod answer;
+mod inbox;
 mod jobs;
 mod lease;
 mod queue;
@@ -23,9 +26,11 @@ mod record;
 mod registry;
 mod schedule;
 mod session;
+mod settings;
 
 pub(crate) use self::{
     answer::Refused,
+    inbox::{Inbox, Reply},
     jobs::{JobFilter, Settings},
     record::JobId,
     registry::{AppWork, WorkRegistry},

@@ -15,6 +15,7 @@ use super::{
     jobs::{Jobs, Settings},
     lease::Leases,
     schedule::Schedules,
+    settings::LiveSettings,
 };
 use crate::{artifact::Declared, state::Stores};
 
@@ -43,6 +44,8 @@ pub(crate) struct AppWork {
     pub(crate) leases: Leases,
     /// Its schedules.
     pub(crate) schedules: Schedules,
+    /// Its live settings.
+    pub(crate) settings: LiveSettings,
 }
 
 impl AppWork {
@@ -110,6 +113,7 @@ impl WorkRegistry {
             runtime.clone(),
         );
         let work = Arc::new(AppWork {
+            settings: LiveSettings::new(runtime.clone()),
             leases: Leases::new(app.clone(), Arc::clone(&store), mirrors, runtime.clone()),
             schedules: Schedules::new(app.clone(), store, jobs.clone(), runtime),
             jobs,

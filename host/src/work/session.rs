@@ -7,12 +7,13 @@ use std::{
 };
 
 use bytes::Bytes;
+use handover_api::LeaseInfo;
 use handover_plugin::abi::{
     lent::Lent,
     poll::PollState,
     work::{
-        ATTEMPT, CANCEL, ENQUEUE, FIND, FINISH, LEASE, LISTEN, NEW_ID, PROGRESS, WorkFuture,
-        WorkRequest, WorkService, WorkSink,
+        ATTEMPT, CANCEL, ENQUEUE, FIND, FINISH, INBOX, LEASE, LISTEN, NEW_ID, PROGRESS, REPLY,
+        SETTINGS, WorkFuture, WorkRequest, WorkService, WorkSink,
     },
 };
 use parking_lot::{RwLock, RwLockReadGuard};
@@ -20,6 +21,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
     answer::{Answer, Outcome, Refused},
+    inbox::Inbox,
     jobs::{Finish, Jobs, Listener, NewJob},
     lease::{Claim, Leases},
     record::JobId,
@@ -38,6 +40,7 @@ pub(crate) struct WorkSession {
     generation: u64,
     phase: RwLock<Phase>,
     wakers: WakerCount,
+    inbox: Arc<Inbox>,
 }
 
 /// What a generation may still ask for.
@@ -83,6 +86,15 @@ struct Named {
     key: Option<String>,
 }
 
+#[derive(Deserialize)]
+struct Replied {
+    id: u64,
+    #[serde(default)]
+    answer: serde_json::Value,
+    #[serde(default)]
+    error: Option<String>,
+}
+
 /// The longest text of a progress, in bytes.
 const LONGEST_TEXT: usize = 1024;
 
@@ -124,11 +136,13 @@ fn share(jobs: &mut [NewJob], payloads: &[u8]) -> Result<(), Refused> {
 impl WorkSession {
     /// A session of `generation`.
     pub(crate) fn new(work: Arc<AppWork>, generation: u64) -> Self {
+        let inbox = work.settings.inbox_of(generation);
         Self {
             work,
             generation,
             phase: RwLock::new(Phase::Live),
             wakers: WakerCount::default(),
+            inbox,
         }
     }
 
@@ -145,9 +159,17 @@ impl WorkSession {
     /// The generation ends: what it has not finished is free for others.
     pub(crate) fn end(&self) {
         *self.phase.write() = Phase::Ended;
+        self.inbox.close();
         self.work.jobs.abandon_all(self.generation);
         self.work.leases.ask_back(self.generation);
         self.work.leases.end(self.generation);
+    }
+
+    /// Returns the leases that the generation has.
+    pub(crate) fn leases(&self) -> Vec<LeaseInfo> {
+        let mut leases = self.work.leases.list();
+        leases.retain(|lease| lease.generation == Some(self.generation));
+        leases
     }
 
     /// Waits until the host has no waker of the generation any more, for `deadline` at the longest;
@@ -258,6 +280,26 @@ impl WorkSession {
                 let id = work.jobs.id_for(&name, key.as_deref())?;
                 Box::new(Known(Ok(Answer::ids(&[id]))))
             }
+            SETTINGS => {
+                let settings = work.settings.values();
+                Box::new(Known(Ok(Answer {
+                    text: serde_json::json!({ "settings": settings }).to_string(),
+                    bytes: Bytes::new(),
+                })))
+            }
+            INBOX => {
+                self.inbox.open();
+                Box::new(Asking {
+                    inbox: Arc::clone(&self.inbox),
+                    wakers,
+                })
+            }
+            REPLY => {
+                let Replied { id, answer, error } = read(request)?;
+                let reply = error.map_or_else(|| Ok(answer), Err);
+                self.inbox.reply(id, reply);
+                Box::new(Known(Ok(Answer::default())))
+            }
             operation => {
                 return Err(Refused::invalid(format!(
                     "this host knows no operation {operation} for work: upgrade the host"
@@ -339,6 +381,30 @@ impl Drop for Listening {
     fn drop(&mut self) {
         self.jobs.stop_listening(self.generation);
         self.listener.forget();
+    }
+}
+
+/// A version that takes questions.
+struct Asking {
+    inbox: Arc<Inbox>,
+    wakers: WakerCount,
+}
+
+impl WorkFuture for Asking {
+    fn poll(&mut self, waker: &Waker, sink: &WorkSink<'_>) -> PollState {
+        match self.inbox.poll_next(waker, &self.wakers) {
+            Poll::Pending => PollState::Pending,
+            Poll::Ready(question) => {
+                sink.answer(&question, &[]);
+                PollState::Ready
+            }
+        }
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.inbox.close();
     }
 }
 

@@ -44,6 +44,14 @@ pub const LEASE: u32 = 8;
 /// Gives the identity of a job that is enqueued with a transaction later.
 pub const NEW_ID: u32 = 9;
 
+/// Gives the live settings of the app. Since 1.4.
+pub const SETTINGS: u32 = 10;
+/// Listens for what the host asks: each time that the handle is ready, it gives one question. Since
+/// 1.4.
+pub const INBOX: u32 = 11;
+/// Answers a question. Since 1.4.
+pub const REPLY: u32 = 12;
+
 /// Somebody else has the job by now: a code beside those of [`codes`].
 pub const SUPERSEDED: u32 = 100;
 /// There is no such job: a code beside those of [`codes`].

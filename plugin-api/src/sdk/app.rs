@@ -97,6 +97,11 @@ where
             runtime,
         })),
         Err(error) => {
+            context.close_settings();
+            {
+                let _entered = runtime.handle().enter();
+                context.forget_settings();
+            }
             // Nothing is served yet, so nothing is worth waiting for longer.
             runtime.stop(Duration::from_secs(1));
             context::forget_current();
@@ -242,8 +247,13 @@ impl<A: App> Plugin for Running<A> {
             context.forget_hand_over();
             drop(app);
         }
+        context.close_settings();
         let left = program::finish(deadline);
         runtime.tell_tasks_left(&context);
+        {
+            let _entered = runtime.handle().enter();
+            context.forget_settings();
+        }
         runtime.stop(left);
         context::forget_current();
         drop(context);

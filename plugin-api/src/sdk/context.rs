@@ -23,13 +23,12 @@ use super::{
     error::Error,
     jobs::{self, Jobs},
     lease::{self, Lease},
+    settings::{Message, Settings},
     state::{State, StateError},
     work::{Kind, Works},
     worker::{Stop, Workers},
 };
-use crate::abi::{
-    export::HostHandle, head::RequestHead, host, lent::Lent, root::Settings, work::WorkHandle,
-};
+use crate::abi::{export::HostHandle, head::RequestHead, host, lent::Lent, root, work::WorkHandle};
 
 /// What an app knows of itself and of the host. Cheap to clone; keep it in the state of your
 /// router.
@@ -54,6 +53,7 @@ struct Inner {
     draining: watch::Sender<bool>,
     host: HostHandle,
     state: OnceLock<State>,
+    settings: OnceLock<Settings>,
     client: OnceLock<TellClient>,
     connection: OnceLock<TellConnection>,
 }
@@ -112,7 +112,11 @@ impl Context {
         *CURRENT.lock() = Some(self.clone());
     }
 
-    pub(super) fn new(settings: Lent<'_, Settings<'_>>, runtime: Handle, host: HostHandle) -> Self {
+    pub(super) fn new(
+        settings: Lent<'_, root::Settings<'_>>,
+        runtime: Handle,
+        host: HostHandle,
+    ) -> Self {
         let env = settings
             .env
             .iter()
@@ -135,6 +139,7 @@ impl Context {
             draining: watch::Sender::new(false),
             host,
             state: OnceLock::new(),
+            settings: OnceLock::new(),
             client: OnceLock::new(),
             connection: OnceLock::new(),
         }))
@@ -298,6 +303,41 @@ impl Context {
         self.0.state.get_or_init(begin).clone()
     }
 
+    /// The live settings of the app, which an operator changes by `handover set` while it runs. All
+    /// versions have the same ones, and they outlive the host. In a preflight check there are none.
+    pub fn settings(&self) -> Settings {
+        let open = || {
+            let work = self.0.host.durable_work();
+            Settings::open(&self.0.app, work, &self.0.works, &self.0.runtime)
+        };
+        self.0.settings.get_or_init(open).clone()
+    }
+
+    /// Has `handler` answer what an operator sends by `handover send`; to be called in the
+    /// constructor. What it returns is JSON for the operator; so a text is one. It counts as a task
+    /// of this generation.
+    ///
+    /// ```ignore
+    /// cx.on_message(move |message| {
+    ///     let cache = cache.clone();
+    ///     async move {
+    ///         match message.text() {
+    ///             "flush" => Ok(cache.flush().await),
+    ///             other => Err(Error::msg(format_args!("there is no command `{other}`"))),
+    ///         }
+    ///     }
+    /// });
+    /// ```
+    pub fn on_message<F, W, R, E>(&self, handler: F)
+    where
+        F: Fn(Message) -> W + Send + Sync + 'static,
+        W: Future<Output = Result<R, E>> + Send + 'static,
+        R: Serialize,
+        E: Into<Error>,
+    {
+        self.settings().on_message(handler);
+    }
+
     /// Runs `future` beside the requests. The generation counts it as in flight: it is unloaded
     /// only after the task's end, and a task that still runs at the drain deadline is cancelled.
     pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
@@ -445,6 +485,20 @@ impl Context {
     pub(super) fn start_draining(&self) {
         self.0.workers.drain();
         self.0.draining.send_replace(true);
+    }
+
+    /// The host asks nothing any more.
+    pub(super) fn close_settings(&self) {
+        if let Some(settings) = self.0.settings.get() {
+            settings.close();
+        }
+    }
+
+    /// What the app has declared of its settings is dropped with it.
+    pub(super) fn forget_settings(&self) {
+        if let Some(settings) = self.0.settings.get() {
+            settings.forget();
+        }
     }
 
     pub(super) fn tell_tasks_left(&self, left: u64) {

@@ -8,6 +8,7 @@
 //! - [`jobs`], [`lease`]: jobs that outlive the host, and what one generation does at a time
 //! - [`work`]: tasks and jobs that outlive their request
 //! - [`worker`]: work that goes on for as long as a generation is live
+//! - [`settings`]: what an operator changes while the app runs, and messages to it
 //! - [`on_live`]: what a version does once before its first request
 //! - [`db_revision`]: which revision the database of the app is at
 //! - [`migration`]: from one version of the schema of the state to another
@@ -39,6 +40,7 @@ pub(crate) mod runtime;
 pub(crate) mod serve;
 #[cfg(feature = "sessions")]
 pub(crate) mod sessions;
+pub(crate) mod settings;
 pub(crate) mod state;
 #[cfg(feature = "testing")]
 pub mod testing;

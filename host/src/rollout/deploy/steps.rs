@@ -41,7 +41,7 @@ use crate::{
         Rollout, availability, canary, crash,
         drain::Leaving,
         hooks::{self, About},
-        labels, tenants, verdict, verify,
+        labels, settings, tenants, verdict, verify,
     },
     shortage,
     work::check_schedules,
@@ -295,18 +295,23 @@ impl<M: Machine + Clone> Deploy<'_, M> {
     }
 
     /// Whether what its functions declare fits: each schedule is one, and no job loses its handler
-    /// unasked. What was live is never refused for it.
+    /// unasked, when it is deployed to become live and when it is promoted. What was live is never
+    /// refused for it.
     async fn admit_declared(&self) -> Result<(), Failure> {
         let Self {
             rollout, app, plan, ..
         } = self;
-        if !plan.brings_new() {
+        let declared = &plan.artifact.declared;
+        let is_promoted = plan.cause == Cause::Promote;
+        if plan.brings_new() {
+            check_schedules(declared)
+                .map_err(|reason| Failure::own(Outcome::Rejected, reason, None))?;
+        } else if !is_promoted {
             return Ok(());
         }
-        let declared = &plan.artifact.declared;
-        check_schedules(declared)
-            .map_err(|reason| Failure::own(Outcome::Rejected, reason, None))?;
-        if plan.orphan_jobs || plan.destination != Destination::Live {
+        // A canary becomes live by itself.
+        let becomes_live = matches!(plan.destination, Destination::Live | Destination::Canary(_));
+        if plan.orphan_jobs || !becomes_live {
             return Ok(());
         }
         let (work, declared) = (rollout.registry.work().of(&app.name), declared.clone());
@@ -323,8 +328,9 @@ impl<M: Machine + Clone> Deploy<'_, M> {
             .iter()
             .map(|(name, count)| format!("{count} of `{name}`"))
             .collect();
+        let verb = if is_promoted { "promote" } else { "deploy" };
         let reason = format!(
-            "it has no handler for jobs that wait or run: {}; keep the handler until they are done, or deploy with --orphan-jobs, and they wait for a version that has one",
+            "it has no handler for jobs that wait or run: {}; keep the handler until they are done, or {verb} with --orphan-jobs, and they wait for a version that has one",
             names.join(", ")
         );
         Err(Failure {
@@ -710,7 +716,7 @@ impl<M: Machine + Clone> Deploy<'_, M> {
             start_deadline: longest,
             preflight: false,
             state: Some(rollout.registry.stores().of(&app.name)),
-            work: Some(rollout.registry.work().of(&app.name)),
+            work: Some(settings::work_of(rollout, app)),
             migration: None,
             handed_over: self.handed_over.clone(),
             stays: app.saved.read(|record| {

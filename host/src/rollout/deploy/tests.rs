@@ -21,7 +21,7 @@ use crate::{
     dispatch::Routes,
     generation::{Spec, StartError, Started},
     preflight::{Passed, Scope, Verdict},
-    records::{history::Attribution, journal::Journal, room::Room},
+    records::{audit::Audit, history::Attribution, journal::Journal, room::Room},
     rollout::Rollout,
 };
 
@@ -105,7 +105,7 @@ impl Host {
         let store = Store::open(&state.path().join("artifacts")).unwrap();
         let app = registry.app(&name);
         Self {
-            rollout: Rollout::new(registry, store, journal),
+            rollout: Rollout::new(registry, store, journal, Audit::default()),
             state,
             app,
         }

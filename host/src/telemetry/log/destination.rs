@@ -283,29 +283,35 @@ impl LogFile {
         (is_large || is_old) && metadata.len() > 0
     }
 
-    /// Renames the file to `NAME.1`, what had that name to `NAME.2`, and so on; what is beyond the
-    /// number to keep goes.
     fn rotate(&mut self) {
-        let keep = self.rotation.keep;
         // What cannot be renamed is written on.
-        let renamed = if keep == 0 {
-            fs::remove_file(&self.path)
-        } else {
-            for number in (1..keep).rev() {
-                let _ = fs::rename(self.numbered(number), self.numbered(number + 1));
-            }
-            fs::rename(&self.path, self.numbered(1))
-        };
-        if renamed.is_ok() {
+        if rotate(&self.path, self.rotation.keep).is_ok() {
             self.open = None;
         }
     }
+}
 
-    fn numbered(&self, number: usize) -> PathBuf {
-        let mut path = self.path.clone().into_os_string();
-        path.push(format!(".{number}"));
-        Path::new(&path).to_owned()
+/// Renames the file at `path` to `NAME.1`, what had that name to `NAME.2`, and so on; what is
+/// beyond the number to keep goes. Blocks.
+///
+/// # Errors
+/// When the file itself cannot be renamed.
+pub(crate) fn rotate(path: &Path, keep: usize) -> io::Result<()> {
+    if keep == 0 {
+        return fs::remove_file(path);
     }
+    for number in (1..keep).rev() {
+        // Most of them are not there.
+        let _ = fs::rename(rotated(path, number), rotated(path, number + 1));
+    }
+    fs::rename(path, rotated(path, 1))
+}
+
+/// Returns the name of the old file with this number.
+pub(crate) fn rotated(path: &Path, number: usize) -> PathBuf {
+    let mut path = path.to_owned().into_os_string();
+    path.push(format!(".{number}"));
+    path.into()
 }
 
 #[cfg(test)]

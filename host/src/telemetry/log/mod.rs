@@ -27,7 +27,10 @@ use std::{
 use arc_swap::ArcSwap;
 use tracing_subscriber::{filter::Targets, util::SubscriberInitExt};
 
-pub(crate) use self::access::{AccessEntry, AccessLog};
+pub(crate) use self::{
+    access::{AccessEntry, AccessLog},
+    destination::{rotate, rotated},
+};
 use self::{
     destination::Destination,
     line::Style,

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::runtime::{Handle, Runtime};
 
 use super::{
@@ -127,6 +127,19 @@ impl MemoryHost {
         self
     }
 
+    /// Has its contexts begin with this setting, as after `handover set`.
+    ///
+    /// # Panics
+    /// When the value cannot be JSON.
+    #[must_use]
+    pub fn setting(self, key: &str, value: impl Serialize) -> Self {
+        match serde_json::to_value(value) {
+            Ok(value) => self.work.set(key, value),
+            Err(error) => panic!("the setting cannot be JSON: {error}"),
+        }
+        self
+    }
+
     /// Has its contexts be those of a preflight check.
     #[must_use]
     pub fn preflight(self) -> Self {
@@ -194,6 +207,31 @@ impl MemoryHost {
     pub fn drain(&self, context: &Context) {
         self.work.drain(context.generation());
         context.start_draining();
+    }
+
+    /// Changes a setting, as `handover set` does: the app of `context` checks it first, and has it
+    /// when this returns.
+    ///
+    /// # Errors
+    /// What the app refuses it with.
+    pub fn set(&self, context: &Context, key: &str, value: impl Serialize) -> Result<(), Error> {
+        let value = serde_json::to_value(value)?;
+        context.settings().set(key, value.clone())?;
+        self.work.set(key, value);
+        Ok(())
+    }
+
+    /// Sends a message to the app of `context`, as `handover send` does, and returns its answer.
+    ///
+    /// # Errors
+    /// That of the app; or its answer is not of the shape of `T`.
+    pub async fn send<T: DeserializeOwned>(
+        &self,
+        context: &Context,
+        text: impl Into<String>,
+    ) -> Result<T, Error> {
+        let answer = context.settings().answer(text.into()).await?;
+        Ok(serde_json::from_value(answer)?)
     }
 
     /// Waits until a job is `done`, `dead` or `cancelled`, and says what is known of it. One that

@@ -22,8 +22,8 @@ use crate::abi::{
     poll::PollState,
     state::codes,
     work::{
-        ATTEMPT, CANCEL, ENQUEUE, FIND, FINISH, LEASE, LISTEN, NEW_ID, PROGRESS, SUPERSEDED,
-        UNKNOWN_JOB, WorkFuture, WorkRequest, WorkService, WorkSink,
+        ATTEMPT, CANCEL, ENQUEUE, FIND, FINISH, INBOX, LEASE, LISTEN, NEW_ID, PROGRESS, REPLY,
+        SETTINGS, SUPERSEDED, UNKNOWN_JOB, WorkFuture, WorkRequest, WorkService, WorkSink,
     },
 };
 
@@ -45,6 +45,8 @@ struct Inner {
     last: u64,
     jobs: BTreeMap<String, Job>,
     leases: BTreeMap<String, Lease>,
+    /// The live settings.
+    settings: BTreeMap<String, serde_json::Value>,
     /// Generations that begin nothing new.
     draining: BTreeSet<u64>,
     parked: Vec<Waker>,
@@ -274,6 +276,11 @@ fn due(due_ms: Option<u64>) -> Instant {
 }
 
 impl MemoryWork {
+    /// Has generations of now on begin with this setting.
+    pub(super) fn set(&self, key: &str, value: serde_json::Value) {
+        self.inner.lock().settings.insert(key.to_owned(), value);
+    }
+
     pub(super) fn new(state: MemoryState) -> Self {
         Self {
             state,
@@ -409,6 +416,12 @@ impl Session {
             FIND => work.find(request),
             CANCEL => work.cancel(request),
             NEW_ID => work.new_id(request),
+            SETTINGS => {
+                let settings = &work.inner.lock().settings;
+                Ok((serde_json::json!({ "settings": settings }), Vec::new()))
+            }
+            REPLY => Ok((serde_json::json!({}), Vec::new())),
+            INBOX => return Ok(Box::new(Silent)),
             LISTEN => {
                 let Listen { jobs } = read(request)?;
                 return Ok(Box::new(Listening {
@@ -480,6 +493,15 @@ impl WorkFuture for Known {
                 PollState::Failed
             }
         }
+    }
+}
+
+/// Nobody asks anything.
+struct Silent;
+
+impl WorkFuture for Silent {
+    fn poll(&mut self, _waker: &Waker, _sink: &WorkSink<'_>) -> PollState {
+        PollState::Pending
     }
 }
 

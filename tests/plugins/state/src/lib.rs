@@ -52,6 +52,38 @@ async fn app(cx: Context) -> Result<Router, Error> {
     if let Some(text) = settings.start_with {
         state.put("started", &text).await?;
     }
+    let live = cx.settings();
+    live.validate(|setting| match setting.key() {
+        "theme" => match setting.value::<String>()?.as_deref() {
+            Some("plaid") => Err(Error::msg("plaid is no theme")),
+            _ => Ok(()),
+        },
+        "rate" => setting.value::<u32>().map(drop),
+        "panics" => panic!("this check is broken"),
+        key => Err(Error::msg(format_args!("there is no setting `{key}`"))),
+    })?;
+    let changes = Arc::new(AtomicU64::new(0));
+    let (mut subscribed, count) = (live.subscribe(), Arc::clone(&changes));
+    cx.worker("settings", async move |stop| {
+        while stop.or(subscribed.changed()).await.is_some() {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let own = cx.version().to_owned();
+    cx.on_message(move |message| {
+        let own = own.clone();
+        async move {
+            match message.text() {
+                "version" => Ok(serde_json::json!(own)),
+                "never" => std::future::pending().await,
+                "panic" => panic!("told to"),
+                text => match message.json::<serde_json::Value>() {
+                    Ok(value) => Ok(serde_json::json!({ "got": value })),
+                    Err(_) => Err(Error::msg(format_args!("there is no command `{text}`"))),
+                },
+            }
+        }
+    });
     let told = Arc::new(AtomicU64::new(0));
     let mut watch = state.watch("");
     let count = Arc::clone(&told);
@@ -73,6 +105,19 @@ async fn app(cx: Context) -> Result<Router, Error> {
     Ok(Router::new()
         .route("/", get(version))
         .route("/version", get(version))
+        .route(
+            "/setting/{key}",
+            get(
+                async move |Path(key): Path<String>| match live.get::<serde_json::Value>(&key) {
+                    Ok(value) => value.map_or_else(|| "none".to_owned(), |value| value.to_string()),
+                    Err(error) => error.to_string(),
+                },
+            ),
+        )
+        .route(
+            "/settings-changed",
+            get(async move || changes.load(Ordering::Relaxed).to_string()),
+        )
         .route("/kv/{key}", put(put_value).get(get_value).delete(delete))
         .route("/left/{key}", put(put_and_leave))
         .route("/add/{key}", post(add))
