@@ -23,8 +23,8 @@ use tokio::{
 
 use crate::{
     AppName, ArtifactReport, ChannelBody, ConfigPlan, DashboardLink, Done, Event, History,
-    HolderList, JobDetails, JobList, Label, LeaseList, NodeDrain, Problem, Progress, SIGNATURE,
-    ScheduleList, ShadowList, ShuttingDown, StateDone, StateKeyLine, StateStats, Status,
+    HolderList, JobDetails, JobList, Label, LeaseList, LogRecord, NodeDrain, Problem, Progress,
+    SIGNATURE, ScheduleList, ShadowList, ShuttingDown, StateDone, StateKeyLine, StateStats, Status,
     TenantList, Wait, query, socket,
 };
 
@@ -245,6 +245,12 @@ impl Client {
     pub async fn events(&self, follow: bool) -> Result<Lines<Event>, ClientError> {
         let query = query::Events { follow };
         self.lines(Method::GET, &query::uri(query::EVENTS, &query))
+            .await
+    }
+
+    /// `GET /v1/logs`; with `follow` the lines never end.
+    pub async fn logs(&self, query: &query::Logs) -> Result<Lines<LogRecord>, ClientError> {
+        self.lines(Method::GET, &query::uri(query::LOGS, query))
             .await
     }
 

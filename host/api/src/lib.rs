@@ -32,6 +32,6 @@ pub use self::{
     query::Wait,
     shares::{InvalidPercent, InvalidSteps, Percent, Steps},
     types::*,
-    words::{AppState, Cause, ConfigEffect, EventKind, GenerationState, JobState},
+    words::{AppState, Cause, ConfigEffect, EventKind, GenerationState, JobState, LogLevel},
     work::*,
 };

@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 
-use handover_api::{AppName, Label, Percent, Steps};
+use handover_api::{AppName, Label, LogLevel, Percent, Steps};
 
 use super::{dev::Variable, remote::RemoteHost};
 use crate::{
@@ -450,6 +450,16 @@ Examples:
   handover events
   handover events -f --json")]
     Events(Events),
+    /// Show the last records of the host's log
+    #[command(after_help = "\
+The host keeps the last 2 MiB of them in memory, of what its log.level lets through; they begin
+anew with each run of it. With -f the command goes on over restarts of the host.
+
+Examples:
+  handover logs -f
+  handover logs --app shop --level warn
+  handover logs --app shop --generation 7 --lines 100 --json")]
+    Logs(Logs),
     /// Read and change what an app keeps in the host, back it up and restore it
     #[command(after_help = "\
 A namespace is `default` unless named; `memory:NAME` is one that is kept in memory only.
@@ -958,6 +968,38 @@ pub(super) struct Events {
     pub(super) follow: bool,
 }
 
+/// `handover logs`
+#[derive(Debug, clap::Args)]
+pub(super) struct Logs {
+    /// Stay, and show each record as it comes
+    #[arg(short, long)]
+    pub(super) follow: bool,
+    /// Only records of this app
+    #[arg(long, value_name = "APP")]
+    pub(super) app: Option<AppName>,
+    /// Only records of this generation
+    #[arg(long, value_name = "GEN")]
+    pub(super) generation: Option<u64>,
+    /// Only records that matter as much as this or more: error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", value_parser = log_level)]
+    pub(super) level: Option<LogLevel>,
+    /// Only the last so many [default: all, and 10 with --follow]
+    #[arg(long, value_name = "N")]
+    pub(super) lines: Option<usize>,
+    /// Only records after this number, which --json shows as `seq`
+    #[arg(long, value_name = "SEQ")]
+    pub(super) since: Option<u64>,
+}
+
+/// The level of that name.
+fn log_level(name: &str) -> Result<LogLevel, String> {
+    let found = LogLevel::ALL.iter().find(|level| level.as_str() == name);
+    found.copied().ok_or_else(|| {
+        let all: Vec<_> = LogLevel::ALL.iter().map(|level| level.as_str()).collect();
+        format!("it is one of {}", all.join(", "))
+    })
+}
+
 /// `handover drain-node`
 #[derive(Debug, clap::Args)]
 pub(super) struct DrainNode {
@@ -1157,6 +1199,8 @@ mod tests {
             "handover status -w",
             "handover history shop",
             "handover events -f",
+            "handover logs -f --app shop --generation 7 --level warn --lines 5",
+            "handover logs --since 12 --json",
             "handover inspect a.so --no-color",
             "handover state ls shop user/ --namespace carts --after user/7 --limit 10",
             "handover state get shop a --namespace memory:cache",
@@ -1198,6 +1242,8 @@ mod tests {
             "handover deploy a.so --canary 5 --sticky session",
             "handover deploy a.so --ttl 1h",
             "handover status -w --json",
+            "handover logs --level loud",
+            "handover logs --generation now",
             "handover run --listen here",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");

@@ -21,6 +21,7 @@ mod events;
 mod exit;
 mod history;
 mod inspect;
+mod logs;
 mod manual;
 mod new;
 mod node;
@@ -81,6 +82,7 @@ pub fn main() -> ExitCode {
         Command::Diff(args) => client(diff::diff(&global, args)),
         Command::History(args) => client(history::history(&global, args)),
         Command::Events(args) => client(events::events(&global, args)),
+        Command::Logs(args) => client(logs::logs(&global, args)),
         Command::State(args) => client(state::state(&global, args.command)),
         Command::Plan => client(config::plan(&global)),
         Command::ReloadConfig => client(config::reload(&global)),

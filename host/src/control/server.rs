@@ -46,7 +46,7 @@ use crate::{
     reconfigure::{ReconfigureError, Reconfigurer},
     report::holders::HolderId,
     report::status::Surface,
-    telemetry::Gather,
+    telemetry::{self, Gather, Recent},
     watch::WatcherHandle,
     work::AppWork,
 };
@@ -67,6 +67,8 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
     fn history(&self, app: Option<&AppName>) -> Vec<HistoryEntry>;
     /// For `GET /v1/events`: those so far, and those to come.
     fn events(&self) -> (Vec<Event>, broadcast::Receiver<Event>);
+    /// For `GET /v1/logs`; none where the log is somebody else's.
+    fn logs(&self) -> Option<Recent>;
     /// Begins an upload. Blocks on the file system.
     fn upload(&self) -> Result<Self::Upload, StoreError>;
     /// For `POST /v1/deploy`, with the whole upload, the signature that came with it, and how long
@@ -212,6 +214,10 @@ impl Backend for Host {
 
     fn events(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
         self.orchestrator.events()
+    }
+
+    fn logs(&self) -> Option<Recent> {
+        telemetry::recent()
     }
 
     fn upload(&self) -> Result<Writer, StoreError> {
@@ -758,6 +764,10 @@ mod tests {
             (self.0.past.lock().clone(), self.0.events.subscribe())
         }
 
+        fn logs(&self) -> Option<Recent> {
+            None
+        }
+
         fn upload(&self) -> Result<FakeUpload, StoreError> {
             Ok(FakeUpload(Vec::new(), self.clone()))
         }
@@ -927,7 +937,7 @@ mod tests {
         }
 
         fn metrics(&self) -> Gather {
-            Gather::new(|to| to.one("up", crate::telemetry::exposition::Kind::Gauge, "It is.", 1))
+            Gather::new(|to| to.one("up", telemetry::exposition::Kind::Gauge, "It is.", 1))
         }
 
         fn state(&self, _app: &AppName) -> Option<Arc<crate::state::Store>> {

@@ -9,7 +9,9 @@ pub(crate) mod log;
 use std::{fmt, sync::Arc};
 
 use self::exposition::Exposition;
-pub(crate) use self::log::{AccessEntry, AccessLog, Role, flush, init, reopen, set_level};
+pub(crate) use self::log::{
+    AccessEntry, AccessLog, Kept, Recent, Role, flush, init, recent, reopen, set_level,
+};
 
 /// Gathers the metrics of the host when somebody asks.
 #[derive(Clone)]
