@@ -198,6 +198,15 @@ Examples:
   handover new hello
   handover new services/shop")]
     New(New),
+    /// Say what of this machine would bite a host
+    #[command(after_help = "\
+Limits, folders, addresses, the control socket and whatever else a host needs, as the user sees them
+who calls, each with what to do. A host that runs is asked, too. It ends with 1 if there is a problem.
+
+Examples:
+  handover doctor
+  sudo -u handover handover doctor --config /etc/handover/handover.toml")]
+    Doctor(Doctor),
     /// Check a plugin file as a deploy would, without a host
     #[command(after_help = "\
 The plugin's constructor runs in a child process, and with --config the smoke requests of its app.
@@ -628,6 +637,14 @@ pub(super) struct New {
     /// The folder to make; its last part names the crate and the app
     #[arg(value_name = "NAME")]
     pub(super) path: PathBuf,
+}
+
+/// `handover doctor`
+#[derive(Debug, clap::Args)]
+pub(super) struct Doctor {
+    /// The configuration file of the host [default: none, as for `handover run`]
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
 }
 
 /// `handover check`
@@ -1169,6 +1186,7 @@ mod tests {
             "handover dev example-plugin --listen 127.0.0.1:9000 -r --features a,b --package p",
             "handover new shop",
             "handover check a.so --json",
+            "handover doctor --config f.toml --json",
             "handover deploy a.so --app shop --timeout 60s --detach --queue",
             "handover deploy a.so --stage --ttl 1h",
             "handover deploy a.so --label fix-12",

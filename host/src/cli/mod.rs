@@ -16,6 +16,7 @@ mod dashboard;
 mod deploy;
 mod dev;
 mod diff;
+mod doctor;
 mod drain;
 mod events;
 mod exit;
@@ -59,6 +60,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&global, args),
         Command::Dev(args) => dev::dev(&global, args),
         Command::New(args) => new::new(&global, &args),
+        Command::Doctor(args) => client(doctor::doctor(&global, args)),
         Command::Check(args) => check::check(&global, &args),
         Command::Inspect(args) => inspect::inspect(&global, &args),
         Command::Deploy(args) => client(deploy::deploy(&global, args)),
