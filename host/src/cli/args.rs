@@ -393,6 +393,8 @@ Examples:
     Rollback(Rollback),
     /// Show the apps, their generations and what is in flight
     #[command(after_help = "\
+With -w: ↑ and ↓ scroll, q ends it. Where there is no terminal the lines come every two seconds.
+
 Examples:
   handover status
   handover status shop -w
@@ -956,7 +958,7 @@ pub(super) struct Status {
     /// The app [default: all]
     #[arg(value_name = "APP")]
     pub(super) app: Option<AppName>,
-    /// Stay, and show it anew twice a second
+    /// Stay, and show it as it changes, with the requests a second
     #[arg(short, long, conflicts_with = "json")]
     pub(super) watch: bool,
 }

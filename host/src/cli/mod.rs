@@ -22,6 +22,7 @@ mod events;
 mod exit;
 mod history;
 mod inspect;
+mod live;
 mod logs;
 mod manual;
 mod new;
