@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use handover_api::{AppName, AppStatus, Client, ClientError, GenerationState, Status};
+use handover_api::{AppName, AppStatus, Client, GenerationState, Status};
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{
     args::Global,
-    exit::Failure,
+    exit::{Failure, may_come_back},
     output::{self, Paint, paint},
     status::{only, text},
 };
@@ -84,7 +84,7 @@ pub(super) async fn watch(
                         seen.look(&status, Instant::now());
                         Ok(status)
                     }
-                    Err(error @ (ClientError::Unreachable { .. } | ClientError::Broken(_))) => {
+                    Err(error) if may_come_back(&error) => {
                         Err(error.to_string())
                     }
                     Err(error) => return Err(error.into()),
@@ -114,9 +114,7 @@ async fn print(client: &Client, app: Option<&AppName>, first: Status) -> Result<
         }
         shown = match client.status().await {
             Ok(status) => text(&only(status, app)?, None, false, None),
-            Err(error @ (ClientError::Unreachable { .. } | ClientError::Broken(_))) => {
-                error.to_string()
-            }
+            Err(error) if may_come_back(&error) => error.to_string(),
             Err(error) => return Err(error.into()),
         };
     }

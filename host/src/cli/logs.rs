@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{
     args::{self, Global},
-    exit::Failure,
+    exit::{Failure, may_come_back},
     output::{self, Paint, paint},
 };
 use crate::shown::{harmless, push_harmless};
@@ -21,6 +21,8 @@ const BEFORE_FOLLOWING: usize = 10;
 
 /// How often a host that has ended is asked whether it is there again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// The same by ssh, which logs in each time and says each time that there is none.
+const ASK_REMOTE_AGAIN_AFTER: Duration = Duration::from_secs(3);
 
 /// `handover logs`
 pub(super) async fn logs(global: &Global, args: args::Logs) -> Result<(), Failure> {
@@ -79,8 +81,12 @@ pub(super) async fn logs(global: &Global, args: args::Logs) -> Result<(), Failur
         records = loop {
             match client.logs(&asked).await {
                 Ok(records) => break records,
-                Err(ClientError::Unreachable { .. } | ClientError::Broken(_)) => {
-                    tokio::time::sleep(ASK_AGAIN_AFTER).await;
+                Err(error) if may_come_back(&error) => {
+                    tokio::time::sleep(match error {
+                        ClientError::Program(..) => ASK_REMOTE_AGAIN_AFTER,
+                        _ => ASK_AGAIN_AFTER,
+                    })
+                    .await;
                 }
                 Err(error) => return Err(error.into()),
             }
