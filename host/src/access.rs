@@ -11,7 +11,7 @@ use crate::config::{self, Who};
 pub enum Role {
     /// Nothing.
     None,
-    /// See status, history and events.
+    /// See status, history, events and the log.
     Observe,
     /// Everything.
     Operate,

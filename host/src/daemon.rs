@@ -578,8 +578,11 @@ fn write_workers(to: &mut Exposition, all: usize) {
     family.sample(&[("state", &"asleep")], asleep);
 }
 
-/// Who may call, and the group that may open the control socket.
-fn admit(
+/// Who may call, and the group that may open the control socket. Blocks.
+///
+/// # Errors
+/// The first of them that this machine does not know, or whom the socket cannot be given to.
+pub(crate) fn admit(
     control: &config::Control,
     settings: &Server,
 ) -> Result<(Access, Option<u32>), DaemonError> {

@@ -10,7 +10,11 @@ use crate::process;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
 /// Below this an operator should know: a host with some apps and a thousand clients is beyond it.
-const FEW: u64 = 4096;
+pub(crate) const FEW: u64 = 4096;
+
+/// What to do about it.
+pub(crate) const RAISE_IT: &str =
+    "raise the hard limit (ulimit -Hn, LimitNOFILE= in a systemd unit)";
 
 /// How many descriptors are kept back at least and at most. A deploy takes about 20 at a time, and
 /// the control socket keeps some of them for itself.
@@ -43,7 +47,7 @@ pub(crate) fn raise() {
     match limit() {
         Some(limit) if limit < FEW => tracing::warn!(
             limit,
-            "few files and connections can be open at a time: raise the hard limit (ulimit -Hn, LimitNOFILE= in a systemd unit)"
+            "few files and connections can be open at a time: {RAISE_IT}"
         ),
         limit => tracing::debug!(limit, "files and connections that can be open at a time"),
     }
@@ -53,6 +57,13 @@ pub(crate) fn raise() {
 pub(crate) fn limit() -> Option<u64> {
     let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
     (soft != RLIM_INFINITY).then_some(soft)
+}
+
+/// How many could be open when [`raise`] has been called; none = any number, or the system does not
+/// say.
+pub(crate) fn grantable() -> Option<u64> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    (hard != RLIM_INFINITY).then_some(hard)
 }
 
 /// The first descriptor that is not for clients: the last ones, a quarter but not too many, are

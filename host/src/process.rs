@@ -35,19 +35,30 @@ pub(crate) fn private_bytes() -> u64 {
 /// The memory that this process may have at most, in bytes: that of the machine, or of its control
 /// group. None where the kernel does not say.
 pub(crate) fn memory_limit() -> Option<u64> {
-    let machine = fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| parse_field(&text, "MemTotal:"))
-        .map(|kibibytes| kibibytes * 1024);
-    let group = files_of_group("memory.max", "memory.limit_in_bytes")
+    memory_limit_of("self")
+}
+
+/// The same of the process that `/proc` has under this name.
+pub(crate) fn memory_limit_of(process: &str) -> Option<u64> {
+    let group = files_of(process, "memory.max", "memory.limit_in_bytes")
         .filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok());
-    machine.into_iter().chain(group).min()
+    of_machine("MemTotal:").into_iter().chain(group).min()
+}
+
+/// A line of what the kernel says of the memory of the machine, in bytes.
+pub(crate) fn of_machine(name: &str) -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    parse_field(&text, name).map(|kibibytes| kibibytes * 1024)
 }
 
 /// Where the files of the control group of this process are that limits memory: `unified` in
 /// version 2 of the groups, `legacy` in version 1.
 pub(crate) fn files_of_group(unified: &str, legacy: &str) -> impl Iterator<Item = String> {
-    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    files_of("self", unified, legacy)
+}
+
+fn files_of(process: &str, unified: &str, legacy: &str) -> impl Iterator<Item = String> {
+    let groups = fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap_or_default();
     let files = groups.lines().filter_map(|line| {
         let mut parts = line.splitn(3, ':').skip(1);
         let (controllers, path) = (parts.next()?, parts.next()?);

@@ -74,7 +74,10 @@ use tokio::sync::oneshot;
 use handover_api::{AppName, query};
 
 use self::scan::{Message, Scanner};
-pub(crate) use self::trigger::{Trigger, Verb};
+pub(crate) use self::{
+    events::try_to_watch,
+    trigger::{Trigger, Verb},
+};
 
 use crate::artifact::{Artifact, Sha256, Store};
 

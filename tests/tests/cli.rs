@@ -38,6 +38,7 @@ async fn nonsense_is_usage_and_an_absent_host_is_unreachable() {
         &["status"][..],
         &["history"],
         &["events"],
+        &["logs", "-f"],
         &["reload"],
         &["rollback"],
         &["shutdown"],

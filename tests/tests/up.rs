@@ -15,11 +15,12 @@ use std::{
 
 use handover_tests::{
     client::Http1,
-    host::{Host, Output, Setup},
+    host::{DEADLINE, Host, Output, Setup},
     load::Load,
     plugins::{self, fixture, misfit},
 };
 use rustix::process::Signal;
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 /// A folder in which commands are called, and whatever host they start.
 struct Folder(tempfile::TempDir);
@@ -279,6 +280,38 @@ async fn remote(ssh: &Path, control: &Path, line: &[&str]) -> Output {
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
+}
+
+#[tokio::test]
+async fn a_log_that_is_followed_through_ssh_goes_on_with_the_next_run_of_the_host() {
+    let mut host = Host::serving(&fixture("probe", "1.0.0")).await;
+    let dir = tempfile::tempdir().unwrap();
+    let ssh = fake_ssh(dir.path(), None);
+    let mut following = tokio::process::Command::new(plugins::handover())
+        .args(["--host", "ssh://box", "--control", text(&host.control())])
+        .args(["logs", "-f", "--app", "probe"])
+        .env("HANDOVER_SSH", &ssh)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(following.stdout.take().unwrap()).lines();
+    let mut until = async |what: &str| loop {
+        let line = tokio::time::timeout(DEADLINE, lines.next_line()).await;
+        let line = line.expect("a line in time").unwrap();
+        if line.expect("it goes on").contains(what) {
+            return;
+        }
+    };
+    until("is live as generation 1").await;
+    host.signal(Signal::TERM);
+    host.ended().await;
+    until("-- the host has ended; waiting for the next one --").await;
+    host.again().await;
+    until("-- another run of the host begins --").await;
+    host.get("/log?name=after").await;
+    until("after 0").await;
 }
 
 #[tokio::test]

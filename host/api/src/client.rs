@@ -23,9 +23,9 @@ use tokio::{
 
 use crate::{
     AppName, ArtifactReport, AuditList, ChannelBody, ConfigPlan, DashboardLink, Done, Event,
-    History, HolderList, JobDetails, JobList, Label, LeaseList, MessageAnswers, NodeDrain, Problem,
-    Progress, SIGNATURE, ScheduleList, SettingsList, ShadowList, ShuttingDown, StateDone,
-    StateKeyLine, StateStats, Status, TenantList, Wait, query, socket,
+    History, HolderList, JobDetails, JobList, Label, LeaseList, LogRecord, MessageAnswers,
+    NodeDrain, Problem, Progress, SIGNATURE, ScheduleList, SettingsList, ShadowList, ShuttingDown,
+    StateDone, StateKeyLine, StateStats, Status, TenantList, Wait, query, socket,
 };
 
 /// How much of an artifact travels at once.
@@ -288,6 +288,12 @@ impl Client {
     pub async fn events(&self, follow: bool) -> Result<Lines<Event>, ClientError> {
         let query = query::Events { follow };
         self.lines(Method::GET, &query::uri(query::EVENTS, &query))
+            .await
+    }
+
+    /// `GET /v1/logs`; with `follow` the lines never end.
+    pub async fn logs(&self, query: &query::Logs) -> Result<Lines<LogRecord>, ClientError> {
+        self.lines(Method::GET, &query::uri(query::LOGS, query))
             .await
     }
 

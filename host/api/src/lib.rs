@@ -32,6 +32,8 @@ pub use self::{
     query::Wait,
     shares::{InvalidPercent, InvalidSteps, Percent, Steps},
     types::*,
-    words::{AppState, AuditSource, Cause, ConfigEffect, EventKind, GenerationState, JobState},
+    words::{
+        AppState, AuditSource, Cause, ConfigEffect, EventKind, GenerationState, JobState, LogLevel,
+    },
     work::*,
 };

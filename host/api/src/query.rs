@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AppName, JobState, Label, Percent, Steps};
+use crate::{AppName, JobState, Label, LogLevel, Percent, Steps};
 
 /// The path of `GET /v1/status`.
 pub const STATUS: &str = "/v1/status";
@@ -14,6 +14,8 @@ pub const ARTIFACT: &str = "/v1/artifact";
 pub const AUDIT: &str = "/v1/audit";
 /// The path of `GET /v1/events`.
 pub const EVENTS: &str = "/v1/events";
+/// The path of `GET /v1/logs`.
+pub const LOGS: &str = "/v1/logs";
 /// The path of `POST /v1/deploy`.
 pub const DEPLOY: &str = "/v1/deploy";
 /// The path of `POST /v1/reload`.
@@ -199,6 +201,34 @@ pub struct Identity {
 #[serde(deny_unknown_fields)]
 pub struct Events {
     /// Whether the answer goes on with the events to come, for ever.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub follow: bool,
+}
+
+/// The query of `/v1/logs`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Logs {
+    /// Only records of this app.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppName>,
+    /// Only records of this generation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// Only records that matter as much as this or more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub level: Option<LogLevel>,
+    /// Of the past, only the last so many that are left by the rest of the query; none is all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lines: Option<usize>,
+    /// Only records after this number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<u64>,
+    /// The run of the host that `since` is a number of. When the host is in another run, all of
+    /// its records are after that number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
+    /// Whether the answer goes on with the records to come, for ever.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub follow: bool,
 }

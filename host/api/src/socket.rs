@@ -13,7 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use tokio::net::UnixStream;
 
 /// The longest path that fits into a socket address, without its ending zero.
-const LONGEST_ADDRESS: usize = 107;
+pub const LONGEST_ADDRESS: usize = 107;
 
 /// Connects to the host whose control socket is at `path`.
 ///

@@ -7,6 +7,7 @@
 //! | `GET /v1/audit?app=A&since_ms=N&limit=N` | [`AuditList`] |
 //! | `GET /v1/artifact?app=A&which=W` | [`ArtifactReport`] |
 //! | `GET /v1/events?follow=true` | one [`Event`] a line; with `follow` it never ends |
+//! | `GET /v1/logs?app=A&generation=G&level=L&lines=N&since=SEQ&run=RUN&follow=true` | one [`LogRecord`] a line; with `follow` it never ends |
 //! | `POST /v1/deploy?name=FILE&app=A&timeout_ms=N&label=L&ttl_ms=N&canary=5%25,25%25&bake_ms=N&sticky=KEY&shadow=10%25&orphan_jobs=true&override_freeze=true&idempotency_key=K&queue=true&detach=true`, body = the artifact's bytes | one [`Progress`] a line |
 //! | `POST /v1/reload?app=A&queue=true` | one [`Progress`] a line |
 //! | `POST /v1/rollback?app=A&to=VERSION-OR-GENERATION&queue=true` | one [`Progress`] a line |
@@ -34,7 +35,7 @@
 //! unless `detach` was said; what has begun goes on anyway.
 //!
 //! A deploy may carry a header [`SIGNATURE`]: the base64 of the text that minisign writes. Who has
-//! the role of an observer only may make the first three calls and the one for metrics.
+//! the role of an observer only may make the first five calls and the one for metrics.
 //!
 //! A call that cannot be taken answers a 4xx or 5xx status with [`Problem`].
 
@@ -42,9 +43,11 @@ use std::collections::BTreeMap;
 
 use semver::Version;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::{
     AppName, AppState, AuditSource, Cause, EventKind, GenerationId, GenerationState, Label,
+    LogLevel,
 };
 
 /// The header of a deploy that holds the signature of the artifact: the base64 of the text that
@@ -636,6 +639,34 @@ pub struct Event {
     pub leaked_descriptors: Option<u64>,
 }
 
+/// One record of the log of the host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LogRecord {
+    /// Its number, from 1 in each run of the host.
+    pub seq: u64,
+    /// The run of the host that it is of: a text that no other run has.
+    pub run: String,
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    /// How much it matters.
+    pub level: LogLevel,
+    /// The app it is about.
+    pub app: Option<AppName>,
+    /// The generation it is about.
+    pub generation: Option<GenerationId>,
+    /// The module of the host that logged it, or `plugin`.
+    pub target: String,
+    /// The sentence for a person.
+    pub message: String,
+    /// What else it says, by name.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub fields: Map<String, Value>,
+    /// This line stands for so many records that are lost, of which `seq` is the last: they made
+    /// room for newer ones before they were sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<u64>,
+}
+
 /// One line of a running operation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -965,7 +996,7 @@ mod tests {
         for outcome in Outcome::ALL {
             assert_eq!(
                 serde_json::to_value(outcome).unwrap(),
-                serde_json::Value::from(outcome.as_str())
+                Value::from(outcome.as_str())
             );
         }
     }

@@ -73,6 +73,22 @@ words! {
 }
 
 words! {
+    /// How much a record of the log matters, from what matters most.
+    LogLevel {
+        /// Something is wrong.
+        Error = "error",
+        /// Something may become wrong, or was and was dealt with.
+        Warn = "warn",
+        /// What happens.
+        Info = "info",
+        /// What happens in detail.
+        Debug = "debug",
+        /// What happens in all detail.
+        Trace = "trace",
+    }
+}
+
+words! {
     /// When a change of the configuration takes effect.
     ConfigEffect {
         /// When the configuration is reloaded.

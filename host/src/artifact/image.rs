@@ -86,6 +86,33 @@ pub(crate) enum ImageError {
     Unsealed,
 }
 
+/// Makes a file in memory that is no image of anything, and seals it, to find out whether that can
+/// be done here.
+///
+/// # Errors
+/// What cannot be done, and what to do.
+pub(crate) fn trial() -> Result<File, ImageError> {
+    let mut file = memory_file("handover:trial")?;
+    file.write_all(&[0; CHUNK]).map_err(ImageError::Memory)?;
+    when_not_busy(|| fcntl_add_seals(&file, SEALS))
+        .map_err(|error| ImageError::Memory(error.into()))?;
+    Ok(file)
+}
+
+/// An empty file in memory that can be sealed.
+fn memory_file(name: &str) -> Result<File, ImageError> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // Asking for the file not to be executable is what a hardened kernel (vm.memfd_noexec=2)
+    // demands, and costs nothing: it is about execve, not about mapping. Kernels before 6.3 do
+    // not know the flag.
+    let made = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => memfd_create(name, flags),
+        answer => answer,
+    };
+    let fd = made.map_err(|error| ImageError::NoMemfd(error.into()))?;
+    Ok(fd.into())
+}
+
 /// Bytes on their way into an image.
 #[derive(Debug)]
 pub(super) struct Draft {
@@ -98,16 +125,8 @@ impl Draft {
     pub(super) fn new(manifest: &Manifest) -> Result<Self, ImageError> {
         let mut name = format!("handover:{}:{}", manifest.app, manifest.version);
         name.truncate(name.floor_char_boundary(249)); // the kernel's limit
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        // Asking for the file not to be executable is what a hardened kernel (vm.memfd_noexec=2)
-        // demands, and costs nothing: it is about execve, not about mapping. Kernels before 6.3 do
-        // not know the flag.
-        let made = match memfd_create(&name, flags | MemfdFlags::NOEXEC_SEAL) {
-            Err(Errno::INVAL) => memfd_create(&name, flags),
-            answer => answer,
-        };
-        let fd = made.map_err(|error| ImageError::NoMemfd(error.into()))?;
-        Ok(Self { file: fd.into() })
+        let file = memory_file(&name)?;
+        Ok(Self { file })
     }
 
     /// Takes the next bytes.

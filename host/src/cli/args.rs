@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 
-use handover_api::{AppName, Label, Percent, Steps};
+use handover_api::{AppName, Label, LogLevel, Percent, Steps};
 
 use super::{dev::Variable, remote::RemoteHost};
 use crate::{
@@ -198,6 +198,15 @@ Examples:
   handover new hello
   handover new services/shop")]
     New(New),
+    /// Say what of this machine would bite a host
+    #[command(after_help = "\
+Limits, folders, addresses, the control socket and whatever else a host needs, as the user sees them
+who calls, each with what to do. A host that runs is asked, too. It ends with 1 if there is a problem.
+
+Examples:
+  handover doctor
+  sudo -u handover handover doctor --config /etc/handover/handover.toml")]
+    Doctor(Doctor),
     /// Check a plugin file as a deploy would, without a host
     #[command(after_help = "\
 The plugin's constructor runs in a child process, and with --config the smoke requests of its app.
@@ -409,6 +418,8 @@ Examples:
     Rollback(Rollback),
     /// Show the apps, their generations and what is in flight
     #[command(after_help = "\
+With -w: ↑ and ↓ scroll, q ends it. Where there is no terminal the lines come every two seconds.
+
 Examples:
   handover status
   handover status shop -w
@@ -485,6 +496,16 @@ Examples:
   handover events
   handover events -f --json")]
     Events(Events),
+    /// Show the last records of the host's log
+    #[command(after_help = "\
+The host keeps the last 2 MiB of them in memory, of what its log.level lets through; they begin
+anew with each run of it. With -f the command goes on over restarts of the host.
+
+Examples:
+  handover logs -f
+  handover logs --app shop --level warn
+  handover logs --app shop --generation 7 --lines 100 --json")]
+    Logs(Logs),
     /// Read and change what an app keeps in the host, back it up and restore it
     #[command(after_help = "\
 A namespace is `default` unless named; `memory:NAME` is one that is kept in memory only.
@@ -653,6 +674,14 @@ pub(super) struct New {
     /// The folder to make; its last part names the crate and the app
     #[arg(value_name = "NAME")]
     pub(super) path: PathBuf,
+}
+
+/// `handover doctor`
+#[derive(Debug, clap::Args)]
+pub(super) struct Doctor {
+    /// The configuration file of the host [default: none, as for `handover run`]
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
 }
 
 /// `handover check`
@@ -970,7 +999,7 @@ pub(super) struct Status {
     /// The app [default: all]
     #[arg(value_name = "APP")]
     pub(super) app: Option<AppName>,
-    /// Stay, and show it anew twice a second
+    /// Stay, and show it as it changes, with the requests a second
     #[arg(short, long, conflicts_with = "json")]
     pub(super) watch: bool,
 }
@@ -1064,6 +1093,38 @@ pub(super) struct Events {
     /// Stay, and show each as it happens
     #[arg(short, long)]
     pub(super) follow: bool,
+}
+
+/// `handover logs`
+#[derive(Debug, clap::Args)]
+pub(super) struct Logs {
+    /// Stay, and show each record as it comes
+    #[arg(short, long)]
+    pub(super) follow: bool,
+    /// Only records of this app
+    #[arg(long, value_name = "APP")]
+    pub(super) app: Option<AppName>,
+    /// Only records of this generation
+    #[arg(long, value_name = "GEN")]
+    pub(super) generation: Option<u64>,
+    /// Only records that matter as much as this or more: error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", value_parser = log_level)]
+    pub(super) level: Option<LogLevel>,
+    /// Only the last so many [default: all, and 10 with --follow]
+    #[arg(long, value_name = "N")]
+    pub(super) lines: Option<usize>,
+    /// Only records after this number, which --json shows as `seq`
+    #[arg(long, value_name = "SEQ")]
+    pub(super) since: Option<u64>,
+}
+
+/// The level of that name.
+fn log_level(name: &str) -> Result<LogLevel, String> {
+    let found = LogLevel::ALL.iter().find(|level| level.as_str() == name);
+    found.copied().ok_or_else(|| {
+        let all: Vec<_> = LogLevel::ALL.iter().map(|level| level.as_str()).collect();
+        format!("it is one of {}", all.join(", "))
+    })
 }
 
 /// `handover drain-node`
@@ -1235,6 +1296,7 @@ mod tests {
             "handover dev example-plugin --listen 127.0.0.1:9000 -r --features a,b --package p",
             "handover new shop",
             "handover check a.so --json",
+            "handover doctor --config f.toml --json",
             "handover deploy a.so --app shop --timeout 60s --detach --queue",
             "handover deploy a.so --stage --ttl 1h",
             "handover deploy a.so --label fix-12",
@@ -1265,6 +1327,8 @@ mod tests {
             "handover status -w",
             "handover history shop",
             "handover events -f",
+            "handover logs -f --app shop --generation 7 --level warn --lines 5",
+            "handover logs --since 12 --json",
             "handover inspect a.so --no-color",
             "handover state ls shop user/ --namespace carts --after user/7 --limit 10",
             "handover state get shop a --namespace memory:cache",
@@ -1306,6 +1370,8 @@ mod tests {
             "handover deploy a.so --canary 5 --sticky session",
             "handover deploy a.so --ttl 1h",
             "handover status -w --json",
+            "handover logs --level loud",
+            "handover logs --generation now",
             "handover run --listen here",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");

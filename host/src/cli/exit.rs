@@ -14,6 +14,8 @@ use crate::shown::harmless;
 pub(super) const FAILURE: u8 = 1;
 /// The exit code of a command line that makes no sense.
 pub(super) const USAGE: u8 = 2;
+/// The exit code of a command that no host has answered.
+const UNREACHABLE: u8 = 3;
 /// The exit code of a command that was interrupted while the host goes on with it: what a shell
 /// reports for Ctrl-C.
 pub(super) const INTERRUPTED: u8 = 130;
@@ -72,6 +74,16 @@ impl Failure {
             }
         }
         ExitCode::from(self.code)
+    }
+}
+
+/// Whether the host was cut off or is not there, so that another run of it may answer later.
+pub(super) fn may_come_back(error: &ClientError) -> bool {
+    match error {
+        ClientError::Unreachable { .. } | ClientError::Broken(_) => true,
+        // By ssh it is not there either, or not yet.
+        ClientError::Program(_, code) => *code == UNREACHABLE,
+        _ => false,
     }
 }
 

@@ -17,11 +17,14 @@ mod dashboard;
 mod deploy;
 mod dev;
 mod diff;
+mod doctor;
 mod drain;
 mod events;
 mod exit;
 mod history;
 mod inspect;
+mod live;
+mod logs;
 mod manual;
 mod new;
 mod node;
@@ -60,6 +63,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&global, args),
         Command::Dev(args) => dev::dev(&global, args),
         Command::New(args) => new::new(&global, &args),
+        Command::Doctor(args) => client(doctor::doctor(&global, args)),
         Command::Check(args) => check::check(&global, &args),
         Command::Inspect(args) => inspect::inspect(&global, &args),
         Command::Deploy(args) => client(deploy::deploy(&global, args)),
@@ -84,6 +88,7 @@ pub fn main() -> ExitCode {
         Command::History(args) => client(history::history(&global, args)),
         Command::Audit(args) => client(audit::audit(&global, args)),
         Command::Events(args) => client(events::events(&global, args)),
+        Command::Logs(args) => client(logs::logs(&global, args)),
         Command::State(args) => client(state::state(&global, args.command)),
         Command::Plan => client(config::plan(&global)),
         Command::ReloadConfig => client(config::reload(&global)),

@@ -1,18 +1,16 @@
 //! `status`: the apps, their generations, and what is in flight.
 
-use std::{
-    io::{self, IsTerminal},
-    time::Duration,
-};
+use std::{io, time::Duration};
 
 use handover_api::{
-    AppName, AppState, AppStatus, CanaryCounts, CanaryStatus, Client, ClientError, GenerationState,
-    GenerationStatus, HostStatus, LeakStatus, LimitsStatus, Status,
+    AppName, AppState, AppStatus, CanaryCounts, CanaryStatus, GenerationState, GenerationStatus,
+    HostStatus, LeakStatus, LimitsStatus, Status,
 };
 
 use super::{
     args::{self, Global},
-    exit::{Failure, USAGE},
+    exit::Failure,
+    live::{self, Seen},
     output::{self, Cell, Paint, Row, paint},
 };
 use crate::{human, shown};
@@ -23,14 +21,11 @@ const NOT_RUNNING: u8 = 3;
 /// The exit code of an app that there is not.
 const UNKNOWN: u8 = 4;
 
-/// How often `-w` looks.
-const REDRAW: Duration = Duration::from_millis(500);
-
 /// `handover status`
 pub(super) async fn status(global: &Global, args: args::Status) -> Result<(), Failure> {
     let client = global.client();
     if args.watch {
-        return watch(global, &client, args.app.as_ref()).await;
+        return live::watch(global, &client, args.app.as_ref()).await;
     }
     let status = only(client.status().await?, args.app.as_ref())?;
     output::line(&if global.json {
@@ -38,6 +33,7 @@ pub(super) async fn status(global: &Global, args: args::Status) -> Result<(), Fa
     } else {
         text(
             &status,
+            None,
             output::colour(&io::stdout(), global),
             output::width(),
         )
@@ -54,40 +50,8 @@ fn json(status: &Status) -> String {
     serde_json::to_string(status).unwrap_or_default()
 }
 
-/// The status again and again, in the same place, also over restarts of the host. Ends with Ctrl-C.
-async fn watch(global: &Global, client: &Client, app: Option<&AppName>) -> Result<(), Failure> {
-    if !io::stdout().is_terminal() {
-        return Err(Failure::with_code(
-            USAGE,
-            "-w redraws a terminal, and this output is none: use `handover events -f`, or call status without -w",
-        ));
-    }
-    let colour = output::colour(&io::stdout(), global);
-    // The first answer must come, so that a wrong socket or name is told at once.
-    let mut shown = text(&only(client.status().await?, app)?, colour, output::width());
-    loop {
-        // Line by line over the old screen, clearing what is left of it: no flicker.
-        let screen = shown.replace('\n', "\x1b[K\n") + "\x1b[K";
-        if !output::is_read(&format!("\x1b[H{screen}\x1b[J")) {
-            return Ok(()); // the terminal is gone
-        }
-        tokio::select! {
-            () = tokio::time::sleep(REDRAW) => {}
-            // The way to end it, so not a failure.
-            _ = tokio::signal::ctrl_c() => return Ok(()),
-        }
-        shown = match client.status().await {
-            Ok(status) => text(&only(status, app)?, colour, output::width()),
-            Err(error @ ClientError::Unreachable { .. }) => {
-                paint(colour, Paint::Yellow, &error.to_string())
-            }
-            Err(error) => return Err(error.into()),
-        };
-    }
-}
-
 /// The status of one app, where one was named.
-fn only(mut status: Status, app: Option<&AppName>) -> Result<Status, Failure> {
+pub(super) fn only(mut status: Status, app: Option<&AppName>) -> Result<Status, Failure> {
     if let Some(app) = app {
         check_known(&status, app).map_err(|failure| failure.coded(UNKNOWN))?;
         status.apps.retain(|found| found.name == *app);
@@ -107,8 +71,13 @@ pub(super) fn check_known(status: &Status, app: &AppName) -> Result<(), Failure>
     }))
 }
 
-/// The status for people.
-fn text(status: &Status, colour: bool, width: Option<usize>) -> String {
+/// The status for people, with what was `seen` of it before.
+pub(super) fn text(
+    status: &Status,
+    seen: Option<&Seen>,
+    colour: bool,
+    width: Option<usize>,
+) -> String {
     let host = host(&status.host, colour);
     let mut text = if status.apps.is_empty() {
         format!(
@@ -117,7 +86,7 @@ fn text(status: &Status, colour: bool, width: Option<usize>) -> String {
     } else {
         let mut rows = Vec::new();
         for app in &status.apps {
-            app_rows(app, &mut rows);
+            app_rows(app, seen, &mut rows);
         }
         let headings = [
             "APP",
@@ -207,7 +176,7 @@ impl Sentence {
 }
 
 /// The app: a row for each generation, the live one first, and below them what there is to say.
-fn app_rows(app: &AppStatus, rows: &mut Vec<Row>) {
+fn app_rows(app: &AppStatus, seen: Option<&Seen>, rows: &mut Vec<Row>) {
     let active = app.active.as_ref().map(|active| active.generation);
     let live = app
         .generations
@@ -236,6 +205,9 @@ fn app_rows(app: &AppStatus, rows: &mut Vec<Row>) {
         ];
         cells.extend(numbers(generation));
         rows.push(Row::Cells(cells));
+    }
+    for (text, paint) in seen.map(|seen| seen.notes(app)).unwrap_or_default() {
+        rows.push(Row::Note(Cell::painted(text, paint)));
     }
     notes(app, &mut |text, paint| {
         rows.push(Row::Note(Cell::painted(text, paint)));
@@ -555,7 +527,7 @@ example-plugin  empty
 
 Replaced generations hold 1 library (of 8), 1 descriptor (of 64) and 1.2 MiB of
   heap (of 64 MiB)";
-        assert_eq!(text(&example(), false, Some(80)), expected);
+        assert_eq!(text(&example(), None, false, Some(80)), expected);
         assert!(expected.lines().all(|line| line.chars().count() <= 80));
     }
 
@@ -563,7 +535,7 @@ Replaced generations hold 1 library (of 8), 1 descriptor (of 64) and 1.2 MiB of
     fn an_overdrawn_budget_is_said() {
         let mut status = example();
         status.host.leaks.retained = 9;
-        let text = text(&status, true, None);
+        let text = text(&status, None, true, None);
         let last = text.lines().last().unwrap();
         assert!(last.starts_with("\x1b[31mReplaced generations hold 9 libraries (of 8)"));
         assert!(last.contains("more than the leak budget"), "{last}");

@@ -21,7 +21,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{broadcast, mpsc};
 
 use super::{
-    audit,
+    audit, logs,
     server::{Backend, Upload},
     shutdown::{Shutdown, ShutdownHandle},
     state, work,
@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// How many lines or pieces may wait for a slow other side.
-const WAITING: usize = 32;
+pub(super) const WAITING: usize = 32;
 
 /// How long the text of a setting or a message is at most.
 const LONGEST_TEXT: usize = 1 << 20;
@@ -219,6 +219,13 @@ impl<B: Backend> Call<B> {
                 let query::Events { follow } = read_query(&request)?;
                 let following = follow.then(|| asked.handle.clone());
                 Ok(events(backend.events(), following))
+            })
+        }),
+        Self::get(query::LOGS, |request, backend, asked| {
+            Box::pin(async move {
+                let query: query::Logs = read_query(&request)?;
+                let following = query.follow.then(|| asked.handle.clone());
+                logs::logs(backend.logs(), query, following)
             })
         }),
         Self::post(query::DEPLOY, |request, backend, asked| {
@@ -653,7 +660,7 @@ pub(super) fn json(value: &impl Serialize) -> ControlResponse {
     response
 }
 
-fn line(value: &impl Serialize) -> Bytes {
+pub(super) fn line(value: &impl Serialize) -> Bytes {
     // These are our own types of strings and numbers: serialising them cannot fail, and if it ever
     // did, an empty line is what a reader skips.
     let mut text = serde_json::to_vec(value).unwrap_or_default();

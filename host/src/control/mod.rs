@@ -3,6 +3,7 @@
 //! - [`audit`]: what the audit log says of a call
 //! - [`calls`]: the table of calls, and what each answers
 //! - [`dashboard_door`]: how a call asks the dashboard for a link
+//! - [`logs`]: the last records of the log, and those to come
 //! - [`metrics_endpoint`]: `GET /metrics` and the health of the node over TCP
 //! - [`node`]: the node drained
 //! - [`server`]: the host's side, HTTP/1.1 over a unix socket
@@ -12,6 +13,7 @@
 mod audit;
 mod calls;
 pub(crate) mod dashboard_door;
+mod logs;
 pub(crate) mod metrics_endpoint;
 mod node;
 pub(crate) mod server;

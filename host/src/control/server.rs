@@ -49,7 +49,7 @@ use crate::{
     report::holders::HolderId,
     report::status::Surface,
     rollout::settings::SettingsError,
-    telemetry::Gather,
+    telemetry::{self, Gather, Recent},
     watch::WatcherHandle,
     work::AppWork,
 };
@@ -72,6 +72,8 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
     fn audit(&self) -> Audit;
     /// For `GET /v1/events`: those so far, and those to come.
     fn events(&self) -> (Vec<Event>, broadcast::Receiver<Event>);
+    /// For `GET /v1/logs`; none where the log is somebody else's.
+    fn logs(&self) -> Option<Recent>;
     /// Begins an upload. Blocks on the file system.
     fn upload(&self) -> Result<Self::Upload, StoreError>;
     /// For `POST /v1/deploy`, with the whole upload, the signature that came with it, and how long
@@ -235,6 +237,10 @@ impl Backend for Host {
 
     fn events(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
         self.orchestrator.events()
+    }
+
+    fn logs(&self) -> Option<Recent> {
+        telemetry::recent()
     }
 
     fn upload(&self) -> Result<Writer, StoreError> {
@@ -806,6 +812,10 @@ mod tests {
             (self.0.past.lock().clone(), self.0.events.subscribe())
         }
 
+        fn logs(&self) -> Option<Recent> {
+            None
+        }
+
         fn upload(&self) -> Result<FakeUpload, StoreError> {
             Ok(FakeUpload(Vec::new(), self.clone()))
         }
@@ -997,7 +1007,7 @@ mod tests {
         }
 
         fn metrics(&self) -> Gather {
-            Gather::new(|to| to.one("up", crate::telemetry::exposition::Kind::Gauge, "It is.", 1))
+            Gather::new(|to| to.one("up", telemetry::exposition::Kind::Gauge, "It is.", 1))
         }
 
         fn state(&self, _app: &AppName) -> Option<Arc<crate::state::Store>> {

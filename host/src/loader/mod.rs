@@ -38,6 +38,10 @@ mod own_environ;
 mod references;
 mod start;
 
+use std::{ffi::CStr, io, os::fd::BorrowedFd, ptr};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
 pub(crate) use self::code::Running;
 pub use self::library::{Layouts, Library, LoadError};
 pub(crate) use self::{
@@ -46,6 +50,30 @@ pub(crate) use self::{
     linker_lock::LONGEST as LONGEST_LINKER_WAIT,
     start::start,
 };
+
+/// Maps the beginning of `file` as code and takes the mapping away again, to find out whether that
+/// can be done here.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn can_map_code(file: BorrowedFd<'_>) -> io::Result<()> {
+    let length = rustix::param::page_size();
+    let flags = ProtFlags::READ | ProtFlags::EXEC;
+    // SAFETY: a mapping where the kernel has room, which nobody but this function knows of: nothing
+    // in it is read or run before it is gone.
+    unsafe {
+        let at = mmap(ptr::null_mut(), length, flags, MapFlags::PRIVATE, file, 0)?;
+        munmap(at, length)?;
+    }
+    Ok(())
+}
+
+/// The version of the C library, such as `2.36`.
+pub(crate) fn libc_version() -> &'static str {
+    // SAFETY: libc returns a string that it never changes.
+    let version = unsafe { CStr::from_ptr(libc::gnu_get_libc_version()) };
+    version.to_str().unwrap_or("of an unknown version")
+}
 
 /// Ends this process well, at once. What libraries that stay mapped have registered with `atexit`
 /// does not run: their threads may be alive, and it may block for ever.

@@ -75,6 +75,14 @@ pub(crate) fn wanted(config: &Config) -> Vec<(ListenerKey, SocketOptions)> {
     http.chain(metrics).chain(dashboard).collect()
 }
 
+/// Binds the socket of `key` and gives it up again, to find out whether that can be done.
+///
+/// # Errors
+/// What is in the way, and what to do.
+pub(crate) fn try_to_bind(key: &ListenerKey, options: &SocketOptions) -> Result<(), SocketError> {
+    bind(key, options).map(drop)
+}
+
 /// The listeners that serve apps, each with its key, if it has an address.
 pub(super) fn keyed(config: &Config) -> Vec<(Option<ListenerKey>, Listen)> {
     let mut keyed: Vec<(Option<ListenerKey>, Listen)> = Vec::new();

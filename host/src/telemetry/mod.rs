@@ -10,7 +10,8 @@ use std::{fmt, sync::Arc};
 
 use self::exposition::Exposition;
 pub(crate) use self::log::{
-    AccessEntry, AccessLog, Role, flush, init, reopen, rotate, rotated, set_level,
+    AccessEntry, AccessLog, Kept, Recent, Role, flush, init, recent, reopen, rotate, rotated,
+    set_level,
 };
 
 /// Gathers the metrics of the host when somebody asks.

@@ -30,6 +30,15 @@ pub(super) struct Folders {
 #[derive(PartialEq, Eq)]
 struct Identity(u64, u64, Option<SystemTime>);
 
+/// Watches the folder at `path` for a moment, to find out whether that can be done.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn try_to_watch(path: &Path) -> notify::Result<()> {
+    let mut watcher = notify::recommended_watcher(|_| {})?;
+    watcher.watch(path, RecursiveMode::NonRecursive)
+}
+
 impl Folders {
     /// Watches nothing yet. Without `events` it never will, and rescans must do.
     pub(super) fn new(messages: mpsc::Sender<Message>, events: bool) -> Self {

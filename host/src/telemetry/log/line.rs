@@ -28,22 +28,25 @@ pub(super) enum Style {
 }
 
 /// What one event says.
-struct Line {
-    level: Level,
-    target: String,
-    message: String,
-    fields: Vec<Entry>,
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) at: SystemTime,
+    pub(super) level: Level,
+    pub(super) target: String,
+    pub(super) message: String,
+    pub(super) fields: Vec<Entry>,
 }
 
 /// One field of an event.
-struct Entry {
-    name: &'static str,
-    value: Value,
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) name: &'static str,
+    pub(super) value: Value,
     kind: Kind,
 }
 
 /// How the value of a field was given.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Kind {
     /// As a number, a truth, or a text, which is quoted.
     Value,
@@ -51,21 +54,23 @@ enum Kind {
     Shown,
 }
 
-/// The line for `event`, with its end.
-pub(super) fn of(event: &Event<'_>, style: Style) -> Vec<u8> {
+/// What `event` says, now.
+pub(super) fn of(event: &Event<'_>) -> Line {
     let mut line = Line {
+        at: SystemTime::now(),
         level: *event.metadata().level(),
         target: event.metadata().target().to_owned(),
         message: String::new(),
         fields: Vec::new(),
     };
     event.record(&mut line);
-    line.write(style)
+    line
 }
 
 /// The line in which the log itself says `message`.
 pub(super) fn of_log(message: &str, style: Style) -> Vec<u8> {
     Line {
+        at: SystemTime::now(),
         level: Level::WARN,
         target: module_path!().to_owned(),
         message: message.to_owned(),
@@ -75,7 +80,8 @@ pub(super) fn of_log(message: &str, style: Style) -> Vec<u8> {
 }
 
 impl Line {
-    fn write(&self, style: Style) -> Vec<u8> {
+    /// The bytes of the line, with its end.
+    pub(super) fn write(&self, style: Style) -> Vec<u8> {
         match style {
             Style::Text { colour } => self.text(colour),
             Style::Json => self.json(),
@@ -97,7 +103,7 @@ impl Line {
             (true, Level::DEBUG) => "\x1b[34m",
             (true, _) => "\x1b[35m",
         };
-        let now = humantime::format_rfc3339_micros(SystemTime::now());
+        let now = humantime::format_rfc3339_micros(self.at);
         let mut text = format!("{dim}{now}{end} {level}{:>5}{end} ", self.level);
         push_harmless(&self.message, &mut text);
         for Entry { name, value, kind } in &self.fields {
@@ -115,7 +121,7 @@ impl Line {
     }
 
     fn json(&self) -> Vec<u8> {
-        let now = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
+        let now = humantime::format_rfc3339_micros(self.at).to_string();
         let mut line = String::from("{");
         let mut put = |name: &str, value: &Value| {
             let comma = if line.len() > 1 { "," } else { "" };
@@ -227,6 +233,7 @@ mod tests {
 
     fn line() -> Line {
         Line {
+            at: SystemTime::now(),
             level: Level::WARN,
             target: "handover::apps".to_owned(),
             message: "one\ntwo \x1b[31m".to_owned(),

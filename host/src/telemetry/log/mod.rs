@@ -9,12 +9,14 @@
 //! - [`subscriber`]: from an event of `tracing` to a line
 //! - [`line`]: how a line looks, as text, JSON, or a journal entry
 //! - [`access`]: the log of requests, by the same means
+//! - [`recent`]: the last records, kept in memory for who asks
 //! - [`writer`]: the queue and the thread that writes
 //! - [`destination`]: standard error, a file that is rotated, or the journal
 
 mod access;
 mod destination;
 mod line;
+mod recent;
 mod subscriber;
 mod writer;
 
@@ -30,6 +32,7 @@ use tracing_subscriber::{filter::Targets, util::SubscriberInitExt};
 pub(crate) use self::{
     access::{AccessEntry, AccessLog},
     destination::{rotate, rotated},
+    recent::{Kept, Recent},
 };
 use self::{
     destination::Destination,
@@ -44,7 +47,16 @@ use crate::config::{Log, LogFormat};
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// The log of this process.
-static LOG: OnceLock<(Writer, Arc<ArcSwap<Targets>>)> = OnceLock::new();
+static LOG: OnceLock<ProcessLog> = OnceLock::new();
+
+/// What is done with a log that is set up.
+#[derive(Debug)]
+struct ProcessLog {
+    writer: Writer,
+    filter: Arc<ArcSwap<Targets>>,
+    /// None in a supervisor, which nobody asks.
+    recent: Option<Recent>,
+}
 
 /// A log that could not be set up, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -95,10 +107,16 @@ pub(crate) fn init(log: &Log, colour: bool, role: Role) -> Result<(), LogError> 
     };
     let losses = Losses::InLine(style);
     let writer = Writer::start("log", destination, losses).map_err(LogError::Thread)?;
-    if LOG.set((writer.clone(), Arc::clone(&filter))).is_err() {
+    let log = ProcessLog {
+        writer: writer.clone(),
+        filter: Arc::clone(&filter),
+        recent: (role == Role::Host).then(Recent::new),
+    };
+    let recent = log.recent.clone();
+    if LOG.set(log).is_err() {
         return Err(LogError::Twice);
     }
-    LogSubscriber::new(filter, style, writer)
+    LogSubscriber::new(filter, style, writer, recent)
         .try_init()
         .map_err(|_| LogError::Twice)?;
     panic::set_hook(Box::new(panicked));
@@ -118,8 +136,8 @@ fn read(level: &str) -> Result<Targets, LogError> {
 /// When it is no filter. Nothing has changed then.
 pub(crate) fn set_level(level: &str) -> Result<(), LogError> {
     let filter = read(level)?;
-    if let Some((_, current)) = LOG.get() {
-        current.store(Arc::new(filter));
+    if let Some(log) = LOG.get() {
+        log.filter.store(Arc::new(filter));
         tracing::callsite::rebuild_interest_cache();
     }
     Ok(())
@@ -140,16 +158,22 @@ fn panicked(info: &PanicHookInfo<'_>) {
 
 /// Waits until what has been logged so far is written, for `deadline` at the longest. Blocks.
 pub(crate) fn flush(deadline: Duration) {
-    if let Some((log, _)) = LOG.get() {
-        log.flush(deadline);
+    if let Some(log) = LOG.get() {
+        log.writer.flush(deadline);
     }
 }
 
 /// Opens the file of the log again: it was renamed, and lines are to go to a new one.
 pub(crate) fn reopen() {
-    if let Some((log, _)) = LOG.get() {
-        log.reopen();
+    if let Some(log) = LOG.get() {
+        log.writer.reopen();
     }
+}
+
+/// The last records of this host's log; none where that goes to a subscriber of somebody else's, as
+/// in a program that has a host within.
+pub(crate) fn recent() -> Option<Recent> {
+    LOG.get()?.recent.clone()
 }
 
 #[cfg(test)]

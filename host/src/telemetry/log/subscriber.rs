@@ -13,27 +13,36 @@ use tracing_subscriber::filter::Targets;
 
 use super::{
     line::{self, Style},
+    recent::Recent,
     writer::Writer,
 };
 
 /// Every span has this name: nothing is kept of them.
 const SPAN: u64 = 1;
 
-/// Gives each event that passes the filter to the writer, as a line. It keeps no spans: the host's
+/// Gives each event that passes the filter to the writer, as a line, and to those that are kept. It
+/// keeps no spans: the host's
 /// lines carry all they say.
 #[derive(Debug)]
 pub(super) struct LogSubscriber {
     filter: Arc<ArcSwap<Targets>>,
     style: Style,
     writer: Writer,
+    recent: Option<Recent>,
 }
 
 impl LogSubscriber {
-    pub(super) fn new(filter: Arc<ArcSwap<Targets>>, style: Style, writer: Writer) -> Self {
+    pub(super) fn new(
+        filter: Arc<ArcSwap<Targets>>,
+        style: Style,
+        writer: Writer,
+        recent: Option<Recent>,
+    ) -> Self {
         Self {
             filter,
             style,
             writer,
+            recent,
         }
     }
 }
@@ -78,7 +87,11 @@ impl Subscriber for LogSubscriber {
     fn record_follows_from(&self, _span: &Id, _follows: &Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        self.writer.write(line::of(event, self.style));
+        let line = line::of(event);
+        self.writer.write(line.write(self.style));
+        if let Some(recent) = &self.recent {
+            recent.keep(line);
+        }
     }
 
     fn enter(&self, _span: &Id) {}

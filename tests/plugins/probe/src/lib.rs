@@ -91,6 +91,7 @@ async fn app(cx: Context) -> Result<Router, Error> {
         .route("/spin", get(spin))
         .route("/block", get(block))
         .route("/backtrace", get(backtrace))
+        .route("/log", get(logs))
         .route("/log-in-thread-local", get(logs_in_thread_local))
         .route("/segfault", get(segfault))
         .route("/abort", get(abort))
@@ -535,6 +536,15 @@ impl Drop for Flushes {
 
 thread_local! {
     static SINK: Flushes = const { Flushes };
+}
+
+/// Logs `n` events with `name` in them, each of at least so many `bytes`.
+async fn logs(Query(told): Query<Told>) -> &'static str {
+    let padding = "x".repeat(usize::try_from(told.bytes).unwrap_or(0));
+    for number in 0..told.n {
+        tracing::info!("{} {number} {padding}", told.name);
+    }
+    VERSION
 }
 
 /// A thread whose thread-local logs in its destructor, as those of buffered sinks do.
