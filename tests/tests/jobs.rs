@@ -373,6 +373,8 @@ async fn a_lease_has_one_holder_over_swaps_and_is_taken_away_by_the_operator() {
         swap(&host, n).await;
     }
     let lease = held_by_live(&host).await;
+    let status = host.ask("GET", "/v1/status").await.unwrap().json();
+    assert_eq!(status["apps"][0]["leases"][0]["fence"], lease["fence"]);
     // It is among what its generation has.
     let generation = lease["generation"].to_string();
     let line = ["drain", "jobs", &generation, "--json"];

@@ -83,7 +83,7 @@ async fn one_tenant_that_takes_all_it_may_leaves_the_others_theirs() {
 async fn waiting(host: &Host, number: u64) {
     host.until("those who wait", async || {
         let status = host.ask("GET", "/v1/status").await.unwrap().json();
-        (status["apps"][0]["limits"]["waiting"] == number).then_some(())
+        (status["apps"][0]["limits"]["queued"] == number).then_some(())
     })
     .await;
 }
@@ -121,6 +121,9 @@ async fn those_of_a_tenant_beyond_its_number_wait_and_nobody_waits_for_them() {
     waiting(&host, 2).await;
     let refused = ask(&host, "a").await;
     assert_eq!(refused.status, 429);
+    host.cli(["status"])
+        .await
+        .expect_words(&["2 waiting for others of one"]);
     assert_eq!(refused.header("retry-after"), Some("1"));
     assert_eq!(ask(&host, "b").await.status, 200);
     // A client that leaves gives its place back.

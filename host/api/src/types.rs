@@ -47,7 +47,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     AppName, AppState, AuditSource, Cause, EventKind, GenerationId, GenerationState, Label,
-    LogLevel,
+    LeaseInfo, LogLevel,
 };
 
 /// The header of a deploy that holds the signature of the artifact: the base64 of the text that
@@ -109,6 +109,9 @@ pub struct AppStatus {
     pub canary: Option<CanaryStatus>,
     /// Every generation of this run of the host that is not unloaded, oldest first.
     pub generations: Vec<GenerationStatus>,
+    /// Its leases, each with who has it and who waits for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leases: Vec<LeaseInfo>,
     /// Where generations of it listen by themselves, beside the host: sockets that go from each to
     /// the next.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -218,6 +221,9 @@ pub struct LimitsStatus {
     pub running: u64,
     /// Requests that wait for their turn.
     pub waiting: u64,
+    /// Requests that wait for others of the same client or tenant: `queue` of a `limit`.
+    #[serde(default)]
+    pub queued: u64,
     /// Requests that were refused with 503 since the host started.
     pub refused: u64,
     /// Requests that were refused with 429.

@@ -259,6 +259,16 @@ fn notes(app: &AppStatus, say: &mut dyn FnMut(String, Paint)) {
         );
         say(text, Paint::Yellow);
     }
+    for lease in app.leases.iter().filter(|lease| lease.asked_back) {
+        let whose = lease.generation.map_or(0, |generation| generation);
+        let text = format!(
+            "generation {whose} has the lease `{}` still, which was asked back: {} wait ({})",
+            shown::harmless(&lease.name),
+            lease.waiting.len(),
+            lease.id
+        );
+        say(text, Paint::Yellow);
+    }
     if let Some(held) = &app.held {
         let text = format!(
             "one version hands over to the next: {} held, for {} at the longest",
@@ -443,6 +453,9 @@ fn limits(limits: &LimitsStatus) -> Option<(String, Paint)> {
             parts.push(format!("{} of {} waiting", limits.waiting, limits.queue));
         }
         parts.push(format!("{} refused (503)", limits.refused));
+    }
+    if limits.queued > 0 {
+        parts.push(format!("{} waiting for others of one", limits.queued));
     }
     if limits.too_many > 0 {
         parts.push(format!("{} too many of one (429)", limits.too_many));

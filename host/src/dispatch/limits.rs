@@ -78,6 +78,8 @@ pub struct Counts {
     pub running: u64,
     /// Requests that wait for their turn now.
     pub waiting: u64,
+    /// Requests that wait for others of the same client or tenant now.
+    pub queued: u64,
     /// Requests that were refused with 503.
     pub refused: u64,
     /// Requests that were refused with 429.
@@ -179,11 +181,11 @@ impl Limits {
                 let all = slots.all.load(Ordering::Relaxed);
                 all.saturating_sub(slots.free.available_permits()) as u64
             }),
-            waiting: slots.map_or(0, |slots| slots.waiting.load(Ordering::Relaxed) as u64)
-                + self
-                    .rates
-                    .as_ref()
-                    .map_or(0, |rates| rates.waiting() as u64),
+            waiting: slots.map_or(0, |slots| slots.waiting.load(Ordering::Relaxed) as u64),
+            queued: self
+                .rates
+                .as_ref()
+                .map_or(0, |rates| rates.waiting() as u64),
             refused: self.events.refused.load(Ordering::Relaxed),
             too_many: self.events.too_many.load(Ordering::Relaxed),
             timed_out: self.events.timed_out.load(Ordering::Relaxed),

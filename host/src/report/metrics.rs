@@ -348,7 +348,7 @@ fn write_apps(to: &mut Exposition, seen: &[Seen]) {
         "Requests that wait for their turn.",
     );
     for (status, limits) in limited(seen) {
-        family.sample(&[("app", &status.name)], limits.waiting);
+        family.sample(&[("app", &status.name)], limits.waiting + limits.queued);
     }
 }
 

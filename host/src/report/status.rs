@@ -57,7 +57,14 @@ pub struct Surface {
 pub(crate) fn status(registry: &Registry, leaks: &Leaks, up: Duration, surface: Surface) -> Status {
     let budget = &registry.config().server.leak_budget;
     Status {
-        apps: registry.shown().iter().map(|app| app_status(app)).collect(),
+        apps: registry
+            .shown()
+            .iter()
+            .map(|app| AppStatus {
+                leases: registry.work().of(&app.name).leases.list(),
+                ..app_status(app)
+            })
+            .collect(),
         host: HostStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -163,6 +170,7 @@ pub(crate) fn app_status(app: &App) -> AppStatus {
                 request_timeout_ms: settings.request_timeout.map(millis),
                 running: counts.running,
                 waiting: counts.waiting,
+                queued: counts.queued,
                 refused: counts.refused,
                 too_many: counts.too_many,
                 timed_out: counts.timed_out,
@@ -175,6 +183,7 @@ pub(crate) fn app_status(app: &App) -> AppStatus {
         canary: canary.as_ref().map(canary_status),
         shadow: shadow(app, false),
         generations,
+        leases: Vec::new(),
         listening: ledger::listening(&app.name)
             .iter()
             .map(ToString::to_string)
