@@ -295,6 +295,7 @@ impl Orchestrator {
             override_freeze: asked.override_freeze,
             // What it is started with may have changed.
             anew: cause == Cause::Dev,
+            restore_state: false,
             attribution: Attribution {
                 by: asked.by,
                 message: asked.message,

@@ -121,6 +121,21 @@ async fn several_migrations_are_one_and_without_a_way_back_there_is_no_rollback(
         ]);
     links.expect_live("3.0.0").await;
     assert_eq!(links.all().await, later());
+    links.put("d").await;
+    let kept = links.host.state().join("state/schema.schema-1.backup");
+    links
+        .host
+        .until("the state of before to be kept", async || {
+            kept.exists().then_some(())
+        })
+        .await;
+    links
+        .host
+        .cli(["rollback", "--restore-snapshot"])
+        .await
+        .expect_code(0);
+    links.expect_live("1.0.0").await;
+    assert_eq!(links.all().await, first(), "what came in meanwhile is lost");
 }
 
 #[tokio::test]

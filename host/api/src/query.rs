@@ -313,6 +313,10 @@ pub struct Rollback {
     /// A version or the number of a generation; else the version before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
+    /// Whether the state becomes what it was before it was migrated, where there is no way back:
+    /// what was written since then is lost.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restore_snapshot: bool,
     /// Who asks for it, for the history; else the user of the process that calls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,

@@ -986,6 +986,10 @@ pub(super) struct Rollback {
     /// The version or generation to go back to [default: what was live before]
     #[arg(long, value_name = "VERSION|GEN")]
     pub(super) to: Option<String>,
+    /// Where its schema has no way back, restore the state of before its migration: what was
+    /// written since then is lost
+    #[arg(long)]
+    pub(super) restore_snapshot: bool,
     #[command(flatten)]
     pub(super) why: Why,
     /// Wait for what is under way for the app, instead of ending with 8

@@ -211,6 +211,7 @@ pub(super) async fn rollback(global: &Global, args: Rollback) -> Result<(), Fail
     let query = query::Rollback {
         app: args.app,
         to: args.to,
+        restore_snapshot: args.restore_snapshot,
         by: args.why.by,
         message: args.why.message,
         queue: args.queue,

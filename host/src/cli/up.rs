@@ -168,6 +168,7 @@ async fn by_force(
         let back = query::Rollback {
             app: Some(app),
             to: None,
+            restore_snapshot: false,
             by: args.why.by.clone(),
             message: Some("the new version did not start (up --or-force)".to_owned()),
             queue: true,

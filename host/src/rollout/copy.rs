@@ -1,14 +1,15 @@
-//! Copies of the state of an app, for what is tried in a child process.
+//! Copies of the state of an app: for what is tried in a child process, and of before a migration.
 
 use std::{
     fs::File,
     io::{self, BufWriter, Write},
+    path::Path,
 };
 
 use handover_api::AppName;
 use tempfile::NamedTempFile;
 
-use crate::state::{Bounds, Store, write_dump};
+use crate::state::{Bounds, Snapshot, Store, write_dump};
 
 /// The largest state that is copied, in bytes.
 pub(super) const LARGEST: u64 = 256 << 20;
@@ -37,8 +38,27 @@ pub(super) fn of(store: &Store, app: &AppName) -> io::Result<Copy> {
         return Ok(Copy::TooLarge(size));
     }
     let file = NamedTempFile::new()?;
-    let mut to = BufWriter::new(File::options().write(true).open(file.path())?);
     let snapshot = store.snapshot(false).map_err(io::Error::other)?;
+    let size = write(&snapshot, app, &file)?;
+    Ok(Copy::Whole(file, size))
+}
+
+/// Keeps `snapshot`, of the state of `app`, as a backup at `path`. Blocks.
+///
+/// # Errors
+/// When it cannot be read or written.
+pub(super) fn keep(snapshot: &Snapshot, app: &AppName, path: &Path) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let file = NamedTempFile::new_in(folder)?;
+    write(snapshot, app, &file)?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    File::open(folder)?.sync_all()
+}
+
+/// Writes `snapshot` as a backup, and returns its size in bytes.
+fn write(snapshot: &Snapshot, app: &AppName, file: &NamedTempFile) -> io::Result<u64> {
+    let mut to = BufWriter::new(file.as_file());
     let mut written = Ok(0);
     let take = |lines: Vec<u8>| {
         if let Ok(size) = &mut written {
@@ -49,9 +69,9 @@ pub(super) fn of(store: &Store, app: &AppName) -> io::Result<Copy> {
         }
         written.is_ok()
     };
-    write_dump(&snapshot, false, Bounds::all(), Some(app.as_str()), take)
+    write_dump(snapshot, false, Bounds::all(), Some(app.as_str()), take)
         .map_err(io::Error::other)?;
     let size = written?;
     to.flush()?;
-    Ok(Copy::Whole(file, size))
+    Ok(size)
 }

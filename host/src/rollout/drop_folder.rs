@@ -356,6 +356,7 @@ impl Rollout {
             orphan_jobs: dropped.asked.orphan_jobs,
             override_freeze: false,
             anew: false,
+            restore_state: false,
             attribution: Attribution {
                 by: dropped.asked.by,
                 message: dropped.asked.message,

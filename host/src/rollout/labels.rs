@@ -124,6 +124,7 @@ pub(super) fn up_as(app: &App, cause: Cause, is_it: impl Fn(&Labelled) -> bool) 
             orphan_jobs: false,
             override_freeze: false,
             anew: false,
+            restore_state: false,
             attribution: Attribution::default(),
         })
     })

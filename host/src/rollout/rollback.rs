@@ -30,6 +30,7 @@ pub(crate) fn begin_rollback(rollout: &Rollout, asked: query::Rollback) -> Opera
         to,
         by,
         message,
+        restore_snapshot,
         ..
     } = asked;
     of_app(rollout, app, |app| {
@@ -59,6 +60,7 @@ pub(crate) fn begin_rollback(rollout: &Rollout, asked: query::Rollback) -> Opera
             };
             Ok(Plan {
                 attribution,
+                restore_state: restore_snapshot,
                 ..plan
             })
         };

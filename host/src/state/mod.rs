@@ -38,7 +38,7 @@ pub(crate) use self::{
     dump::{
         DumpError, Footer, read_dump, restore_entries, text_or_base64, verify_dump, write_dump,
     },
-    partition::{Marking, Query, Settings},
+    partition::{Marking, Query, Settings, Snapshot},
     place::{Bounds, Namespace, Place},
     schema::Schema,
     session::{Session, owned_commit},

@@ -114,6 +114,25 @@ impl Stores {
         })
     }
 
+    /// The file for a backup of what the state of `app` was before it was migrated from `schema`.
+    pub(crate) fn backup_file(&self, app: &AppName, schema: u32) -> PathBuf {
+        self.0.folder.join(format!("{app}.schema-{schema}.backup"))
+    }
+
+    /// The backups that there are of the state of `app`, as [`backup_file`](Self::backup_file)
+    /// names them. Blocks on the disk.
+    pub(crate) fn backup_files(&self, app: &AppName) -> Vec<PathBuf> {
+        let begins = format!("{app}.schema-");
+        let files = std::fs::read_dir(&self.0.folder).into_iter().flatten();
+        let paths = files.flatten().map(|file| file.path());
+        paths
+            .filter(|path| {
+                let name = path.file_name().and_then(|name| name.to_str());
+                name.is_some_and(|name| name.starts_with(&begins) && name.ends_with(".backup"))
+            })
+            .collect()
+    }
+
     /// Whether there is anything of `app` on the disk.
     pub fn is_known(&self, app: &AppName) -> bool {
         self.0.folder.join(format!("{app}.redb")).exists()

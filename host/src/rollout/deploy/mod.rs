@@ -86,6 +86,8 @@ pub(crate) struct Plan {
     pub(crate) attribution: Attribution,
     /// Whether a new generation replaces what is live though it is the same artifact.
     pub(crate) anew: bool,
+    /// Whether the state becomes what it was before it was migrated, where there is no way back.
+    pub(crate) restore_state: bool,
 }
 
 /// What becomes of an artifact that passed its preflight.
@@ -704,6 +706,7 @@ impl Rollout {
                     orphan_jobs: false,
                     override_freeze: false,
                     anew: false,
+                    restore_state: false,
                     attribution: Attribution::default(),
                 });
             }

@@ -6,6 +6,8 @@
 
 use std::{
     collections::BTreeSet,
+    fs::{self, File},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,7 +21,7 @@ use super::{
     steps::{Checked, Deploy, Machine},
 };
 use crate::{
-    apps::app::FailedStart,
+    apps::app::{App, FailedStart},
     artifact::{Artifact, MigrationPath},
     generation::{self, Spec, StartError},
     human,
@@ -28,8 +30,11 @@ use crate::{
         app_record::Record,
         journal::{Step, Tried},
     },
-    rollout::copy::{self, Copy},
-    state::{Marking, Schema, StateError, Store},
+    rollout::{
+        Rollout,
+        copy::{self, Copy},
+    },
+    state::{Marking, Schema, Snapshot, StateError, Store},
 };
 
 /// How many of the versions that were live before are looked at for a way back.
@@ -38,12 +43,18 @@ const LOOKED_AT: usize = 8;
 /// How the state gets from its schema to that of the version.
 #[derive(Clone, Debug)]
 pub(super) struct Way {
-    /// The migrations, in their order.
-    paths: Vec<MigrationPath>,
-    /// Whose they are.
-    by: Artifact,
+    by: By,
     from: u32,
     to: u32,
+}
+
+/// What brings the state there.
+#[derive(Clone, Debug)]
+enum By {
+    /// These migrations of a version, in their order.
+    Migrations(Vec<MigrationPath>, Artifact),
+    /// The backup of before it was migrated.
+    Backup(PathBuf),
 }
 
 /// What is wrong with the state.
@@ -108,22 +119,33 @@ impl<M: Machine + Clone> Deploy<'_, M> {
             None if from > to => self.way_of_former(from, to).await,
             known => known,
         };
-        let Some((paths, by)) = known else {
-            return refused(match from < to {
-                true => format!(
-                    "its state has schema {from}, and {version} has no way from there to its schema {to}: declare `#[migration(from = {from}, to = {to})]`"
-                ),
-                false => format!(
-                    "its state has schema {from}, {version} has schema {to}, and there is no way back: deploy a version of schema {from}, one that declares `#[migration(from = {from}, to = {to})]` and go back from that, or restore a backup of before (`handover state restore`)"
-                ),
-            });
-        };
-        Ok(Some(Way {
-            paths,
-            by,
-            from,
-            to,
-        }))
+        if let Some((paths, by)) = known {
+            return Ok(Some(Way {
+                by: By::Migrations(paths, by),
+                from,
+                to,
+            }));
+        }
+        let backup = self
+            .rollout
+            .registry
+            .stores()
+            .backup_file(&self.app.name, to);
+        if from > to && self.plan.restore_state && backup.exists() {
+            return Ok(Some(Way {
+                by: By::Backup(backup),
+                from,
+                to,
+            }));
+        }
+        refused(match from < to {
+            true => format!(
+                "its state has schema {from}, and {version} has no way from there to its schema {to}: declare `#[migration(from = {from}, to = {to})]`"
+            ),
+            false => format!(
+                "its state has schema {from}, {version} has schema {to}, and there is no way back: deploy a version of schema {from}, one that declares `#[migration(from = {from}, to = {to})]` and go back from that, or restore the state of before its migration, which loses what was written since (`handover rollback --restore-snapshot`, where the host has kept it)"
+            ),
+        })
     }
 
     /// The way back that a version has which was live before.
@@ -155,8 +177,10 @@ impl<M: Machine + Clone> Deploy<'_, M> {
         let Some(way) = &self.migration else {
             return Ok(None);
         };
-        if way.by.sha256 != self.plan.artifact.sha256 {
-            return Ok(None); // that was rehearsed when what has it was deployed
+        // A way back was rehearsed when the version that has it was deployed.
+        match &way.by {
+            By::Migrations(_, by) if by.sha256 == self.plan.artifact.sha256 => {}
+            By::Migrations(..) | By::Backup(_) => return Ok(None),
         }
         let began = Instant::now();
         let (store, name) = (self.state(), self.app.name.clone());
@@ -218,6 +242,7 @@ impl<M: Machine + Clone> Deploy<'_, M> {
             ))
             .of(id)
         };
+        let before = self.snapshot(&store).await.map_err(not_kept)?;
         store.mark(Marking::Keep).await.map_err(not_kept)?;
         let began = Instant::now();
         let migrated = match self.migrate(&store, &way).await {
@@ -228,8 +253,9 @@ impl<M: Machine + Clone> Deploy<'_, M> {
             Err(failure) => Err(failure),
         };
         if let Err(failure) = migrated {
-            return Err(return_to_mark(&store, failure.of(id)).await);
+            return Err(return_to_mark(rollout, app, &store, failure.of(id)).await);
         }
+        self.reload_jobs().await;
         self.progress.step(
             "migrate",
             app,
@@ -252,9 +278,10 @@ impl<M: Machine + Clone> Deploy<'_, M> {
                         ),
                     );
                 }
+                keep_backup(rollout, app, before, &way);
                 Ok(ended)
             }
-            Err(failure) => Err(return_to_mark(&store, failure).await),
+            Err(failure) => Err(return_to_mark(rollout, app, &store, failure).await),
         }
     }
 
@@ -265,13 +292,39 @@ impl<M: Machine + Clone> Deploy<'_, M> {
             .forget_memory()
             .await
             .map_err(|error| unavailable(&error))?;
+        let (paths, by) = match &way.by {
+            By::Migrations(paths, by) => (paths, by),
+            By::Backup(file) => {
+                let failed = |reason: String| {
+                    Failure::host(format!(
+                        "the state of before its migration could not be restored: {reason}"
+                    ))
+                };
+                let file = File::open(file).map_err(|error| failed(error.to_string()))?;
+                let restored = store.replace_by(file).await;
+                return match restored {
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(failed(error.to_string())),
+                };
+            }
+        };
         let within = self.plan.within(self.app.settings().hooks.deadline);
-        let by = Instant::now() + within;
-        for path in &way.paths {
-            let left = by.saturating_duration_since(Instant::now());
-            self.run_migration(store, &way.by, *path, left).await?;
+        let until = Instant::now() + within;
+        for path in paths {
+            let left = until.saturating_duration_since(Instant::now());
+            self.run_migration(store, by, *path, left).await?;
         }
         Ok(())
+    }
+
+    async fn snapshot(&self, store: &Arc<Store>) -> Result<Snapshot, StateError> {
+        let store = Arc::clone(store);
+        let taken = tokio::task::spawn_blocking(move || store.snapshot(false)).await;
+        taken.unwrap_or_else(|broken| Err(StateError::Unavailable(broken.to_string())))
+    }
+
+    async fn reload_jobs(&self) {
+        reload_jobs(self.rollout, self.app).await;
     }
 
     async fn run_migration(
@@ -358,9 +411,47 @@ impl<M: Machine + Clone> Deploy<'_, M> {
     }
 }
 
+/// Reads anew which jobs there are: the state may have others by now.
+async fn reload_jobs(rollout: &Rollout, app: &App) {
+    let work = rollout.registry.work().of(&app.name);
+    let reloaded = tokio::task::spawn_blocking(move || work.jobs.reload()).await;
+    if let Ok(Err(error)) = reloaded {
+        tracing::warn!(app = %app.name, "its jobs could not be read again: {error}");
+    }
+}
+
+/// Keeps what the state was before it was migrated, in the place of what was kept before.
+fn keep_backup(rollout: &Rollout, app: &Arc<App>, before: Snapshot, way: &Way) {
+    let stores = rollout.registry.stores().clone();
+    let (rollout, app, schema) = (rollout.clone(), Arc::clone(app), way.from);
+    tokio::task::spawn_blocking(move || {
+        let file = stores.backup_file(&app.name, schema);
+        match copy::keep(&before, &app.name, &file) {
+            Ok(()) => {
+                for old in stores.backup_files(&app.name) {
+                    if old != file {
+                        let _ = fs::remove_file(old); // a later one tries it again
+                    }
+                }
+            }
+            Err(error) => rollout.registry.record_event(
+                EventKind::Warning,
+                &app,
+                None,
+                format!(
+                    "the state of {} of before its migration is not kept: {error}",
+                    app.name
+                ),
+            ),
+        }
+    });
+}
+
 /// Makes the state what it was, for `failure`.
-async fn return_to_mark(store: &Store, failure: Failure) -> Failure {
-    match store.mark(Marking::Return).await {
+async fn return_to_mark(rollout: &Rollout, app: &App, store: &Store, failure: Failure) -> Failure {
+    let returned = store.mark(Marking::Return).await;
+    reload_jobs(rollout, app).await;
+    match returned {
         Ok(_) => failure,
         Err(error) => Failure {
             reason: format!(

@@ -127,6 +127,7 @@ impl Host {
             orphan_jobs: false,
             override_freeze: false,
             anew: false,
+            restore_state: false,
             attribution: Attribution::default(),
         }
     }
