@@ -67,6 +67,7 @@ pub(super) async fn carry_out(
             query::Rollback {
                 app: Some(app),
                 to: None,
+                restore_snapshot: false,
                 by,
                 message,
                 queue,

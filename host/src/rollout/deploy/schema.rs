@@ -52,7 +52,7 @@ pub(super) struct Way {
 #[derive(Clone, Debug)]
 enum By {
     /// These migrations of a version, in their order.
-    Migrations(Vec<MigrationPath>, Artifact),
+    Migrations(Vec<MigrationPath>, Box<Artifact>),
     /// The backup of before it was migrated.
     Backup(PathBuf),
 }
@@ -121,7 +121,7 @@ impl<M: Machine + Clone> Deploy<'_, M> {
         };
         if let Some((paths, by)) = known {
             return Ok(Some(Way {
-                by: By::Migrations(paths, by),
+                by: By::Migrations(paths, Box::new(by)),
                 from,
                 to,
             }));
