@@ -133,7 +133,8 @@ async fn several_migrations_are_one_and_without_a_way_back_there_is_no_rollback(
         .host
         .cli(["rollback", "--restore-snapshot"])
         .await
-        .expect_code(0);
+        .expect_code(0)
+        .expect_words(&["what was written since then is lost"]);
     links.expect_live("1.0.0").await;
     assert_eq!(links.all().await, first(), "what came in meanwhile is lost");
 }

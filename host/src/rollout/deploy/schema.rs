@@ -13,6 +13,7 @@ use std::{
 };
 
 use handover_api::{EventKind, GenerationId, Outcome};
+use jiff::Timestamp;
 use tempfile::NamedTempFile;
 
 use super::{
@@ -55,6 +56,25 @@ enum By {
     Migrations(Vec<MigrationPath>, Box<Artifact>),
     /// The backup of before it was migrated.
     Backup(PathBuf),
+}
+
+impl Way {
+    /// Says what has become of the state.
+    fn taken(&self) -> String {
+        let Self { by, from, to } = self;
+        let schemas = format!("its state has schema {to} now, and had {from}");
+        match by {
+            By::Migrations(..) => schemas,
+            By::Backup(file) => {
+                let written = file.metadata().and_then(|found| found.modified());
+                let written = written.ok().and_then(|at| Timestamp::try_from(at).ok());
+                let at = written.map_or_else(String::new, |at| format!(", at {at:.0}"));
+                format!(
+                    "{schemas}: it is what it was before it was migrated{at}, and what was written since then is lost"
+                )
+            }
+        }
+    }
 }
 
 /// What is wrong with the state.
@@ -256,12 +276,8 @@ impl<M: Machine + Clone> Deploy<'_, M> {
             return Err(return_to_mark(rollout, app, &store, failure.of(id)).await);
         }
         self.reload_jobs().await;
-        self.progress.step(
-            "migrate",
-            app,
-            began.elapsed(),
-            format!("its state has schema {} now, and had {}", way.to, way.from),
-        );
+        self.progress
+            .step("migrate", app, began.elapsed(), way.taken());
         let ended = Box::pin(self.start_and_go_live(checked, id)).await;
         match ended {
             // Requests are held yet, so nothing that was answered can be taken back by what a
