@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use super::context::Context;
 
 /// How long tasks have to notice that their app is gone.
-const GRACE: Duration = Duration::from_millis(50);
+const GRACE: Duration = Duration::from_millis(200);
 
 thread_local! {
     /// Whether this thread has entered the runtime of this copy of the SDK. There is one
