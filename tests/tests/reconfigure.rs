@@ -123,8 +123,8 @@ async fn listeners_and_apps_come_and_go_under_load_and_outlive_a_crash() {
 }
 
 #[tokio::test]
-async fn a_hundred_changes_half_of_them_broken_lose_nothing() {
-    const CHANGES: usize = 100;
+async fn five_hundred_changes_half_of_them_broken_lose_nothing() {
+    const CHANGES: usize = 500;
     let host = Setup::new().config("").start().await;
     host.deploy(&fixture("probe", "1.0.0")).await.expect_code(0);
     host.deploy_bytes(&hello_as("1.0.0")).await.expect_code(0);
