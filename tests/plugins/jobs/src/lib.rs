@@ -2,7 +2,7 @@
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use axum::{
@@ -86,7 +86,7 @@ async fn narrow(cx: JobContext, task: Task) -> Result<(), JobError> {
 /// Due each second.
 #[handover_plugin::schedule(every = "1s")]
 async fn tick(cx: JobContext) -> Result<(), JobError> {
-    let due = cx.due().duration_since(std::time::UNIX_EPOCH)?.as_millis();
+    let due = cx.due().duration_since(UNIX_EPOCH)?.as_millis();
     cx.complete_with(|tx| async move {
         tx.namespace("ticks").add(due.to_string(), 1).await?;
         Ok(())
@@ -194,6 +194,12 @@ async fn counted(
     ))
 }
 
+/// The time of the machine, which all processes share, in microseconds.
+fn micros() -> i64 {
+    let now = UNIX_EPOCH.elapsed().unwrap_or_default();
+    i64::try_from(now.as_micros()).unwrap_or(i64::MAX)
+}
+
 #[handover_plugin::app]
 async fn app(cx: Context) -> Result<Router, Error> {
     let poller = cx.clone();
@@ -202,6 +208,7 @@ async fn app(cx: Context) -> Result<Router, Error> {
             let Ok(mut lease) = poller.lease("poller").await else {
                 return;
             };
+            let began = micros();
             let log = poller.state().namespace("holders");
             let key = format!("{:08}", lease.fence());
             // Held by one at a time: whoever comes finds nobody inside.
@@ -209,6 +216,11 @@ async fn app(cx: Context) -> Result<Router, Error> {
             let _ = log.put(&key, &i64::from(inside == 1)).await;
             lease.asked_back().await;
             let _ = log.add("inside", -1).await;
+            let ended = micros();
+            drop(lease);
+            let times = poller.state().namespace("times");
+            let _ = times.put(format!("{key} began"), &began).await;
+            let _ = times.put(format!("{key} ended"), &ended).await;
         }
     });
     Ok(Router::new()
