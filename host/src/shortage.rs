@@ -40,7 +40,8 @@ pub(crate) fn is_named(reason: &str) -> bool {
 /// Counts the processes that the kernel killed for want of memory, as far as this one can see them.
 #[derive(Debug)]
 pub(crate) struct Kills {
-    seen: Option<u64>,
+    /// The file that counts them, and how many it has.
+    seen: Option<(String, u64)>,
 }
 
 impl Kills {
@@ -51,20 +52,28 @@ impl Kills {
 
     /// Whether there were any since this was asked last.
     pub(crate) fn any_more(&mut self) -> bool {
-        let now = killed();
-        let before = std::mem::replace(&mut self.seen, now);
-        matches!((before, now), (Some(before), Some(now)) if now > before)
+        let before = std::mem::replace(&mut self.seen, killed());
+        match (before, &self.seen) {
+            (Some((before_in, before)), Some((now_in, now))) if before_in == *now_in => {
+                *now > before
+            }
+            // This process was moved to another control group, which had none of its own before.
+            (_, Some((_, now))) => *now > 0,
+            _ => false,
+        }
     }
 }
 
 /// How many were killed in the control group of this process, or in the whole system where that
-/// counts none.
-fn killed() -> Option<u64> {
+/// counts none; and the file that says so.
+fn killed() -> Option<(String, u64)> {
     let files = process::files_of_group("memory.events", "memory.oom_control");
     let files = files.chain(["/proc/vmstat".to_owned()]);
-    files
-        .filter_map(|file| fs::read_to_string(file).ok())
-        .find_map(|text| counter(&text))
+    let mut counted = files.filter_map(|file| {
+        let text = fs::read_to_string(&file).ok()?;
+        Some((file, counter(&text)?))
+    });
+    counted.next()
 }
 
 fn counter(text: &str) -> Option<u64> {
