@@ -199,7 +199,8 @@ async fn a_link_is_good_for_one_browser_and_nothing_is_answered_without() {
     for path in [
         "nothing",
         "v1/config",
-        "v1/state/probe/keys",
+        "v1/state/probe/export",
+        "v1/state/probe/value?key=k",
         "v1/operations/",
         "v2/status",
     ] {
