@@ -304,7 +304,7 @@ function logCard() {
       choice('At least', log.level, ['error', 'warn', 'info', 'debug', 'trace'].map((word) => [word, word]), (level) => retail({ level })),
       !known.shown && choice('Of', log.app, [['', 'host and all apps'], ...(known.status?.apps ?? []).map((app) => [app.name, app.name])], (app) => retail({ app })),
       h('button', { key: 'follow', type: 'button', class: 'small', 'aria-pressed': log.shown === null ? 'true' : 'false', onclick: () => hold(log.shown === null) }, 'Follow'),
-      h('span', { class: 'quiet', role: 'status' }, log.shown ? `held${missed ? `, ${count(missed, 'new record')}` : ''}` : '')),
+      h('span', { class: 'quiet', role: 'status' }, log.shown ? 'Held' : ''), missed > 0 && h('span', { class: 'quiet', key: 'missed' }, count(missed, 'new record'))),
     log.problem && h('p', { class: 'quiet' }, log.problem),
     h('div', { class: 'records', key: 'records', id: 'records', tabindex: '0', role: 'log', 'aria-live': 'off', 'aria-label': 'Records of the log', onscroll: scrolled },
       records.length > 0 && h('ol', {}, records.map((one) => h('li', { key: `${one.run} ${one.seq}` },
@@ -730,7 +730,7 @@ function charts(app) {
   return h('div', { class: 'two', key: 'charts' },
     chart(app, { title: 'Requests a second', style: 'requests', columns: 2, unit: grouped, words: second('requests'), lines: [['all', (sum) => rate(sum, 'requests')]] }),
     chart(app, { title: 'Errors (5xx) a second', style: 'errors', columns: 2, unit: grouped, words: second('errors'), lines: [['all', (sum) => rate(sum, 'errors')]] }),
-    known.figures.measures ? chart(app, { title: 'Latency', style: 'latency', columns: 1, unit: (ms) => ms ? duration(ms) : '0', words: latency,
+    known.figures.measures ? chart(app, { title: 'Latency', style: 'latency', columns: 1, unit: (ms) => !ms ? '0' : ms < 10 ? `${grouped(ms)} ms` : duration(ms), words: latency,
       lines: [['p50', (sum) => quantile(sum, .5)?.[0] ?? null], ['p99', (sum) => quantile(sum, .99)?.[0] ?? null]],
       key: h('p', { class: 'key' }, h('span', { class: 'k-p50' }, 'p50: half of the requests took no longer'), h('span', { class: 'k-p99' }, 'p99: 99 of 100 took no longer')) })
       : card('Latency', h('p', { class: 'quiet' }, 'This host does not count how long requests take. `request_durations = true` in [metrics] turns it on, from the next start of the host.')));
