@@ -371,7 +371,12 @@ impl Daemon {
             metrics_at,
             dashboard: door,
         };
-        let page = Page::new(host.clone(), Arc::clone(&access), shutdown.clone());
+        let page = Page::new(
+            host.clone(),
+            Arc::clone(&access),
+            shutdown.clone(),
+            measures,
+        );
         let dashboard = tokio::spawn(dashboard::serve(dashboard, links, page));
         let control = {
             let (path, shutdown) = (settings.control.clone(), shutdown.clone());

@@ -34,7 +34,9 @@ use crate::{
         room::Room,
     },
     report::{
-        changed, growth,
+        changed,
+        figures::{self, Figures},
+        growth,
         holders::{self, HolderId},
         metrics::Metrics,
         panics,
@@ -177,6 +179,11 @@ impl Orchestrator {
     pub fn status(&self, surface: Surface) -> Status {
         let up = self.0.started.elapsed();
         status::status(self.registry(), &self.0.rollout.leaks, up, surface)
+    }
+
+    /// Returns what each app has counted since the host started.
+    pub(crate) fn figures(&self) -> Vec<(AppName, Figures)> {
+        figures::figures(self.registry())
     }
 
     /// Writes the metrics of all apps and of the process. Reads files of `/proc`.

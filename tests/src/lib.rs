@@ -1,5 +1,6 @@
 //! The harness of the end-to-end tests: the built `handover`, real plugins, real sockets.
 //!
+//! - [`browser`]: a page in Chromium, where the machine has it
 //! - [`plugins`]: builds the fixture plugins and keeps them for all test binaries of a run
 //! - [`elf`]: makes other plugins of a built one by rewriting bytes of its file
 //! - [`history`]: whether transactions can have happened one after the other
@@ -15,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod browser;
 pub mod client;
 pub mod elf;
 pub mod history;

@@ -12,10 +12,12 @@ use std::{
 };
 
 use handover_tests::{
+    browser::Tab,
     client::{Answer, Http1},
     host::{Host, Setup, handover},
     plugins::{self, fixture},
 };
+use minisign::KeyPair;
 use serde_json::Value;
 
 /// The dashboard of a host, as a browser that has opened a link sees it.
@@ -199,7 +201,8 @@ async fn a_link_is_good_for_one_browser_and_nothing_is_answered_without() {
     for path in [
         "nothing",
         "v1/config",
-        "v1/state/probe/keys",
+        "v1/state/probe/export",
+        "v1/state/probe/value?key=k",
         "v1/operations/",
         "v2/status",
     ] {
@@ -514,6 +517,16 @@ async fn an_observer_has_a_page_that_changes_nothing() {
         assert!(answer.text().contains("may observe"));
     }
     assert_eq!(host.get("/version").await.text(), "1.0.0");
+    // What apps keep, what is set and who did what is not for them; the log is.
+    for path in [
+        "v1/settings?app=probe",
+        "v1/audit",
+        "v1/state/probe/keys",
+        "v1/state/probe/stats",
+    ] {
+        assert_eq!(browser.get(path).await.status, 403, "{path}");
+    }
+    assert_eq!(browser.get("v1/logs?lines=3").await.status, 200);
 
     // Who is named no more sees no more, with the session that is there.
     let file = host.home().join("handover.toml");
@@ -521,4 +534,360 @@ async fn an_observer_has_a_page_that_changes_nothing() {
     fs::write(&file, without).unwrap();
     host.cli(["reload-config"]).await.expect_code(0);
     assert_eq!(browser.get("v1/status").await.status, 403);
+}
+
+/// The page of a host in a real browser; none where the machine has none.
+async fn tab(host: &Host) -> Option<Tab> {
+    let tab = Tab::open(new_link(host).await.trim()).await;
+    if tab.is_none() {
+        eprintln!("skipped: this machine has no Chromium");
+    }
+    tab
+}
+
+/// Presses a button of the dialog that is open, and waits until what it asks for has been done.
+async fn confirm(tab: &mut Tab, go: &str) {
+    tab.press("#ask", go).await;
+    tab.until("document.querySelector('#ask .outcome.good, #ask .outcome.bad')")
+        .await;
+    let said = tab
+        .value("document.querySelector('#ask .outcome').className + ': ' + document.querySelector('#ask .outcome').textContent")
+        .await;
+    assert!(said.as_str().unwrap().contains("good: "), "{go}: {said}");
+    tab.press("#ask", "Close").await;
+    tab.until("!document.querySelector('#ask').open").await;
+}
+
+async fn show(tab: &mut Tab, app: &str) {
+    // A link leads to the page by another one.
+    tab.until("document.querySelector('main h2')").await;
+    tab.value(&format!("void (location.hash = '#{app}')")).await;
+    let title = if app.is_empty() { "Host" } else { app };
+    tab.until(&format!(
+        "document.querySelector('main h2').textContent === '{title}'"
+    ))
+    .await;
+}
+
+/// Who says to have made the newest call of that name, by the audit log.
+async fn asked_by(host: &Host, call: &str) -> String {
+    host.until("the entry in the audit log", async || {
+        let asked = host.cli(["audit", "--json"]).await.json();
+        let entries = asked["entries"].as_array().unwrap();
+        let newest = entries.iter().rev().find(|one| one["call"] == call)?;
+        Some(newest["by"].as_str().unwrap_or_default().to_owned())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn each_button_asks_once_does_it_and_says_who() {
+    let host = Host::start().await;
+    let Some(mut tab) = tab(&host).await else {
+        return;
+    };
+    tab.shows("Nothing has been deployed").await;
+    tab.press("main", "Deploy").await;
+    tab.choose("#ask [name=file]", &[&fixture("state", "1.0.0")])
+        .await;
+    tab.fill("#ask [name=by]", "ann").await;
+    confirm(&mut tab, "Deploy").await;
+    assert_eq!(host.active("state").await.version, "1.0.0");
+
+    show(&mut tab, "state").await;
+    for (name, go, call) in [
+        ("Restart", "Restart", "POST /v1/restart"),
+        ("Reload", "Reload", "POST /v1/reload"),
+        ("Pause", "Pause", "POST /v1/pause"),
+        ("Resume", "Resume", "POST /v1/resume"),
+        ("Stop", "Stop", "POST /v1/stop"),
+        ("Start", "Start", "POST /v1/start"),
+    ] {
+        tab.press("main", name).await;
+        tab.fill("#ask [name=by]", "bert").await;
+        confirm(&mut tab, go).await;
+        assert_eq!(asked_by(&host, call).await, "bert");
+    }
+    assert_eq!(host.active("state").await.generation, 3);
+    // What makes something live is in the history with who wanted it.
+    let history = host.cli(["history", "--json"]).await.json();
+    let entries = history["history"].as_array().unwrap();
+    let by: Vec<_> = entries
+        .iter()
+        .filter_map(|one| one["by"].as_str())
+        .collect();
+    assert_eq!(by, ["ann", "bert", "bert"]);
+
+    // Settings: a text, JSON, and taken away.
+    let settings = "section[aria-label=Settings]";
+    tab.press(settings, "Set").await;
+    tab.fill("#ask [name=key]", "theme").await;
+    tab.fill("#ask [name=value]", "dark").await;
+    confirm(&mut tab, "Set").await;
+    assert_eq!(host.get("/setting/theme").await.text(), "\"dark\"");
+    tab.press(settings, "Change theme").await;
+    tab.fill("#ask [name=value]", "\"light\"").await;
+    tab.fill("#ask [name=by]", "carl").await;
+    confirm(&mut tab, "Set").await;
+    assert_eq!(host.get("/setting/theme").await.text(), "\"light\"");
+    assert_eq!(asked_by(&host, "POST /v1/set").await, "carl");
+    tab.shows("carl").await;
+    tab.press(settings, "Take away theme").await;
+    confirm(&mut tab, "Take away").await;
+    assert_eq!(host.get("/setting/theme").await.text(), "none");
+
+    show(&mut tab, "").await;
+    tab.press("main", "Drain").await;
+    confirm(&mut tab, "Drain").await;
+    tab.shows("This node is drained").await;
+    tab.press("main", "Undo the drain").await;
+    confirm(&mut tab, "Undo the drain").await;
+    let by = asked_by(&host, "POST /v1/drain-node").await;
+    assert!(!by.is_empty(), "the user of the session is filled in");
+    tab.shows("Audit log").await;
+    tab.shows("bert").await;
+}
+
+#[tokio::test]
+async fn keys_of_the_state_are_listed_page_by_page_without_their_values() {
+    let host = Host::serving(&fixture("state", "1.0.0")).await;
+    for number in 0..120 {
+        let path = format!("/kv/key-{number:03}");
+        let put = ask(host.address, "PUT", &path, &[], Some(b"value")).await;
+        assert_eq!(put.status, 200);
+    }
+    let Some(mut tab) = tab(&host).await else {
+        return;
+    };
+    show(&mut tab, "state").await;
+    let card = "section[aria-label=State]";
+    tab.press(card, "Show keys").await;
+    tab.shows("Keys 1 to 50, and there are more").await;
+    tab.shows("key-049").await;
+    tab.press(card, "Next").await;
+    tab.shows("Keys 51 to 100, and there are more").await;
+    tab.press(card, "Next").await;
+    tab.shows("Keys 101 to 120, the last").await;
+    tab.shows("key-119").await;
+    tab.press(card, "Back").await;
+    tab.shows("Keys 51 to 100").await;
+    tab.fill("[name=prefix]", "key-11").await;
+    tab.press(card, "Show keys").await;
+    tab.shows("Keys 1 to 10, the last").await;
+}
+
+#[tokio::test]
+async fn a_page_that_is_opened_after_a_swap_shows_what_was_before_it() {
+    let host = Setup::new()
+        .config("[metrics]\nrequest_durations = true\n\n[dashboard]\nlisten = \"127.0.0.1:0\"\n")
+        .start()
+        .await;
+    host.deploy(&fixture("probe", "1.0.0")).await.expect_code(0);
+    // The host counts by itself, so that both sides of the swap are in samples.
+    let browser = Browser::of(&host).await;
+    let mut stream = browser.stream(None).await;
+    stream.until("figures", |_| true).await;
+    let mut counted = async |path: &str| {
+        let mut seconds = 0;
+        while seconds < 2 {
+            host.get(path).await;
+            let sent = stream.until("figures", |_| true).await;
+            let samples = sent.data["samples"].as_array().unwrap().iter();
+            seconds += samples
+                .filter(|one| one["apps"]["probe"]["within"].is_array())
+                .count();
+        }
+    };
+    counted("/version").await;
+    host.deploy(&fixture("probe", "2.0.0")).await.expect_code(0);
+    // The second of the swap is of neither side.
+    counted("/version").await;
+    counted("/fails?version=2.0.0&n=1").await;
+    let Some(mut tab) = tab(&host).await else {
+        return;
+    };
+    show(&mut tab, "probe").await;
+    tab.shows("The last swap made 2.0.0 live at").await;
+    let words = "document.querySelector('section[aria-label=\"Around each swap\"] p').textContent";
+    tab.until(&format!(
+        "{words}.match(/before it: [0-9.]+ requests a second, no errors, p50 under 5 ms/)"
+    ))
+    .await;
+    tab.until(&format!(
+        "{words}.match(/(since|after it): .* errors a second, p50/)"
+    ))
+    .await;
+    for chart in ["Requests a second", "Errors (5xx) a second", "Latency"] {
+        let svg = format!("document.querySelector('section[aria-label=\"{chart}\"] svg')");
+        tab.until(&format!("{svg}.querySelectorAll('.mark').length === 2"))
+            .await;
+        tab.until(&format!(
+            "{svg}.querySelector('.curve').getAttribute('d').length > 10"
+        ))
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn the_log_follows_until_somebody_scrolls_back() {
+    let host = Host::serving(&fixture("probe", "1.0.0")).await;
+    let Some(mut tab) = tab(&host).await else {
+        return;
+    };
+    show(&mut tab, "probe").await;
+    host.get("/log?name=first&n=400").await;
+    tab.shows("first 399").await;
+    // Only the last ones are there.
+    tab.until("document.querySelectorAll('#records li').length === 300")
+        .await;
+    let records = "document.querySelector('#records')";
+    tab.until(&format!(
+        "{records}.scrollHeight - {records}.scrollTop - {records}.clientHeight < 2"
+    ))
+    .await;
+    tab.value(&format!("void ({records}.scrollTop = 100)"))
+        .await;
+    tab.until("document.querySelector('[aria-pressed=false]')")
+        .await;
+    host.get("/log?name=second&n=3").await;
+    tab.shows("3 new records").await;
+    assert_eq!(
+        tab.value(&format!("{records}.textContent.includes('second')"))
+            .await,
+        false
+    );
+    tab.press("section[aria-label=Log]", "Follow").await;
+    tab.shows("second 2").await;
+    // Of another level there is nothing.
+    let level = "document.querySelector('section[aria-label=Log] select')";
+    tab.value(&format!(
+        "void ({level}.value = 'error', {level}.dispatchEvent(new Event('change')))"
+    ))
+    .await;
+    tab.shows("No record of this kind is kept").await;
+}
+
+#[tokio::test]
+async fn a_deploy_takes_its_signature_along() {
+    let pair = KeyPair::generate_unencrypted_keypair().unwrap();
+    let config = format!("[trust]\nkeys = [\"{}\"]\n", pair.pk.to_base64());
+    let host = Setup::new().config(&config).start().await;
+    let file = fixture("hello", "1.0.0");
+    let bytes = fs::read(&file).unwrap();
+    let signed = minisign::sign(None, &pair.sk, bytes.as_slice(), None, None).unwrap();
+    let signature = host.scratch("hello.so.minisig");
+    fs::write(&signature, signed.into_string()).unwrap();
+    let Some(mut tab) = tab(&host).await else {
+        return;
+    };
+    tab.press("main", "Deploy").await;
+    tab.choose("#ask [name=file]", &[&file]).await;
+    tab.press("#ask", "Deploy").await;
+    tab.until("document.querySelector('#ask .outcome.bad')")
+        .await;
+    tab.press("#ask", "Close").await;
+    tab.until("!document.querySelector('#ask').open").await;
+    tab.press("main", "Deploy").await;
+    tab.choose("#ask [name=file]", &[&file]).await;
+    tab.choose("#ask [name=signature]", &[&signature]).await;
+    confirm(&mut tab, "Deploy").await;
+    assert_eq!(host.active("hello").await.version, "1.0.0");
+}
+
+#[tokio::test]
+async fn a_tenant_that_stays_is_moved_with_what_it_has_there() {
+    let config = "[app.probe.tenant]\nfrom = \"header:x-tenant\"\nmove = \"when-idle\"\n";
+    let host = Setup::new().config(config).start().await;
+    host.deploy(&fixture("probe", "1.0.0")).await.expect_code(0);
+    let _slow = begin_slow(&host, &[("x-tenant", "acme")]).await;
+    host.deploy(&fixture("probe", "2.0.0")).await.expect_code(0);
+    let Some(mut tab) = tab(&host).await else {
+        return;
+    };
+    show(&mut tab, "probe").await;
+    tab.press("main", "Move acme").await;
+    tab.value("document.querySelector('#ask [name=now]').click()")
+        .await;
+    tab.fill("#ask [name=by]", "dora").await;
+    confirm(&mut tab, "Move").await;
+    assert_eq!(asked_by(&host, "POST /v1/move").await, "dora");
+    host.settled("probe").await;
+}
+
+#[tokio::test]
+async fn what_holds_an_old_version_is_cancelled() {
+    let config = "[app.probe]\nroutes = [\"/\"]\ndrain_deadline = \"none\"\n";
+    let host = Setup::new().config(config).start().await;
+    host.deploy(&fixture("probe", "1.0.0")).await.expect_code(0);
+    let _slow = begin_slow(&host, &[]).await;
+    let file = fixture("probe", "2.0.0");
+    host.cli(["deploy", "--detach", file.to_str().unwrap()])
+        .await
+        .expect_code(0);
+    let Some(mut tab) = tab(&host).await else {
+        return;
+    };
+    show(&mut tab, "probe").await;
+    tab.press("main", "Cancel request GET /slow").await;
+    tab.fill("#ask [name=by]", "emil").await;
+    confirm(&mut tab, "Cancel it").await;
+    assert_eq!(asked_by(&host, "POST /v1/cancel").await, "emil");
+    host.settled("probe").await;
+}
+
+/// Begins a request that is answered in ten minutes.
+async fn begin_slow(host: &Host, headers: &[(&str, &str)]) -> Http1 {
+    let mut slow = Http1::connect(host.address).await.unwrap();
+    slow.send_head("GET", "/slow?ms=600000", headers)
+        .await
+        .unwrap();
+    host.until("the request", async || {
+        let app = host.app("probe").await;
+        (app.generations[0].in_flight > 0).then_some(())
+    })
+    .await;
+    slow
+}
+
+#[tokio::test]
+async fn the_page_is_used_by_keyboard_alone_and_comes_back_after_a_lost_connection() {
+    let host = Host::serving(&fixture("probe", "1.0.0")).await;
+    let Some(mut tab) = tab(&host).await else {
+        return;
+    };
+    show(&mut tab, "probe").await;
+    // Tab by tab to the button, which Enter presses; Escape leaves, and the focus is where it was.
+    tab.until(
+        "[...document.querySelectorAll('main button')].some((one) => one.textContent === 'Pause')",
+    )
+    .await;
+    for _ in 0..60 {
+        tab.key("Tab").await;
+        if tab.value("document.activeElement.textContent").await == "Pause" {
+            break;
+        }
+    }
+    tab.key("Enter").await;
+    tab.until("document.querySelector('#ask').open").await;
+    tab.key("Escape").await;
+    tab.until("!document.querySelector('#ask').open").await;
+    tab.until("document.activeElement.textContent === 'Pause'")
+        .await;
+    // Everything that can be used has a name.
+    let unnamed = tab
+        .value(
+            "[...document.querySelectorAll('button, input, select, textarea, [tabindex=\"0\"], meter')]\
+             .filter((one) => !(one.getAttribute('aria-label') || one.textContent.trim() && one.tagName === 'BUTTON' || one.labels?.length))\
+             .map((one) => one.outerHTML)",
+        )
+        .await;
+    assert_eq!(unnamed, serde_json::json!([]));
+
+    // A host that says nothing is none, until it does.
+    host.signal_inner(rustix::process::Signal::STOP);
+    tab.shows("connection lost").await;
+    host.signal_inner(rustix::process::Signal::CONT);
+    tab.shows("connected").await;
+    host.deploy(&fixture("probe", "2.0.0")).await.expect_code(0);
+    tab.shows("2.0.0, generation 2").await;
 }

@@ -361,6 +361,7 @@ impl Client {
     ) -> Result<Lines<Progress>, ClientError> {
         let query = query::Reload {
             app: app.cloned(),
+            by: None,
             queue: wait.queue(),
             detach: wait.detach(),
         };
@@ -633,7 +634,13 @@ impl Client {
     }
 
     async fn post(&self, path: &str, id: &str) -> Result<Done, ClientError> {
-        let path = query::uri(path, &query::Identity { id: id.to_owned() });
+        let path = query::uri(
+            path,
+            &query::Identity {
+                id: id.to_owned(),
+                by: None,
+            },
+        );
         parse(
             self.call(Method::POST, &path, Either::Left(Empty::new()), None)
                 .await?,

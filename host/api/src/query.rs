@@ -194,6 +194,9 @@ pub struct OfApp {
 pub struct Identity {
     /// What is meant: a job, or a lease to be taken away.
     pub id: String,
+    /// Who asks for it, for the audit log; else the user of the process that calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
 }
 
 /// The query of `/v1/events`.
@@ -295,6 +298,9 @@ pub struct Reload {
     /// Only this app.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app: Option<AppName>,
+    /// Who asks for it, for the audit log; else the user of the process that calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
     /// See [`Wait`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub queue: bool,
@@ -369,6 +375,9 @@ pub struct Operation {
     /// The app, where there is more than one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app: Option<AppName>,
+    /// Who asks for it, for the history and the audit log; else the user of the process that calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
     /// See [`Wait`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub queue: bool,
@@ -403,6 +412,9 @@ pub struct Move {
     /// Whether what it has in flight on the version before is ended.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub now: bool,
+    /// Who asks for it, for the audit log; else the user of the process that calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
 }
 
 /// The query of `/v1/set`, whose body is the value as JSON.
@@ -447,6 +459,9 @@ pub struct Stop {
     /// What its clients are told meanwhile, with 503. Text, or HTML where it begins with `<`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// Who asks for it, for the audit log; else the user of the process that calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
     /// See [`Wait`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub queue: bool,
@@ -465,10 +480,13 @@ pub struct Pause {
     /// Milliseconds that a request waits at the longest; none is 30 seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_wait_ms: Option<u64>,
+    /// Who asks for it, for the audit log; else the user of the process that calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
 }
 
 /// The query of `/v1/drain-node`.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DrainNode {
     /// Whether the node is no longer to be drained.
@@ -478,6 +496,9 @@ pub struct DrainNode {
     /// it comes at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait_ms: Option<u64>,
+    /// Who asks for it, for the audit log; else the user of the process that calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
 }
 
 /// The query of `/v1/shutdown`.

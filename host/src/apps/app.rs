@@ -76,6 +76,8 @@ pub(crate) struct RetiredTotals {
     pub(crate) panics: u64,
     /// Calls that held a worker for too long.
     pub(crate) stalls: u64,
+    /// Their answers with a status of 5xx.
+    pub(crate) server_errors: u64,
 }
 
 /// A generation that did not start, and whose library stays mapped.
@@ -202,6 +204,7 @@ impl RetiredTotals {
         self.requests += counts.requests;
         self.panics += counts.panics;
         self.stalls += counts.stalls;
+        self.server_errors += counts.server_errors;
     }
 }
 

@@ -39,7 +39,7 @@ pub(super) async fn stop(global: &Global, args: Stop) -> Result<(), Failure> {
             app,
             message: message.clone(),
             queue: args.queue,
-            detach: false,
+            ..query::Stop::default()
         };
         show(global, how, client.operate(query::STOP, &query)).await
     })
@@ -61,7 +61,7 @@ async fn operate(global: &Global, path: &str, args: Operate) -> Result<(), Failu
         let query = query::Operation {
             app,
             queue: args.queue,
-            detach: false,
+            ..query::Operation::default()
         };
         show(global, how, client.operate(path, &query)).await
     })
@@ -74,6 +74,7 @@ pub(super) async fn pause(global: &Global, args: Pause) -> Result<(), Failure> {
         let query = query::Pause {
             app,
             max_wait_ms: args.max_wait.map(millis),
+            by: None,
         };
         show(global, how, client.operate(query::PAUSE, &query)).await
     })

@@ -16,6 +16,7 @@ pub(super) async fn drain_node(global: &Global, args: &DrainNode) -> Result<(), 
     let query = query::DrainNode {
         undo: args.undo,
         wait_ms: args.wait.map(millis),
+        by: None,
     };
     let answer = global.client().drain_node(&query).await?;
     let is_left = answer.is_quiet == Some(false);

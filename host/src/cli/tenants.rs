@@ -31,6 +31,7 @@ pub(super) async fn move_on(global: &Global, args: Move) -> Result<(), Failure> 
         app: args.app,
         tenant: args.tenant,
         now: args.now,
+        by: None,
     };
     let done = global.client().move_tenant(&query).await?;
     output::line(&if global.json {

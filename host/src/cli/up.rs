@@ -144,16 +144,15 @@ async fn by_force(
     ));
     let stop = query::Stop {
         app: Some(app.clone()),
-        message: None,
         queue: true,
-        detach: false,
+        ..query::Stop::default()
     };
     show(global, ONE, client.operate(query::STOP, &stop)).await?;
     left(client, &app).await?;
     let start = query::Operation {
         app: Some(app.clone()),
         queue: true,
-        detach: false,
+        ..query::Operation::default()
     };
     let start = || client.operate(query::START, &start);
     // It is checked, and waits for the start.

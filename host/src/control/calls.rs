@@ -266,7 +266,9 @@ impl<B: Backend> Call<B> {
         }),
         Self::post(query::RELOAD, |request, backend, _| {
             Box::pin(async move {
-                let query::Reload { app, queue, detach } = read_query(&request)?;
+                let query::Reload {
+                    app, queue, detach, ..
+                } = read_query(&request)?;
                 let wait = Wait::from_query(queue, detach);
                 Ok(progress(backend.reload(app, wait)))
             })
@@ -308,11 +310,19 @@ impl<B: Backend> Call<B> {
         Self::post(query::STOP, |request, backend, _| {
             Box::pin(async move { Ok(progress(backend.stop(read_query(&request)?))) })
         }),
-        Self::post(query::START, |request, backend, _| {
-            Box::pin(async move { Ok(progress(backend.start(read_query(&request)?))) })
+        Self::post(query::START, |request, backend, asked| {
+            Box::pin(async move {
+                let mut query: query::Operation = read_query(&request)?;
+                asked.name(&mut query.by).await;
+                Ok(progress(backend.start(query)))
+            })
         }),
-        Self::post(query::RESTART, |request, backend, _| {
-            Box::pin(async move { Ok(progress(backend.restart(read_query(&request)?))) })
+        Self::post(query::RESTART, |request, backend, asked| {
+            Box::pin(async move {
+                let mut query: query::Operation = read_query(&request)?;
+                asked.name(&mut query.by).await;
+                Ok(progress(backend.restart(query)))
+            })
         }),
         Self::post(query::PAUSE, |request, backend, _| {
             Box::pin(async move { Ok(progress(backend.pause(read_query(&request)?))) })
@@ -394,7 +404,7 @@ impl<B: Backend> Call<B> {
         }),
         Self::post(query::CANCEL, |request, backend, _| {
             Box::pin(async move {
-                let query::Identity { id } = read_query(&request)?;
+                let query::Identity { id, .. } = read_query(&request)?;
                 if let Ok(holder) = id.parse() {
                     return cancel_holder(&backend, &id, &holder).await;
                 }
@@ -403,7 +413,7 @@ impl<B: Backend> Call<B> {
         }),
         Self::post(query::RETRY, |request, backend, _| {
             Box::pin(async move {
-                let query::Identity { id } = read_query(&request)?;
+                let query::Identity { id, .. } = read_query(&request)?;
                 work::retry(backend.work(), &id).await
             })
         }),

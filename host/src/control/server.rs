@@ -46,6 +46,7 @@ use crate::{
     ownership,
     reconfigure::{ReconfigureError, Reconfigurer},
     records::audit::Audit,
+    report::figures::Figures,
     report::holders::HolderId,
     report::status::Surface,
     rollout::settings::SettingsError,
@@ -66,6 +67,8 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
 
     /// For `GET /v1/status`.
     fn status(&self) -> Status;
+    /// For the charts of the dashboard: what each app has counted.
+    fn figures(&self) -> Vec<(AppName, Figures)>;
     /// For `GET /v1/history`.
     fn history(&self, app: Option<&AppName>) -> Vec<HistoryEntry>;
     /// For `GET /v1/audit`, and where calls that change something are taken down.
@@ -225,6 +228,10 @@ impl Backend for Host {
             drained: self.health.is_drained(),
             not_ready: self.health.not_ready(),
         })
+    }
+
+    fn figures(&self) -> Vec<(AppName, Figures)> {
+        self.orchestrator.figures()
     }
 
     fn history(&self, app: Option<&AppName>) -> Vec<HistoryEntry> {
@@ -797,6 +804,10 @@ mod tests {
                     leak_budget: Default::default(),
                 },
             }
+        }
+
+        fn figures(&self) -> Vec<(AppName, Figures)> {
+            Vec::new()
         }
 
         fn history(&self, app: Option<&AppName>) -> Vec<HistoryEntry> {

@@ -24,7 +24,7 @@ use crate::{
 const COOKIE: &str = "handover-session";
 
 /// Calls of the control socket that the page may make. Others are not answered: it needs neither
-/// what apps keep, nor the end of the host, nor links for further browsers.
+/// the end of the host, nor links for further browsers.
 const CALLS: &[&str] = &[
     query::STATUS,
     query::HISTORY,
@@ -47,7 +47,17 @@ const CALLS: &[&str] = &[
     query::RETRY,
     query::SCHEDULES,
     query::LEASES,
+    query::RELOAD,
+    query::MOVE,
+    query::SETTINGS,
+    query::SET,
+    query::LOGS,
+    query::AUDIT,
+    query::DRAIN_NODE,
 ];
+
+/// What the page may ask for of the state of an app: which keys there are, and never their values.
+const OF_STATE: &[&str] = &["keys", "stats"];
 
 /// `GET /`
 #[derive(Deserialize)]
@@ -132,7 +142,11 @@ async fn bridge<B: Backend>(
 ) -> Result<ControlResponse, (StatusCode, String)> {
     let call = format!("/{rest}");
     let of_operation = call.strip_prefix(query::OPERATIONS);
-    let is_known = CALLS.contains(&&*call) || of_operation.is_some_and(|id| !id.is_empty());
+    let of_state = call.strip_prefix(query::STATE);
+    let of_state = of_state.and_then(|rest| rest.split_once('/'));
+    let is_known = CALLS.contains(&&*call)
+        || of_operation.is_some_and(|id| !id.is_empty())
+        || of_state.is_some_and(|(_, what)| OF_STATE.contains(&what));
     let mut target = call;
     if let Some(query) = request.uri().query() {
         target.push('?');

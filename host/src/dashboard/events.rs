@@ -1,5 +1,5 @@
-//! Server-sent events: the status when it has changed, and what happens, from where the browser
-//! lost its connection.
+//! Server-sent events: the status when it has changed, what was counted, and what happens, from
+//! where the browser lost its connection.
 
 use std::{convert::Infallible, fmt::Write as _, time::Duration};
 
@@ -84,6 +84,7 @@ async fn follow<B: Backend>(
     let mut look = tokio::time::interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut before = (Value::Null, Instant::now());
+    let mut last_sample = None;
     loop {
         tokio::select! {
             next = coming.recv() => {
@@ -99,6 +100,9 @@ async fn follow<B: Backend>(
             _ = look.tick() => {
                 if !page.sessions.goes_on(id) {
                     return Ok(());
+                }
+                if let Some(told) = page.samples.behind(&mut last_sample, page.measures) {
+                    send(to, "figures", None, &told).await?;
                 }
                 let Ok(status) = serde_json::to_value(page.backend.status()) else { continue };
                 let mut lasting = status.clone();

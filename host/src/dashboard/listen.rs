@@ -15,9 +15,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::{JoinHandle, JoinSet},
+    time::MissedTickBehavior,
 };
 
-use super::{answer::answer, sessions::Sessions};
+use super::{
+    answer::answer,
+    figures::{self, Samples},
+    sessions::Sessions,
+};
 use crate::{
     access::Access,
     config::SocketOptions,
@@ -48,18 +53,28 @@ pub(crate) struct Page<B> {
     pub(super) access: Arc<ArcSwap<Access>>,
     pub(super) shutdown: ShutdownHandle,
     pub(super) sessions: Sessions,
+    pub(super) samples: Samples,
+    /// Whether durations are counted.
+    pub(super) measures: bool,
     /// Tells the events of this run of the host from those of another.
     pub(super) run: Arc<str>,
 }
 
 impl<B: Backend> Page<B> {
     /// That of a host.
-    pub(crate) fn new(backend: B, access: Arc<ArcSwap<Access>>, shutdown: ShutdownHandle) -> Self {
+    pub(crate) fn new(
+        backend: B,
+        access: Arc<ArcSwap<Access>>,
+        shutdown: ShutdownHandle,
+        measures: bool,
+    ) -> Self {
         Self {
             backend,
             access,
             shutdown,
             sessions: Sessions::default(),
+            samples: Samples::default(),
+            measures,
             run: format!("{}.{}", std::process::id(), crate::clock::now_ms()).into(),
         }
     }
@@ -79,6 +94,8 @@ pub(crate) async fn serve<B: Backend>(
             .ok()
     });
     let mut look = tokio::time::interval(LOOK_EVERY);
+    let mut count = tokio::time::interval(figures::EVERY);
+    count.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             next = asked.recv() => {
@@ -90,6 +107,13 @@ pub(crate) async fn serve<B: Backend>(
                 });
                 // Who has left does without.
                 let _ = reply.send(link);
+            }
+            _ = count.tick() => {
+                if is_configured || !page.sessions.is_empty() {
+                    page.samples.take(page.backend.figures());
+                } else {
+                    page.samples.rest();
+                }
             }
             _ = look.tick() => {
                 if !is_configured && page.sessions.is_empty() && open.take().is_some() {

@@ -4,6 +4,7 @@
 //! - [`answer`]: one request: who it is of, and which part it gets
 //! - [`assets`]: the files of the page, compiled in
 //! - [`events`]: the stream of what changes
+//! - [`figures`]: what was counted in the last minutes, for the charts
 //! - [`listen`]: where it is reached, and the links to it
 //! - [`guard`]: what browsers are told, and which of their requests are another site's
 //! - [`sessions`]: links that are good once, and the browsers that used one
@@ -15,6 +16,7 @@
 mod answer;
 mod assets;
 mod events;
+mod figures;
 mod guard;
 mod listen;
 mod sessions;

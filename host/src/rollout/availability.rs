@@ -13,6 +13,7 @@ use crate::{
     dispatch::Pause,
     human,
     operations::operation::Operation,
+    records::history::Attribution,
     rollout::{
         Rollout,
         deploy::{self, Plan},
@@ -45,7 +46,11 @@ pub(crate) fn begin_start(rollout: &Rollout, asked: query::Operation) -> Operati
                 write_stopped(&of, None).await?;
                 starting.registry.publish();
             }
-            plan_of_head(&starting, &of).await
+            let plan = plan_of_head(&starting, &of).await?;
+            Ok(Plan {
+                attribution: of_caller(asked.by),
+                ..plan
+            })
         };
         deploy::begin_plan(rollout, app, "start".to_owned(), plan, wait)
     })
@@ -58,7 +63,11 @@ pub(crate) fn begin_restart(rollout: &Rollout, asked: query::Operation) -> Opera
         let (starting, of) = (rollout.clone(), Arc::clone(&app));
         let plan = async move {
             let plan = plan_of_head(&starting, &of).await?;
-            Ok(Plan { anew: true, ..plan })
+            Ok(Plan {
+                anew: true,
+                attribution: of_caller(asked.by),
+                ..plan
+            })
         };
         deploy::begin_plan(rollout, app, "restart".to_owned(), plan, wait)
     })
@@ -98,6 +107,14 @@ pub(crate) fn begin_resume(rollout: &Rollout, app: Option<AppName>) -> Operation
         record(rollout, app, EventKind::Resumed, &message);
         result(Outcome::Done, app, message)
     })
+}
+
+/// Who asked for what becomes live, for the history.
+fn of_caller(by: Option<String>) -> Attribution {
+    Attribution {
+        by,
+        ..Attribution::default()
+    }
 }
 
 /// The result of what would make something of `app` live, which is stopped.

@@ -57,6 +57,7 @@ pub(super) async fn carry_out(
     };
     let plain = query::Operation {
         app: Some(app.clone()),
+        by: by.clone(),
         queue,
         detach,
     };
@@ -81,6 +82,7 @@ pub(super) async fn carry_out(
             query::Stop {
                 app: Some(app),
                 message,
+                by,
                 queue,
                 detach,
             },

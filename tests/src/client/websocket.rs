@@ -57,9 +57,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
         })
     }
 
-    /// Sends a text of at most 125 bytes.
+    /// Sends a text of at most 64 KiB.
     pub async fn send(&mut self, text: &str) -> Result<(), Fault> {
-        assert!(text.len() <= 125);
         self.frame(0x1, text.as_bytes()).await
     }
 
@@ -102,14 +101,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
 
     async fn frame(&mut self, opcode: u8, bytes: &[u8]) -> Result<(), Fault> {
         // A mask of zeroes is a mask: the bytes go as they are.
-        let mut frame = vec![
-            0x80 | opcode,
-            0x80 | u8::try_from(bytes.len()).expect("short"),
-            0,
-            0,
-            0,
-            0,
-        ];
+        let length = u16::try_from(bytes.len()).expect("short");
+        let mut frame = vec![0x80 | opcode];
+        match u8::try_from(length) {
+            Ok(short @ ..126) => frame.push(0x80 | short),
+            _ => {
+                frame.push(0x80 | 126);
+                frame.extend(length.to_be_bytes());
+            }
+        }
+        frame.extend([0; 4]);
         frame.extend_from_slice(bytes);
         let sent = async {
             self.io.write_all(&frame).await?;

@@ -89,46 +89,74 @@ const $ = (id) => document.getElementById(id);
 
 // ---- What is known ---------------------------------------------------------------------------
 
-const known = { status: null, who: null, events: [], run: null, lists: {}, shown: null, link: 'waiting' };
-const WINDOW = 5 * 60 * 1000, BUCKET = 2000, EVENTS = 400;
-/** By app: counters of generations, and what was counted in each bucket of time. */
-const samples = new Map();
+const known = { status: null, who: null, events: [], run: null, lists: {}, shown: null, link: 'waiting',
+  figures: { measures: true, bounds: [], samples: [], ahead: 0 } };
+const WINDOW = 10 * 60 * 1000, BUCKET = 3000, EVENTS = 400, AROUND = 30000;
 /** By app and generation: the most that was in flight since it began to drain. */
 const peaks = new Map();
 /** By app and generation: the version, which events do not name. */
 const versions = new Map();
 const versionOf = (app, generation) => versions.get(`${app} ${generation}`);
 
-function sample(status) {
-  const now = Date.now(), bucket = Math.floor(now / BUCKET);
-  for (const app of status.apps) {
-    const first = !samples.has(app.name);
-    const kept = samples.get(app.name) ?? { since: now, before: new Map(), buckets: new Map() };
-    samples.set(app.name, kept);
-    const counted = kept.buckets.get(bucket) ?? { requests: 0, errors: 0 };
-    for (const one of app.generations) {
-      const was = kept.before.get(one.generation) ?? (first ? one : { requests: 0, server_errors: 0 });
-      counted.requests += Math.max(0, one.requests - was.requests);
-      counted.errors += Math.max(0, one.server_errors - was.server_errors);
-      kept.before.set(one.generation, { requests: one.requests, server_errors: one.server_errors });
-      const place = `${app.name} ${one.generation}`;
-      versions.set(place, one.version);
-      if (one.state === 'draining') peaks.set(place, Math.max(peaks.get(place) ?? 0, one.in_flight));
-    }
-    kept.buckets.set(bucket, counted);
-    for (const old of kept.buckets.keys()) if (old < bucket - WINDOW / BUCKET - 20) kept.buckets.delete(old);
+function remember(status) {
+  for (const app of status.apps) for (const one of app.generations) {
+    const place = `${app.name} ${one.generation}`;
+    versions.set(place, one.version);
+    if (one.state === 'draining') peaks.set(place, Math.max(peaks.get(place) ?? 0, one.in_flight));
   }
 }
 
-/** Counts a second in `from..to`, as far as the page was there. */
-function rate(app, from, to, what) {
-  const kept = samples.get(app);
-  if (!kept) return null;
-  const first = Math.max(Math.ceil(kept.since / BUCKET), Math.ceil(from / BUCKET)), last = Math.floor(to / BUCKET);
-  if (last <= first) return null;
-  let sum = 0;
-  for (let at = first; at < last; at += 1) sum += kept.buckets.get(at)?.[what] ?? 0;
-  return sum * 1000 / ((last - first) * BUCKET);
+/** The host counts second by second, also before the page was there. */
+function take(told) {
+  const figures = known.figures;
+  figures.measures = told.measures;
+  figures.bounds = told.bounds_ms;
+  figures.samples.push(...told.samples);
+  figures.samples.splice(0, figures.samples.findIndex((one) => one.at_ms > hostNow() - WINDOW - AROUND - BUCKET));
+  if (told.samples.length) figures.ahead = told.samples.at(-1).at_ms - Date.now();
+}
+/** The time by the clock of the host, which may be another one than that of the browser. */
+const hostNow = () => Date.now() + known.figures.ahead;
+
+/** What was counted of an app in `from..to`; null where nobody counted. The second of a swap is of neither side. */
+function counted(app, from, to) {
+  const sum = { ms: 0, requests: 0, errors: 0, within: [] };
+  for (const one of known.figures.samples) {
+    if (one.at_ms - one.ms < from || one.at_ms > to) continue;
+    sum.ms += one.ms;
+    add(sum, one.apps[app]);
+  }
+  return sum.ms ? sum : null;
+}
+function add(sum, more) {
+  sum.requests += more?.requests ?? 0;
+  sum.errors += more?.errors ?? 0;
+  more?.within?.forEach((number, at) => { sum.within[at] = (sum.within[at] ?? 0) + number; });
+}
+/** What was counted of an app in each bucket of the last minutes. */
+function buckets(app, now) {
+  const all = new Map();
+  for (const one of known.figures.samples) {
+    const at = Math.floor((one.at_ms - one.ms / 2) / BUCKET);
+    if (at < now - WINDOW / BUCKET || at >= now) continue;
+    if (!all.has(at)) all.set(at, { ms: 0, requests: 0, errors: 0, within: [] });
+    all.get(at).ms += one.ms;
+    add(all.get(at), one.apps[app]);
+  }
+  return all;
+}
+const rate = (sum, what) => sum === null ? null : sum[what] * 1000 / sum.ms;
+
+/** How long the share `part` of the requests took at the longest, in ms and in words. A histogram knows it as exactly as its bounds. */
+function quantile(sum, part) {
+  const { bounds } = known.figures, within = sum?.within ?? [];
+  const all = within.reduce((one, more) => one + (more ?? 0), 0);
+  if (!all) return null;
+  let left = part * all, at = 0;
+  while (at < within.length - 1 && left > (within[at] ?? 0)) { left -= within[at] ?? 0; at += 1; }
+  if (at >= bounds.length) return [bounds.at(-1), `over ${duration(bounds.at(-1))}`];
+  const low = at ? bounds[at - 1] : 0, ms = low + (bounds[at] - low) * left / within[at];
+  return [ms, at ? duration(ms) : `under ${duration(bounds[0])}`];
 }
 
 const appNow = () => known.status?.apps.find((app) => app.name === known.shown);
@@ -144,8 +172,18 @@ function listen() {
   stream?.close();
   stream = new EventSource('events');
   heard = Date.now();
-  stream.addEventListener('who', (message) => { known.who = JSON.parse(message.data); known.link = 'live'; heard = Date.now(); later(); });
-  stream.addEventListener('status', (message) => { known.status = JSON.parse(message.data); known.link = 'live'; heard = Date.now(); sample(known.status); later(); });
+  stream.addEventListener('who', (message) => {
+    // The first of each stream: what was counted comes anew.
+    const before = known.who;
+    known.who = JSON.parse(message.data);
+    known.figures.samples = [];
+    known.link = 'live';
+    heard = Date.now();
+    if (!before) { refresh(); tail(); }
+    later();
+  });
+  stream.addEventListener('figures', (message) => { take(JSON.parse(message.data)); heard = Date.now(); later(); });
+  stream.addEventListener('status', (message) => { known.status = JSON.parse(message.data); known.link = 'live'; heard = Date.now(); remember(known.status); later(); });
   stream.addEventListener('event', (message) => {
     const run = message.lastEventId.slice(0, message.lastEventId.lastIndexOf('-'));
     const event = JSON.parse(message.data);
@@ -190,23 +228,95 @@ function speak(text) {
   while ($('said').childElementCount > 20) $('said').firstElementChild.remove();
 }
 
-const LISTS = [['jobs', 'v1/jobs?limit=100&app='], ['schedules', 'v1/schedules?app='], ['leases', 'v1/leases?app='],
-  ['tenants', 'v1/tenants?app='], ['history', 'v1/history?app='], ['shadows', 'v1/shadow?app=']];
+const LISTS = [['jobs', 'v1/jobs?limit=100&'], ['schedules', 'v1/schedules?'], ['leases', 'v1/leases?'],
+  ['tenants', 'v1/tenants?'], ['history', 'v1/history?'], ['shadows', 'v1/shadow?']];
+/** For those who operate. */
+const SECRET = [['settings', 'v1/settings?'], ['entries', 'v1/audit?limit=50&']];
 
 /** Asks for what the stream does not bring. */
 async function refresh() {
   const app = known.shown;
-  if (!app || known.link !== 'live' || document.hidden) return;
-  const answers = await Promise.allSettled(LISTS.map(async ([name, path]) => {
-    const answer = await fetch(path + encodeURIComponent(app));
-    return [name, answer.ok ? (await answer.json())[name] : []];
-  }));
-  if (app !== known.shown) return;
+  if (!known.who || known.link !== 'live' || document.hidden) return;
   const lists = { app };
-  for (const one of answers) if (one.status === 'fulfilled') lists[one.value[0]] = one.value[1];
+  const get = async (path, give) => {
+    const answer = await fetch(path);
+    if (answer.ok) give(await answer.json());
+  };
+  const wanted = [...(app ? LISTS : []), ...(known.who.operates ? SECRET.filter(([name]) => app || name === 'entries') : [])];
+  const asked = wanted.map(([name, path]) => get(path + query({ app }), (said) => { lists[name] = said[name]; }));
+  if (app && known.who.operates) asked.push(get(`v1/state/${encodeURIComponent(app)}/stats`, (said) => { lists.stats = said; }));
+  await Promise.allSettled(asked);
+  if (app !== known.shown) return;
   for (const one of lists.history ?? []) if (one.generation && one.version) versions.set(`${app} ${one.generation}`, one.version);
   known.lists = { ...(known.lists.app === app ? known.lists : {}), ...lists };
   later();
+}
+
+// ---- The log ---------------------------------------------------------------------------------
+
+const RECORDS = 300;
+const log = { level: 'info', app: '', records: [], shown: null, last: null, run: null, problem: '', busy: false, asked: 0 };
+
+/** Asks for the records that came since. Each time anew: so the host looks each time who asks. */
+async function tail() {
+  if (log.busy || !known.who || known.link !== 'live' || document.hidden) return;
+  log.busy = true;
+  const asked = log.asked, app = known.shown ?? log.app;
+  try {
+    const answer = await fetch(`v1/logs?${query({ app, level: log.level, ...(log.run ? { since: log.last, run: log.run } : { lines: RECORDS }) })}`);
+    const text = await answer.text();
+    if (asked !== log.asked) return;
+    log.problem = answer.ok ? '' : JSON.parse(text).error;
+    for (const line of answer.ok ? text.split('\n').filter(Boolean) : []) {
+      const record = JSON.parse(line);
+      if (record.run !== log.run) log.run = record.run;
+      log.last = record.seq;
+      log.records.push(record);
+    }
+    log.records.splice(0, log.records.length - RECORDS);
+    later();
+  } catch { /* asked again */ } finally {
+    log.busy = false;
+    if (asked !== log.asked) tail();
+  }
+}
+/** Begins anew, with other records. */
+function retail(change) {
+  Object.assign(log, { records: [], shown: null, last: null, run: null, problem: '', asked: log.asked + 1 }, change);
+  later();
+  tail();
+}
+function hold(held) {
+  if (held === (log.shown !== null)) return;
+  log.shown = held ? [...log.records] : null;
+  later();
+}
+const LEVELS = { error: 'bad', warn: 'way' };
+
+function logCard() {
+  const records = log.shown ?? log.records, last = records.at(-1);
+  const missed = log.shown ? log.records.filter((one) => !last || one.run !== last.run || one.seq > last.seq).length : 0;
+  const choice = (label, value, options, change) => h('label', { key: label }, `${label} `,
+    h('select', { onchange: (event) => change(event.target.value) }, options.map(([word, text]) => h('option', { value: word, selected: word === value }, text))));
+  const fields = (one) => Object.entries(one.fields ?? {}).map(([name, value]) => `${name}=${typeof value === 'string' ? value : JSON.stringify(value)}`).join(' ');
+  return card('Log',
+    h('div', { class: 'tools', key: 'tools' },
+      choice('At least', log.level, ['error', 'warn', 'info', 'debug', 'trace'].map((word) => [word, word]), (level) => retail({ level })),
+      !known.shown && choice('Of', log.app, [['', 'host and all apps'], ...(known.status?.apps ?? []).map((app) => [app.name, app.name])], (app) => retail({ app })),
+      h('button', { key: 'follow', type: 'button', class: 'small', 'aria-pressed': log.shown === null ? 'true' : 'false', onclick: () => hold(log.shown === null) }, 'Follow'),
+      h('span', { class: 'quiet', role: 'status' }, log.shown ? 'Held' : ''), missed > 0 && h('span', { class: 'quiet', key: 'missed' }, count(missed, 'new record'))),
+    log.problem && h('p', { class: 'quiet' }, log.problem),
+    h('div', { class: 'records', key: 'records', id: 'records', tabindex: '0', role: 'log', 'aria-live': 'off', 'aria-label': 'Records of the log', onscroll: scrolled },
+      records.length > 0 && h('ol', {}, records.map((one) => h('li', { key: `${one.run} ${one.seq}` },
+        time(one.at_ms), ' ', h('span', { class: `badge ${LEVELS[one.level] ?? ''}` }, one.level), ' ',
+        !known.shown && one.app && h('span', { class: 'of' }, h('bdi', {}, one.app), ' '),
+        one.message, ' ', h('span', { class: 'quiet' }, fields(one)))))),
+    !records.length && !log.problem && h('p', { class: 'quiet' }, 'No record of this kind is kept.'));
+}
+/** Who scrolls back wants to read: what comes then waits. */
+function scrolled(event) {
+  const list = event.target;
+  hold(list.scrollHeight - list.scrollTop - list.clientHeight > 24);
 }
 
 // ---- Parts of the page -----------------------------------------------------------------------
@@ -308,6 +418,7 @@ function head(app) {
       canary && button(canary.paused ? 'Resume trial' : 'Pause trial', () => ask(canary.paused ? 'canary-resume' : 'canary-pause', app)),
       (active || stopped) && button('Roll back', () => ask('rollback', app)),
       active && button('Restart', () => ask('restart', app)),
+      button('Reload', () => ask('reload', app)),
       app.paused ? button('Resume', () => ask('resume', app)) : active && button('Pause', () => ask('pause', app)),
       stopped ? button('Start', () => ask('start', app)) : active && button('Stop', () => ask('stop', app))),
     notes(app));
@@ -432,7 +543,96 @@ function tenants() {
     ['Tenant', '', (one) => one.tenant],
     ['Gen', 'n', (one) => String(one.generation)],
     ['Has there', 'l', (one) => one.holders.map((holder) => `${holder.kind} ${holder.name}, ${age(holder.age_ms)}`).join('\n')],
+    ['', 'b', (one) => button('Move', () => askMove(one), 'small', one.tenant)],
   ], rows, (one) => `${one.tenant} ${one.generation}`)) : null;
+}
+
+const json = (value) => JSON.stringify(value);
+function settings(app) {
+  const rows = known.lists.settings;
+  if (!known.who?.operates || !rows) return null;
+  return card('Settings',
+    rows.length > 0 && table('Settings', [
+      ['Key', 'code l', (one) => one.key],
+      ['Value', 'code l', (one) => json(one.value)],
+      ['Changed', 's wide', (one) => one.at_ms ? time(one.at_ms) : ''],
+      ['By', 'wide', (one) => one.by ?? ''],
+      ['', 'b', (one) => [button('Change', () => askSet(app, one), 'small', one.key), ' ', button('Take away', () => askUnset(app, one.key), 'small', one.key)]],
+    ], rows, (one) => one.key),
+    !rows.length && h('p', { class: 'quiet' }, 'Nothing is set. The app says which keys there are.'),
+    h('div', { class: 'actions' }, button('Set', () => askSet(app))));
+}
+
+// ---- State -----------------------------------------------------------------------------------
+
+const KEYS = 50;
+/** The keys that are shown: of which app, namespace and prefix, and what they come behind. */
+let keys = null;
+
+async function browse(wanted) {
+  keys = { rows: [], behind: [], ...wanted, problem: '', busy: true };
+  const mine = keys;
+  later();
+  try {
+    const answer = await fetch(`v1/state/${encodeURIComponent(mine.app)}/keys?${query({ namespace: mine.namespace, prefix: mine.prefix, after: mine.behind.at(-1), limit: KEYS + 1 })}`);
+    const text = await answer.text();
+    if (!answer.ok) throw new Error(JSON.parse(text).error);
+    const lines = text.split('\n').filter(Boolean).map((line) => JSON.parse(line));
+    const problem = lines.find((line) => line.error);
+    if (problem) throw new Error(problem.error);
+    Object.assign(mine, { rows: lines.slice(0, KEYS), more: lines.length > KEYS });
+  } catch (error) { mine.problem = error.message; }
+  mine.busy = false;
+  later();
+}
+
+function state(app) {
+  const stats = known.lists.stats;
+  if (!known.who?.operates || !stats) return null;
+  const shown = keys?.app === app.name ? keys : null;
+  const last = shown?.rows.at(-1)?.key;
+  const choose = (event) => {
+    event.preventDefault();
+    browse({ app: app.name, ...Object.fromEntries(new FormData(event.target)) });
+  };
+  const at = shown ? shown.behind.length * KEYS : 0;
+  return card('State',
+    h('p', { class: 'sub' }, h('span', {}, `${count(stats.keys, 'key')}, ${fileSize(stats.bytes)} of ${fileSize(stats.max_bytes)}`),
+      h('span', {}, `file ${fileSize(stats.file_bytes)}`), h('span', {}, `version ${stats.version}`),
+      stats.memory_keys > 0 && h('span', {}, `${count(stats.memory_keys, 'key')} in memory, ${fileSize(stats.memory_bytes)}`)),
+    h('meter', { min: '0', max: String(stats.max_bytes), high: String(stats.max_bytes * .9), value: String(stats.bytes), 'aria-label': 'Room that is used' }),
+    stats.namespaces.length > 0 && h('form', { class: 'tools', onsubmit: choose },
+      h('label', {}, 'Namespace ', h('select', { name: 'namespace' }, stats.namespaces.map((name) => h('option', { key: name, value: name }, name)))),
+      h('label', {}, 'Begins with ', h('input', { name: 'prefix', autocomplete: 'off', spellcheck: 'false' })),
+      h('button', { type: 'submit', class: 'small' }, 'Show keys')),
+    shown?.problem && h('p', { class: 'outcome bad', role: 'alert' }, shown.problem),
+    shown?.rows.length > 0 && table('Keys', [
+      ['Key', 'code l', (one) => one.key ?? `base64 ${one.key_base64}`],
+      ['Size', 'n', (one) => fileSize(one.size)],
+      ['Version', 'n wide', (one) => String(one.version)],
+      ['Until', 's', (one) => one.expires_at_ms ? time(one.expires_at_ms) : ''],
+    ], shown.rows, (one) => one.key ?? one.key_base64),
+    shown && !shown.problem && h('div', { class: 'tools' },
+      h('span', { role: 'status' }, shown.busy ? 'Asking the host' : shown.rows.length ? `Keys ${at + 1} to ${at + shown.rows.length}${shown.more ? ', and there are more' : ', the last'}` : 'There are no such keys.'),
+      shown.behind.length > 0 && h('button', { key: 'back', type: 'button', class: 'small', disabled: shown.busy, onclick: () => browse({ ...shown, behind: shown.behind.slice(0, -1) }) }, 'Back'),
+      shown.more && last !== undefined && h('button', { key: 'next', type: 'button', class: 'small', disabled: shown.busy, onclick: () => browse({ ...shown, behind: [...shown.behind, last] }) }, 'Next'),
+      shown.more && last === undefined && h('span', { class: 'quiet' }, 'The next ones come behind a key that is no text: `handover state keys` shows them.')));
+}
+
+function audit() {
+  const rows = known.lists.entries ?? [];
+  if (!known.who?.operates || !rows.length) return null;
+  const said = (one) => Object.entries(one.arguments ?? {}).map(([name, value]) => `${name}=${value}`).join(' ');
+  return card('Audit log', table('Audit log', [
+    ['At', 's', (one) => time(one.at_ms)],
+    ['What', 'code l', (one) => one.call],
+    !known.shown && ['App', 'wide', (one) => one.app ?? ''],
+    ['With', 'l wide', said],
+    ['Who', '', (one) => one.by && one.by !== one.user ? `${one.by} (${one.user ?? one.uid ?? 'nobody known'})` : one.user ?? one.by ?? String(one.uid ?? '')],
+    ['From', 's wide', (one) => one.source],
+    ['Outcome', 's', (one) => badge(one.outcome ?? 'running')],
+    ['Why', 'l wide', (one) => one.error ?? ''],
+  ].filter(Boolean), [...rows].reverse(), (one) => `${one.at_ms} ${one.call} ${said(one)}`));
 }
 
 function history() {
@@ -475,21 +675,11 @@ const ceiling = (value) => {
   return [1, 2, 5, 10].map((step) => step * unit).find((step) => step >= value) ?? 1;
 };
 
-/** What was counted a second, over the last minutes, with each swap marked. */
-function chart(app, what, title) {
-  const width = widthOf(2), height = 150, left = 44, base = height - 20, roof = 18;
-  const now = Math.floor(Date.now() / BUCKET), buckets = WINDOW / BUCKET, kept = samples.get(app.name);
-  const first = kept ? Math.max(now - buckets, Math.ceil(kept.since / BUCKET)) : now;
-  const values = [];
-  for (let at = first; at < now; at += 1) values.push([at, (kept.buckets.get(at)?.[what] ?? 0) * 1000 / BUCKET]);
-  const most = ceiling(Math.max(1, ...values.map(([, value]) => value)));
-  const x = (at) => left + (at - (now - buckets)) / buckets * (width - left - 4), y = (value) => base - value / most * (base - roof);
-  const line = values.map(([at, value], index) => `${index ? 'L' : 'M'}${x(at + .5).toFixed(1)} ${y(value).toFixed(1)}`).join('');
-  const area = values.length ? `${line}L${x(values.at(-1)[0] + .5).toFixed(1)} ${base}L${x(values[0][0] + .5).toFixed(1)} ${base}Z` : '';
-  const swaps = swapsOf(app.name).filter((event) => event.at_ms > Date.now() - WINDOW).slice(-8);
-  const current = values.at(-1)?.[1] ?? 0;
+/** Where each swap is marked in a chart: lines, and those labels that find room. */
+function marks(app, x, { width, left, roof, base }) {
+  const swaps = swapsOf(app.name).filter((event) => event.at_ms > hostNow() - WINDOW).slice(-12);
   let taken = Infinity;
-  const marks = [...swaps].reverse().map((event) => {
+  return [...swaps].reverse().map((event) => {
     const at = x(event.at_ms / BUCKET), label = versionOf(app.name, event.generation) ?? `gen ${event.generation}`;
     const flips = at > width - 70, edge = flips ? at - 4 - label.length * 7 : at + 4;
     const fits = (flips ? at : at + 4 + label.length * 7) < taken && edge >= left;
@@ -497,37 +687,87 @@ function chart(app, what, title) {
     return [h('line', { key: event.seq, class: 'mark', x1: at, x2: at, y1: roof - 12, y2: base }),
       fits && h('text', { key: event.seq, class: 'label', x: flips ? at - 4 : at + 4, y: roof - 4, 'text-anchor': flips ? 'end' : 'start' }, label)];
   });
-  return h('section', { class: 'card', key: title, 'aria-label': title }, h('figure', { class: what },
-    h('figcaption', {}, h('strong', {}, title), h('span', { class: 'quiet' }, `${grouped(current)} a second now`)),
-    h('svg', { viewBox: `0 0 ${width} ${height}`, height, role: 'img', 'aria-label': `${title}: ${grouped(current)} now, ${grouped(Math.max(0, ...values.map(([, value]) => value)))} at the most in the last 5 minutes, ${count(swaps.length, 'swap')}` },
-      [0, .5, 1].map((part) => [h('line', { class: 'grid', x1: left, x2: width - 4, y1: y(part * most), y2: y(part * most) }),
-        (part !== .5 || most >= 2) && h('text', { x: left - 6, y: y(part * most) + 4, 'text-anchor': 'end' }, grouped(part * most))]),
-      h('path', { class: 'area', d: area }), h('path', { class: 'curve', d: line }), marks.map(([mark]) => mark), marks.map(([, label]) => label),
-      [5, 4, 3, 2, 1].map((minutes) => h('text', { x: x(now - minutes * 60000 / BUCKET), y: height - 4, 'text-anchor': minutes === 5 ? 'start' : 'middle' }, `-${minutes}m`)),
-      h('text', { x: width - 4, y: height - 4, 'text-anchor': 'end' }, 'now'))));
 }
 
-/** Requests and errors a second, half a minute before and after each swap. */
+/** Draws lines over the last minutes, with each swap marked. A line: its class, its value in a bucket. */
+function chart(app, { title, style, lines, words, unit, columns, key }) {
+  const width = widthOf(columns), height = 150, left = 50, base = height - 20, roof = 18;
+  const now = Math.floor(hostNow() / BUCKET), all = WINDOW / BUCKET, counts = buckets(app.name, now);
+  const drawn = lines.map(([name, value]) => {
+    const values = [];
+    for (let at = now - all; at < now; at += 1) values.push([at, counts.has(at) ? value(counts.get(at)) : null]);
+    return [name, values];
+  });
+  const seen = drawn.flatMap(([, values]) => values.map(([, value]) => value)).filter((value) => value !== null);
+  const most = ceiling(Math.max(1, ...seen));
+  const x = (at) => left + (at - (now - all)) / all * (width - left - 4), y = (value) => base - value / most * (base - roof);
+  const runs = (values) => {
+    const parts = [[]];
+    for (const [at, value] of values) { if (value === null) { if (parts.at(-1).length) parts.push([]); } else parts.at(-1).push([x(at + .5).toFixed(1), y(value).toFixed(1)]); }
+    return parts.filter((part) => part.length);
+  };
+  const path = (part) => `M${part.map((point) => point.join(' ')).join('L')}${part.length === 1 ? 'h1' : ''}`;
+  const curve = (values) => runs(values).map(path).join('');
+  const area = (values) => runs(values).map((part) => `${path(part)}L${part.at(-1)[0]} ${base}L${part[0][0]} ${base}Z`).join('');
+  const marked = marks(app, x, { width, left, roof, base });
+  const current = words(counted(app.name, hostNow() - 5000, Infinity));
+  return h('section', { class: 'card', key: title, 'aria-label': title }, h('figure', { class: style },
+    h('figcaption', {}, h('strong', {}, title), h('span', { class: 'quiet' }, current)),
+    h('svg', { viewBox: `0 0 ${width} ${height}`, height, role: 'img', 'aria-label': `${title}: ${current}; ${unit(Math.max(0, ...seen))} at the most in the last 10 minutes, ${count(marked.length, 'swap')}` },
+      [0, .5, 1].map((part) => [h('line', { class: 'grid', x1: left, x2: width - 4, y1: y(part * most), y2: y(part * most) }),
+        (part !== .5 || most >= 2) && h('text', { x: left - 6, y: y(part * most) + 4, 'text-anchor': 'end' }, unit(part * most))]),
+      drawn.length === 1 && h('path', { key: 'area', class: 'area', d: area(drawn[0][1]) }),
+      drawn.map(([name, values]) => h('path', { key: name, class: `curve ${name}`, d: curve(values) })),
+      marked.map(([mark]) => mark), marked.map(([, label]) => label),
+      [10, 8, 6, 4, 2].map((minutes) => h('text', { x: x(now - minutes * 60000 / BUCKET), y: height - 4, 'text-anchor': minutes === 10 ? 'start' : 'middle' }, `-${minutes}m`)),
+      h('text', { x: width - 4, y: height - 4, 'text-anchor': 'end' }, 'now')),
+    key));
+}
+
+function charts(app) {
+  const second = (what) => (sum) => sum ? `${grouped(rate(sum, what))} a second now` : 'not counted yet';
+  const latency = (sum) => { const [half, most] = [quantile(sum, .5), quantile(sum, .99)]; return half ? `p50 ${half[1]}, p99 ${most[1]} now` : 'no requests now'; };
+  return h('div', { class: 'two', key: 'charts' },
+    chart(app, { title: 'Requests a second', style: 'requests', columns: 2, unit: grouped, words: second('requests'), lines: [['all', (sum) => rate(sum, 'requests')]] }),
+    chart(app, { title: 'Errors (5xx) a second', style: 'errors', columns: 2, unit: grouped, words: second('errors'), lines: [['all', (sum) => rate(sum, 'errors')]] }),
+    known.figures.measures ? chart(app, { title: 'Latency', style: 'latency', columns: 1, unit: (ms) => !ms ? '0' : ms < 10 ? `${grouped(ms)} ms` : duration(ms), words: latency,
+      lines: [['p50', (sum) => quantile(sum, .5)?.[0] ?? null], ['p99', (sum) => quantile(sum, .99)?.[0] ?? null]],
+      key: h('p', { class: 'key' }, h('span', { class: 'k-p50' }, 'p50: half of the requests took no longer'), h('span', { class: 'k-p99' }, 'p99: 99 of 100 took no longer')) })
+      : card('Latency', h('p', { class: 'quiet' }, 'This host does not count how long requests take. `request_durations = true` in [metrics] turns it on, from the next start of the host.')));
+}
+
+/** What was counted before and after each swap: the last one in words. */
 function around(app) {
-  const span = 30000;
+  const now = hostNow();
   const rows = swapsOf(app.name).slice(-5).reverse().map((event) => ({ event,
-    of: (what) => [rate(app.name, event.at_ms - span, event.at_ms, what), rate(app.name, event.at_ms, Math.min(Date.now(), event.at_ms + span), what)] }))
-    .filter(({ of }) => of('requests').some((value) => value !== null));
+    sides: [counted(app.name, event.at_ms - AROUND, event.at_ms), counted(app.name, event.at_ms, Math.min(now, event.at_ms + AROUND))] }))
+    .filter(({ sides }) => sides.some(Boolean));
   if (!rows.length) return null;
-  const each = (value) => value === null ? 'not seen' : grouped(value);
-  return card('Around each swap', h('p', { class: 'quiet' }, 'What was counted a second, in the 30 s before it and after it.'), table('Requests and errors around each swap', [
-    ['At', 's', ({ event }) => time(event.at_ms)],
-    ['Version', 'wide', ({ event }) => versionOf(app.name, event.generation) ?? `generation ${event.generation}`],
-    ['Requests before', 'n w', ({ of }) => each(of('requests')[0])],
-    ['Requests after', 'n w', ({ of }) => each(of('requests')[1])],
-    ['Errors before', 'n w', ({ of }) => each(of('errors')[0])],
-    ['Errors after', 'n w', ({ of }) => each(of('errors')[1])],
-  ], rows, ({ event }) => event.seq));
+  const name = (event) => versionOf(app.name, event.generation) ?? `generation ${event.generation}`;
+  const each = (side, what) => side ? grouped(rate(side, what)) : 'not counted';
+  const took = (side, part) => quantile(side, part)?.[1] ?? '';
+  const words = (side) => !side ? 'nothing was counted' : !side.requests ? 'no requests'
+    : `${grouped(rate(side, 'requests'))} requests a second, ${side.errors ? `${grouped(rate(side, 'errors'))} errors a second` : 'no errors'}${took(side, .5) && `, p50 ${took(side, .5)}, p99 ${took(side, .99)}`}`;
+  const { event, sides: [before, after] } = rows[0];
+  const since = now - event.at_ms;
+  const { measures } = known.figures;
+  return card('Around each swap',
+    h('p', {}, `The last swap made ${name(event)} live at `, time(event.at_ms), `. In the 30 s before it: ${words(before)}. ${since < AROUND ? `In the ${age(since)} since` : 'In the 30 s after it'}: ${words(after)}.`),
+    table('Requests, errors and latency around each swap', [
+      ['At', 's', (one) => time(one.event.at_ms)],
+      ['Version', 'wide', (one) => name(one.event)],
+      ['Requests/s before', 'n w', ({ sides }) => each(sides[0], 'requests')],
+      ['after', 'n w', ({ sides }) => each(sides[1], 'requests')],
+      ['Errors/s before', 'n w', ({ sides }) => each(sides[0], 'errors')],
+      ['after', 'n w', ({ sides }) => each(sides[1], 'errors')],
+      measures && ['p99 before', 'n w wide', ({ sides }) => took(sides[0], .99)],
+      measures && ['after', 'n w wide', ({ sides }) => took(sides[1], .99)],
+    ].filter(Boolean), rows, (one) => one.event.seq));
 }
 
 /** Which generation was live when, and how long each took to leave. */
 function timeline(app) {
-  const spans = new Map(), now = Date.now();
+  const spans = new Map(), now = hostNow();
   const of = (id) => { if (!spans.has(id)) spans.set(id, { id }); return spans.get(id); };
   for (const one of known.lists.history ?? []) if (one.generation && one.served) of(one.generation).from = one.at_ms;
   for (const event of eventsOf(app.name)) {
@@ -569,15 +809,18 @@ function timeline(app) {
 // ---- Asking ----------------------------------------------------------------------------------
 
 const ASKS = {
-  promote: { path: 'promote', title: (what) => `Make ${what} live`, go: 'Promote', text: 'Nothing is loaded: new requests go to it from one instant to the next.', signed: true },
-  abort: { path: 'abort', title: (what) => `End ${what}`, go: 'Abort', text: 'What is live is not touched, and what the other has in flight it finishes.', signed: true },
-  rollback: { path: 'rollback', title: (what) => `Roll ${what} back`, go: 'Roll back', text: 'Goes back to what was live before, or to something older.', signed: true,
+  promote: { path: 'promote', title: (what) => `Make ${what} live`, go: 'Promote', text: 'Nothing is loaded: new requests go to it from one instant to the next.', why: true },
+  abort: { path: 'abort', title: (what) => `End ${what}`, go: 'Abort', text: 'What is live is not touched, and what the other has in flight it finishes.', why: true },
+  rollback: { path: 'rollback', title: (what) => `Roll ${what} back`, go: 'Roll back', text: 'Goes back to what was live before, or to something older.', why: true,
     field: { name: 'to', label: 'Version or generation', hint: 'empty: what was live before' } },
   restart: { path: 'restart', title: (what) => `Restart ${what}`, go: 'Restart', text: 'Replaces what is live by a new generation of the same artifact. Nothing is lost.' },
   pause: { path: 'pause', title: (what) => `Pause ${what}`, go: 'Pause', text: 'Its requests wait, each for 30 s at the longest, until somebody resumes it.' },
   resume: { path: 'resume', title: (what) => `Resume ${what}`, go: 'Resume', text: 'The requests that wait go on.' },
   stop: { path: 'stop', title: (what) => `Stop ${what}`, go: 'Stop', text: 'Ends what runs of it, and keeps it so over restarts of the host. Clients get 503.',
     field: { name: 'message', label: 'What clients are told', hint: 'may be empty' } },
+  reload: { path: 'reload', title: (what) => `Reload ${what}`, go: 'Reload', text: 'Looks into the drop folder, and makes live what is staged.' },
+  'drain-node': { path: 'drain-node', title: () => 'Drain this node', go: 'Drain', text: 'It is no longer ready, so that balancers send nothing new. What comes all the same is served.' },
+  'drain-undo': { path: 'drain-node', title: () => 'Give this node traffic again', go: 'Undo the drain', text: 'It is ready again.', more: { undo: 'true' } },
   start: { path: 'start', title: (what) => `Start ${what}`, go: 'Start', text: 'Makes live what was live when it was stopped, or what was deployed since.' },
   'canary-pause': { path: 'canary/pause', title: (what) => `Pause the trial of ${what}`, go: 'Pause trial', text: 'It keeps the share of the requests that it has.' },
   'canary-resume': { path: 'canary/resume', title: (what) => `Resume the trial of ${what}`, go: 'Resume trial', text: 'It goes on with its steps.' },
@@ -585,43 +828,73 @@ const ASKS = {
 
 function ask(kind, app, more = {}) {
   const it = ASKS[kind];
-  dialog({ title: it.title(more.what ?? app.name), text: it.text, go: it.go, signed: it.signed, fields: it.field ? [it.field] : [],
-    send: (given) => fetch(`v1/${it.path}?${query({ app: app.name, label: more.label, ...given })}`, { method: 'POST' }) });
+  dialog({ title: it.title(more.what ?? app?.name), text: it.text, go: it.go, why: it.why, fields: it.field ? [it.field] : [],
+    send: (given) => fetch(`v1/${it.path}?${query({ app: app?.name, label: more.label, ...it.more, ...given })}`, { method: 'POST' }) });
 }
 
 function askCancel(id, what, path = 'cancel') {
   const go = path === 'retry' ? 'Retry' : 'Cancel it';
   dialog({ title: path === 'retry' ? `Try ${what} again` : id.startsWith('lease:') ? `Take away ${what}` : `Cancel ${what}`, text: id, go: id.startsWith('lease:') ? 'Take away' : go, fields: [],
-    send: () => fetch(`v1/${path}?${query({ id })}`, { method: 'POST' }) });
+    send: (given) => fetch(`v1/${path}?${query({ id, ...given })}`, { method: 'POST' }) });
+}
+
+function askMove(one) {
+  dialog({ title: `Move ${one.tenant}`, text: `New requests of the tenant go to what is live, no longer to generation ${one.generation}.`, go: 'Move',
+    fields: [{ name: 'now', label: 'End what it has there', type: 'checkbox', hint: 'else it finishes that' }],
+    send: ({ now, ...given }) => fetch(`v1/move?${query({ app: one.app, tenant: one.tenant, now: now && 'true', ...given })}`, { method: 'POST' }) });
+}
+
+/** As `handover set`: JSON, and a text where it is none. */
+function settingOf(text) {
+  try { return json(JSON.parse(text)); } catch { return json(text); }
+}
+function askSet(app, one) {
+  dialog({ title: one ? `Change ${one.key} of ${app.name}` : `Set a value for ${app.name}`, text: 'The version that is live checks it first. Every version that runs gets it.', go: 'Set',
+    fields: [!one && { name: 'key', label: 'Key', required: true }, { name: 'value', label: 'Value', hint: 'JSON, and a text where it is none', area: true, required: true, value: one && json(one.value) }].filter(Boolean),
+    send: ({ key, value, ...given }) => fetch(`v1/set?${query({ app: app.name, key: key ?? one.key, ...given })}`, { method: 'POST', body: settingOf(value) }) });
+}
+function askUnset(app, key) {
+  dialog({ title: `Take ${key} of ${app.name} away`, text: 'Every version that runs goes on without it.', go: 'Take away', fields: [],
+    send: (given) => fetch(`v1/set?${query({ app: app.name, key, unset: 'true', ...given })}`, { method: 'POST' }) });
+}
+
+/** What a header takes of a file. */
+async function base64(file) {
+  return btoa(String.fromCharCode(...new Uint8Array(await file.arrayBuffer())));
 }
 
 function askDeploy(app) {
-  dialog({ title: app ? `Deploy to ${app}` : 'Deploy', text: 'The host checks the file in a child process before it touches it. What is live stays live if it is refused.', go: 'Deploy', signed: true,
+  dialog({ title: app ? `Deploy to ${app}` : 'Deploy', text: 'The host checks the file in a child process before it touches it. What is live stays live if it is refused.', go: 'Deploy', why: true,
     fields: [
       { name: 'file', label: 'Plugin file', type: 'file', accept: '.so', required: true },
+      { name: 'signature', label: 'Signature', hint: 'its .minisig file, where the host asks for one', type: 'file', accept: '.minisig' },
       { name: 'how', label: 'How', options: [['', 'make it live'], ['stage', 'bring it up beside what is live, as `next`'], ['canary', 'canary: give it a share of the requests'], ['shadow', 'shadow: give it copies of requests']] },
       { name: 'share', label: 'Share', hint: 'of the requests: 5%, or one after the other 5%,25%,100%', value: '5%', when: ['canary', 'shadow'] },
     ],
-    send: ({ file, how, share, ...given }) => {
+    send: async ({ file, signature, how, share, ...given }) => {
       const shares = how === 'canary' || how === 'shadow' ? { [how]: share } : how === 'stage' ? { label: 'next' } : {};
-      return fetch(`v1/deploy?${query({ app, name: file.name, ...shares, ...given })}`, { method: 'POST', body: file });
+      return fetch(`v1/deploy?${query({ app, name: file.name, ...shares, ...given })}`, { method: 'POST', body: file,
+        headers: signature?.size ? { 'handover-signature': await base64(signature) } : {} });
     } });
 }
 
 const query = (given) => new URLSearchParams(Object.entries(given).filter(([, value]) => value !== undefined && value !== null && value !== '')).toString();
 
 /** Asks once, says who, and shows what becomes of it. */
-function dialog({ title, text, go, signed, fields, send }) {
+function dialog({ title, text, go, why, fields, send }) {
   const box = $('ask'), before = document.activeElement;
   const state = { lines: [], outcome: null, tone: '', how: '', busy: false, done: false, hidden: false };
-  const all = signed ? [...fields, { name: 'by', label: 'Who', value: known.who.user, hint: 'stands in the history' }, { name: 'message', label: 'Why', hint: 'may be empty' }] : fields;
-  const field = (one) => h('label', { key: one.name }, one.label, one.hint && h('span', { class: 'hint' }, ` ${one.hint}`),
-    one.options ? h('select', { name: one.name, onchange: (event) => { state.how = event.target.value; show(); }, disabled: state.busy || state.done }, one.options.map(([value, label]) => h('option', { value }, label)))
-      : h('input', { name: one.name, type: one.type ?? 'text', accept: one.accept ?? null, required: one.required ?? false, value: one.value ?? null, autocomplete: 'off', disabled: state.busy || state.done }));
+  const all = [...fields, { name: 'by', label: 'Who', value: known.who.user, hint: why ? 'stands in the history' : 'stands in the audit log' }, ...(why ? [{ name: 'message', label: 'Why', hint: 'may be empty' }] : [])];
+  const control = (one) => {
+    const off = state.busy || state.done, common = { name: one.name, required: one.required ?? false, disabled: off };
+    if (one.options) return h('select', { ...common, onchange: (event) => { state.how = event.target.value; show(); } }, one.options.map(([value, label]) => h('option', { value }, label)));
+    if (one.area) return h('textarea', { ...common, rows: '3', spellcheck: 'false' }, one.value ?? '');
+    return h('input', { ...common, type: one.type ?? 'text', accept: one.accept ?? null, value: one.value ?? null, autocomplete: 'off' });
+  };
+  const field = (one) => h('label', { key: one.name, class: one.type === 'checkbox' ? 'check' : '' }, one.label, one.hint && h('span', { class: 'hint' }, ` ${one.hint}`), control(one));
   // What goes on behind a dialog that was hidden shows in the page.
   const show = () => state.hidden || patch(box, [h('form', { key: title, onsubmit: submit },
     h('h2', { id: 'ask-title' }, title), h('p', { class: 'quiet' }, text),
-    !signed && h('p', { class: 'quiet' }, `As ${known.who.user}.`),
     all.filter((one) => !one.when || one.when.includes(state.how)).map(field),
     state.lines.length > 0 && h('ol', { class: 'lines', role: 'log', tabindex: '0', 'aria-label': 'Progress' }, state.lines.map(([key, line, took]) => h('li', { key }, h('span', {}, line), took && h('span', { class: 'took' }, took)))),
     h('p', { class: `outcome ${state.tone}`, role: 'status' }, state.outcome ?? ''),
@@ -710,7 +983,9 @@ function hostView() {
     h('section', { class: 'card', key: 'host', 'aria-label': 'Host' },
       h('div', { class: 'head' }, h('h2', {}, 'Host')),
       h('p', { class: 'sub' }, h('span', {}, `${count(host.connections.open, 'connection')} open of ${grouped(host.connections.most)}`), h('span', {}, `ABI ${host.abi}`), host.metrics && h('span', {}, `metrics at ${host.metrics}`)),
-      h('div', { class: 'actions' }, button('Deploy', () => askDeploy(''), 'main')),
+      h('div', { class: 'actions' }, button('Deploy', () => askDeploy(''), 'main'),
+        host.drained ? button('Undo the drain', () => ask('drain-undo')) : button('Drain', () => ask('drain-node'))),
+      (host.drained || host.not_ready) && h('p', { class: 'notes' }, host.drained ? 'This node is drained: it is not ready, and serves what comes all the same.' : `This node is not ready: ${host.not_ready}`),
       !apps.length && h('p', { class: 'notes' }, 'Nothing has been deployed: put a plugin file into the drop folder, deploy one here, or `handover deploy FILE.so`.'),
       held ? h('ul', { class: 'notes' }, h('li', { class: over ? 'bad' : 'way' }, `Replaced generations hold ${is.retained === 1 ? '1 library' : `${is.retained} libraries`} (of ${may.retained}), ${count(is.descriptors, 'descriptor')} (of ${may.descriptors}) and ${is.estimated ? 'about ' : ''}${memory(is.bytes)} of heap (of ${memory(may.bytes)})${over ? ': more than the leak budget; the events say whose, a restart gives it back' : ''}`)) : null),
     apps.length > 0 && card('All apps', table('All apps', [
@@ -719,20 +994,23 @@ function hostView() {
       ['Version', '', (app) => app.active?.version ?? ''],
       ['Gen', 'n', (app) => app.active?.generation ?? ''],
       ['In flight', 'n', (app) => grouped(app.generations.reduce((all, one) => all + one.in_flight, 0))],
-      ['Requests a second', 'n', (app) => grouped(rate(app.name, Date.now() - 10000, Date.now(), 'requests') ?? 0)],
-      ['5xx a second', 'n', (app) => grouped(rate(app.name, Date.now() - 10000, Date.now(), 'errors') ?? 0)],
+      ['Requests a second', 'n', (app) => grouped(rate(counted(app.name, hostNow() - 10000, Infinity), 'requests') ?? 0)],
+      ['5xx a second', 'n', (app) => grouped(rate(counted(app.name, hostNow() - 10000, Infinity), 'errors') ?? 0)],
     ], apps, (app) => app.name)),
     events(known.events, 'Last events'),
+    audit(),
+    logCard(),
   ];
 }
 
 function appView(app) {
   const lists = known.lists.app === app.name;
   return [head(app), canary(app), shadow(app),
-    h('div', { class: 'two', key: 'charts' }, chart(app, 'requests', 'Requests a second'), chart(app, 'errors', 'Errors (5xx) a second')),
-    timeline(app), generations(app), holders(app), around(app),
-    lists && [jobs(), schedules(), leases(), tenants(), history()],
-    events(eventsOf(app.name), 'Last events')];
+    charts(app), around(app),
+    timeline(app), generations(app), holders(app),
+    lists && [jobs(), schedules(), leases(), tenants(), settings(app), state(app), history()],
+    events(eventsOf(app.name), 'Last events'),
+    lists && audit(), logCard()];
 }
 
 let drawn = false;
@@ -751,6 +1029,8 @@ function draw() {
   const app = appNow();
   document.title = app ? `${plain(app.name)}: ${app.state} · handover` : 'handover';
   patch($('main'), h('div', {}, app ? appView(app) : hostView()).kids);
+  const records = $('records');
+  if (log.shown === null && records) records.scrollTop = records.scrollHeight;
 }
 
 function choose() {
@@ -759,7 +1039,7 @@ function choose() {
   if (name === 'main') return;
   known.shown = name || null;
   known.lists = {};
-  later();
+  retail({});
   refresh();
 }
 
@@ -767,6 +1047,7 @@ addEventListener('hashchange', () => { choose(); $('main').focus({ preventScroll
 addEventListener('resize', later);
 document.addEventListener('visibilitychange', refresh);
 setInterval(refresh, 5000);
+setInterval(tail, 1000);
 setInterval(() => { watch(); later(); }, 1000);
 choose();
 listen();
