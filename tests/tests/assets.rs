@@ -274,6 +274,26 @@ async fn what_no_version_has_any_more_is_counted_as_skew() {
 }
 
 #[tokio::test]
+async fn those_of_a_staged_version_are_served_beside_the_live_ones() {
+    let host = host("").await;
+    let staged = host.scratch("assets-2.so");
+    std::fs::write(&staged, version("2.0.0")).unwrap();
+    host.cli(["deploy", "--stage", staged.to_str().unwrap()])
+        .await
+        .expect_code(0);
+    for major in [1, 2] {
+        let got = curl(&host, &script(major), &[]).await;
+        assert_eq!(got.status, 200, "{major}");
+    }
+    let style = curl(&host, "/assets/style.css", &[]).await;
+    assert!(style.text().starts_with("/* 1.0.0 */"), "{style:?}");
+    // It was never live: nothing of it is kept.
+    host.cli(["abort", "assets"]).await.expect_code(0);
+    assert_eq!(curl(&host, &script(2), &[]).await.status, 404);
+    assert_eq!(curl(&host, &script(1), &[]).await.status, 200);
+}
+
+#[tokio::test]
 async fn they_are_below_the_path_of_their_app() {
     let host = Setup::new()
         .config(
