@@ -4,6 +4,7 @@
 mod access;
 mod apps;
 mod artifact;
+mod assets;
 mod background;
 mod canary;
 mod cli;

@@ -39,6 +39,18 @@ async fn endless(cx: JobContext, _payload: ()) -> Result<(), JobError> {
 }
 
 #[test]
+fn what_a_constructor_hands_over_is_found() {
+    let host = MemoryHost::new();
+    let cx = host.context();
+    cx.assets("/assets", [("js/app.3f9c2a17.js", b"let x;")])
+        .unwrap();
+    let found = host.asset("/assets/js/app.3f9c2a17.js");
+    assert_eq!(found.as_deref(), Some(&b"let x;"[..]));
+    assert_eq!(host.asset("/js/app.3f9c2a17.js"), None);
+    assert!(cx.assets("assets", [("a.js", "")]).is_err());
+}
+
+#[test]
 fn a_context_says_who_it_is_and_what_it_was_given() {
     #[derive(Deserialize)]
     struct Settings {

@@ -90,6 +90,8 @@ pub struct AppStatus {
     #[serde(default)]
     pub staged: Option<Value>,
     #[serde(default)]
+    pub assets: Option<Value>,
+    #[serde(default)]
     pub canary: Option<Value>,
     #[serde(default)]
     pub queue: Vec<Value>,

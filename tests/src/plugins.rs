@@ -137,6 +137,7 @@ const APART: &[(&str, &[Build])] = &[
             build(&["background"], "2.0.0", &[]),
         ],
     ),
+    ("assets", &[build(&["assets"], "1.0.0", &[])]),
     (
         "program",
         &[

@@ -33,6 +33,7 @@ const LAYERS: &[&str] = &[
     "writers",
     // Artifacts at rest, and the configuration.
     "artifact",
+    "assets",
     "wakers",
     "state",
     "work",

@@ -89,6 +89,9 @@ pub struct AppStatus {
     /// What its limits hold and did, if it has any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<LimitsStatus>,
+    /// The files that the host serves for it, if it has handed over any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assets: Option<AssetsStatus>,
     /// What clients are told, while somebody has stopped it; may be empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopped: Option<String>,
@@ -116,6 +119,21 @@ pub struct AppStatus {
     /// the next.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub listening: Vec<String>,
+}
+
+/// The files that the host serves for an app.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssetsStatus {
+    /// How many the live version has.
+    pub files: u64,
+    /// The versions before it whose files are kept, the newest first.
+    pub kept: Vec<Version>,
+    /// How large all of them are, as they are.
+    pub bytes: u64,
+    /// Requests that were answered with one.
+    pub requests: u64,
+    /// Requests for one of a version that is not kept.
+    pub skewed: u64,
 }
 
 /// The generation that answers new requests.

@@ -15,6 +15,7 @@ use crate::{
         serving::{Labelled, Serving},
     },
     artifact::{Artifact, Sha256},
+    assets::AppAssets,
     config,
     dispatch::{Durations, Limits, Pause},
     generation::{Active, Counts, Generation, Spec},
@@ -32,6 +33,8 @@ pub(crate) struct App {
     tuning: Mutex<(Arc<config::App>, Option<Arc<Limits>>)>,
     /// What is remembered of it over restarts.
     pub(crate) saved: Arc<Saved>,
+    /// The files that the host serves for it.
+    pub(crate) assets: Arc<AppAssets>,
     /// What is counted of it for the metrics.
     pub(crate) counters: Counters,
     /// How long its requests took, where that is counted.
@@ -210,13 +213,19 @@ impl RetiredTotals {
 
 impl App {
     /// An app that serves nothing yet.
-    pub(crate) fn new(name: AppName, settings: config::App, saved: Arc<Saved>) -> Self {
+    pub(crate) fn new(
+        name: AppName,
+        settings: config::App,
+        saved: Arc<Saved>,
+        assets: Arc<AppAssets>,
+    ) -> Self {
         let limits = Limits::new(&name, &settings);
         Self {
             durations: Arc::new(Durations::new(Some(name.clone()))),
             name,
             tuning: Mutex::new((Arc::new(settings), limits)),
             saved,
+            assets,
             counters: Counters::default(),
             queue: OperationQueue::new(),
             running: Mutex::default(),
@@ -269,6 +278,7 @@ impl App {
         let mut tuning = self.tuning.lock();
         let (old, before) = &*tuning;
         let limits = Limits::retuned(before.as_ref(), &self.name, old, &settings);
+        self.assets.retune(settings.assets());
         *tuning = (Arc::new(settings), limits);
     }
 

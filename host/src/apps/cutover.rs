@@ -169,6 +169,12 @@ fn routes_of(app: &App, serving: &Serving, routes: &mut Vec<Route>) {
     let (settings, limits) = (app.settings(), app.limits());
     serving.assign_roles();
     let (labels, targets) = (&settings.labels, serving.targets(&settings));
+    let ids: Vec<_> = serving
+        .members()
+        .map(|live| live.active.generation().spec().id)
+        .collect();
+    let live = serving.generation().map(|generation| generation.spec().id);
+    let assets = app.assets.publish(live, &ids);
     for (prefix, strip) in prefixes(app) {
         for labelled in serving.labelled() {
             let Some(host) = labels.host_of(&labelled.label) else {
@@ -184,6 +190,11 @@ fn routes_of(app: &App, serving: &Serving, routes: &mut Vec<Route>) {
                 targets: Targets::One(Arc::clone(labelled.live.active.generation())),
                 down: Down::Empty,
                 limits: limits.clone(),
+                assets: {
+                    let own = [labelled.id()].into_iter();
+                    app.assets
+                        .served(&own.chain(ids.iter().copied()).collect::<Vec<_>>())
+                },
                 durations: Arc::clone(&app.durations),
             });
         }
@@ -194,6 +205,7 @@ fn routes_of(app: &App, serving: &Serving, routes: &mut Vec<Route>) {
             targets: targets.clone(),
             down: down.clone(),
             limits: limits.clone(),
+            assets: assets.clone(),
             durations: Arc::clone(&app.durations),
         });
     }

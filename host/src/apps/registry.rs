@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use super::app::App;
 use crate::{
+    assets::AppAssets,
     config::Config,
     dispatch::Routes,
     operations::operation::no_app,
@@ -34,6 +35,8 @@ struct Inner {
     config: Arc<ArcSwap<Config>>,
     /// `<state>/apps`.
     records: PathBuf,
+    /// `<state>/assets`.
+    assets: PathBuf,
     /// `<state>/data`, absolute; none where it has no such name.
     data: Option<PathBuf>,
     room: Arc<Room>,
@@ -77,6 +80,7 @@ impl Registry {
         });
         let registry = Self(Arc::new(Inner {
             records,
+            assets: state.join("assets"),
             data: std::path::absolute(state.join("data")).ok(),
             room,
             events: Events::new(),
@@ -158,7 +162,10 @@ impl Registry {
             return Arc::clone(app);
         }
         let (saved, trouble) = Saved::open(&self.0.records, name, Arc::clone(&self.0.room));
-        let app = Arc::new(App::new(name.clone(), self.config().app(name), saved));
+        let settings = self.config().app(name);
+        let assets = self.0.assets.join(name.as_str());
+        let assets = AppAssets::open(name.clone(), assets, settings.assets());
+        let app = Arc::new(App::new(name.clone(), settings, saved, assets));
         apps.insert(name.clone(), Arc::clone(&app));
         drop(apps);
         if let Some(trouble) = trouble {

@@ -28,6 +28,8 @@ pub enum Topic {
     SlowEnd,
     /// Tasks that nobody counts ran in preflight.
     BareTasks,
+    /// It hands over assets whose names have no hash of their content.
+    AssetsWithoutHash,
 }
 
 impl Topic {
@@ -45,6 +47,7 @@ impl Topic {
             Self::SlowDrain => "slow_drain",
             Self::SlowEnd => "slow_end",
             Self::BareTasks => "bare_tasks",
+            Self::AssetsWithoutHash => "assets_without_hash",
         }
     }
 
@@ -59,7 +62,8 @@ impl Topic {
             | Self::Companion
             | Self::LeftOpen
             | Self::SlowDrain
-            | Self::BareTasks => false,
+            | Self::BareTasks
+            | Self::AssetsWithoutHash => false,
         }
     }
 }

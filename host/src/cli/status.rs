@@ -3,8 +3,8 @@
 use std::{io, time::Duration};
 
 use handover_api::{
-    AppName, AppState, AppStatus, CanaryCounts, CanaryStatus, GenerationState, GenerationStatus,
-    HostStatus, LeakStatus, LimitsStatus, Status,
+    AppName, AppState, AppStatus, AssetsStatus, CanaryCounts, CanaryStatus, GenerationState,
+    GenerationStatus, HostStatus, LeakStatus, LimitsStatus, Status,
 };
 
 use super::{
@@ -295,6 +295,10 @@ fn notes(app: &AppStatus, say: &mut dyn FnMut(String, Paint)) {
     if let Some((text, paint)) = app.limits.as_ref().and_then(limits) {
         say(text, paint);
     }
+    if let Some(found) = &app.assets {
+        let (text, paint) = assets(found);
+        say(text, paint);
+    }
     for generation in app.generations.iter().rev() {
         let id = generation.generation;
         if let Some(label) = &generation.label {
@@ -442,6 +446,24 @@ fn holders(generation: &GenerationStatus) -> Vec<String> {
         lines.push("more: `handover drain`".to_owned());
     }
     lines
+}
+
+/// The files that the host serves, and what was asked for in vain.
+fn assets(assets: &AssetsStatus) -> (String, Paint) {
+    let mut text = format!("assets: {}", human::pluralize(assets.files, "file"));
+    if !assets.kept.is_empty() {
+        let kept: Vec<_> = assets.kept.iter().map(ToString::to_string).collect();
+        text.push_str(&format!(", and those of {}", kept.join(", ")));
+    }
+    text.push_str(&format!(" ({})", human::file_size(assets.bytes)));
+    if assets.skewed == 0 {
+        return (text, Paint::Dim);
+    }
+    let skewed = human::pluralize(assets.skewed, "request");
+    text.push_str(&format!(
+        "; {skewed} for files of versions that are not kept (404)"
+    ));
+    (text, Paint::Yellow)
 }
 
 /// The limits in force, and what they did.

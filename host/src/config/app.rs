@@ -16,6 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 use super::{Canary, Hooks, Labels, Limit, RoutePrefix, Shadow, Tenant, freeze::FreezeWindow};
 use crate::{
+    assets,
     origin::origin,
     state,
     values::{self, FILES, MANY, THREADS},
@@ -93,6 +94,16 @@ pub struct App {
     /// How many old artifacts stay in the store for rollback. Default 5.
     #[serde(deserialize_with = "values::count::<0, MANY, _, _>")]
     pub keep_artifacts: usize,
+    /// Of how many versions before the live one the assets are served. Default 3.
+    #[serde(deserialize_with = "values::count::<0, MANY, _, _>")]
+    pub keep_assets: usize,
+    /// For how long those of older versions are served as well, from when they were replaced.
+    /// Default none.
+    #[serde(with = "values::limit")]
+    pub keep_assets_for: Option<Duration>,
+    /// How large the assets of all versions may be together. Default 64 MiB.
+    #[serde(with = "values::size")]
+    pub assets_max_size: u64,
     /// What the app reads with `Context::config`. Default `{}`.
     #[serde(deserialize_with = "json_table")]
     pub config: serde_json::Value,
@@ -138,6 +149,15 @@ impl App {
         leases
             .filter_map(|(name, lease)| Some((name.clone(), lease.mirror.clone()?)))
             .collect()
+    }
+
+    /// What is kept of its assets.
+    pub(crate) fn assets(&self) -> assets::Settings {
+        assets::Settings {
+            keep: self.keep_assets,
+            keep_for: self.keep_assets_for,
+            max_size: self.assets_max_size,
+        }
     }
 
     /// Makes its paths those of `folder`.
@@ -339,6 +359,9 @@ impl Default for App {
             env: Vec::new(),
             args: Vec::new(),
             keep_artifacts: 5,
+            keep_assets: 3,
+            keep_assets_for: None,
+            assets_max_size: 64 << 20,
             config: serde_json::Value::Object(serde_json::Map::new()),
             strip_prefix: true,
             limit: Vec::new(),

@@ -35,6 +35,7 @@ use super::{
     upgrade::{self, Upgrade},
 };
 use crate::{
+    assets::{self, Found},
     canary::Sample,
     generation::{Generation, HolderKind, InFlight, Registration, TenantPlace, Upload},
 };
@@ -350,6 +351,14 @@ where
             Chosen::Empty(what) => {
                 let (app, down) = *what;
                 this.0 = Step::Answered(Some(error_response::empty(&app, &down)));
+            }
+            Chosen::Asset(found) => {
+                let (method, headers) = (request.method(), request.headers());
+                let response = match found {
+                    Found::File(file) => assets::answer(&file, method, headers),
+                    Found::Skewed => assets::skewed(method),
+                };
+                this.0 = Step::Answered(Some(response.map(ResponseBody::full)));
             }
             Chosen::NoApp => this.0 = Step::Answered(Some(error_response::no_app())),
         }

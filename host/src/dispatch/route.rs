@@ -14,6 +14,7 @@ use super::{
     targets::{Choice, Targets, Watched},
 };
 use crate::{
+    assets::{Found, Served},
     config::{RoutePrefix, bare_host},
     generation::InFlight,
 };
@@ -33,6 +34,8 @@ pub struct Route {
     pub down: Down,
     /// What the app may take, if that is limited.
     pub limits: Option<Arc<Limits>>,
+    /// The files that the host serves for it, if there are any.
+    pub(crate) assets: Option<Arc<Served>>,
     /// How long its requests took.
     pub(crate) durations: Arc<Durations>,
 }
@@ -88,6 +91,8 @@ pub(super) enum Chosen {
     /// An app answers there, but nothing of it has been deployed, or the version that was chosen is
     /// not up. In a box, since every request is given room for it.
     Empty(Box<(AppName, Down)>),
+    /// The host answers for the app.
+    Asset(Found),
     /// No app answers there.
     NoApp,
 }
@@ -156,6 +161,19 @@ impl Default for Routes {
     }
 }
 
+impl Route {
+    /// What of `assets` a request is for.
+    #[cold]
+    fn asset(&self, assets: &Served, uri: &Uri) -> Option<Found> {
+        let strip = if self.strip {
+            self.prefix.path.len()
+        } else {
+            0
+        };
+        assets.find(uri.path().get(strip..)?)
+    }
+}
+
 impl Table {
     /// The route of a request, if an app answers there.
     #[inline]
@@ -183,6 +201,11 @@ impl Table {
         let Some(route) = self.route(uri, headers) else {
             return Some(Chosen::NoApp);
         };
+        if let Some(assets) = &route.assets
+            && let Some(found) = route.asset(assets, uri)
+        {
+            return Some(Chosen::Asset(found));
+        }
         let chosen = route.targets.choose(uri, headers, client).ok()?;
         let Some(Choice {
             generation,

@@ -13,6 +13,7 @@ use std::{
 
 use handover_api::{AppName, GenerationId, LeaseInfo};
 use handover_plugin::abi::{
+    assets::AssetsService,
     host::{Event, Span, TASK, TASKS_LEFT, WORKER, Work},
     import::HostServices,
     lent::Lent,
@@ -23,7 +24,7 @@ use parking_lot::Mutex;
 use tracing::Level;
 
 use super::tenants::{TenantPlace, Tenants};
-use crate::{shown, state::Session, work::WorkSession};
+use crate::{assets, shown, state::Session, work::WorkSession};
 
 /// The longest place of a panic that is kept whole, in bytes.
 const PLACE: usize = 200;
@@ -46,6 +47,7 @@ pub(crate) struct GenerationServices {
     work: Mutex<Option<HashMap<u64, Working>>>,
     state: Option<Session>,
     durable: Option<WorkSession>,
+    assets: Option<assets::Session>,
     tenants: Arc<Tenants>,
 }
 
@@ -99,12 +101,14 @@ impl WorkKind {
 }
 
 impl GenerationServices {
-    /// An offer to this generation, whose app has its state in `state` and its work in `durable`.
+    /// An offer to this generation, whose app has its state in `state` and its work in `durable`,
+    /// and hands over its assets to `assets`.
     pub(crate) fn new(
         app: AppName,
         generation: GenerationId,
         state: Option<Session>,
         durable: Option<WorkSession>,
+        assets: Option<assets::Session>,
     ) -> Self {
         Self {
             app,
@@ -116,6 +120,7 @@ impl GenerationServices {
             work: Mutex::new(Some(HashMap::new())),
             state,
             durable,
+            assets,
             tenants: Arc::default(),
         }
     }
@@ -359,6 +364,10 @@ impl HostServices for GenerationServices {
 
     fn durable_work(&self) -> Option<&dyn WorkService> {
         self.durable.as_ref().map(|durable| durable as _)
+    }
+
+    fn assets(&self) -> Option<&dyn AssetsService> {
+        self.assets.as_ref().map(|assets| assets as _)
     }
 
     fn figure(&self, number: u32, value: u64) {

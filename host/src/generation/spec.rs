@@ -8,6 +8,7 @@ use semver::Version;
 use super::states::Retained;
 use crate::{
     artifact::Sha256,
+    assets::AppAssets,
     ledger::{self, RefusedLock},
     state::Store,
     work::AppWork,
@@ -46,6 +47,8 @@ pub struct Spec {
     pub state: Option<Arc<Store>>,
     /// The work of its app that outlives it; none where it has none.
     pub(crate) work: Option<Arc<AppWork>>,
+    /// The assets of its app; none where it hands none over.
+    pub(crate) assets: Option<Arc<AppAssets>>,
     /// The migration that is run in place of its constructor: from which schema of the state to
     /// which.
     pub migration: Option<(u32, u32)>,

@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     artifact::Artifact,
+    assets,
     clock::millis,
     human,
     ledger::{self, AccountId, Leftovers, Look, RetainReason, RetainReasons},
@@ -221,7 +222,10 @@ pub(crate) async fn start(mut library: Library, spec: Spec) -> Result<Started, S
     let state = spec.state.clone().map(Session::new);
     let work = spec.work.clone();
     let durable = work.map(|work| WorkSession::new(work, spec.id.0));
-    let services = GenerationServices::new(spec.app.clone(), spec.id, state, durable);
+    let assets = spec.assets.clone();
+    let assets = assets
+        .map(|assets| assets::Session::new(assets, spec.id, spec.artifact, spec.version.clone()));
+    let services = GenerationServices::new(spec.app.clone(), spec.id, state, durable, assets);
     let services = Arc::new(services);
     library.keep(services.clone());
     let given = Arc::clone(&services);

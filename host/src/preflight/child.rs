@@ -35,6 +35,7 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, Bundled, Image, MigrationPath, Remark, Topic, store::describe_image},
+    assets::AppAssets,
     config::{self, Leave, SmokeRequest},
     dispatch,
     generation::{self, Active, Ended, Generation, Spec},
@@ -247,6 +248,7 @@ async fn start_and_ask(
             .filter(|(name, _)| is_listed(name)),
     );
     let state = state(&task_app, task.state).await?;
+    let assets = AppAssets::scratch(task_app, task.assets_max_size);
     let spec = Spec {
         app: task.app,
         id: GenerationId(0),
@@ -264,6 +266,7 @@ async fn start_and_ask(
         preflight: true,
         state: Some(state),
         work: None,
+        assets: Some(Arc::clone(&assets)),
         migration: None,
         handed_over: None,
         stays: None,
@@ -286,6 +289,9 @@ async fn start_and_ask(
         "constructor ended in {} ms",
         began.elapsed().as_millis()
     ));
+    if let Some(names) = assets.without_hash() {
+        report.remark(without_hash(&names));
+    }
     let active = started.activate();
     for request in &task.requests {
         report.begin(Stage::Smoke {
@@ -454,6 +460,16 @@ fn bare_tasks(left: u64) -> Remark {
         format!(
             "{tasks} (`tokio::spawn`) ran in this trial start as well, where what they take from a queue is lost, and would be cancelled \
              wherever they are with each deploy: begin with `cx.worker(name, async |stop| …)` what goes on for as long as the app"
+        ),
+    )
+}
+
+fn without_hash(names: &str) -> Remark {
+    Remark::warning(
+        Topic::AssetsWithoutHash,
+        format!(
+            "assets without a hash of their content in their names are asked for again with each page, and those of replaced versions \
+             are gone: {names}; have the bundler name them as in `app.3f9c2a17.js`"
         ),
     )
 }

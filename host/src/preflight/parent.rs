@@ -112,6 +112,7 @@ fn task(artifact: &Artifact, app: &AppName, settings: &config::App, scope: Scope
         given_env: settings.given_env.clone(),
         listed: settings.env.clone(),
         arguments: settings.arguments(app),
+        assets_max_size: settings.assets_max_size,
         runtime_threads: settings.runtime_threads.get(),
         start: settings.check.start && scope == Scope::All,
         requests: settings.check.requests.clone(),

@@ -53,6 +53,8 @@ pub(super) struct Task {
     pub(super) answers: bool,
     /// A backup of its state, to be begun with; none for an empty one.
     pub(super) state: Option<PathBuf>,
+    /// How large its assets may be.
+    pub(super) assets_max_size: u64,
     /// Its folder for files.
     pub(super) data_dir: Option<PathBuf>,
 }

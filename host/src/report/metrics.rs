@@ -53,6 +53,7 @@ impl Metrics<'_> {
         let seen: Vec<Seen> = self.registry.shown().iter().map(|app| see(app)).collect();
         self.write_host(to);
         write_apps(to, &seen);
+        write_assets(to, &seen);
         write_generations(to, &seen);
         write_holders(to, &seen);
         write_canaries(to, &seen);
@@ -349,6 +350,37 @@ fn write_apps(to: &mut Exposition, seen: &[Seen]) {
     );
     for (status, limits) in limited(seen) {
         family.sample(&[("app", &status.name)], limits.waiting + limits.queued);
+    }
+}
+
+fn write_assets(to: &mut Exposition, seen: &[Seen]) {
+    let all = || {
+        let with_assets = seen.iter();
+        with_assets.filter_map(|app| Some((&app.status.name, app.status.assets.as_ref()?)))
+    };
+    let mut family = to.family(
+        "handover_assets_requests_total",
+        MetricKind::Counter,
+        "Requests that the host answered with an asset of the app.",
+    );
+    for (app, assets) in all() {
+        family.sample(&[("app", app)], assets.requests);
+    }
+    let mut family = to.family(
+        "handover_assets_skewed_total",
+        MetricKind::Counter,
+        "Requests for an asset of a version that is not kept: 404.",
+    );
+    for (app, assets) in all() {
+        family.sample(&[("app", app)], assets.skewed);
+    }
+    let mut family = to.family(
+        "handover_assets_bytes",
+        MetricKind::Gauge,
+        "How large the assets of the live version and of those that are kept are.",
+    );
+    for (app, assets) in all() {
+        family.sample(&[("app", app)], assets.bytes);
     }
 }
 

@@ -176,6 +176,7 @@ pub(crate) fn app_status(app: &App) -> AppStatus {
                 timed_out: counts.timed_out,
             }
         }),
+        assets: app.assets.status(),
         paused: app.paused().as_deref().map(paused),
         held: app.held().as_deref().map(paused),
         stopped,

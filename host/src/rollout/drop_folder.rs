@@ -450,6 +450,7 @@ mod tests {
             preflight: false,
             state: None,
             work: None,
+            assets: None,
             migration: None,
             handed_over: None,
             stays: None,

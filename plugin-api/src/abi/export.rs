@@ -16,6 +16,7 @@ use abi_stable::{
 };
 
 use super::{
+    assets::{ASSETS, AssetsHandle},
     body::BodyStream,
     call::{Called, Responder, UPGRADE},
     head::RequestHead,
@@ -114,6 +115,13 @@ impl HostHandle {
         let table = self.service(WORK)?;
         // SAFETY: it is the table of that service, for this data.
         Some(unsafe { WorkHandle::new(table, self.data) })
+    }
+
+    /// The assets that the host serves for the app; none when it serves none, as one before 1.4.
+    pub fn assets(&self) -> Option<AssetsHandle> {
+        let table = self.service(ASSETS)?;
+        // SAFETY: it is the table of that service, for this data.
+        Some(unsafe { AssetsHandle::new(table, self.data) })
     }
 }
 

@@ -10,6 +10,7 @@ use abi_stable::{
 #[cfg(feature = "testing")]
 use super::export::HostHandle;
 use super::{
+    assets::{self, ASSETS, AssetsService, ServesAssets},
     body::BodyStream,
     call::{ReceiveResponse, UPGRADE, lend_responder},
     head::RequestHead,
@@ -43,6 +44,10 @@ pub trait HostServices: Send + Sync + 'static {
     }
     /// The work that it keeps for the app; none when it keeps none.
     fn durable_work(&self) -> Option<&dyn WorkService> {
+        None
+    }
+    /// The assets that it serves for the app; none when it serves none.
+    fn assets(&self) -> Option<&dyn AssetsService> {
         None
     }
     /// Takes a figure, by its number.
@@ -106,11 +111,12 @@ impl<O: HostServices> Table<O> {
 
     unsafe extern "C" fn service(data: *const (), number: u32) -> *const () {
         // SAFETY: as above.
-        let (has_state, has_work) = unsafe {
+        let (has_state, has_work, has_assets) = unsafe {
             Self::with(data, |services| {
                 (
                     services.state().is_some(),
                     services.durable_work().is_some(),
+                    services.assets().is_some(),
                 )
             })
         }
@@ -118,6 +124,7 @@ impl<O: HostServices> Table<O> {
         match number {
             STATE if has_state => std::ptr::from_ref(Service::<Self>::TABLE).cast(),
             WORK if has_work => std::ptr::from_ref(work::Service::<Self>::TABLE).cast(),
+            ASSETS if has_assets => std::ptr::from_ref(assets::Service::<Self>::TABLE).cast(),
             _ => std::ptr::null(),
         }
     }
@@ -137,6 +144,14 @@ impl<O: HostServices> ServesWork for Table<O> {
         // SAFETY: as for the state.
         let services = unsafe { &*data.cast::<O>() };
         catch_panic(|| services.durable_work()).flatten()
+    }
+}
+
+impl<O: HostServices> ServesAssets for Table<O> {
+    unsafe fn assets<'a>(data: *const ()) -> Option<&'a dyn AssetsService> {
+        // SAFETY: as for the state.
+        let services = unsafe { &*data.cast::<O>() };
+        catch_panic(|| services.assets()).flatten()
     }
 }
 

@@ -7,6 +7,7 @@
 use std::mem::offset_of;
 
 use super::{
+    assets::{Asset, AssetsTable},
     body::{BodyStream, BodyTable, FrameSink, FrameTable},
     bytes::OwnedBytes,
     call::{Called, Respond, Responder},
@@ -93,6 +94,9 @@ fn every_field_lies_where_it_was_released() {
     lies!(WorkSinkTable, 24, 8, size 0, answer 8, failed 16);
     lies!(WorkSink<'_>, 16, 8, slot 0, table 8);
     lies!(WorkRequest<'_>, 56, 8, size 0, operation 4, text 8, bytes 24, commit 40);
+    // What 1.4 added: the table of assets.
+    lies!(AssetsTable, 16, 8, size 0, put 8);
+    lies!(Asset<'_>, 56, 8, size 0, prefix 8, path 24, bytes 40);
     assert_eq!(
         [
             PollState::Pending,

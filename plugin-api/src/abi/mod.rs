@@ -12,6 +12,7 @@
 //! - [`lent`]: structs and tables that can grow
 //! - [`state`]: what the app keeps in the host
 //! - [`work`]: jobs, schedules and leases, which the host keeps
+//! - [`assets`]: files of a version, which the host serves
 //! - [`declared`]: what the functions of a plugin declare by their attributes
 //! - [`heap`]: a heap that leaves with its plugin
 //! - [`pool`]: memory that goes round from one head to the next
@@ -26,6 +27,7 @@
     reason = "this is the boundary; every block says who keeps its invariant"
 )]
 
+pub mod assets;
 pub mod body;
 pub mod bytes;
 pub mod call;

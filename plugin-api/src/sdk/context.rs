@@ -91,6 +91,22 @@ impl fmt::Debug for TellClient {
     }
 }
 
+/// Adds the files in `folder`, and in the folders in it, in the order of their names.
+fn files_in(folder: &Path, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    let entries: Result<Vec<_>, _> = std::fs::read_dir(folder)?.collect();
+    let mut entries = entries?;
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        let path = entry.path();
+        if path.is_dir() {
+            files_in(&path, found)?;
+        } else {
+            found.push(path);
+        }
+    }
+    Ok(())
+}
+
 /// The context of this generation, of which each copy of the SDK has one. Taken away at its end: it
 /// holds the descriptors of the runtime.
 static CURRENT: Mutex<Option<Context>> = Mutex::new(None);
@@ -336,6 +352,73 @@ impl Context {
         E: Into<Error>,
     {
         self.settings().on_message(handler);
+    }
+
+    /// Hands files to the host, which serves them below `prefix` itself: with headers for caches,
+    /// compressed, without asking this code. Each file is its path below `prefix` and its bytes. To
+    /// be called in the constructor.
+    ///
+    /// Those whose names have a hash of their content (`app.3f9c2a17.js`, `index-DiwrgTd4.css`) are
+    /// immutable, and outlive this version: a page that was loaded before a deploy finds its
+    /// script. Every other request for such a name below `prefix` gets 404 from the host. HTML is
+    /// left to the app.
+    ///
+    /// ```ignore
+    /// #[derive(rust_embed::Embed)]
+    /// #[folder = "dist/assets"]
+    /// struct Dist;
+    ///
+    /// cx.assets("/assets", Dist::iter().filter_map(|path| {
+    ///     let bytes = Dist::get(&path)?.data;
+    ///     Some((path, bytes))
+    /// }))?;
+    /// ```
+    ///
+    /// # Errors
+    /// When the host does not take a file: which, and why.
+    pub fn assets<P, B>(
+        &self,
+        prefix: &str,
+        files: impl IntoIterator<Item = (P, B)>,
+    ) -> Result<(), Error>
+    where
+        P: AsRef<str>,
+        B: AsRef<[u8]>,
+    {
+        let assets = self
+            .0
+            .host
+            .assets()
+            .ok_or_else(|| Error::msg("this host serves no assets: it does with ABI 1.4"))?;
+        for (path, bytes) in files {
+            let path = path.as_ref();
+            assets
+                .put(prefix, path, bytes.as_ref())
+                .map_err(|why| Error::msg(format_args!("the asset {path} is not taken: {why}")))?;
+        }
+        Ok(())
+    }
+
+    /// Hands all files in `folder`, and in the folders in it, to the host: see
+    /// [`assets`](Self::assets). They are read once, now. An absolute path: a relative one is one
+    /// of the host.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or the host does not take it.
+    pub fn assets_in(&self, prefix: &str, folder: impl AsRef<Path>) -> Result<(), Error> {
+        let folder = folder.as_ref();
+        let mut paths = Vec::new();
+        files_in(folder, &mut paths).map_err(|error| {
+            Error::msg(format_args!("{} cannot be read: {error}", folder.display()))
+        })?;
+        for path in paths {
+            let bytes = std::fs::read(&path).map_err(|error| {
+                Error::msg(format_args!("{} cannot be read: {error}", path.display()))
+            })?;
+            let below = path.strip_prefix(folder).unwrap_or(&path);
+            self.assets(prefix, [(below.to_string_lossy(), bytes)])?;
+        }
+        Ok(())
     }
 
     /// Runs `future` beside the requests. The generation counts it as in flight: it is unloaded

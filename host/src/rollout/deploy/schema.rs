@@ -394,6 +394,7 @@ impl<M: Machine + Clone> Deploy<'_, M> {
             preflight: false,
             state: Some(Arc::clone(store)),
             work: None,
+            assets: None,
             migration: Some((path.from, path.to)),
             handed_over: None,
             stays: None,

@@ -717,6 +717,7 @@ impl<M: Machine + Clone> Deploy<'_, M> {
             preflight: false,
             state: Some(rollout.registry.stores().of(&app.name)),
             work: Some(settings::work_of(rollout, app)),
+            assets: Some(Arc::clone(&app.assets)),
             migration: None,
             handed_over: self.handed_over.clone(),
             stays: app.saved.read(|record| {

@@ -5,11 +5,12 @@ use std::{
     future::poll_fn,
     path::PathBuf,
     sync::{
-        LazyLock,
+        Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
     },
 };
 
+use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::runtime::{Handle, Runtime};
 
@@ -20,6 +21,7 @@ use super::{
 use crate::{
     Context, Error, JobId, JobInfo,
     abi::{
+        assets::{Asset, AssetsService},
         host::{Event, Pair, Work},
         import::{HostServices, offer},
         lent::{Lent, Size},
@@ -59,7 +61,25 @@ pub struct MemoryHost {
     generations: AtomicU64,
     state: MemoryState,
     work: MemoryWork,
+    assets: MemoryAssets,
     data: DataFolder,
+}
+
+/// The files that constructors handed over, by their paths.
+#[derive(Clone, Debug, Default)]
+struct MemoryAssets(Arc<Mutex<BTreeMap<String, Vec<u8>>>>);
+
+impl AssetsService for MemoryAssets {
+    fn put(&self, asset: Lent<'_, Asset<'_>>) -> Result<(), String> {
+        let (prefix, path) = (asset.prefix.as_str(), asset.path.as_str());
+        if !prefix.starts_with('/') {
+            return Err(format!("the prefix `{prefix}` does not begin with `/`"));
+        }
+        let (prefix, path) = (prefix.trim_end_matches('/'), path.trim_start_matches('/'));
+        let bytes = asset.bytes.as_slice().to_vec();
+        self.0.lock().insert(format!("{prefix}/{path}"), bytes);
+        Ok(())
+    }
 }
 
 /// The folder for the files of the app, which a context makes when it is asked for; deleted with
@@ -104,6 +124,7 @@ impl MemoryHost {
             generations: AtomicU64::new(0),
             work: MemoryWork::new(state.clone()),
             state,
+            assets: MemoryAssets::default(),
             data: DataFolder::new(),
         }
     }
@@ -184,6 +205,7 @@ impl MemoryHost {
                 work: self.work.clone(),
                 generation,
             },
+            assets: self.assets.clone(),
             works: AtomicU64::new(0),
         }));
         let data = self.data.0.to_str().unwrap_or_default();
@@ -234,6 +256,12 @@ impl MemoryHost {
         Ok(serde_json::from_value(answer)?)
     }
 
+    /// Returns the file that a constructor handed over at this path, as [`Context::assets`] has it:
+    /// `/assets/app.3f9c2a17.js`.
+    pub fn asset(&self, path: &str) -> Option<Vec<u8>> {
+        self.assets.0.lock().get(path).cloned()
+    }
+
     /// Waits until a job is `done`, `dead` or `cancelled`, and says what is known of it. One that
     /// no live generation has a handler for never is.
     ///
@@ -252,6 +280,7 @@ impl MemoryHost {
 struct Services {
     state: MemoryState,
     work: Session,
+    assets: MemoryAssets,
     works: AtomicU64,
 }
 
@@ -277,6 +306,10 @@ impl HostServices for Services {
 
     fn durable_work(&self) -> Option<&dyn WorkService> {
         Some(&self.work)
+    }
+
+    fn assets(&self) -> Option<&dyn AssetsService> {
+        Some(&self.assets)
     }
 
     fn figure(&self, _number: u32, _value: u64) {}
