@@ -48,6 +48,7 @@ const LAYERS: &[&str] = &[
     // Requests.
     "dispatch",
     "net",
+    "acme",
     // What is deployed.
     "preflight",
     "records",
