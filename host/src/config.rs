@@ -8,6 +8,7 @@
 
 mod access;
 mod access_log;
+mod acme;
 mod app;
 mod audit;
 mod canary;
@@ -46,6 +47,7 @@ pub use self::route::RoutePrefix;
 pub(crate) use self::{
     access::{Control, Metrics, Trust},
     access_log::{AccessLog, AccessLogFile, AccessLogFormat},
+    acme::{Acme, AcmeChallenge},
     app::{
         App, Cutover, Execution, Handover, Leave, SmokeRequest, Verify, Watch, WhenFull,
         environment,
@@ -86,6 +88,8 @@ pub struct Config {
     pub server: Server,
     /// `[[listen]]`
     pub listen: Vec<Listen>,
+    /// `[acme]`
+    pub(crate) acme: Acme,
     /// `[control]`
     pub control: Control,
     /// `[metrics]`
@@ -116,6 +120,7 @@ pub struct Config {
 struct MainFile {
     server: Server,
     listen: Vec<ListenTable>,
+    acme: Acme,
     control: Control,
     metrics: Metrics,
     dashboard: Dashboard,
@@ -227,7 +232,25 @@ impl Config {
                     ),
                 ));
             }
+            if let Some(other) = conflict(&listen, &one) {
+                return Err(source.error(
+                    &[
+                        Step::Key("listen"),
+                        Step::At(at),
+                        Step::Key("tls"),
+                        Step::Key("acme"),
+                    ],
+                    &format!(
+                        "another list begins with the same name ({}), and the first one names the certificate: \
+                         write the same list in both places, or another name first",
+                        other.place
+                    ),
+                ));
+            }
             listen.push(one);
+        }
+        if let Some((key, what)) = file.acme.incomplete() {
+            return Err(source.error(&[Step::Key("acme"), Step::Key(key)], what));
         }
         if file.control.group.is_none() {
             let named = [
@@ -244,6 +267,7 @@ impl Config {
         let mut config = Self {
             server: file.server,
             listen,
+            acme: file.acme,
             control: file.control,
             metrics: file.metrics,
             dashboard: file.dashboard,
@@ -256,6 +280,7 @@ impl Config {
             sources: Arc::default(),
         };
         config.server.resolve(folder, !config.listen.is_empty());
+        config.acme.resolve(folder);
         config.log.resolve(folder);
         config.access_log.resolve(folder);
         config.audit.resolve(folder);
@@ -321,13 +346,29 @@ impl Config {
     /// All listeners: that of the one line `server.listen` first.
     pub fn listeners(&self) -> Vec<Listen> {
         let one = self.server.listen.map(Listen::plain);
-        one.into_iter().chain(self.listen.iter().cloned()).collect()
+        let mut all: Vec<_> = one.into_iter().chain(self.listen.iter().cloned()).collect();
+        for tls in all.iter_mut().filter_map(|listen| listen.tls.as_mut()) {
+            let first = tls.acme.first();
+            tls.acme_file = first.map(|name| self.acme.file(&self.server.state, name));
+        }
+        all
     }
 
     /// The settings of `app`, or the defaults for an app that no section names.
     pub fn app(&self, app: &AppName) -> App {
         self.apps.get(app).cloned().unwrap_or_default()
     }
+}
+
+/// Returns which of `listeners` has another list of names to order a certificate for that begins
+/// with the same one as that of `one`.
+fn conflict<'a>(listeners: &'a [Listen], one: &Listen) -> Option<&'a Listen> {
+    let wanted = &one.tls.as_ref()?.acme;
+    let first = wanted.first()?;
+    listeners.iter().find(|other| {
+        let names = other.tls.as_ref().map(|tls| &tls.acme);
+        names.is_some_and(|names| names.first() == Some(first) && names != wanted)
+    })
 }
 
 /// `path` from the root on: the working directory may be another one later, plugins can change it.

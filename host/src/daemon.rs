@@ -24,6 +24,7 @@ use handover_api::{AuditSource, Wait};
 
 use crate::{
     access::{self, Access},
+    acme::OrderedCertificates,
     artifact::Store,
     config::{self, Config, ConfigOrigin, ListenAddress, Server, SocketOptions},
     control::{self, ControlSocket, DashboardDoor, Shutdown, ShutdownHandle, metrics_endpoint},
@@ -289,11 +290,14 @@ impl Daemon {
             let apps = orchestrator.clone();
             Health::new(move || apps.not_up())
         };
+        let ordered = OrderedCertificates::default();
         let gather = {
             let (apps, connections) = (orchestrator.clone(), connections.clone());
             let (health, access_log) = (health.clone(), access_log.clone());
+            let ordered = ordered.clone();
             Gather::new(move |to| {
                 apps.write_metrics(to);
+                ordered.write_metrics(to);
                 connections.write_metrics(to);
                 if let Some(log) = &access_log {
                     log.write_metrics(to);
@@ -367,6 +371,7 @@ impl Daemon {
             connections,
             reconfigurer: reconfigurer.clone(),
             listeners: listeners.clone(),
+            certificates: ordered.clone(),
             health: health.clone(),
             metrics_at,
             dashboard: door,
@@ -400,6 +405,15 @@ impl Daemon {
         }
         let alive = tokio::spawn(notifier.clone().keep_alive());
         let memory = tokio::spawn(memory::give_back_what_is_free());
+        tasks.spawn({
+            let (listeners, told) = (listeners.clone(), orchestrator.clone());
+            let config = {
+                let orchestrator = orchestrator.clone();
+                move || orchestrator.config()
+            };
+            let challenges = listeners.challenges();
+            ordered.keep(config, challenges, move |became| told.record_order(became))
+        });
         let certificates = {
             let orchestrator = orchestrator.clone();
             let record = move |reloaded| orchestrator.record_certificates(reloaded);

@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 mod access;
+mod acme;
 mod apps;
 mod artifact;
 mod assets;

@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use tokio::{sync::broadcast, task::JoinSet};
 
 use crate::{
+    acme::Ordered,
     apps::registry::Registry,
     artifact::{Artifact, Store, StoreError},
     config::{Config, Watch},
@@ -162,6 +163,15 @@ impl Orchestrator {
         let (kind, message) = match reloaded {
             Reloaded::Loaded(message) => (EventKind::CertificateLoaded, message),
             Reloaded::Kept(message) => (EventKind::CertificateFailed, message),
+        };
+        self.record(kind, message);
+    }
+
+    /// Records what became of the order of a certificate.
+    pub(crate) fn record_order(&self, ordered: Ordered) {
+        let (kind, message) = match ordered {
+            Ordered::Issued(message) => (EventKind::CertificateIssued, message),
+            Ordered::Failed(message) => (EventKind::CertificateNotIssued, message),
         };
         self.record(kind, message);
     }

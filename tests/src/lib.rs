@@ -6,6 +6,7 @@
 //! - [`history`]: whether transactions can have happened one after the other
 //! - [`host`]: runs a host as a process, asks it, waits on what it reports
 //! - [`mod@bench`]: what the benches share
+//! - [`acme`]: an authority that issues certificates, and what goes wrong with one
 //! - [`client`]: HTTP clients that see cut connections and short answers for what they are
 //! - [`metrics`]: reads what Prometheus scrapes, strictly
 //! - [`load`]: keeps connections busy and counts every answer
@@ -15,6 +16,7 @@
 //! return an error to.
 #![forbid(unsafe_code)]
 
+pub mod acme;
 pub mod bench;
 pub mod browser;
 pub mod client;

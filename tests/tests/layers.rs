@@ -49,6 +49,7 @@ const LAYERS: &[&str] = &[
     // Requests.
     "dispatch",
     "net",
+    "acme",
     // What is deployed.
     "preflight",
     "records",

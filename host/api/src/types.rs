@@ -449,6 +449,9 @@ pub struct HostStatus {
     /// Why `/readyz` says that no more traffic should come, while it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_ready: Option<String>,
+    /// The certificates that it orders.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<CertificateStatus>,
     /// Where it tells its metrics over TCP, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<String>,
@@ -460,6 +463,21 @@ pub struct HostStatus {
     /// How much of that is tolerated: `server.leak_budget`.
     #[serde(default)]
     pub leak_budget: LeakStatus,
+}
+
+/// A certificate that the host orders from an authority.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// The names that it is for.
+    pub names: Vec<String>,
+    /// When it ends; none while there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<String>,
+    /// When the next one is ordered.
+    pub next_try: String,
+    /// Why the last order failed, until one succeeds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
 }
 
 /// The answer to `POST /v1/drain-node`.

@@ -235,6 +235,10 @@ words! {
         CertificateLoaded = "certificate_loaded",
         /// They have changed and cannot be used: those before go on.
         CertificateFailed = "certificate_failed",
+        /// An authority has issued a certificate that the host ordered.
+        CertificateIssued = "certificate_issued",
+        /// It has not: the one before goes on, and it is tried again later.
+        CertificateNotIssued = "certificate_not_issued",
         /// The node is drained: `/readyz` says that no more traffic should come.
         NodeDrained = "node_drained",
         /// It is not any more.

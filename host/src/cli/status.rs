@@ -3,8 +3,8 @@
 use std::{io, time::Duration};
 
 use handover_api::{
-    AppName, AppState, AppStatus, AssetsStatus, CanaryCounts, CanaryStatus, GenerationState,
-    GenerationStatus, HostStatus, LeakStatus, LimitsStatus, Status,
+    AppName, AppState, AppStatus, AssetsStatus, CanaryCounts, CanaryStatus, CertificateStatus,
+    GenerationState, GenerationStatus, HostStatus, LeakStatus, LimitsStatus, Status,
 };
 
 use super::{
@@ -126,7 +126,35 @@ fn host(host: &HostStatus, colour: bool) -> String {
         let told = format!("\nnot ready for traffic: {why}");
         text.push_str(&paint(colour, Paint::Yellow, &shown::harmless(&told)));
     }
+    for certificate in &host.certificates {
+        text.push_str(&ordered(certificate, colour));
+    }
     text
+}
+
+/// The line of a certificate that the host orders.
+fn ordered(certificate: &CertificateStatus, colour: bool) -> String {
+    let name = certificate.names.first().map_or("", String::as_str);
+    let others = match certificate.names.len() {
+        0 | 1 => String::new(),
+        several => format!(
+            " and {}",
+            human::pluralize(several as u64 - 1, "other name")
+        ),
+    };
+    let is = match &certificate.not_after {
+        Some(end) => format!("valid until {end}"),
+        None => "not there yet".to_owned(),
+    };
+    let next = &certificate.next_try;
+    let told = format!("\ncertificate {name}{others}: {is}, ordered again at {next}");
+    match &certificate.last_error {
+        None => told,
+        Some(why) => {
+            let told = format!("{told}; the last order failed: {why}");
+            paint(colour, Paint::Yellow, &shown::harmless(&told))
+        }
+    }
 }
 
 /// What replaced generations hold, if they hold anything, each beside what is tolerated of it.

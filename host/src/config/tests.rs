@@ -391,7 +391,7 @@ fn an_unknown_key_gets_the_nearest_name() {
     let text = error("[zzz]\n");
     assert!(
         text.contains(
-            "use one of server, listen, control, metrics, dashboard, trust, log, access_log, audit, dev, app"
+            "use one of server, listen, acme, control, metrics, dashboard, trust, log, access_log, audit, dev, app"
         ),
         "{text}"
     );

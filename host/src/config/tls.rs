@@ -4,11 +4,16 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::acme::DomainName;
+use crate::values;
+
 /// `tls` of a `[[listen]]` as it is written.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct TlsTable {
     certificates: Vec<CertificateFiles>,
+    #[serde(deserialize_with = "values::each::<DomainName, _>")]
+    acme: Vec<String>,
     client_ca: Option<PathBuf>,
     client_auth: Option<ClientAuth>,
     min_version: Option<TlsVersion>,
@@ -24,9 +29,13 @@ enum ClientAuth {
 /// `tls` of a `[[listen]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenTls {
-    /// `certificates`: at least one; the first is for clients that name no host, or one that
-    /// nothing is for.
+    /// `certificates`: at least one, unless there is `acme`; the first is for clients that name no
+    /// host, or one that nothing is for.
     pub certificates: Vec<CertificateFiles>,
+    /// `acme`: the names that a certificate is ordered for. Default none: none is.
+    pub acme: Vec<String>,
+    /// The file of that one. No key: the host keeps it in its state directory.
+    pub(crate) acme_file: Option<PathBuf>,
     /// `client_ca`: the authorities whose clients are let in. Default none: nobody is asked for a
     /// certificate.
     pub client_ca: Option<PathBuf>,
@@ -67,6 +76,7 @@ impl From<ListenTls> for TlsTable {
         };
         Self {
             certificates: tls.certificates,
+            acme: tls.acme,
             client_auth: tls.client_ca.is_some().then_some(auth),
             client_ca: tls.client_ca,
             min_version: Some(tls.min_version),
@@ -80,10 +90,10 @@ impl ListenTls {
     /// # Errors
     /// What does not go together, and what to do.
     pub(super) fn of_table(table: TlsTable, folder: &Path) -> Result<Self, &'static str> {
-        if table.certificates.is_empty() {
+        if table.certificates.is_empty() && table.acme.is_empty() {
             return Err(
                 "tls: no certificate is named: write `certificates = [{ chain = \"fullchain.pem\", key = \
-                 \"privkey.pem\" }]`",
+                 \"privkey.pem\" }]`, or `acme = [\"example.org\"]` to have one ordered",
             );
         }
         if table.client_auth.is_some() && table.client_ca.is_none() {
@@ -101,6 +111,8 @@ impl ListenTls {
                     key: folder.join(pair.key),
                 })
                 .collect(),
+            acme: table.acme,
+            acme_file: None,
             client_certificate_required: table.client_auth != Some(ClientAuth::Optional),
             client_ca: table.client_ca.map(|path| folder.join(path)),
             min_version: table.min_version.unwrap_or_default(),
@@ -112,6 +124,7 @@ impl ListenTls {
         self.certificates
             .iter()
             .flat_map(|pair| [pair.chain.as_path(), pair.key.as_path()])
+            .chain(self.acme_file.as_deref())
             .chain(self.client_ca.as_deref())
     }
 }

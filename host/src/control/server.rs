@@ -33,6 +33,7 @@ use super::{
 };
 use crate::{
     access::{Access, Peer, Role},
+    acme::OrderedCertificates,
     artifact::{Artifact, Signature, Store, StoreError, store::Writer},
     config::Config,
     health::Health,
@@ -208,6 +209,8 @@ pub struct Host {
     pub reconfigurer: Reconfigurer,
     /// Where it serves.
     pub listeners: ClientListeners,
+    /// The certificates that are ordered.
+    pub certificates: OrderedCertificates,
     /// Whether it is to be given traffic.
     pub health: Health,
     /// Where it tells its metrics over TCP.
@@ -225,6 +228,7 @@ impl Backend for Host {
             listen: self.listeners.addresses(),
             metrics: self.metrics_at,
             connections: self.connections.status(),
+            certificates: self.certificates.status(),
             drained: self.health.is_drained(),
             not_ready: self.health.not_ready(),
         })
@@ -796,6 +800,7 @@ mod tests {
                     max_open_files: None,
                     listen: Vec::new(),
                     connections: Default::default(),
+                    certificates: Vec::new(),
                     drained: false,
                     not_ready: None,
                     metrics: None,

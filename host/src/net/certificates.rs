@@ -76,8 +76,16 @@ fn advice(cause: &io::Error) -> &'static str {
 #[derive(Debug)]
 pub(super) struct Certificates {
     by_name: HashMap<Box<str>, Arc<CertifiedKey>>,
-    /// The first one, for clients that name no host or one that nothing is for.
-    default: Arc<CertifiedKey>,
+    /// The first one, for clients that name no host or one that nothing is for. None: there is
+    /// none yet, and no handshake succeeds.
+    default: Option<Arc<CertifiedKey>>,
+}
+
+/// A certificate and the names that it is for.
+#[derive(Clone, Debug)]
+pub(super) struct Pair {
+    certificate: Arc<CertifiedKey>,
+    names: Vec<Box<str>>,
 }
 
 /// What tells one state of a set of files from another.
@@ -110,43 +118,46 @@ impl FileStates {
 }
 
 impl Certificates {
-    /// Reads all pairs.
+    /// Reads all pairs, and adds the one that was ordered, if there is one.
     ///
     /// # Errors
     /// The first one that cannot be used.
     pub(super) fn read(
         files: &[CertificateFiles],
+        ordered: Option<&Pair>,
         provider: &CryptoProvider,
     ) -> Result<Self, CertificateError> {
-        let mut by_name = HashMap::new();
-        let mut default = None;
-        for pair in files {
-            let (certificate, names) = read_pair(pair, provider)?;
-            let certificate = Arc::new(certificate);
-            for name in names {
-                // The first one that is for a name counts.
-                by_name
-                    .entry(name)
-                    .or_insert_with(|| Arc::clone(&certificate));
-            }
-            default.get_or_insert(certificate);
+        let mut all = Self {
+            by_name: HashMap::new(),
+            default: None,
+        };
+        for files in files {
+            all.add(&Pair::read(files, provider)?);
         }
-        let default = default.ok_or_else(|| CertificateError::Nothing {
-            path: PathBuf::new(),
-            what: "certificate",
-            begins: "-----BEGIN CERTIFICATE-----",
-        })?;
-        Ok(Self { by_name, default })
+        if let Some(pair) = ordered {
+            all.add(pair);
+        }
+        Ok(all)
+    }
+
+    fn add(&mut self, Pair { certificate, names }: &Pair) {
+        for name in names {
+            // The first one that is for a name counts.
+            self.by_name
+                .entry(name.clone())
+                .or_insert_with(|| Arc::clone(certificate));
+        }
+        self.default.get_or_insert_with(|| Arc::clone(certificate));
     }
 
     /// Returns the one for `name`: that of the very name, else that of the wildcard above it.
-    fn by_name(&self, name: &str) -> &Arc<CertifiedKey> {
+    fn by_name(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
         let exact = || self.by_name.get(name);
         let wildcard = || {
             let (_, parent) = name.split_once('.')?;
             self.by_name.get(format!("*.{parent}").as_str())
         };
-        exact().or_else(wildcard).unwrap_or(&self.default)
+        exact().or_else(wildcard).or(self.default.as_ref())
     }
 
     /// How many names there are certificates for.
@@ -161,9 +172,9 @@ impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let found = match hello.server_name() {
             Some(name) => self.by_name(&name.to_ascii_lowercase()),
-            None => &self.default,
+            None => self.default.as_ref(),
         };
-        Some(Arc::clone(found))
+        found.map(Arc::clone)
     }
 }
 
@@ -187,38 +198,49 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Certif
     }
 }
 
-fn read_pair(
-    CertificateFiles { chain, key }: &CertificateFiles,
-    provider: &CryptoProvider,
-) -> Result<(CertifiedKey, Vec<Box<str>>), CertificateError> {
-    let certificates = read_certificates(chain)?;
-    let private =
-        PrivateKeyDer::from_pem_slice(&read_file(key)?).map_err(|_| CertificateError::Nothing {
-            path: key.clone(),
-            what: "private key",
-            begins: "-----BEGIN PRIVATE KEY----- (or RSA, or EC), without a password",
+impl Pair {
+    /// Reads one from its files.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub(super) fn read(
+        CertificateFiles { chain, key }: &CertificateFiles,
+        provider: &CryptoProvider,
+    ) -> Result<Self, CertificateError> {
+        let certificates = read_certificates(chain)?;
+        let private = PrivateKeyDer::from_pem_slice(&read_file(key)?).map_err(|_| {
+            CertificateError::Nothing {
+                path: key.clone(),
+                what: "private key",
+                begins: "-----BEGIN PRIVATE KEY----- (or RSA, or EC), without a password",
+            }
         })?;
-    let names = match certificates.first().map(EndEntityCert::try_from) {
-        Some(Ok(certificate)) => certificate
-            .valid_dns_names()
-            .map(|name| name.to_ascii_lowercase().into())
-            .collect(),
-        Some(Err(cause)) => {
-            return Err(CertificateError::Unusable {
-                path: chain.clone(),
-                cause: cause.to_string(),
-            });
-        }
-        None => Vec::new(),
-    };
-    let certified = CertifiedKey::from_der(certificates, private, provider).map_err(|cause| {
-        CertificateError::Pair {
-            chain: chain.clone(),
-            key: key.clone(),
-            cause,
-        }
-    })?;
-    Ok((certified, names))
+        let names = match certificates.first().map(EndEntityCert::try_from) {
+            Some(Ok(certificate)) => certificate
+                .valid_dns_names()
+                .map(|name| name.to_ascii_lowercase().into())
+                .collect(),
+            Some(Err(cause)) => {
+                return Err(CertificateError::Unusable {
+                    path: chain.clone(),
+                    cause: cause.to_string(),
+                });
+            }
+            None => Vec::new(),
+        };
+        let certified =
+            CertifiedKey::from_der(certificates, private, provider).map_err(|cause| {
+                CertificateError::Pair {
+                    chain: chain.clone(),
+                    key: key.clone(),
+                    cause,
+                }
+            })?;
+        Ok(Self {
+            certificate: Arc::new(certified),
+            names,
+        })
+    }
 }
 
 /// Reads the authorities whose clients are let in.

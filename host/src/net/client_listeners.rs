@@ -13,6 +13,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use super::{
     Connections, Policy,
     bind::{Bound, SocketError, bind},
+    challenges::Challenges,
     connection::{ListenerSettings, Protocols, Settings},
     listeners::{Claimed, ListenerKey, keyed},
     middleware::Middleware,
@@ -39,6 +40,7 @@ struct Inner {
     facilities: Facilities,
     /// Who keeps the sockets for the next host.
     keeper: Option<Notifier>,
+    challenges: Challenges,
     /// None once the host ends.
     open: Mutex<Option<Vec<Open>>>,
 }
@@ -116,7 +118,7 @@ impl ReadyListeners {
         let ready = claimed.into_iter().map(|(key, listen, bound)| {
             Ok(Ready {
                 key,
-                tls: open_tls(&listen)?,
+                tls: open_tls(&listen, None)?,
                 listen,
                 socket: ReadySocket::New(bound),
             })
@@ -125,11 +127,14 @@ impl ReadyListeners {
     }
 }
 
-fn open_tls(listen: &Listen) -> Result<Option<Arc<TlsListener>>, ListenError> {
+fn open_tls(
+    listen: &Listen,
+    before: Option<&TlsListener>,
+) -> Result<Option<Arc<TlsListener>>, ListenError> {
     let Some(files) = listen.tls.clone() else {
         return Ok(None);
     };
-    TlsListener::open(&listen.place, files, listen.protocols)
+    TlsListener::open(&listen.place, files, listen.protocols, before)
         .map(|tls| Some(Arc::new(tls)))
         .map_err(ListenError::Tls)
 }
@@ -157,6 +162,7 @@ impl ClientListeners {
             connections,
             facilities,
             keeper,
+            challenges: Challenges::default(),
             open: Mutex::new(Some(Vec::new())),
         }))
     }
@@ -190,7 +196,7 @@ impl ClientListeners {
                     .into());
                 };
                 ready.push(Ready {
-                    tls: open_tls(&listen)?,
+                    tls: open_tls(&listen, None)?,
                     socket: ReadySocket::New(bind(&key, &listen.options)?),
                     key: Some(key),
                     listen,
@@ -206,7 +212,7 @@ impl ClientListeners {
                     tls: if is_same {
                         known.tls.clone()
                     } else {
-                        open_tls(&listen)?
+                        open_tls(&listen, known.tls.as_deref())?
                     },
                     listen: listen.clone(),
                     socket: ReadySocket::Open(at),
@@ -244,6 +250,12 @@ impl ClientListeners {
                     Some(ListenAddress::Tcp(address)) => Some(address.port()),
                     _ => None,
                 });
+        // Any of them may be the one that an authority finds at the port where it looks.
+        let orders = ready.0.iter().any(|one| {
+            let tls = one.listen.tls.as_ref();
+            tls.is_some_and(|tls| !tls.acme.is_empty())
+        });
+        let challenges = orders.then(|| self.0.challenges.clone());
         let mut failed = None;
         for (one, local) in ready.0.into_iter().zip(locals) {
             let facilities = &self.0.facilities;
@@ -255,6 +267,7 @@ impl ClientListeners {
             let middleware = Middleware {
                 policy: Policy::new(&one.listen, https),
                 health: settings.health_routes.then(|| facilities.health.clone()),
+                challenges: challenges.clone().filter(|_| one.tls.is_none()),
                 identifies: settings.request_id,
                 observer: observer.if_any(),
             };
@@ -266,6 +279,7 @@ impl ClientListeners {
                     .clone()
                     .filter(|_| one.listen.proxy_protocol),
                 tls: one.tls.clone(),
+                challenges: challenges.clone(),
                 middleware: middleware.if_any(),
             };
             let protocols = Protocols::new(
@@ -345,6 +359,11 @@ impl ClientListeners {
                 None => "?".to_owned(),
             })
             .collect()
+    }
+
+    /// Returns what authorities are shown by them.
+    pub(crate) fn challenges(&self) -> Challenges {
+        self.0.challenges.clone()
     }
 
     /// Returns the TLS of those that have one.

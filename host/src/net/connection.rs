@@ -18,6 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::{
     activity::{Activity, StreamTasks},
+    challenges::Challenges,
     connections::{Connections, OpenConnection, Place},
     ended::Ended,
     middleware::{Middleware, Pending, Verdict},
@@ -68,6 +69,8 @@ pub(crate) struct ListenerSettings {
     pub(crate) proxies: Option<TrustedProxies>,
     /// Its TLS, if it has any.
     pub(crate) tls: Option<Arc<TlsListener>>,
+    /// What authorities may look for in a handshake. None: no certificate is ordered.
+    pub(crate) challenges: Option<Challenges>,
     /// What is done with each request beside giving it to its app. None: nothing.
     pub(crate) middleware: Option<Middleware>,
 }
@@ -142,9 +145,10 @@ impl ListenerSettings {
             return Ok((transport, addresses, None));
         };
         let (transport, known) = tls
-            .accept(transport)
+            .accept(transport, self.challenges.as_ref())
             .await
-            .map_err(|error| Unserved(Some(Ended::NoHandshake), error.to_string()))?;
+            .map_err(|error| Unserved(Some(Ended::NoHandshake), error.to_string()))?
+            .ok_or_else(|| Unserved(None, "it was an authority with a challenge".to_owned()))?;
         Ok((transport, addresses, Some(known)))
     }
 }

@@ -7,6 +7,7 @@ use http::{HeaderValue, Request, Response};
 use http_body::Body;
 
 use super::{
+    challenges::Challenges,
     identity,
     observe::{Observed, Observer},
     policy::{Admitted, IsHttps, Policy},
@@ -22,6 +23,8 @@ pub(crate) struct Middleware {
     pub(crate) policy: Option<Policy>,
     /// What is answered for the health of the node. None: apps have all paths.
     pub(crate) health: Option<Health>,
+    /// What authorities may ask for. None: no certificate is ordered.
+    pub(crate) challenges: Option<Challenges>,
     /// Whether each request has an id.
     pub(crate) identifies: bool,
     /// What is told of requests when they have ended.
@@ -54,8 +57,9 @@ pub(super) enum Verdict {
 impl Middleware {
     /// Returns it, if it does anything.
     pub(crate) fn if_any(self) -> Option<Self> {
-        let changes = self.policy.is_some() || self.health.is_some() || self.identifies;
-        (changes || self.observer.is_some()).then_some(self)
+        let answers = self.health.is_some() || self.challenges.is_some();
+        let changes = self.policy.is_some() || self.identifies || self.observer.is_some();
+        (answers || changes).then_some(self)
     }
 
     /// Looks at `request`, which came over `connection`, and changes what its app is to see of it.
@@ -69,6 +73,14 @@ impl Middleware {
         if refused.is_none()
             && let Some(health) = &self.health
             && let Some(answer) = health.answer(request.method(), request.uri().path())
+        {
+            let answer = Box::new(answer.map(ResponseBody::full));
+            return Verdict::Answer(answer, Pending::default());
+        }
+        // They ask without TLS, and a redirect would lead them to where no certificate is yet.
+        if refused.is_none()
+            && let Some(challenges) = &self.challenges
+            && let Some(answer) = challenges.answer(request.method(), request.uri().path())
         {
             let answer = Box::new(answer.map(ResponseBody::full));
             return Verdict::Answer(answer, Pending::default());

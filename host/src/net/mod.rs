@@ -18,6 +18,7 @@
 //! - [`observe`]: what is told of requests when they have ended
 //! - [`policy`]: what a listener does with a request before it is dispatched
 //! - [`tls`]: TLS of a listener, and its [`certificates`]
+//! - [`challenges`]: what an authority is shown before it issues one
 //! - [`proxy_protocol`]: the header that proxies send before the bytes of their client
 //! - [`stream`]: the bytes of a connection, asked for once a turn
 //! - [`streamed`]: the answer of an HTTP/2 stream, counted until the socket has taken it
@@ -26,6 +27,7 @@ pub(crate) mod accept;
 mod activity;
 pub(crate) mod bind;
 mod certificates;
+pub(crate) mod challenges;
 pub(crate) mod client_listeners;
 pub(crate) mod connection;
 mod connections;

@@ -5,14 +5,15 @@ use std::{io, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use tokio::io::AsyncWriteExt;
 use tokio_rustls::{
-    TlsAcceptor,
+    LazyConfigAcceptor, TlsAcceptor,
     rustls::{
         self, RootCertStore, ServerConfig, SupportedProtocolVersion,
         crypto::{CryptoProvider, ring},
         server::{
-            ProducesTickets, ServerSessionMemoryCache, StoresServerSessions, WebPkiClientVerifier,
-            danger::ClientCertVerifier,
+            Acceptor, ProducesTickets, ServerSessionMemoryCache, StoresServerSessions,
+            WebPkiClientVerifier, danger::ClientCertVerifier,
         },
         version::{TLS12, TLS13},
     },
@@ -20,11 +21,12 @@ use tokio_rustls::{
 };
 
 use super::{
-    certificates::{CertificateError, Certificates, FileStates, read_authorities},
+    certificates::{CertificateError, Certificates, FileStates, Pair, read_authorities},
+    challenges::Challenges,
     transport::Transport,
 };
 use crate::{
-    config::{ListenTls, Protocols, TlsVersion},
+    config::{CertificateFiles, ListenTls, Protocols, TlsVersion},
     dispatch::Tls,
 };
 
@@ -45,6 +47,8 @@ pub(crate) struct TlsListener {
     current: ArcSwap<ServerConfig>,
     sessions: Mutex<Sessions>,
     files: Mutex<FileStates>,
+    /// The one that was ordered, as it was read last. It goes on when its file cannot be used.
+    ordered: Mutex<Option<Pair>>,
 }
 
 /// What sessions are resumed with. It stays when certificates change, and goes when the authorities
@@ -76,11 +80,16 @@ impl Sessions {
 }
 
 impl TlsListener {
-    /// Reads the files that `tls` names, which is written at `place`.
+    /// Reads the files that `tls` names, which is written at `place`, in the place of `before`.
     ///
     /// # Errors
     /// What is wrong with one of them, with its place and what to do.
-    pub(crate) fn open(place: &str, tls: ListenTls, protocols: Protocols) -> Result<Self, String> {
+    pub(crate) fn open(
+        place: &str,
+        tls: ListenTls,
+        protocols: Protocols,
+        before: Option<&Self>,
+    ) -> Result<Self, String> {
         let alpn = [
             protocols.http2.then(|| b"h2".to_vec()),
             protocols.http1.then(|| b"http/1.1".to_vec()),
@@ -92,13 +101,26 @@ impl TlsListener {
         let sessions = Sessions::new(&authorities).map_err(|cause| failed(&cause))?;
         // Looked at first: what changes while they are read is found changed.
         let files = FileStates::of(&tls);
-        let (config, _) = Self::configure(&tls, &alpn, &provider, authorities, &sessions)
-            .map_err(|cause| failed(&cause))?;
+        // Another authority may be asked from now on: what the one before issued goes on until then.
+        let ordered = Self::ordered(&tls, &provider).or_else(|| {
+            let before = before.filter(|before| before.tls.acme == tls.acme);
+            before.and_then(|before| before.ordered.lock().clone())
+        });
+        let (config, _) = Self::configure(
+            &tls,
+            ordered.as_ref(),
+            &alpn,
+            &provider,
+            authorities,
+            &sessions,
+        )
+        .map_err(|cause| failed(&cause))?;
         Ok(Self {
             place: place.to_owned(),
             current: ArcSwap::from_pointee(config),
             sessions: Mutex::new(sessions),
             files: Mutex::new(files),
+            ordered: Mutex::new(ordered),
             tls,
             alpn,
             provider,
@@ -110,8 +132,20 @@ impl TlsListener {
         file.map_or_else(|| Ok(RootCertStore::empty()), read_authorities)
     }
 
+    /// Reads the pair that was ordered. None when there is none that can be used: who orders them
+    /// tells of that and gets another one.
+    fn ordered(tls: &ListenTls, provider: &CryptoProvider) -> Option<Pair> {
+        let file = tls.acme_file.clone()?;
+        let files = CertificateFiles {
+            chain: file.clone(),
+            key: file,
+        };
+        Pair::read(&files, provider).ok()
+    }
+
     fn configure(
         tls: &ListenTls,
+        ordered: Option<&Pair>,
         alpn: &[Vec<u8>],
         provider: &Arc<CryptoProvider>,
         authorities: RootCertStore,
@@ -121,7 +155,7 @@ impl TlsListener {
             path: tls.client_ca.clone().unwrap_or_default(),
             cause,
         };
-        let certificates = Certificates::read(&tls.certificates, provider)?;
+        let certificates = Certificates::read(&tls.certificates, ordered, provider)?;
         let names = certificates.names().len();
         let versions: &[&SupportedProtocolVersion] = match tls.min_version {
             TlsVersion::Tls12 => &[&TLS13, &TLS12],
@@ -154,15 +188,32 @@ impl TlsListener {
         Ok((config, names))
     }
 
-    /// Makes the handshake over `transport`.
+    /// Makes the handshake over `transport`. Gives nothing where it was that of an authority, which
+    /// has seen what it wanted of `challenges`.
     ///
     /// # Errors
     /// When the client breaks it off, or speaks no TLS that is spoken here.
-    pub(super) async fn accept(&self, transport: Transport) -> io::Result<(Transport, Tls)> {
-        let acceptor = TlsAcceptor::from(self.current.load_full());
-        let stream = acceptor.accept(transport).await?;
+    pub(super) async fn accept(
+        &self,
+        transport: Transport,
+        challenges: Option<&Challenges>,
+    ) -> io::Result<Option<(Transport, Tls)>> {
+        let stream = match challenges.filter(|challenges| challenges.are_pending()) {
+            None => {
+                let acceptor = TlsAcceptor::from(self.current.load_full());
+                acceptor.accept(transport).await?
+            }
+            Some(challenges) => {
+                let start = LazyConfigAcceptor::new(Acceptor::default(), transport).await?;
+                if let Some(config) = challenges.of_hello(&start.client_hello()) {
+                    start.into_stream(config).await?.shutdown().await?;
+                    return Ok(None);
+                }
+                start.into_stream(self.current.load_full()).await?
+            }
+        };
         let known = known(&stream);
-        Ok((Transport::Tls(Box::new(stream)), known))
+        Ok(Some((Transport::Tls(Box::new(stream)), known)))
     }
 
     /// Reads the files again if they have changed. Blocks on the disk. None when they have not.
@@ -194,8 +245,11 @@ impl TlsListener {
         if sessions.authorities != authorities.roots {
             sessions = Sessions::new(&authorities).map_err(|cause| cause.to_string())?;
         }
+        let fresh = Self::ordered(&self.tls, &self.provider);
+        let ordered = fresh.or_else(|| self.ordered.lock().clone());
         let (config, names) = Self::configure(
             &self.tls,
+            ordered.as_ref(),
             &self.alpn,
             &self.provider,
             authorities,
@@ -203,6 +257,7 @@ impl TlsListener {
         )
         .map_err(|cause| cause.to_string())?;
         *self.sessions.lock() = sessions;
+        *self.ordered.lock() = ordered;
         self.current.store(Arc::new(config));
         Ok(names)
     }

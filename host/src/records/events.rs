@@ -105,6 +105,7 @@ impl Events {
             | EventKind::WorkingDirectory
             | EventKind::FileMask
             | EventKind::CertificateFailed
+            | EventKind::CertificateNotIssued
             | EventKind::ConfigFailed
             | EventKind::CanaryInconclusive
             | EventKind::CanaryAborted
@@ -139,6 +140,7 @@ impl Events {
             | EventKind::Proven
             | EventKind::StallEnded
             | EventKind::CertificateLoaded
+            | EventKind::CertificateIssued
             | EventKind::ConfigLoaded
             | EventKind::Host => {
                 tracing::info!(

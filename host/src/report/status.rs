@@ -8,9 +8,9 @@ use std::{
 use jiff::Timestamp;
 
 use handover_api::{
-    ActiveStatus, AppName, AppState, AppStatus, CanaryCounts, CanaryStatus, ConnectionsStatus,
-    GenerationState, GenerationStatus, HostStatus, LeakStatus, LimitsStatus, PausedStatus, Served,
-    ShadowStatus, StagedStatus, Status, WorkStatus,
+    ActiveStatus, AppName, AppState, AppStatus, CanaryCounts, CanaryStatus, CertificateStatus,
+    ConnectionsStatus, GenerationState, GenerationStatus, HostStatus, LeakStatus, LimitsStatus,
+    PausedStatus, Served, ShadowStatus, StagedStatus, Status, WorkStatus,
 };
 
 use crate::{
@@ -47,6 +47,8 @@ pub struct Surface {
     pub metrics: Option<SocketAddr>,
     /// The connections of clients.
     pub connections: ConnectionsStatus,
+    /// The certificates that are ordered.
+    pub certificates: Vec<CertificateStatus>,
     /// Whether the node is drained.
     pub drained: bool,
     /// Why it is not ready for traffic.
@@ -73,6 +75,7 @@ pub(crate) fn status(registry: &Registry, leaks: &Leaks, up: Duration, surface: 
             max_open_files: open_files::limit(),
             listen: surface.listen.clone(),
             connections: surface.connections,
+            certificates: surface.certificates,
             drained: surface.drained,
             not_ready: surface.not_ready,
             metrics: surface.metrics.map(|at| at.to_string()),

@@ -1,8 +1,11 @@
 //! TLS as clients speak it, and an authority of our own that issues certificates.
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::SystemTime};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa, Issuer,
+    KeyPair,
+};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{
     TlsConnector,
@@ -10,7 +13,9 @@ use tokio_rustls::{
     rustls::{
         ClientConfig, HandshakeKind, RootCertStore,
         crypto::ring,
-        pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+        pki_types::{
+            CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, ServerName, pem::PemObject,
+        },
     },
 };
 
@@ -49,6 +54,20 @@ impl Authority {
             issuer: Issuer::new(params, key),
             pem,
         }
+    }
+
+    /// Signs a request in DER. Returns the certificate in PEM.
+    pub fn sign(&self, request: &[u8], from: SystemTime, to: SystemTime) -> Result<String, String> {
+        let request = CertificateSigningRequestDer::from(request);
+        let request = CertificateSigningRequestParams::from_der(&request);
+        let mut request = request.map_err(|cause| cause.to_string())?;
+        request.params.not_before = from.into();
+        request.params.not_after = to.into();
+        request.params.use_authority_key_identifier_extension = true;
+        let signed = request.signed_by(&self.issuer);
+        signed
+            .map(|signed| signed.pem())
+            .map_err(|cause| cause.to_string())
     }
 
     /// A certificate for these names of hosts; `common` tells it from others.

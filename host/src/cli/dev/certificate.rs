@@ -38,6 +38,8 @@ pub(super) fn in_folder(folder: &Path, address: IpAddr) -> Result<ListenTls, Str
     }
     Ok(ListenTls {
         certificates: vec![files],
+        acme: Vec::new(),
+        acme_file: None,
         client_ca: None,
         client_certificate_required: true,
         min_version: TlsVersion::Tls12,

@@ -352,6 +352,7 @@ async fn tell_events(mut events: broadcast::Receiver<Event>, colour: bool) {
             | EventKind::WorkingDirectory
             | EventKind::FileMask
             | EventKind::CertificateFailed
+            | EventKind::CertificateNotIssued
             | EventKind::ConfigFailed => Paint::Yellow,
             _ => continue,
         };
