@@ -101,7 +101,8 @@ impl TlsListener {
         let sessions = Sessions::new(&authorities).map_err(|cause| failed(&cause))?;
         // Looked at first: what changes while they are read is found changed.
         let files = FileStates::of(&tls);
-        // Another authority may be asked from now on: what the one before issued goes on until then.
+        // Another authority may be asked from now on: what the one before issued goes on until it
+        // has answered.
         let ordered = Self::ordered(&tls, &provider).or_else(|| {
             let before = before.filter(|before| before.tls.acme == tls.acme);
             before.and_then(|before| before.ordered.lock().clone())
