@@ -490,6 +490,26 @@ impl Orchestrator {
         is_known.then(|| self.stores().of(app))
     }
 
+    /// Looks whether what is live of `app` runs with a state of `schema`.
+    ///
+    /// # Errors
+    /// Why it does not, and what to do.
+    pub(crate) fn state_suits(&self, app: &AppName, schema: state::Schema) -> Result<(), String> {
+        let live = self.registry().known(app).and_then(|app| {
+            app.running(|running| {
+                let live = running.serving.primary()?;
+                Some(live.artifact.manifest.clone())
+            })
+        });
+        match live {
+            Some(live) if !schema.suits(live.schema) => Err(format!(
+                "it has schema {}, and {} {}, which is live, has schema {}: stop the app (`handover stop {app}`), restore it, and start the app, which migrates",
+                schema.schema, live.app, live.version, live.schema
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Returns the work of the apps that people are to see.
     pub(crate) fn work(&self) -> Vec<(AppName, Arc<AppWork>)> {
         let apps = self.registry().shown().into_iter();

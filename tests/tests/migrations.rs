@@ -309,6 +309,29 @@ async fn a_backup_shows_what_a_migration_will_do() {
 }
 
 #[tokio::test]
+async fn a_backup_of_another_schema_is_restored_when_nothing_is_live_and_migrated_then() {
+    let links = Links::open("").await;
+    let backup = links.host.scratch("backup");
+    let backup = backup.to_str().unwrap();
+    let backup_of = |what: &'static str| ["state", what, "schema", backup];
+    links.host.cli(backup_of("backup")).await.expect_code(0);
+    links.deploy("2.0.0").await.expect_code(0);
+    links.put("d").await;
+    links
+        .host
+        .cli(backup_of("restore"))
+        .await
+        .expect_code(1)
+        .expect_words(&["it has schema 1", "has schema 2", "handover stop schema"]);
+    assert_eq!(links.all().await["d"]["target"], "to-d");
+    links.host.cli(["stop", "schema"]).await.expect_code(0);
+    links.host.cli(backup_of("restore")).await.expect_code(0);
+    links.host.cli(["start", "schema"]).await.expect_code(0);
+    links.expect_live("2.0.0").await;
+    assert_eq!(links.all().await, later());
+}
+
+#[tokio::test]
 async fn what_was_migrated_is_there_after_a_crash() {
     let mut links = Links::open("").await;
     links.deploy("2.0.0").await.expect_code(0);

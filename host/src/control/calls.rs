@@ -649,6 +649,10 @@ async fn app_state<B: Backend>(
         let (backend, name) = (backend.clone(), name.clone());
         move || backend.state_replaced(&name)
     };
+    let suits = {
+        let (backend, name) = (backend.clone(), name.clone());
+        move |schema| backend.state_suits(&name, schema)
+    };
     let scratch = {
         let name = name.clone();
         move || {
@@ -658,7 +662,7 @@ async fn app_state<B: Backend>(
             })
         }
     };
-    state::answer(request, what, name, store, scratch, replaced).await
+    state::answer(request, what, name, store, scratch, suits, replaced).await
 }
 
 pub(super) fn json(value: &impl Serialize) -> ControlResponse {

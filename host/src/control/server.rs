@@ -164,6 +164,8 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
     fn state(&self, app: &AppName) -> Option<Arc<crate::state::Store>>;
     /// For jobs, schedules and leases: the work of the apps that this host knows.
     fn work(&self) -> Vec<(AppName, Arc<AppWork>)>;
+    /// Why what is live of `app` cannot run with a state of this schema, if it cannot.
+    fn state_suits(&self, app: &AppName, schema: crate::state::Schema) -> Result<(), String>;
     /// The state of `app` was replaced. Blocks on the disk.
     fn state_replaced(&self, app: &AppName) -> Result<(), crate::state::StateError>;
     /// A store that is forgotten, to try a backup of `app`. Blocks on the file system.
@@ -405,6 +407,10 @@ impl Backend for Host {
 
     fn work(&self) -> Vec<(AppName, Arc<AppWork>)> {
         self.orchestrator.work()
+    }
+
+    fn state_suits(&self, app: &AppName, schema: crate::state::Schema) -> Result<(), String> {
+        self.orchestrator.state_suits(app, schema)
     }
 
     fn state_replaced(&self, app: &AppName) -> Result<(), crate::state::StateError> {
@@ -1032,6 +1038,10 @@ mod tests {
 
         fn work(&self) -> Vec<(AppName, Arc<AppWork>)> {
             Vec::new()
+        }
+
+        fn state_suits(&self, _: &AppName, _: crate::state::Schema) -> Result<(), String> {
+            Ok(())
         }
 
         fn state_replaced(&self, _: &AppName) -> Result<(), crate::state::StateError> {

@@ -21,8 +21,8 @@ use tokio::{runtime::Handle, sync::mpsc, task::spawn_blocking};
 
 use super::calls::{ControlResponse, Refusal, json, lines, read_query};
 use crate::state::{
-    Commit, DumpError, Mutation, Namespace, Place, Query, StateError, Store, read_dump,
-    restore_entries, text_or_base64, verify_dump, write_dump,
+    Commit, DumpError, Footer, Mutation, Namespace, Place, Query, Schema, StateError, Store,
+    read_dump, restore_entries, text_or_base64, verify_dump, write_dump,
 };
 
 /// The namespace that is meant when none is named.
@@ -111,13 +111,16 @@ impl KeyQuery {
     }
 }
 
-/// Answers a call. `store` is that of the app in its path, `scratch` makes one that is forgotten.
+/// Answers a call. `store` is that of the app in its path, `scratch` makes one that is forgotten,
+/// `suits` says why what is live cannot run with a state of a schema, and `replaced` is told when
+/// the state is another one.
 pub(super) async fn answer(
     request: Request<Incoming>,
     what: &str,
     app: AppName,
     store: Arc<Store>,
     scratch: impl FnOnce() -> Result<Store, Refusal> + Send + 'static,
+    suits: impl FnOnce(Schema) -> Result<(), String> + Send + 'static,
     replaced: impl FnOnce() -> Result<(), StateError> + Send + 'static,
 ) -> Result<ControlResponse, Refusal> {
     let method = request.method().clone();
@@ -137,7 +140,7 @@ pub(super) async fn answer(
         }
         ("restore", &Method::POST) => {
             let NoQuery {} = read_query(&request)?;
-            restore(request.into_body(), store, replaced).await
+            restore(request.into_body(), store, suits, replaced).await
         }
         ("verify", &Method::POST) => {
             let NoQuery {} = read_query(&request)?;
@@ -424,7 +427,14 @@ async fn import(body: Incoming, store: Arc<Store>) -> Result<ControlResponse, Re
 }
 
 /// A backup in a file of its own, checked as a whole before anything is done with it.
-fn spooled(mut from: impl Read) -> Result<(File, crate::state::Footer), DumpError> {
+struct Spooled {
+    file: File,
+    footer: Footer,
+    /// The schema of the state in it.
+    schema: Schema,
+}
+
+fn spooled(mut from: impl Read) -> Result<Spooled, DumpError> {
     let mut file = tempfile::tempfile()?;
     {
         let mut to = BufWriter::new(&mut file);
@@ -432,19 +442,35 @@ fn spooled(mut from: impl Read) -> Result<(File, crate::state::Footer), DumpErro
         to.flush()?;
     }
     file.seek(SeekFrom::Start(0))?;
-    let footer = read_dump(BufReader::new(&mut file), |_, _, _, _| Ok(()))?;
+    let mut schema = Schema::UNSAID;
+    let footer = read_dump(BufReader::new(&mut file), |_, place, value, _| {
+        schema = Schema::in_backup(&place, &value)?.unwrap_or(schema);
+        Ok(())
+    })?;
     file.seek(SeekFrom::Start(0))?;
-    Ok((file, footer))
+    Ok(Spooled {
+        file,
+        footer,
+        schema,
+    })
 }
 
 async fn restore(
     body: Incoming,
     store: Arc<Store>,
+    suits: impl FnOnce(Schema) -> Result<(), String> + Send + 'static,
     replaced: impl FnOnce() -> Result<(), StateError> + Send + 'static,
 ) -> Result<ControlResponse, Refusal> {
     let runtime = Handle::current();
     let restored = upload(body, move |from| -> Result<StateDone, DumpError> {
-        let (file, footer) = spooled(from)?;
+        let Spooled {
+            file,
+            footer,
+            schema,
+        } = spooled(from)?;
+        if footer.entries > 0 {
+            suits(schema).map_err(DumpError::NoBackup)?;
+        }
         let pending = store.replace_by(file);
         let committed = runtime.block_on(pending)?;
         replaced()?;
@@ -469,7 +495,9 @@ async fn verify(
         let length = from
             .read(&mut first)
             .map_err(|error| not_taken(error.into()))?;
-        let (mut file, footer) = if length == 0 {
+        let Spooled {
+            mut file, footer, ..
+        } = if length == 0 {
             // None was sent: one is made now, as `backup` does.
             let snapshot = store.snapshot(false).map_err(|error| refused(&error))?;
             let mut file = tempfile::tempfile().map_err(failed)?;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     commit::{Commit, Mutation, StateError},
-    place::Namespace,
+    place::{Namespace, Place},
     store::Store,
 };
 
@@ -21,6 +21,32 @@ pub(crate) struct Schema {
 }
 
 impl Schema {
+    /// That of a state in which no version has said any.
+    pub(crate) const UNSAID: Self = Self {
+        schema: 0,
+        runs_with: 0,
+    };
+
+    /// Returns what an entry of a backup says of the schema; none where it is another entry.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn in_backup(place: &Place, value: &[u8]) -> Result<Option<Self>, StateError> {
+        let own = Namespace::own(SCHEMA).place(SCHEMA.as_bytes())?;
+        if *place != own {
+            return Ok(None);
+        }
+        Self::read(value).map(Some)
+    }
+
+    fn read(value: &[u8]) -> Result<Self, StateError> {
+        serde_json::from_slice(value).map_err(|error| {
+            StateError::Unavailable(format!(
+                "what it says of its schema cannot be read: {error}"
+            ))
+        })
+    }
+
     /// Whether a version of this schema runs with the state.
     pub(crate) fn suits(self, schema: u32) -> bool {
         (self.runs_with..=self.schema).contains(&schema)
@@ -40,18 +66,12 @@ impl Store {
         let place = Namespace::own(SCHEMA).place(SCHEMA.as_bytes())?;
         let mut found = None;
         self.get(false, &place, |record| {
-            found = Some(serde_json::from_slice(record.value));
+            found = Some(Schema::read(record.value));
         })?;
         match found {
-            Some(Ok(schema)) => Ok(Some(schema)),
-            Some(Err(error)) => Err(StateError::Unavailable(format!(
-                "what it says of its schema cannot be read: {error}"
-            ))),
+            Some(schema) => schema.map(Some),
             None if self.is_untouched()? => Ok(None),
-            None => Ok(Some(Schema {
-                schema: 0,
-                runs_with: 0,
-            })),
+            None => Ok(Some(Schema::UNSAID)),
         }
     }
 
