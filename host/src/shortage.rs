@@ -4,7 +4,10 @@
 //! An error of this kind is no fault of whoever ran into it, and gone a moment later. It often
 //! comes as text only: from the dynamic linker, or from a plugin.
 
-use std::fs;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use crate::process;
 
@@ -42,24 +45,42 @@ pub(crate) fn is_named(reason: &str) -> bool {
 pub(crate) struct Kills {
     /// The file that counts them, and how many it has.
     seen: Option<(String, u64)>,
+    /// When it was last seen to have more.
+    rose: Option<Instant>,
 }
+
+/// How long a process that the kernel kills may take to end: its memory is taken apart first.
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
 
 impl Kills {
     /// Counts from now on.
     pub(crate) fn new() -> Self {
-        Self { seen: killed() }
+        Self {
+            seen: killed(),
+            rose: None,
+        }
     }
 
-    /// Whether there were any since this was asked last.
-    pub(crate) fn any_more(&mut self) -> bool {
+    /// Whether there were any that may have ended just now.
+    pub(crate) fn any_lately(&mut self) -> bool {
+        self.look();
+        self.rose.is_some_and(|rose| rose.elapsed() < ENDS_WITHIN)
+    }
+
+    /// Looks whether there are more. To be called now and then, so that an old one is not taken for
+    /// one of now.
+    pub(crate) fn look(&mut self) {
         let before = std::mem::replace(&mut self.seen, killed());
-        match (before, &self.seen) {
+        let is_more = match (before, &self.seen) {
             (Some((before_in, before)), Some((now_in, now))) if before_in == *now_in => {
                 *now > before
             }
             // This process was moved to another control group, which had none of its own before.
             (_, Some((_, now))) => *now > 0,
             _ => false,
+        };
+        if is_more {
+            self.rose = Some(Instant::now());
         }
     }
 }

@@ -145,7 +145,7 @@ async fn supervise(mut listeners: Listeners, state: &Path) -> Result<u8, Supervi
                 end = host.ended(&manager, &mut listeners) => break end?,
                 // So that the end of a preflight child is not taken for that of the host later on.
                 _ = tick.tick() => {
-                    kills.any_more();
+                    kills.look();
                 }
             }
         };
@@ -171,7 +171,7 @@ async fn supervise(mut listeners: Listeners, state: &Path) -> Result<u8, Supervi
             }
             End::Crashed(how) => {
                 let how = match how.as_str() {
-                    "SIGKILL" if kills.any_more() => OUT_OF_MEMORY.to_owned(),
+                    "SIGKILL" if kills.any_lately() => OUT_OF_MEMORY.to_owned(),
                     _ => how,
                 };
                 tracing::error!(
