@@ -12,7 +12,7 @@ use std::collections::HashMap;
 
 use handover_plugin::{State, StateError, Transaction};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::link::{Slug, Target};
 
@@ -70,6 +70,8 @@ impl From<StateError> for Refusal {
 pub(crate) struct Store {
     state: State,
     changed: watch::Sender<()>,
+    /// Ends the task that watches, when it is dropped.
+    _open: oneshot::Sender<()>,
 }
 
 impl Kept {
@@ -137,13 +139,24 @@ impl Store {
         }
         let changed = watch::Sender::new(());
         let (mut changes, tell) = (state.watch(""), changed.clone());
-        // It ends with the generation.
+        let (open, mut dropped) = oneshot::channel::<()>();
+        // It ends with the store, so with the generation.
         tokio::spawn(async move {
-            while changes.next().await.is_ok() {
-                tell.send_replace(());
+            loop {
+                tokio::select! {
+                    _ = &mut dropped => return,
+                    next = changes.next() => match next {
+                        Ok(_) => tell.send_replace(()),
+                        Err(_) => return,
+                    },
+                }
             }
         });
-        Ok(Self { state, changed })
+        Ok(Self {
+            state,
+            changed,
+            _open: open,
+        })
     }
 
     /// Every link, the newest first.
