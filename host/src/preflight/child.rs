@@ -1,8 +1,9 @@
 //! The child's side of preflight: `handover preflight-child`.
 //!
-//! It maps the very image that the host would, compares the layouts, runs the constructor and the
-//! smoke requests, and rehearses the end: drain, stop, unload. It says each step before it takes
-//! it, and kills itself at the end: nothing of the plugin's runs after the verdict.
+//! It maps the very image that the host would, compares the layouts, runs the migrations on a copy
+//! of the state, the constructor and the smoke requests, and rehearses the end: drain, stop,
+//! unload. It says each step before it takes it, and kills itself at the end: nothing of the
+//! plugin's runs after the verdict.
 
 use std::{
     ffi::OsString,

@@ -7,7 +7,7 @@ use syn::{
     punctuated::Punctuated,
 };
 
-use crate::provenance::Provenance;
+use crate::{declared, provenance::Provenance};
 
 #[derive(Default)]
 struct Arguments {
@@ -158,13 +158,7 @@ fn exported(arguments: &Arguments, start: &TokenStream) -> TokenStream {
     let Arguments { name, schema, .. } = arguments;
     let compatible_with = arguments.compatible_with.map(|lowest| {
         let line = format!("{{\"schema\":{{\"compatible_with\":{lowest}}}}}");
-        let length = line.len() + 1;
-        quote! {
-            #[used]
-            #[unsafe(no_mangle)]
-            #[unsafe(link_section = ".handover.declared")]
-            static __HANDOVER_SCHEMA_LINE: [u8; #length] = handover::line(#line);
-        }
+        declared::line(&format_ident!("__handover_schema_line"), &line)
     });
     let name = name.as_ref().map_or_else(
         || quote!(::core::env!("CARGO_PKG_NAME")),

@@ -4,6 +4,8 @@ use proc_macro2::TokenStream;
 use quote::{format_ident, quote};
 use syn::{Error, Expr, ExprRange, ItemFn, Lit, RangeLimits, Result};
 
+use crate::declared;
+
 /// The number of a bound.
 fn bound(bound: &Expr) -> Result<u64> {
     match bound {
@@ -55,7 +57,8 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
     let entry = format_ident!("__handover_db_revision_{}", name);
     let text = format_ident!("__handover_db_revision_{}_line", name);
     let line = format!("{{\"db\":{{\"min\":{min},\"max\":{max}}}}}");
-    let length = line.len() + 1;
+    let entry = declared::entry(&entry, &quote!(DB_REVISION));
+    let text = declared::line(&text, &line);
     Ok(quote! {
         #function
 
@@ -68,17 +71,8 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
                 run: |cx| handover::run_db_revision(super_function(cx)),
             };
 
-            #[allow(non_upper_case_globals)]
-            #[used]
-            #[unsafe(no_mangle)]
-            #[unsafe(link_section = "handover_declared")]
-            static #entry: handover::Declared = handover::Declared(&DB_REVISION);
-
-            #[allow(non_upper_case_globals)]
-            #[used]
-            #[unsafe(no_mangle)]
-            #[unsafe(link_section = ".handover.declared")]
-            static #text: [u8; #length] = handover::line(#line);
+            #entry
+            #text
         };
     })
 }

@@ -7,6 +7,8 @@ use syn::{
     punctuated::Punctuated, spanned::Spanned,
 };
 
+use crate::declared;
+
 /// The declaration of a handler: a JSON object in the making.
 struct Line(String);
 
@@ -218,13 +220,12 @@ fn declaration(function: &ItemFn, name: &str, options: Line, scheduled: bool) ->
     let mut line = Line::new(name);
     line.0.push_str(&options.0);
     let line = line.end();
-    let length = line.len() + 1;
     let ident = &function.sig.ident;
-    // Exported, so that no linker drops what nobody names; and once, so that two of a name are an
-    // error when it is linked.
     let symbol = name.replace('-', "_");
     let entry = format_ident!("__handover_job_{}", symbol);
     let text = format_ident!("__handover_job_line_{}", symbol);
+    let entry = declared::entry(&entry, &quote!(HANDLER));
+    let text = declared::line(&text, &line);
     let run = if scheduled {
         quote!(|cx, _| handover::run_scheduled(cx, super_handler))
     } else {
@@ -243,17 +244,8 @@ fn declaration(function: &ItemFn, name: &str, options: Line, scheduled: bool) ->
                 run: #run,
             };
 
-            #[allow(non_upper_case_globals)]
-            #[used]
-            #[unsafe(no_mangle)]
-            #[unsafe(link_section = "handover_declared")]
-            static #entry: handover::Declared = handover::Declared(&HANDLER);
-
-            #[allow(non_upper_case_globals)]
-            #[used]
-            #[unsafe(no_mangle)]
-            #[unsafe(link_section = ".handover.declared")]
-            static #text: [u8; #length] = handover::line(#line);
+            #entry
+            #text
         };
     }
 }

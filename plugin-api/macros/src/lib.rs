@@ -2,6 +2,7 @@
 
 mod app;
 mod db_revision;
+mod declared;
 mod job;
 mod migration;
 mod on_live;

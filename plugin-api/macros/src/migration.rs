@@ -6,6 +6,8 @@ use syn::{
     Error, Expr, ItemFn, Lit, MetaNameValue, Result, Token, parse::Parser, punctuated::Punctuated,
 };
 
+use crate::declared;
+
 /// From which schema to which.
 fn schemas(attribute: TokenStream) -> Result<(u32, u32)> {
     let expected = "from which schema to which is expected: `from = 2, to = 3`";
@@ -44,7 +46,8 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
     let entry = format_ident!("__handover_migration_{}", name);
     let text = format_ident!("__handover_migration_{}_line", name);
     let line = format!("{{\"migration\":{{\"from\":{from},\"to\":{to}}}}}");
-    let length = line.len() + 1;
+    let entry = declared::entry(&entry, &quote!(MIGRATION));
+    let text = declared::line(&text, &line);
     Ok(quote! {
         #function
 
@@ -66,17 +69,8 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
                 run,
             };
 
-            #[allow(non_upper_case_globals)]
-            #[used]
-            #[unsafe(no_mangle)]
-            #[unsafe(link_section = "handover_declared")]
-            static #entry: handover::Declared = handover::Declared(&MIGRATION);
-
-            #[allow(non_upper_case_globals)]
-            #[used]
-            #[unsafe(no_mangle)]
-            #[unsafe(link_section = ".handover.declared")]
-            static #text: [u8; #length] = handover::line(#line);
+            #entry
+            #text
         };
     })
 }

@@ -4,6 +4,8 @@ use proc_macro2::TokenStream;
 use quote::{format_ident, quote};
 use syn::{Error, ItemFn, Result};
 
+use crate::declared;
+
 /// `item` is the function.
 pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenStream> {
     if !attribute.is_empty() {
@@ -17,6 +19,7 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
     let ident = &function.sig.ident;
     let name = ident.to_string();
     let entry = format_ident!("__handover_on_live_{}", name);
+    let entry = declared::entry(&entry, &quote!(ON_LIVE));
     Ok(quote! {
         #function
 
@@ -29,11 +32,7 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
                 run: |cx| handover::run_on_live(super_function(cx)),
             };
 
-            #[allow(non_upper_case_globals)]
-            #[used]
-            #[unsafe(no_mangle)]
-            #[unsafe(link_section = "handover_declared")]
-            static #entry: handover::Declared = handover::Declared(&ON_LIVE);
+            #entry
         };
     })
 }

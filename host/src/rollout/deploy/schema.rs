@@ -22,11 +22,10 @@ use super::{
     steps::{Checked, Deploy, Machine},
 };
 use crate::{
-    apps::app::{App, FailedStart},
+    apps::app::App,
     artifact::{Artifact, MigrationPath},
     generation::{self, Spec, StartError},
     human,
-    ledger::RetainReasons,
     records::{
         app_record::Record,
         journal::{Step, Tried},
@@ -275,7 +274,6 @@ impl<M: Machine + Clone> Deploy<'_, M> {
         if let Err(failure) = migrated {
             return Err(return_to_mark(rollout, app, &store, failure.of(id)).await);
         }
-        self.reload_jobs().await;
         self.progress
             .step("migrate", app, began.elapsed(), way.taken());
         let ended = Box::pin(self.start_and_go_live(checked, id)).await;
@@ -304,10 +302,11 @@ impl<M: Machine + Clone> Deploy<'_, M> {
     /// Runs the migrations, each in a load of its own.
     async fn migrate(&self, store: &Arc<Store>, way: &Way) -> Result<(), Failure> {
         // Of what is kept in memory nobody says how it would be migrated.
-        store
-            .forget_memory()
-            .await
-            .map_err(|error| unavailable(&error))?;
+        store.forget_memory().await.map_err(|error| {
+            Failure::host(format!(
+                "what the app keeps in memory could not be emptied for its migration: {error}"
+            ))
+        })?;
         let (paths, by) = match &way.by {
             By::Migrations(paths, by) => (paths, by),
             By::Backup(file) => {
@@ -318,17 +317,16 @@ impl<M: Machine + Clone> Deploy<'_, M> {
                 };
                 let file = File::open(file).map_err(|error| failed(error.to_string()))?;
                 let restored = store.replace_by(file).await;
-                return match restored {
-                    Ok(_) => Ok(()),
-                    Err(error) => Err(failed(error.to_string())),
-                };
+                restored.map_err(|error| failed(error.to_string()))?;
+                reload_jobs(self.rollout, self.app).await;
+                return Ok(());
             }
         };
         let within = self.plan.within(self.app.settings().hooks.deadline);
         let until = Instant::now() + within;
         for path in paths {
             let left = until.saturating_duration_since(Instant::now());
-            self.run_migration(store, by, *path, left).await?;
+            self.run_migration(by, *path, left).await?;
         }
         Ok(())
     }
@@ -339,13 +337,8 @@ impl<M: Machine + Clone> Deploy<'_, M> {
         taken.unwrap_or_else(|broken| Err(StateError::Unavailable(broken.to_string())))
     }
 
-    async fn reload_jobs(&self) {
-        reload_jobs(self.rollout, self.app).await;
-    }
-
     async fn run_migration(
         &self,
-        store: &Arc<Store>,
         by: &Artifact,
         path: MigrationPath,
         within: Duration,
@@ -377,29 +370,12 @@ impl<M: Machine + Clone> Deploy<'_, M> {
             source: self.plan.source.clone(),
         };
         rollout.journal.trying(&app.name, trying).await;
-        let settings = app.settings();
         let spec = Spec {
-            app: app.name.clone(),
-            id,
-            version: by.manifest.version.clone(),
-            artifact: by.sha256,
-            config: settings.config.clone(),
-            env: settings.readable_env(),
-            arguments: settings.arguments(&app.name),
-            base_path: rollout.registry.base_path(app),
-            data_dir: rollout.registry.data_dir(&app.name),
-            environment: settings.environment(),
-            runtime_threads: settings.runtime_threads.get(),
-            start_deadline: within,
-            preflight: false,
-            state: Some(Arc::clone(store)),
-            work: None,
-            assets: None,
             migration: Some((path.from, path.to)),
-            handed_over: None,
-            stays: None,
+            ..self.spec_of(by, id, within)
         };
         let loaded_at = Instant::now();
+        // Not given up when the host ends: what it writes after that would not be taken back.
         let started = match generation::load(by.clone(), within).await {
             Ok(library) => generation::start(library, spec.clone()).await,
             Err(error) => Err(error),
@@ -413,15 +389,7 @@ impl<M: Machine + Clone> Deploy<'_, M> {
             Err(StartError {
                 reason, retained, ..
             }) => {
-                if let Some(retained) = retained {
-                    let failed = FailedStart {
-                        spec,
-                        loaded_at,
-                        held: RetainReasons::default(),
-                    };
-                    app.running(|running| running.failed_starts.push(failed));
-                    rollout.retire(app, id, generation::Ended::Retained(retained));
-                }
+                self.keep_retained(&spec, loaded_at, retained);
                 Err(failed(reason))
             }
         }

@@ -673,6 +673,61 @@ impl<M: Machine + Clone> Deploy<'_, M> {
         }
     }
 
+    /// What a load of `artifact` is started with, by the settings of the app and for what every
+    /// load has.
+    pub(super) fn spec_of(
+        &self,
+        artifact: &Artifact,
+        id: GenerationId,
+        start_deadline: Duration,
+    ) -> Spec {
+        let Self { rollout, app, .. } = self;
+        let settings = app.settings();
+        Spec {
+            app: app.name.clone(),
+            id,
+            version: artifact.manifest.version.clone(),
+            artifact: artifact.sha256,
+            config: settings.config.clone(),
+            env: settings.readable_env(),
+            arguments: settings.arguments(&app.name),
+            base_path: rollout.registry.base_path(app),
+            data_dir: rollout.registry.data_dir(&app.name),
+            environment: settings.environment(),
+            runtime_threads: settings.runtime_threads.get(),
+            start_deadline,
+            preflight: false,
+            state: Some(rollout.registry.stores().of(&app.name)),
+            work: None,
+            assets: None,
+            migration: None,
+            handed_over: None,
+            stays: app.saved.read(|record| {
+                let reason = record.why_staying(artifact.sha256);
+                reason.map(str::to_owned)
+            }),
+        }
+    }
+
+    /// Keeps the library of a start that failed, where it cannot be unmapped now.
+    pub(super) fn keep_retained(
+        &self,
+        spec: &Spec,
+        loaded_at: Instant,
+        retained: Option<Box<generation::Retained>>,
+    ) {
+        let Some(retained) = retained else { return };
+        let failed = FailedStart {
+            spec: spec.clone(),
+            loaded_at,
+            held: RetainReasons::default(),
+        };
+        self.app
+            .running(|running| running.failed_starts.push(failed));
+        let ended = generation::Ended::Retained(retained);
+        self.rollout.retire(self.app, spec.id, ended);
+    }
+
     /// Maps the library and runs the constructor.
     async fn load_and_start(
         &self,
@@ -702,40 +757,13 @@ impl<M: Machine + Clone> Deploy<'_, M> {
             left.map_or(within, |left| left.min(within))
         };
         let mut spec = Spec {
-            app: app.name.clone(),
-            id,
-            version: plan.artifact.manifest.version.clone(),
-            artifact: plan.artifact.sha256,
-            config: settings.config.clone(),
-            env: settings.readable_env(),
-            arguments: settings.arguments(&app.name),
-            base_path: rollout.registry.base_path(app),
-            data_dir: rollout.registry.data_dir(&app.name),
-            environment: settings.environment(),
-            runtime_threads: settings.runtime_threads.get(),
-            start_deadline: longest,
-            preflight: false,
-            state: Some(rollout.registry.stores().of(&app.name)),
             work: Some(settings::work_of(rollout, app)),
             assets: Some(Arc::clone(&app.assets)),
-            migration: None,
             handed_over: self.handed_over.clone(),
-            stays: app.saved.read(|record| {
-                let reason = record.why_staying(plan.artifact.sha256);
-                reason.map(str::to_owned)
-            }),
+            ..self.spec_of(&plan.artifact, id, longest)
         };
-        // Keeps a library that cannot be unmapped now.
         let keep = |spec: &Spec, retained: Option<Box<generation::Retained>>| {
-            if let Some(retained) = retained {
-                let failed_starts = FailedStart {
-                    spec: spec.clone(),
-                    loaded_at: began,
-                    held: RetainReasons::default(),
-                };
-                app.running(|running| running.failed_starts.push(failed_starts));
-                rollout.retire(app, id, generation::Ended::Retained(retained));
-            }
+            self.keep_retained(spec, began, retained);
         };
         // Code of it runs until the end of this step, whoever waits for it: a crash is its fault as
         // long.
